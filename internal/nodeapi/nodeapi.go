@@ -1,0 +1,31 @@
+// Package nodeapi is the wire between the API server and a node's noded.
+//
+// node.proto is the contract; the generated Connect code lies beside it and in
+// nodeapiconnect. This file adds the translation between the wire's Spec and
+// package sandbox's, so that both ends agree on it. The package owns no state.
+package nodeapi
+
+import "s0.run/internal/sandbox"
+
+//go:generate sh -c "PATH=$(git rev-parse --show-toplevel)/build/tools:$PATH protoc -I ../.. --go_out=../.. --go_opt=paths=source_relative --connect-go_out=../.. --connect-go_opt=paths=source_relative,simple internal/nodeapi/node.proto"
+
+// ProcPrefix is where noded's listener proxies a sandbox's procd:
+// ProcPrefix + id + procapi path.
+const ProcPrefix = "/sandboxes/"
+
+// SpecToWire translates a spec for the wire.
+func SpecToWire(s sandbox.Spec) *Spec {
+	return &Spec{
+		Image: s.Image, Env: s.Env, MemoryBytes: s.MemoryBytes, CpuMillis: s.CPUMillis,
+		DiskBytes: s.DiskBytes, PidsLimit: s.PidsLimit, RuntimeClass: string(s.RuntimeClass),
+	}
+}
+
+// SpecFromWire translates and validates a spec from the wire.
+func SpecFromWire(w *Spec) (sandbox.Spec, error) {
+	s := sandbox.Spec{
+		Image: w.GetImage(), Env: w.GetEnv(), MemoryBytes: w.GetMemoryBytes(), CPUMillis: w.GetCpuMillis(),
+		DiskBytes: w.GetDiskBytes(), PidsLimit: w.GetPidsLimit(), RuntimeClass: sandbox.RuntimeClass(w.GetRuntimeClass()),
+	}
+	return s, s.Validate()
+}

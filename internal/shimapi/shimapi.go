@@ -1,0 +1,31 @@
+// Package shimapi is what noded tells our containerd shim beyond the OCI spec.
+//
+// The words travel as annotations of the OCI spec that noded writes itself:
+// annotations of images, pods or tenants never reach a spec, so the shim may
+// trust them. The package is constants alone and owns no state.
+package shimapi
+
+// Runtime is the containerd runtime name that selects the shim's binary,
+// containerd-shim-s0-v1.
+const Runtime = "io.containerd.s0.v1"
+
+const (
+	// GroupAnnotation names the shim process that serves this container: all
+	// containers of one namespace and group share it, so that an idle sandbox
+	// costs a fraction of a shim's memory. Absent: a shim of its own.
+	GroupAnnotation = "run.s0.shim/group"
+
+	// RunscAnnotation is the absolute path of the runsc binary.
+	RunscAnnotation = "run.s0.shim/runsc"
+
+	// RootAnnotation is runsc's state directory (runsc --root).
+	RootAnnotation = "run.s0.shim/root"
+
+	// OverlayDirAnnotation is an existing directory that belongs to this
+	// container alone; runsc keeps the rootfs' upper layer in a file there
+	// (--overlay2=root:dir=…), which snapshots and restores need.
+	OverlayDirAnnotation = "run.s0.shim/overlay-dir"
+
+	// DebugLogAnnotation, when set, is a directory for runsc's debug logs.
+	DebugLogAnnotation = "run.s0.shim/debug-log"
+)
