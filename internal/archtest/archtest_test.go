@@ -1,0 +1,260 @@
+package archtest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const module = "s0.run"
+
+// A rule says what the packages below `in` may import. Paths without a dot in
+// their first element are the standard library's and always allowed unless
+// denied. Entries match themselves and everything below them.
+type rule struct {
+	in    string   // a folder of the module; the longest that matches a package rules it
+	own   []string // our packages beside those below the folder's first element
+	third []string // third parties
+	deny  []string // forbidden even so, with everything below
+}
+
+var leaves = []string{"internal/sandbox", "internal/policy", "internal/errdefs", "internal/daemon", "internal/failpoint"}
+
+// rules is the import table of the design. A component's internal packages obey
+// their component's rule unless a longer one is listed.
+var rules = []rule{
+	// Shared leaves.
+	{in: "internal/sandbox"},
+	{in: "internal/policy"},
+	{in: "internal/errdefs"},
+	{in: "internal/procapi"},
+	{in: "internal/shimapi"},
+	{in: "internal/failpoint"},
+	{in: "internal/nodeapi", own: []string{"internal/sandbox"}, third: []string{"connectrpc.com/connect", "google.golang.org/protobuf"}},
+	{in: "internal/daemon", third: []string{"github.com/spf13/pflag", "go.yaml.in/yaml/v3"}},
+	{in: "internal/archtest"},
+
+	// Components.
+	{in: "api", own: append(leaves, "internal/nodeapi", "internal/procapi"), third: []string{
+		"connectrpc.com/connect", "github.com/golang-jwt/jwt/v5", "github.com/google/uuid", "github.com/gorilla/websocket",
+		"github.com/jackc/pgx/v5", "github.com/jackc/tern/v2", "github.com/oapi-codegen/runtime", "github.com/prometheus/client_golang",
+		"golang.org/x/crypto", "golang.org/x/sync", "golang.org/x/time", "google.golang.org/protobuf",
+	}},
+	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
+	{in: "noded", own: append(leaves, "internal/nodeapi", "internal/procapi"), third: []string{
+		"connectrpc.com/connect", "github.com/prometheus/client_golang", "golang.org/x/sync", "golang.org/x/sys",
+		"github.com/vishvananda/netlink", "google.golang.org/protobuf",
+	}},
+	{in: "noded/internal/runtime", own: append(leaves, "internal/procapi", "internal/shimapi"), third: containerd},
+	{in: "noded/internal/images", own: leaves, third: containerd},
+	{in: "noded/internal/journal", own: leaves, third: []string{"go.etcd.io/bbolt"}},
+	{in: "procd", own: []string{"internal/procapi", "internal/errdefs"}, third: []string{"golang.org/x/sys", "github.com/creack/pty", "github.com/fsnotify/fsnotify"}},
+	{in: "shim", own: []string{"internal/errdefs", "internal/shimapi"}, third: append(containerd, "github.com/containerd/ttrpc", "github.com/containerd/console", "github.com/containerd/fifo")},
+
+	// Mains, and the one-machine server that assembles the components.
+	{in: "cmd/s0", own: []string{"api/client"}, third: []string{"github.com/spf13", "go.yaml.in/yaml/v3", "golang.org/x", "github.com/google/shlex"}},
+	{in: "cmd/s0d", own: append(leaves, "api", "noded"), third: []string{
+		"github.com/spf13", "golang.org/x/sync", "golang.org/x/sys", "github.com/google/go-containerregistry", "github.com/jackc/pgx/v5",
+	}, deny: []string{module + "/api/internal", module + "/noded/internal"}},
+	{in: "cmd/procd", own: []string{"procd"}},
+	{in: "cmd/containerd-shim-s0-v1", own: []string{"shim"}, third: []string{"github.com/containerd/containerd/v2/pkg/shim"}},
+	{in: "hack", third: []string{"github.com/google/go-containerregistry"}},
+}
+
+var containerd = []string{
+	"github.com/containerd/containerd/v2", "github.com/containerd/containerd/api", "github.com/containerd/cgroups/v3",
+	"github.com/containerd/errdefs", "github.com/containerd/typeurl/v2", "github.com/containerd/platforms",
+	"github.com/opencontainers", "golang.org/x/sync", "golang.org/x/sys", "google.golang.org/protobuf",
+}
+
+// Test harnesses import what they test.
+var unruled = []string{"internal/s0test", "test"}
+
+type pkg struct {
+	ImportPath string
+	Dir        string
+	GoFiles    []string
+	Imports    []string
+}
+
+var list = sync.OnceValues(func() ([]pkg, error) {
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports", "./...")
+	cmd.Dir = filepath.Join("..", "..")
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, err
+	}
+	var all []pkg
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all, nil
+		} else if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+})
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	all, err := list()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	if len(all) < 10 {
+		t.Fatalf("go list found only %d packages", len(all))
+	}
+	return all
+}
+
+// below reports whether path is root or lies below it.
+func below(path, root string) bool {
+	return path == root || strings.HasPrefix(path, root+"/")
+}
+
+func anyBelow(path string, roots []string) bool {
+	for _, r := range roots {
+		if below(path, r) {
+			return true
+		}
+	}
+	return false
+}
+
+func ruleOf(folder string) *rule {
+	var best *rule
+	for i := range rules {
+		if r := &rules[i]; below(folder, r.in) && (best == nil || len(r.in) > len(best.in)) {
+			best = r
+		}
+	}
+	return best
+}
+
+// component is what a package's own imports may stay within without a rule:
+// `api` for api/internal/store, `cmd/s0` for cmd/s0/internal/x.
+func component(folder string) string {
+	parts := strings.Split(folder, "/")
+	n := 1
+	if parts[0] == "cmd" || parts[0] == "internal" || parts[0] == "hack" {
+		n = 2
+	}
+	return strings.Join(parts[:min(n, len(parts))], "/")
+}
+
+func (r *rule) allows(folder, imp string) bool {
+	if anyBelow(imp, r.deny) {
+		return false
+	}
+	if own, ok := strings.CutPrefix(imp, module+"/"); ok {
+		return below(own, component(folder)) || anyBelow(own, r.own)
+	}
+	first, _, _ := strings.Cut(imp, "/")
+	return !strings.Contains(first, ".") || anyBelow(imp, r.third)
+}
+
+func TestImportTable(t *testing.T) {
+	t.Parallel()
+	for _, p := range packages(t) {
+		folder := strings.TrimPrefix(p.ImportPath, module+"/")
+		if anyBelow(folder, unruled) {
+			continue
+		}
+		r := ruleOf(folder)
+		if r == nil {
+			t.Errorf("%s has no rule: add one to the table", folder)
+			continue
+		}
+		for _, imp := range p.Imports {
+			if !r.allows(folder, imp) {
+				t.Errorf("%s must not import %s (rule %s)", folder, imp, r.in)
+			}
+		}
+	}
+}
+
+// The rules themselves must bite: each of these imports is forbidden.
+func TestImportTableRefuses(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ folder, imp string }{
+		{"api/internal/store", module + "/noded"},
+		{"api", "github.com/containerd/containerd/v2/client"},
+		{"noded/internal/lifecycle", "github.com/containerd/containerd/v2/client"},
+		{"noded/internal/slots", "go.etcd.io/bbolt"},
+		{"noded", module + "/api/client"},
+		{"noded/internal/server", "github.com/jackc/pgx/v5"},
+		{"procd/internal/rpc", "github.com/prometheus/client_golang/prometheus"},
+		{"procd", module + "/internal/daemon"},
+		{"shim", module + "/internal/nodeapi"},
+		{"internal/sandbox", "golang.org/x/sys/unix"},
+		{"cmd/s0", module + "/api/internal/store"},
+		{"cmd/s0d", module + "/noded/internal/journal"},
+	} {
+		if ruleOf(c.folder).allows(c.folder, c.imp) {
+			t.Errorf("%s may import %s", c.folder, c.imp)
+		}
+	}
+}
+
+func TestPackageDocs(t *testing.T) {
+	t.Parallel()
+	for _, p := range packages(t) {
+		documented := len(p.GoFiles) == 0 // tests alone
+		for _, f := range p.GoFiles {
+			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, f), nil, parser.ParseComments|parser.PackageClauseOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			documented = documented || parsed.Doc != nil && len(strings.Fields(parsed.Doc.Text())) > 5
+		}
+		if !documented {
+			t.Errorf("%s has no package comment that says what it is for", p.ImportPath)
+		}
+	}
+}
+
+func TestNoReplaceInTheRootModule(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command("go", "mod", "edit", "-json")
+	cmd.Dir = filepath.Join("..", "..")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mod struct{ Replace []any }
+	if err := json.Unmarshal(out, &mod); err != nil {
+		t.Fatal(err)
+	}
+	if len(mod.Replace) > 0 {
+		t.Errorf("go.mod replaces %v", mod.Replace)
+	}
+}
+
+// maxLines is where a file stops being one thing.
+const maxLines = 800
+
+func TestFilesStayReadable(t *testing.T) {
+	t.Parallel()
+	for _, p := range packages(t) {
+		for _, f := range p.GoFiles {
+			b, err := os.ReadFile(filepath.Join(p.Dir, f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			generated := bytes.Contains(b[:min(len(b), 600)], []byte("DO NOT EDIT"))
+			if n := bytes.Count(b, []byte("\n")); n > maxLines && !generated {
+				t.Errorf("%s/%s has %d lines, the limit is %d", p.ImportPath, f, n, maxLines)
+			}
+		}
+	}
+}
