@@ -1,0 +1,53 @@
+package journal
+
+import (
+	"net/netip"
+	"time"
+
+	"s0.run/internal/sandbox"
+)
+
+// State is what the node has decided about a sandbox. What its processes do at
+// this moment is for the runtime to say, not for the journal.
+type State string
+
+const (
+	// Slot has no tenant. Whether it is still warming or free is not recorded:
+	// after a restart its running task decides that.
+	Slot State = "slot"
+	// Claimed belongs to a tenant and never becomes a slot again.
+	Claimed State = "claimed"
+	// Failed was claimed and ended by itself; it waits for its Delete and holds
+	// nothing but this record.
+	Failed State = "failed"
+	// Terminating is being torn down; its record goes last.
+	Terminating State = "terminating"
+)
+
+// Record is what the node remembers of one sandbox. Every path and name follows
+// from the id; the address is kept because the node's range may be configured
+// anew while the sandbox lives.
+type Record struct {
+	ID         sandbox.ID         `json:"id"`
+	Generation sandbox.Generation `json:"generation"`
+	State      State              `json:"state"`
+	Reason     string             `json:"reason,omitempty"` // why it failed or ends
+	PoolKey    string             `json:"pool_key"`
+	Spec       sandbox.Spec       `json:"spec"`
+	NetIndex   uint32             `json:"net_index"`
+	IP         netip.Addr         `json:"ip"`
+	Created    time.Time          `json:"created"`
+	Claim      *Claim             `json:"claim,omitempty"` // set once and for all by the claim
+}
+
+// Claim is whose a sandbox is and what it was given. It is immutable: an update
+// of a sandbox replaces it.
+type Claim struct {
+	ClaimID     string            `json:"claim_id"`
+	Team        string            `json:"team"`
+	User        string            `json:"user,omitempty"`
+	Env         map[string]string `json:"env,omitempty"`
+	MemoryBytes int64             `json:"memory_bytes"`
+	CPUMillis   int64             `json:"cpu_millis"`
+	Time        time.Time         `json:"time"`
+}
