@@ -1,0 +1,76 @@
+# Every command of this repository. `make` lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+BIN := build/bin
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# Static and without the builder's paths, so that a binary runs anywhere and is reproducible.
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w
+INSTANCE ?=
+
+##@ Use
+
+up: ## install what is missing, build, start everything on this machine
+	@hack/deps.sh run
+	@$(MAKE) --no-print-directory tools build images
+	@$(BIN)/s0d up $(INSTANCE)
+
+down: ## stop everything, sandboxes included
+	@$(BIN)/s0d down $(INSTANCE)
+
+reset: ## forget everything (asks first)
+	@$(BIN)/s0d reset $(INSTANCE)
+
+doctor: build ## say what is running and what is wrong
+	@$(BIN)/s0d doctor $(INSTANCE)
+
+demo: ## claim a warm sandbox and show what it does
+	@[ -x $(BIN)/s0d ] && $(BIN)/s0d status $(INSTANCE) >/dev/null 2>&1 || $(MAKE) --no-print-directory up
+	@go run ./hack/demo
+
+##@ Build
+
+build: ## build s0, s0d, procd and the shim into build/bin
+	@$(GO_BUILD) -X main.version=$(VERSION)" -o $(BIN)/ ./cmd/...
+
+tools: ## build containerd and runsc from pinned modules, once for each pin
+	@hack/tools.sh
+
+images: ## build the default template image, once for each recipe
+	@go run ./hack/images -out build/images/default
+
+gen: ## regenerate what is generated
+	@go generate ./...
+
+clean: ## remove what was built (not the running instance's data)
+	rm -rf build
+
+##@ Check
+
+test: test-deps lint test-unit ## run all tests (root; Linux)
+	@echo "== tests that need root, a real containerd, runsc and PostgreSQL"
+	@go test -shuffle=on -timeout 20m -p 1 $$(hack/root-tests.sh)
+
+test-unit: ## run the quick tests: no root, race detector on
+	@echo "== unit tests"
+	@go test -short -race -shuffle=on -timeout 5m ./...
+
+lint: ## gofmt, vet, the import table
+	@echo "== lint"
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not formatted: run gofmt -w" $$unformatted >&2; exit 1; }
+	@go vet ./...
+	@go test ./internal/archtest
+
+bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build/bench
+	@go run ./test/bench -out build/bench
+
+test-deps:
+	@hack/deps.sh run test
+	@$(MAKE) --no-print-directory tools build images
+
+help:
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: up down reset doctor demo build tools images gen clean test test-unit lint bench test-deps help

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the named purposes need and that are missing.
+# usage: hack/deps.sh run|test...
+set -euo pipefail
+
+packages=()
+for purpose in "$@"; do
+  case $purpose in
+    # What s0 runs on: its database, and what builds the template image.
+    run) packages+=(ca-certificates debootstrap postgresql) ;;
+    # The race detector needs a C compiler; the benchmark runs runc beside runsc.
+    test) packages+=(gcc libc6-dev runc) ;;
+    *) echo "deps: no such purpose: $purpose" >&2; exit 2 ;;
+  esac
+done
+
+missing=()
+for p in "${packages[@]}"; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+echo "installing Debian packages: ${missing[*]}"
+if ! command -v apt-get >/dev/null; then
+  echo "deps: no apt-get here; install what gives you these, then run make again: ${missing[*]}" >&2
+  exit 1
+fi
+if [ "$(id -u)" != 0 ]; then
+  echo "deps: not root; run: sudo apt-get install ${missing[*]}" >&2
+  exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+apt-get install -y -q --no-install-recommends "${missing[@]}"
