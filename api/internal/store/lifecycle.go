@@ -1,0 +1,83 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"s0.run/internal/sandbox"
+)
+
+// BeginDelete decides that a sandbox ends: from here on it only goes away.
+// Repeating it is fine.
+func (s *Store) BeginDelete(ctx context.Context, team uuid.UUID, id sandbox.ID, reason string) (Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, `
+		UPDATE sandboxes SET status = 'terminating',
+			reason = CASE WHEN status = 'terminating' THEN reason ELSE $3 END, updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND deleted_at IS NULL
+		RETURNING `+sandboxColumns, team, id, reason)
+	sb, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	return sb, found(err, "deleting a sandbox", "sandbox")
+}
+
+// ExpireSandboxes decides the end of at most limit sandboxes, of any team, whose
+// time is up by the database's clock. A row that another replica or a refresh
+// holds at this moment is left for the next call (G02).
+func (s *Store) ExpireSandboxes(ctx context.Context, limit int) ([]Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, `
+		UPDATE sandboxes SET status = 'terminating', updated_at = now(),
+			reason = CASE WHEN hard_expires_at <= now() THEN 'hard_ttl expired' ELSE 'ttl expired' END
+		WHERE id IN (
+			SELECT id FROM sandboxes
+			WHERE deleted_at IS NULL AND least(expires_at, hard_expires_at) <= now() AND status <> 'terminating'
+			ORDER BY least(expires_at, hard_expires_at) LIMIT $1
+			FOR UPDATE SKIP LOCKED)
+		RETURNING `+sandboxColumns, limit)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+	return list, classify(err, "expiring sandboxes")
+}
+
+// FinishDelete turns the row of an ended sandbox into a tombstone.
+func (s *Store) FinishDelete(ctx context.Context, team uuid.UUID, id sandbox.ID, claim uuid.UUID) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE sandboxes SET deleted_at = now(), updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND status = 'terminating' AND deleted_at IS NULL`, team, id, claim)
+	return classify(err, "finishing a delete")
+}
+
+// FailSandbox records that this instance of a sandbox ended by itself. It
+// reports false when the row was something else by then.
+func (s *Store) FailSandbox(ctx context.Context, team uuid.UUID, read Sandbox, reason string) (bool, error) {
+	tag, err := s.pool.Exec(ctx, `
+		UPDATE sandboxes SET status = 'failed', reason = $5, updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation = $4
+		AND deleted_at IS NULL AND status IN ('starting', 'running')`, team, read.ID, read.ClaimID, read.Generation, reason)
+	return tag.RowsAffected() == 1, classify(err, "recording a failure")
+}
+
+// AnySandbox reads a row of any team, tombstones included, for the control
+// plane alone: a node names sandboxes without their team being trusted.
+func (s *Store) AnySandbox(ctx context.Context, id sandbox.ID) (Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+" FROM sandboxes WHERE id = $1", id)
+	sb, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	return sb, found(err, "reading a sandbox", "sandbox")
+}
+
+// SandboxesOn pages through the rows of every team that say that a node has
+// them, by id, for reconciliation. Rows younger than minAge are left out: their
+// node may not have told about them yet.
+func (s *Store) SandboxesOn(ctx context.Context, node string, after sandbox.ID, minAge time.Duration, limit int) ([]Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+` FROM sandboxes
+		WHERE node = $1 AND deleted_at IS NULL AND id > $2 AND updated_at < now() - $3::interval
+		ORDER BY id LIMIT $4`, node, after, minAge, limit)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+	return list, classify(err, "reading a node's sandboxes")
+}
+
+// PurgeDeleted forgets tombstones older than age.
+func (s *Store) PurgeDeleted(ctx context.Context, age time.Duration) error {
+	_, err := s.pool.Exec(ctx, "DELETE FROM sandboxes WHERE deleted_at < now() - $1::interval", age)
+	return classify(err, "purging tombstones")
+}

@@ -1,0 +1,244 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"s0.run/internal/sandbox"
+)
+
+// Sandbox is an acknowledged sandbox. See migrations/0003_sandboxes.sql for
+// its states.
+type Sandbox struct {
+	ID             sandbox.ID
+	TeamID         uuid.UUID
+	UserID         uuid.UUID
+	ClaimID        uuid.UUID
+	TemplateID     string
+	Node           string
+	Generation     sandbox.Generation
+	Status         sandbox.State
+	Reason         string
+	Config         json.RawMessage
+	MemoryBytes    int64
+	TTLSeconds     int32
+	HardTTLSeconds int32
+	ExpiresAt      *time.Time
+	HardExpiresAt  *time.Time
+	RequestHash    []byte
+	ClaimedAt      time.Time
+	CreatedAt      time.Time
+	UpdatedAt      time.Time
+	DeletedAt      *time.Time
+}
+
+const sandboxColumns = `id, team_id, user_id, claim_id, template_id, node, generation, status, reason, config,
+	memory_bytes, ttl_seconds, hard_ttl_seconds, expires_at, hard_expires_at, request_hash,
+	claimed_at, created_at, updated_at, deleted_at`
+
+// NewSandbox is what a claim stores. Without an IdempotencyKey, RequestHash is nil.
+type NewSandbox struct {
+	ID             sandbox.ID
+	TeamID         uuid.UUID
+	UserID         uuid.UUID
+	ClaimID        uuid.UUID
+	TemplateID     string
+	Node           string
+	Generation     sandbox.Generation
+	Config         json.RawMessage
+	MemoryBytes    int64
+	TTLSeconds     int32
+	HardTTLSeconds int32
+	IdempotencyKey string
+	RequestHash    []byte
+}
+
+// Why a claim's row could not be stored.
+var (
+	ErrIDTaken  = errors.New("another claim has a row with this sandbox id")
+	ErrKeyTaken = errors.New("another claim has used this idempotency key")
+)
+
+// Reservation is a connection held for one claim's row: with it in hand, a
+// claim knows that the database is there before it takes a slot.
+type Reservation struct{ conn *pgxpool.Conn }
+
+// Reserve waits for a connection until ctx ends. The caller releases it.
+func (s *Store) Reserve(ctx context.Context) (*Reservation, error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return nil, classify(err, "reserving a connection")
+	}
+	return &Reservation{conn}, nil
+}
+
+// Release gives the connection back.
+func (r *Reservation) Release() { r.conn.Release() }
+
+// InsertSandbox stores a claim's row over the reserved connection.
+func (r *Reservation) InsertSandbox(ctx context.Context, n NewSandbox) (Sandbox, error) {
+	return insertSandbox(ctx, r.conn, n)
+}
+
+// InsertSandbox stores a claim's row. Repeating it with the same claim id
+// answers the same row, so that a write of unknown outcome is resolved by
+// writing again. It fails with [ErrIDTaken] or [ErrKeyTaken].
+func (s *Store) InsertSandbox(ctx context.Context, n NewSandbox) (Sandbox, error) {
+	return insertSandbox(ctx, s.pool, n)
+}
+
+const insertSandboxSQL = `
+	INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
+		memory_bytes, ttl_seconds, hard_ttl_seconds, expires_at, hard_expires_at, idempotency_key, request_hash)
+	VALUES ($1, $2, $3, $4, $5, $6, $7, 'running', $8, $9, $10, $11,
+		CASE WHEN $10 > 0 THEN now() + make_interval(secs => $10) END,
+		CASE WHEN $11 > 0 THEN now() + make_interval(secs => $11) END,
+		nullif($12, ''), $13)
+	ON CONFLICT DO NOTHING
+	RETURNING ` + sandboxColumns
+
+func (n NewSandbox) args() []any {
+	return []any{
+		n.ID, n.TeamID, n.UserID, n.ClaimID, n.TemplateID, n.Node, n.Generation, n.Config,
+		n.MemoryBytes, n.TTLSeconds, n.HardTTLSeconds, n.IdempotencyKey, n.RequestHash,
+	}
+}
+
+func insertSandbox(ctx context.Context, q querier, n NewSandbox) (Sandbox, error) {
+	const doing = "storing a claim"
+	rows, _ := q.Query(ctx, insertSandboxSQL, n.args()...)
+	created, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return created, classify(err, doing)
+	}
+	rows, _ = q.Query(ctx, "SELECT "+sandboxColumns+" FROM sandboxes WHERE id = $1", n.ID)
+	existing, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return Sandbox{}, ErrKeyTaken
+	case err != nil:
+		return Sandbox{}, classify(err, doing)
+	case existing.ClaimID != n.ClaimID:
+		return Sandbox{}, ErrIDTaken
+	}
+	return existing, nil
+}
+
+// TakeOver stores the row of the claim that the node gave the sandbox to, in
+// place of the row of a claim that lost it.
+func (s *Store) TakeOver(ctx context.Context, n NewSandbox) (Sandbox, error) {
+	var taken Sandbox
+	err := s.inTx(ctx, "taking over a claim", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "DELETE FROM sandboxes WHERE id = $1 AND claim_id <> $2", n.ID, n.ClaimID)
+		if err != nil {
+			return err
+		}
+		taken, err = insertSandbox(ctx, tx, n)
+		return err
+	})
+	return taken, err
+}
+
+// RemoveClaim removes the row of a claim that was never acknowledged.
+func (s *Store) RemoveClaim(ctx context.Context, id sandbox.ID, claim uuid.UUID) error {
+	_, err := s.pool.Exec(ctx, "DELETE FROM sandboxes WHERE id = $1 AND claim_id = $2", id, claim)
+	return classify(err, "removing a claim")
+}
+
+// ClaimByKey reads what an earlier claim with the same idempotency key made,
+// also when it has been deleted since.
+func (s *Store) ClaimByKey(ctx context.Context, team uuid.UUID, key string) (Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+" FROM sandboxes WHERE team_id = $1 AND idempotency_key = $2", team, key)
+	sb, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	return sb, found(err, "reading a claim by its key", "claim")
+}
+
+// Sandbox reads one sandbox of a team.
+func (s *Store) Sandbox(ctx context.Context, team uuid.UUID, id sandbox.ID) (Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+" FROM sandboxes WHERE team_id = $1 AND id = $2 AND deleted_at IS NULL", team, id)
+	sb, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	return sb, found(err, "reading a sandbox", "sandbox")
+}
+
+// SandboxFilter narrows a list; zero values do not.
+type SandboxFilter struct {
+	Status     sandbox.State
+	TemplateID string
+	Paused     *bool
+	Limit      int
+	Offset     int
+}
+
+// Sandboxes lists a team's sandboxes, newest first, and counts all that match.
+func (s *Store) Sandboxes(ctx context.Context, team uuid.UUID, f SandboxFilter) ([]Sandbox, int, error) {
+	const matching = ` FROM sandboxes
+		WHERE team_id = $1 AND deleted_at IS NULL
+		AND ($2 = '' OR status = $2) AND ($3 = '' OR template_id = $3)
+		AND ($4::boolean IS NULL OR (status = 'paused') = $4)`
+	const doing = "listing sandboxes"
+	args := []any{team, f.Status, f.TemplateID, f.Paused}
+	var total int
+	if err := s.pool.QueryRow(ctx, "SELECT count(*)"+matching, args...).Scan(&total); err != nil {
+		return nil, 0, classify(err, doing)
+	}
+	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+matching+
+		" ORDER BY created_at DESC, id LIMIT $5 OFFSET $6", append(args, f.Limit, f.Offset)...)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+	return list, total, classify(err, doing)
+}
+
+// SandboxUpdate changes a sandbox's config; nil leaves a value alone.
+type SandboxUpdate struct {
+	Config      json.RawMessage // its keys replace the config's
+	MemoryBytes *int64
+	TTL         *int32
+	HardTTL     *int32
+}
+
+// UpdateSandbox changes the row that the caller read last (by its UpdatedAt). It
+// fails with a conflict when the row changed since or ends.
+func (s *Store) UpdateSandbox(ctx context.Context, team uuid.UUID, read Sandbox, u SandboxUpdate) (Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, `
+		UPDATE sandboxes SET
+			config = config || $4,
+			memory_bytes = coalesce($5, memory_bytes),
+			ttl_seconds = coalesce($6, ttl_seconds),
+			hard_ttl_seconds = coalesce($7, hard_ttl_seconds),
+			expires_at = CASE WHEN $6::integer IS NULL THEN expires_at
+				WHEN $6 > 0 THEN now() + make_interval(secs => $6) END,
+			hard_expires_at = CASE WHEN $7::integer IS NULL THEN hard_expires_at
+				WHEN $7 > 0 THEN now() + make_interval(secs => $7) END,
+			updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND updated_at = $3 AND deleted_at IS NULL AND status <> 'terminating'
+		RETURNING `+sandboxColumns,
+		team, read.ID, read.UpdatedAt, u.Config, u.MemoryBytes, u.TTL, u.HardTTL)
+	sb, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Sandbox{}, ErrChanged
+	}
+	return sb, classify(err, "updating a sandbox")
+}
+
+// ErrChanged is returned when a row is no longer what the caller read.
+var ErrChanged = errors.New("the row has changed")
+
+// RefreshSandbox starts the ttl and the hard ttl again from now; a ttl that is
+// not nil takes the place of the sandbox's own for this once.
+func (s *Store) RefreshSandbox(ctx context.Context, team uuid.UUID, id sandbox.ID, ttl *int32) (Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, `
+		UPDATE sandboxes SET
+			expires_at = CASE WHEN coalesce($3, ttl_seconds) > 0
+				THEN now() + make_interval(secs => coalesce($3, ttl_seconds)) END,
+			hard_expires_at = CASE WHEN hard_ttl_seconds > 0 THEN now() + make_interval(secs => hard_ttl_seconds) END,
+			updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND deleted_at IS NULL AND status <> 'terminating'
+		RETURNING `+sandboxColumns, team, id, ttl)
+	sb, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	return sb, found(err, "refreshing a sandbox", "sandbox")
+}

@@ -1,0 +1,91 @@
+// Package store keeps what s0 must not forget in PostgreSQL: identities,
+// templates and sandboxes.
+//
+// It owns the schema and every SQL statement of the API server. Each state
+// change is one statement with the expected state in its WHERE; time that
+// decides anything is the database's. Methods that serve a tenant take the team
+// first and never see another's rows; the few that serve the control plane
+// itself (reconciliation, expiry) say so. The package keeps no state of its own,
+// decides no policy and never retries: a write whose outcome is unknown is
+// reported as such by [Unknown], and its caller knows how to ask again.
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+const (
+	connectTimeout   = 3 * time.Second // a unix socket or the same data centre
+	statementTimeout = 5 * time.Second // no statement of ours takes more than milliseconds
+	lockTimeout      = 2 * time.Second // rows are locked for one statement at a time
+	idleInTxTimeout  = 10 * time.Second
+	migrateTimeout   = 5 * time.Minute // of one migration: it may rewrite a table
+
+	// maxConns bounds commits in flight. Commits share an fsync, so that more
+	// of them in flight cost the disk nothing.
+	maxConns = 32
+)
+
+// Store is safe for concurrent use.
+type Store struct {
+	url  string
+	pool *pgxpool.Pool
+}
+
+// Open connects to the database and brings its schema up to date.
+func Open(ctx context.Context, url string) (*Store, error) {
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("database URL: %w", err)
+	}
+	if err := migrate(ctx, cfg.ConnConfig.Copy()); err != nil {
+		return nil, err
+	}
+	cfg.MaxConns = maxConns
+	cfg.ConnConfig.ConnectTimeout = connectTimeout
+	setRuntimeParams(cfg.ConnConfig)
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	return &Store{url: url, pool: pool}, nil
+}
+
+func setRuntimeParams(cfg *pgx.ConnConfig) {
+	millis := func(d time.Duration) string { return fmt.Sprint(d.Milliseconds()) }
+	for name, value := range map[string]string{
+		"application_name":                    "s0-api",
+		"statement_timeout":                   millis(statementTimeout),
+		"lock_timeout":                        millis(lockTimeout),
+		"idle_in_transaction_session_timeout": millis(idleInTxTimeout),
+		"timezone":                            "UTC",
+	} {
+		cfg.RuntimeParams[name] = value
+	}
+}
+
+// Close ends every connection.
+func (s *Store) Close() { s.pool.Close() }
+
+// Ready reports whether the database answers.
+func (s *Store) Ready(ctx context.Context) error {
+	return classify(s.pool.Ping(ctx), "asking the database")
+}
+
+// querier is the pool, one connection of it, or a transaction.
+type querier interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// inTx runs f in one transaction.
+func (s *Store) inTx(ctx context.Context, doing string, f func(tx pgx.Tx) error) error {
+	return classify(pgx.BeginFunc(ctx, s.pool, f), doing)
+}

@@ -1,0 +1,207 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"s0.run/internal/errdefs"
+)
+
+// User is a person who signs in.
+type User struct {
+	ID           uuid.UUID
+	Email        string
+	Name         string
+	PasswordHash string
+	IsAdmin      bool
+	Disabled     bool
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
+}
+
+// Grant is what a user is in a team.
+type Grant struct {
+	TeamID       uuid.UUID
+	Role         string
+	HomeRegionID string
+}
+
+// Team is a tenant.
+type Team struct {
+	ID           uuid.UUID
+	Name         string
+	Slug         string
+	OwnerID      uuid.UUID
+	HomeRegionID string
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
+}
+
+// FirstAdmin is the first user, with a team of its own.
+type FirstAdmin struct {
+	Email, Name, PasswordHash    string
+	TeamName, TeamSlug, RegionID string
+}
+
+// bootstrapLock serialises replicas that start on an empty database.
+const bootstrapLock = 0x73_30_62_6f_6f_74
+
+// HasUsers reports whether anybody can sign in.
+func (s *Store) HasUsers(ctx context.Context) (bool, error) {
+	var has bool
+	err := s.pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM users)").Scan(&has)
+	return has, classify(err, "looking for users")
+}
+
+// CreateFirstAdmin makes the first user, a system admin with exactly one team
+// grant. It reports false when there is a user already.
+func (s *Store) CreateFirstAdmin(ctx context.Context, a FirstAdmin) (bool, error) {
+	created := false
+	err := s.inTx(ctx, "creating the first admin", func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", bootstrapLock); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `
+			WITH admin AS (
+				INSERT INTO users (email, name, password_hash, is_admin)
+				SELECT $1, $2, $3, true WHERE NOT EXISTS (SELECT FROM users)
+				RETURNING id
+			), team AS (
+				INSERT INTO teams (name, slug, owner_id, home_region_id)
+				SELECT $4, $5, id, $6 FROM admin
+				RETURNING id, owner_id
+			)
+			INSERT INTO team_members (team_id, user_id, role) SELECT id, owner_id, 'admin' FROM team`,
+			a.Email, a.Name, a.PasswordHash, a.TeamName, a.TeamSlug, a.RegionID)
+		created = err == nil && tag.RowsAffected() == 1
+		return err
+	})
+	return created && err == nil, err
+}
+
+const userColumns = "id, email, name, password_hash, is_admin, disabled_at IS NOT NULL, created_at, updated_at"
+
+func scanUser(row pgx.CollectableRow) (User, error) {
+	var u User
+	err := row.Scan(&u.ID, &u.Email, &u.Name, &u.PasswordHash, &u.IsAdmin, &u.Disabled, &u.CreatedAt, &u.UpdatedAt)
+	return u, err
+}
+
+// UserByEmail finds a user without regard to the email's case.
+func (s *Store) UserByEmail(ctx context.Context, email string) (User, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+userColumns+" FROM users WHERE lower(email) = lower($1)", email)
+	u, err := pgx.CollectExactlyOneRow(rows, scanUser)
+	return u, found(err, "reading a user", "user")
+}
+
+// User reads one user.
+func (s *Store) User(ctx context.Context, id uuid.UUID) (User, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+userColumns+" FROM users WHERE id = $1", id)
+	u, err := pgx.CollectExactlyOneRow(rows, scanUser)
+	return u, found(err, "reading a user", "user")
+}
+
+// Grants reads what a user is in which teams.
+func (s *Store) Grants(ctx context.Context, user uuid.UUID) ([]Grant, error) {
+	rows, _ := s.pool.Query(ctx, `
+		SELECT m.team_id, m.role, t.home_region_id
+		FROM team_members m JOIN teams t ON t.id = m.team_id
+		WHERE m.user_id = $1 ORDER BY t.created_at, t.id`, user)
+	grants, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Grant])
+	return grants, classify(err, "reading a user's teams")
+}
+
+// Teams reads the teams of a user.
+func (s *Store) Teams(ctx context.Context, user uuid.UUID) ([]Team, error) {
+	rows, _ := s.pool.Query(ctx, `
+		SELECT t.id, t.name, t.slug, t.owner_id, t.home_region_id, t.created_at, t.updated_at
+		FROM team_members m JOIN teams t ON t.id = m.team_id
+		WHERE m.user_id = $1 ORDER BY t.created_at, t.id`, user)
+	teams, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Team])
+	return teams, classify(err, "reading a user's teams")
+}
+
+// ChangePassword replaces the hash that the caller verified and ends every
+// refresh token of the user. A hash that changed meanwhile is a conflict.
+func (s *Store) ChangePassword(ctx context.Context, user uuid.UUID, oldHash, newHash string) error {
+	return s.inTx(ctx, "changing a password", func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `
+			UPDATE users SET password_hash = $3, updated_at = now()
+			WHERE id = $1 AND password_hash = $2`, user, oldHash, newHash)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return errdefs.New(errdefs.Conflict, "the password was changed meanwhile")
+		}
+		_, err = tx.Exec(ctx, "DELETE FROM refresh_tokens WHERE user_id = $1", user)
+		return err
+	})
+}
+
+// ErrTokenReused is returned for a refresh token that was used before.
+var ErrTokenReused = errors.New("refresh token used twice")
+
+// AddRefreshToken stores the first token of a new family.
+func (s *Store) AddRefreshToken(ctx context.Context, user uuid.UUID, hash []byte, life time.Duration) error {
+	_, err := s.pool.Exec(ctx, `
+		INSERT INTO refresh_tokens (hash, family, user_id, expires_at)
+		VALUES ($1, gen_random_uuid(), $2, now() + $3)`, hash, user, life)
+	return classify(err, "storing a refresh token")
+}
+
+// RotateRefreshToken exchanges a token for its successor and answers whose it
+// is. A token that was used before ends its family and gives [ErrTokenReused];
+// an unknown or expired one is not found.
+func (s *Store) RotateRefreshToken(ctx context.Context, hash, next []byte, life time.Duration) (uuid.UUID, error) {
+	var user uuid.UUID
+	reused := false
+	err := s.inTx(ctx, "rotating a refresh token", func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, `
+			WITH used AS (
+				UPDATE refresh_tokens SET used_at = now()
+				WHERE hash = $1 AND used_at IS NULL AND expires_at > now()
+				RETURNING family, user_id
+			)
+			INSERT INTO refresh_tokens (hash, family, user_id, expires_at)
+			SELECT $2, family, user_id, now() + $3 FROM used
+			RETURNING user_id`, hash, next, life).Scan(&user)
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `
+			DELETE FROM refresh_tokens WHERE family =
+				(SELECT family FROM refresh_tokens WHERE hash = $1 AND used_at IS NOT NULL)`, hash)
+		reused = err == nil && tag.RowsAffected() > 0
+		return err
+	})
+	switch {
+	case err != nil:
+		return uuid.Nil, err
+	case reused:
+		return uuid.Nil, ErrTokenReused
+	case user == uuid.Nil:
+		return uuid.Nil, notFound("refresh token")
+	}
+	return user, nil
+}
+
+// EndRefreshTokens ends the family of one token of the user, or every family
+// when hash is nil. Ending what is not there is fine.
+func (s *Store) EndRefreshTokens(ctx context.Context, user uuid.UUID, hash []byte) error {
+	_, err := s.pool.Exec(ctx, `
+		DELETE FROM refresh_tokens
+		WHERE user_id = $1 AND ($2::bytea IS NULL OR family =
+			(SELECT family FROM refresh_tokens WHERE user_id = $1 AND hash = $2))`, user, hash)
+	return classify(err, "ending refresh tokens")
+}
+
+// PurgeRefreshTokens forgets tokens that expired.
+func (s *Store) PurgeRefreshTokens(ctx context.Context) error {
+	_, err := s.pool.Exec(ctx, "DELETE FROM refresh_tokens WHERE expires_at < now()")
+	return classify(err, "purging refresh tokens")
+}

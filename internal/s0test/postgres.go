@@ -1,0 +1,247 @@
+package s0test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// postgresStartTimeout covers initdb and the first start on a loaded machine.
+const postgresStartTimeout = 60 * time.Second
+
+// Postgres gives the test a database of its own in a real PostgreSQL cluster
+// that the whole test binary shares, and returns its DSN. The cluster runs
+// without fsync and ends with the test process, however that ends.
+func Postgres(t testing.TB) string {
+	t.Helper()
+	c, err := shared()
+	if err != nil {
+		t.Fatalf("starting PostgreSQL: %v", err)
+	}
+	return c.Database(t)
+}
+
+var shared = sync.OnceValues(func() (*PostgresCluster, error) {
+	c, err := newCluster("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+	if err != nil {
+		return nil, err
+	}
+	return c, c.Start()
+})
+
+// PostgresCluster is a private cluster on a unix socket.
+type PostgresCluster struct {
+	dir      string
+	settings []string
+	databases atomic.Int64
+
+	mu     sync.Mutex
+	server *exec.Cmd
+	alive  *os.File // while it is open, the server's guard lets the server live
+}
+
+// NewPostgresCluster starts a cluster for this test alone, for tests that stop
+// it or need other settings ("name=value") than the shared one's.
+func NewPostgresCluster(t testing.TB, settings ...string) *PostgresCluster {
+	t.Helper()
+	c, err := newCluster(settings...)
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatalf("starting PostgreSQL: %v", err)
+	}
+	t.Cleanup(func() {
+		c.Stop()
+		os.RemoveAll(c.dir)
+	})
+	return c
+}
+
+func newCluster(settings ...string) (*PostgresCluster, error) {
+	bin, err := postgresBin()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "s0pg-")
+	if err != nil {
+		return nil, err
+	}
+	c := &PostgresCluster{dir: dir, settings: settings}
+	if cred := postgresUser(); cred != nil {
+		if err := os.Chown(dir, int(cred.Uid), int(cred.Gid)); err != nil {
+			return nil, err
+		}
+	}
+	initdb := c.command(filepath.Join(bin, "initdb"), "-D", c.data(), "-U", "s0", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "--no-instructions")
+	if out, err := initdb.CombinedOutput(); err != nil {
+		os.RemoveAll(dir)
+		return nil, fmt.Errorf("initdb: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return c, nil
+}
+
+func (c *PostgresCluster) data() string { return filepath.Join(c.dir, "data") }
+
+// guard runs the server and ends it, at once, when the pipe on its standard
+// input closes: that is when the test process stops it or is gone. The data
+// goes too, unless the pipe said "keep".
+const guard = `"$@" & server=$!
+said=$(cat)
+kill -QUIT $server
+wait $server
+[ "$said" = keep ] || rm -rf "$DIR"`
+
+// Start starts the server and waits until it answers.
+func (c *PostgresCluster) Start() error {
+	bin, err := postgresBin()
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	args := []string{"-c", guard, "guard", filepath.Join(bin, "postgres"), "-D", c.data(), "-k", c.dir,
+		"-c", "listen_addresses=", "-c", "max_connections=300", "-c", "shared_buffers=64MB"}
+	for _, s := range c.settings {
+		args = append(args, "-c", s)
+	}
+	cmd := c.command("/bin/sh", args...)
+	cmd.Env = append(os.Environ(), "DIR="+c.dir)
+	cmd.Stdin = r
+	if err := cmd.Start(); err != nil {
+		w.Close()
+		return err
+	}
+	c.mu.Lock()
+	c.server, c.alive = cmd, w
+	c.mu.Unlock()
+	return c.wait()
+}
+
+// Stop ends the server as a crash would (an immediate shutdown) and waits for
+// it. The data stays for the next Start. Stopping twice is fine.
+func (c *PostgresCluster) Stop() {
+	c.mu.Lock()
+	cmd, alive := c.server, c.alive
+	c.server, c.alive = nil, nil
+	c.mu.Unlock()
+	if cmd == nil {
+		return
+	}
+	io.WriteString(alive, "keep")
+	alive.Close()
+	cmd.Wait()
+}
+
+func (c *PostgresCluster) wait() error {
+	ctx, cancel := context.WithTimeout(context.Background(), postgresStartTimeout)
+	defer cancel()
+	for {
+		conn, err := pgx.Connect(ctx, c.DSN("postgres"))
+		if err == nil {
+			return conn.Close(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			log, _ := os.ReadFile(filepath.Join(c.dir, "log"))
+			return fmt.Errorf("waiting for PostgreSQL: %w: %s", err, log)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// DSN names a database of the cluster.
+func (c *PostgresCluster) DSN(database string) string {
+	return fmt.Sprintf("host=%s user=s0 dbname=%s sslmode=disable", c.dir, database)
+}
+
+// Socket is the path of the server's unix socket, for proxies before it.
+func (c *PostgresCluster) Socket() string { return filepath.Join(c.dir, ".s.PGSQL.5432") }
+
+// Database creates an empty database that is dropped with the test.
+func (c *PostgresCluster) Database(t testing.TB) string {
+	t.Helper()
+	name := "t" + strconv.FormatInt(c.databases.Add(1), 10)
+	if err := c.exec("CREATE DATABASE " + name); err != nil {
+		t.Fatalf("creating a database: %v", err)
+	}
+	t.Cleanup(func() {
+		c.mu.Lock()
+		running := c.server != nil
+		c.mu.Unlock()
+		if !running {
+			return
+		}
+		if err := c.exec("DROP DATABASE " + name + " WITH (FORCE)"); err != nil {
+			t.Errorf("dropping a database: %v", err)
+		}
+	})
+	return c.DSN(name)
+}
+
+func (c *PostgresCluster) exec(sql string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), postgresStartTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, c.DSN("postgres"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, sql)
+	return err
+}
+
+// command runs as the unprivileged user that PostgreSQL insists on; what it
+// prints goes to a file, so that it never holds the test's own output open.
+func (c *PostgresCluster) command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Dir = c.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: postgresUser(), Setpgid: true}
+	if filepath.Base(name) == "sh" {
+		if log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err == nil {
+			cmd.Stdout, cmd.Stderr = log, log
+		}
+	}
+	return cmd
+}
+
+// postgresBin is the newest installed server's bin directory.
+func postgresBin() (string, error) {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
+	if len(found) == 0 {
+		return "", fmt.Errorf("no server binaries in /usr/lib/postgresql: install the package postgresql")
+	}
+	return filepath.Dir(found[len(found)-1]), nil
+}
+
+// postgresUser is whom the server runs as: nil, this user, unless that is root.
+func postgresUser() *syscall.Credential {
+	if os.Getuid() != 0 {
+		return nil
+	}
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		if u, err = user.Lookup("nobody"); err != nil {
+			return nil
+		}
+	}
+	uid, _ := strconv.ParseUint(u.Uid, 10, 32)
+	gid, _ := strconv.ParseUint(u.Gid, 10, 32)
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+}
