@@ -1,0 +1,115 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"net/http"
+	"net/url"
+	"strconv"
+)
+
+// ListTemplates lists the team's own and the public templates.
+func (c *Client) ListTemplates(ctx context.Context) (*TemplateList, error) {
+	return do[TemplateList](ctx, c, call{method: http.MethodGet, path: templatePath()})
+}
+
+// CreateTemplate creates a template of the team's.
+func (c *Client) CreateTemplate(ctx context.Context, id string, spec TemplateSpec) (*Template, error) {
+	body := CreateTemplateRequest{TemplateID: id, Spec: spec}
+	return do[Template](ctx, c, call{method: http.MethodPost, path: templatePath(), body: body})
+}
+
+// GetTemplate returns a template; the team's own goes before a public one.
+func (c *Client) GetTemplate(ctx context.Context, id string) (*Template, error) {
+	return do[Template](ctx, c, call{method: http.MethodGet, path: templatePath(id)})
+}
+
+// UpdateTemplate replaces a template's spec.
+func (c *Client) UpdateTemplate(ctx context.Context, id string, spec TemplateSpec) (*Template, error) {
+	body := UpdateTemplateRequest{Spec: spec}
+	return do[Template](ctx, c, call{method: http.MethodPut, path: templatePath(id), body: body})
+}
+
+// DeleteTemplate deletes a template; its sandboxes keep running.
+func (c *Client) DeleteTemplate(ctx context.Context, id string) (*DeletedTemplate, error) {
+	return do[DeletedTemplate](ctx, c, call{method: http.MethodDelete, path: templatePath(id)})
+}
+
+// CreateSandbox claims a sandbox; it serves when the call returns. The claim
+// carries an idempotency key, so that a request that the transport had to repeat
+// is one claim.
+func (c *Client) CreateSandbox(ctx context.Context, req ClaimRequest) (*ClaimResponse, error) {
+	header := http.Header{"Idempotency-Key": {rand.Text()}}
+	return do[ClaimResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(), header: header, body: req})
+}
+
+// ListSandboxesOptions chooses what ListSandboxes returns. The zero value is the
+// first page of all sandboxes.
+type ListSandboxesOptions struct {
+	Status     SandboxState // defaults to any
+	TemplateID string       // defaults to any
+	Paused     *bool        // defaults to any
+	Limit      int          // 1 to 200; defaults to the server's page size
+	Offset     int
+}
+
+// ListSandboxes lists the team's sandboxes, newest first.
+func (c *Client) ListSandboxes(ctx context.Context, opts ListSandboxesOptions) (*SandboxList, error) {
+	return do[SandboxList](ctx, c, call{method: http.MethodGet, path: sandboxPath(), query: opts.query()})
+}
+
+func (o ListSandboxesOptions) query() url.Values {
+	q := url.Values{}
+	if o.Status != "" {
+		q.Set("status", string(o.Status))
+	}
+	if o.TemplateID != "" {
+		q.Set("template_id", o.TemplateID)
+	}
+	if o.Paused != nil {
+		q.Set("paused", strconv.FormatBool(*o.Paused))
+	}
+	if o.Limit != 0 {
+		q.Set("limit", strconv.Itoa(o.Limit))
+	}
+	if o.Offset != 0 {
+		q.Set("offset", strconv.Itoa(o.Offset))
+	}
+	return q
+}
+
+// GetSandbox returns a sandbox.
+func (c *Client) GetSandbox(ctx context.Context, id string) (*Sandbox, error) {
+	return do[Sandbox](ctx, c, call{method: http.MethodGet, path: sandboxPath(id)})
+}
+
+// GetSandboxStatus returns a sandbox's status in brief.
+func (c *Client) GetSandboxStatus(ctx context.Context, id string) (*SandboxStatus, error) {
+	return do[SandboxStatus](ctx, c, call{method: http.MethodGet, path: sandboxPath(id, "status")})
+}
+
+// UpdateSandbox changes those settings that the config carries.
+func (c *Client) UpdateSandbox(ctx context.Context, id string, config SandboxUpdateConfig) (*Sandbox, error) {
+	body := UpdateSandboxRequest{Config: config}
+	return do[Sandbox](ctx, c, call{method: http.MethodPut, path: sandboxPath(id), body: body})
+}
+
+// RefreshSandbox starts the sandbox's ttl and hard_ttl again from now. A nil
+// duration keeps the sandbox's own; it is in seconds.
+func (c *Client) RefreshSandbox(ctx context.Context, id string, duration *int32) (*RefreshResponse, error) {
+	body := RefreshRequest{Duration: duration}
+	return do[RefreshResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "refresh"), body: body})
+}
+
+// DeleteSandbox terminates a sandbox and deletes its state.
+func (c *Client) DeleteSandbox(ctx context.Context, id string) error {
+	return exec(ctx, c, call{method: http.MethodDelete, path: sandboxPath(id)})
+}
+
+func templatePath(rest ...string) string {
+	return "/api/v1/templates" + escape(rest...)
+}
+
+func sandboxPath(rest ...string) string {
+	return "/api/v1/sandboxes" + escape(rest...)
+}

@@ -1,0 +1,227 @@
+package client_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/legacy"
+
+	"s0.run/api/client"
+)
+
+// Every operation of the spec has a method, and what that method sends is what
+// the spec wants.
+func TestMethodsMatchSpec(t *testing.T) {
+	t.Parallel()
+	spec := newSpecServer(t)
+	c := spec.client(t)
+	for name, callMethod := range methods(t.Context(), c) {
+		if err := callMethod(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !slices.Contains(spec.seen(), name) {
+			t.Errorf("%s: the method called another operation", name)
+		}
+	}
+	for _, op := range spec.operations() {
+		if !slices.Contains(spec.seen(), op) {
+			t.Errorf("the client has no method for %s", op)
+		}
+	}
+}
+
+// methods maps operation ids to calls of the methods that serve them.
+func methods(ctx context.Context, c *client.Client) map[string]func() error {
+	const sb, cx, f = "local-abc", "ctx-00000001", "a b/ü?#%.txt"
+	yes := true
+	spec := client.TemplateSpec{MainContainer: client.ContainerSpec{Image: "debian"}}
+	return map[string]func() error{
+		"getMetadata":       result(func() (any, error) { return c.Metadata(ctx) }),
+		"getReadiness":      func() error { return c.Ready(ctx) },
+		"listAuthProviders": result(func() (any, error) { return c.AuthProviders(ctx) }),
+		"login":             result(func() (any, error) { return c.Login(ctx, "a@example.com", "secret") }),
+		"refreshToken":      result(func() (any, error) { return c.RefreshToken(ctx, "r") }),
+		"logout":            func() error { return c.Logout(ctx, "r") },
+		"changePassword":    func() error { return c.ChangePassword(ctx, "secret", "better secret") },
+		"getCurrentUser":    result(func() (any, error) { return c.CurrentUser(ctx) }),
+		"listTeams":         result(func() (any, error) { return c.ListTeams(ctx) }),
+		"listAPIKeys":       result(func() (any, error) { return c.ListAPIKeys(ctx) }),
+		"createAPIKey": result(func() (any, error) {
+			return c.CreateAPIKey(ctx, client.CreateAPIKeyRequest{Name: "k", Roles: []client.Role{client.RoleAdmin}})
+		}),
+		"getCurrentAPIKey": result(func() (any, error) { return c.CurrentAPIKey(ctx) }),
+		"deactivateAPIKey": func() error { return c.DeactivateAPIKey(ctx, "k") },
+		"deleteAPIKey":     func() error { return c.DeleteAPIKey(ctx, "k") },
+		"listTemplates":    result(func() (any, error) { return c.ListTemplates(ctx) }),
+		"createTemplate":   result(func() (any, error) { return c.CreateTemplate(ctx, "t", spec) }),
+		"getTemplate":      result(func() (any, error) { return c.GetTemplate(ctx, "t") }),
+		"updateTemplate":   result(func() (any, error) { return c.UpdateTemplate(ctx, "t", spec) }),
+		"deleteTemplate":   result(func() (any, error) { return c.DeleteTemplate(ctx, "t") }),
+		"createSandbox":    result(func() (any, error) { return c.CreateSandbox(ctx, client.ClaimRequest{Template: "default"}) }),
+		"listSandboxes": result(func() (any, error) {
+			return c.ListSandboxes(ctx, client.ListSandboxesOptions{Status: client.SandboxStateRunning, TemplateID: "t", Paused: &yes, Limit: 7, Offset: 3})
+		}),
+		"getSandbox":       result(func() (any, error) { return c.GetSandbox(ctx, sb) }),
+		"getSandboxStatus": result(func() (any, error) { return c.GetSandboxStatus(ctx, sb) }),
+		"updateSandbox":    result(func() (any, error) { return c.UpdateSandbox(ctx, sb, client.SandboxUpdateConfig{}) }),
+		"refreshSandbox":   result(func() (any, error) { return c.RefreshSandbox(ctx, sb, nil) }),
+		"deleteSandbox":    func() error { return c.DeleteSandbox(ctx, sb) },
+		"listContexts":     result(func() (any, error) { return c.ListContexts(ctx, sb) }),
+		"createContext": result(func() (any, error) {
+			return c.CreateContext(ctx, sb, client.CreateContextRequest{Type: client.ContextTypeREPL})
+		}),
+		"getContext":        result(func() (any, error) { return c.GetContext(ctx, sb, cx) }),
+		"deleteContext":     func() error { return c.DeleteContext(ctx, sb, cx) },
+		"restartContext":    result(func() (any, error) { return c.RestartContext(ctx, sb, cx) }),
+		"execContext":       result(func() (any, error) { return c.ExecContext(ctx, sb, cx, "1") }),
+		"writeContextInput": func() error { return c.WriteContextInput(ctx, sb, cx, "") },
+		"resizeContext":     func() error { return c.ResizeContext(ctx, sb, cx, client.PTYSize{Rows: 24, Cols: 80}) },
+		"signalContext":     func() error { return c.SignalContext(ctx, sb, cx, "TERM") },
+		"getContextStats":   result(func() (any, error) { return c.ContextStats(ctx, sb, cx) }),
+		"readFile": func() error {
+			r, err := c.ReadFile(ctx, sb, f)
+			if err != nil {
+				return err
+			}
+			return r.Close()
+		},
+		"writeFile":  func() error { return c.WriteFile(ctx, sb, f, strings.NewReader("x")) },
+		"deleteFile": func() error { return c.DeleteFile(ctx, sb, f) },
+		"statFile":   result(func() (any, error) { return c.StatFile(ctx, sb, f) }),
+		"listFiles":  result(func() (any, error) { return c.ListFiles(ctx, sb, f) }),
+		"moveFile":   func() error { return c.MoveFile(ctx, sb, f, "b") },
+	}
+}
+
+func result(f func() (any, error)) func() error {
+	return func() error { _, err := f(); return err }
+}
+
+// specServer answers every operation of the spec with the least that its schema
+// allows, after checking the request against the spec.
+type specServer struct {
+	doc    *openapi3.T
+	router routers.Router
+	url    string
+
+	mu  sync.Mutex
+	ops []string
+}
+
+// Operations that the client has no method for: the stream has tests of its own,
+// the others are for probes and scrapers.
+var withoutMethod = []string{"attachContext", "getHealth", "getMetrics"}
+
+func newSpecServer(t *testing.T) *specServer {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromFile("../openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc.Servers = nil // any host is right
+	router, err := legacy.NewRouter(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &specServer{doc: doc, router: router}
+	server := httptest.NewServer(s)
+	t.Cleanup(server.Close)
+	s.url = server.URL
+	return s
+}
+
+func (s *specServer) client(t *testing.T) *client.Client {
+	t.Helper()
+	c, err := client.New(client.Config{BaseURL: s.url, Token: "s0_test_key", TeamID: "team"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (s *specServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	route, pathParams, err := s.router.FindRoute(r)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	in := &openapi3filter.RequestValidationInput{Request: r, PathParams: pathParams, Route: route, Options: &openapi3filter.Options{
+		AuthenticationFunc: func(_ context.Context, in *openapi3filter.AuthenticationInput) error {
+			if r.Header.Get("Authorization") != "Bearer s0_test_key" || r.Header.Get("X-Team-ID") != "team" {
+				return in.NewError(openapi3filter.ErrAuthenticationServiceMissing)
+			}
+			return nil
+		},
+	}}
+	if err := openapi3filter.ValidateRequest(r.Context(), in); err != nil {
+		refuse(w, err)
+		return
+	}
+	s.mu.Lock()
+	s.ops = append(s.ops, route.Operation.OperationID)
+	s.mu.Unlock()
+	for code, resp := range route.Operation.Responses.Map() {
+		if status, _ := strconv.Atoi(code); status/100 == 2 {
+			w.WriteHeader(status)
+			json.NewEncoder(w).Encode(least(resp.Value.Content["application/json"].Schema.Value))
+			return
+		}
+	}
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	w.WriteHeader(http.StatusBadRequest)
+	io.WriteString(w, `{"success":false,"error":{"code":"bad_request","message":`+strconv.Quote(err.Error())+`}}`)
+}
+
+func (s *specServer) seen() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.ops)
+}
+
+func (s *specServer) operations() []string {
+	var ops []string
+	for _, item := range s.doc.Paths.Map() {
+		for _, op := range item.Operations() {
+			if !slices.Contains(withoutMethod, op.OperationID) {
+				ops = append(ops, op.OperationID)
+			}
+		}
+	}
+	return ops
+}
+
+// least builds the smallest value that a schema allows.
+func least(schema *openapi3.Schema) any {
+	switch {
+	case len(schema.Enum) > 0:
+		return schema.Enum[0]
+	case schema.Type.Is("object"):
+		object := map[string]any{}
+		for _, name := range schema.Required {
+			object[name] = least(schema.Properties[name].Value)
+		}
+		return object
+	case schema.Type.Is("array"):
+		return []any{}
+	case schema.Type.Is("boolean"):
+		return true
+	case schema.Type.Is("integer"):
+		return 1
+	case schema.Format == "date-time":
+		return "0001-01-01T00:00:00Z"
+	}
+	return "x"
+}

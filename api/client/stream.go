@@ -1,0 +1,226 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/gorilla/websocket"
+)
+
+const (
+	// maxMessageBytes bounds a message of the server, whatever it says of itself.
+	maxMessageBytes = 16 << 20
+	// writeTimeout ends a stream whose peer stopped reading: without it a writer
+	// would hang for as long as the connection looks alive.
+	writeTimeout = 30 * time.Second
+	// closeTimeout is how long a polite goodbye may take.
+	closeTimeout = time.Second
+)
+
+// Stream is a context attached through a WebSocket: it first replays what the
+// context printed and still remembers, then follows. One goroutine may read
+// while others write; the caller closes it.
+type Stream struct {
+	conn *websocket.Conn
+	stop func() bool // ends the watch over the context that Attach was given
+
+	writeMu sync.Mutex // a WebSocket takes one writer at a time
+}
+
+// An Event is what a context sends: [Output], [Prompt] or [Exit].
+type Event interface{ event() }
+
+// Output is something that the context printed.
+type Output struct {
+	Source ContextServerMessageSource // stdout, stderr or pty
+	Data   string
+}
+
+// Prompt tells that a REPL waits for input again.
+type Prompt struct {
+	RequestID string // of the input that it has finished with; see [Stream.Input]
+}
+
+// Exit tells that the context's process ended; nothing follows.
+type Exit struct {
+	Code  int
+	State ContextState
+}
+
+func (Output) event() {}
+func (Prompt) event() {}
+func (Exit) event()   {}
+
+// Attach attaches to a context. Cancelling ctx ends the stream.
+func (c *Client) Attach(ctx context.Context, sandboxID, contextID string) (*Stream, error) {
+	u := c.url(call{path: contextPath(sandboxID, contextID, "ws")})
+	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
+	conn, resp, err := c.dialer().DialContext(ctx, u.String(), c.header(nil))
+	if err != nil {
+		if resp != nil {
+			defer resp.Body.Close()
+			return nil, apiError(resp)
+		}
+		return nil, fmt.Errorf("attaching to context %s: %w", contextID, err)
+	}
+	conn.SetReadLimit(maxMessageBytes)
+	// Closing the connection is the one way to wake a reader.
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	return &Stream{conn: conn, stop: stop}, nil
+}
+
+// dialer speaks to the server in the same way as the HTTP client does, as far
+// as a WebSocket can.
+func (c *Client) dialer() *websocket.Dialer {
+	d := &websocket.Dialer{Proxy: http.ProxyFromEnvironment}
+	if t, ok := c.cfg.HTTPClient.Transport.(*http.Transport); ok {
+		d.Proxy, d.NetDialContext, d.TLSClientConfig = t.Proxy, t.DialContext, t.TLSClientConfig
+	}
+	return d
+}
+
+// Next waits for the next event. It returns io.EOF once the server has closed
+// the stream in order, which it does after [Exit].
+func (s *Stream) Next() (Event, error) {
+	for {
+		_, data, err := s.conn.ReadMessage()
+		if err != nil {
+			return nil, closeError(err)
+		}
+		var m ContextServerMessage
+		if err := json.Unmarshal(data, &m); err != nil {
+			return nil, fmt.Errorf("message of the server: %w", err)
+		}
+		if e := event(m); e != nil {
+			return e, nil
+		}
+	}
+}
+
+// event is nil for messages of a kind that this client does not know.
+func event(m ContextServerMessage) Event {
+	switch {
+	case m.Type == ContextServerMessageTypeOutput:
+		return Output{Source: value(m.Source), Data: value(m.Data)}
+	case m.Type == ContextServerMessageTypeDone && m.ExitCode != nil:
+		return Exit{Code: *m.ExitCode, State: value(m.State)}
+	case m.Type == ContextServerMessageTypeDone:
+		return Prompt{RequestID: value(m.RequestID)}
+	}
+	return nil
+}
+
+// closeError turns an orderly close into io.EOF, unless it has a reason to tell.
+func closeError(err error) error {
+	var closed *websocket.CloseError
+	switch {
+	case !errors.As(err, &closed):
+		return err
+	case closed.Code == websocket.CloseNormalClosure && closed.Text == "":
+		return io.EOF
+	case closed.Text != "":
+		return fmt.Errorf("the server ended the stream: %s", closed.Text)
+	}
+	return fmt.Errorf("the server ended the stream: close code %d", closed.Code)
+}
+
+// Copy writes the context's output to stdout and stderr, a terminal's to stdout,
+// until its process ends.
+func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
+	for {
+		e, err := s.Next()
+		if errors.Is(err, io.EOF) {
+			return Exit{}, io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return Exit{}, err
+		}
+		switch e := e.(type) {
+		case Exit:
+			return e, nil
+		case Output:
+			w := stdout
+			if e.Source == ContextServerMessageSourceStderr {
+				w = stderr
+			}
+			if _, err := io.WriteString(w, e.Data); err != nil {
+				return Exit{}, err
+			}
+		}
+	}
+}
+
+// Write sends bytes to the context's input.
+func (s *Stream) Write(p []byte) (int, error) {
+	// JSON holds text alone; the server takes any other frame as raw bytes.
+	if !utf8.Valid(p) {
+		if err := s.write(websocket.BinaryMessage, p); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	}
+	if err := s.Input(string(p), ""); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Input sends text to the context's input. A REPL answers with a [Prompt] that
+// carries the request id, unless that is empty, when it has finished with it.
+func (s *Stream) Input(text, requestID string) error {
+	m := ContextClientMessage{Type: ContextClientMessageTypeInput, Data: &text}
+	if requestID != "" {
+		m.RequestID = &requestID
+	}
+	return s.send(m)
+}
+
+// Resize tells the context's terminal its size.
+func (s *Stream) Resize(size PTYSize) error {
+	return s.send(ContextClientMessage{Type: ContextClientMessageTypeResize, Rows: &size.Rows, Cols: &size.Cols})
+}
+
+// Signal signals the context's process: "TERM", "SIGTERM" or "15".
+func (s *Stream) Signal(name string) error {
+	return s.send(ContextClientMessage{Type: ContextClientMessageTypeSignal, Signal: &name})
+}
+
+// Close ends the stream; the context lives on.
+func (s *Stream) Close() error {
+	s.stop()
+	// The goodbye is a courtesy: the connection is closed either way.
+	_ = s.conn.WriteControl(websocket.CloseMessage,
+		websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(closeTimeout))
+	return s.conn.Close()
+}
+
+func (s *Stream) send(m ContextClientMessage) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return s.write(websocket.TextMessage, b)
+}
+
+func (s *Stream) write(kind int, p []byte) error {
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
+	s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	return s.conn.WriteMessage(kind, p)
+}
+
+func value[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
+	}
+	return *p
+}
