@@ -1,0 +1,211 @@
+// Package cgroup limits and measures what each sandbox takes from its host, on
+// cgroup v1, hybrid and v2 alike.
+//
+// It owns every group below its parent, one a sandbox, named by the id. A group
+// is made with its limits before anything of the sandbox runs, so that warming
+// is bounded from its first instruction; runsc joins a group that it finds and
+// leaves its limits alone. On v1 runsc adds directories in hierarchies that we
+// do not use; Remove takes those too. The package keeps no state in memory and
+// never touches a group that is not below its parent.
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/sandbox"
+)
+
+// removeInterval is the pause between looks at a group whose last processes are
+// on their way out; neither hierarchy tells v1 and v2 callers alike.
+const removeInterval = 10 * time.Millisecond
+
+// Groups is safe for concurrent use on different sandboxes.
+type Groups struct {
+	layout Layout
+	parent string
+}
+
+// Open makes sure of the parent, an absolute path below the hierarchies' roots.
+func Open(layout Layout, parent string) (*Groups, error) {
+	parent = path.Clean("/" + parent)
+	if parent == "/" {
+		return nil, errors.New("control groups: want a parent below the root")
+	}
+	if err := layout.ensureParent(parent); err != nil {
+		return nil, fmt.Errorf("control group %s: %w", parent, err)
+	}
+	return &Groups{layout: layout, parent: parent}, nil
+}
+
+// Path is the group's path for an OCI spec.
+func (g *Groups) Path(id sandbox.ID) string { return path.Join(g.parent, string(id)) }
+
+// Create makes the group with its limits.
+func (g *Groups) Create(id sandbox.ID, want Limits) error {
+	if err := g.layout.mkdir(g.Path(id)); err != nil {
+		return fmt.Errorf("control group of %s: %w", id, err)
+	}
+	return g.apply(id, g.layout.settings(want))
+}
+
+// Set changes the limits that differ.
+func (g *Groups) Set(id sandbox.ID, from, to Limits) error {
+	return g.apply(id, changed(g.layout.settings(from), g.layout.settings(to)))
+}
+
+func (g *Groups) apply(id sandbox.ID, settings []setting) error {
+	for _, s := range settings {
+		err := write(filepath.Join(g.layout.dir(s.controller, g.Path(id)), s.file), s.value)
+		if s.optional && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("control group of %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// Stats is what a sandbox uses now, and has used.
+type Stats struct {
+	CPU         time.Duration
+	MemoryBytes int64
+	Pids        int64
+	OOMKills    int64
+}
+
+// Stats reads the group's counters.
+func (g *Groups) Stats(id sandbox.ID) (Stats, error) {
+	files := []struct{ controller, file, key string }{
+		{"cpuacct", "cpuacct.usage", ""}, {"memory", "memory.usage_in_bytes", ""}, {"pids", "pids.current", ""}, {"memory", "memory.oom_control", "oom_kill"},
+	}
+	unit := time.Nanosecond
+	if g.layout.Unified != "" {
+		files[0].file, files[0].key = "cpu.stat", "usage_usec"
+		files[1].file = "memory.current"
+		files[3].file = "memory.events"
+		unit = time.Microsecond
+	}
+	var values [4]int64
+	for i, f := range files {
+		v, err := readCounter(filepath.Join(g.layout.dir(f.controller, g.Path(id)), f.file), f.key)
+		if err != nil {
+			return Stats{}, fmt.Errorf("usage of %s: %w", id, err)
+		}
+		values[i] = v
+	}
+	return Stats{CPU: time.Duration(values[0]) * unit, MemoryBytes: values[1], Pids: values[2], OOMKills: values[3]}, nil
+}
+
+// readCounter reads a number, or the number after key in a file of "key number" lines.
+func readCounter(path, key string) (int64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	if key == "" {
+		return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, key+" "); ok {
+			return strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s: no %q", path, key)
+}
+
+// Remove kills whatever still runs in the group and removes it everywhere.
+func (g *Groups) Remove(ctx context.Context, id sandbox.ID) error {
+	for {
+		err := g.tryRemove(id)
+		if err == nil || !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(removeInterval):
+		}
+	}
+}
+
+func (g *Groups) tryRemove(id sandbox.ID) error {
+	var all []error
+	for _, dir := range g.layout.dirs(g.Path(id)) {
+		err := unix.Rmdir(dir)
+		if errors.Is(err, unix.EBUSY) {
+			killAll(dir, g.Path(id))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			all = append(all, fmt.Errorf("removing control group of %s: %s: %w", id, dir, err))
+		}
+	}
+	return errors.Join(all...)
+}
+
+// killAll kills what runs in the group's directory. What it misses is there at the next look.
+func killAll(dir, group string) {
+	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return
+	}
+	for _, field := range strings.Fields(string(procs)) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+			killMember(pid, group)
+		}
+	}
+}
+
+// killMember kills the process if it is in the group. The pid may have become
+// somebody else's since it was read: the descriptor pins the process, then its
+// membership is looked up, then it is killed.
+func killMember(pid int, group string) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(groups)) {
+		if strings.HasSuffix(strings.TrimSpace(line), group) {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			return
+		}
+	}
+}
+
+// List finds every group below the parent whose name is an id, in any hierarchy.
+func (g *Groups) List() ([]sandbox.ID, error) {
+	seen := map[sandbox.ID]bool{}
+	var all []sandbox.ID
+	for _, dir := range g.layout.dirs(g.parent) {
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) { // a hierarchy that nothing has used yet
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("listing control groups: %w", err)
+		}
+		for _, e := range entries {
+			if id, err := sandbox.ParseID(e.Name()); err == nil && e.IsDir() && !seen[id] {
+				seen[id] = true
+				all = append(all, id)
+			}
+		}
+	}
+	return all, nil
+}
