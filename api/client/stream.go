@@ -183,6 +183,11 @@ func (s *Stream) Input(text, requestID string) error {
 	return s.send(m)
 }
 
+// CloseInput says that no more input follows: the process reads an end of file.
+func (s *Stream) CloseInput() error {
+	return s.send(ContextClientMessage{Type: ContextClientMessageTypeEOF})
+}
+
 // Resize tells the context's terminal its size.
 func (s *Stream) Resize(size PTYSize) error {
 	return s.send(ContextClientMessage{Type: ContextClientMessageTypeResize, Rows: &size.Rows, Cols: &size.Cols})

@@ -111,7 +111,7 @@ func TestStreamInput(t *testing.T) {
 	_, err := io.WriteString(s, "größe\x04")
 	errs = append(errs, err)
 	_, err = s.Write([]byte{0xff, 0x00})
-	errs = append(errs, err, s.Resize(client.PTYSize{Rows: 24, Cols: 80}), s.Signal("INT"))
+	errs = append(errs, err, s.Resize(client.PTYSize{Rows: 24, Cols: 80}), s.Signal("INT"), s.CloseInput())
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +121,7 @@ func TestStreamInput(t *testing.T) {
 		{websocket.BinaryMessage, "\xff\x00"},
 		{websocket.TextMessage, `{"cols":80,"rows":24,"type":"resize"}`},
 		{websocket.TextMessage, `{"signal":"INT","type":"signal"}`},
+		{websocket.TextMessage, `{"type":"eof"}`},
 	} {
 		if got := <-frames; got != want {
 			t.Errorf("sent %+v, want %+v", got, want)

@@ -28,6 +28,7 @@ const (
 	FrameInput  byte = 16 // payload: request id length (1 byte), request id, bytes for stdin
 	FrameResize byte = 17 // payload: JSON PTYSize
 	FrameSignal byte = 18 // payload: JSON SignalRequest
+	FrameEOF    byte = 19 // no more input follows: closes a pipe, types ^D into a terminal; no payload
 )
 
 // MaxFrameBytes bounds a payload in either direction.

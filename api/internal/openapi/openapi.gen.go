@@ -52,6 +52,7 @@ func (e AuthProviderType) Valid() bool {
 
 // Defines values for ContextClientMessageType.
 const (
+	ContextClientMessageTypeEOF    ContextClientMessageType = "eof"
 	ContextClientMessageTypeInput  ContextClientMessageType = "input"
 	ContextClientMessageTypeResize ContextClientMessageType = "resize"
 	ContextClientMessageTypeSignal ContextClientMessageType = "signal"
@@ -60,6 +61,8 @@ const (
 // Valid indicates whether the value is a known member of the ContextClientMessageType enum.
 func (e ContextClientMessageType) Valid() bool {
 	switch e {
+	case ContextClientMessageTypeEOF:
+		return true
 	case ContextClientMessageTypeInput:
 		return true
 	case ContextClientMessageTypeResize:
@@ -880,11 +883,13 @@ type ContextClientMessage struct {
 	Rows *uint16 `json:"rows,omitempty"`
 
 	// Signal signal
-	Signal *string                  `json:"signal,omitempty"`
-	Type   ContextClientMessageType `json:"type"`
+	Signal *string `json:"signal,omitempty"`
+
+	// Type `eof` says that no more input follows: it closes stdin.
+	Type ContextClientMessageType `json:"type"`
 }
 
-// ContextClientMessageType defines model for ContextClientMessage.Type.
+// ContextClientMessageType `eof` says that no more input follows: it closes stdin.
 type ContextClientMessageType string
 
 // ContextExecRequest defines model for ContextExecRequest.
