@@ -1,0 +1,81 @@
+// Package auth says who is calling and what that caller may do.
+//
+// It owns the formats of passwords, access tokens and API keys, the table from
+// roles to permissions, and the memory of API keys that were verified lately.
+// What it remembers is a minute old at most and dropped whenever a key changes
+// anywhere. It never stores a secret, never logs a token and leaves the rest of
+// identity (who exists) to its callers.
+package auth
+
+import (
+	"slices"
+	"strings"
+)
+
+// Permission is one thing that a caller may be allowed to do.
+type Permission string
+
+// The permissions of the contract.
+const (
+	SandboxCreate  Permission = "sandbox:create"
+	SandboxRead    Permission = "sandbox:read"
+	SandboxWrite   Permission = "sandbox:write"
+	SandboxDelete  Permission = "sandbox:delete"
+	TemplateCreate Permission = "template:create"
+	TemplateRead   Permission = "template:read"
+	TemplateWrite  Permission = "template:write"
+	TemplateDelete Permission = "template:delete"
+	APIKeyManage   Permission = "apikey:manage"
+
+	everything Permission = "*"
+)
+
+// The roles that a team can give.
+const (
+	RoleAdmin     = "admin"
+	RoleDeveloper = "developer"
+	RoleBuilder   = "builder"
+	RoleViewer    = "viewer"
+)
+
+// granted is the contract's table. Permissions of parts that this server does
+// not serve yet are listed too: keys show what they grant.
+var granted = map[string][]Permission{
+	RoleAdmin: {
+		everything,
+	},
+	RoleDeveloper: {
+		SandboxCreate, SandboxRead, SandboxWrite, SandboxDelete, TemplateRead, "registry:write",
+		"credentialsource:read", "credentialsource:write", "credentialsource:delete",
+		"sandboxvolume:create", "sandboxvolume:read", "sandboxvolume:write", "sandboxvolume:delete",
+		"sandboxvolumefile:read", "sandboxvolumefile:write", "quota:read",
+	},
+	RoleBuilder: {
+		TemplateRead, "registry:write",
+	},
+	RoleViewer: {
+		SandboxRead, TemplateRead, "credentialsource:read", "sandboxvolume:read", "sandboxvolumefile:read", "quota:read",
+	},
+}
+
+// ValidRole reports whether a team can give the role.
+func ValidRole(role string) bool { return granted[role] != nil }
+
+// Permissions is what the roles grant together, sorted.
+func Permissions(roles []string) []Permission {
+	var all []Permission
+	for _, r := range roles {
+		all = append(all, granted[r]...)
+	}
+	slices.SortFunc(all, func(a, b Permission) int { return strings.Compare(string(a), string(b)) })
+	return slices.Compact(all)
+}
+
+func grants(roles []string, p Permission) bool {
+	for _, r := range roles {
+		if list := granted[r]; slices.Contains(list, p) || slices.Contains(list, everything) {
+			return true
+		}
+	}
+	return false
+}
