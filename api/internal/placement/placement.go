@@ -1,0 +1,323 @@
+// Package placement knows, in memory, what the nodes have: free slots, claimed
+// sandboxes and pool counters, as their streams tell.
+//
+// The table is a view, never the truth: a slot taken from it is only this
+// replica's choice, and the node's compare-and-swap decides. A node whose stream
+// was lost keeps its sandboxes in the view, for requests must still find their
+// way there, but none of its slots can be taken. The package does no I/O and
+// starts nothing; package nodes feeds it.
+package placement
+
+import (
+	"maps"
+	"math/rand/v2"
+	"sync"
+
+	"s0.run/internal/sandbox"
+)
+
+// Slot is a free slot of a node.
+type Slot struct {
+	Node       string
+	ID         sandbox.ID
+	Generation sandbox.Generation
+	PoolKey    string
+}
+
+// Sandbox is a claimed sandbox as its node has it.
+type Sandbox struct {
+	Node       string
+	ID         sandbox.ID
+	Generation sandbox.Generation
+	State      sandbox.State
+	Reason     string
+	Team       string
+	ClaimID    string
+}
+
+// Pool is what a node says of one of its pools.
+type Pool struct {
+	Key       string
+	Idle      uint32
+	Warming   uint32
+	Claimed   uint32
+	LastError string
+}
+
+// Snapshot is all that a node has, told at once.
+type Snapshot struct {
+	Slots     map[sandbox.ID]Slot
+	Sandboxes map[sandbox.ID]Sandbox
+	Pools     map[string]Pool
+}
+
+// NewSnapshot makes an empty snapshot.
+func NewSnapshot() *Snapshot {
+	return &Snapshot{Slots: map[sandbox.ID]Slot{}, Sandboxes: map[sandbox.ID]Sandbox{}, Pools: map[string]Pool{}}
+}
+
+// Node describes a node to those who choose between them.
+type Node struct {
+	Name          string
+	NetworkPolicy bool // it enforces network policy
+}
+
+// Table is safe for concurrent use.
+type Table struct {
+	mu        sync.RWMutex
+	nodes     map[string]*node
+	free      map[string]*slotList    // by pool key
+	sandboxes map[sandbox.ID]*Sandbox // of all nodes
+}
+
+type node struct {
+	Node
+	synced bool
+	slots  map[sandbox.ID]string // pool keys of its free slots
+	own    map[sandbox.ID]bool   // its sandboxes
+	pools  map[string]Pool
+}
+
+// New makes an empty table.
+func New() *Table {
+	return &Table{nodes: map[string]*node{}, free: map[string]*slotList{}, sandboxes: map[sandbox.ID]*Sandbox{}}
+}
+
+// Sync replaces everything that is known of a node: its stream has told all.
+func (t *Table) Sync(n Node, s *Snapshot) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if old := t.nodes[n.Name]; old != nil {
+		t.dropSlots(old)
+		for id := range old.own {
+			delete(t.sandboxes, id)
+		}
+	}
+	maps.DeleteFunc(t.free, func(_ string, l *slotList) bool { return len(l.slots) == 0 }) // of templates that changed
+	fresh := &node{Node: n, synced: true, slots: map[sandbox.ID]string{}, own: map[sandbox.ID]bool{}, pools: s.Pools}
+	t.nodes[n.Name] = fresh
+	for _, slot := range s.Slots {
+		t.addSlot(fresh, slot)
+	}
+	for _, sb := range s.Sandboxes {
+		t.putSandbox(fresh, sb)
+	}
+}
+
+// Lost says that a node's stream has ended.
+func (t *Table) Lost(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[name]; n != nil {
+		n.synced = false
+		t.dropSlots(n)
+	}
+}
+
+// update changes one synced node; what an unknown node says changes nothing.
+func (t *Table) update(name string, f func(n *node)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[name]; n != nil && n.synced {
+		f(n)
+	}
+}
+
+// SlotFree adds a slot that became claimable.
+func (t *Table) SlotFree(s Slot) { t.update(s.Node, func(n *node) { t.addSlot(n, s) }) }
+
+// SlotTaken removes a slot that is not claimable any more.
+func (t *Table) SlotTaken(name string, id sandbox.ID) {
+	t.update(name, func(n *node) {
+		if key, ok := n.slots[id]; ok {
+			delete(n.slots, id)
+			t.free[key].remove(id)
+		}
+	})
+}
+
+// SandboxChanged adds or replaces a claimed sandbox.
+func (t *Table) SandboxChanged(sb Sandbox) {
+	t.update(sb.Node, func(n *node) { t.putSandbox(n, sb) })
+}
+
+// SandboxGone removes a sandbox that has ended.
+func (t *Table) SandboxGone(name string, id sandbox.ID) {
+	t.update(name, func(n *node) {
+		if n.own[id] {
+			delete(n.own, id)
+			delete(t.sandboxes, id)
+		}
+	})
+}
+
+// PoolChanged replaces a pool's counters.
+func (t *Table) PoolChanged(name string, p Pool) {
+	t.update(name, func(n *node) { n.pools[p.Key] = p })
+}
+
+// Take takes a free slot of a pool out of the table, chosen by chance so that
+// replicas rarely want the same one. It reports false when there is none.
+func (t *Table) Take(poolKey string) (Slot, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := t.free[poolKey]
+	if list == nil || len(list.slots) == 0 {
+		return Slot{}, false
+	}
+	s := list.slots[rand.IntN(len(list.slots))]
+	list.remove(s.ID)
+	delete(t.nodes[s.Node].slots, s.ID)
+	return s, true
+}
+
+// ColdNode chooses the node with the fewest sandboxes for a start without a
+// slot, except those that refused already.
+func (t *Table) ColdNode(except map[string]bool) (string, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	best, fewest := "", 0
+	for name, n := range t.nodes {
+		if n.synced && !except[name] && (best == "" || len(n.own) < fewest) {
+			best, fewest = name, len(n.own)
+		}
+	}
+	return best, best != ""
+}
+
+// Lookup finds a claimed sandbox. synced is false when its node's stream is
+// lost, so that the state may be old.
+func (t *Table) Lookup(id sandbox.ID) (sb Sandbox, synced, ok bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	p := t.sandboxes[id]
+	if p == nil {
+		return Sandbox{}, false, false
+	}
+	return *p, t.nodes[p.Node].synced, true
+}
+
+// SandboxesOf lists the sandboxes of a synced node; false when it is not.
+func (t *Table) SandboxesOf(name string) ([]Sandbox, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.nodes[name]
+	if n == nil || !n.synced {
+		return nil, false
+	}
+	list := make([]Sandbox, 0, len(n.own))
+	for id := range n.own {
+		list = append(list, *t.sandboxes[id])
+	}
+	return list, true
+}
+
+// Synced lists the nodes whose streams are whole.
+func (t *Table) Synced() []Node {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var list []Node
+	for _, n := range t.nodes {
+		if n.synced {
+			list = append(list, n.Node)
+		}
+	}
+	return list
+}
+
+// IsSynced reports whether a node's stream is whole.
+func (t *Table) IsSynced(name string) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.nodes[name]
+	return n != nil && n.synced
+}
+
+// Pools sums up the pools whose keys match over all nodes. Of the last errors,
+// one is kept.
+func (t *Table) Pools(match func(key string) bool) Pool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var sum Pool
+	for _, n := range t.nodes {
+		for key, p := range n.pools {
+			if !match(key) {
+				continue
+			}
+			sum.Idle += p.Idle
+			sum.Warming += p.Warming
+			sum.Claimed += p.Claimed
+			if p.LastError != "" {
+				sum.LastError = p.LastError
+			}
+		}
+	}
+	return sum
+}
+
+// Free counts the slots that can be taken.
+func (t *Table) Free() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	total := 0
+	for _, list := range t.free {
+		total += len(list.slots)
+	}
+	return total
+}
+
+func (t *Table) addSlot(n *node, s Slot) {
+	if _, known := n.slots[s.ID]; known {
+		return
+	}
+	list := t.free[s.PoolKey]
+	if list == nil {
+		list = &slotList{at: map[sandbox.ID]int{}}
+		t.free[s.PoolKey] = list
+	}
+	n.slots[s.ID] = s.PoolKey
+	list.add(s)
+}
+
+func (t *Table) dropSlots(n *node) {
+	for id, key := range n.slots {
+		t.free[key].remove(id)
+	}
+	clear(n.slots)
+}
+
+// putSandbox ignores a sandbox that another node has in a later generation: the
+// teller is a node that was fenced.
+func (t *Table) putSandbox(n *node, sb Sandbox) {
+	if old := t.sandboxes[sb.ID]; old != nil && old.Node != n.Name {
+		if old.Generation >= sb.Generation {
+			return
+		}
+		delete(t.nodes[old.Node].own, sb.ID)
+	}
+	n.own[sb.ID] = true
+	t.sandboxes[sb.ID] = &sb
+}
+
+// slotList is a set of slots with a random choice in constant time.
+type slotList struct {
+	slots []Slot
+	at    map[sandbox.ID]int // index into slots
+}
+
+func (l *slotList) add(s Slot) {
+	l.at[s.ID] = len(l.slots)
+	l.slots = append(l.slots, s)
+}
+
+func (l *slotList) remove(id sandbox.ID) {
+	i, ok := l.at[id]
+	if !ok {
+		return
+	}
+	last := len(l.slots) - 1
+	l.slots[i] = l.slots[last]
+	l.at[l.slots[i].ID] = i
+	l.slots = l.slots[:last]
+	delete(l.at, id)
+}
