@@ -1,0 +1,108 @@
+package channel
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"s0.run/internal/procapi"
+)
+
+const (
+	// maxControlBytes bounds the answers that noded itself reads.
+	maxControlBytes = 16 << 10
+	// helloTimeout bounds one question; a warming sandbox is asked again.
+	helloTimeout = 5 * time.Second
+	// helloInterval paces the questions to a procd that is not ready yet.
+	helloInterval = 50 * time.Millisecond
+	maxHelloField = 128
+)
+
+// WaitReady waits until procd is connected and says that it is ready.
+func (c *Channel) WaitReady(ctx context.Context) (procapi.Hello, error) {
+	for {
+		hello, err := c.hello(ctx)
+		if err == nil && hello.Ready {
+			return hello, nil
+		}
+		if err == nil {
+			err = fmt.Errorf("procd %s is not ready", hello.Version)
+		}
+		select {
+		case <-ctx.Done():
+			return procapi.Hello{}, err // says more than that the time is up
+		case <-time.After(helloInterval):
+		}
+	}
+}
+
+func (c *Channel) hello(ctx context.Context) (procapi.Hello, error) {
+	if _, err := c.connection(ctx); err != nil {
+		return procapi.Hello{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	var h procapi.Hello
+	if err := c.call(ctx, http.MethodGet, procapi.PathHello, nil, &h); err != nil {
+		return procapi.Hello{}, err
+	}
+	if !printable(h.Version) || !printable(h.BootID) {
+		return procapi.Hello{}, fmt.Errorf("procd's hello: want short printable fields, got %.40q, %.40q", h.Version, h.BootID)
+	}
+	return h, nil
+}
+
+// Init gives the sandbox to its tenant. It returns when procd has applied it.
+func (c *Channel) Init(ctx context.Context, in procapi.Init) error {
+	return c.call(ctx, http.MethodPost, procapi.PathInit, in, &struct{}{})
+}
+
+// call exchanges JSON with procd. The answer is data: bounded, parsed, no more.
+func (c *Channel) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader = http.NoBody
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("asking procd for %s: %w", path, err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://procd"+path, body)
+	if err != nil {
+		return fmt.Errorf("asking procd for %s: %w", path, err)
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.RoundTrip(req)
+	if err != nil {
+		return fmt.Errorf("asking procd for %s: %w", path, err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxControlBytes+1))
+	switch {
+	case err != nil:
+		return fmt.Errorf("asking procd for %s: %w", path, err)
+	case len(answer) > maxControlBytes:
+		return fmt.Errorf("asking procd for %s: answer of more than %d bytes", path, maxControlBytes)
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("asking procd for %s: status %d: %.200q", path, resp.StatusCode, answer)
+	}
+	if err := json.Unmarshal(answer, out); err != nil {
+		return fmt.Errorf("asking procd for %s: answer: %w", path, err)
+	}
+	return nil
+}
+
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return len(s) <= maxHelloField
+}

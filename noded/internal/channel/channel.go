@@ -1,0 +1,266 @@
+// Package channel is the connection between noded and one sandbox's procd.
+//
+// noded listens on a unix socket in the slot's directory, which the sandbox sees
+// at procapi.Dir; procd dials it and is the HTTP/2 server of that connection.
+// The path is the identity: whatever dials is this sandbox and speaks for this
+// sandbox alone. The other end is hostile. Anything inside may dial, so the
+// latest connection wins and dialling is rationed; every answer is bounded in
+// size and time and checked before use; nothing that it says becomes a path, an
+// id or a permission.
+//
+// A [Channel] owns its socket and its connection. It never decides what a loss
+// means: it reports it.
+package channel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/procapi"
+)
+
+const (
+	// acceptInterval rations dialling: a sandbox that dials in a loop costs the
+	// node next to nothing, and procd's own redial waits no longer than this.
+	acceptInterval = 20 * time.Millisecond
+	// acceptRetry is the pause after a failed accept, such as for want of descriptors.
+	acceptRetry = 200 * time.Millisecond
+	// connectWait is how long a request waits for procd to (re)dial.
+	connectWait = 2 * time.Second
+	// writeTimeout ends a connection whose other end has stopped reading.
+	writeTimeout = 10 * time.Second
+
+	maxHeaderBytes = 64 << 10
+	// One unread response holds up to streamWindow, all of a sandbox together up
+	// to connWindow: so many slow readers must not stop the others.
+	streamWindow = 128 << 10
+	connWindow   = 32 << 20
+)
+
+// ErrDisconnected is returned when procd does not connect in time.
+var ErrDisconnected = errors.New("procd is not connected")
+
+// Config describes one channel.
+type Config struct {
+	Dir string // the slot's directory, which exists
+	// Lost is called when a connection was lost and no new one came within
+	// Grace. It must not block.
+	Lost  func()
+	Grace time.Duration
+}
+
+// Channel is safe for concurrent use.
+type Channel struct {
+	cfg      Config
+	listener *net.UnixListener
+
+	mu      sync.Mutex
+	current *link         // nil while procd is not connected
+	arrived chan struct{} // closed while current is set
+	loss    *time.Timer   // running while a lost connection's Grace does; nil otherwise
+	closed  bool
+}
+
+// link is one connection of procd's; Channel.mu guards dead.
+type link struct {
+	net.Conn
+	client *http.ClientConn
+	lost   func(*link) // told when the connection is closed from either side
+	dead   bool
+}
+
+// Close is how the HTTP/2 client says that the connection has ended.
+func (l *link) Close() error {
+	err := l.Conn.Close()
+	l.lost(l)
+	return err
+}
+
+// Listen binds the socket, in place of one that an earlier noded left behind:
+// procd, whose connection broke with that process, redials the same path.
+func Listen(cfg Config) (*Channel, error) {
+	l, err := listen(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("listening for procd in %s: %w", cfg.Dir, err)
+	}
+	return &Channel{cfg: cfg, listener: l, arrived: make(chan struct{})}, nil
+}
+
+func listen(dir string) (*net.UnixListener, error) {
+	name := filepath.Base(procapi.Socket)
+	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	// Through the directory's descriptor: a socket's address holds 107 bytes, a path may be longer.
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	short := fmt.Sprintf("/proc/self/fd/%d/%s", fd, name)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: short, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // by then the name may be a successor's
+	if err := os.Chmod(short, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// Run accepts connections until ctx ends, then closes the socket and the
+// connection. It must run exactly once for each Channel.
+func (c *Channel) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { c.listener.Close() })
+	defer stop()
+	defer c.close()
+	for ctx.Err() == nil {
+		pause := acceptInterval
+		if conn, err := c.listener.Accept(); err == nil {
+			c.attach(ctx, conn)
+		} else {
+			pause = acceptRetry
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+	return nil
+}
+
+func (c *Channel) close() {
+	c.mu.Lock()
+	c.closed = true
+	old := c.current
+	if c.loss != nil {
+		c.loss.Stop()
+	}
+	c.mu.Unlock()
+	if old != nil {
+		old.client.Close()
+	}
+}
+
+// attach makes conn the channel's connection.
+func (c *Channel) attach(ctx context.Context, conn net.Conn) {
+	l := &link{Conn: conn, lost: c.detach}
+	client, err := transport.NewClientConn(context.WithValue(ctx, linkKey{}, l), "http", "procd:80")
+	if err != nil {
+		l.Conn.Close()
+		return
+	}
+	l.client = client
+	if old := c.replace(l); old != nil {
+		old.client.Close()
+	}
+}
+
+// replace makes l current and returns what is to be closed: its predecessor, or
+// l itself if it came too late.
+func (c *Channel) replace(l *link) *link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return l
+	}
+	if l.dead {
+		return nil
+	}
+	old := c.current
+	c.current = l
+	if old == nil {
+		close(c.arrived)
+	}
+	if c.loss != nil {
+		c.loss.Stop()
+		c.loss = nil
+	}
+	return old
+}
+
+func (c *Channel) detach(l *link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l.dead = true
+	if c.current != l {
+		return
+	}
+	c.current = nil
+	c.arrived = make(chan struct{})
+	if !c.closed {
+		c.loss = time.AfterFunc(c.cfg.Grace, c.report)
+	}
+}
+
+func (c *Channel) report() {
+	c.mu.Lock()
+	lost := c.current == nil && !c.closed
+	c.mu.Unlock()
+	if lost {
+		c.cfg.Lost()
+	}
+}
+
+// connection waits for procd to be connected.
+func (c *Channel) connection(ctx context.Context) (*http.ClientConn, error) {
+	for {
+		c.mu.Lock()
+		current, arrived := c.current, c.arrived
+		c.mu.Unlock()
+		if current != nil {
+			return current.client, nil
+		}
+		select {
+		case <-arrived:
+		case <-ctx.Done():
+			return nil, ErrDisconnected
+		}
+	}
+}
+
+// RoundTrip sends a request to procd; the URL's scheme and host do not matter.
+// It waits a moment for procd to be connected, else fails with [ErrDisconnected].
+func (c *Channel) RoundTrip(req *http.Request) (*http.Response, error) {
+	wait, cancel := context.WithTimeout(req.Context(), connectWait)
+	client, err := c.connection(wait)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	return client.RoundTrip(req)
+}
+
+type linkKey struct{}
+
+// transport makes the HTTP/2 clients; it holds no connection of its own.
+var transport = newTransport()
+
+func newTransport() *http.Transport {
+	t := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return ctx.Value(linkKey{}).(*link), nil
+		},
+		Protocols:              new(http.Protocols),
+		DisableCompression:     true, // bytes pass through as they are
+		MaxResponseHeaderBytes: maxHeaderBytes,
+		HTTP2: &http.HTTP2Config{
+			MaxReceiveBufferPerStream:     streamWindow,
+			MaxReceiveBufferPerConnection: connWindow,
+			WriteByteTimeout:              writeTimeout,
+		},
+	}
+	t.Protocols.SetUnencryptedHTTP2(true)
+	return t
+}
