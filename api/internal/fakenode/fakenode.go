@@ -1,0 +1,337 @@
+// Package fakenode is a node for tests of the API server: it speaks the node API
+// and the data plane on a unix socket, keeps slots and sandboxes in memory, and
+// does what a test tells it to do wrong.
+//
+// It is a remote control plane's stand-in, nothing else imports it. It owns its
+// listener, which ends with the test.
+package fakenode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/nodeapi/nodeapiconnect"
+	"s0.run/internal/sandbox"
+)
+
+// Node is a node. Its exported fields are set before Start.
+type Node struct {
+	Name          string
+	Cluster       string
+	NetworkPolicy bool
+	NoRefill      bool         // pools are filled once
+	Proc          http.Handler // every sandbox's procd; it sees procd's own paths and the id in the header SandboxHeader
+
+	// OnClaim may refuse or delay a claim, before it takes effect.
+	OnClaim func(ctx context.Context, req *nodeapi.ClaimRequest) error
+	// AfterClaim may lose a claim's answer, after it took effect.
+	AfterClaim func(ctx context.Context, req *nodeapi.ClaimRequest) error
+
+	Socket string
+
+	mu        sync.Mutex
+	pools     map[string]*nodeapi.Pool
+	setPools  int
+	free      map[string]*nodeapi.Slot
+	sandboxes map[string]*nodeapi.Sandbox
+	claims    map[string]string // claim id → sandbox id, for good
+	deletes   map[string]string // sandbox id → reason
+	watchers  map[chan *nodeapi.Event]bool
+	srv       *http.Server
+}
+
+// SandboxHeader names the sandbox to the Proc handler.
+const SandboxHeader = "X-Fake-Sandbox"
+
+// Start serves the node until the test ends.
+func Start(t testing.TB, n *Node) *Node {
+	t.Helper()
+	if n.Name == "" {
+		n.Name = "n1"
+	}
+	if n.Cluster == "" {
+		n.Cluster = "local"
+	}
+	if n.Socket == "" {
+		n.Socket = filepath.Join(t.TempDir(), "node.sock")
+	}
+	n.pools, n.free, n.sandboxes = map[string]*nodeapi.Pool{}, map[string]*nodeapi.Slot{}, map[string]*nodeapi.Sandbox{}
+	n.claims, n.deletes, n.watchers = map[string]string{}, map[string]string{}, map[chan *nodeapi.Event]bool{}
+	n.Listen(t)
+	t.Cleanup(n.Stop)
+	return n
+}
+
+// Listen serves again after Stop; what the node had is still there.
+func (n *Node) Listen(t testing.TB) {
+	t.Helper()
+	l, err := net.Listen("unix", n.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle(nodeapiconnect.NewNodeHandler(n))
+	mux.HandleFunc(nodeapi.ProcPrefix+"{id}/{path...}", n.proxy)
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	srv := &http.Server{Handler: mux, Protocols: protocols}
+	n.mu.Lock()
+	n.srv = srv
+	n.mu.Unlock()
+	go srv.Serve(l)
+}
+
+// Stop ends every connection, as a crash of the node's daemon does.
+func (n *Node) Stop() {
+	n.mu.Lock()
+	srv := n.srv
+	n.mu.Unlock()
+	srv.Close()
+}
+
+func (n *Node) proxy(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	n.mu.Lock()
+	sb := n.sandboxes[id]
+	running := sb.GetState() == string(sandbox.Running)
+	n.mu.Unlock()
+	if !running || n.Proc == nil {
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `{"code":"sandbox_not_found","message":"sandbox not found"}`)
+		return
+	}
+	r = r.Clone(r.Context())
+	r.URL.Path = "/" + r.PathValue("path")
+	r.URL.RawPath = ""
+	r.Header.Set(SandboxHeader, id)
+	n.Proc.ServeHTTP(w, r)
+}
+
+// Info implements the node API.
+func (n *Node) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
+	return &nodeapi.InfoResponse{Node: n.Name, Cluster: n.Cluster, Version: "fake", RuntimeClasses: []string{"gvisor"}, NetworkPolicy: n.NetworkPolicy}, nil
+}
+
+// SetPools implements the node API: slots are there at once.
+func (n *Node) SetPools(_ context.Context, req *nodeapi.SetPoolsRequest) (*nodeapi.SetPoolsResponse, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.setPools++
+	pools := map[string]*nodeapi.Pool{}
+	for _, p := range req.GetPools() {
+		pools[p.GetKey()] = p
+	}
+	for id, s := range n.free {
+		if pools[s.GetPoolKey()] == nil {
+			n.takeLocked(id)
+		}
+	}
+	for key := range pools {
+		if old := n.pools[key]; old == nil || !n.NoRefill {
+			n.fillLocked(pools[key])
+		}
+	}
+	n.pools = pools
+	return &nodeapi.SetPoolsResponse{}, nil
+}
+
+func (n *Node) fillLocked(p *nodeapi.Pool) {
+	idle := uint32(0)
+	for _, s := range n.free {
+		if s.GetPoolKey() == p.GetKey() {
+			idle++
+		}
+	}
+	for ; idle < p.GetMinIdle(); idle++ {
+		id, err := sandbox.NewID(n.Cluster)
+		if err != nil {
+			panic(err)
+		}
+		s := &nodeapi.Slot{Id: string(id), PoolKey: p.GetKey(), Generation: 1}
+		n.free[s.GetId()] = s
+		n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_SlotFree{SlotFree: s}})
+	}
+	n.poolLocked(p.GetKey())
+}
+
+func (n *Node) poolLocked(key string) {
+	st := &nodeapi.PoolStatus{Key: key}
+	for _, s := range n.free {
+		if s.GetPoolKey() == key {
+			st.Idle++
+		}
+	}
+	for _, sb := range n.sandboxes {
+		if sb.GetPoolKey() == key {
+			st.Claimed++
+		}
+	}
+	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Pool{Pool: st}})
+}
+
+func (n *Node) takeLocked(id string) {
+	delete(n.free, id)
+	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_SlotTaken{SlotTaken: id}})
+}
+
+// tellLocked drops a watcher that does not keep up, as the node API says.
+func (n *Node) tellLocked(e *nodeapi.Event) {
+	for ch := range n.watchers {
+		select {
+		case ch <- e:
+		default:
+			delete(n.watchers, ch)
+			close(ch)
+		}
+	}
+}
+
+// Watch implements the node API.
+func (n *Node) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *connect.ServerStream[nodeapi.Event]) error {
+	ch := make(chan *nodeapi.Event, 4096)
+	n.mu.Lock()
+	var first []*nodeapi.Event
+	for _, s := range n.free {
+		first = append(first, &nodeapi.Event{Event: &nodeapi.Event_SlotFree{SlotFree: s}})
+	}
+	for _, sb := range n.sandboxes {
+		first = append(first, &nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: sb}})
+	}
+	n.watchers[ch] = true
+	n.mu.Unlock()
+	defer func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.watchers, ch)
+	}()
+	for _, e := range append(first, &nodeapi.Event{Event: &nodeapi.Event_Synced{Synced: &nodeapi.Synced{}}}) {
+		if err := stream.Send(e); err != nil {
+			return err
+		}
+	}
+	for {
+		select {
+		case e, ok := <-ch:
+			if !ok {
+				return connect.NewError(connect.CodeResourceExhausted, errors.New("too slow"))
+			}
+			if err := stream.Send(e); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Claim implements the node API.
+func (n *Node) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) {
+	if n.OnClaim != nil {
+		if err := n.OnClaim(ctx, req); err != nil {
+			return nil, err
+		}
+	}
+	resp, err := n.claim(req)
+	if err == nil && n.AfterClaim != nil {
+		err = n.AfterClaim(ctx, req)
+	}
+	return resp, err
+}
+
+func (n *Node) claim(req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if id := n.claims[req.GetClaimId()]; id != "" && n.sandboxes[id] != nil {
+		return &nodeapi.ClaimResponse{Sandbox: n.sandboxes[id], Cold: req.GetSlot() == ""}, nil
+	}
+	id := req.GetSlot()
+	if id == "" {
+		cold, err := sandbox.NewID(n.Cluster)
+		if err != nil {
+			return nil, err
+		}
+		id = string(cold)
+	} else {
+		if n.free[id] == nil {
+			return nil, connect.NewError(connect.CodeAborted, errors.New("the slot is not free"))
+		}
+		n.takeLocked(id)
+	}
+	sb := &nodeapi.Sandbox{
+		Id: id, Generation: 1, PoolKey: req.GetPoolKey(), State: string(sandbox.Running), Team: req.GetTeam(), User: req.GetUser(),
+		ClaimId: req.GetClaimId(), ClaimedUnixNano: time.Now().UnixNano(), MemoryBytes: req.GetMemoryBytes(), CpuMillis: req.GetCpuMillis(), Env: req.GetEnv(),
+	}
+	n.sandboxes[id] = sb
+	n.claims[req.GetClaimId()] = id
+	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: sb}})
+	if p := n.pools[req.GetPoolKey()]; p != nil && !n.NoRefill {
+		n.fillLocked(p)
+	}
+	return &nodeapi.ClaimResponse{Sandbox: sb, Cold: req.GetSlot() == ""}, nil
+}
+
+// Get implements the node API.
+func (n *Node) Get(_ context.Context, req *nodeapi.GetRequest) (*nodeapi.Sandbox, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if sb := n.sandboxes[req.GetId()]; sb != nil {
+		return sb, nil
+	}
+	return nil, connect.NewError(connect.CodeNotFound, errors.New("unknown"))
+}
+
+// Update implements the node API.
+func (n *Node) Update(_ context.Context, req *nodeapi.UpdateRequest) (*nodeapi.Sandbox, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	sb := n.sandboxes[req.GetId()]
+	if sb == nil {
+		return nil, connect.NewError(connect.CodeNotFound, errors.New("unknown"))
+	}
+	if sb.GetGeneration() != req.GetGeneration() {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("stale generation"))
+	}
+	next := &nodeapi.Sandbox{
+		Id: sb.Id, Generation: sb.Generation, PoolKey: sb.PoolKey, State: sb.State, Team: sb.Team, User: sb.User,
+		ClaimId: sb.ClaimId, ClaimedUnixNano: sb.ClaimedUnixNano, MemoryBytes: sb.MemoryBytes, CpuMillis: sb.CpuMillis, Env: sb.Env,
+	}
+	if req.GetReplaceEnv() {
+		next.Env = req.GetEnv()
+	}
+	if req.GetMemoryBytes() > 0 {
+		next.MemoryBytes, next.CpuMillis = req.GetMemoryBytes(), req.GetCpuMillis()
+	}
+	n.sandboxes[next.Id] = next
+	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: next}})
+	return next, nil
+}
+
+// Delete implements the node API.
+func (n *Node) Delete(_ context.Context, req *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if sb := n.sandboxes[req.GetId()]; sb != nil && req.GetGeneration() != 0 && req.GetGeneration() < sb.GetGeneration() {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("stale generation"))
+	}
+	n.deletes[req.GetId()] = req.GetReason()
+	n.goneLocked(req.GetId())
+	return &nodeapi.DeleteResponse{}, nil
+}
+
+func (n *Node) goneLocked(id string) {
+	if n.sandboxes[id] == nil {
+		return
+	}
+	delete(n.sandboxes, id)
+	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_SandboxGone{SandboxGone: id}})
+}

@@ -1,0 +1,64 @@
+package nodes
+
+import (
+	"s0.run/api/internal/placement"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+)
+
+// collect adds an event of the initial state to a snapshot.
+func collect(s *placement.Snapshot, node string, e *nodeapi.Event) {
+	switch ev := e.GetEvent().(type) {
+	case *nodeapi.Event_SlotFree:
+		slot := slotFromWire(node, ev.SlotFree)
+		s.Slots[slot.ID] = slot
+	case *nodeapi.Event_SlotTaken:
+		delete(s.Slots, sandbox.ID(ev.SlotTaken))
+	case *nodeapi.Event_Sandbox:
+		sb := sandboxFromWire(node, ev.Sandbox)
+		s.Sandboxes[sb.ID] = sb
+	case *nodeapi.Event_SandboxGone:
+		delete(s.Sandboxes, sandbox.ID(ev.SandboxGone))
+	case *nodeapi.Event_Pool:
+		p := poolFromWire(ev.Pool)
+		s.Pools[p.Key] = p
+	}
+}
+
+// apply changes the table by one event. Unknown events are of a newer node.
+func (s *Set) apply(node string, e *nodeapi.Event) {
+	t := s.cfg.Table
+	switch ev := e.GetEvent().(type) {
+	case *nodeapi.Event_SlotFree:
+		t.SlotFree(slotFromWire(node, ev.SlotFree))
+	case *nodeapi.Event_SlotTaken:
+		t.SlotTaken(node, sandbox.ID(ev.SlotTaken))
+	case *nodeapi.Event_Sandbox:
+		sb := sandboxFromWire(node, ev.Sandbox)
+		t.SandboxChanged(sb)
+		if sb.State == sandbox.Failed {
+			s.cfg.OnEnd(node, sb.ID)
+		}
+	case *nodeapi.Event_SandboxGone:
+		id := sandbox.ID(ev.SandboxGone)
+		t.SandboxGone(node, id)
+		s.cfg.OnEnd(node, id)
+	case *nodeapi.Event_Pool:
+		t.PoolChanged(node, poolFromWire(ev.Pool))
+	}
+}
+
+func slotFromWire(node string, w *nodeapi.Slot) placement.Slot {
+	return placement.Slot{Node: node, ID: sandbox.ID(w.GetId()), Generation: sandbox.Generation(w.GetGeneration()), PoolKey: w.GetPoolKey()}
+}
+
+func sandboxFromWire(node string, w *nodeapi.Sandbox) placement.Sandbox {
+	return placement.Sandbox{
+		Node: node, ID: sandbox.ID(w.GetId()), Generation: sandbox.Generation(w.GetGeneration()),
+		State: sandbox.State(w.GetState()), Reason: w.GetReason(), Team: w.GetTeam(), ClaimID: w.GetClaimId(),
+	}
+}
+
+func poolFromWire(w *nodeapi.PoolStatus) placement.Pool {
+	return placement.Pool{Key: w.GetKey(), Idle: w.GetIdle(), Warming: w.GetWarming(), Claimed: w.GetClaimed(), LastError: w.GetLastError()}
+}

@@ -1,0 +1,227 @@
+// Package nodes talks to the nodes: it follows each node's stream into the
+// placement table and hands out clients for calls and for the data plane.
+//
+// It owns the connections and one goroutine for each node while [Set.Run] runs.
+// A lost stream is tried again for ever, with growing pauses; meanwhile calls to
+// that node fail at once and none of its slots is claimed. What a stream says
+// changes the table alone: deciding anything from it is others' work.
+package nodes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"s0.run/api/internal/placement"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/nodeapi/nodeapiconnect"
+	"s0.run/internal/sandbox"
+)
+
+const (
+	dialTimeout = 2 * time.Second
+	infoTimeout = 3 * time.Second // a node that just started may be recovering
+	firstPause  = 50 * time.Millisecond
+	longestStop = 5 * time.Second
+
+	// A connection that says nothing for this long is asked, and given up when it
+	// stays silent: a stopped node must not look alive.
+	silence     = 15 * time.Second
+	pingTimeout = 5 * time.Second
+
+	// streamBuffer bounds what a slow client of the data plane can make us hold.
+	streamBuffer = 256 << 10
+
+	maxMessage = 4 << 20 // one call's answer or one event
+)
+
+// Config says which nodes there are and who wants to know what they say.
+type Config struct {
+	Sockets []string // unix sockets of node APIs
+	Cluster string   // every node must belong to it
+	Table   *placement.Table
+	Log     *slog.Logger
+
+	// OnSync is called after a node's stream has told everything, again after
+	// each reconnection. OnEnd is called for a sandbox that failed or is gone.
+	// Both are called from the node's stream and must not block.
+	OnSync func(node string)
+	OnEnd  func(node string, id sandbox.ID)
+}
+
+// Set is the nodes of one cluster.
+type Set struct {
+	cfg   Config
+	conns []*conn
+
+	mu     sync.RWMutex
+	byName map[string]*conn
+}
+
+// conn is one node's connections: one for calls, so that claims never wait
+// behind data, and one for the data plane.
+type conn struct {
+	socket string
+	calls  *http.Client
+	rpc    nodeapiconnect.NodeClient
+	data   *http.Client
+}
+
+// New makes a Set; nothing is connected until Run.
+func New(cfg Config) *Set {
+	s := &Set{cfg: cfg, byName: map[string]*conn{}}
+	for _, socket := range cfg.Sockets {
+		calls := &http.Client{Transport: transport(socket)}
+		s.conns = append(s.conns, &conn{
+			socket: socket,
+			calls:  calls,
+			rpc:    nodeapiconnect.NewNodeClient(calls, "http://node", connect.WithReadMaxBytes(maxMessage)),
+			data:   &http.Client{Transport: transport(socket), CheckRedirect: noRedirect},
+		})
+	}
+	return s
+}
+
+// noRedirect keeps answers of a sandbox from sending us anywhere.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+func transport(socket string) *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Transport{
+		Protocols: protocols,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", socket)
+		},
+		DisableCompression: true,
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: silence, PingTimeout: pingTimeout, MaxReceiveBufferPerStream: streamBuffer,
+		},
+	}
+}
+
+// Run follows every node until ctx ends.
+func (s *Set) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for _, c := range s.conns {
+		wg.Go(func() { s.follow(ctx, c) })
+	}
+	wg.Wait()
+	for _, c := range s.conns {
+		c.calls.CloseIdleConnections()
+		c.data.CloseIdleConnections()
+	}
+	return nil
+}
+
+func (s *Set) follow(ctx context.Context, c *conn) {
+	pause := firstPause
+	for ctx.Err() == nil {
+		synced, err := s.watch(ctx, c)
+		if ctx.Err() != nil {
+			return
+		}
+		if synced {
+			pause = firstPause
+		}
+		s.cfg.Log.Warn("lost a node's stream", "socket", c.socket, "err", err, "retry_in", pause)
+		select {
+		case <-time.After(pause/2 + rand.N(pause/2)): // replicas must not come back in step
+		case <-ctx.Done():
+		}
+		pause = min(2*pause, longestStop)
+	}
+}
+
+// watch follows one stream to its end and reports whether it ever was whole.
+func (s *Set) watch(ctx context.Context, c *conn) (synced bool, err error) {
+	n, err := s.hello(ctx, c)
+	if err != nil {
+		return false, err
+	}
+	stream, err := c.rpc.Watch(ctx, &nodeapi.WatchRequest{})
+	if err != nil {
+		return false, fmt.Errorf("watching node %s: %w", n.Name, err)
+	}
+	defer stream.Close()
+	snapshot := placement.NewSnapshot()
+	for stream.Receive() {
+		e := stream.Msg()
+		switch {
+		case synced:
+			s.apply(n.Name, e)
+		case e.GetSynced() != nil:
+			synced = true
+			s.cfg.Table.Sync(n, snapshot)
+			defer s.cfg.Table.Lost(n.Name)
+			s.cfg.Log.Info("synced with a node", "node", n.Name, "slots", len(snapshot.Slots), "sandboxes", len(snapshot.Sandboxes))
+			s.cfg.OnSync(n.Name)
+		default:
+			collect(snapshot, n.Name, e)
+		}
+	}
+	if err = stream.Err(); err == nil {
+		err = errors.New("the node ended the stream")
+	}
+	return synced, fmt.Errorf("watching node %s: %w", n.Name, err)
+}
+
+// hello asks the node who it is and makes it known by its name.
+func (s *Set) hello(ctx context.Context, c *conn) (placement.Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
+	info, err := c.rpc.Info(ctx, &nodeapi.InfoRequest{})
+	if err != nil {
+		return placement.Node{}, fmt.Errorf("asking the node at %s who it is: %w", c.socket, err)
+	}
+	if info.GetNode() == "" || info.GetCluster() != s.cfg.Cluster {
+		return placement.Node{}, fmt.Errorf("node %q at %s belongs to cluster %q, not %q", info.GetNode(), c.socket, info.GetCluster(), s.cfg.Cluster)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if other := s.byName[info.GetNode()]; other != nil && other != c {
+		return placement.Node{}, fmt.Errorf("two nodes are called %q: %s and %s", info.GetNode(), other.socket, c.socket)
+	}
+	s.byName[info.GetNode()] = c
+	return placement.Node{Name: info.GetNode(), NetworkPolicy: info.GetNetworkPolicy()}, nil
+}
+
+// ErrUnreachable is the one answer while a sandbox's node can't be asked.
+var ErrUnreachable = errdefs.New(errdefs.Unavailable, "the sandbox's node can't be reached at the moment").WithRetryAfter(time.Second)
+
+func (s *Set) conn(name string) (*conn, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if c := s.byName[name]; c != nil {
+		return c, nil
+	}
+	return nil, ErrUnreachable.WithCause(fmt.Errorf("node %q has not been seen since this server started", name))
+}
+
+// RPC gives the client for calls to a node. Its errors are Connect's.
+func (s *Set) RPC(name string) (nodeapiconnect.NodeClient, error) {
+	c, err := s.conn(name)
+	if err != nil {
+		return nil, err
+	}
+	return c.rpc, nil
+}
+
+// Data gives the HTTP client of a node's data plane. URLs are `http://node` and
+// a path; redirects are not followed.
+func (s *Set) Data(name string) (*http.Client, error) {
+	c, err := s.conn(name)
+	if err != nil {
+		return nil, err
+	}
+	return c.data, nil
+}
