@@ -1,0 +1,79 @@
+package proc
+
+import (
+	"errors"
+	"os"
+	"sync"
+
+	"s0.run/internal/procapi"
+)
+
+// Errors of [Process.Write].
+var (
+	ErrInputFull = errors.New("input buffer is full")
+	ErrNoInput   = errors.New("process has no input")
+)
+
+// input feeds a process through a bounded queue. Its goroutine exists only while
+// there is something to write; done counts it.
+type input struct {
+	file *os.File
+	done *sync.WaitGroup
+
+	mu      sync.Mutex
+	queue   []byte
+	queued  int // queue and what is being written
+	writing bool
+	closed  bool
+}
+
+// write queues a copy of data, all of it or nothing.
+func (in *input) write(data []byte) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return ErrNoInput
+	}
+	if in.queued+len(data) > procapi.MaxInputBytes {
+		return ErrInputFull
+	}
+	in.queue = append(in.queue, data...)
+	in.queued += len(data)
+	if !in.writing {
+		in.writing = true
+		in.done.Go(in.flush)
+	}
+	return nil
+}
+
+func (in *input) flush() {
+	for {
+		data := in.take()
+		if data == nil {
+			return
+		}
+		if _, err := in.file.Write(data); err != nil {
+			in.close()
+		}
+	}
+}
+
+// take returns what to write next; nil ends the goroutine.
+func (in *input) take() []byte {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	data := in.queue
+	in.queue, in.queued = nil, len(data)
+	if len(data) == 0 || in.closed {
+		in.writing = false
+		return nil
+	}
+	return data
+}
+
+// close refuses further input and drops what is queued.
+func (in *input) close() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.closed = true
+}

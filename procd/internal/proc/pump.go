@@ -1,0 +1,115 @@
+package proc
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	readSize = 64 << 10 // a pipe's capacity, and the largest slab of the log
+
+	// drainLimit bounds what is still taken from a stream whose process has ended
+	// while another one goes on writing: no pipe holds more.
+	drainLimit = 1 << 20
+)
+
+// buffers are shared by all pumps and taken only while there is something to
+// read, so that an idle stream costs a goroutine and nothing else.
+var buffers = sync.Pool{New: func() any { return new([readSize]byte) }}
+
+var errStreamEnd = errors.New("end of stream")
+
+// pump moves one stream of a process into its log.
+type pump struct {
+	file *os.File
+	conn syscall.RawConn
+	emit func([]byte)
+
+	settled chan struct{} // closed once everything that belongs to the log is in it
+}
+
+// newPump takes over file, which must be in non-blocking mode.
+func newPump(file *os.File, emit func([]byte)) (*pump, error) {
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	return &pump{file: file, conn: conn, emit: emit, settled: make(chan struct{})}, nil
+}
+
+// run returns when every writer has closed the stream, or the pump was closed.
+// After [pump.settle] it takes what is there and from then on drops the rest.
+func (p *pump) run() {
+	defer p.file.Close()
+	if err := p.copy(p.emit); errors.Is(err, os.ErrDeadlineExceeded) {
+		_ = p.file.SetReadDeadline(time.Time{})
+		p.drain()
+		close(p.settled)
+		_ = p.copy(func([]byte) {}) // a writer must not get SIGPIPE for outliving its parent
+		return
+	}
+	close(p.settled)
+}
+
+// settle makes run stop waiting for the end of the stream.
+func (p *pump) settle() { _ = p.file.SetReadDeadline(time.Unix(1, 0)) }
+
+// copy reads until the stream ends or the deadline interrupts it.
+func (p *pump) copy(emit func([]byte)) error {
+	for {
+		var ended error
+		err := p.conn.Read(func(fd uintptr) (done bool) {
+			var n int
+			n, ended = read(int(fd), emit)
+			return n > 0 || ended != nil
+		})
+		if err != nil {
+			return err
+		}
+		if ended != nil {
+			return ended
+		}
+	}
+}
+
+// drain takes what is in the stream now.
+func (p *pump) drain() {
+	for total := 0; total < drainLimit; {
+		var n int
+		var ended error
+		err := p.conn.Read(func(fd uintptr) (done bool) {
+			n, ended = read(int(fd), p.emit)
+			return true
+		})
+		if err != nil || ended != nil || n == 0 {
+			return
+		}
+		total += n
+	}
+}
+
+// read emits what one read gives; 0 without an error means nothing is there.
+func read(fd int, emit func([]byte)) (int, error) {
+	buf := buffers.Get().(*[readSize]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := unix.Read(fd, buf[:])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return 0, nil
+		case err != nil: // EIO is a terminal's end of file
+			return 0, err
+		case n == 0:
+			return 0, errStreamEnd
+		}
+		emit(buf[:n])
+		return n, nil
+	}
+}
