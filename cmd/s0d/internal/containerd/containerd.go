@@ -1,0 +1,110 @@
+// Package containerd says how to run a containerd of our own: its own
+// directories, sockets and nothing that a sandbox node does not need.
+//
+// It writes the configuration and makes the command; package child runs it. It
+// never speaks to containerd: that is noded's work.
+package containerd
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Config says where containerd lives.
+type Config struct {
+	Binary  string // absolute
+	ShimDir string // where containerd finds its shims
+	Root    string // images, snapshots
+	State   string // sockets and what a reboot may take
+	Nice    int    // of containerd and all that it starts, sandboxes included
+}
+
+// A Daemon is our containerd.
+type Daemon struct{ cfg Config }
+
+// New makes a Daemon.
+func New(cfg Config) *Daemon { return &Daemon{cfg: cfg} }
+
+// Socket is where it serves.
+func (d *Daemon) Socket() string { return filepath.Join(d.cfg.State, "containerd.sock") }
+
+// StopSignal ends containerd; shims and sandboxes go on.
+const StopSignal = syscall.SIGTERM
+
+// The plugins that are off: Kubernetes' interface, which nobody asks for here,
+// and the snapshotters that would probe the host at each start.
+const config = `# Written by s0d at each start; changes here are lost.
+version = 4
+root = %[1]q
+state = %[2]q
+temp = %[3]q
+imports = []
+disabled_plugins = [
+  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+  "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
+  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.erofs", "io.containerd.snapshotter.v1.zfs", "io.containerd.image-verifier.v1.bindir",
+]
+
+[plugins."io.containerd.server.v1.grpc"]
+  address = %[4]q
+[plugins."io.containerd.server.v1.ttrpc"]
+  address = %[5]q
+[plugins."io.containerd.internal.v1.opt"]
+  path = %[6]q
+`
+
+// Prepare makes the directories and writes the configuration.
+func (d *Daemon) Prepare() error {
+	for _, dir := range []string{d.cfg.Root, d.cfg.State} {
+		if err := os.MkdirAll(dir, 0o711); err != nil { // gofers cross it to their rootfs
+			return err
+		}
+	}
+	text := fmt.Sprintf(config, d.cfg.Root, d.cfg.State, filepath.Join(d.cfg.Root, "tmp"),
+		d.Socket(), d.Socket()+".ttrpc", filepath.Join(d.cfg.Root, "opt"))
+	return os.WriteFile(d.configFile(), []byte(text), 0o600)
+}
+
+// Command runs containerd in the foreground.
+func (d *Daemon) Command(ctx context.Context) *exec.Cmd {
+	args := []string{d.cfg.Binary, "--config", d.configFile()}
+	if d.cfg.Nice != 0 {
+		args = append([]string{"nice", "-n", strconv.Itoa(d.cfg.Nice)}, args...)
+	}
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir = "/"
+	cmd.Env = environ(d.cfg.ShimDir)
+	return cmd
+}
+
+// environ is small and fixed: shims, runsc and gofers inherit it, and whoever
+// starts s0 may have secrets in theirs.
+func environ(shimDir string) []string {
+	env := []string{"PATH=" + strings.Join([]string{shimDir, "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}, ":")}
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"} {
+		if v, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+v) // image pulls need them
+		}
+	}
+	return env
+}
+
+// Ready succeeds once containerd listens, which it does after all its plugins
+// are up.
+func (d *Daemon) Ready(ctx context.Context) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", d.Socket())
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func (d *Daemon) configFile() string { return filepath.Join(d.cfg.State, "config.toml") }
