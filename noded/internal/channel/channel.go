@@ -63,6 +63,7 @@ type Config struct {
 type Channel struct {
 	cfg      Config
 	listener *net.UnixListener
+	done     chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	current *link         // nil while procd is not connected
@@ -93,7 +94,7 @@ func Listen(cfg Config) (*Channel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listening for procd in %s: %w", cfg.Dir, err)
 	}
-	return &Channel{cfg: cfg, listener: l, arrived: make(chan struct{})}, nil
+	return &Channel{cfg: cfg, listener: l, done: make(chan struct{}), arrived: make(chan struct{})}, nil
 }
 
 func listen(dir string) (*net.UnixListener, error) {
@@ -112,20 +113,19 @@ func listen(dir string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.SetUnlinkOnClose(false) // by then the name may be a successor's
+	l.SetUnlinkOnClose(false)
 	if err := os.Chmod(short, 0o600); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
 
-// Run accepts connections until ctx ends, then closes the socket and the
-// connection. It must run exactly once for each Channel.
+// Run accepts connections until ctx ends or the channel is closed. It must run
+// exactly once for each Channel.
 func (c *Channel) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { c.listener.Close() })
+	stop := context.AfterFunc(ctx, c.Close)
 	defer stop()
-	defer c.close()
-	for ctx.Err() == nil {
+	for {
 		pause := acceptInterval
 		if conn, err := c.listener.Accept(); err == nil {
 			c.attach(ctx, conn)
@@ -133,21 +133,28 @@ func (c *Channel) Run(ctx context.Context) error {
 			pause = acceptRetry
 		}
 		select {
-		case <-ctx.Done():
+		case <-c.done:
+			return nil
 		case <-time.After(pause):
 		}
 	}
-	return nil
 }
 
-func (c *Channel) close() {
+// Close ends the channel, with its connection, for good and reports no loss. The
+// socket's file stays, for by then it may be a successor's.
+func (c *Channel) Close() {
 	c.mu.Lock()
+	closed, old := c.closed, c.current
 	c.closed = true
-	old := c.current
 	if c.loss != nil {
 		c.loss.Stop()
 	}
 	c.mu.Unlock()
+	if closed {
+		return
+	}
+	close(c.done)
+	c.listener.Close()
 	if old != nil {
 		old.client.Close()
 	}
@@ -224,6 +231,8 @@ func (c *Channel) connection(ctx context.Context) (*http.ClientConn, error) {
 		}
 		select {
 		case <-arrived:
+		case <-c.done:
+			return nil, ErrDisconnected
 		case <-ctx.Done():
 			return nil, ErrDisconnected
 		}
