@@ -147,9 +147,13 @@ func (n *Node) SetPools(_ context.Context, req *nodeapi.SetPoolsRequest) (*nodea
 
 func (n *Node) fillLocked(p *nodeapi.Pool) {
 	idle := uint32(0)
-	for _, s := range n.free {
-		if s.GetPoolKey() == p.GetKey() {
-			idle++
+	for id, s := range n.free {
+		if s.GetPoolKey() != p.GetKey() {
+			continue
+		}
+		if idle++; idle > max(p.GetMinIdle(), p.GetMaxIdle()) {
+			n.takeLocked(id)
+			idle--
 		}
 	}
 	for ; idle < p.GetMinIdle(); idle++ {

@@ -1,0 +1,95 @@
+package pools
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	"s0.run/api/internal/fakenode"
+	"s0.run/api/internal/nodes"
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/store"
+	"s0.run/api/internal/templates"
+	"s0.run/internal/s0test"
+	"s0.run/internal/sandbox"
+)
+
+func TestSharesAddUp(t *testing.T) {
+	t.Parallel()
+	for total := range int32(20) {
+		for n := 1; n < 6; n++ {
+			sum, low, high := uint32(0), uint32(1000), uint32(0)
+			for i := range n {
+				s := share(total, i, n)
+				sum, low, high = sum+s, min(low, s), max(high, s)
+			}
+			if sum != uint32(total) || high-low > 1 {
+				t.Errorf("%d over %d nodes: %d, parts of %d to %d", total, n, sum, low, high)
+			}
+		}
+	}
+}
+
+func TestNodesKeepWhatTemplatesSay(t *testing.T) {
+	t.Parallel()
+	s, err := store.Open(t.Context(), s0test.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	n1 := fakenode.Start(t, &fakenode.Node{Name: "n1"})
+	n2 := fakenode.Start(t, &fakenode.Node{Name: "n2"})
+	log := slog.New(slog.DiscardHandler)
+	table, catalog := placement.New(), templates.NewCatalog(s, log)
+	put := func(image string, minIdle, maxIdle int) {
+		t.Helper()
+		spec, err := templates.Builtin(image, minIdle, maxIdle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.PutPublicTemplate(t.Context(), "default", spec); err != nil {
+			t.Fatal(err)
+		}
+		if err := catalog.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("image:1", 3, 3)
+
+	var k *Keeper
+	set := nodes.New(nodes.Config{
+		Sockets: []string{n1.Socket, n2.Socket}, Cluster: "local", Table: table, Log: log,
+		OnSync: func(string) { k.Kick() }, OnEnd: func(string, sandbox.ID) {},
+	})
+	k = New(Config{Catalog: catalog, Table: table, Nodes: set, Log: log})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 2)
+	go func() { done <- set.Run(ctx) }()
+	go func() { done <- k.Run(ctx) }()
+	defer func() {
+		stop()
+		<-done
+		<-done
+	}()
+
+	fakenode.Eventually(t, "three slots on two nodes", func() bool { return table.Free() == 3 && n1.Free() == 2 && n2.Free() == 1 })
+	pools, _ := n1.Pools()
+	for key, p := range pools {
+		if p.GetMaxIdle() != 2 || p.GetSpec().GetImage() != "image:1" || key != catalog.All()[0].PoolKey {
+			t.Errorf("%s: %v", key, p)
+		}
+	}
+
+	put("image:2", 1, 1)
+	k.Kick()
+	fakenode.Eventually(t, "slots of the old spec drain", func() bool { return table.Free() == 1 && n1.Free() == 1 && n2.Free() == 0 })
+
+	_, told := n1.Pools()
+	n1.Stop()
+	fakenode.Eventually(t, "the loss is seen", func() bool { return !table.IsSynced("n1") })
+	n1.Listen(t)
+	fakenode.Eventually(t, "a node that comes back is told again", func() bool {
+		_, again := n1.Pools()
+		return again > told
+	})
+}

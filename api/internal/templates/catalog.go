@@ -1,0 +1,109 @@
+package templates
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"s0.run/api/internal/openapi"
+	"s0.run/api/internal/store"
+)
+
+// Catalog is every template of every team, in memory.
+type Catalog struct {
+	store *store.Store
+	log   *slog.Logger
+
+	loading sync.Mutex // one load at a time, so that an older one never wins
+
+	mu    sync.RWMutex
+	all   []*Template
+	names map[name]*Template
+}
+
+type name struct {
+	team uuid.UUID // uuid.Nil: public
+	id   string
+}
+
+// NewCatalog makes an empty catalogue; Load fills it.
+func NewCatalog(s *store.Store, log *slog.Logger) *Catalog {
+	return &Catalog{store: s, log: log, names: map[name]*Template{}}
+}
+
+// Load reads every template. When it fails, the catalogue stays as it was.
+func (c *Catalog) Load(ctx context.Context) error {
+	c.loading.Lock()
+	defer c.loading.Unlock()
+	rows, err := c.store.AllTemplates(ctx)
+	if err != nil {
+		return err
+	}
+	all := make([]*Template, 0, len(rows))
+	names := make(map[name]*Template, len(rows))
+	for _, row := range rows {
+		t, err := FromRow(row)
+		if err != nil { // of a newer version, perhaps: its own replicas serve it
+			c.log.Error("leaving out a template that can't be read", "err", err)
+			continue
+		}
+		all = append(all, t)
+		names[nameOf(row)] = t
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all, c.names = all, names
+	return nil
+}
+
+func nameOf(row store.Template) name {
+	n := name{id: row.TemplateID}
+	if row.TeamID != nil {
+		n.team = *row.TeamID
+	}
+	return n
+}
+
+// All lists every template, for the pools.
+func (c *Catalog) All() []*Template {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.all
+}
+
+// Find gives the template that a team means by a name. A name that is not in
+// memory may be a minute-old template of another replica: the store is asked.
+func (c *Catalog) Find(ctx context.Context, team uuid.UUID, id string) (*Template, error) {
+	c.mu.RLock()
+	t := c.names[name{team, id}]
+	if t == nil {
+		t = c.names[name{uuid.Nil, id}]
+	}
+	c.mu.RUnlock()
+	if t != nil {
+		return t, nil
+	}
+	row, err := c.store.Template(ctx, team, id)
+	if err != nil {
+		return nil, err
+	}
+	return FromRow(row)
+}
+
+// Builtin is the spec of the template that every team has from the start.
+func Builtin(image string, minIdle, maxIdle int) (json.RawMessage, error) {
+	description := "A Linux environment for agents"
+	memory, cpu := "2Gi", "500m"
+	spec := openapi.TemplateSpec{
+		Description:   &description,
+		MainContainer: openapi.ContainerSpec{Image: image, Resources: openapi.ResourceSpec{CPU: &cpu, Memory: &memory}},
+		Pool:          &openapi.PoolSpec{MinIdle: int32(minIdle), MaxIdle: int32(maxIdle)},
+	}
+	if err := Validate(&spec); err != nil {
+		return nil, err
+	}
+	return json.Marshal(spec)
+}

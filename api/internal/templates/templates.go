@@ -1,0 +1,131 @@
+// Package templates checks template specs, works out what their slots are made
+// from, and keeps every template in memory for claims.
+//
+// The catalogue is a view of the store's templates: reloaded whenever one
+// changed anywhere, and asked twice before a template is called unknown. The
+// package stores nothing itself and starts nothing; its owner calls
+// [Catalog.Load] when the store says that templates changed.
+package templates
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+
+	"github.com/google/uuid"
+
+	"s0.run/api/internal/openapi"
+	"s0.run/api/internal/quantity"
+	"s0.run/api/internal/store"
+	"s0.run/internal/sandbox"
+)
+
+// Template is a stored template and what its slots are made from.
+type Template struct {
+	Row     store.Template
+	Spec    openapi.TemplateSpec
+	Slot    sandbox.Spec
+	PoolKey string
+	MinIdle int32
+	MaxIdle int32
+}
+
+// Public reports whether every team sees the template.
+func (t *Template) Public() bool { return t.Row.TeamID == nil }
+
+// OfPool reports whether a pool's key belongs to the template, in whatever
+// version of its spec.
+func (t *Template) OfPool(key string) bool {
+	id := t.Row.ID.String()
+	return len(key) > len(id) && key[:len(id)] == id
+}
+
+// DefaultTTL is the ttl of claims that name none, in seconds; 0 is none.
+func (t *Template) DefaultTTL() int32 {
+	if l := t.Spec.Lifecycle; l != nil && l.DefaultTTL != nil {
+		return *l.DefaultTTL
+	}
+	return 0
+}
+
+// FromRow decodes a row whose spec was checked when it was stored.
+func FromRow(row store.Template) (*Template, error) {
+	t := &Template{Row: row}
+	if err := json.Unmarshal(row.Spec, &t.Spec); err != nil {
+		return nil, fmt.Errorf("template %s: %w", row.ID, err)
+	}
+	slot, err := slotSpec(&t.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("template %s: %w", row.ID, err)
+	}
+	t.Slot = slot
+	t.PoolKey = poolKey(row.ID, slot)
+	if p := t.Spec.Pool; p != nil {
+		t.MinIdle, t.MaxIdle = p.MinIdle, p.MaxIdle
+	}
+	return t, nil
+}
+
+func poolKey(id uuid.UUID, slot sandbox.Spec) string { return id.String() + ":" + slot.Hash() }
+
+// bytesPerCPU is the contract's ratio of memory to CPU.
+const bytesPerCPU = 4 << 30
+
+// CPUFor is the CPU that goes with an amount of memory, in thousandths of a core.
+func CPUFor(memoryBytes int64) int64 { return max(1, memoryBytes*1000/bytesPerCPU) }
+
+const defaultDisk = "8Gi"
+
+// slotSpec works out what a slot of a template is made from.
+func slotSpec(spec *openapi.TemplateSpec) (sandbox.Spec, error) {
+	memory, cpu, err := resources(spec.MainContainer.Resources)
+	if err != nil {
+		return sandbox.Spec{}, err
+	}
+	disk := defaultDisk
+	if s := spec.MainContainer.Resources.EphemeralStorage; s != nil {
+		disk = *s
+	}
+	diskBytes, err := quantity.Memory(disk)
+	if err != nil {
+		return sandbox.Spec{}, fmt.Errorf("ephemeralStorage: %w", err)
+	}
+	env := map[string]string{}
+	for _, e := range spec.MainContainer.Env {
+		env[e.Name] = e.Value
+	}
+	maps.Copy(env, spec.EnvVars)
+	slot := sandbox.Spec{
+		Image: spec.MainContainer.Image, Env: env, MemoryBytes: memory, CPUMillis: cpu, DiskBytes: diskBytes, RuntimeClass: sandbox.GVisor,
+	}
+	return slot, slot.Validate()
+}
+
+// resources reads memory and CPU; either follows from the other.
+func resources(r openapi.ResourceSpec) (memory, cpu int64, err error) {
+	if r.Memory != nil {
+		if memory, err = quantity.Memory(*r.Memory); err != nil {
+			return 0, 0, fmt.Errorf("memory: %w", err)
+		}
+	}
+	if r.CPU != nil {
+		if cpu, err = quantity.CPU(*r.CPU); err != nil {
+			return 0, 0, fmt.Errorf("cpu: %w", err)
+		}
+	}
+	switch {
+	case r.Memory == nil && r.CPU == nil:
+		return 0, 0, fmt.Errorf("memory is required")
+	case r.Memory == nil:
+		memory = cpu * bytesPerCPU / 1000
+	case r.CPU == nil:
+		cpu = CPUFor(memory)
+	}
+	if memory <= 0 || cpu <= 0 {
+		return 0, 0, fmt.Errorf("memory and cpu must be greater than 0")
+	}
+	if apart := memory - cpu*bytesPerCPU/1000; apart >= bytesPerCPU/1000 || apart <= -bytesPerCPU/1000 {
+		return 0, 0, fmt.Errorf("memory must be cpu × 4Gi: %s of cpu go with %s", quantity.FormatCPU(cpu), quantity.FormatMemory(cpu*bytesPerCPU/1000))
+	}
+	return memory, cpu, nil
+}
