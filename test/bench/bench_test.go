@@ -1,0 +1,133 @@
+package bench
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"s0.run/internal/s0test"
+)
+
+var (
+	rawFile = flag.String("raw", "", "write every sample to this CSV file")
+	samples = flag.Int("samples", 200, "samples of each quick figure")
+	pool    = flag.Int("pool", 20, "warm slots")
+)
+
+const (
+	template     = "default"
+	coldTemplate = "bench-cold"
+	timeout      = 20 * time.Minute
+)
+
+// BenchmarkBudgets prints the table. It is one measurement of many things, not
+// something to repeat b.N times: run it with -benchtime 1x.
+func BenchmarkBudgets(b *testing.B) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	stack := s0test.Start(b, s0test.Options{Pool: *pool, MaxSandboxes: 2**pool + 10})
+	c := newClient(stack.URL, stack.Key())
+	rows, err := measureAll(ctx, stack, c)
+	fmt.Printf("\n%s\n", machine())
+	if e := printTable(os.Stdout, rows); e != nil {
+		b.Fatal(e)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := saveRaw(rows); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// measureAll returns what it measured also when it fails on the way.
+func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row, err error) {
+	cold, err := c.coldTwin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	steps := []struct {
+		name    string
+		measure func() ([]row, error)
+	}{
+		{"memory", func() ([]row, error) { return c.memory(ctx, stack.RunDir) }},
+		{"warm claims", func() ([]row, error) { return c.warmClaims(ctx, template, *samples, *pool) }},
+		{"inside a sandbox", func() ([]row, error) { return c.inside(ctx, template, *samples) }},
+		{"bursts and refill", func() ([]row, error) { return c.claimBurst(ctx, template, *pool, 8) }},
+		{"cold starts", func() ([]row, error) { return c.coldClaims(ctx, cold, *samples/10) }},
+		{"the plain tools", func() ([]row, error) { return besides(ctx, stack, *samples/10) }},
+	}
+	for _, s := range steps {
+		begin := time.Now()
+		more, err := s.measure()
+		rows = append(rows, more...)
+		if err != nil {
+			return rows, fmt.Errorf("measuring %s: %w", s.name, err)
+		}
+		fmt.Fprintf(os.Stderr, "measured %s in %s\n", s.name, time.Since(begin).Round(time.Second))
+	}
+	return rows, nil
+}
+
+// coldTwin makes a template like the default one that keeps no slots.
+func (c *client) coldTwin(ctx context.Context) (string, error) {
+	var like struct{ Spec map[string]any }
+	if _, err := c.must(ctx, http.MethodGet, "/api/v1/templates/"+template, nil, &like); err != nil {
+		return "", err
+	}
+	like.Spec["pool"] = map[string]int{"minIdle": 0, "maxIdle": 0}
+	_, err := c.must(ctx, http.MethodPost, "/api/v1/templates", map[string]any{"template_id": coldTemplate, "spec": like.Spec}, nil)
+	return coldTemplate, err
+}
+
+func (c *client) memory(ctx context.Context, runDir string) ([]row, error) {
+	if err := c.idle(ctx, template, *pool); err != nil {
+		return nil, err
+	}
+	now, err := instancePSS(runDir)
+	if err != nil {
+		return nil, err
+	}
+	return perSandbox(now, *pool), nil
+}
+
+func besides(ctx context.Context, stack *s0test.Stack, n int) ([]row, error) {
+	dir, err := os.MkdirTemp("", "s0bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	p := peers{binDir: stack.Bin(), socket: filepath.Join(stack.RunDir, "containerd", "containerd.sock"), dir: dir}
+	return p.measure(ctx, n)
+}
+
+func saveRaw(rows []row) error {
+	if *rawFile == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(*rawFile), 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(*rawFile)
+	if err != nil {
+		return err
+	}
+	if err := writeRaw(f, rows); err != nil {
+		f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+// machine describes where the figures come from.
+func machine() string {
+	load, _ := os.ReadFile("/proc/loadavg")
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return fmt.Sprintf("kernel %s, load %s", strings.TrimSpace(string(release)), strings.TrimSpace(string(load)))
+}
