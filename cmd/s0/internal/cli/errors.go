@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"s0.run/api/client"
+	"s0.run/cmd/s0/internal/session"
+)
+
+// explain is what the user reads of an error: what went wrong, and on a second
+// line what to do about it where we know.
+func explain(err error, s *session.Session) string {
+	text := "s0: " + describe(err) + "\n"
+	if h := hint(err, s); h != "" {
+		text += "    " + h + "\n"
+	}
+	return text
+}
+
+// describe leaves out what Go's network errors say twice.
+func describe(err error) string {
+	var dial *net.OpError
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	case errors.As(err, &dial) && dial.Op == "dial" && dial.Addr != nil:
+		return fmt.Sprintf("cannot reach %s: %s", dial.Addr, cause(dial))
+	}
+	return err.Error()
+}
+
+func cause(err error) string {
+	for errors.Unwrap(err) != nil {
+		err = errors.Unwrap(err)
+	}
+	return err.Error()
+}
+
+func hint(err error, s *session.Session) string {
+	var refused *client.APIError
+	var usage *usage
+	var lookup *net.DNSError
+	switch {
+	case errors.As(err, &usage):
+		return "see `" + usage.command + " --help`"
+	case errors.As(err, &refused):
+		return apiHint(refused, s)
+	case errors.Is(err, session.ErrSignedOut):
+		return signInHint()
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Sprintf("is the server up? Start it with `make up`, or name another with --api-url or %s", session.EnvURL)
+	case errors.As(err, &lookup):
+		return fmt.Sprintf("check --api-url, %s and the profile's api-url: no such host is known", session.EnvURL)
+	}
+	return ""
+}
+
+func signInHint() string {
+	return fmt.Sprintf("sign in with `s0 auth login`, or put an API key into %s", session.EnvToken)
+}
+
+func apiHint(e *client.APIError, s *session.Session) string {
+	switch e.StatusCode {
+	case http.StatusUnauthorized:
+		if strings.Contains(strings.ToLower(e.Message), "team") {
+			return "choose a team with `s0 team use ID`; `s0 team list` shows yours"
+		}
+		return signInHint()
+	case http.StatusForbidden:
+		return "your role in this team does not allow it; an admin of the team can"
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		if e.RetryAfter > 0 {
+			return fmt.Sprintf("try again in %d s", int(e.RetryAfter/time.Second))
+		}
+	}
+	if e.Code == "" && s != nil {
+		return fmt.Sprintf("is %s an s0 server? --api-url and %s name another", s.URL(), session.EnvURL)
+	}
+	return ""
+}
+
+// usage is a mistake in the command line.
+type usage struct {
+	command string
+	err     error
+}
+
+func (u *usage) Error() string { return u.err.Error() }
+
+func usageError(cmd *cobra.Command, err error) error {
+	return &usage{command: cmd.CommandPath(), err: err}
+}
+
+// want checks the number of arguments and names those that are missing.
+func want(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return usageError(cmd, fmt.Errorf("%s is missing", strings.Join(names[len(args):], " and ")))
+		case len(args) > len(names):
+			return usageError(cmd, fmt.Errorf("%q is one argument too many", args[len(names)]))
+		}
+		return nil
+	}
+}
+
+// wantSome is want for one or more of the same.
+func wantSome(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usageError(cmd, fmt.Errorf("%s is missing", name))
+		}
+		return nil
+	}
+}

@@ -1,0 +1,216 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"s0.run/api/client"
+	"s0.run/cmd/s0/internal/output"
+	"s0.run/cmd/s0/internal/tty"
+)
+
+const (
+	// forgetTimeout bounds tidying up behind a command that has ended.
+	forgetTimeout = 5 * time.Second
+	stdinChunk    = 32 << 10
+)
+
+// execution is one command in a sandbox.
+type execution struct {
+	interactive, terminal, noWait, stream bool
+	cwd                                   string
+	env                                   []string
+	ttl                                   seconds
+}
+
+func (a *app) sandboxExec() *cobra.Command {
+	var e execution
+	cmd := &cobra.Command{
+		Use:   "exec <id> [flags] -- <command> [args...]",
+		Short: "Run a command in a sandbox and exit with its exit code",
+		Long: `Run a command in a sandbox, show what it prints as it comes, and exit with its
+exit code. No shell reads the command: use sh -c for one.
+
+Interrupting s0 interrupts the command; interrupting it again ends it.`,
+		Example: `  s0 sandbox exec ID -- uname -a
+  s0 sandbox exec ID -- sh -c 'echo $HOME; ls | wc -l'
+  s0 sandbox exec -it ID -- bash
+  tar c src | s0 sandbox exec -i ID -- tar x
+  s0 sandbox exec --no-wait ID -- python3 server.py`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return usageError(cmd, errors.New("want a sandbox's id and, after --, a command"))
+			}
+			return nil
+		},
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			return a.exec(ctx, c, args[0], args[1:], e)
+		}),
+	}
+	flags := cmd.Flags()
+	flags.SetInterspersed(true)
+	flags.BoolVarP(&e.interactive, "interactive", "i", false, "pass stdin on to the command")
+	flags.BoolVarP(&e.terminal, "tty", "t", false, "give the command a terminal")
+	flags.BoolVar(&e.stream, "stream", true, "show output as it comes; --stream=false shows it at the end, within 30 s")
+	flags.BoolVar(&e.noWait, "no-wait", false, "start the command and print its context's id")
+	flags.StringVar(&e.cwd, "cwd", "", "directory to run in (default /workspace)")
+	flags.StringArrayVar(&e.env, "env", nil, "NAME=VALUE, or NAME to pass on our own; may be repeated")
+	flags.Var(&e.ttl, "ttl", "end the command after this time, such as 10m")
+	return cmd
+}
+
+func (e *execution) request(command []string) (client.CreateContextRequest, error) {
+	env, err := parseEnv(e.env)
+	if err != nil {
+		return client.CreateContextRequest{}, err
+	}
+	req := client.CreateContextRequest{
+		Type: client.ContextTypeCMD, CMD: &client.CMDRequest{Command: command}, EnvVars: env, TTLSec: e.ttl.value,
+	}
+	if e.cwd != "" {
+		req.Cwd = &e.cwd
+	}
+	if e.terminal {
+		size := client.PTYSize(tty.GetSize(os.Stdout))
+		req.PTYSize = &size
+	}
+	return req, nil
+}
+
+func (a *app) exec(ctx context.Context, c *client.Client, sandbox string, command []string, e execution) error {
+	req, err := e.request(command)
+	if err != nil {
+		return err
+	}
+	switch {
+	case e.noWait:
+		started, err := c.CreateContext(ctx, sandbox, req)
+		if err != nil {
+			return err
+		}
+		return a.printer.Print(started, output.Text(started.ID))
+	case !e.stream || a.printer.Format != output.Table:
+		return a.execAtOnce(ctx, c, sandbox, req)
+	}
+	started, err := c.CreateContext(ctx, sandbox, req)
+	if err != nil {
+		return err
+	}
+	return follow(ctx, c, sandbox, started.ID, e)
+}
+
+// execAtOnce runs a command in one request.
+func (a *app) execAtOnce(ctx context.Context, c *client.Client, sandbox string, req client.CreateContextRequest) error {
+	wait := true
+	req.WaitUntilDone = &wait
+	result, err := c.CreateContext(ctx, sandbox, req)
+	if err != nil {
+		return err
+	}
+	defer forget(ctx, c, sandbox, result.ID)
+	if a.printer.Format != output.Table {
+		if err := a.printer.Print(result, nil); err != nil {
+			return err
+		}
+	} else {
+		printed := deref(result.Stdout)
+		if req.PTYSize != nil {
+			printed = deref(result.OutputRaw)
+		}
+		io.WriteString(os.Stdout, printed)
+		io.WriteString(os.Stderr, deref(result.Stderr))
+	}
+	return exitCode(deref(result.ExitCode))
+}
+
+// follow attaches to a command that has just started until it ends.
+func follow(ctx context.Context, c *client.Client, sandbox, id string, e execution) error {
+	// An interrupt is for the command, not for us: see relaySignals.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	s, err := c.Attach(ctx, sandbox, id)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if e.terminal && e.interactive {
+		restore, err := tty.Raw(os.Stdin)
+		if err != nil {
+			return err
+		}
+		defer restore()
+	}
+	relay(ctx, cancel, s, e)
+	exit, err := s.Copy(os.Stdout, os.Stderr)
+	switch {
+	case ctx.Err() != nil:
+		forget(ctx, c, sandbox, id)
+		return context.Canceled
+	case err != nil:
+		return fmt.Errorf("following the command: %w; it may still be running: `s0 sandbox context -s %s get %s`", err, sandbox, id)
+	}
+	forget(ctx, c, sandbox, id)
+	return exitCode(exit.Code)
+}
+
+// relay passes on what happens on our side until ctx ends. Reading stdin can't
+// be interrupted: that goroutine ends with the process.
+func relay(ctx context.Context, cancel context.CancelFunc, s *client.Stream, e execution) {
+	if e.interactive {
+		go func() {
+			io.CopyBuffer(struct{ io.Writer }{s}, struct{ io.Reader }{os.Stdin}, make([]byte, stdinChunk))
+			s.CloseInput()
+		}()
+	}
+	if e.terminal {
+		go tty.OnResize(ctx, os.Stdout, func(size tty.Size) { s.Resize(client.PTYSize(size)) })
+	}
+	go relaySignals(ctx, cancel, s)
+}
+
+// relaySignals interrupts the command, and with the second signal ends it.
+func relaySignals(ctx context.Context, cancel context.CancelFunc, s *client.Stream) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case sig := <-signals:
+			if n > 0 {
+				cancel()
+				return
+			}
+			name := "INT"
+			if sig == syscall.SIGTERM {
+				name = "TERM"
+			}
+			s.Signal(name)
+		}
+	}
+}
+
+// forget deletes a context that nobody will ask for again. The sandbox's end
+// does the same, so that failing is no news.
+func forget(ctx context.Context, c *client.Client, sandbox, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
+	defer cancel()
+	c.DeleteContext(ctx, sandbox, id)
+}
+
+func exitCode(code int) error {
+	if code == 0 {
+		return nil
+	}
+	return exitError(code)
+}

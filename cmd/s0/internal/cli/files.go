@@ -1,0 +1,266 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"s0.run/api/client"
+	"s0.run/cmd/s0/internal/output"
+)
+
+func (a *app) files() *cobra.Command {
+	var sandbox string
+	return a.inSandbox(&sandbox, group("files", "Files in a sandbox; relative paths are below /workspace",
+		"  s0 sandbox files -s ID ls /\n  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID cat result.txt",
+		a.filesLs(&sandbox), a.filesCat(&sandbox), a.filesStat(&sandbox), a.filesMkdir(&sandbox), a.filesRm(&sandbox),
+		a.filesMv(&sandbox), a.filesUpload(&sandbox), a.filesDownload(&sandbox), a.filesWrite(&sandbox)))
+}
+
+func (a *app) filesLs(sandbox *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls [path]",
+		Short:   "List a directory",
+		Example: "  s0 sandbox files -s ID ls\n  s0 sandbox files -s ID ls /etc",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			dir := "."
+			if len(args) == 1 {
+				dir = args[0]
+			}
+			list, err := c.ListFiles(ctx, *sandbox, dir)
+			if err != nil {
+				return err
+			}
+			rows := output.Rows{Columns: []string{"MODE", "SIZE", "MODIFIED", "NAME"}}
+			for _, f := range list.Entries {
+				rows.Rows = append(rows.Rows, []string{fileMode(f), output.Bytes(f.Size), since(f.ModTime), fileName(f)})
+			}
+			return a.printer.Print(list, rows)
+		}),
+	}
+}
+
+func (a *app) filesCat(sandbox *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "cat <path>",
+		Short:   "Write a file's content to stdout",
+		Example: "  s0 sandbox files -s ID cat /etc/os-release",
+		Args:    want("the path"),
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			content, err := c.ReadFile(ctx, *sandbox, args[0])
+			if err != nil {
+				return err
+			}
+			defer content.Close()
+			_, err = io.Copy(os.Stdout, content)
+			return err
+		}),
+	}
+}
+
+func (a *app) filesStat(sandbox *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "stat <path>",
+		Short:   "Describe a file",
+		Example: "  s0 sandbox files -s ID stat /etc/os-release",
+		Args:    want("the path"),
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			f, err := c.StatFile(ctx, *sandbox, args[0])
+			if err != nil {
+				return err
+			}
+			return a.printer.Print(f, output.Fields{
+				{"Path", f.Path}, {"Type", string(f.Type)}, {"Size", output.Bytes(f.Size)}, {"Mode", f.Mode},
+				{"Modified", since(f.ModTime)}, {"Link to", deref(f.LinkTarget)},
+			})
+		}),
+	}
+}
+
+func (a *app) filesMkdir(sandbox *string) *cobra.Command {
+	var parents bool
+	cmd := &cobra.Command{
+		Use:     "mkdir <path>",
+		Short:   "Make a directory",
+		Example: "  s0 sandbox files -s ID mkdir --parents a/b/c",
+		Args:    want("the path"),
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			if err := c.Mkdir(ctx, *sandbox, args[0], parents); err != nil {
+				return err
+			}
+			return a.done("Made %s.", args[0])
+		}),
+	}
+	cmd.Flags().BoolVar(&parents, "parents", false, "make those above it too; an existing one is fine")
+	return cmd
+}
+
+func (a *app) filesRm(sandbox *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "rm <path>",
+		Short:   "Delete a file, or a directory with all below it",
+		Example: "  s0 sandbox files -s ID rm old-results",
+		Args:    want("the path"),
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			if err := c.DeleteFile(ctx, *sandbox, args[0]); err != nil {
+				return err
+			}
+			return a.done("Deleted %s.", args[0])
+		}),
+	}
+}
+
+func (a *app) filesMv(sandbox *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "mv <source> <destination>",
+		Short:   "Move a file or a directory",
+		Example: "  s0 sandbox files -s ID mv draft.txt final.txt",
+		Args:    want("the source", "the destination"),
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			if err := c.MoveFile(ctx, *sandbox, args[0], args[1]); err != nil {
+				return err
+			}
+			return a.done("Moved %s to %s.", args[0], args[1])
+		}),
+	}
+}
+
+func (a *app) filesUpload(sandbox *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "upload <local> [path]",
+		Short:   "Copy a file of yours into the sandbox",
+		Example: "  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID upload data.csv /srv/input/",
+		Args:    cobra.RangeArgs(1, 2),
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			remote := path.Base(filepath.ToSlash(args[0]))
+			if len(args) == 2 {
+				remote = into(args[1], remote)
+			}
+			return a.upload(ctx, c, *sandbox, args[0], remote)
+		}),
+	}
+}
+
+func (a *app) upload(ctx context.Context, c *client.Client, sandbox, local, remote string) error {
+	f, err := os.Open(local)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return fmt.Errorf("%s is a directory: pack it, `tar c %s | s0 sandbox exec -i ID -- tar x`", local, local)
+	}
+	if err := c.WriteFile(ctx, sandbox, remote, f); err != nil {
+		return err
+	}
+	return a.done("Uploaded %s to %s (%s).", local, remote, output.Bytes(info.Size()))
+}
+
+func (a *app) filesDownload(sandbox *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "download <path> [local]",
+		Short:   "Copy a file of the sandbox to yours",
+		Example: "  s0 sandbox files -s ID download result.csv\n  s0 sandbox files -s ID download /var/log/app.log logs/",
+		Args:    cobra.RangeArgs(1, 2),
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			local := path.Base(args[0])
+			if len(args) == 2 {
+				local = args[1]
+				if info, err := os.Stat(local); err == nil && info.IsDir() {
+					local = filepath.Join(local, path.Base(args[0]))
+				}
+			}
+			return a.download(ctx, c, *sandbox, args[0], local)
+		}),
+	}
+}
+
+// download leaves no half file behind.
+func (a *app) download(ctx context.Context, c *client.Client, sandbox, remote, local string) (err error) {
+	content, err := c.ReadFile(ctx, sandbox, remote)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	tmp, err := os.CreateTemp(filepath.Dir(local), ".s0-download-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(tmp.Name())
+		}
+	}()
+	n, err := io.Copy(tmp, content)
+	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
+		return fmt.Errorf("downloading %s: %w", remote, err)
+	}
+	if err := os.Rename(tmp.Name(), local); err != nil {
+		return err
+	}
+	return a.done("Downloaded %s to %s (%s).", remote, local, output.Bytes(n))
+}
+
+func (a *app) filesWrite(sandbox *string) *cobra.Command {
+	var data string
+	var stdin bool
+	cmd := &cobra.Command{
+		Use:     "write <path>",
+		Short:   "Write a file from an argument or from stdin",
+		Example: "  s0 sandbox files -s ID write hello.txt --data 'hello'\n  date | s0 sandbox files -s ID write now.txt --stdin",
+		Args:    want("the path"),
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			var content io.Reader = strings.NewReader(data)
+			if stdin {
+				content = os.Stdin
+			}
+			if err := c.WriteFile(ctx, *sandbox, args[0], content); err != nil {
+				return err
+			}
+			return a.done("Wrote %s.", args[0])
+		}),
+	}
+	cmd.Flags().StringVar(&data, "data", "", "the file's content")
+	cmd.Flags().BoolVar(&stdin, "stdin", false, "read the content from stdin")
+	cmd.MarkFlagsMutuallyExclusive("data", "stdin")
+	cmd.MarkFlagsOneRequired("data", "stdin")
+	return cmd
+}
+
+// into names a file within a directory, which a path is if it ends in a slash.
+func into(remote, name string) string {
+	if strings.HasSuffix(remote, "/") {
+		return remote + name
+	}
+	return remote
+}
+
+func fileMode(f client.FileInfo) string {
+	kind := map[client.FileInfoType]string{client.FileInfoTypeDir: "d", client.FileInfoTypeSymlink: "l"}[f.Type]
+	if kind == "" {
+		kind = "-"
+	}
+	return kind + f.Mode
+}
+
+func fileName(f client.FileInfo) string {
+	switch {
+	case f.LinkTarget != nil && *f.LinkTarget != "":
+		return f.Name + " -> " + *f.LinkTarget
+	case f.Type == client.FileInfoTypeDir:
+		return f.Name + "/"
+	}
+	return f.Name
+}

@@ -1,0 +1,328 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"s0.run/api/client"
+	"s0.run/cmd/s0/internal/output"
+)
+
+// completionTimeout bounds what pressing Tab may cost.
+const completionTimeout = 2 * time.Second
+
+func (a *app) sandbox() *cobra.Command {
+	return group("sandbox", "Claim sandboxes and work in them",
+		"  s0 sandbox create\n  s0 sandbox list\n  s0 sandbox run ID 'print(6 * 7)'\n  s0 sandbox exec -it ID -- bash\n  s0 sandbox delete ID",
+		a.sandboxCreate(), a.sandboxList(), a.sandboxGet(), a.sandboxStatus(), a.sandboxUpdate(), a.sandboxRefresh(), a.sandboxDelete(),
+		a.sandboxRun(), a.sandboxExec(), a.context(), a.files())
+}
+
+// settings are the flags that create and update share.
+type settings struct {
+	file         string
+	ttl, hardTTL seconds
+	memory       string
+}
+
+func (s *settings) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVarP(&s.file, "file", "f", "", "config in YAML or JSON, - for stdin; flags go before it")
+	flags.Var(&s.ttl, "ttl", "pause the sandbox after this time, such as 15m; 0 is never")
+	flags.Var(&s.hardTTL, "hard-ttl", "delete the sandbox after this time, such as 24h; 0 is never")
+	flags.StringVar(&s.memory, "memory", "", "memory, such as 512Mi or 2Gi")
+}
+
+func (a *app) sandboxCreate() *cobra.Command {
+	var template string
+	var s settings
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Claim a sandbox",
+		Long: `Claim a sandbox. It serves when the command returns.
+
+A config file holds what the flags can't say:
+
+  env_vars: {LANG: C.UTF-8}
+  resources: {memory: 2Gi}
+  ttl: 900`,
+		Example: `  s0 sandbox create
+  s0 sandbox create -t mine --ttl 15m --memory 1Gi
+  ID=$(s0 sandbox create -o json | jq -r .id)`,
+		Args: want(),
+		RunE: a.run(func(ctx context.Context, c *client.Client, _ []string) error {
+			config, err := s.createConfig()
+			if err != nil {
+				return err
+			}
+			claimed, err := c.CreateSandbox(ctx, client.ClaimRequest{Template: template, Config: config})
+			if err != nil {
+				return err
+			}
+			return a.printCreated(claimed)
+		}),
+	}
+	cmd.Flags().StringVarP(&template, "template", "t", "default", "template")
+	cmd.RegisterFlagCompletionFunc("template", a.completeTemplates)
+	s.register(cmd)
+	return cmd
+}
+
+// createConfig is nil if nothing was asked for.
+func (s *settings) createConfig() (*client.SandboxConfig, error) {
+	if s.file == "" && s.ttl.value == nil && s.hardTTL.value == nil && s.memory == "" {
+		return nil, nil
+	}
+	var config client.SandboxConfig
+	if s.file != "" {
+		doc, err := readDocument(s.file)
+		if err != nil {
+			return nil, err
+		}
+		if config, err = decodeDocument[client.SandboxConfig](s.file, doc); err != nil {
+			return nil, err
+		}
+	}
+	s.overlay(&config.TTL, &config.HardTTL, &config.Resources)
+	return &config, nil
+}
+
+func (s *settings) overlay(ttl, hardTTL **int32, resources **client.SandboxResources) {
+	if s.ttl.value != nil {
+		*ttl = s.ttl.value
+	}
+	if s.hardTTL.value != nil {
+		*hardTTL = s.hardTTL.value
+	}
+	if s.memory != "" {
+		*resources = &client.SandboxResources{Memory: &s.memory}
+	}
+}
+
+func (a *app) printCreated(c *client.ClaimResponse) error {
+	data := struct {
+		ID              string               `json:"id"`
+		Template        string               `json:"template"`
+		ClusterID       *string              `json:"cluster_id,omitempty"`
+		PodName         string               `json:"pod_name"`
+		Status          client.SandboxState  `json:"status"`
+		BootstrapMounts []client.MountStatus `json:"bootstrap_mounts,omitempty"`
+	}{c.SandboxID, c.Template, c.ClusterID, c.PodName, c.Status, c.BootstrapMounts}
+	return a.printer.Print(data, output.Fields{
+		{"ID", c.SandboxID}, {"Template", c.Template}, {"Status", string(c.Status)}, {"Cluster", deref(c.ClusterID)},
+	})
+}
+
+func (a *app) sandboxList() *cobra.Command {
+	var opts client.ListSandboxesOptions
+	var status string
+	var paused optionalBool
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List your team's sandboxes, newest first",
+		Example: "  s0 sandbox list\n  s0 sandbox list --status running --limit 200",
+		Args:    want(),
+		RunE: a.run(func(ctx context.Context, c *client.Client, _ []string) error {
+			opts.Status, opts.Paused = client.SandboxState(status), paused.value
+			list, err := c.ListSandboxes(ctx, opts)
+			if err != nil {
+				return err
+			}
+			rows := output.Rows{Columns: []string{"ID", "TEMPLATE~", "STATUS", "CREATED", "EXPIRES", "DELETED"}}
+			for _, s := range list.Sandboxes {
+				rows.Rows = append(rows.Rows, []string{s.ID, s.TemplateID, string(s.Status), since(s.CreatedAt), until(s.ExpiresAt), until(s.HardExpiresAt)})
+			}
+			if list.HasMore {
+				next := opts.Offset + len(list.Sandboxes)
+				defer note("%d of %d; the next with --offset %d", len(list.Sandboxes), list.Count, next)
+			}
+			return a.printer.Print(list, rows)
+		}),
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&status, "status", "", "only those that are starting, running, paused, terminating or failed")
+	flags.StringVar(&opts.TemplateID, "template-id", "", "only those of a template")
+	flags.Var(&paused, "paused", "only those that are paused (true) or not (false)")
+	flags.Lookup("paused").NoOptDefVal = "true"
+	flags.IntVar(&opts.Limit, "limit", 0, "how many, 1 to 200 (default 50)")
+	flags.IntVar(&opts.Offset, "offset", 0, "how many to leave out")
+	complete(cmd, "status", "starting", "running", "paused", "terminating", "failed")
+	cmd.RegisterFlagCompletionFunc("template-id", a.completeTemplates)
+	return cmd
+}
+
+func (a *app) sandboxGet() *cobra.Command {
+	return &cobra.Command{
+		Use:               "get <id>",
+		Short:             "Show a sandbox",
+		Example:           "  s0 sandbox get ID",
+		Args:              want("the sandbox's id"),
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			sb, err := c.GetSandbox(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return a.printer.Print(sb, sandboxFields(sb))
+		}),
+	}
+}
+
+func (a *app) sandboxStatus() *cobra.Command {
+	return &cobra.Command{
+		Use:               "status <id>",
+		Short:             "Show a sandbox's status in brief",
+		Example:           "  s0 sandbox status ID",
+		Args:              want("the sandbox's id"),
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			s, err := c.GetSandboxStatus(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return a.printer.Print(s, output.Fields{
+				{"ID", s.SandboxID}, {"Status", string(s.Status)}, {"Template", s.TemplateID},
+				{"Claimed", since(s.ClaimedAt)}, {"Expires", until(s.ExpiresAt)}, {"Deleted", until(s.HardExpiresAt)},
+			})
+		}),
+	}
+}
+
+func (a *app) sandboxUpdate() *cobra.Command {
+	var s settings
+	var autoResume optionalBool
+	cmd := &cobra.Command{
+		Use:               "update <id>",
+		Short:             "Change a sandbox's config; what is not named stays",
+		Example:           "  s0 sandbox update ID --ttl 1h\n  s0 sandbox update ID --ttl 0 --auto-resume=false\n  s0 sandbox update ID -f config.yaml",
+		Args:              want("the sandbox's id"),
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			config, err := s.updateConfig(autoResume.value)
+			if err != nil {
+				return err
+			}
+			sb, err := c.UpdateSandbox(ctx, args[0], config)
+			if err != nil {
+				return err
+			}
+			return a.printer.Print(sb, sandboxFields(sb))
+		}),
+	}
+	s.register(cmd)
+	cmd.Flags().Var(&autoResume, "auto-resume", "whether a request wakes the sandbox when it is paused: true or false")
+	return cmd
+}
+
+func (s *settings) updateConfig(autoResume *bool) (client.SandboxUpdateConfig, error) {
+	var config client.SandboxUpdateConfig
+	if s.file != "" {
+		doc, err := readDocument(s.file)
+		if err != nil {
+			return config, err
+		}
+		if config, err = decodeDocument[client.SandboxUpdateConfig](s.file, doc); err != nil {
+			return config, err
+		}
+	} else if s.ttl.value == nil && s.hardTTL.value == nil && s.memory == "" && autoResume == nil {
+		return config, errors.New("nothing to change: name it with a flag or a file, see --help")
+	}
+	s.overlay(&config.TTL, &config.HardTTL, &config.Resources)
+	if autoResume != nil {
+		config.AutoResume = autoResume
+	}
+	return config, nil
+}
+
+func (a *app) sandboxRefresh() *cobra.Command {
+	var duration seconds
+	cmd := &cobra.Command{
+		Use:               "refresh <id>",
+		Short:             "Start a sandbox's ttl and hard ttl again from now",
+		Example:           "  s0 sandbox refresh ID\n  s0 sandbox refresh ID --duration 1h",
+		Args:              want("the sandbox's id"),
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			r, err := c.RefreshSandbox(ctx, args[0], duration.value)
+			if err != nil {
+				return err
+			}
+			return a.printer.Print(r, output.Fields{{"ID", r.SandboxID}, {"Expires", until(r.ExpiresAt)}, {"Deleted", until(r.HardExpiresAt)}})
+		}),
+	}
+	cmd.Flags().Var(&duration, "duration", "the new ttl (default the sandbox's own)")
+	return cmd
+}
+
+func (a *app) sandboxDelete() *cobra.Command {
+	return &cobra.Command{
+		Use:               "delete <id>...",
+		Short:             "Terminate sandboxes and delete their state",
+		Example:           "  s0 sandbox delete ID",
+		Args:              wantSome("the sandbox's id"),
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			for _, id := range args {
+				if err := c.DeleteSandbox(ctx, id); err != nil {
+					return fmt.Errorf("deleting %s: %w", id, err)
+				}
+			}
+			return a.done("Deleted %s.", strings.Join(args, ", "))
+		}),
+	}
+}
+
+func sandboxFields(s *client.Sandbox) output.Fields {
+	fields := output.Fields{
+		{"ID", s.ID}, {"Template", s.TemplateID}, {"Status", string(s.Status)}, {"Memory", deref(deref(s.Resources).Memory)},
+		{"Team", s.TeamID}, {"Auto-resume", yesNo(s.AutoResume)}, {"Generation", fmt.Sprint(s.RuntimeGeneration)},
+		{"Claimed", since(s.ClaimedAt)}, {"Expires", until(s.ExpiresAt)}, {"Deleted", until(s.HardExpiresAt)}, {"Updated", since(s.UpdatedAt)},
+	}
+	for _, svc := range s.Services {
+		fields = append(fields, [2]string{"Service " + svc.ID, deref(svc.PublicURL)})
+	}
+	for _, m := range s.Mounts {
+		fields = append(fields, [2]string{"Mount", m.MountPoint + " ← " + m.SandboxvolumeID})
+	}
+	return fields
+}
+
+func (a *app) completeSandboxes(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 && cmd.Name() != "delete" {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	return a.completeFrom(cmd.Context(), func(ctx context.Context, c *client.Client) (words []cobra.Completion, _ error) {
+		list, err := c.ListSandboxes(ctx, client.ListSandboxesOptions{Limit: 200})
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range list.Sandboxes {
+			words = append(words, cobra.CompletionWithDesc(s.ID, string(s.Status)+", "+s.TemplateID+", "+since(s.CreatedAt)))
+		}
+		return words, nil
+	})
+}
+
+// completeFrom asks the server for words; a server that does not answer in time
+// has none.
+func (a *app) completeFrom(ctx context.Context, ask func(context.Context, *client.Client) ([]cobra.Completion, error)) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
+	defer cancel()
+	if err := a.open(); err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	c, err := a.session.Client(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	words, err := ask(ctx, c)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	return words, cobra.ShellCompDirectiveNoFileComp
+}

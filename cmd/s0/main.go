@@ -1,0 +1,11 @@
+// The s0 command is the command line of s0: it signs in, claims sandboxes and
+// works in them, through the public API alone.
+package main
+
+import (
+	"os"
+
+	"s0.run/cmd/s0/internal/cli"
+)
+
+func main() { os.Exit(cli.Main(os.Args[1:])) }
