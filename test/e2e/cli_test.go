@@ -1,0 +1,30 @@
+package e2e_test
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"s0.run/internal/s0test"
+)
+
+// TestCLI runs the scripts of testdata/cli, each a person's session at a
+// terminal, with the real s0 against a real machine.
+func TestCLI(t *testing.T) {
+	s := s0test.Start(t, s0test.Options{Pool: 2})
+	t.Run("scripts", func(t *testing.T) {
+		testscript.Run(t, testscript.Params{
+			Dir: filepath.Join("testdata", "cli"),
+			Setup: func(env *testscript.Env) error {
+				env.Setenv("PATH", s.Bin()+":"+env.Getenv("PATH"))
+				env.Setenv("HOME", env.WorkDir)
+				env.Setenv("SANDBOX0_BASE_URL", s.URL)
+				env.Setenv("S0_ADMIN_EMAIL", "admin@example.com")
+				env.Setenv("S0_ADMIN_PASSWORD", s0test.AdminPassword)
+				return nil
+			},
+		})
+	})
+	s.CheckOwned()
+}

@@ -1,0 +1,108 @@
+package e2e_test
+
+import (
+	"context"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"s0.run/api/client"
+	"s0.run/internal/s0test"
+)
+
+// patience bounds one call on a loaded machine.
+const patience = 90 * time.Second
+
+// A user is a client of a stack whose calls must succeed.
+type user struct {
+	t     *testing.T
+	stack *s0test.Stack
+	c     *client.Client
+}
+
+func newUser(t *testing.T, s *s0test.Stack) *user {
+	t.Helper()
+	return &user{t: t, stack: s, c: s.Client()}
+}
+
+func (u *user) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	u.t.Cleanup(cancel)
+	return ctx
+}
+
+func must[T any](u *user, what string, v T, err error) T {
+	u.t.Helper()
+	if err != nil {
+		u.t.Fatalf("%s: %v\n%s", what, err, u.stack.Logs())
+	}
+	return v
+}
+
+// claim takes a sandbox of the template `default`, which is deleted with the test.
+func (u *user) claim() (id string) {
+	u.t.Helper()
+	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default"})
+	must(u, "claiming a sandbox", sb, err)
+	u.t.Cleanup(func() {
+		if err := u.c.DeleteSandbox(u.ctx(), sb.SandboxID); err != nil && !isStatus(err, 404) {
+			u.t.Errorf("deleting %s: %v", sb.SandboxID, err)
+		}
+	})
+	return sb.SandboxID
+}
+
+func (u *user) remove(id string) {
+	u.t.Helper()
+	if err := u.c.DeleteSandbox(u.ctx(), id); err != nil {
+		u.t.Fatalf("deleting %s: %v", id, err)
+	}
+}
+
+func (u *user) python(id string) (contextID string) {
+	u.t.Helper()
+	alias := "python"
+	repl, err := u.c.CreateContext(u.ctx(), id, client.CreateContextRequest{Type: client.ContextTypeREPL, REPL: &client.REPLRequest{Alias: &alias}})
+	return must(u, "starting Python in "+id, repl, err).ID
+}
+
+// exec runs a line in a REPL and returns what it printed, trimmed.
+func (u *user) exec(id, contextID, line string) string {
+	u.t.Helper()
+	res, err := u.c.ExecContext(u.ctx(), id, contextID, line)
+	return strings.TrimSpace(must(u, "running "+line+" in "+id, res, err).OutputRaw)
+}
+
+func (u *user) wantExec(id, contextID, line, want string) {
+	u.t.Helper()
+	if got := u.exec(id, contextID, line); got != want {
+		u.t.Errorf("%s: %q printed %q, want %q", id, line, got, want)
+	}
+}
+
+// run runs a command to its end and returns what it left.
+func (u *user) run(id string, argv ...string) *client.ContextResponse {
+	u.t.Helper()
+	wait := true
+	res, err := u.c.CreateContext(u.ctx(), id, client.CreateContextRequest{
+		Type: client.ContextTypeCMD, CMD: &client.CMDRequest{Command: argv}, WaitUntilDone: &wait,
+	})
+	return must(u, "running "+strings.Join(argv, " "), res, err)
+}
+
+func (u *user) read(id, path string) string {
+	u.t.Helper()
+	r, err := u.c.ReadFile(u.ctx(), id, path)
+	must(u, "reading "+path, r, err)
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	return string(must(u, "reading "+path, b, err))
+}
+
+func (u *user) write(id, path, content string) {
+	u.t.Helper()
+	if err := u.c.WriteFile(u.ctx(), id, path, strings.NewReader(content)); err != nil {
+		u.t.Fatalf("writing %s: %v", path, err)
+	}
+}

@@ -1,0 +1,183 @@
+package e2e_test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"s0.run/api/client"
+	"s0.run/internal/s0test"
+)
+
+func isStatus(err error, status int) bool {
+	var e *client.APIError
+	return errors.As(err, &e) && e.StatusCode == status
+}
+
+// TestMachine is one life of a small machine: used, restarted, hurt, and left as
+// it was found.
+func TestMachine(t *testing.T) {
+	s := s0test.Start(t, s0test.Options{Pool: 2})
+	t.Run("demo", func(t *testing.T) { testDemo(t, s) })
+	t.Run("sandbox", func(t *testing.T) { testSandbox(t, s) })
+	t.Run("bad input", func(t *testing.T) { testBadInput(t, s) })
+	t.Run("restarts", func(t *testing.T) { testRestarts(t, s) })
+	t.Run("dead sandbox", func(t *testing.T) { testDeadSandbox(t, s) })
+	t.Run("s0d", func(t *testing.T) { testServerCommands(t, s) })
+	s.CheckOwned()
+	if left := s.Sandboxes(); len(left) > 0 {
+		t.Errorf("sandboxes %v are left; every test deletes its own", left)
+	}
+}
+
+// testDemo runs what `make demo` runs.
+func testDemo(t *testing.T, s *s0test.Stack) {
+	cmd := exec.Command("go", "run", "./hack/demo", "-api", s.URL, "-key-file", filepath.Join(s.DataDir, "admin.key"))
+	cmd.Dir = s0test.ModuleRoot(t)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("the demo: %v\n%s", err, out)
+	}
+	for _, want := range []string{"claimed ", " ms", "  42\n", "/workspace", "read it back: hello", "deleted "} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("the demo does not show %q:\n%s", want, out)
+		}
+	}
+}
+
+func testSandbox(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	id := u.claim()
+
+	repl := u.python(id)
+	u.exec(id, repl, "x = 41")
+	u.wantExec(id, repl, "print(x + 1)", "42")
+
+	res := u.run(id, "sh", "-c", "echo out; echo err >&2; exit 7")
+	if res.ExitCode == nil || *res.ExitCode != 7 || res.Stdout == nil || *res.Stdout != "out\n" || res.Stderr == nil || *res.Stderr != "err\n" {
+		t.Errorf("a command with output on both streams and exit code 7 left %+v", res)
+	}
+	if res := u.run(id, "dmesg"); res.Stdout == nil || !strings.Contains(*res.Stdout, "gVisor") {
+		t.Errorf("dmesg does not tell of gVisor: %+v", res)
+	}
+
+	u.write(id, "notes/a.txt", "kept")
+	if got := u.read(id, "/workspace/notes/a.txt"); got != "kept" {
+		t.Errorf("the file holds %q", got)
+	}
+
+	list, err := u.c.ListSandboxes(u.ctx(), client.ListSandboxesOptions{Status: "running"})
+	must(u, "listing", list, err)
+	if !slices.ContainsFunc(list.Sandboxes, func(sb client.SandboxSummary) bool { return sb.ID == id }) {
+		t.Errorf("the list of running sandboxes lacks %s", id)
+	}
+
+	u.remove(id)
+	if _, err := u.c.GetSandbox(u.ctx(), id); !isStatus(err, 404) {
+		t.Errorf("getting a deleted sandbox: %v, want 404", err)
+	}
+}
+
+// testRestarts: sandboxes and the interpreters in them live through every
+// restart and crash of what is around them (R1, R3).
+func testRestarts(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	id := u.claim()
+	repl := u.python(id)
+	u.exec(id, repl, "x = 41")
+	slots, err := s.Live()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := func(after string) {
+		t.Helper()
+		s.Eventually("the sandbox to answer after "+after, func() error {
+			res, err := u.c.ExecContext(u.ctx(), id, repl, "print(x + 1)")
+			if err == nil && strings.TrimSpace(res.OutputRaw) != "42" {
+				t.Fatalf("after %s Python answers %q", after, res.OutputRaw)
+			}
+			return err
+		})
+		fresh := u.claim() // and new ones can be had
+		u.wantExec(fresh, u.python(fresh), "print('new')", "new")
+		u.remove(fresh)
+	}
+
+	t.Run("orderly stop and start", func(t *testing.T) {
+		s.Down(true)
+		s.Up()
+		answers("a restart of s0d")
+	})
+	t.Run("TestX01_KillServer", func(t *testing.T) {
+		s.Kill()
+		s.Up()
+		answers("kill -9 of s0d")
+	})
+	t.Run("TestX02_KillContainerd", func(t *testing.T) {
+		s.KillChild("containerd")
+		answers("kill -9 of containerd")
+	})
+	t.Run("TestX34_KillPostgreSQL", func(t *testing.T) {
+		s.KillChild("PostgreSQL")
+		answers("kill -9 of PostgreSQL")
+	})
+
+	now, err := s.Live()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now[id] != "sandbox" {
+		t.Errorf("the node calls %s %q", id, now[id])
+	}
+	var survived int
+	for id := range slots {
+		if now[id] != "" {
+			survived++
+		}
+	}
+	t.Logf("%d of %d slots and sandboxes of before are there after four crashes and the claims between", survived, len(slots))
+	u.remove(id)
+	s.CheckOwned()
+}
+
+// testDeadSandbox: what dies is shown as dead, never as running (R6), and
+// everything of it goes.
+func testDeadSandbox(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	id := u.claim()
+	pids := s.Pids("sentry", id)
+	if len(pids) == 0 {
+		t.Fatalf("no sentry of %s was found", id)
+	}
+	for _, pid := range pids {
+		p, err := os.FindProcess(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Eventually("the sandbox to be shown as failed", func() error {
+		sb, err := u.c.GetSandbox(u.ctx(), id)
+		if err == nil && sb.Status != "failed" {
+			return errors.New("its status is " + string(sb.Status))
+		}
+		return err
+	})
+	u.remove(id)
+	s.CheckOwned()
+}
+
+func testServerCommands(t *testing.T, s *s0test.Stack) {
+	for command, want := range map[string]string{"doctor": "ready", "status": s.URL, "up": "already up"} {
+		out, err := s.S0D(command)
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("s0d %s: %v, want %q in:\n%s", command, err, want, out)
+		}
+	}
+}
