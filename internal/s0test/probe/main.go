@@ -1,0 +1,146 @@
+// The probe program is what tests run inside a sandbox: small, static, and each
+// of its words does one thing that a test looks at.
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const forever = 24 * time.Hour
+
+var words = map[string]func(args []string) error{
+	"sleep": func([]string) error { time.Sleep(forever); return nil },
+	"exit":  exit,
+	"cat":   func([]string) error { _, err := io.Copy(os.Stdout, os.Stdin); return err },
+	"echo":  func(a []string) error { _, err := fmt.Println(a); return err },
+	"term":  term,
+	"eat":   eat,
+	"fork":  fork,
+	"write": func(a []string) error { return os.WriteFile(a[0], []byte(a[1]), 0o600) },
+	"read":  read,
+	"ls":    ls,
+	"dial":  dial,
+	"bind":  func(a []string) error { return syscall.Mount(a[0], a[1], "", syscall.MS_BIND, "") },
+	"tty":   tty,
+}
+
+func main() {
+	if len(os.Args) < 2 || words[os.Args[1]] == nil {
+		fmt.Fprintln(os.Stderr, "probe: unknown word")
+		os.Exit(64)
+	}
+	if err := words[os.Args[1]](os.Args[2:]); err != nil {
+		fmt.Fprintln(os.Stderr, "probe:", err)
+		os.Exit(1)
+	}
+}
+
+func exit(a []string) error {
+	n, err := strconv.Atoi(a[0])
+	if err != nil {
+		return err
+	}
+	os.Exit(n)
+	return nil
+}
+
+// term ends with status 42 on SIGTERM.
+func term([]string) error {
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGTERM)
+	fmt.Println("ready")
+	<-ch
+	os.Exit(42)
+	return nil
+}
+
+// eat touches so many MiB and keeps them.
+func eat(a []string) error {
+	n, err := strconv.Atoi(a[0])
+	if err != nil {
+		return err
+	}
+	var all [][]byte
+	for range n {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		all = append(all, b)
+	}
+	fmt.Println("ate", len(all))
+	time.Sleep(forever)
+	return nil
+}
+
+// fork starts so many sleeping children and says how many it got.
+func fork(a []string) error {
+	n, err := strconv.Atoi(a[0])
+	if err != nil {
+		return err
+	}
+	got := 0
+	for range n {
+		if err = exec.Command("/proc/self/exe", "sleep").Start(); err != nil {
+			break
+		}
+		got++
+	}
+	fmt.Println("forked", got, err)
+	time.Sleep(time.Second)
+	return nil
+}
+
+func read(a []string) error {
+	b, err := os.ReadFile(a[0])
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(b)
+	return err
+}
+
+func ls(a []string) error {
+	entries, err := os.ReadDir(a[0])
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		fmt.Println(e.Name())
+	}
+	return nil
+}
+
+// dial sends a line over a unix socket and prints the answer.
+func dial(a []string) error {
+	c, err := net.Dial("unix", a[0])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := fmt.Fprintln(c, "hello"); err != nil {
+		return err
+	}
+	_, err = io.Copy(os.Stdout, c)
+	return err
+}
+
+// tty prints the terminal's size.
+func tty([]string) error {
+	ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+	if err != nil {
+		return err
+	}
+	fmt.Println("size", ws.Row, ws.Col)
+	return nil
+}

@@ -1,0 +1,223 @@
+package shim_test
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	apievents "github.com/containerd/containerd/api/events"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// soon is how fast the death of one process must be the end of its sandbox.
+const soon = 5 * time.Second
+
+// diesWith kills one process of a sandbox and wants an exit soon, and nothing left.
+func diesWith(t *testing.T, victim string) {
+	h := newHost(t)
+	check := h.baseline()
+	c, task, exit := h.run(want{id: "a", group: "g"})
+	pid := h.find(victim, "a")
+	start := time.Now()
+	h.killPid(pid)
+	if code := h.exited(exit); code != 137 {
+		t.Errorf("exit code %d, want 137", code)
+	}
+	if d := time.Since(start); d > soon {
+		t.Errorf("exit after %v, want within %v", d, soon)
+	}
+	h.remove(c, task)
+	check()
+}
+
+func TestX29_SentryKilled(t *testing.T) { diesWith(t, "runsc-sandbox") }
+func TestX29_GoferKilled(t *testing.T)  { diesWith(t, "runsc-gofer") }
+
+// A killed shim takes the sandboxes of its group with it, and nothing else.
+func TestX29_ShimKilled(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	var all []containerd.Container
+	var exits []<-chan containerd.ExitStatus
+	for i := range 3 {
+		c, _, exit := h.run(want{id: fmt.Sprintf("a%d", i), group: "g"})
+		all, exits = append(all, c), append(exits, exit)
+	}
+	other, otherTask, otherExit := h.run(want{id: "other", group: "h"})
+	victim := 0
+	for _, pid := range h.shims() {
+		if cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(cmdline), "\x00g\x00") {
+			victim = pid
+		}
+	}
+	start := time.Now()
+	h.killPid(victim)
+	for i, exit := range exits {
+		select {
+		case <-exit: // with an error: the shim that was asked is gone
+		case <-time.After(soon):
+			t.Errorf("a%d: no exit within %v", i, soon)
+		}
+	}
+	t.Logf("exits after %v", time.Since(start))
+	h.eventually("containerd has forgotten the tasks", func() bool {
+		for _, c := range all {
+			if _, err := c.Task(h.ctx(), nil); err == nil {
+				return false
+			}
+		}
+		return true
+	})
+	for _, c := range all {
+		h.ok(c.Delete(h.ctx()))
+	}
+	if out, _ := h.exec(other, "", "/bin/probe", "echo", "alive"); out != "[alive]\n" {
+		t.Errorf("the other group's sandbox: %q", out)
+	}
+	h.ok(otherTask.Kill(h.ctx(), syscall.SIGKILL))
+	h.exited(otherExit)
+	h.remove(other, otherTask)
+	check()
+}
+
+// When containerd is killed and comes back, sandboxes still run and answer; what
+// ended meanwhile is known to have ended, with its status.
+func TestX28_ContainerdKilled(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	alive, _, _ := h.run(want{id: "alive", group: "g"})
+	ended, endedTask, _ := h.run(want{id: "ended", group: "g", args: []string{"/bin/probe", "term"}})
+	killed, killedTask, _ := h.run(want{id: "killed", group: "g"})
+	sentry := h.find("runsc-sandbox", "killed")
+	shims := fmt.Sprint(h.shims())
+
+	h.Kill()
+	h.killPid(sentry)
+	h.eventually("the sentry is reaped", func() bool { return syscall.Kill(sentry, 0) != nil })
+	h.Start(t)
+
+	if now := fmt.Sprint(h.shims()); now != shims {
+		t.Errorf("shims %v, want the same %v as before", now, shims)
+	}
+	if out, _ := h.exec(alive, "", "/bin/probe", "echo", "alive"); out != "[alive]\n" {
+		t.Errorf("after the restart: %q", out)
+	}
+	status, err := killedTask.Status(h.ctx())
+	h.ok(err)
+	if status.Status != containerd.Stopped || status.ExitStatus != 137 {
+		t.Errorf("status of what ended meanwhile: %+v", status)
+	}
+	h.remove(killed, killedTask)
+
+	exit, err := endedTask.Wait(h.ctx())
+	h.ok(err)
+	h.ok(endedTask.Kill(h.ctx(), syscall.SIGTERM))
+	h.exited(exit)
+	h.remove(ended, endedTask)
+
+	task, err := alive.Task(h.ctx(), nil)
+	h.ok(err)
+	exit, err = task.Wait(h.ctx())
+	h.ok(err)
+	h.ok(task.Kill(h.ctx(), syscall.SIGKILL))
+	h.exited(exit)
+	h.remove(alive, task)
+	check()
+}
+
+// Shim and containerd die together, as in a reboot that kept the disk, or a bad
+// day: the next containerd cleans up.
+func TestX28_ContainerdAndShimKilled(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	c, _, _ := h.run(want{id: "a", group: "g"})
+	h.Kill()
+	for _, pid := range h.shims() {
+		h.killPid(pid)
+	}
+	h.Start(t)
+	h.eventually("the task is gone", func() bool { _, err := c.Task(h.ctx(), nil); return err != nil })
+	h.ok(c.Delete(h.ctx()))
+	check()
+}
+
+// SIGTERM to a shim is no way to lose what it serves track of.
+func TestShimTerminated(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	c, _, _ := h.run(want{id: "a", group: "g"})
+	for _, pid := range h.shims() {
+		h.ok(syscall.Kill(pid, syscall.SIGTERM))
+	}
+	h.eventually("the task is gone", func() bool { _, err := c.Task(h.ctx(), nil); return err != nil })
+	h.ok(c.Delete(h.ctx()))
+	check()
+}
+
+// The containers of a group share one process, which ends with the last of them;
+// containers that come while it ends are served by the next.
+func TestGroupSharesOneShim(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	for range 3 {
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				c, task, exit := h.run(want{id: fmt.Sprintf("a%d", i), group: "g"})
+				h.ok(task.Kill(h.ctx(), syscall.SIGKILL))
+				h.exited(exit)
+				h.remove(c, task)
+			})
+		}
+		wg.Wait()
+	}
+	check()
+
+	first, firstTask, firstExit := h.run(want{id: "first", group: "g"})
+	second, secondTask, secondExit := h.run(want{id: "second", group: "g"})
+	if n := len(h.shims()); n != 1 {
+		t.Errorf("%d shims for one group, want 1", n)
+	}
+	// The first container's bundle was the shim's cradle; it goes first.
+	h.ok(firstTask.Kill(h.ctx(), syscall.SIGKILL))
+	h.exited(firstExit)
+	h.remove(first, firstTask)
+	if out, _ := h.exec(second, "", "/bin/probe", "echo", "x"); out != "[x]\n" {
+		t.Errorf("second container after the first one's end: %q", out)
+	}
+	h.ok(secondTask.Kill(h.ctx(), syscall.SIGKILL))
+	h.exited(secondExit)
+	h.remove(second, secondTask)
+	check()
+}
+
+func TestD02_OutOfMemory(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	events, errs := h.client.Subscribe(h.ctx(), `topic=="/tasks/oom"`)
+	limit := int64(128 << 20)
+	c, task, exit := h.run(want{id: "a", group: "g", args: []string{"/bin/probe", "eat", "512"}, spec: func(s *specs.Spec) {
+		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+	}})
+	t.Logf("exit code %d", h.exited(exit))
+	select {
+	case e := <-events:
+		v, err := typeurl.UnmarshalAny(e.Event)
+		h.ok(err)
+		if oom, ok := v.(*apievents.TaskOOM); !ok || oom.ContainerID != "a" {
+			t.Errorf("event %v", v)
+		}
+	case err := <-errs:
+		t.Error(err)
+	case <-time.After(soon):
+		t.Error("no OOM event")
+	}
+	h.remove(c, task)
+	check()
+}
