@@ -7,7 +7,8 @@ MAKEFLAGS += --no-builtin-rules
 BIN := build/bin
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # Static and without the builder's paths, so that a binary runs anywhere and is reproducible.
-GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+# Flags of s0d for an instance of your own: make up INSTANCE="--data-dir=… --run-dir=…"
 INSTANCE ?=
 
 ##@ Use
@@ -33,7 +34,7 @@ demo: ## claim a warm sandbox and show what it does
 ##@ Build
 
 build: ## build s0, s0d, procd and the shim into build/bin
-	@$(GO_BUILD) -X main.version=$(VERSION)" -o $(BIN)/ ./cmd/...
+	@$(GO_BUILD) -o $(BIN)/ ./cmd/...
 
 tools: ## build containerd and runsc from pinned modules, once for each pin
 	@hack/tools.sh
@@ -50,8 +51,8 @@ clean: ## remove what was built (not the running instance's data)
 ##@ Check
 
 test: test-deps lint test-unit ## run all tests (root; Linux)
-	@echo "== tests that need root, a real containerd, runsc and PostgreSQL"
-	@go test -shuffle=on -timeout 20m -p 1 $$(hack/root-tests.sh)
+	@echo "== all tests, with a real containerd, runsc and PostgreSQL"
+	@go test -shuffle=on -p 1 -timeout 25m ./...
 
 test-unit: ## run the quick tests: no root, race detector on
 	@echo "== unit tests"
@@ -64,7 +65,9 @@ lint: ## gofmt, vet, the import table
 	@go test ./internal/archtest
 
 bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build/bench
-	@go run ./test/bench -out build/bench
+	@mkdir -p build/bench
+	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 40m ./test/bench -args -raw $(CURDIR)/build/bench/samples.csv
+	@echo "every sample: build/bench/samples.csv"
 
 test-deps:
 	@hack/deps.sh run test
