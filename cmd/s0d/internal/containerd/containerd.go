@@ -59,6 +59,8 @@ disabled_plugins = [
   address = %[5]q
 [plugins."io.containerd.internal.v1.opt"]
   path = %[6]q
+[plugins."io.containerd.shim.v1.manager"]
+  socket_dir = %[7]q
 `
 
 // Prepare makes the directories and writes the configuration.
@@ -69,7 +71,7 @@ func (d *Daemon) Prepare() error {
 		}
 	}
 	text := fmt.Sprintf(config, d.cfg.Root, d.cfg.State, filepath.Join(d.cfg.Root, "tmp"),
-		d.Socket(), d.Socket()+".ttrpc", filepath.Join(d.cfg.Root, "opt"))
+		d.Socket(), d.Socket()+".ttrpc", filepath.Join(d.cfg.Root, "opt"), filepath.Join(d.cfg.State, "s"))
 	return os.WriteFile(d.configFile(), []byte(text), 0o600)
 }
 
