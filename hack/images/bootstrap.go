@@ -29,19 +29,36 @@ func hostSuite(ctx context.Context) (suite, error) {
 	if err != nil {
 		return suite{}, err
 	}
-	out, err := output(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Identifier: Packages")
+	mirror, err := hostMirror(ctx, codename)
 	if err != nil {
-		return suite{}, fmt.Errorf("asking apt for its mirrors: %w", err)
-	}
-	mirror, ok := mirrorFor(out, codename)
-	if !ok {
-		return suite{}, fmt.Errorf("apt has no source for %s main; run `apt-get update`, or add one to /etc/apt/sources.list.d", codename)
+		return suite{}, err
 	}
 	proxy, err := output(ctx, "apt-config", "shell", "P", "Acquire::http::Proxy")
 	if err != nil {
 		return suite{}, fmt.Errorf("asking apt for its proxy: %w", err)
 	}
 	return suite{Mirror: mirror, Codename: codename, Proxy: shellValue(proxy)}, nil
+}
+
+// hostMirror is where apt gets the release from. A machine that never updated
+// its lists does not know yet which source that is.
+func hostMirror(ctx context.Context, codename string) (string, error) {
+	for _, update := range []bool{false, true} {
+		if update {
+			fmt.Println("template image: updating apt's lists")
+			if _, err := output(ctx, "apt-get", "update", "-q"); err != nil {
+				return "", err
+			}
+		}
+		out, err := output(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Identifier: Packages")
+		if err != nil {
+			return "", fmt.Errorf("asking apt for its mirrors: %w", err)
+		}
+		if mirror, ok := mirrorFor(out, codename); ok {
+			return mirror, nil
+		}
+	}
+	return "", fmt.Errorf("apt has no source for %s main: add one to /etc/apt/sources.list.d", codename)
 }
 
 // mirrorFor finds the repository of a release's main component in lines of
