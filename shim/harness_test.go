@@ -239,7 +239,7 @@ func (h *host) exec(c containerd.Container, stdin string, args ...string) (strin
 	h.ok(err)
 	p, err := task.Exec(h.ctx(), fmt.Sprintf("e%d", time.Now().UnixNano()),
 		&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}},
-		cio.NewCreator(cio.WithStreams(in, &out, &out), cio.WithFIFODir(h.Dir+"/fifo")))
+		cio.NewCreator(cio.WithStreams(in, &out, io.Discard), cio.WithFIFODir(h.Dir+"/fifo")))
 	h.ok(err)
 	exit, err := p.Wait(h.ctx())
 	h.ok(err)

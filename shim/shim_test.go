@@ -2,6 +2,7 @@ package shim_test
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,7 +72,7 @@ func TestStdioOfInit(t *testing.T) {
 	h := newHost(t)
 	var out bytes.Buffer
 	in := newInput("through\n")
-	streams := cio.NewCreator(cio.WithStreams(in, &out, &out), cio.WithFIFODir(h.Dir+"/fifo"))
+	streams := cio.NewCreator(cio.WithStreams(in, &out, io.Discard), cio.WithFIFODir(h.Dir+"/fifo"))
 	c, task, exit := h.run(want{id: "a", args: []string{"/bin/probe", "cat"}, io: streams})
 	<-in.drained
 	h.ok(task.CloseIO(h.ctx(), containerd.WithStdinCloser))

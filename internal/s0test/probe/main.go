@@ -21,7 +21,7 @@ const forever = 24 * time.Hour
 var words = map[string]func(args []string) error{
 	"sleep": func([]string) error { time.Sleep(forever); return nil },
 	"exit":  exit,
-	"cat":   func([]string) error { _, err := io.Copy(os.Stdout, os.Stdin); return err },
+	"cat":   cat,
 	"echo":  func(a []string) error { _, err := fmt.Println(a); return err },
 	"term":  term,
 	"eat":   eat,
@@ -52,6 +52,15 @@ func exit(a []string) error {
 	}
 	os.Exit(n)
 	return nil
+}
+
+// cat copies its input, which must not be empty.
+func cat([]string) error {
+	n, err := io.Copy(os.Stdout, os.Stdin)
+	if err == nil && n == 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // term ends with status 42 on SIGTERM.
