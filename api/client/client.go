@@ -12,7 +12,7 @@
 // never logs.
 package client
 
-//go:generate ../../build/tools/oapi-codegen -config oapi-codegen.yaml ../openapi.yaml
+//go:generate go tool -modfile=../../hack/tools/gen/go.mod oapi-codegen -config oapi-codegen.yaml ../openapi.yaml
 
 import (
 	"bytes"

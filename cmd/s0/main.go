@@ -8,4 +8,6 @@ import (
 	"s0.run/cmd/s0/internal/cli"
 )
 
-func main() { os.Exit(cli.Main(os.Args[1:])) }
+var version = "unknown" // the linker knows it
+
+func main() { os.Exit(cli.Main(os.Args[1:], version)) }

@@ -3,4 +3,4 @@
 // implements [ServerInterface]. The contract is changed in the YAML file alone.
 package openapi
 
-//go:generate ../../../build/tools/oapi-codegen -config oapi-codegen.yaml ../../openapi.yaml
+//go:generate go tool -modfile=../../../hack/tools/gen/go.mod oapi-codegen -config oapi-codegen.yaml ../../openapi.yaml

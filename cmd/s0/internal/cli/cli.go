@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -26,6 +25,7 @@ import (
 
 // app is what all commands share.
 type app struct {
+	version string
 	options session.Options
 	format  string // what -o said
 
@@ -35,10 +35,10 @@ type app struct {
 }
 
 // Main runs s0 and returns its exit code.
-func Main(args []string) int {
+func Main(args []string, version string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a := &app{}
+	a := &app{version: version}
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -74,7 +74,7 @@ configuration file:
   s0 sandbox create
   s0 sandbox run ID 'print(6 * 7)'
   s0 sandbox exec ID -- uname -a`,
-		Version:           version(),
+		Version:           a.version,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return a.open() },
@@ -91,17 +91,10 @@ configuration file:
 	return root
 }
 
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
-}
-
 // open resolves the configuration before a command runs.
 func (a *app) open() error {
 	a.options.Getenv = os.Getenv
-	a.options.UserAgent = "s0-cli/" + version()
+	a.options.UserAgent = "s0-cli/" + a.version
 	s, err := session.Open(a.options)
 	if err != nil {
 		return err

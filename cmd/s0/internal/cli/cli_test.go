@@ -19,7 +19,7 @@ func walk(cmd *cobra.Command, visit func(*cobra.Command)) {
 // commands and flags that exist.
 func TestEveryCommandExplainsItself(t *testing.T) {
 	t.Parallel()
-	root := (&app{}).root()
+	root := (&app{version: "test"}).root()
 	walk(root, func(cmd *cobra.Command) {
 		path := cmd.CommandPath()
 		if cmd.Short == "" || cmd.Example == "" {

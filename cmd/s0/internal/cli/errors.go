@@ -69,6 +69,9 @@ func signInHint() string {
 }
 
 func apiHint(e *client.APIError, s *session.Session) string {
+	if e.Code == "exec_timeout" {
+		return "it still runs: `s0 sandbox context -s ID list` shows it, `s0 sandbox context -s ID signal CTX INT` stops it"
+	}
 	switch e.StatusCode {
 	case http.StatusUnauthorized:
 		if strings.Contains(strings.ToLower(e.Message), "team") {

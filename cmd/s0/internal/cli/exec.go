@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -17,11 +18,8 @@ import (
 	"s0.run/cmd/s0/internal/tty"
 )
 
-const (
-	// forgetTimeout bounds tidying up behind a command that has ended.
-	forgetTimeout = 5 * time.Second
-	stdinChunk    = 32 << 10
-)
+// forgetTimeout bounds tidying up behind a command that has ended.
+const forgetTimeout = 5 * time.Second
 
 // execution is one command in a sandbox.
 type execution struct {
@@ -139,7 +137,7 @@ func follow(ctx context.Context, c *client.Client, sandbox, id string, e executi
 	defer cancel()
 	s, err := c.Attach(ctx, sandbox, id)
 	if err != nil {
-		return err
+		return lost(err, sandbox, id)
 	}
 	defer s.Close()
 	if e.terminal && e.interactive {
@@ -149,32 +147,43 @@ func follow(ctx context.Context, c *client.Client, sandbox, id string, e executi
 		}
 		defer restore()
 	}
-	relay(ctx, cancel, s, e)
+	wait := relay(ctx, cancel, s, e)
 	exit, err := s.Copy(os.Stdout, os.Stderr)
-	switch {
-	case ctx.Err() != nil:
-		forget(ctx, c, sandbox, id)
-		return context.Canceled
-	case err != nil:
-		return fmt.Errorf("following the command: %w; it may still be running: `s0 sandbox context -s %s get %s`", err, sandbox, id)
+	interrupted := ctx.Err() != nil
+	cancel()
+	wait()
+	if err != nil && !interrupted {
+		return lost(err, sandbox, id)
 	}
 	forget(ctx, c, sandbox, id)
+	if interrupted {
+		return context.Canceled
+	}
 	return exitCode(exit.Code)
 }
 
-// relay passes on what happens on our side until ctx ends. Reading stdin can't
-// be interrupted: that goroutine ends with the process.
-func relay(ctx context.Context, cancel context.CancelFunc, s *client.Stream, e execution) {
+// lost tells how to find a command that we could not follow to its end.
+func lost(err error, sandbox, id string) error {
+	return fmt.Errorf("following the command: %w; it may still run: `s0 sandbox context -s %s get %s`", err, sandbox, id)
+}
+
+// relay passes on what happens on our side until ctx ends; wait returns when it
+// has stopped. Reading stdin can't be stopped: that goroutine ends with the process.
+func relay(ctx context.Context, cancel context.CancelFunc, s *client.Stream, e execution) (wait func()) {
+	var side sync.WaitGroup
+	side.Go(func() { relaySignals(ctx, cancel, s) })
+	if e.terminal {
+		side.Go(func() {
+			tty.OnResize(ctx, os.Stdout, func(size tty.Size) { s.Resize(client.PTYSize(size)) })
+		})
+	}
 	if e.interactive {
 		go func() {
-			io.CopyBuffer(struct{ io.Writer }{s}, struct{ io.Reader }{os.Stdin}, make([]byte, stdinChunk))
+			io.Copy(s, os.Stdin)
 			s.CloseInput()
 		}()
 	}
-	if e.terminal {
-		go tty.OnResize(ctx, os.Stdout, func(size tty.Size) { s.Resize(client.PTYSize(size)) })
-	}
-	go relaySignals(ctx, cancel, s)
+	return side.Wait
 }
 
 // relaySignals interrupts the command, and with the second signal ends it.

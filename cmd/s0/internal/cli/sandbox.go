@@ -133,7 +133,7 @@ func (a *app) sandboxList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows := output.Rows{Columns: []string{"ID", "TEMPLATE~", "STATUS", "CREATED", "EXPIRES", "DELETED"}}
+			rows := output.Rows{Columns: []string{"ID", "TEMPLATE~", "STATUS", "CREATED", "EXPIRES", "HARD EXPIRY"}}
 			for _, s := range list.Sandboxes {
 				rows.Rows = append(rows.Rows, []string{s.ID, s.TemplateID, string(s.Status), since(s.CreatedAt), until(s.ExpiresAt), until(s.HardExpiresAt)})
 			}
@@ -187,7 +187,7 @@ func (a *app) sandboxStatus() *cobra.Command {
 			}
 			return a.printer.Print(s, output.Fields{
 				{"ID", s.SandboxID}, {"Status", string(s.Status)}, {"Template", s.TemplateID},
-				{"Claimed", since(s.ClaimedAt)}, {"Expires", until(s.ExpiresAt)}, {"Deleted", until(s.HardExpiresAt)},
+				{"Claimed", since(s.ClaimedAt)}, {"Expires", until(s.ExpiresAt)}, {"Hard expiry", until(s.HardExpiresAt)},
 			})
 		}),
 	}
@@ -252,7 +252,7 @@ func (a *app) sandboxRefresh() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printer.Print(r, output.Fields{{"ID", r.SandboxID}, {"Expires", until(r.ExpiresAt)}, {"Deleted", until(r.HardExpiresAt)}})
+			return a.printer.Print(r, output.Fields{{"ID", r.SandboxID}, {"Expires", until(r.ExpiresAt)}, {"Hard expiry", until(r.HardExpiresAt)}})
 		}),
 	}
 	cmd.Flags().Var(&duration, "duration", "the new ttl (default the sandbox's own)")
@@ -281,7 +281,7 @@ func sandboxFields(s *client.Sandbox) output.Fields {
 	fields := output.Fields{
 		{"ID", s.ID}, {"Template", s.TemplateID}, {"Status", string(s.Status)}, {"Memory", deref(deref(s.Resources).Memory)},
 		{"Team", s.TeamID}, {"Auto-resume", yesNo(s.AutoResume)}, {"Generation", fmt.Sprint(s.RuntimeGeneration)},
-		{"Claimed", since(s.ClaimedAt)}, {"Expires", until(s.ExpiresAt)}, {"Deleted", until(s.HardExpiresAt)}, {"Updated", since(s.UpdatedAt)},
+		{"Claimed", since(s.ClaimedAt)}, {"Expires", until(s.ExpiresAt)}, {"Hard expiry", until(s.HardExpiresAt)}, {"Updated", since(s.UpdatedAt)},
 	}
 	for _, svc := range s.Services {
 		fields = append(fields, [2]string{"Service " + svc.ID, deref(svc.PublicURL)})
