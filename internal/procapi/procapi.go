@@ -45,6 +45,7 @@ const (
 const (
 	PathHello    = "/hello"    // GET → Hello
 	PathInit     = "/init"     // POST Init → {}
+	PathEnv      = "/env"      // PUT Env → {}
 	PathContexts = "/contexts" // and /contexts/{ctx}[/restart|input|exec|resize|signal|stats|attach]
 	PathFiles    = "/files"    // and /files/{stat,list,move}
 )
@@ -64,6 +65,11 @@ type Init struct {
 	Env        map[string]string `json:"env,omitempty"`      // template env, then the claim's over it
 	Hostname   string            `json:"hostname,omitempty"` // set inside
 	Now        time.Time         `json:"now,omitzero"`       // the host's clock, for a restored clock to step to
+}
+
+// Env replaces the environment that [Init] gave, for processes that start from now on.
+type Env struct {
+	Env map[string]string `json:"env"`
 }
 
 // Error is procd's error body: the contract's code and a message.

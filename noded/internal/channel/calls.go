@@ -35,6 +35,8 @@ func (c *Channel) WaitReady(ctx context.Context) (procapi.Hello, error) {
 		select {
 		case <-ctx.Done():
 			return procapi.Hello{}, err // says more than that the time is up
+		case <-c.done:
+			return procapi.Hello{}, err
 		case <-time.After(helloInterval):
 		}
 	}
@@ -59,6 +61,11 @@ func (c *Channel) hello(ctx context.Context) (procapi.Hello, error) {
 // Init gives the sandbox to its tenant. It returns when procd has applied it.
 func (c *Channel) Init(ctx context.Context, in procapi.Init) error {
 	return c.call(ctx, http.MethodPost, procapi.PathInit, in, &struct{}{})
+}
+
+// SetEnv replaces the environment that Init gave.
+func (c *Channel) SetEnv(ctx context.Context, env map[string]string) error {
+	return c.call(ctx, http.MethodPut, procapi.PathEnv, procapi.Env{Env: env}, &struct{}{})
 }
 
 // call exchanges JSON with procd. The answer is data: bounded, parsed, no more.

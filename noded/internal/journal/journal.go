@@ -18,6 +18,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"s0.run/internal/failpoint"
 	"s0.run/internal/sandbox"
 )
 
@@ -131,6 +132,9 @@ func (j *Journal) gather(first op) []op {
 
 func (j *Journal) commit(batch []op) {
 	err := j.db.Update(func(tx *bbolt.Tx) error {
+		if err := failpoint.Hit("journal.commit"); err != nil {
+			return err
+		}
 		b := tx.Bucket(sandboxesBucket)
 		for _, o := range batch {
 			if err := o.apply(b); err != nil {

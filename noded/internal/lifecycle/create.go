@@ -1,0 +1,195 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
+	"s0.run/internal/procapi"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/cgroup"
+	"s0.run/noded/internal/channel"
+	"s0.run/noded/internal/journal"
+)
+
+// defaultPids bounds a sandbox's tasks on the host where its spec does not.
+const defaultPids = 4096
+
+// shimGroup is how many sandboxes share a shim.
+const shimGroup = 16
+
+// Create warms a slot of a pool. It returns when the slot is free, or when it is
+// decided that it will not be; the rest of a failed one is cleared in the background.
+func (m *Manager) Create(ctx context.Context, poolKey string, spec sandbox.Spec) error {
+	inst, err := m.start(ctx, poolKey, spec, true)
+	if err != nil {
+		return err
+	}
+	defer inst.endTurn()
+	m.change(inst, func() { inst.ready = true })
+	m.log(m.record(inst)).Info("slot is free", "pool", poolKey)
+	return nil
+}
+
+// start brings up a sandbox and returns it with its turn taken. An idle one
+// yields the CPU to everything else until it is claimed.
+func (m *Manager) start(ctx context.Context, poolKey string, spec sandbox.Spec, idle bool) (*instance, error) {
+	image, err := m.cfg.Images.Ensure(ctx, spec.Image)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", spec.Image, err)
+	}
+	ctx, timeout := context.WithTimeout(ctx, startTimeout)
+	defer timeout()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	inst, err := m.reserve(poolKey, spec, cancel)
+	if err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	err = m.runSteps(ctx, m.createSteps(inst, image, idle))
+	m.mu.Lock()
+	inst.cancel = nil // from here on an end waits for the turn
+	m.mu.Unlock()
+	if cause := context.Cause(ctx); cause != nil {
+		err = errors.Join(cause, err) // the step's error alone says only that it was interrupted
+	}
+	if err != nil {
+		m.cfg.Metrics.startFailures.Inc()
+		m.abandon(ctx, inst, fmt.Sprintf("start failed: %v", err))
+		inst.endTurn()
+		return nil, fmt.Errorf("starting %s: %w", inst.id, err)
+	}
+	m.cfg.Metrics.startSeconds.Observe(time.Since(begin).Seconds())
+	return inst, nil
+}
+
+// reserve makes the instance, with its turn taken, its id and its index.
+func (m *Manager) reserve(poolKey string, spec sandbox.Spec, cancel context.CancelCauseFunc) (*instance, error) {
+	id, err := sandbox.NewID(m.cfg.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.instances) >= m.cfg.Max {
+		return nil, errFull.WithRetryAfter(coldRetryAfter)
+	}
+	index := m.indexes.take(time.Now())
+	if index == 0 {
+		return nil, errFull.WithRetryAfter(indexRest)
+	}
+	inst := newInstance(journal.Record{
+		ID: id, Generation: 1, State: journal.Slot, PoolKey: poolKey, Spec: spec,
+		NetIndex: index, IP: m.cfg.Network.Slot(id, index).IP, Created: time.Now().UTC(),
+	})
+	inst.tryTurn()
+	inst.cancel = cancel
+	m.instances[id] = inst
+	m.kick()
+	return inst, nil
+}
+
+var errFull = errdefs.New(errdefs.Exhausted, "the node is full")
+
+// A step of a creation; the sandbox's teardown undoes all of them.
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+func (m *Manager) createSteps(inst *instance, image string, idle bool) []step {
+	rec := inst.rec // nobody else changes it while the creation has the turn
+	id := rec.ID
+	return []step{
+		{"intent", func(ctx context.Context) error { return m.cfg.Journal.Put(ctx, rec) }},
+		{"netns", func(context.Context) error { return m.cfg.Network.Add(m.cfg.Network.Slot(id, rec.NetIndex)) }},
+		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(id, limits(rec.Spec, nil, idle)) }},
+		{"dirs", func(context.Context) error { return m.makeDirs(id) }},
+		{"listen", func(context.Context) error { return m.listen(inst) }},
+		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, m.container(rec, image)) }},
+		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst) }},
+	}
+}
+
+func (m *Manager) runSteps(ctx context.Context, steps []step) error {
+	for _, s := range steps {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		if err := failpoint.Hit("create.after-" + s.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manager) makeDirs(id sandbox.ID) error {
+	for _, dir := range []string{m.slotDir(id), m.overlayDir(id)} {
+		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+			return err
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return os.Mkdir(m.binDir(id), 0o755) // what BinDir is mounted on, inside
+}
+
+func (m *Manager) binDir(id sandbox.ID) string {
+	return filepath.Join(m.slotDir(id), filepath.Base(filepath.Dir(procapi.Binary)))
+}
+
+// listen opens the sandbox's channel, under Run's care.
+func (m *Manager) listen(inst *instance) error {
+	ch, err := channel.Listen(channel.Config{
+		Dir: m.slotDir(inst.id), Grace: redialGrace,
+		Lost: func() { m.background(func(ctx context.Context) { m.end(ctx, inst, "procd lost") }) },
+	})
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	inst.channel = ch
+	m.mu.Unlock()
+	m.background(func(ctx context.Context) { _ = ch.Run(ctx) })
+	return nil
+}
+
+func (m *Manager) handshake(ctx context.Context, inst *instance) error {
+	ch, err := m.channelOf(inst)
+	if err != nil {
+		return err
+	}
+	_, err = ch.WaitReady(ctx)
+	return err
+}
+
+func (m *Manager) container(rec journal.Record, image string) Container {
+	return Container{
+		ID: rec.ID, Image: image, Spec: rec.Spec, Hostname: string(rec.ID),
+		SlotDir: m.slotDir(rec.ID), BinDir: m.cfg.BinDir, OverlayDir: m.overlayDir(rec.ID),
+		NetNS: m.cfg.Network.Path(rec.ID), CgroupPath: m.cfg.Groups.Path(rec.ID),
+		Group: fmt.Sprintf("%s-%d", m.cfg.Scope, rec.NetIndex/shimGroup),
+	}
+}
+
+// limits are what the spec gives a slot and the claim a sandbox.
+func limits(spec sandbox.Spec, claim *journal.Claim, idle bool) cgroup.Limits {
+	l := cgroup.Limits{MemoryBytes: spec.MemoryBytes, CPUMillis: spec.CPUMillis, Pids: spec.PidsLimit, Idle: idle}
+	if l.Pids == 0 {
+		l.Pids = defaultPids
+	}
+	if claim != nil {
+		l.MemoryBytes, l.CPUMillis = claim.MemoryBytes, claim.CPUMillis
+	}
+	return l
+}

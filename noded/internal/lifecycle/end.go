@@ -1,0 +1,231 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
+	"s0.run/internal/procapi"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/channel"
+	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/netns"
+)
+
+// Delete ends a sandbox or slot for good. It returns when the decision is
+// durable; what it holds is freed in the background. What is unknown is deleted
+// already. An older generation than the sandbox's is refused, 0 means any.
+func (m *Manager) Delete(ctx context.Context, id sandbox.ID, gen sandbox.Generation, reason string) error {
+	inst := m.find(id)
+	if inst == nil {
+		return nil
+	}
+	m.cancelStart(inst, errors.New("deleted"))
+	if err := inst.takeTurn(ctx); err != nil {
+		return errdefs.New(errdefs.Unavailable, "sandbox %s is busy", id).WithCause(err)
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	if err := checkGeneration(rec, gen); err != nil {
+		return err
+	}
+	if rec.State == journal.Terminating {
+		return nil
+	}
+	rec.State, rec.Reason = journal.Terminating, reason
+	if err := m.cfg.Journal.Put(ctx, rec); err != nil {
+		return fmt.Errorf("deleting %s: %w", id, err)
+	}
+	if err := failpoint.Hit("delete.after-intent"); err != nil {
+		return err
+	}
+	m.log(rec).Info("sandbox ends", "reason", reason)
+	m.dispose(inst, rec)
+	return nil
+}
+
+// Drain ends a slot that nobody has claimed; one that was just claimed stays.
+func (m *Manager) Drain(ctx context.Context, id sandbox.ID) {
+	inst := m.find(id)
+	if inst == nil || !inst.tryTurn() {
+		return // it is warming or being claimed: whoever wants it drained looks again
+	}
+	defer inst.endTurn()
+	if m.record(inst).State == journal.Slot {
+		m.abandon(ctx, inst, "drained")
+	}
+}
+
+// cancelStart ends a creation that is under way.
+func (m *Manager) cancelStart(inst *instance, cause error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if inst.cancel != nil {
+		inst.cancel(cause)
+	}
+}
+
+// exited handles the end of a sandbox's processes.
+func (m *Manager) exited(ctx context.Context, exit Exit) {
+	inst := m.find(exit.ID)
+	if inst == nil {
+		return
+	}
+	m.cancelStart(inst, fmt.Errorf("exited: %s", exit.Reason))
+	m.end(ctx, inst, m.exitReason(exit))
+}
+
+// exitReason prefers what the kernel counted: an OOM kill looks like any other from outside.
+func (m *Manager) exitReason(exit Exit) string {
+	if s, err := m.cfg.Groups.Stats(exit.ID); err == nil && s.OOMKills > 0 {
+		return "oom"
+	}
+	return exit.Reason
+}
+
+// end takes note that a sandbox has ended by itself: a slot goes, a claimed one
+// becomes failed and keeps its record, so that its tenant learns why.
+func (m *Manager) end(ctx context.Context, inst *instance, reason string) {
+	if inst.takeTurn(ctx) != nil {
+		return // the node stops; the next one finds out again
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	switch rec.State {
+	case journal.Slot:
+		m.abandon(ctx, inst, reason)
+	case journal.Claimed:
+		rec.State, rec.Reason = journal.Failed, reason
+		m.putAnyway(ctx, rec)
+		m.cfg.Metrics.failures.Inc()
+		m.log(rec).Warn("sandbox failed", "reason", reason)
+		m.dispose(inst, rec)
+	case journal.Failed, journal.Terminating: // known
+	}
+}
+
+// abandon gives a sandbox up that nobody may have, or be told that he has. The
+// caller has its turn.
+func (m *Manager) abandon(ctx context.Context, inst *instance, reason string) {
+	rec := m.record(inst)
+	rec.State, rec.Reason = journal.Terminating, reason
+	rec.Claim = nil // a claim that failed was never anybody's
+	m.putAnyway(ctx, rec)
+	m.log(rec).Info("slot ends", "reason", reason)
+	m.dispose(inst, rec)
+}
+
+// putAnyway records what has happened, whatever became of the caller. Without
+// the record the next noded comes to the same end, for nothing of it runs then.
+func (m *Manager) putAnyway(ctx context.Context, rec journal.Record) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	if err := m.cfg.Journal.Put(ctx, rec); err != nil {
+		m.log(rec).Error("journal refused a record", "state", rec.State, "error", err)
+	}
+}
+
+// dispose makes rec, whose state is an end, the sandbox's record, and sees to
+// it that one teardown is at work.
+func (m *Manager) dispose(inst *instance, rec journal.Record) {
+	var ch *channel.Channel
+	start := false
+	m.change(inst, func() {
+		inst.rec, inst.ready, inst.binding, inst.unseen = rec, false, false, false
+		ch, inst.channel = inst.channel, nil
+		start, inst.disposing = !inst.disposing, true
+	})
+	if ch != nil {
+		ch.Close()
+	}
+	if start {
+		m.background(func(ctx context.Context) { m.tearDown(ctx, inst) })
+	}
+}
+
+// tearDown frees what a sandbox holds, however long it takes, and forgets it
+// when it is terminating. A failed one keeps its record until its Delete.
+func (m *Manager) tearDown(ctx context.Context, inst *instance) {
+	rec := m.record(inst)
+	if !m.insist(ctx, rec, m.release) {
+		return
+	}
+	m.mu.Lock()
+	rec = inst.rec
+	kept := rec.State != journal.Terminating
+	if kept {
+		inst.disposing = false // its Delete starts another teardown
+	}
+	m.mu.Unlock()
+	if kept || !m.insist(ctx, rec, m.forgetRecord) {
+		return
+	}
+	m.forget(inst)
+	m.log(rec).Debug("sandbox is gone")
+}
+
+// insist repeats f until it succeeds; false means that the node stopped first.
+func (m *Manager) insist(ctx context.Context, rec journal.Record, f func(context.Context, journal.Record) error) bool {
+	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
+		err := f(ctx, rec)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		m.cfg.Metrics.teardownRetries.Inc()
+		m.log(rec).Warn("teardown failed and will be tried again", "error", err)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (m *Manager) forgetRecord(ctx context.Context, rec journal.Record) error {
+	return m.cfg.Journal.Delete(ctx, rec.ID)
+}
+
+func (m *Manager) release(ctx context.Context, rec journal.Record) error {
+	return m.releaseAll(ctx, m.cfg.Network.Slot(rec.ID, rec.NetIndex))
+}
+
+// releaseAll frees everything that bears the sandbox's id, whatever of it is
+// there: processes before what they use, the address last.
+func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	for _, s := range []step{
+		{"stop", func(ctx context.Context) error { return m.cfg.Runtime.Remove(ctx, slot.ID) }},
+		{"cgroup", func(ctx context.Context) error { return m.cfg.Groups.Remove(ctx, slot.ID) }},
+		{"dirs", func(context.Context) error { return m.removeDirs(slot.ID) }},
+		{"netns", func(context.Context) error { return m.cfg.Network.Remove(slot) }},
+	} {
+		if err := s.do(ctx); err != nil {
+			return fmt.Errorf("teardown of %s: %s: %w", slot.ID, s.name, err)
+		}
+		if err := failpoint.Hit("delete.after-" + s.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeDirs removes the sandbox's directories. The slot's is emptied by name,
+// so that nothing that somebody mounted or put there is ever walked into.
+func (m *Manager) removeDirs(id sandbox.ID) error {
+	for _, path := range []string{m.binDir(id), filepath.Join(m.slotDir(id), filepath.Base(procapi.Socket)), m.slotDir(id)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.RemoveAll(m.overlayDir(id))
+}

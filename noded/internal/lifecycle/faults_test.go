@@ -1,0 +1,410 @@
+package lifecycle_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/cgroup"
+	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/netns"
+	"s0.run/noded/internal/noop"
+)
+
+// X01–X12 without the kill: whatever refuses during a creation, nothing stays.
+func TestX01_CreateUndoesEverything(t *testing.T) {
+	t.Parallel()
+	for _, effect := range []string{"images.Ensure", "network.Add", "groups.Create", "runtime.Start"} {
+		t.Run(effect, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			refused := errors.New("refused on purpose")
+			m.node.Fault = func(e string, _ sandbox.ID) error {
+				if e == effect {
+					return refused
+				}
+				return nil
+			}
+			n := m.boot()
+			if err := n.Create(n.ctx(), "pool", spec); !errors.Is(err, refused) {
+				t.Fatalf("create: %v", err)
+			}
+			n.nothingLeft()
+		})
+	}
+}
+
+// The same by failpoint, also for claims and teardowns. Not parallel: the table is the process's.
+func TestX02_FailpointMatrix(t *testing.T) {
+	defer failpoint.Arm("")
+	for _, place := range []string{
+		"create.journal.commit", "claim.journal.commit", "delete.journal.commit", // X41: the journal's disk refuses
+		"create.after-intent", "create.after-netns", "create.after-cgroup", "create.after-dirs", "create.after-listen", "create.after-start", "create.after-handshake",
+		"claim.after-take", "claim.after-journal", "claim.after-init",
+		"delete.after-intent", "delete.after-stop", "delete.after-cgroup", "delete.after-dirs", "delete.after-netns",
+	} {
+		t.Run(place, func(t *testing.T) {
+			n := newMachine(t).boot()
+			verb, _, _ := strings.Cut(place, ".")
+			var slot sandbox.ID
+			if verb != "create" {
+				slot = n.warm(1)[0]
+			}
+			if commit := "journal.commit"; strings.HasSuffix(place, commit) {
+				place = commit
+			}
+			if err := failpoint.Arm(place + "=1*error(on purpose)"); err != nil {
+				t.Fatal(err)
+			}
+			switch verb {
+			case "create":
+				if err := n.Create(n.ctx(), "pool", spec); err == nil {
+					t.Fatal("create succeeded")
+				}
+			case "claim":
+				_, _, err := n.Claim(n.ctx(), claimOf(slot, "c"))
+				kind(t, err, errdefs.Unavailable)
+				if strings.Contains(errdefs.From(err).Message, "on purpose") {
+					t.Errorf("the cause is shown: %q", errdefs.From(err).Message)
+				}
+			case "delete":
+				_ = n.Delete(n.ctx(), slot, 0, "test") // may report the failpoint of its own step
+				if err := n.Delete(n.ctx(), slot, 0, "test"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			n.nothingLeft()
+			// And the claim id or the node is none the worse for it.
+			n.claim(n.warm(1)[0])
+		})
+	}
+}
+
+// R1, R3: a restart keeps what is claimed and what is free, and tells the truth about it.
+func TestX25_RestartAdopts(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(4)
+	n.claim(slots[0])
+	n.claim(slots[1])
+	for range 5 {
+		n.stop()
+		n = m.boot()
+		picture, _ := n.watch()
+		for i, id := range slots {
+			want := "running"
+			if i >= 2 {
+				want = "free"
+			}
+			if picture[string(id)] != want {
+				t.Fatalf("%s is %q after a restart, want %q", id, picture[string(id)], want)
+			}
+		}
+	}
+	rt := noop.Runtime{Node: m.node}
+	if got := rt.Inits(slots[0]); got < 2 { // idempotent in procd; a cut claim must be completed
+		t.Errorf("a claimed sandbox was initialised %d times over 5 restarts", got)
+	}
+	if got := rt.Inits(slots[3]); got != 0 {
+		t.Errorf("a free slot was initialised %d times", got)
+	}
+	if left := len(m.node.Left()); left != 4*3 {
+		t.Errorf("%d things exist for 4 sandboxes, want 12: %v", left, m.node.Left())
+	}
+	n.claim(slots[2])
+	if err := n.Delete(n.ctx(), slots[0], 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What died while noded was away is failed if it was somebody's, else gone.
+func TestX29_DiedWhileAway(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(2)
+	n.claim(slots[0])
+	n.stop()
+	for _, id := range slots {
+		noop.Runtime{Node: m.node}.Kill(id, false)
+	}
+	n = m.boot()
+	eventually(t, "the claimed one fails", func() bool {
+		sb, err := n.Get(slots[0])
+		return err == nil && sb.State() == sandbox.Failed && sb.Reason == "not running"
+	})
+	eventually(t, "all is freed", func() bool { return len(m.node.Left()) == 0 })
+	if err := n.Delete(n.ctx(), slots[0], 0, "seen"); err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+}
+
+func TestX29_ExitIsReported(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(2)
+	n.claim(slots[0])
+	_, w := n.watch()
+	rt := noop.Runtime{Node: m.node}
+	rt.Kill(slots[0], true)
+	if e := w.until(slots[0], "failed"); e.GetSandbox().Reason != "killed" {
+		t.Errorf("reason %q", e.GetSandbox().Reason)
+	}
+	eventually(t, "its resources are freed", func() bool { return len(m.node.Left()) == 3 })
+	_, err := n.Proc(slots[0], 0)
+	kind(t, err, errdefs.Conflict)
+	rt.Kill(slots[1], true) // a slot of nobody's just goes
+	w.until(slots[1], "taken")
+
+	n.stop() // a failed sandbox is remembered
+	n = m.boot()
+	if sb, err := n.Get(slots[0]); err != nil || sb.State() != sandbox.Failed || sb.Reason != "killed" {
+		t.Errorf("after a restart: %+v (%v)", sb, err)
+	}
+	if err := n.Delete(n.ctx(), slots[0], 0, "seen"); err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+}
+
+// B12, X30: the processes' end that nobody reports shows in the broken channel.
+func TestB12_ProcdLost(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	_, w := n.watch()
+	noop.Runtime{Node: m.node}.Kill(id, false)
+	if e := w.until(id, "failed"); e.GetSandbox().Reason != "procd lost" {
+		t.Errorf("reason %q", e.GetSandbox().Reason)
+	}
+}
+
+// G04: a delete during the start ends deleted, with nothing left.
+func TestG04_DeleteDuringCreate(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	starting := make(chan sandbox.ID, 1)
+	held := make(chan struct{})
+	m.node.Fault = func(effect string, id sandbox.ID) error {
+		if effect == "runtime.Start" {
+			starting <- id
+			<-held
+		}
+		return nil
+	}
+	n := m.boot()
+	created := make(chan error, 1)
+	go func() { created <- n.Create(n.ctx(), "pool", spec) }()
+	id := <-starting
+	deleted := make(chan error, 1)
+	go func() { deleted <- n.Delete(n.ctx(), id, 0, "changed my mind") }()
+	close(held)
+	if err := <-created; err == nil {
+		t.Log("the creation was quicker than the delete")
+	}
+	if err := <-deleted; err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+}
+
+// Deletes against claims against exits: whatever wins, the end is clean and
+// nobody holds a sandbox that is not there.
+func TestG03_RacesEndClean(t *testing.T) {
+	t.Parallel()
+	n := newMachine(t).boot()
+	slots := n.warm(30)
+	rt := noop.Runtime{Node: n.node}
+	var wg sync.WaitGroup
+	for i, id := range slots {
+		wg.Go(func() {
+			if sb, _, err := n.Claim(n.ctx(), claimOf(id, fmt.Sprint("r", i))); err == nil && sb.ID != id {
+				t.Errorf("claim of %s answered %s", id, sb.ID)
+			}
+		})
+		wg.Go(func() {
+			if i%3 == 0 {
+				rt.Kill(id, true)
+			} else {
+				n.Drain(n.ctx(), id)
+			}
+		})
+		wg.Go(func() {
+			if err := n.Delete(n.ctx(), id, 0, "race"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	n.nothingLeft()
+}
+
+// G05: a claim whose caller has gone is rolled back, and its slot is nobody's again.
+func TestG05_CallerGone(t *testing.T) {
+	t.Parallel()
+	n := newMachine(t).boot()
+	id := n.warm(1)[0]
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, _, err := n.Claim(ctx, claimOf(id, "c"))
+	kind(t, err, errdefs.Unavailable)
+	n.nothingLeft()
+}
+
+// R4, G12: leftovers without a record go; absence of a listing is no evidence.
+func TestG12_SweepTakesOnlyOrphans(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	kept := n.warm(1)[0]
+	n.stop()
+	orphan, _ := sandbox.NewID("local")
+	if err := (noop.Runtime{Node: m.node}).Start(t.Context(), lifecycle.Container{ID: orphan, SlotDir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := (noop.Network{Node: m.node}).Add(netns.Slot{ID: orphan, Index: 99}); err != nil {
+		t.Fatal(err)
+	}
+	if err := (noop.Groups{Node: m.node}).Create(orphan, cgroup.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{filepath.Join(m.dir, "data", string(orphan)), filepath.Join(m.dir, "run", string(orphan), "bin")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(m.dir, "run", "not-an-id"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n = m.boot()
+	eventually(t, "the orphan is swept", func() bool {
+		_, data := os.Stat(filepath.Join(m.dir, "data", string(orphan)))
+		_, run := os.Stat(filepath.Join(m.dir, "run", string(orphan)))
+		return len(m.node.Left()) == 3 && errors.Is(data, os.ErrNotExist) && errors.Is(run, os.ErrNotExist)
+	})
+	if _, err := os.Stat(filepath.Join(m.dir, "run", "not-an-id")); err != nil {
+		t.Errorf("a stranger's directory was swept: %v", err)
+	}
+	if free := n.free(); !slices.Equal(free, []sandbox.ID{kept}) {
+		t.Errorf("free after the sweep: %v, want %s", free, kept)
+	}
+}
+
+// G09: when the runtime can't be listed nothing is swept, and what is there serves on.
+func TestG09_NoListNoSweep(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	n.stop()
+	orphan, _ := sandbox.NewID("local")
+	if err := (noop.Groups{Node: m.node}).Create(orphan, cgroup.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	var asked, away atomic.Int64
+	away.Store(1)
+	m.node.Fault = func(effect string, _ sandbox.ID) error {
+		if effect == "runtime.List" {
+			asked.Add(1)
+			if away.Load() == 1 {
+				return errors.New("containerd is away")
+			}
+		}
+		return nil
+	}
+	n = m.boot()
+	eventually(t, "a sweep is tried", func() bool { return asked.Load() > 0 })
+	if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Running {
+		t.Errorf("without containerd the sandbox is %s (%v)", sb.State(), err)
+	}
+	if left := len(m.node.Left()); left != 4 {
+		t.Errorf("%d things left, want the sandbox's three and the orphan", left)
+	}
+	away.Store(0)
+	eventually(t, "the orphan is swept when the runtime is back", func() bool { return len(m.node.Left()) == 3 })
+}
+
+func TestUnreadableJournalStopsTheStart(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	if err := os.WriteFile(filepath.Join(m.dir, "journal.db"), []byte(strings.Repeat("not a journal ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openJournal(m); err == nil {
+		t.Error("a broken journal was opened")
+	}
+}
+
+// A teardown that fails is repeated, and the record stays until it has succeeded.
+func TestX13_TeardownIsRepeated(t *testing.T) {
+	t.Parallel()
+	for _, effect := range []string{"runtime.Remove", "groups.Remove", "network.Remove"} {
+		t.Run(effect, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			var refusals atomic.Int64
+			m.node.Fault = func(e string, _ sandbox.ID) error {
+				if e == effect && refusals.Add(1) <= 2 {
+					return errors.New("refused on purpose")
+				}
+				return nil
+			}
+			n := m.boot()
+			id := n.warm(1)[0]
+			n.claim(id)
+			_, w := n.watch()
+			if err := n.Delete(n.ctx(), id, 0, "test"); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the first attempt", func() bool { return refusals.Load() >= 1 })
+			if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Terminating {
+				t.Errorf("during teardown: %s (%v)", sb.State(), err)
+			}
+			w.until(id, "gone")
+			n.nothingLeft()
+		})
+	}
+}
+
+// X13–X18 over a restart: a teardown that a stop interrupted is finished by the next noded.
+func TestX14_TeardownSurvivesRestart(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	var broken atomic.Bool
+	m.node.Fault = func(e string, _ sandbox.ID) error {
+		if e == "network.Remove" && broken.Load() {
+			return errors.New("refused on purpose")
+		}
+		return nil
+	}
+	n := m.boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	broken.Store(true)
+	if err := n.Delete(n.ctx(), id, 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	n = m.boot()
+	if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Terminating {
+		t.Errorf("after a restart: %s (%v)", sb.State(), err)
+	}
+	broken.Store(false)
+	n.nothingLeft()
+}

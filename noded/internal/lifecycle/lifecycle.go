@@ -1,0 +1,293 @@
+// Package lifecycle owns every sandbox of the node, from the intent to warm a
+// slot until the last trace of it is gone.
+//
+// It is the one place where a sandbox changes state, and the order is always the
+// same: write the decision to the journal, act, tell. The intent to create is
+// written before anything is acquired, so the record is the undo of every step:
+// a creation that fails, a delete, an exit and a crash all end in the same
+// teardown by id, which is idempotent and repeated until it has succeeded. A
+// record outlives everything that it names.
+//
+//	           Create                Claim                  Delete
+//	(nothing) ────────► slot ─────────────────► claimed ───────────► terminating ──► (nothing)
+//	                     │ failed, drained, exited │ exited              ▲   ▲
+//	                     │                         └───────► failed ─────┘   │
+//	                     └───────────────────────────────────────────────────┘
+//
+// A claimed sandbox never becomes a slot again. Who changes a sandbox holds its
+// turn ([instance]); the table of instances lives in memory and is rebuilt from
+// the journal at start. The package starts no process itself and knows no wire.
+package lifecycle
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/cgroup"
+	"s0.run/noded/internal/events"
+	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/netns"
+)
+
+// The times that a sandbox's life is measured by, in one place.
+const (
+	// startTimeout bounds runtime and handshake of a start on a loaded machine.
+	startTimeout = 60 * time.Second
+	// initTimeout bounds procd's part of a claim; the slot is given up after it.
+	initTimeout = 5 * time.Second
+	// commitTimeout bounds the wait for the journal where no caller's deadline does.
+	commitTimeout = 10 * time.Second
+	// redialGrace is how long a sandbox may be without its procd: an exit is
+	// reported well within it, and `failed` must show within 5 s of a loss.
+	redialGrace = 3 * time.Second
+	// adoptGrace is how long procd has to redial after noded itself restarted:
+	// all sandboxes of the node redial at once.
+	adoptGrace = 30 * time.Second
+	// settleTime is how long a start waits for adopted sandboxes before it serves.
+	settleTime = 3 * time.Second
+	// releaseTimeout bounds one attempt to tear a sandbox down.
+	releaseTimeout = 60 * time.Second
+	// Teardown is retried for ever, from the first pause to the longest.
+	firstRetry, lastRetry = 200 * time.Millisecond, 30 * time.Second
+	// sweepInterval keeps what nobody owns below the promised 10 minutes;
+	// sweepRetry is the pace until the first sweep after a start has succeeded.
+	sweepInterval, sweepRetry = 2 * time.Minute, 2 * time.Second
+	// coldRetryAfter is what a refused cold start is told to wait.
+	coldRetryAfter = time.Second
+)
+
+// Container is what the runtime is asked to run.
+type Container struct {
+	ID         sandbox.ID
+	Image      string
+	Spec       sandbox.Spec
+	SlotDir    string // bound read-only at procapi.Dir
+	BinDir     string // bound read-only at procapi.Dir/bin
+	NetNS      string
+	CgroupPath string
+	OverlayDir string // for the rootfs' upper layer
+	Group      string // containers of one group may share a shim
+	Labels     map[string]string
+	Hostname   string
+}
+
+// Exit says that a sandbox's processes have ended by themselves.
+type Exit struct {
+	ID     sandbox.ID
+	Reason string
+}
+
+// Status is what the runtime knows of one container.
+type Status struct {
+	ID      sandbox.ID
+	Running bool
+}
+
+// Runtime starts and ends a sandbox's processes.
+type Runtime interface {
+	// Start returns when the container's first process runs. After an error,
+	// Remove clears away whatever was made.
+	Start(ctx context.Context, c Container) error
+	// Remove ends the sandbox's processes and forgets the container. What does
+	// not exist is no error.
+	Remove(ctx context.Context, id sandbox.ID) error
+	// List finds every container of this node.
+	List(ctx context.Context) ([]Status, error)
+	// Exits delivers exits for as long as the runtime runs.
+	Exits() <-chan Exit
+}
+
+// Images resolves references.
+type Images interface {
+	// Ensure returns when the image is on the node, with the reference to start it by.
+	Ensure(ctx context.Context, ref string) (string, error)
+}
+
+// Network and Groups are the faces of packages netns and cgroup, where the
+// contracts are.
+type Network interface {
+	Slot(id sandbox.ID, index uint32) netns.Slot
+	MaxIndex() uint32
+	Path(id sandbox.ID) string
+	Add(s netns.Slot) error
+	Remove(s netns.Slot) error
+	List() ([]netns.Slot, error)
+}
+
+// Groups: see [Network].
+type Groups interface {
+	Path(id sandbox.ID) string
+	Create(id sandbox.ID, want cgroup.Limits) error
+	Set(id sandbox.ID, from, to cgroup.Limits) error
+	Stats(id sandbox.ID) (cgroup.Stats, error)
+	Remove(ctx context.Context, id sandbox.ID) error
+	List() ([]sandbox.ID, error)
+}
+
+// Config wires a Manager. Every field is required.
+type Config struct {
+	Cluster    string // prefixes new ids
+	Scope      string // tells this noded's shims from another's on the same containerd
+	DataDir    string // holds a directory per sandbox for its upper layer
+	RunDir     string // holds a directory per sandbox for its socket
+	BinDir     string // holds procd
+	Max        int    // sandboxes of the node, slots included
+	ColdStarts int    // cold starts at a time
+	Journal    *journal.Journal
+	Runtime    Runtime
+	Images     Images
+	Network    Network
+	Groups     Groups
+	Hub        *events.Hub
+	Metrics    *Metrics
+	Log        *slog.Logger
+}
+
+// Manager is safe for concurrent use.
+type Manager struct {
+	cfg     Config
+	tasks   chan func(context.Context) // what Run shall run in the background
+	stopped chan struct{}              // closed when Run takes no more tasks
+	changed chan struct{}              // holds a value when pools should look
+	cold    chan struct{}              // holds a value per cold start under way
+
+	mu        sync.Mutex
+	instances map[sandbox.ID]*instance
+	claims    map[string]*claimed // by claim id
+	indexes   indexes
+}
+
+// New makes a manager that knows nothing yet; Load reads the journal.
+func New(cfg Config) *Manager {
+	return &Manager{
+		cfg:       cfg,
+		tasks:     make(chan func(context.Context)),
+		stopped:   make(chan struct{}),
+		changed:   make(chan struct{}, 1),
+		cold:      make(chan struct{}, cfg.ColdStarts),
+		instances: map[sandbox.ID]*instance{},
+		claims:    map[string]*claimed{},
+		indexes:   newIndexes(cfg.Network.MaxIndex()),
+	}
+}
+
+// Run handles exits, teardowns and sweeps until ctx ends, and returns when
+// everything that it started has ended. Sandboxes go on living.
+func (m *Manager) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(m.stopped)
+	wg.Go(func() { m.keepSweeping(ctx) })
+	exits := m.cfg.Runtime.Exits()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case task := <-m.tasks:
+			wg.Go(func() { task(ctx) })
+		case exit, ok := <-exits:
+			if !ok {
+				exits = nil // the runtime has ended before us
+				continue
+			}
+			wg.Go(func() { m.exited(ctx, exit) })
+		}
+	}
+}
+
+// background runs a task under Run's care. After Run has ended it does not, and
+// says so: the journal tells the next noded what was left to do.
+func (m *Manager) background(task func(context.Context)) bool {
+	select {
+	case m.tasks <- task:
+		return true
+	case <-m.stopped:
+		return false
+	}
+}
+
+// Changed delivers a value when slots or sandboxes may have changed since the
+// last one was taken. It has one reader: package slots.
+func (m *Manager) Changed() <-chan struct{} { return m.changed }
+
+func (m *Manager) slotDir(id sandbox.ID) string    { return filepath.Join(m.cfg.RunDir, string(id)) }
+func (m *Manager) overlayDir(id sandbox.ID) string { return filepath.Join(m.cfg.DataDir, string(id)) }
+
+func (m *Manager) log(rec journal.Record) *slog.Logger {
+	return m.cfg.Log.With("sandbox", rec.ID, "gen", rec.Generation)
+}
+
+// Get is what the journal says of a claimed sandbox.
+func (m *Manager) Get(id sandbox.ID) (Sandbox, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	inst := m.instances[id]
+	if inst == nil || inst.rec.Claim == nil {
+		return Sandbox{}, notFound(id)
+	}
+	return inst.sandbox(), nil
+}
+
+// SlotState is what a pool counts.
+type SlotState int
+
+// A slot is warming, then free, then somebody's; what has ended is not counted.
+const (
+	Warming SlotState = iota
+	Free
+	Taken
+)
+
+// Slot is one of a pool's sandboxes.
+type Slot struct {
+	ID       sandbox.ID
+	PoolKey  string
+	SpecHash string
+	State    SlotState
+}
+
+// Slots lists what pools count.
+func (m *Manager) Slots() []Slot {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make([]Slot, 0, len(m.instances))
+	for id, inst := range m.instances {
+		s := Slot{ID: id, PoolKey: inst.rec.PoolKey, SpecHash: inst.specHash}
+		switch {
+		case inst.rec.State == journal.Claimed || inst.rec.State == journal.Slot && inst.binding:
+			s.State = Taken
+		case inst.rec.State == journal.Slot && inst.ready:
+			s.State = Free
+		case inst.rec.State == journal.Slot:
+			s.State = Warming
+		default:
+			continue
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+func notFound(id sandbox.ID) error {
+	return errdefs.New(errdefs.NotFound, "sandbox %s not found", id)
+}
+
+// Codes of errors that callers tell apart beyond their kind.
+const (
+	// CodeSlotTaken: the slot is not free; another one may be.
+	CodeSlotTaken = "slot_taken"
+	// CodeStaleGeneration: the caller knows an older instance of the sandbox.
+	CodeStaleGeneration = "stale_generation"
+)
+
+func checkGeneration(rec journal.Record, want sandbox.Generation) error {
+	if want == 0 || want == rec.Generation {
+		return nil
+	}
+	return errdefs.WithCode(errdefs.Conflict, CodeStaleGeneration, "sandbox %s has generation %d, not %d", rec.ID, rec.Generation, want)
+}

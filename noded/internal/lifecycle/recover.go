@@ -1,0 +1,218 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/netns"
+)
+
+// Load makes the journal's sandboxes this manager's, and listens for those that
+// may be alive. It comes before Run and any other method. When it fails nothing
+// was changed and nothing may be swept: without the journal everything would
+// look like nobody's.
+func (m *Manager) Load() error {
+	records, err := m.cfg.Journal.All()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, rec := range records {
+		inst := newInstance(rec)
+		inst.unseen = rec.State == journal.Slot || rec.State == journal.Claimed
+		m.instances[rec.ID] = inst
+		m.indexes.hold(rec.NetIndex)
+		if rec.Claim != nil {
+			done := make(chan struct{})
+			close(done)
+			m.claims[rec.Claim.ClaimID] = &claimed{done: done, id: rec.ID}
+		}
+		m.tell(inst)
+	}
+	return nil
+}
+
+// Adopt takes up again what Load found: what was ending goes on ending, what may
+// live is waited for. It needs Run to be under way and returns when all is
+// settled, or after a moment; stragglers are unseen until procd redials.
+func (m *Manager) Adopt(ctx context.Context) {
+	var seen sync.WaitGroup
+	for _, inst := range m.snapshot() {
+		seen.Add(1)
+		if !m.background(func(ctx context.Context) {
+			defer seen.Done()
+			m.adopt(ctx, inst)
+		}) {
+			seen.Done()
+		}
+	}
+	all := make(chan struct{})
+	go func() { // ends with the adoptions, which Run waits for
+		seen.Wait()
+		close(all)
+	}()
+	select {
+	case <-all:
+	case <-time.After(settleTime):
+	case <-ctx.Done():
+	}
+}
+
+func (m *Manager) snapshot() []*instance {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make([]*instance, 0, len(m.instances))
+	for _, inst := range m.instances {
+		all = append(all, inst)
+	}
+	return all
+}
+
+// adopt decides about one sandbox. That procd redials is the proof of life;
+// containerd is not asked, so that sandboxes serve again while it is away.
+func (m *Manager) adopt(ctx context.Context, inst *instance) {
+	rec := m.record(inst)
+	if rec.State == journal.Failed || rec.State == journal.Terminating {
+		m.dispose(inst, rec) // again: nobody knows how far it got
+		return
+	}
+	if err := m.listen(inst); err != nil {
+		m.end(ctx, inst, "not running after the node's restart")
+		return
+	}
+	wait, cancel := context.WithTimeout(ctx, adoptGrace)
+	defer cancel()
+	err := m.readopt(wait, inst, rec)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		m.log(rec).Warn("sandbox did not come back", "error", err)
+		m.end(ctx, inst, "procd lost while noded restarted")
+	}
+}
+
+func (m *Manager) readopt(ctx context.Context, inst *instance, rec journal.Record) error {
+	ch, err := m.channelOf(inst)
+	if err != nil {
+		return err
+	}
+	if _, err := ch.WaitReady(ctx); err != nil {
+		return err
+	}
+	if rec.State == journal.Claimed { // the claim may have been cut between the journal and procd
+		if err := m.init(ctx, inst, rec); err != nil {
+			return err
+		}
+	}
+	m.change(inst, func() {
+		if inst.rec.State == rec.State { // nothing has ended it meanwhile
+			inst.unseen, inst.ready = false, rec.State == journal.Slot
+		}
+	})
+	m.log(rec).Info("sandbox is adopted", "state", rec.State)
+	return nil
+}
+
+// keepSweeping sweeps as soon as it can, then regularly.
+func (m *Manager) keepSweeping(ctx context.Context) {
+	pause := sweepRetry
+	for {
+		if err := m.sweep(ctx); err == nil {
+			pause = sweepInterval
+		} else if ctx.Err() == nil {
+			m.cfg.Log.Warn("sweep failed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// sweep removes what bears a sandbox's name and belongs to none, and notices
+// exits that nobody reported. Everything is listed before the table is looked
+// at: a sandbox is in the table before its first trace exists and until its
+// last one is gone, and ids are never used twice. So what was listed and is not
+// in the table is nobody's. That a sandbox is *not* listed means nothing.
+func (m *Manager) sweep(ctx context.Context) error {
+	settled := m.settled() // before the listing: a container that is being created may not run yet
+	found := map[sandbox.ID]netns.Slot{}
+	containers, err := m.cfg.Runtime.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range containers {
+		found[c.ID] = netns.Slot{ID: c.ID}
+	}
+	if err := m.findLocal(found); err != nil {
+		return err
+	}
+	var failed []error
+	for id, slot := range found {
+		if m.find(id) != nil {
+			continue
+		}
+		m.cfg.Log.Info("sweeping what nobody owns", "sandbox", id)
+		if err := m.releaseAll(ctx, slot); err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		m.cfg.Metrics.swept.Inc()
+	}
+	for _, c := range containers {
+		if inst := settled[c.ID]; inst != nil && !c.Running {
+			m.end(ctx, inst, m.exitReason(Exit{ID: c.ID, Reason: "not running"}))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// settled is every sandbox that is not being created.
+func (m *Manager) settled() map[sandbox.ID]*instance {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make(map[sandbox.ID]*instance, len(m.instances))
+	for id, inst := range m.instances {
+		if inst.cancel == nil {
+			all[id] = inst
+		}
+	}
+	return all
+}
+
+// findLocal adds what the kernel and the disk hold.
+func (m *Manager) findLocal(found map[sandbox.ID]netns.Slot) error {
+	groups, err := m.cfg.Groups.List()
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{m.cfg.RunDir, m.cfg.DataDir} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("listing %s: %w", dir, err)
+		}
+		for _, e := range entries {
+			if id, err := sandbox.ParseID(e.Name()); err == nil {
+				groups = append(groups, id)
+			}
+		}
+	}
+	for _, id := range groups {
+		found[id] = netns.Slot{ID: id}
+	}
+	networks, err := m.cfg.Network.List()
+	for _, slot := range networks {
+		found[slot.ID] = slot // with its index
+	}
+	return err
+}

@@ -1,0 +1,151 @@
+package lifecycle
+
+import (
+	"context"
+	"net/http"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/channel"
+	"s0.run/noded/internal/journal"
+)
+
+// UpdateRequest changes a claimed sandbox; zero fields stay as they are.
+type UpdateRequest struct {
+	ID          sandbox.ID
+	Generation  sandbox.Generation // 0: any
+	ReplaceEnv  bool
+	Env         map[string]string // the claim's own, if ReplaceEnv
+	MemoryBytes int64
+	CPUMillis   int64
+}
+
+// Update changes a running sandbox's environment and limits. It answers when
+// the change is in force and durable. If it fails half way, the sandbox has
+// parts of both; the same update again makes it whole.
+func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error) {
+	if err := validateLimits(req.MemoryBytes, req.CPUMillis); err != nil {
+		return Sandbox{}, err
+	}
+	if err := validateEnv(req.Env); err != nil {
+		return Sandbox{}, err
+	}
+	inst := m.find(req.ID)
+	if inst == nil {
+		return Sandbox{}, notFound(req.ID)
+	}
+	if err := inst.takeTurn(ctx); err != nil {
+		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s is busy", req.ID).WithCause(err)
+	}
+	defer inst.endTurn()
+	old := m.record(inst)
+	if err := usable(old); err != nil {
+		return Sandbox{}, err
+	}
+	if err := checkGeneration(old, req.Generation); err != nil {
+		return Sandbox{}, err
+	}
+	rec := req.apply(old)
+	if err := m.checkShrink(old, rec); err != nil {
+		return Sandbox{}, err
+	}
+	if err := m.cfg.Groups.Set(rec.ID, limits(old.Spec, old.Claim, false), limits(rec.Spec, rec.Claim, false)); err != nil {
+		return Sandbox{}, err
+	}
+	if req.ReplaceEnv {
+		if err := m.replaceEnv(ctx, inst, rec); err != nil {
+			return Sandbox{}, err
+		}
+	}
+	if err := m.cfg.Journal.Put(ctx, rec); err != nil {
+		return Sandbox{}, err
+	}
+	m.change(inst, func() { inst.rec = rec })
+	return m.Get(req.ID)
+}
+
+func (req UpdateRequest) apply(rec journal.Record) journal.Record {
+	claim := *rec.Claim
+	if req.ReplaceEnv {
+		claim.Env = req.Env
+	}
+	if req.MemoryBytes != 0 {
+		claim.MemoryBytes = req.MemoryBytes
+	}
+	if req.CPUMillis != 0 {
+		claim.CPUMillis = req.CPUMillis
+	}
+	rec.Claim = &claim
+	return rec
+}
+
+// checkShrink refuses a memory limit below what is in use: on v2 the kernel
+// would kill for it.
+func (m *Manager) checkShrink(old, rec journal.Record) error {
+	if rec.Claim.MemoryBytes >= old.Claim.MemoryBytes {
+		return nil
+	}
+	usage, err := m.cfg.Groups.Stats(rec.ID)
+	if err != nil {
+		return err
+	}
+	if usage.MemoryBytes > rec.Claim.MemoryBytes {
+		return errdefs.New(errdefs.Conflict, "sandbox %s uses %d bytes of memory, more than %d", rec.ID, usage.MemoryBytes, rec.Claim.MemoryBytes)
+	}
+	return nil
+}
+
+func (m *Manager) replaceEnv(ctx context.Context, inst *instance, rec journal.Record) error {
+	ch, err := m.channelOf(inst)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	defer cancel()
+	if err := ch.SetEnv(ctx, environment(rec)); err != nil {
+		return errdefs.New(errdefs.Unavailable, "the environment of sandbox %s could not be changed", rec.ID).WithCause(err)
+	}
+	return nil
+}
+
+// Proc gives the way to a claimed sandbox's procd, for a caller that knows its
+// generation (0: any).
+func (m *Manager) Proc(id sandbox.ID, gen sandbox.Generation) (http.RoundTripper, error) {
+	inst := m.find(id)
+	if inst == nil {
+		return nil, notFound(id)
+	}
+	rec := m.record(inst)
+	if err := usable(rec); err != nil {
+		return nil, err
+	}
+	if err := checkGeneration(rec, gen); err != nil {
+		return nil, err
+	}
+	return m.channelOf(inst)
+}
+
+// usable says why a sandbox can't be used, if it can't.
+func usable(rec journal.Record) error {
+	switch rec.State {
+	case journal.Claimed:
+		return nil
+	case journal.Failed:
+		return errdefs.New(errdefs.Conflict, "sandbox %s has failed: %s", rec.ID, rec.Reason)
+	case journal.Terminating:
+		if rec.Claim != nil {
+			return errdefs.New(errdefs.Gone, "sandbox %s has ended", rec.ID)
+		}
+	case journal.Slot: // nobody's: nobody may know of it
+	}
+	return notFound(rec.ID)
+}
+
+func (m *Manager) channelOf(inst *instance) (*channel.Channel, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if inst.channel == nil {
+		return nil, channel.ErrDisconnected
+	}
+	return inst.channel, nil
+}

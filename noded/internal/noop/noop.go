@@ -1,0 +1,267 @@
+// Package noop stands in for everything that package lifecycle drives: a
+// runtime, images, networks and control groups that exist in memory alone, with
+// a goroutine in each "sandbox" that dials the slot's socket and answers like a
+// procd that can do nothing.
+//
+// It is for tests of the lifecycle and for load tests of what is above noded. It
+// isolates nothing and runs nothing.
+package noop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/cgroup"
+	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/netns"
+)
+
+// Node is all of it. It outlives the managers that use it, as a machine does.
+type Node struct {
+	// Fault, if set, is asked before each effect, by its name ("runtime.Start",
+	// "network.Remove", …), and may refuse it. It is set before first use.
+	Fault func(effect string, id sandbox.ID) error
+
+	exits chan lifecycle.Exit
+
+	mu         sync.Mutex
+	containers map[sandbox.ID]*process
+	networks   map[sandbox.ID]netns.Slot
+	groups     map[sandbox.ID]cgroup.Limits
+}
+
+// New makes an empty machine.
+func New() *Node {
+	return &Node{
+		exits:      make(chan lifecycle.Exit, 1024),
+		containers: map[sandbox.ID]*process{}, networks: map[sandbox.ID]netns.Slot{}, groups: map[sandbox.ID]cgroup.Limits{},
+	}
+}
+
+func (n *Node) fault(effect string, id sandbox.ID) error {
+	if n.Fault == nil {
+		return nil
+	}
+	return n.Fault(effect, id)
+}
+
+// Left names everything that exists, for a test to compare with what should.
+func (n *Node) Left() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []string
+	for id := range n.containers {
+		all = append(all, fmt.Sprint("container ", id))
+	}
+	for id, s := range n.networks {
+		all = append(all, fmt.Sprint("network ", id, " ", s.Index))
+	}
+	for id := range n.groups {
+		all = append(all, fmt.Sprint("group ", id))
+	}
+	return all
+}
+
+// Runtime is a lifecycle.Runtime.
+type Runtime struct{ *Node }
+
+// Start implements lifecycle.Runtime.
+func (r Runtime) Start(ctx context.Context, c lifecycle.Container) error {
+	if err := errors.Join(ctx.Err(), r.fault("runtime.Start", c.ID)); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.containers[c.ID] != nil {
+		return fmt.Errorf("container %s exists", c.ID)
+	}
+	r.containers[c.ID] = startProcess(c.SlotDir)
+	return nil
+}
+
+// Remove implements lifecycle.Runtime.
+func (r Runtime) Remove(_ context.Context, id sandbox.ID) error {
+	if err := r.fault("runtime.Remove", id); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	p := r.containers[id]
+	delete(r.containers, id)
+	r.mu.Unlock()
+	if p != nil {
+		p.kill()
+	}
+	return nil
+}
+
+// List implements lifecycle.Runtime.
+func (r Runtime) List(context.Context) ([]lifecycle.Status, error) {
+	if err := r.fault("runtime.List", ""); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []lifecycle.Status
+	for id, p := range r.containers {
+		all = append(all, lifecycle.Status{ID: id, Running: p.alive()})
+	}
+	return all, nil
+}
+
+// Exits implements lifecycle.Runtime.
+func (r Runtime) Exits() <-chan lifecycle.Exit { return r.exits }
+
+// Kill ends a sandbox's process as a crash would. tell says whether anybody
+// gets to know of it, other than through the broken connection.
+func (r Runtime) Kill(id sandbox.ID, tell bool) {
+	r.mu.Lock()
+	p := r.containers[id]
+	r.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.kill()
+	if tell {
+		r.exits <- lifecycle.Exit{ID: id, Reason: "killed"}
+	}
+}
+
+// Inits is how often the sandbox's procd was given to a tenant.
+func (r Runtime) Inits(id sandbox.ID) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.containers[id]; p != nil {
+		return int(p.inits.Load())
+	}
+	return 0
+}
+
+// Images is a lifecycle.Images that has every image.
+type Images struct{ *Node }
+
+// Ensure implements lifecycle.Images.
+func (i Images) Ensure(_ context.Context, ref string) (string, error) {
+	return ref, i.fault("images.Ensure", "")
+}
+
+// Network is a lifecycle.Network.
+type Network struct{ *Node }
+
+// Slot implements lifecycle.Network.
+func (n Network) Slot(id sandbox.ID, index uint32) netns.Slot {
+	return netns.Slot{ID: id, Index: index, IP: netip.AddrFrom4([4]byte{10, 77, byte(index >> 8), byte(index)})}
+}
+
+// MaxIndex implements lifecycle.Network.
+func (n Network) MaxIndex() uint32 { return 1 << 15 }
+
+// Path implements lifecycle.Network.
+func (n Network) Path(id sandbox.ID) string { return "/noop/" + string(id) }
+
+// Add implements lifecycle.Network.
+func (n Network) Add(s netns.Slot) error {
+	if err := n.fault("network.Add", s.ID); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, other := range n.networks {
+		if other.Index == s.Index {
+			return fmt.Errorf("index %d is %s's", s.Index, other.ID)
+		}
+	}
+	n.networks[s.ID] = s
+	return nil
+}
+
+// Remove implements lifecycle.Network.
+func (n Network) Remove(s netns.Slot) error {
+	if err := n.fault("network.Remove", s.ID); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.networks, s.ID)
+	return nil
+}
+
+// List implements lifecycle.Network.
+func (n Network) List() ([]netns.Slot, error) {
+	if err := n.fault("network.List", ""); err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []netns.Slot
+	for _, s := range n.networks {
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// Groups is a lifecycle.Groups.
+type Groups struct{ *Node }
+
+// Path implements lifecycle.Groups.
+func (g Groups) Path(id sandbox.ID) string { return "/noop/" + string(id) }
+
+// Create implements lifecycle.Groups.
+func (g Groups) Create(id sandbox.ID, want cgroup.Limits) error {
+	if err := g.fault("groups.Create", id); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.groups[id] = want
+	return nil
+}
+
+// Set implements lifecycle.Groups.
+func (g Groups) Set(id sandbox.ID, _, to cgroup.Limits) error {
+	if err := g.fault("groups.Set", id); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, ok := g.groups[id]; !ok {
+		return fmt.Errorf("no group %s", id)
+	}
+	g.groups[id] = to
+	return nil
+}
+
+// Limits is what a sandbox may use now.
+func (g Groups) Limits(id sandbox.ID) cgroup.Limits {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.groups[id]
+}
+
+// Stats implements lifecycle.Groups.
+func (g Groups) Stats(sandbox.ID) (cgroup.Stats, error) { return cgroup.Stats{}, nil }
+
+// Remove implements lifecycle.Groups.
+func (g Groups) Remove(_ context.Context, id sandbox.ID) error {
+	if err := g.fault("groups.Remove", id); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.groups, id)
+	return nil
+}
+
+// List implements lifecycle.Groups.
+func (g Groups) List() ([]sandbox.ID, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var all []sandbox.ID
+	for id := range g.groups {
+		all = append(all, id)
+	}
+	return all, nil
+}

@@ -1,0 +1,140 @@
+package noop
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/procapi"
+)
+
+// redial is the pause between dials of a socket that nobody answers.
+const redial = 5 * time.Millisecond
+
+// process is a goroutine in a sandbox's place.
+type process struct {
+	inits atomic.Int64
+	end   context.CancelFunc
+	done  chan struct{}
+}
+
+func startProcess(slotDir string) *process {
+	ctx, cancel := context.WithCancel(context.Background()) // ends with kill, as a process does
+	p := &process{end: cancel, done: make(chan struct{})}
+	go p.run(ctx, slotDir)
+	return p
+}
+
+func (p *process) kill() {
+	p.end()
+	<-p.done
+}
+
+func (p *process) alive() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// run serves one connection after the other, like procd.
+func (p *process) run(ctx context.Context, slotDir string) {
+	defer close(p.done)
+	for ctx.Err() == nil {
+		if conn, err := dial(ctx, slotDir); err == nil {
+			p.serve(ctx, conn)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(redial):
+		}
+	}
+}
+
+// dial goes through the directory's descriptor: a socket's address is short, as
+// its path is inside a real sandbox.
+func dial(ctx context.Context, slotDir string) (net.Conn, error) {
+	fd, err := unix.Open(slotDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", fd, filepath.Base(procapi.Socket)))
+}
+
+func (p *process) serve(ctx context.Context, conn net.Conn) {
+	l := &oneConn{conn: conn, closed: make(chan struct{})}
+	srv := &http.Server{Handler: p.handler(), Protocols: new(http.Protocols)}
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	stop := context.AfterFunc(ctx, func() {
+		srv.Close()
+		conn.Close()
+	})
+	defer stop()
+	_ = srv.Serve(l) // until the connection ends, from either side
+}
+
+func (p *process) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+procapi.PathHello, func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `{"version":"noop","boot_id":"noop","ready":true}`)
+	})
+	mux.HandleFunc("POST "+procapi.PathInit, func(w http.ResponseWriter, _ *http.Request) {
+		p.inits.Add(1)
+		io.WriteString(w, "{}")
+	})
+	mux.HandleFunc("PUT "+procapi.PathEnv, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprintf(w, `{"code":"not_found","message":"a no-op sandbox has no %s"}`, r.URL.Path)
+	})
+	return mux
+}
+
+// oneConn is a listener of one connection; Accept then waits for its end.
+type oneConn struct {
+	conn   net.Conn
+	given  bool
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if !l.given {
+		l.given = true
+		return &watched{Conn: l.conn, end: l}, nil
+	}
+	<-l.closed
+	return nil, net.ErrClosed
+}
+
+func (l *oneConn) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
+
+// watched ends its listener when it is closed.
+type watched struct {
+	net.Conn
+	end *oneConn
+}
+
+func (c *watched) Close() error {
+	err := c.Conn.Close()
+	_ = c.end.Close()
+	return err
+}
