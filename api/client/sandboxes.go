@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"crypto/rand"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -35,11 +34,17 @@ func (c *Client) DeleteTemplate(ctx context.Context, id string) (*DeletedTemplat
 	return do[DeletedTemplate](ctx, c, call{method: http.MethodDelete, path: templatePath(id)})
 }
 
-// CreateSandbox claims a sandbox; it serves when the call returns. The claim
-// carries an idempotency key, so that a request that the transport had to repeat
-// is one claim.
+// CreateSandbox claims a sandbox; it serves when the call returns. When the
+// connection is lost on the way, the sandbox may exist all the same: callers who
+// repeat claims use [Client.CreateSandboxOnce].
 func (c *Client) CreateSandbox(ctx context.Context, req ClaimRequest) (*ClaimResponse, error) {
-	header := http.Header{"Idempotency-Key": {rand.Text()}}
+	return do[ClaimResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(), body: req})
+}
+
+// CreateSandboxOnce claims one sandbox, however often it is called with the same
+// key and request. It takes a little longer than CreateSandbox.
+func (c *Client) CreateSandboxOnce(ctx context.Context, key string, req ClaimRequest) (*ClaimResponse, error) {
+	header := http.Header{"Idempotency-Key": {key}}
 	return do[ClaimResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(), header: header, body: req})
 }
 

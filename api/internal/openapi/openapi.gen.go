@@ -2019,7 +2019,8 @@ type ListSandboxesParams struct {
 
 // CreateSandboxParams defines parameters for CreateSandbox.
 type CreateSandboxParams struct {
-	// IdempotencyKey Repeating a claim with the same key answers with the same sandbox.
+	// IdempotencyKey Repeating a claim with the same key answers with the same sandbox, with
+	// the same key and another body with 422.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
