@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -112,23 +113,33 @@ func (n NewSandbox) args() []any {
 
 func insertSandbox(ctx context.Context, q querier, n NewSandbox) (Sandbox, error) {
 	const doing = "storing a claim"
-	rows, _ := q.Query(ctx, insertSandboxSQL, n.args()...)
-	created, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
-	if !errors.Is(err, pgx.ErrNoRows) {
-		return created, classify(err, doing)
+	for range insertAttempts {
+		rows, _ := q.Query(ctx, insertSandboxSQL, n.args()...)
+		created, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return created, classify(err, doing)
+		}
+		rows, _ = q.Query(ctx, "SELECT "+sandboxColumns+` FROM sandboxes
+			WHERE id = $1 OR team_id = $2 AND idempotency_key = nullif($3, '')
+			ORDER BY id = $1 DESC LIMIT 1`, n.ID, n.TeamID, n.IdempotencyKey)
+		existing, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+		switch {
+		case errors.Is(err, pgx.ErrNoRows): // the other row is gone again
+		case err != nil:
+			return Sandbox{}, classify(err, doing)
+		case existing.ClaimID == n.ClaimID:
+			return existing, nil
+		case existing.ID == n.ID:
+			return Sandbox{}, ErrIDTaken
+		default:
+			return Sandbox{}, ErrKeyTaken
+		}
 	}
-	rows, _ = q.Query(ctx, "SELECT "+sandboxColumns+" FROM sandboxes WHERE id = $1", n.ID)
-	existing, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return Sandbox{}, ErrKeyTaken
-	case err != nil:
-		return Sandbox{}, classify(err, doing)
-	case existing.ClaimID != n.ClaimID:
-		return Sandbox{}, ErrIDTaken
-	}
-	return existing, nil
+	return Sandbox{}, fmt.Errorf("%s: sandbox %s conflicts with rows that come and go", doing, n.ID)
 }
+
+// insertAttempts bounds how often a row may be in the way and gone a moment later.
+const insertAttempts = 5
 
 // TakeOver stores the row of the claim that the node gave the sandbox to, in
 // place of the row of a claim that lost it.

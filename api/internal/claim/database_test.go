@@ -1,0 +1,236 @@
+package claim_test
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"s0.run/api/internal/fakenode"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/s0test"
+)
+
+// cutter is a proxy before PostgreSQL that cuts a connection around the commit
+// of a statement: before it reaches the server, or after the server did it and
+// before the client hears of it.
+type cutter struct {
+	upstream string
+	marker   []byte
+
+	mu    sync.Mutex
+	after bool
+	left  int // cuts that are armed
+	cuts  int
+}
+
+func newCutter(t *testing.T, dsn, marker string) (*cutter, string) {
+	t.Helper()
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.5432"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	c := &cutter{upstream: filepath.Join(cfg.Host, ".s.PGSQL.5432"), marker: []byte(marker)}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go c.serve(conn)
+		}
+	}()
+	return c, strings.Replace(dsn, "host="+cfg.Host, "host="+dir, 1)
+}
+
+func (c *cutter) arm(after bool, cuts int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.after, c.left, c.cuts = after, cuts, 0
+}
+
+func (c *cutter) made() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cuts
+}
+
+// hit says whether a chunk on its way to the server is to be cut, and how.
+func (c *cutter) hit(chunk []byte) (cut, after bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left == 0 || !bytes.Contains(chunk, c.marker) {
+		return false, false
+	}
+	c.left--
+	c.cuts++
+	return true, c.after
+}
+
+func (c *cutter) serve(client net.Conn) {
+	defer client.Close()
+	server, err := net.Dial("unix", c.upstream)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	silenced := make(chan struct{})
+	go func() {
+		defer client.Close()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := server.Read(buf)
+			if err != nil {
+				return
+			}
+			select {
+			case <-silenced: // the server has answered: it is committed
+				return
+			default:
+				client.Write(buf[:n])
+			}
+		}
+	}()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := client.Read(buf)
+		if err != nil {
+			return
+		}
+		cut, after := c.hit(buf[:n])
+		if cut && !after {
+			return
+		}
+		if cut {
+			close(silenced)
+		}
+		if _, err := server.Write(buf[:n]); err != nil {
+			return
+		}
+		if cut {
+			io.Copy(io.Discard, client) // until the other direction has hung up
+			return
+		}
+	}
+}
+
+func TestX36_ConnectionCutAroundTheCommit(t *testing.T) {
+	t.Parallel()
+	const marker = "cut-here"
+	for _, c := range []struct {
+		name  string
+		after bool
+		cuts  int
+		key   string
+	}{
+		{"before", false, 1, ""},
+		{"after", true, 1, ""},
+		{"before with a key", false, 1, "key"},
+		{"after with a key", true, 1, "key"},
+		{"after three times", true, 3, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			n := fakenode.Start(t, &fakenode.Node{})
+			direct := s0test.Postgres(t)
+			proxy, dsn := newCutter(t, direct, marker)
+			r := newReplica(t, dsn, n)
+			slots(t, n, 3, r)
+			req := request()
+			req.Key = c.key
+			req.Config.EnvVars = map[string]string{"MARKER": marker}
+			proxy.arm(c.after, c.cuts)
+			sb, err := r.Claim(t.Context(), req)
+			if err != nil {
+				t.Fatalf("a database that is back at once must not fail a claim: %v", err)
+			}
+			if proxy.made() != c.cuts {
+				t.Fatalf("%d cuts, want %d: the test has not tested", proxy.made(), c.cuts)
+			}
+			if len(n.Sandboxes()) != 1 {
+				t.Errorf("%d sandboxes for one claim", len(n.Sandboxes()))
+			}
+			agree(t, r, n)
+			if c.key != "" {
+				again, err := r.Claim(t.Context(), req)
+				if err != nil || again.ID != sb.ID {
+					t.Errorf("the key must find the same sandbox: %s %v", again.ID, err)
+				}
+			}
+		})
+	}
+}
+
+func TestG07_AnOutcomeThatStaysUnknownLeavesNoHalf(t *testing.T) {
+	t.Parallel()
+	const marker = "cut-here"
+	for _, key := range []string{"", "key"} {
+		t.Run("key="+key, func(t *testing.T) {
+			t.Parallel()
+			n := fakenode.Start(t, &fakenode.Node{})
+			proxy, dsn := newCutter(t, s0test.Postgres(t), marker)
+			r := newReplica(t, dsn, n)
+			slots(t, n, 1, r)
+			req := request()
+			req.Key = key
+			req.Config.EnvVars = map[string]string{"MARKER": marker}
+			proxy.arm(true, 1_000_000) // every answer is lost
+			if _, err := r.Claim(t.Context(), req); !errdefs.Is(err, errdefs.Unavailable) {
+				t.Fatalf("%v", err)
+			}
+			proxy.arm(true, 0)
+			agree(t, r, n)
+			if key != "" {
+				if sb, err := r.Claim(t.Context(), req); err != nil || n.Sandboxes()[string(sb.ID)] == nil {
+					t.Errorf("the key must give a sandbox that is there: %s %v", sb.ID, err)
+				}
+			} else if len(n.Sandboxes()) != 0 {
+				t.Errorf("nobody can find out about this sandbox: %v", n.Sandboxes())
+			}
+		})
+	}
+}
+
+func TestX34_ClaimsDoNotUseUpThePoolWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	pg := s0test.NewPostgresCluster(t, "fsync=off")
+	n := fakenode.Start(t, &fakenode.Node{NoRefill: true})
+	r := newReplica(t, pg.Database(t), n)
+	slots(t, n, 20, r)
+	if _, err := r.Claim(t.Context(), request()); err != nil {
+		t.Fatal(err)
+	}
+	pg.Stop()
+	for range 30 {
+		if _, err := r.Claim(t.Context(), request()); !errdefs.Is(err, errdefs.Unavailable) {
+			t.Fatalf("without a database: %v", err)
+		}
+	}
+	// A connection that looked alive may cost a slot; a claim without one never does.
+	if left := n.Free(); left < 15 {
+		t.Errorf("30 claims that failed have used up %d of 19 slots", 19-left)
+	}
+	if err := pg.Start(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if _, err := r.Claim(t.Context(), request()); err != nil {
+		t.Fatalf("the database is back: %v", err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("recovery took %v", took)
+	}
+	agree(t, r, n)
+}

@@ -1,0 +1,124 @@
+package claim
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"maps"
+
+	"github.com/google/uuid"
+
+	"s0.run/api/internal/openapi"
+	"s0.run/api/internal/quantity"
+	"s0.run/api/internal/store"
+	"s0.run/api/internal/templates"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
+)
+
+// Request is a claim as a client asked for it.
+type Request struct {
+	TeamID   uuid.UUID
+	UserID   uuid.UUID
+	Template string // its name, lower-cased
+	Config   openapi.SandboxConfig
+	Key      string // the idempotency key; empty: none
+}
+
+// plan is a request that was checked against its template.
+type plan struct {
+	req       Request
+	tmpl      *templates.Template
+	row       store.NewSandbox // without what the slot decides
+	env       map[string]string
+	cpuMillis int64
+}
+
+func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
+	if tmpl.Spec.Network != nil {
+		return nil, templates.ErrNoNetworkPolicy
+	}
+	memory, err := Memory(req.Config.Resources, tmpl.Slot.MemoryBytes)
+	if err != nil {
+		return nil, err
+	}
+	ttl, hardTTL := tmpl.DefaultTTL(), int32(0)
+	if req.Config.TTL != nil {
+		ttl = *req.Config.TTL
+	}
+	if req.Config.HardTTL != nil {
+		hardTTL = *req.Config.HardTTL
+	}
+	if req.Config.TTL == nil && hardTTL > 0 {
+		ttl = min(ttl, hardTTL) // the template's default gives way
+	}
+	if err := CheckTTLs(ttl, hardTTL); err != nil {
+		return nil, err
+	}
+	config, err := json.Marshal(req.Config)
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{
+		req: req, tmpl: tmpl, env: req.Config.EnvVars, cpuMillis: templates.CPUFor(memory),
+		row: store.NewSandbox{
+			TeamID: req.TeamID, UserID: req.UserID, TemplateID: tmpl.Row.TemplateID,
+			Config: config, MemoryBytes: memory, TTLSeconds: ttl, HardTTLSeconds: hardTTL,
+		},
+	}
+	if req.Key != "" {
+		p.row.IdempotencyKey, p.row.RequestHash = req.Key, req.hash()
+	}
+	return p, nil
+}
+
+// hash identifies what was asked for, however it was spelled.
+func (r *Request) hash() []byte {
+	b, err := json.Marshal(struct {
+		Template string
+		Config   openapi.SandboxConfig
+	}{r.Template, r.Config})
+	if err != nil {
+		panic("a decoded request must marshal: " + err.Error())
+	}
+	sum := sha256.Sum256(b)
+	return sum[:]
+}
+
+func (p *plan) sameRequest(hash []byte) bool { return bytes.Equal(p.row.RequestHash, hash) }
+
+// CheckTTLs checks the two times to live of a sandbox, in seconds; 0 is none.
+func CheckTTLs(ttl, hardTTL int32) error {
+	if ttl < 0 || hardTTL < 0 {
+		return errdefs.New(errdefs.InvalidArgument, "ttl and hard_ttl must not be negative")
+	}
+	if ttl > 0 && hardTTL > 0 && ttl > hardTTL {
+		return errdefs.New(errdefs.InvalidArgument, "ttl must not be greater than hard_ttl")
+	}
+	return nil
+}
+
+// Memory reads the memory that a config asks for, otherwise when it asks for none.
+func Memory(r *openapi.SandboxResources, otherwise int64) (int64, error) {
+	if r == nil || r.Memory == nil {
+		return otherwise, nil
+	}
+	n, err := quantity.Memory(*r.Memory)
+	if err != nil {
+		return 0, errdefs.New(errdefs.InvalidArgument, "resources.memory: %v", err)
+	}
+	if n < sandbox.MinMemoryBytes || n > sandbox.MaxMemoryBytes {
+		return 0, errdefs.New(errdefs.InvalidArgument, "resources.memory: want 128Mi to 32Gi")
+	}
+	return n, nil
+}
+
+// Environment is what a claim adds to a sandbox's environment: its own variables
+// and, over them, what every sandbox is told about itself.
+func Environment(own map[string]string, id sandbox.ID, appDomain string) map[string]string {
+	env := make(map[string]string, len(own)+2)
+	maps.Copy(env, own)
+	env["SANDBOX0_SANDBOX_ID"] = string(id)
+	env["SANDBOX0_APP_DOMAIN"] = appDomain
+	return env
+}
