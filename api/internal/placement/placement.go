@@ -12,6 +12,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"sync"
+	"time"
 
 	"s0.run/internal/sandbox"
 )
@@ -64,6 +65,8 @@ type Node struct {
 
 // Table is safe for concurrent use.
 type Table struct {
+	made time.Time
+
 	mu        sync.RWMutex
 	nodes     map[string]*node
 	free      map[string]*slotList    // by pool key
@@ -73,6 +76,7 @@ type Table struct {
 type node struct {
 	Node
 	synced bool
+	lost   time.Time             // since when it is not synced
 	slots  map[sandbox.ID]string // pool keys of its free slots
 	own    map[sandbox.ID]bool   // its sandboxes
 	pools  map[string]Pool
@@ -80,7 +84,7 @@ type node struct {
 
 // New makes an empty table.
 func New() *Table {
-	return &Table{nodes: map[string]*node{}, free: map[string]*slotList{}, sandboxes: map[sandbox.ID]*Sandbox{}}
+	return &Table{made: time.Now(), nodes: map[string]*node{}, free: map[string]*slotList{}, sandboxes: map[sandbox.ID]*Sandbox{}}
 }
 
 // Sync replaces everything that is known of a node: its stream has told all.
@@ -109,7 +113,7 @@ func (t *Table) Lost(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := t.nodes[name]; n != nil {
-		n.synced = false
+		n.synced, n.lost = false, time.Now()
 		t.dropSlots(n)
 	}
 }
@@ -231,6 +235,20 @@ func (t *Table) IsSynced(name string) bool {
 	defer t.mu.RUnlock()
 	n := t.nodes[name]
 	return n != nil && n.synced
+}
+
+// Silence is for how long a node could not be asked; 0 while its stream is whole.
+func (t *Table) Silence(name string) time.Duration {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.nodes[name]
+	switch {
+	case n == nil:
+		return time.Since(t.made)
+	case n.synced:
+		return 0
+	}
+	return time.Since(n.lost)
 }
 
 // Pools sums up the pools whose keys match over all nodes. Of the last errors,

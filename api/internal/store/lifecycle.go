@@ -65,14 +65,19 @@ func (s *Store) AnySandbox(ctx context.Context, id sandbox.ID) (Sandbox, error) 
 	return sb, found(err, "reading a sandbox", "sandbox")
 }
 
+// NodeRow is a row as reconciliation sees it.
+type NodeRow struct {
+	Sandbox
+	Settled bool // it has been as it is for some time
+}
+
 // SandboxesOn pages through the rows of every team that say that a node has
-// them, by id, for reconciliation. Rows younger than minAge are left out: their
-// node may not have told about them yet.
-func (s *Store) SandboxesOn(ctx context.Context, node string, after sandbox.ID, minAge time.Duration, limit int) ([]Sandbox, error) {
-	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+` FROM sandboxes
-		WHERE node = $1 AND deleted_at IS NULL AND id > $2 AND updated_at < now() - $3::interval
-		ORDER BY id LIMIT $4`, node, after, minAge, limit)
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+// them, by id, for reconciliation. A row is settled when it has not changed for
+// that long: a younger one's node may not have told about it yet.
+func (s *Store) SandboxesOn(ctx context.Context, node string, after sandbox.ID, settled time.Duration, limit int) ([]NodeRow, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+`, updated_at <= now() - $3::interval FROM sandboxes
+		WHERE node = $1 AND deleted_at IS NULL AND id > $2 ORDER BY id LIMIT $4`, node, after, settled, limit)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[NodeRow])
 	return list, classify(err, "reading a node's sandboxes")
 }
 

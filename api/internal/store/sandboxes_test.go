@@ -292,7 +292,11 @@ func TestSandboxesOnPagesByNode(t *testing.T) {
 		t.Fatalf("%d rows, want 3", got)
 	}
 	young, err := s.SandboxesOn(t.Context(), "n1", "", time.Hour, 10)
-	if err != nil || len(young) != 0 {
+	if err != nil || len(young) != 3 || young[0].Settled {
 		t.Fatalf("%v: %v", young, err)
+	}
+	old, err := s.SandboxesOn(t.Context(), "n1", "", 0, 10)
+	if err != nil || !old[0].Settled {
+		t.Fatalf("%v: %v", old, err)
 	}
 }

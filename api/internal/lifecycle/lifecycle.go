@@ -1,0 +1,194 @@
+// Package lifecycle ends and changes sandboxes, and keeps rows and nodes in
+// agreement.
+//
+// A decision is a row first, then the node's: what a node could not be told is
+// told again by the next pass. The other way round, a node's events make rows
+// say what happened. Nothing is destroyed because a list lacks it: a row fails
+// only when its node, asked by name, does not know the sandbox, and a sandbox
+// without a row is ended only after a tombstone, or after a long grace and few at
+// a time (G09).
+//
+// The package owns the goroutines of [Keeper.Run] and, in memory, which
+// sandboxes have no row and since when.
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"s0.run/api/internal/nodes"
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/store"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+)
+
+const (
+	callTimeout = 5 * time.Second // of one call to a node
+	atOnce      = 8               // calls to nodes from the background
+
+	expiryEvery = time.Second
+	expiryBatch = 100
+
+	purgeEvery         = time.Hour
+	tombstoneRetention = 24 * time.Hour // longer than any retry of a claim by its key
+)
+
+// Config names what the Keeper works with. The zero durations mean the defaults.
+type Config struct {
+	Store *store.Store
+	Table *placement.Table
+	Nodes *nodes.Set
+	Log   *slog.Logger
+
+	AppDomain string // told to every sandbox
+
+	PassEvery time.Duration // between two comparisons with a node; defaults to 15 s
+	Settled   time.Duration // age at which a row's node must know about it; defaults to 30 s
+	Grace     time.Duration // for a sandbox without a row; defaults to 10 min
+}
+
+// Keeper is safe for concurrent use.
+type Keeper struct {
+	cfg  Config
+	wake chan struct{} // there is something in ended
+
+	mu      sync.Mutex
+	ended   map[sandbox.ID]string    // sandboxes that their node says have ended
+	orphans map[sandbox.ID]time.Time // sandboxes without a row, since when
+}
+
+// New makes a Keeper.
+func New(cfg Config) *Keeper {
+	def := func(d *time.Duration, value time.Duration) {
+		if *d == 0 {
+			*d = value
+		}
+	}
+	def(&cfg.PassEvery, 15*time.Second)
+	def(&cfg.Settled, 30*time.Second)
+	def(&cfg.Grace, 10*time.Minute)
+	return &Keeper{cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]time.Time{}}
+}
+
+// Run expires, reconciles and purges until ctx ends.
+func (k *Keeper) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { every(ctx, expiryEvery, nil, k.expire) })
+	wg.Go(func() { every(ctx, k.cfg.PassEvery, nil, k.pass) })
+	wg.Go(func() { every(ctx, k.cfg.PassEvery, k.wake, k.settleEnded) })
+	wg.Go(func() { every(ctx, purgeEvery, nil, k.purge) })
+	wg.Wait()
+	return nil
+}
+
+// every calls f at the start, periodically, and when woken.
+func every(ctx context.Context, period time.Duration, wake <-chan struct{}, f func(context.Context)) {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		f(ctx)
+		select {
+		case <-tick.C:
+		case <-wake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Delete ends a sandbox of a team. The answer means that the decision is
+// durable: a node that can't be reached is told later.
+func (k *Keeper) Delete(ctx context.Context, team uuid.UUID, id sandbox.ID) error {
+	sb, err := k.cfg.Store.BeginDelete(ctx, team, id, "deleted by a user")
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	k.finish(ctx, sb)
+	return nil
+}
+
+// finish tells the node about a row that is terminating, and then makes a
+// tombstone of it. What fails is tried again by the next pass.
+func (k *Keeper) finish(ctx context.Context, sb store.Sandbox) {
+	err := k.deleteAtNode(ctx, sb.Node, sb.ID, sb.Generation, sb.Reason)
+	if err == nil {
+		err = k.cfg.Store.FinishDelete(ctx, sb.TeamID, sb.ID, sb.ClaimID)
+	}
+	log := k.cfg.Log.With("sandbox", sb.ID, "gen", sb.Generation, "team", sb.TeamID, "node", sb.Node)
+	if err != nil {
+		log.Warn("a sandbox's end is not finished yet", "reason", sb.Reason, "err", err)
+		return
+	}
+	log.Info("ended a sandbox", "reason", sb.Reason)
+}
+
+func (k *Keeper) deleteAtNode(ctx context.Context, node string, id sandbox.ID, gen sandbox.Generation, reason string) error {
+	rpc, err := k.cfg.Nodes.RPC(node)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err = rpc.Delete(ctx, &nodeapi.DeleteRequest{Id: string(id), Generation: uint64(gen), Reason: reason})
+	if connect.CodeOf(err) == connect.CodeFailedPrecondition {
+		return nil // a later generation is another instance: not this decision's to end
+	}
+	if err != nil {
+		return fmt.Errorf("deleting sandbox %s at node %s: %w", id, node, err)
+	}
+	return nil
+}
+
+// expire ends the sandboxes whose time is up. Until there is a pause to fall
+// back to, a soft ttl ends a sandbox like a hard one.
+func (k *Keeper) expire(ctx context.Context) {
+	for {
+		list, err := k.cfg.Store.ExpireSandboxes(ctx, expiryBatch)
+		if err != nil {
+			k.logFailure(ctx, "could not look for expired sandboxes", err)
+			return
+		}
+		k.finishAll(ctx, list)
+		if len(list) < expiryBatch {
+			return
+		}
+	}
+}
+
+func (k *Keeper) finishAll(ctx context.Context, list []store.Sandbox) {
+	var g errgroup.Group
+	g.SetLimit(atOnce)
+	for _, sb := range list {
+		g.Go(func() error {
+			k.finish(ctx, sb)
+			return nil
+		})
+	}
+	g.Wait()
+}
+
+func (k *Keeper) purge(ctx context.Context) {
+	if err := k.cfg.Store.PurgeDeleted(ctx, tombstoneRetention); err != nil {
+		k.logFailure(ctx, "could not purge tombstones", err)
+	}
+	if err := k.cfg.Store.PurgeRefreshTokens(ctx); err != nil {
+		k.logFailure(ctx, "could not purge refresh tokens", err)
+	}
+}
+
+// logFailure is silent about what fails because the server stops.
+func (k *Keeper) logFailure(ctx context.Context, msg string, err error) {
+	if ctx.Err() == nil {
+		k.cfg.Log.Warn(msg, "err", err)
+	}
+}

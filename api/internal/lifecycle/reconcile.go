@@ -1,0 +1,216 @@
+package lifecycle
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+)
+
+const (
+	pageSize = 500
+
+	// orphanShare bounds how many of a node's sandboxes one pass may end for
+	// having no row: one in ten, and one at least.
+	orphanShare = 10
+)
+
+// Ended takes note that a node says of a sandbox that it failed or is gone. It
+// never blocks.
+func (k *Keeper) Ended(node string, id sandbox.ID) {
+	k.mu.Lock()
+	k.ended[id] = node
+	k.mu.Unlock()
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// settleEnded makes the rows of sandboxes that ended say so. What the database
+// does not take now, the next pass finds again.
+func (k *Keeper) settleEnded(ctx context.Context) {
+	k.mu.Lock()
+	ended := k.ended
+	k.ended = map[sandbox.ID]string{}
+	k.mu.Unlock()
+	for id, node := range ended {
+		row, err := k.cfg.Store.AnySandbox(ctx, id)
+		if errdefs.Is(err, errdefs.NotFound) {
+			continue // a claim that was undone
+		}
+		if err != nil {
+			k.logFailure(ctx, "could not settle a sandbox that ended", err)
+			return
+		}
+		sb, _, known := k.cfg.Table.Lookup(id)
+		switch {
+		case row.DeletedAt != nil || row.Node != node:
+		case row.Status == sandbox.Terminating:
+			k.finish(ctx, row)
+		case !known:
+			k.fail(ctx, row, "it ended on its node")
+		case sb.State == sandbox.Failed && sb.ClaimID == row.ClaimID.String():
+			k.fail(ctx, row, sb.Reason)
+		}
+	}
+}
+
+// fail records that a sandbox ended by itself.
+func (k *Keeper) fail(ctx context.Context, row store.Sandbox, reason string) {
+	changed, err := k.cfg.Store.FailSandbox(ctx, row.TeamID, row, reason)
+	if err != nil {
+		k.logFailure(ctx, "could not record a failure", err)
+	}
+	if changed {
+		k.cfg.Log.Warn("sandbox failed", "sandbox", row.ID, "gen", row.Generation, "team", row.TeamID, "node", row.Node, "reason", reason)
+	}
+}
+
+// pass compares rows and sandboxes of every node whose stream is whole.
+func (k *Keeper) pass(ctx context.Context) {
+	for _, n := range k.cfg.Table.Synced() {
+		list, ok := k.cfg.Table.SandboxesOf(n.Name)
+		if !ok {
+			continue
+		}
+		theirs := make(map[sandbox.ID]placement.Sandbox, len(list))
+		for _, sb := range list {
+			theirs[sb.ID] = sb
+		}
+		if err := k.compareRows(ctx, n.Name, theirs); err != nil {
+			k.logFailure(ctx, "could not compare a node with its rows", err)
+			continue
+		}
+		k.adoptOrEnd(ctx, n.Name, theirs, len(list))
+	}
+}
+
+// compareRows settles every row of a node, and removes from theirs what has one.
+func (k *Keeper) compareRows(ctx context.Context, node string, theirs map[sandbox.ID]placement.Sandbox) error {
+	var after sandbox.ID
+	for {
+		page, err := k.cfg.Store.SandboxesOn(ctx, node, after, k.cfg.Settled, pageSize)
+		if err != nil {
+			return err
+		}
+		for _, row := range page {
+			sb, has := theirs[row.ID]
+			if k.compare(ctx, row, sb, has) {
+				delete(theirs, row.ID)
+			}
+		}
+		if len(page) < pageSize {
+			return nil
+		}
+		after = page[len(page)-1].ID
+	}
+}
+
+// compare settles one row; it reports whether the node's sandbox is the row's.
+func (k *Keeper) compare(ctx context.Context, row store.NodeRow, sb placement.Sandbox, has bool) bool {
+	same := has && sb.ClaimID == row.ClaimID.String()
+	switch {
+	case row.Status == sandbox.Terminating:
+		if row.Settled {
+			k.finish(ctx, row.Sandbox)
+		}
+	case row.Status == sandbox.Failed:
+	case same && sb.State == sandbox.Failed:
+		k.fail(ctx, row.Sandbox, sb.Reason)
+	case !row.Settled:
+	case has && !same:
+		k.dropLostClaim(ctx, row.Sandbox)
+	case !has:
+		k.failIfUnknown(ctx, row.Sandbox)
+	}
+	return same
+}
+
+// dropLostClaim removes a row whose sandbox the node gave to another claim: its
+// own was refused and never acknowledged, and its undoing failed.
+func (k *Keeper) dropLostClaim(ctx context.Context, row store.Sandbox) {
+	k.cfg.Log.Warn("removing the row of a claim that was lost", "sandbox", row.ID, "gen", row.Generation, "team", row.TeamID, "claim", row.ClaimID)
+	if err := k.cfg.Store.RemoveClaim(ctx, row.ID, row.ClaimID); err != nil {
+		k.logFailure(ctx, "could not remove a lost claim", err)
+	}
+}
+
+// failIfUnknown asks the node itself: that a list lacks something proves nothing.
+func (k *Keeper) failIfUnknown(ctx context.Context, row store.Sandbox) {
+	rpc, err := k.cfg.Nodes.RPC(row.Node)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := rpc.Get(ctx, &nodeapi.GetRequest{Id: string(row.ID)}); connect.CodeOf(err) == connect.CodeNotFound {
+		k.fail(ctx, row, "its node has no record of it")
+	}
+}
+
+// adoptOrEnd looks at the sandboxes of a node that have no row: an ended one's
+// node is told again; others have the grace to get a row.
+func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.ID]placement.Sandbox, total int) {
+	k.forgetOrphansExcept(node, rest)
+	budget := max(1, total/orphanShare)
+	for _, id := range slices.Sorted(maps.Keys(rest)) {
+		sb := rest[id]
+		row, err := k.cfg.Store.AnySandbox(ctx, id)
+		if err != nil && !errdefs.Is(err, errdefs.NotFound) {
+			k.logFailure(ctx, "could not look for a sandbox's row", err)
+			return
+		}
+		mine := err == nil && row.ClaimID.String() == sb.ClaimID
+		switch {
+		case sb.State == sandbox.Terminating:
+		case mine && row.DeletedAt == nil: // it has got its row meanwhile
+		case mine:
+			k.end(ctx, sb, row.Reason)
+		case k.orphanFor(id) >= k.cfg.Grace && budget > 0:
+			budget--
+			k.end(ctx, sb, "nobody's sandbox")
+		}
+	}
+}
+
+func (k *Keeper) end(ctx context.Context, sb placement.Sandbox, reason string) {
+	k.cfg.Log.Warn("ending a sandbox that has no row", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node, "reason", reason)
+	if err := k.deleteAtNode(ctx, sb.Node, sb.ID, sb.Generation, reason); err != nil {
+		k.logFailure(ctx, "could not end a sandbox that has no row", err)
+	}
+}
+
+// orphanFor is for how long a sandbox has been seen without a row, from now on.
+func (k *Keeper) orphanFor(id sandbox.ID) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	since, known := k.orphans[id]
+	if !known {
+		k.orphans[id] = time.Now()
+		return 0
+	}
+	return time.Since(since)
+}
+
+// forgetOrphansExcept forgets what is no orphan of the node any more.
+func (k *Keeper) forgetOrphansExcept(node string, rest map[sandbox.ID]placement.Sandbox) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id := range k.orphans {
+		if _, still := rest[id]; still {
+			continue
+		}
+		if sb, _, known := k.cfg.Table.Lookup(id); !known || sb.Node == node {
+			delete(k.orphans, id)
+		}
+	}
+}
