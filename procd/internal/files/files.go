@@ -1,0 +1,334 @@
+// Package files reads and writes the sandbox's files for the host.
+//
+// It runs inside the sandbox, as its root: every path is the sandbox's own, so a
+// symlink leads no further than a command of the tenant's would. What it guards
+// is procd itself: it never blocks on a FIFO or a device, never reads more than
+// a file had when it was opened, never writes more than it was told to, and
+// never leaves half a file under the name that was asked for. It keeps no state.
+package files
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/procapi"
+)
+
+const (
+	maxPath    = 4095   // PATH_MAX without its NUL
+	maxEntries = 50_000 // of one listing; their JSON stays within procapi.MaxJSONBytes
+
+	newDirMode  = 0o755
+	newFileMode = 0o644
+)
+
+// Resolve gives the absolute path that a client means: a relative one lies below
+// the workspace. NUL bytes, `..` elements and endless paths are refused.
+func Resolve(path string) (string, error) {
+	switch {
+	case path == "":
+		return "", invalid("path is required")
+	case len(path) > maxPath:
+		return "", invalid("path has %d bytes, the limit is %d", len(path), maxPath)
+	case strings.ContainsRune(path, 0):
+		return "", invalid("path contains a NUL byte")
+	}
+	for element := range strings.SplitSeq(path, "/") {
+		if element == ".." {
+			return "", invalid("path contains `..`; send it without")
+		}
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(procapi.Workspace, path)
+	}
+	return filepath.Clean(path), nil
+}
+
+// Open opens a regular file for reading and says how many bytes it has now: no
+// more than these are to be read from it, however it grows.
+func Open(path string) (*os.File, int64, error) {
+	// O_NONBLOCK: opening a FIFO must not wait for its writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, 0, failure(err, "reading")
+	}
+	info, err := f.Stat()
+	if err == nil {
+		err = readable(f, info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, failure(err, "reading")
+	}
+	return f, info.Size(), nil
+}
+
+func readable(f *os.File, info fs.FileInfo) error {
+	if info.IsDir() {
+		return notFile()
+	}
+	if !info.Mode().IsRegular() {
+		return notRegular()
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Type == unix.PROC_SUPER_MAGIC || st.Type == unix.SYSFS_MAGIC {
+		return invalid("files of /proc and /sys have no size to be read by; run a command such as cat")
+	}
+	return nil
+}
+
+// Write replaces or creates the file with what r holds, at most limit bytes:
+// under its name there is either the old content or all of the new. Missing
+// parents are created; an existing file keeps its mode; a symlink is followed.
+func Write(path string, r io.Reader, limit int64) error {
+	path, mode, err := target(path)
+	if err != nil {
+		return failure(err, "writing")
+	}
+	dir, name := filepath.Split(path)
+	if err := os.MkdirAll(dir, newDirMode); err != nil {
+		return failure(err, "creating the parent directory")
+	}
+	tmp, err := os.CreateTemp(dir, "."+shorten(name)+".*.tmp")
+	if err != nil {
+		return failure(err, "writing")
+	}
+	defer os.Remove(tmp.Name()) // a no-op after the rename
+	if err := fill(tmp, r, limit, mode); err != nil {
+		return failure(err, "writing")
+	}
+	return failure(os.Rename(tmp.Name(), path), "writing")
+}
+
+// target follows symlinks to the file that shall be replaced, which need not
+// exist, and gives the mode that the new one gets.
+func target(path string) (string, fs.FileMode, error) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Lstat(path); err == nil {
+			return "", 0, conflict("path_exists", "the path is a symlink to a missing file")
+		}
+		return path, newFileMode, nil
+	case err != nil:
+		return "", 0, err
+	case info.IsDir():
+		return "", 0, notFile()
+	case !info.Mode().IsRegular():
+		return "", 0, notRegular()
+	}
+	real, err := filepath.EvalSymlinks(path)
+	return real, info.Mode().Perm(), err
+}
+
+func fill(f *os.File, r io.Reader, limit int64, mode fs.FileMode) error {
+	n, err := io.Copy(f, io.LimitReader(r, limit+1))
+	if err == nil && n > limit {
+		err = TooLarge(limit)
+	}
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// TooLarge is the answer to more than limit bytes.
+func TooLarge(limit int64) error {
+	return errdefs.WithCode(errdefs.TooLarge, "file_too_large", "the file is larger than %d bytes", limit)
+}
+
+// shorten leaves room for what CreateTemp adds within NAME_MAX.
+func shorten(name string) string { return name[:min(len(name), 200)] }
+
+// Mkdir makes a directory; with recursive also its parents, and one that is
+// there already is fine.
+func Mkdir(path string, recursive bool) error {
+	if !recursive {
+		err := os.Mkdir(path, newDirMode)
+		if errors.Is(err, fs.ErrNotExist) {
+			return notFound("directory_not_found", "the parent directory does not exist")
+		}
+		return failure(err, "creating a directory")
+	}
+	return failure(os.MkdirAll(path, newDirMode), "creating a directory")
+}
+
+// Remove deletes the path and everything below it, a symlink itself; nothing
+// there is fine. What the sandbox stands on is refused.
+func Remove(path string) error {
+	if protected(path) {
+		return forbidden("the sandbox needs %s", path)
+	}
+	return failure(os.RemoveAll(path), "deleting")
+}
+
+// foundations are mounts that the sandbox runs on.
+var foundations = []string{"/proc", "/sys", "/dev", procapi.Dir}
+
+// protected reports whether path is, contains or lies in a foundation.
+func protected(path string) bool {
+	for _, f := range foundations {
+		if path == "/" || path == f || strings.HasPrefix(path, f+"/") || strings.HasPrefix(f, path+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// Move renames source to destination, which must not exist. A symlink is moved
+// itself.
+func Move(source, destination string) error {
+	if protected(source) || protected(destination) {
+		return forbidden("the sandbox needs %s", procapi.Dir)
+	}
+	if _, err := os.Lstat(source); err != nil {
+		return failure(err, "moving")
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, source, unix.AT_FDCWD, destination, unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return notFound("directory_not_found", "the destination's directory does not exist")
+	case errors.Is(err, unix.EXDEV):
+		return conflict("operation_failed", "source and destination are on different file systems; run a command such as mv")
+	case errors.Is(err, unix.EINVAL):
+		return invalid("a directory can't be moved into itself")
+	}
+	return failure(err, "moving")
+}
+
+// Stat describes the path itself: a symlink is not followed.
+func Stat(path string) (procapi.FileInfo, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return procapi.FileInfo{}, failure(err, "reading")
+	}
+	return describe(path, info), nil
+}
+
+// List describes what is in a directory, by name.
+func List(path string) ([]procapi.FileInfo, error) {
+	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound("directory_not_found", "the directory does not exist")
+	}
+	if err != nil {
+		return nil, failure(err, "listing")
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(maxEntries + 1)
+	if err != nil && err != io.EOF {
+		return nil, failure(err, "listing")
+	}
+	if len(names) > maxEntries {
+		return nil, errdefs.WithCode(errdefs.TooLarge, "file_too_large", "the directory has more than %d entries; run a command such as find", maxEntries)
+	}
+	return describeAll(path, names), nil
+}
+
+// describeAll leaves out what has gone since its name was read.
+func describeAll(dir string, names []string) []procapi.FileInfo {
+	entries := make([]procapi.FileInfo, 0, len(names))
+	slices.Sort(names)
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		if info, err := os.Lstat(path); err == nil {
+			entries = append(entries, describe(path, info))
+		}
+	}
+	return entries
+}
+
+func describe(path string, info fs.FileInfo) procapi.FileInfo {
+	out := procapi.FileInfo{
+		Name: info.Name(), Path: path, Type: "file", Size: info.Size(),
+		Mode: octal(info), ModTime: info.ModTime().UTC(),
+	}
+	switch {
+	case info.IsDir():
+		out.Type = "dir"
+	case info.Mode()&fs.ModeSymlink != 0:
+		out.Type, out.IsLink = "symlink", true
+		out.LinkTarget, _ = os.Readlink(path) // gone since: an empty target is the truth
+	}
+	return out
+}
+
+// failure translates an error of the kernel; one that is typed stays as it is.
+func failure(err error, doing string) error {
+	var typed *errdefs.Error
+	if err == nil || errors.As(err, &typed) {
+		return err
+	}
+	for _, k := range kernelErrors {
+		if errors.Is(err, k.errno) {
+			return errdefs.WithCode(k.kind, k.code, "%s: %s", doing, k.errno.Error()).WithCause(err)
+		}
+	}
+	return errdefs.WithCode(errdefs.Internal, "operation_failed", "%s failed", doing).WithCause(err)
+}
+
+var kernelErrors = []struct {
+	errno syscall.Errno
+	kind  errdefs.Kind
+	code  string
+}{
+	{unix.ENOENT, errdefs.NotFound, "file_not_found"},
+	{unix.EEXIST, errdefs.Conflict, "path_exists"},
+	{unix.ENOTEMPTY, errdefs.Conflict, "path_exists"},
+	{unix.ENOTDIR, errdefs.Conflict, "path_not_directory"},
+	{unix.EISDIR, errdefs.Conflict, "path_not_file"},
+	{unix.EACCES, errdefs.PermissionDenied, "permission_denied"},
+	{unix.EPERM, errdefs.PermissionDenied, "permission_denied"},
+	{unix.EROFS, errdefs.PermissionDenied, "permission_denied"},
+	{unix.EBUSY, errdefs.PermissionDenied, "permission_denied"},
+	{unix.ELOOP, errdefs.InvalidArgument, "invalid_request"},
+	{unix.ENAMETOOLONG, errdefs.InvalidArgument, "invalid_request"},
+	{unix.ENXIO, errdefs.InvalidArgument, "invalid_request"}, // a socket, a FIFO without its other end
+	{unix.ENODEV, errdefs.InvalidArgument, "invalid_request"},
+	{unix.ENOSPC, errdefs.Internal, "operation_failed"},
+	{unix.EDQUOT, errdefs.Internal, "operation_failed"},
+}
+
+func invalid(format string, args ...any) error {
+	return errdefs.WithCode(errdefs.InvalidArgument, "invalid_request", format, args...)
+}
+
+func forbidden(format string, args ...any) error {
+	return errdefs.WithCode(errdefs.PermissionDenied, "permission_denied", format, args...)
+}
+
+func notFound(code, message string) error {
+	return errdefs.WithCode(errdefs.NotFound, code, "%s", message)
+}
+
+func conflict(code, message string) error {
+	return errdefs.WithCode(errdefs.Conflict, code, "%s", message)
+}
+
+func notFile() error { return conflict("path_not_file", "the path is a directory") }
+
+func notRegular() error { return invalid("the path is no regular file") }
+
+// octal is the permission bits with setuid, setgid and sticky, as in "0755" or "4755".
+func octal(info fs.FileInfo) string {
+	bits := uint32(info.Mode().Perm())
+	for mode, bit := range map[fs.FileMode]uint32{fs.ModeSetuid: 0o4000, fs.ModeSetgid: 0o2000, fs.ModeSticky: 0o1000} {
+		if info.Mode()&mode != 0 {
+			bits |= bit
+		}
+	}
+	return fmt.Sprintf("%04o", bits)
+}
