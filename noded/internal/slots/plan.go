@@ -1,0 +1,116 @@
+package slots
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/lifecycle"
+)
+
+// Pool is a number of free slots of one spec.
+type Pool struct {
+	Key  string
+	Spec sandbox.Spec
+	Min  int // free slots to keep
+	Max  int // free slots to keep at most, when demand asks for more than Min
+}
+
+// demandWindow is how long a claim counts as demand: a pool keeps as many slots
+// free as were claimed in it, within its bounds.
+const demandWindow = 5 * time.Minute
+
+// counts is what exists of a pool; idle and warming count its present spec alone.
+type counts struct {
+	idle    []sandbox.ID
+	warming int
+	taken   int
+}
+
+// count sorts the node's slots by pool. stale are the free ones that no pool
+// wants any more: of pools that are gone and of specs that were replaced.
+func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*counts, stale []sandbox.ID) {
+	byKey = map[string]*counts{}
+	for _, s := range have {
+		c := byKey[s.PoolKey]
+		if c == nil {
+			c = &counts{}
+			byKey[s.PoolKey] = c
+		}
+		p := pools[s.PoolKey]
+		current := p != nil && p.hash == s.SpecHash
+		switch {
+		case s.State == lifecycle.Taken:
+			c.taken++
+		case s.State == lifecycle.Free && current:
+			c.idle = append(c.idle, s.ID)
+		case s.State == lifecycle.Free:
+			stale = append(stale, s.ID)
+		case current:
+			c.warming++
+		}
+	}
+	return byKey, stale
+}
+
+// target is how many slots the pool should have free now.
+func (p *pool) target(now time.Time) int {
+	p.demand = slices.DeleteFunc(p.demand, func(t time.Time) bool { return now.Sub(t) >= demandWindow })
+	return min(max(p.Min, len(p.demand)), p.Max)
+}
+
+// unknown is a pool's count of sandboxes before the first look: what a restart
+// finds is not demand.
+const unknown = -1
+
+// claimed notes how many sandboxes the pool has given away; more than before is
+// demand. More than Max would make no difference.
+func (p *pool) claimed(taken int, now time.Time) {
+	if p.taken != unknown {
+		for range min(taken-p.taken, p.Max) {
+			p.demand = append(p.demand, now)
+		}
+	}
+	if excess := len(p.demand) - p.Max; excess > 0 {
+		p.demand = p.demand[excess:]
+	}
+	p.taken = taken
+}
+
+// A need is one slot that a pool lacks.
+type need struct {
+	pool *pool
+	fill float64 // how full the pool is; the emptiest comes first
+}
+
+// needs lists what is to be warmed, in the order in which to do it.
+func needs(pools map[string]*pool, byKey map[string]*counts, now time.Time) []need {
+	var all []need
+	for key, p := range pools {
+		c := byKey[key]
+		if c == nil {
+			c = &counts{}
+		}
+		target := p.target(now)
+		have := len(c.idle) + max(c.warming, p.inFlight)
+		for ; have < target; have++ {
+			all = append(all, need{pool: p, fill: float64(have) / float64(target)})
+		}
+	}
+	slices.SortFunc(all, func(a, b need) int {
+		return cmp.Or(cmp.Compare(a.fill, b.fill), cmp.Compare(a.pool.Key, b.pool.Key))
+	})
+	return all
+}
+
+// surplus lists free slots beyond what a pool should have.
+func surplus(pools map[string]*pool, byKey map[string]*counts, now time.Time) []sandbox.ID {
+	var all []sandbox.ID
+	for key, p := range pools {
+		if c := byKey[key]; c != nil {
+			all = append(all, c.idle[min(p.target(now), len(c.idle)):]...)
+		}
+	}
+	return all
+}

@@ -1,0 +1,283 @@
+// Package slots keeps the node's pools full.
+//
+// It looks whenever something may have changed (new pools, a claim, an exit, a
+// warm-up's end), compares what the pools should have with what package
+// lifecycle says there is, and warms or drains the difference: a plan from a
+// picture, with no memory of steps. One goroutine ([Pools.Run]) owns the pools'
+// state. Warm-ups are few at a time and wait for a moment without claims; a pool
+// whose warm-ups fail is tried ever more seldom. The package never touches a
+// sandbox that is not free.
+package slots
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/events"
+	"s0.run/noded/internal/lifecycle"
+)
+
+const (
+	// settle is how long it must have been quiet before a look, lateLook how long
+	// a look may be put off: a burst of claims is served before its refill.
+	settle, lateLook = 10 * time.Millisecond, 250 * time.Millisecond
+	// A pool that fails is retried from the first pause to the longest.
+	firstRetry, lastRetry = 500 * time.Millisecond, time.Minute
+	// pullTimeout bounds one attempt to get an image.
+	pullTimeout = 15 * time.Minute
+	// pulls is how many pools fetch their images at a time.
+	pulls = 2
+	// maxPools and maxSlots bound what a node is asked to keep.
+	maxPools, maxSlots = 1000, 10000
+)
+
+// Lifecycle makes and ends slots; package lifecycle has the contract.
+type Lifecycle interface {
+	Create(ctx context.Context, poolKey string, spec sandbox.Spec) error
+	Drain(ctx context.Context, id sandbox.ID)
+	Slots() []lifecycle.Slot
+	Changed() <-chan struct{}
+}
+
+// Config wires Pools. Every field is required.
+type Config struct {
+	Lifecycle Lifecycle
+	Images    lifecycle.Images
+	Warmups   int // at a time
+	Hub       *events.Hub
+	Metrics   prometheus.Registerer
+	Log       *slog.Logger
+}
+
+// Pools is safe for concurrent use.
+type Pools struct {
+	cfg     Config
+	results chan func()   // of work in the background, to be run by Run
+	kick    chan struct{} // holds a value when want has changed
+	slots   *prometheus.GaugeVec
+	warmups *prometheus.CounterVec
+
+	mu   sync.Mutex
+	want []Pool
+
+	// The rest belongs to Run.
+	pools   map[string]*pool
+	told    map[string]*nodeapi.PoolStatus
+	warming int // creations under way
+	pulling int // images being fetched
+}
+
+// pool is a wanted pool.
+type pool struct {
+	Pool
+	hash      string
+	hasImage  bool
+	pulling   bool
+	inFlight  int // creations under way
+	failures  int // in a row
+	retryAt   time.Time
+	lastError string
+	taken     int // at the last look, or unknown
+	demand    []time.Time
+}
+
+// New makes pools that want nothing.
+func New(cfg Config) *Pools {
+	p := &Pools{
+		cfg: cfg, results: make(chan func()), kick: make(chan struct{}, 1),
+		slots: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "s0_node_pool_slots", Help: "Slots by pool and state (idle, warming, claimed).",
+		}, []string{"pool", "state"}),
+		warmups: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "s0_node_warmups_total", Help: "Warm-ups by result (ok, failed).",
+		}, []string{"result"}),
+		pools: map[string]*pool{}, told: map[string]*nodeapi.PoolStatus{},
+	}
+	cfg.Metrics.MustRegister(p.slots, p.warmups)
+	return p
+}
+
+// Set declares all pools that the node shall keep; those not named drain.
+func (p *Pools) Set(pools []Pool) error {
+	if err := validate(pools); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.want = pools
+	p.mu.Unlock()
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func validate(pools []Pool) error {
+	if len(pools) > maxPools {
+		return errdefs.New(errdefs.InvalidArgument, "%d pools: want at most %d", len(pools), maxPools)
+	}
+	seen := map[string]bool{}
+	for _, w := range pools {
+		switch {
+		case w.Key == "":
+			return errdefs.New(errdefs.InvalidArgument, "pool: key is required")
+		case seen[w.Key]:
+			return errdefs.New(errdefs.InvalidArgument, "pool %q is named twice", w.Key)
+		case w.Min < 0 || w.Max < w.Min || w.Max > maxSlots:
+			return errdefs.New(errdefs.InvalidArgument, "pool %q: %d to %d slots: want 0 ≤ min ≤ max ≤ %d", w.Key, w.Min, w.Max, maxSlots)
+		}
+		if err := w.Spec.Validate(); err != nil {
+			return errdefs.New(errdefs.InvalidArgument, "pool %q: %v", w.Key, err)
+		}
+		seen[w.Key] = true
+	}
+	return nil
+}
+
+// Run keeps the pools until ctx ends, and returns when its warm-ups have ended.
+func (p *Pools) Run(ctx context.Context) error {
+	var work sync.WaitGroup
+	defer work.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var changedAt time.Time // when the first change was told that no look has seen
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+			changedAt = time.Time{}
+			timer.Reset(p.look(ctx, &work, time.Now()))
+			continue
+		case <-p.cfg.Lifecycle.Changed():
+		case apply := <-p.results:
+			apply()
+		case <-p.kick:
+			p.adopt()
+		}
+		if changedAt.IsZero() {
+			changedAt = time.Now()
+		}
+		timer.Reset(min(settle, time.Until(changedAt.Add(lateLook))))
+	}
+}
+
+// adopt makes the wanted pools the pools. What is known of one stays.
+func (p *Pools) adopt() {
+	p.mu.Lock()
+	want := p.want
+	p.mu.Unlock()
+	next := make(map[string]*pool, len(want))
+	for _, w := range want {
+		old, hash := p.pools[w.Key], w.Spec.Hash()
+		if old == nil || old.hash != hash {
+			old = &pool{hash: hash, taken: unknown}
+		}
+		old.Pool = w
+		next[w.Key] = old
+	}
+	p.pools = next
+}
+
+// look does what is to be done now and returns when to look again at the latest.
+func (p *Pools) look(ctx context.Context, work *sync.WaitGroup, now time.Time) time.Duration {
+	byKey, stale := count(p.pools, p.cfg.Lifecycle.Slots())
+	for key, w := range p.pools {
+		taken := 0
+		if c := byKey[key]; c != nil {
+			taken = c.taken
+		}
+		w.claimed(taken, now)
+	}
+	p.tell(byKey)
+	for _, id := range append(stale, surplus(p.pools, byKey, now)...) {
+		p.cfg.Lifecycle.Drain(ctx, id)
+	}
+	next := demandWindow
+	for _, n := range needs(p.pools, byKey, now) {
+		if wait := n.pool.retryAt.Sub(now); wait > 0 {
+			next = min(next, wait)
+			continue
+		}
+		p.supply(ctx, work, n.pool)
+	}
+	return next
+}
+
+// supply starts what the pool needs next, if there is room for it.
+func (p *Pools) supply(ctx context.Context, work *sync.WaitGroup, w *pool) {
+	switch {
+	case w.hasImage && p.warming < p.cfg.Warmups:
+		p.warming++
+		w.inFlight++
+		p.do(ctx, work, func() error { return p.cfg.Lifecycle.Create(ctx, w.Key, w.Spec) }, func(err error) {
+			p.warming--
+			w.inFlight--
+			p.warmups.WithLabelValues(result(err)).Inc()
+			w.note(err, time.Now())
+		})
+	case !w.hasImage && !w.pulling && p.pulling < pulls:
+		p.pulling++
+		w.pulling = true
+		p.do(ctx, work, func() error { return p.pull(ctx, w.Spec.Image) }, func(err error) {
+			p.pulling--
+			w.pulling = false
+			if w.hasImage = err == nil; err != nil {
+				w.note(err, time.Now()) // only a slot proves that all is well again
+			}
+		})
+	}
+}
+
+// do works in the background; done runs in Run, unless that has ended.
+func (p *Pools) do(ctx context.Context, work *sync.WaitGroup, f func() error, done func(error)) {
+	work.Go(func() {
+		err := f()
+		if err != nil && ctx.Err() == nil {
+			p.cfg.Log.Warn("pool is short of slots", "error", err)
+		}
+		select {
+		case p.results <- func() { done(err) }:
+		case <-ctx.Done():
+		}
+	})
+}
+
+func (p *Pools) pull(ctx context.Context, image string) error {
+	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
+	defer cancel()
+	if _, err := p.cfg.Images.Ensure(ctx, image); err != nil {
+		return fmt.Errorf("image %s: %w", image, err)
+	}
+	return nil
+}
+
+// note remembers how an attempt for the pool went. After a failure the image is
+// asked for again: it may be what is missing.
+func (w *pool) note(err error, now time.Time) {
+	if err == nil {
+		w.failures, w.lastError, w.retryAt = 0, "", time.Time{}
+		return
+	}
+	pause := min(firstRetry<<min(w.failures, 16), lastRetry)
+	w.failures++
+	w.retryAt = now.Add(pause/2 + rand.N(pause)) // not all pools at once after an outage
+	w.lastError = err.Error()
+	w.hasImage = false
+}
+
+func result(err error) string {
+	if err != nil {
+		return "failed"
+	}
+	return "ok"
+}

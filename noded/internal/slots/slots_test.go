@@ -1,0 +1,371 @@
+package slots
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/events"
+	"s0.run/noded/internal/lifecycle"
+)
+
+func spec(image string) sandbox.Spec {
+	return sandbox.Spec{Image: image, MemoryBytes: 256 << 20, CPUMillis: 500, RuntimeClass: sandbox.GVisor}
+}
+
+// node is a lifecycle and an image store in memory; warming takes a second.
+type node struct {
+	changed chan struct{}
+
+	mu      sync.Mutex
+	slots   map[sandbox.ID]lifecycle.Slot
+	next    int
+	running int
+	most    int // creations at a time
+	created []time.Time
+	fail    error // of creations
+	pull    error
+}
+
+func newNode() *node {
+	return &node{changed: make(chan struct{}, 1), slots: map[sandbox.ID]lifecycle.Slot{}}
+}
+
+func (n *node) kick() {
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (n *node) Create(ctx context.Context, key string, s sandbox.Spec) error {
+	n.mu.Lock()
+	n.created = append(n.created, time.Now())
+	if n.fail != nil {
+		defer n.mu.Unlock()
+		return n.fail
+	}
+	n.next++
+	id := sandbox.ID(fmt.Sprint(key, "-", n.next))
+	slot := lifecycle.Slot{ID: id, PoolKey: key, SpecHash: s.Hash(), State: lifecycle.Warming}
+	n.slots[id] = slot
+	n.running++
+	n.most = max(n.most, n.running)
+	n.mu.Unlock()
+	select {
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.running--
+	slot.State = lifecycle.Free
+	n.slots[id] = slot
+	n.kick()
+	return nil
+}
+
+func (n *node) Drain(_ context.Context, id sandbox.ID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.slots, id)
+	n.kick()
+}
+
+func (n *node) Slots() []lifecycle.Slot {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []lifecycle.Slot
+	for _, s := range n.slots {
+		all = append(all, s)
+	}
+	return all
+}
+
+func (n *node) Changed() <-chan struct{} { return n.changed }
+
+func (n *node) Ensure(context.Context, string) (string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return "", n.pull
+}
+
+func (n *node) set(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f()
+}
+
+// claim takes free slots, as tenants do.
+func (n *node) claim(t *testing.T, key string, count int) {
+	t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id, s := range n.slots {
+		if count > 0 && s.PoolKey == key && s.State == lifecycle.Free {
+			s.State = lifecycle.Taken
+			n.slots[id] = s
+			count--
+		}
+	}
+	if count > 0 {
+		t.Fatalf("%d slots short in %s", count, key)
+	}
+	n.kick()
+}
+
+func (n *node) count(key string, state lifecycle.SlotState) int {
+	c := 0
+	for _, s := range n.Slots() {
+		if s.PoolKey == key && s.State == state {
+			c++
+		}
+	}
+	return c
+}
+
+// run runs pools inside a synctest bubble, whose clock is its own.
+func run(t *testing.T, warmups int, f func(n *node, p *Pools, hub *events.Hub)) {
+	synctest.Test(t, func(t *testing.T) {
+		n, hub := newNode(), events.NewHub()
+		p := New(Config{
+			Lifecycle: n, Images: n, Warmups: warmups, Hub: hub,
+			Metrics: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		})
+		ctx, cancel := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = p.Run(ctx) })
+		f(n, p, hub)
+		cancel()
+		wg.Wait()
+	})
+}
+
+// pass lets the bubble's clock run.
+func pass(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+func status(hub *events.Hub, key string) *nodeapi.PoolStatus {
+	initial, sub := hub.Subscribe()
+	defer sub.Cancel()
+	for _, e := range initial {
+		if s := e.GetPool(); s.GetKey() == key {
+			return s
+		}
+	}
+	return nil
+}
+
+func mustSet(t *testing.T, p *Pools, pools ...Pool) {
+	t.Helper()
+	if err := p.Set(pools); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFillAndRefill(t *testing.T) {
+	t.Parallel()
+	run(t, 2, func(n *node, p *Pools, hub *events.Hub) {
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 5, Max: 5})
+		pass(4 * time.Second) // 5 slots, 2 at a time, a second each
+		if got := n.count("a", lifecycle.Free); got != 5 {
+			t.Fatalf("%d free slots, want 5", got)
+		}
+		n.claim(t, "a", 3)
+		pass(3 * time.Second)
+		if free, taken := n.count("a", lifecycle.Free), n.count("a", lifecycle.Taken); free != 5 || taken != 3 {
+			t.Errorf("after 3 claims: %d free, %d taken", free, taken)
+		}
+		if n.most != 2 {
+			t.Errorf("%d warm-ups at a time, want 2", n.most)
+		}
+		if s := status(hub, "a"); s.Idle != 5 || s.Claimed != 3 || s.Warming != 0 || s.LastError != "" {
+			t.Errorf("status %v", s)
+		}
+		pass(time.Minute)
+		if len(n.created) != 8 {
+			t.Errorf("%d creations for 8 slots", len(n.created))
+		}
+	})
+}
+
+// A refill waits for a burst of claims to end, but not for ever.
+func TestRefillWaitsForQuiet(t *testing.T) {
+	t.Parallel()
+	run(t, 1, func(n *node, p *Pools, _ *events.Hub) {
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 50, Max: 50})
+		pass(2 * time.Minute)
+		n.set(func() { n.created = nil })
+		begin := time.Now()
+		for range 45 { // a claim every 6 ms: never quiet
+			n.claim(t, "a", 1)
+			pass(6 * time.Millisecond)
+		}
+		if len(n.created) == 0 {
+			t.Fatal("no refill during a long burst")
+		}
+		if first := n.created[0].Sub(begin); first < settle || first > lateLook+settle {
+			t.Errorf("first refill after %v, want between %v and %v", first, settle, lateLook)
+		}
+	})
+}
+
+func TestDemandGrowsAndEbbs(t *testing.T) {
+	t.Parallel()
+	run(t, 4, func(n *node, p *Pools, _ *events.Hub) {
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 2, Max: 6})
+		pass(10 * time.Second)
+		for range 10 {
+			n.claim(t, "a", 1)
+			pass(2 * time.Second)
+		}
+		if got := n.count("a", lifecycle.Free); got != 6 {
+			t.Errorf("%d free after 10 claims, want the maximum of 6", got)
+		}
+		pass(2 * demandWindow)
+		if got := n.count("a", lifecycle.Free); got != 2 {
+			t.Errorf("%d free when nobody claims, want the minimum of 2", got)
+		}
+	})
+}
+
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	run(t, 4, func(n *node, p *Pools, hub *events.Hub) {
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 3, Max: 3}, Pool{Key: "b", Spec: spec("b"), Min: 1, Max: 1})
+		pass(10 * time.Second)
+		n.claim(t, "a", 1)
+		pass(10 * time.Second)
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a2"), Min: 2, Max: 2}) // another spec; b is gone
+		pass(10 * time.Second)
+		var hashes []string
+		for _, s := range n.Slots() {
+			if s.State == lifecycle.Free {
+				hashes = append(hashes, s.PoolKey+" "+s.SpecHash)
+			}
+		}
+		want := "a " + spec("a2").Hash()
+		if !slices.Equal(hashes, []string{want, want}) {
+			t.Errorf("free slots %v, want two of %s", hashes, want)
+		}
+		if n.count("a", lifecycle.Taken) != 1 {
+			t.Error("a claimed sandbox was drained")
+		}
+		if s := status(hub, "b"); s != nil {
+			t.Errorf("a pool that is gone has status %v", s)
+		}
+		mustSet(t, p)
+		pass(10 * time.Second)
+		if s := status(hub, "a"); s == nil || s.Idle != 0 || s.Claimed != 1 {
+			t.Errorf("status of an unwanted pool with a sandbox: %v", s)
+		}
+	})
+}
+
+func TestG14_FailuresBackOff(t *testing.T) {
+	t.Parallel()
+	run(t, 1, func(n *node, p *Pools, hub *events.Hub) {
+		n.set(func() { n.fail = errors.New("no such thing") })
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 1, Max: 1})
+		pass(10 * time.Minute)
+		if got := len(n.created); got < 8 || got > 25 {
+			t.Errorf("%d attempts in 10 minutes", got)
+		}
+		if s := status(hub, "a"); s == nil || s.LastError != "no such thing" {
+			t.Errorf("status %v", s)
+		}
+		n.set(func() { n.fail = nil })
+		pass(2*lastRetry + 5*time.Second)
+		if s := status(hub, "a"); s.Idle != 1 || s.LastError != "" {
+			t.Errorf("status after recovery %v", s)
+		}
+	})
+}
+
+// A pool whose image is missing warms nothing and does not hold up the others.
+func TestMissingImageHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	run(t, 1, func(n *node, p *Pools, hub *events.Hub) {
+		n.set(func() { n.pull = errors.New("registry is away") })
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 1, Max: 1})
+		pass(time.Second)
+		if len(n.created) != 0 {
+			t.Error("a slot was warmed without its image")
+		}
+		if s := status(hub, "a"); s.LastError != "image a: registry is away" {
+			t.Errorf("status %v", s)
+		}
+		n.set(func() { n.pull = nil })
+		pass(5 * time.Second)
+		if s := status(hub, "a"); s.Idle != 1 {
+			t.Errorf("status when the registry is back %v", s)
+		}
+	})
+}
+
+func TestRestartIsNoDemand(t *testing.T) {
+	t.Parallel()
+	run(t, 4, func(n *node, p *Pools, _ *events.Hub) {
+		n.set(func() {
+			for i := range 20 {
+				id := sandbox.ID(fmt.Sprint("old-", i))
+				n.slots[id] = lifecycle.Slot{ID: id, PoolKey: "a", SpecHash: spec("a").Hash(), State: lifecycle.Taken}
+			}
+		})
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 1, Max: 10})
+		pass(20 * time.Second)
+		if got := n.count("a", lifecycle.Free); got != 1 {
+			t.Errorf("%d free slots, want 1", got)
+		}
+	})
+}
+
+func TestEmptiestPoolFirst(t *testing.T) {
+	t.Parallel()
+	mk := func(key string, n int) *pool { return &pool{Pool: Pool{Key: key, Min: n, Max: n}} }
+	pools := map[string]*pool{"big": mk("big", 10), "empty": mk("empty", 2), "full": mk("full", 1)}
+	byKey := map[string]*counts{"big": {idle: make([]sandbox.ID, 8)}, "full": {idle: make([]sandbox.ID, 1)}}
+	var order []string
+	for _, n := range needs(pools, byKey, time.Now()) {
+		order = append(order, n.pool.Key)
+	}
+	if want := []string{"empty", "empty", "big", "big"}; !slices.Equal(order, want) {
+		t.Errorf("order %v, want %v", order, want)
+	}
+}
+
+func TestSetRefuses(t *testing.T) {
+	t.Parallel()
+	p := New(Config{Metrics: prometheus.NewRegistry()})
+	good := Pool{Key: "a", Spec: spec("a"), Min: 1, Max: 1}
+	for name, mutate := range map[string]func(*Pool){
+		"no key":    func(p *Pool) { p.Key = "" },
+		"max < min": func(p *Pool) { p.Min = 2 },
+		"negative":  func(p *Pool) { p.Min = -1 },
+		"huge":      func(p *Pool) { p.Max = maxSlots + 1 },
+		"bad spec":  func(p *Pool) { p.Spec.Image = "" },
+	} {
+		bad := good
+		mutate(&bad)
+		if err := p.Set([]Pool{bad}); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if err := p.Set([]Pool{good, good}); err == nil {
+		t.Error("the same key twice: accepted")
+	}
+}

@@ -1,0 +1,61 @@
+package slots
+
+import (
+	"google.golang.org/protobuf/proto"
+
+	"s0.run/internal/nodeapi"
+)
+
+// maxErrorBytes bounds what a pool's status says of its last failure.
+const maxErrorBytes = 1024
+
+// tell publishes the counters that have changed, of wanted pools and of those
+// that still have sandboxes.
+func (p *Pools) tell(byKey map[string]*counts) {
+	now := map[string]*nodeapi.PoolStatus{}
+	for key := range byKey {
+		now[key] = p.status(key, byKey[key])
+	}
+	for key := range p.pools {
+		if now[key] == nil {
+			now[key] = p.status(key, &counts{})
+		}
+	}
+	for key, s := range now {
+		if !proto.Equal(s, p.told[key]) {
+			p.publish(s)
+		}
+	}
+	for key := range p.told {
+		if now[key] == nil {
+			p.retract(key)
+		}
+	}
+	p.told = now
+}
+
+func (p *Pools) status(key string, c *counts) *nodeapi.PoolStatus {
+	s := &nodeapi.PoolStatus{Key: key, Idle: uint32(len(c.idle)), Warming: uint32(c.warming), Claimed: uint32(c.taken)}
+	if w := p.pools[key]; w != nil {
+		s.Warming = uint32(max(c.warming, w.inFlight))
+		s.LastError = w.lastError[:min(len(w.lastError), maxErrorBytes)]
+	}
+	return s
+}
+
+func (p *Pools) publish(s *nodeapi.PoolStatus) {
+	p.cfg.Hub.Set("pool/"+s.Key, &nodeapi.Event{Event: &nodeapi.Event_Pool{Pool: s}})
+	p.slots.WithLabelValues(s.Key, "idle").Set(float64(s.Idle))
+	p.slots.WithLabelValues(s.Key, "warming").Set(float64(s.Warming))
+	p.slots.WithLabelValues(s.Key, "claimed").Set(float64(s.Claimed))
+}
+
+// retract forgets a pool that is neither wanted nor has anything left; its last
+// status says so.
+func (p *Pools) retract(key string) {
+	p.publish(&nodeapi.PoolStatus{Key: key})
+	p.cfg.Hub.Clear("pool/"+key, nil)
+	for _, state := range []string{"idle", "warming", "claimed"} {
+		p.slots.DeleteLabelValues(key, state)
+	}
+}
