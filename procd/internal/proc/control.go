@@ -50,14 +50,15 @@ func (p *Process) fitLineMode(data []byte) {
 	long := hasLongLine(data)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if long == p.lineLifted {
+	if long == (p.lifted != 0) {
 		return
 	}
 	_ = p.onTerminal(func(fd int) error {
-		if setLineMode(fd, !long) {
-			p.lineLifted = long
-		} else if !long {
-			p.lineLifted = false // the program has changed modes itself
+		if long {
+			p.lifted = liftLineMode(fd)
+		} else {
+			restoreLineMode(fd, p.lifted)
+			p.lifted = 0
 		}
 		return nil
 	})
@@ -82,6 +83,15 @@ func (p *Process) onTerminal(do func(fd int) error) error {
 // Resize sets the terminal's size; the kernel tells the process.
 func (p *Process) Resize(size procapi.PTYSize) error {
 	return p.onTerminal(func(fd int) error { return setSize(fd, size) })
+}
+
+// Unread is how many bytes of its terminal's input nobody has read.
+func (p *Process) Unread() (n int, err error) {
+	err = p.onTerminal(func(fd int) error {
+		n, err = unread(fd)
+		return err
+	})
+	return n, err
 }
 
 // Signal signals the process the way a user at a terminal would: INT and QUIT

@@ -61,8 +61,8 @@ type Process struct {
 
 	running sync.WaitGroup // every goroutine of this process
 
-	mu         sync.Mutex
-	lineLifted bool // the terminal's line mode was switched off for a long line
+	mu     sync.Mutex
+	lifted uint32 // terminal modes that are off for a long line
 }
 
 // Start runs a process. An error of the kernel's is returned as it is.

@@ -22,7 +22,7 @@ func openPTY(size procapi.PTYSize) (master *os.File, slave int, err error) {
 	if err != nil {
 		return nil, -1, fmt.Errorf("opening a terminal: %w", err)
 	}
-	slave, err = openSlave(fd, size)
+	slave, err = prepareSlave(fd, size)
 	if err != nil {
 		unix.Close(fd)
 		return nil, -1, fmt.Errorf("opening a terminal: %w", err)
@@ -30,18 +30,33 @@ func openPTY(size procapi.PTYSize) (master *os.File, slave int, err error) {
 	return os.NewFile(uintptr(fd), "ptmx"), slave, nil
 }
 
-func openSlave(master int, size procapi.PTYSize) (int, error) {
-	n, err := unix.IoctlGetInt(master, unix.TIOCGPTN)
-	if err != nil {
-		return -1, err
-	}
+func prepareSlave(master int, size procapi.PTYSize) (int, error) {
 	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
 		return -1, err
 	}
 	if err := setSize(master, size); err != nil {
 		return -1, err
 	}
-	return unix.Open("/dev/pts/"+strconv.Itoa(n), unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	return openSlave(master, unix.O_RDWR)
+}
+
+func openSlave(master, mode int) (int, error) {
+	n, err := unix.IoctlGetInt(master, unix.TIOCGPTN)
+	if err != nil {
+		return -1, err
+	}
+	return unix.Open("/dev/pts/"+strconv.Itoa(n), mode|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+}
+
+// unread is how many bytes of input no program has read. Only the slave's side
+// tells, and holding it open would hide the end of the stream from the pump.
+func unread(master int) (int, error) {
+	slave, err := openSlave(master, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(slave)
+	return unix.IoctlGetInt(slave, unix.TIOCINQ)
 }
 
 func setSize(fd int, size procapi.PTYSize) error {
@@ -60,19 +75,30 @@ func hasLongLine(data []byte) bool {
 	return false
 }
 
-// setLineMode switches the terminal's line mode and says whether it changed.
-// Without it a program gets a line in pieces, which all but the terminal's own
-// line editing bear, and of any length.
-func setLineMode(fd int, on bool) bool {
+// liftLineMode switches the terminal's line mode off, with what would then echo a
+// line's end as "^J", and returns what it switched. A program gets its lines in
+// pieces then, which all but the terminal's own line editing bear, of any length.
+func liftLineMode(fd int) (lifted uint32) {
 	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	if err != nil || (t.Lflag&unix.ICANON != 0) == on {
-		return false
+	if err != nil || t.Lflag&unix.ICANON == 0 {
+		return 0
 	}
-	t.Lflag ^= unix.ICANON
-	if !on {
-		t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
-	} else {
-		t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 4, 0 // VEOF and VEOL share these places
+	lifted = t.Lflag & (unix.ICANON | unix.ECHOCTL)
+	t.Lflag &^= lifted
+	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
+	if unix.IoctlSetTermios(fd, unix.TCSETS, t) != nil {
+		return 0
 	}
-	return unix.IoctlSetTermios(fd, unix.TCSETS, t) == nil
+	return lifted
+}
+
+// restoreLineMode undoes liftLineMode, unless the program has set modes since.
+func restoreLineMode(fd int, lifted uint32) {
+	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil || t.Lflag&lifted != 0 {
+		return
+	}
+	t.Lflag |= lifted
+	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 4, 0 // VEOF, ^D, and VEOL have these places in line mode
+	_ = unix.IoctlSetTermios(fd, unix.TCSETS, t)
 }

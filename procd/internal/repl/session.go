@@ -1,0 +1,264 @@
+package repl
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// quietTime is the contract's: a prompt that ends the output for this long is
+	// one that waits, where prompts can't be counted.
+	quietTime = 50 * time.Millisecond
+
+	// maxWaiting bounds the execs that queue up behind the one that runs.
+	maxWaiting = 64
+)
+
+// Errors of a session.
+var (
+	ErrExited = errors.New("REPL has ended")
+	ErrBusy   = errors.New("too many execs wait for this REPL")
+)
+
+// Process is the running interpreter of a session.
+type Process interface {
+	// Write queues bytes for its terminal, all of them or none, and never blocks.
+	Write(data []byte) error
+	// Unread is how much of the input nobody has read yet.
+	Unread() (int, error)
+	// Done is closed when it has ended and all its output was observed.
+	Done() <-chan struct{}
+}
+
+// Session runs code in one interpreter. Its methods are safe for concurrent use.
+type Session struct {
+	def  Definition
+	proc Process
+	slot chan struct{} // holds a token while an exec runs
+
+	mu      sync.Mutex
+	out     tracker
+	due     uint64 // prompts that were shown once everything submitted is answered
+	exact   bool   // due can be trusted
+	settles uint64 // times that the REPL was found waiting by the contract's rule
+	ready   bool
+	waiting int // execs in the queue
+	wakes   []chan struct{}
+}
+
+// NewSession returns a session for a process that is about to start. Its output
+// must go to [Session.Observe] from its first byte on.
+func NewSession(def Definition) *Session {
+	return &Session{
+		def: def, slot: make(chan struct{}, 1), exact: def.Exact, due: 1,
+		out: tracker{prompt: def.Prompt, continuation: def.Continuation},
+	}
+}
+
+// Start makes the session usable, once its process runs. It is called before any
+// other method but Observe.
+func (s *Session) Start(p Process) error {
+	s.proc = p
+	if s.def.StartupDelay > 0 {
+		time.AfterFunc(s.def.StartupDelay, s.startupOver)
+	}
+	if s.def.Setup != "" {
+		return p.Write([]byte(s.def.Setup))
+	}
+	return nil
+}
+
+func (s *Session) startupOver() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.out.prompt == "" {
+		s.out.learn()
+	}
+	s.setReadyLocked()
+}
+
+func (s *Session) setReadyLocked() {
+	s.ready = true
+	s.due = s.out.prompts
+	s.wakeLocked()
+}
+
+// Observe takes output of the process, in order. It never blocks.
+func (s *Session) Observe(data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.out.observe(data)
+	if s.ready {
+		s.due = max(s.due, s.out.prompts) // one that nobody asked for, after an interrupt
+	} else if s.def.StartupDelay == 0 && s.out.atPrompt() && !s.out.atContinuation() {
+		s.setReadyLocked()
+	}
+	s.wakeLocked()
+}
+
+func (s *Session) wakeLocked() {
+	for _, w := range s.wakes {
+		select {
+		case w <- struct{}{}:
+		default: // it will look anyway
+		}
+	}
+}
+
+// waiter is woken by output.
+type waiter struct {
+	s    *Session
+	wake chan struct{}
+}
+
+func (s *Session) newWaiter() *waiter {
+	w := &waiter{s: s, wake: make(chan struct{}, 1)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wakes = append(s.wakes, w.wake)
+	return w
+}
+
+func (w *waiter) close() {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.s.wakes = slices.DeleteFunc(w.s.wakes, func(c chan struct{}) bool { return c == w.wake })
+}
+
+// errPatience tells that a wait took as long as it may.
+var errPatience = errors.New("waited long enough")
+
+// until waits until cond, which is called with s.mu held, is true. patience, if
+// positive, bounds the wait.
+func (w *waiter) until(ctx context.Context, patience time.Duration, cond func(*Session) bool) error {
+	var timeout <-chan time.Time
+	if patience > 0 {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	for {
+		if w.s.check(cond) {
+			return nil
+		}
+		select {
+		case <-w.wake:
+		case <-timeout:
+			return errPatience
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.s.proc.Done():
+			if w.s.check(cond) {
+				return nil
+			}
+			return ErrExited
+		}
+	}
+}
+
+func (s *Session) check(cond func(*Session) bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cond(s)
+}
+
+// Turn is some input, and what tells that the REPL has dealt with it.
+type Turn struct {
+	from    uint64 // output before it
+	target  uint64 // prompts after it, if counted
+	exact   bool
+	settles uint64
+}
+
+// Input writes data as it is, at once when the REPL is ready, and returns what
+// [Session.Await] waits for.
+func (s *Session) Input(ctx context.Context, data []byte) (Turn, error) {
+	w := s.newWaiter()
+	defer w.close()
+	if err := w.until(ctx, maxStartup, isReady); err != nil && !errors.Is(err, errPatience) {
+		return Turn{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.proc.Write(data); err != nil {
+		return Turn{}, err
+	}
+	return s.submitLocked(data, uint64(bytes.Count(data, []byte("\n"))+bytes.Count(data, []byte("\r")))), nil
+}
+
+// maxStartup is how long input is held back from a REPL that shows no prompt.
+const maxStartup = 10 * time.Second
+
+func isReady(s *Session) bool { return s.ready }
+
+// submitLocked accounts for lines that were written, or are about to be.
+func (s *Session) submitLocked(data []byte, lines uint64) Turn {
+	if s.due > s.out.prompts && lines > 0 || !countable(data, s.def.Prompt) {
+		s.exact = false // who reads it, the REPL or what runs in it, will not be known
+	}
+	t := Turn{from: s.out.seen, target: s.due + max(lines, 1), exact: s.exact, settles: s.settles}
+	s.due += lines
+	return t
+}
+
+// countable tells whether prompts can be counted while data is processed: it must
+// not be echoed as a prompt nor contain keys that make a prompt come or go.
+func countable(data []byte, prompt string) bool {
+	if prompt != "" && bytes.Contains(data, []byte(prompt)) {
+		return false
+	}
+	for _, b := range data {
+		if b < ' ' && b != '\n' && b != '\t' && b != '\r' {
+			return false
+		}
+	}
+	return true
+}
+
+// Await returns when the REPL has dealt with a turn and waits again.
+func (s *Session) Await(ctx context.Context, t Turn) error {
+	w := s.newWaiter()
+	defer w.close()
+	return w.await(ctx, t)
+}
+
+func (w *waiter) await(ctx context.Context, t Turn) error {
+	for {
+		counted := false
+		var seen uint64
+		err := w.until(ctx, 0, func(s *Session) bool {
+			counted, seen = t.exact && s.exact, s.out.seen
+			if counted {
+				return s.out.prompts >= t.target || s.settles != t.settles
+			}
+			return s.out.atPrompt() && seen > t.from
+		})
+		if err != nil || counted {
+			return err
+		}
+		// The contract's rule: nothing may follow for a while.
+		err = w.until(ctx, quietTime, func(s *Session) bool { return s.out.seen != seen })
+		if errors.Is(err, errPatience) {
+			w.s.settle(seen)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// settle trusts the count again: the REPL waits and owes nothing.
+func (s *Session) settle(seen uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.out.seen == seen {
+		s.due, s.exact = s.out.prompts, s.def.Exact
+		s.settles++
+		s.wakeLocked()
+	}
+}
