@@ -25,8 +25,14 @@ import (
 )
 
 const (
-	maxPath    = 4095   // PATH_MAX without its NUL
-	maxEntries = 50_000 // of one listing; their JSON stays within procapi.MaxJSONBytes
+	maxPath = 4095 // PATH_MAX without its NUL
+
+	// Bounds of one listing: its JSON, with escapes, stays within procapi.MaxJSONBytes.
+	maxEntries   = 50_000
+	maxListBytes = procapi.MaxJSONBytes * 3 / 4
+	entryBytes   = 150 // of an entry without its name
+
+	copyBuffer = 256 << 10
 
 	newDirMode  = 0o755
 	newFileMode = 0o644
@@ -84,10 +90,17 @@ func readable(f *os.File, info fs.FileInfo) error {
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return err
 	}
-	if st.Type == unix.PROC_SUPER_MAGIC || st.Type == unix.SYSFS_MAGIC {
-		return invalid("files of /proc and /sys have no size to be read by; run a command such as cat")
+	if slices.Contains(virtual, int64(st.Type)) {
+		return invalid("the path is no stored file and has no size to be read by; run a command such as cat")
 	}
 	return nil
+}
+
+// virtual are the file systems whose files the kernel makes up while they are
+// read: without end some, memory others.
+var virtual = []int64{
+	unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC,
+	unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.SECURITYFS_MAGIC, unix.BPF_FS_MAGIC,
 }
 
 // Write replaces or creates the file with what r holds, at most limit bytes:
@@ -135,7 +148,8 @@ func target(path string) (string, fs.FileMode, error) {
 }
 
 func fill(f *os.File, r io.Reader, limit int64, mode fs.FileMode) error {
-	n, err := io.Copy(f, io.LimitReader(r, limit+1))
+	// In pieces of copyBuffer: left alone, os.File would copy in small ones.
+	n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(r, limit+1), make([]byte, copyBuffer))
 	if err == nil && n > limit {
 		err = TooLarge(limit)
 	}
@@ -178,8 +192,12 @@ func Remove(path string) error {
 // foundations are mounts that the sandbox runs on.
 var foundations = []string{"/proc", "/sys", "/dev", procapi.Dir}
 
-// protected reports whether path is, contains or lies in a foundation.
+// protected reports whether path is, contains or lies in a foundation, by
+// whichever symlinks it leads there; the path itself is not followed.
 func protected(path string) bool {
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		path = filepath.Join(parent, filepath.Base(path))
+	}
 	for _, f := range foundations {
 		if path == "/" || path == f || strings.HasPrefix(path, f+"/") || strings.HasPrefix(f, path+"/") {
 			return true
@@ -232,10 +250,19 @@ func List(path string) ([]procapi.FileInfo, error) {
 	if err != nil && err != io.EOF {
 		return nil, failure(err, "listing")
 	}
-	if len(names) > maxEntries {
-		return nil, errdefs.WithCode(errdefs.TooLarge, "file_too_large", "the directory has more than %d entries; run a command such as find", maxEntries)
+	if len(names) > maxEntries || listBytes(path, names) > maxListBytes {
+		return nil, errdefs.WithCode(errdefs.TooLarge, "file_too_large", "the directory has too many entries to list; run a command such as find")
 	}
 	return describeAll(path, names), nil
+}
+
+// listBytes is about what a listing's JSON takes.
+func listBytes(dir string, names []string) int {
+	n := len(names) * (len(dir) + entryBytes)
+	for _, name := range names {
+		n += 2 * len(name) // once by itself, once in its path
+	}
+	return n
 }
 
 // describeAll leaves out what has gone since its name was read.

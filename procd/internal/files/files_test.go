@@ -190,6 +190,13 @@ func TestRemove(t *testing.T) {
 			t.Errorf("%s is not protected", path)
 		}
 	}
+	link := filepath.Join(dir, "elsewhere")
+	if err := os.Symlink("/", link); err != nil {
+		t.Fatal(err)
+	}
+	if !protected(link+"/proc") || protected(link) {
+		t.Error("a foundation is not protected behind a symlink, or the symlink itself is")
+	}
 	for _, path := range []string{"/workspace", "/run/x", "/device", "/runner"} {
 		if protected(path) {
 			t.Errorf("%s is protected", path)
