@@ -50,6 +50,17 @@ const (
 	PathFiles    = "/files"    // and /files/{stat,list,move}
 )
 
+// TimeoutHeader on a request that waits for a process says how long it may, in
+// milliseconds, up to MaxTimeout; without it, [DefaultTimeout]. Then the answer
+// is 408 exec_timeout, and the process goes on.
+const TimeoutHeader = "S0-Timeout"
+
+// Bounds of a wait for a process.
+const (
+	DefaultTimeout = 30 * time.Second
+	MaxTimeout     = 24 * time.Hour
+)
+
 // Hello is procd's first answer on a connection.
 type Hello struct {
 	Version string `json:"version"` // procd's build
@@ -162,6 +173,7 @@ type Context struct {
 	Stderr    *string           `json:"stderr,omitempty"`
 	ExitCode  *int              `json:"exit_code,omitempty"`
 	State     string            `json:"state,omitempty"` // running, paused, stopped, killed, crashed
+	Truncated uint64            `json:"truncated_bytes,omitempty"`
 }
 
 // ContextList is the answer to GET /contexts.
@@ -174,13 +186,15 @@ type ExecRequest struct {
 	Data string `json:"data"`
 }
 
-// ExecResult is what one exec printed.
+// ExecResult is what one exec printed. Of output that the log or an answer can't
+// hold the beginning is missing, and Truncated says how much.
 type ExecResult struct {
 	OutputRaw string  `json:"output_raw"`
 	Stdout    *string `json:"stdout,omitempty"`
 	Stderr    *string `json:"stderr,omitempty"`
 	ExitCode  *int    `json:"exit_code,omitempty"`
 	State     string  `json:"state,omitempty"`
+	Truncated uint64  `json:"truncated_bytes,omitempty"`
 }
 
 // SignalRequest names a signal: TERM, SIGTERM or 15.

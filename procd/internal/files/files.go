@@ -220,7 +220,7 @@ func Move(source, destination string) error {
 	case errors.Is(err, unix.ENOENT):
 		return notFound("directory_not_found", "the destination's directory does not exist")
 	case errors.Is(err, unix.EXDEV):
-		return conflict("operation_failed", "source and destination are on different file systems; run a command such as mv")
+		return errdefs.WithCode(errdefs.Internal, "operation_failed", "source and destination are on different file systems; run a command such as mv").WithCause(err)
 	case errors.Is(err, unix.EINVAL):
 		return invalid("a directory can't be moved into itself")
 	}

@@ -21,6 +21,9 @@ var ErrDone = reap.ErrDone
 // The characters with which a terminal's line discipline raises signals.
 var signalKeys = map[syscall.Signal]string{syscall.SIGINT: "\x03", syscall.SIGQUIT: "\x1c"}
 
+// endOfFileKey is ^D.
+const endOfFileKey = 4
+
 // Write queues data for the process's standard input, all of it or nothing.
 func (p *Process) Write(data []byte) error {
 	if p.input == nil {
@@ -33,6 +36,21 @@ func (p *Process) Write(data []byte) error {
 		p.fitLineMode(data)
 	}
 	return p.input.write(data)
+}
+
+// CloseInput tells the process that no more input follows: it closes a pipe, and
+// types what ends a file into a terminal.
+func (p *Process) CloseInput() error {
+	switch {
+	case p.input == nil:
+		return ErrNoInput
+	case p.ended():
+		return ErrDone
+	case p.terminal != nil:
+		return p.Write([]byte{endOfFileKey})
+	}
+	p.input.end()
+	return nil
 }
 
 func (p *Process) ended() bool {

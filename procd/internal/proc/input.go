@@ -25,13 +25,14 @@ type input struct {
 	queued  int // queue and what is being written
 	writing bool
 	closed  bool
+	ending  bool // the file is to be closed behind what is queued
 }
 
 // write queues a copy of data, all of it or nothing.
 func (in *input) write(data []byte) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.closed {
+	if in.closed || in.ending {
 		return ErrNoInput
 	}
 	if in.queued+len(data) > procapi.MaxInputBytes {
@@ -66,9 +67,27 @@ func (in *input) take() []byte {
 	in.queue, in.queued = nil, len(data)
 	if len(data) == 0 || in.closed {
 		in.writing = false
+		in.endLocked()
 		return nil
 	}
 	return data
+}
+
+// end closes the file once everything queued is written.
+func (in *input) end() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.ending = true
+	if !in.writing {
+		in.endLocked()
+	}
+}
+
+func (in *input) endLocked() {
+	if in.ending && !in.closed {
+		in.closed = true
+		in.file.Close()
+	}
 }
 
 // close refuses further input and drops what is queued.

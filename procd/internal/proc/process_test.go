@@ -197,6 +197,31 @@ func TestInput(t *testing.T) {
 	}
 }
 
+func TestCloseInput(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*Config){"pipe": func(*Config) {}, "terminal": onTerminal} {
+		p := launch(t, "stty -echo 2>/dev/null; echo ready; wc -c", change)
+		awaitOutput(t, p, "ready")
+		if err := p.Write(append(bytes.Repeat([]byte("x"), 1000), '\n')); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.CloseInput(); err != nil {
+			t.Fatal(err)
+		}
+		await(t, p)
+		if got := output(p); !strings.HasSuffix(strings.TrimSpace(got), "1001") {
+			t.Errorf("%s: output %q", name, got)
+		}
+	}
+	p := launch(t, "exec sleep 1000")
+	if err := p.CloseInput(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Write([]byte("x")); !errors.Is(err, ErrNoInput) {
+		t.Errorf("write after the input's end: %v", err)
+	}
+}
+
 func TestInputIsBounded(t *testing.T) {
 	t.Parallel()
 	p := launch(t, "exec sleep 1000")

@@ -166,6 +166,13 @@ func (s *Session) check(cond func(*Session) bool) bool {
 	return cond(s)
 }
 
+// WaitReady returns when the REPL takes input for the first time.
+func (s *Session) WaitReady(ctx context.Context) error {
+	w := s.newWaiter()
+	defer w.close()
+	return w.until(ctx, 0, isReady)
+}
+
 // Turn is some input, and what tells that the REPL has dealt with it.
 type Turn struct {
 	from    uint64 // output before it
