@@ -13,6 +13,10 @@ import "s0.run/internal/sandbox"
 // ProcPrefix + id + procapi path.
 const ProcPrefix = "/sandboxes/"
 
+// GenerationHeader, on a proxied request, names the generation that the caller
+// means; another one answers 409.
+const GenerationHeader = "S0-Generation"
+
 // SpecToWire translates a spec for the wire.
 func SpecToWire(s sandbox.Spec) *Spec {
 	return &Spec{

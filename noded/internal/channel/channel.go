@@ -220,6 +220,13 @@ func (c *Channel) report() {
 	}
 }
 
+// Connected reports whether procd is connected now.
+func (c *Channel) Connected() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current != nil
+}
+
 // connection waits for procd to be connected.
 func (c *Channel) connection(ctx context.Context) (*http.ClientConn, error) {
 	for {

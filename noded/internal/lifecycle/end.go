@@ -77,8 +77,17 @@ func (m *Manager) exited(ctx context.Context, exit Exit) {
 	if inst == nil {
 		return
 	}
+	if exit.Unseen && m.connected(inst) {
+		m.log(m.record(inst)).Warn("the runtime has lost a sandbox that lives")
+		return
+	}
 	m.cancelStart(inst, fmt.Errorf("exited: %s", exit.Reason))
 	m.end(ctx, inst, m.exitReason(exit))
+}
+
+func (m *Manager) connected(inst *instance) bool {
+	ch, err := m.channelOf(inst)
+	return err == nil && ch.Connected()
 }
 
 // exitReason prefers what the kernel counted: an OOM kill looks like any other from outside.

@@ -80,6 +80,8 @@ type Container struct {
 type Exit struct {
 	ID     sandbox.ID
 	Reason string
+	// Unseen: it was concluded, not seen. A connected procd proves it wrong.
+	Unseen bool
 }
 
 // Status is what the runtime knows of one container.

@@ -170,21 +170,21 @@ func (m *Manager) sweep(ctx context.Context) error {
 		m.cfg.Metrics.swept.Inc()
 	}
 	for _, c := range containers {
-		if inst := settled[c.ID]; inst != nil && !c.Running {
-			m.end(ctx, inst, m.exitReason(Exit{ID: c.ID, Reason: "not running"}))
+		if settled[c.ID] && !c.Running {
+			m.exited(ctx, Exit{ID: c.ID, Reason: "not running", Unseen: true})
 		}
 	}
 	return errors.Join(failed...)
 }
 
 // settled is every sandbox that is not being created.
-func (m *Manager) settled() map[sandbox.ID]*instance {
+func (m *Manager) settled() map[sandbox.ID]bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	all := make(map[sandbox.ID]*instance, len(m.instances))
+	all := make(map[sandbox.ID]bool, len(m.instances))
 	for id, inst := range m.instances {
 		if inst.cancel == nil {
-			all[id] = inst
+			all[id] = true
 		}
 	}
 	return all

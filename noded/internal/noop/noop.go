@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"sync"
 
@@ -25,6 +26,9 @@ type Node struct {
 	// Fault, if set, is asked before each effect, by its name ("runtime.Start",
 	// "network.Remove", …), and may refuse it. It is set before first use.
 	Fault func(effect string, id sandbox.ID) error
+	// Handler, if set, answers what a sandbox's procd is asked beyond the
+	// handshake. It is set before first use.
+	Handler http.Handler
 
 	exits chan lifecycle.Exit
 
@@ -79,7 +83,7 @@ func (r Runtime) Start(ctx context.Context, c lifecycle.Container) error {
 	if r.containers[c.ID] != nil {
 		return fmt.Errorf("container %s exists", c.ID)
 	}
-	r.containers[c.ID] = startProcess(c.SlotDir)
+	r.containers[c.ID] = startProcess(c.SlotDir, r.Handler)
 	return nil
 }
 

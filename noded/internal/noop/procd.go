@@ -22,13 +22,17 @@ const redial = 5 * time.Millisecond
 // process is a goroutine in a sandbox's place.
 type process struct {
 	inits atomic.Int64
+	other http.Handler
 	end   context.CancelFunc
 	done  chan struct{}
 }
 
-func startProcess(slotDir string) *process {
+func startProcess(slotDir string, other http.Handler) *process {
+	if other == nil {
+		other = http.HandlerFunc(unknown)
+	}
 	ctx, cancel := context.WithCancel(context.Background()) // ends with kill, as a process does
-	p := &process{end: cancel, done: make(chan struct{})}
+	p := &process{other: other, end: cancel, done: make(chan struct{})}
 	go p.run(ctx, slotDir)
 	return p
 }
@@ -95,12 +99,14 @@ func (p *process) handler() http.Handler {
 		io.WriteString(w, "{}")
 	})
 	mux.HandleFunc("PUT "+procapi.PathEnv, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") })
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusNotFound)
-		fmt.Fprintf(w, `{"code":"not_found","message":"a no-op sandbox has no %s"}`, r.URL.Path)
-	})
+	mux.Handle("/", p.other)
 	return mux
+}
+
+func unknown(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusNotFound)
+	io.WriteString(w, `{"code":"not_found","message":"a no-op sandbox has no such thing"}`)
 }
 
 // oneConn is a listener of one connection; Accept then waits for its end.

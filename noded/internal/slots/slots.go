@@ -70,7 +70,7 @@ type Pools struct {
 	want []Pool
 
 	// The rest belongs to Run.
-	pools   map[string]*pool
+	pools   map[string]*pool // nil until they were first set
 	told    map[string]*nodeapi.PoolStatus
 	warming int // creations under way
 	pulling int // images being fetched
@@ -100,7 +100,7 @@ func New(cfg Config) *Pools {
 		warmups: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "s0_node_warmups_total", Help: "Warm-ups by result (ok, failed).",
 		}, []string{"result"}),
-		pools: map[string]*pool{}, told: map[string]*nodeapi.PoolStatus{},
+		told: map[string]*nodeapi.PoolStatus{},
 	}
 	cfg.Metrics.MustRegister(p.slots, p.warmups)
 	return p
@@ -144,6 +144,8 @@ func validate(pools []Pool) error {
 }
 
 // Run keeps the pools until ctx ends, and returns when its warm-ups have ended.
+// Until pools are first set it leaves everything as it is: after a restart the
+// free slots are somebody's who just has not said so yet.
 func (p *Pools) Run(ctx context.Context) error {
 	var work sync.WaitGroup
 	defer work.Wait()
@@ -156,7 +158,9 @@ func (p *Pools) Run(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 			changedAt = time.Time{}
-			timer.Reset(p.look(ctx, &work, time.Now()))
+			if p.pools != nil {
+				timer.Reset(p.look(ctx, &work, time.Now()))
+			}
 			continue
 		case <-p.cfg.Lifecycle.Changed():
 		case apply := <-p.results:

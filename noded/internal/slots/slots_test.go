@@ -334,6 +334,25 @@ func TestRestartIsNoDemand(t *testing.T) {
 	})
 }
 
+func TestNothingDrainsBeforePoolsAreSet(t *testing.T) {
+	t.Parallel()
+	run(t, 4, func(n *node, p *Pools, _ *events.Hub) {
+		n.set(func() {
+			n.slots["old"] = lifecycle.Slot{ID: "old", PoolKey: "a", SpecHash: spec("a").Hash(), State: lifecycle.Free}
+		})
+		n.kick()
+		pass(time.Hour)
+		if n.count("a", lifecycle.Free) != 1 {
+			t.Fatal("a slot was drained before anybody said which pools there are")
+		}
+		mustSet(t, p)
+		pass(time.Second)
+		if n.count("a", lifecycle.Free) != 0 {
+			t.Error("a slot of no pool is kept")
+		}
+	})
+}
+
 func TestEmptiestPoolFirst(t *testing.T) {
 	t.Parallel()
 	mk := func(key string, n int) *pool { return &pool{Pool: Pool{Key: key, Min: n, Max: n}} }

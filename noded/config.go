@@ -1,0 +1,129 @@
+package noded
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"s0.run/internal/sandbox"
+)
+
+// Config says what a noded owns and where. Zero fields take the value that
+// [Default] has for them.
+//
+// Two nodeds of one machine must differ in DataDir, RunDir, Socket and
+// ContainerdNamespace: each takes everything in there for its own. The first two
+// are locked.
+type Config struct {
+	Node    string // the node's name; the host's by default
+	Cluster string // prefixes the ids of sandboxes
+	Version string // what Info tells
+
+	DataDir     string // survives a reboot: the journal, and sandboxes/<id> with each upper layer
+	RunDir      string // does not: sandboxes/<id> with each socket, netns/<id>, runsc's state
+	Socket      string // of the node API
+	AdminSocket string // of pprof, /metrics, /healthz and /readyz; empty: none
+
+	ContainerdSocket    string
+	ContainerdNamespace string
+	Snapshotter         string
+	Runsc               string // absolute path of the runsc binary
+	ProcdDir            string // directory with the static procd, bound read-only at /run/s0/bin
+	CgroupParent        string // below which every sandbox has its control group
+	PlainHTTPRegistries []string
+	AllowRunc           bool // offer runtime class runc, which shares the host's kernel
+
+	MaxSandboxes int // slots included
+	ColdStarts   int // at a time
+	SandboxCIDR  netip.Prefix
+
+	// Simulate runs everything but sandboxes: slots exist in memory and their
+	// procd does nothing. For load tests of what is above.
+	Simulate bool
+
+	Log   *slog.Logger
+	Ready func() // called once, when the node API answers
+}
+
+// Default is where every default is. Fields that it leaves empty, but for
+// AdminSocket, PlainHTTPRegistries and Ready, must be given.
+func Default() Config {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "node"
+	}
+	return Config{
+		Node: host, Cluster: "local", Version: "dev",
+		DataDir: "/var/lib/s0/noded", RunDir: "/run/s0/noded", Socket: "/run/s0/noded/node.sock",
+		ContainerdNamespace: "s0", Snapshotter: "overlayfs", CgroupParent: "s0",
+		MaxSandboxes: 1000, ColdStarts: max(2, runtime.NumCPU()), SandboxCIDR: netip.MustParsePrefix("10.77.0.0/16"),
+		Log: slog.Default(),
+	}
+}
+
+func orDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+func (c Config) withDefaults() Config {
+	d := Default()
+	orDefault(&c.Node, d.Node)
+	orDefault(&c.Cluster, d.Cluster)
+	orDefault(&c.Version, d.Version)
+	orDefault(&c.DataDir, d.DataDir)
+	orDefault(&c.RunDir, d.RunDir)
+	orDefault(&c.Socket, d.Socket)
+	orDefault(&c.ContainerdNamespace, d.ContainerdNamespace)
+	orDefault(&c.Snapshotter, d.Snapshotter)
+	orDefault(&c.CgroupParent, d.CgroupParent)
+	orDefault(&c.MaxSandboxes, d.MaxSandboxes)
+	orDefault(&c.ColdStarts, d.ColdStarts)
+	orDefault(&c.SandboxCIDR, d.SandboxCIDR)
+	orDefault(&c.Log, d.Log)
+	return c
+}
+
+func (c Config) validate() error {
+	if err := sandbox.ValidCluster(c.Cluster); err != nil {
+		return err
+	}
+	if c.MaxSandboxes < 0 || c.ColdStarts < 0 {
+		return errors.New("max sandboxes and cold starts: want more than 0")
+	}
+	paths := map[string]string{"data dir": c.DataDir, "run dir": c.RunDir, "socket": c.Socket}
+	if !c.Simulate {
+		paths["containerd socket"], paths["runsc"], paths["procd dir"] = c.ContainerdSocket, c.Runsc, c.ProcdDir
+	}
+	for name, path := range paths {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("%s %q: want an absolute path", name, path)
+		}
+	}
+	if c.Simulate {
+		return nil
+	}
+	for _, bin := range []string{c.Runsc, filepath.Join(c.ProcdDir, "procd")} {
+		if st, err := os.Stat(bin); err != nil {
+			return err
+		} else if st.Mode()&0o111 == 0 {
+			return fmt.Errorf("%s is not executable", bin)
+		}
+	}
+	return nil
+}
+
+// scope tells this noded's control groups and containers from those of others on
+// the machine. Whoever uses the same run directory is the same noded.
+func (c Config) scope() string {
+	sum := sha256.Sum256([]byte(filepath.Clean(c.RunDir)))
+	return hex.EncodeToString(sum[:4])
+}

@@ -1,0 +1,159 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/procapi"
+	"s0.run/internal/sandbox"
+)
+
+// What passes the proxy. The paths are the tenant's part of procd's API, the
+// headers those that both sides have a use for: a sandbox sets nothing else on
+// our connections.
+var (
+	proxiedPaths    = []string{procapi.PathContexts, procapi.PathFiles}
+	requestHeaders  = []string{"Accept", "Content-Type", "If-None-Match", "Range"}
+	responseHeaders = []string{"Accept-Ranges", "Content-Range", "Content-Type", "Etag", "Last-Modified"}
+)
+
+// buffers holds what the proxy copies through.
+var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// proxy passes one request to a claimed sandbox's procd and its answer back, both
+// bodies at the same time.
+func (s *Server) proxy(w http.ResponseWriter, r *http.Request) {
+	proc, out, err := s.route(r)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	rc := http.NewResponseController(w)
+	_ = rc.EnableFullDuplex() // HTTP/1 must be told; HTTP/2 is anyway
+	// The answer may be complete while the request's body still arrives; its
+	// reader inside the client must not outlive this handler.
+	defer r.Body.Close()
+	resp, err := proc.RoundTrip(out)
+	if err != nil {
+		if r.Context().Err() == nil {
+			s.refuse(w, unanswered(err))
+		}
+		return
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode < 200 || resp.StatusCode > 599 { // a sandbox may say anything
+		s.refuse(w, errdefs.New(errdefs.BadGateway, "the sandbox's answer makes no sense"))
+		return
+	}
+	for _, h := range responseHeaders {
+		if v := resp.Header.Get(h); v != "" {
+			w.Header().Set(h, v)
+		}
+	}
+	if resp.ContentLength >= 0 {
+		w.Header().Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
+	}
+	w.WriteHeader(resp.StatusCode)
+	stream(w, rc, resp.Body)
+}
+
+// route finds the sandbox and builds the request for its procd, anew: nothing
+// reaches the sandbox that is not named here.
+func (s *Server) route(r *http.Request) (http.RoundTripper, *http.Request, error) {
+	name, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, nodeapi.ProcPrefix), "/")
+	rest = "/" + rest
+	id, err := sandbox.ParseID(name)
+	if err != nil || !proxied(rest) {
+		return nil, nil, errdefs.New(errdefs.NotFound, "not found")
+	}
+	gen, err := generation(r.Header.Get(nodeapi.GenerationHeader))
+	if err != nil {
+		return nil, nil, err
+	}
+	proc, err := s.cfg.Lifecycle.Proc(id, gen)
+	if err != nil {
+		return nil, nil, err
+	}
+	out := (&http.Request{
+		Method: r.Method, Host: "procd", Body: r.Body, ContentLength: r.ContentLength, Header: http.Header{},
+		URL: &url.URL{Scheme: "http", Host: "procd", Path: rest, RawQuery: r.URL.RawQuery},
+	}).WithContext(r.Context())
+	if r.ContentLength == 0 {
+		out.Body = http.NoBody
+	}
+	for _, h := range requestHeaders {
+		if v := r.Header.Get(h); v != "" {
+			out.Header.Set(h, v)
+		}
+	}
+	return proc, out, nil
+}
+
+// proxied reports whether the path is part of what tenants may ask procd. Only
+// paths in their one plain form are.
+func proxied(p string) bool {
+	if path.Clean(p) != p || strings.ContainsAny(p, "\\\x00") {
+		return false
+	}
+	for _, prefix := range proxiedPaths {
+		if p == prefix || strings.HasPrefix(p, prefix+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+func generation(header string) (sandbox.Generation, error) {
+	if header == "" {
+		return 0, nil
+	}
+	gen, err := strconv.ParseUint(header, 10, 64)
+	if err != nil || gen == 0 {
+		return 0, errdefs.New(errdefs.InvalidArgument, "%s: want a number above 0", nodeapi.GenerationHeader)
+	}
+	return sandbox.Generation(gen), nil
+}
+
+// unanswered is what a caller learns when procd gave no answer at all.
+func unanswered(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return errdefs.New(errdefs.GatewayTimeout, "the sandbox did not answer in time").WithCause(err)
+	}
+	return errdefs.New(errdefs.Unavailable, "the sandbox does not answer").WithCause(err)
+}
+
+// stream copies the answer as it comes. One that breaks off breaks off here, too:
+// a clean end would look complete.
+func stream(w http.ResponseWriter, rc *http.ResponseController, body io.Reader) {
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
+	if rc.Flush() != nil { // the status, before a first byte that may be long in coming
+		return
+	}
+	for {
+		n, err := body.Read(buf[:])
+		if n > 0 {
+			if _, err := w.Write(buf[:n]); err != nil {
+				return // the caller is gone
+			}
+			if rc.Flush() != nil {
+				return
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}
+}

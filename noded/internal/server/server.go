@@ -1,0 +1,180 @@
+// Package server is noded's face on the wire: the node API with Connect, and
+// beside it the reverse proxy to each sandbox's procd.
+//
+// It translates and refuses; every decision is package lifecycle's or slots'.
+// Who may connect is the listener's matter: a unix socket that only our user
+// opens. The package keeps no state.
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/nodeapi/nodeapiconnect"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/events"
+	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/slots"
+)
+
+// maxRequestBytes bounds one call: a claim has up to 1 MiB of environment, and
+// SetPools names every pool of the node.
+const maxRequestBytes = 8 << 20
+
+// Config wires a Server. Every field is required.
+type Config struct {
+	Info      *nodeapi.InfoResponse
+	Lifecycle *lifecycle.Manager
+	Pools     *slots.Pools
+	Hub       *events.Hub
+	Stopping  <-chan struct{} // closed when the node stops: watchers never end by themselves
+	Log       *slog.Logger
+}
+
+// Server implements the node API.
+type Server struct{ cfg Config }
+
+var _ nodeapiconnect.NodeHandler = (*Server)(nil)
+
+// New makes the handler of everything on the node's socket.
+func New(cfg Config) http.Handler {
+	s := &Server{cfg: cfg}
+	_, api := nodeapiconnect.NewNodeHandler(s, connect.WithReadMaxBytes(maxRequestBytes))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Not through a ServeMux: it would answer odd paths with redirects.
+		if strings.HasPrefix(r.URL.Path, nodeapi.ProcPrefix) {
+			s.proxy(w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
+}
+
+// SetPools implements the node API.
+func (s *Server) SetPools(_ context.Context, req *nodeapi.SetPoolsRequest) (*nodeapi.SetPoolsResponse, error) {
+	pools := make([]slots.Pool, 0, len(req.GetPools()))
+	for _, p := range req.GetPools() {
+		spec, err := nodeapi.SpecFromWire(p.GetSpec())
+		if err != nil {
+			return nil, s.fail("SetPools", errdefs.New(errdefs.InvalidArgument, "pool %q: %v", p.GetKey(), err))
+		}
+		pools = append(pools, slots.Pool{Key: p.GetKey(), Spec: spec, Min: int(p.GetMinIdle()), Max: int(p.GetMaxIdle())})
+	}
+	if err := s.cfg.Pools.Set(pools); err != nil {
+		return nil, s.fail("SetPools", err)
+	}
+	return &nodeapi.SetPoolsResponse{}, nil
+}
+
+// Watch implements the node API.
+func (s *Server) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *connect.ServerStream[nodeapi.Event]) error {
+	initial, sub := s.cfg.Hub.Subscribe()
+	defer sub.Cancel()
+	initial = append(initial, &nodeapi.Event{Event: &nodeapi.Event_Synced{Synced: &nodeapi.Synced{}}})
+	for _, e := range initial {
+		if err := stream.Send(e); err != nil {
+			return err
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.cfg.Stopping:
+			return s.fail("Watch", errdefs.New(errdefs.Unavailable, "the node stops"))
+		case e, ok := <-sub.C():
+			if !ok {
+				return s.fail("Watch", errdefs.New(errdefs.Exhausted, "the subscriber is too slow: start over"))
+			}
+			if err := stream.Send(e); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// Claim implements the node API.
+func (s *Server) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) {
+	claim := lifecycle.ClaimRequest{
+		ClaimID: req.GetClaimId(), PoolKey: req.GetPoolKey(), Team: req.GetTeam(), User: req.GetUser(),
+		Env: req.GetEnv(), MemoryBytes: req.GetMemoryBytes(), CPUMillis: req.GetCpuMillis(),
+	}
+	if slot := req.GetSlot(); slot != "" {
+		id, err := parseID(slot)
+		if err != nil {
+			return nil, s.fail("Claim", err)
+		}
+		claim.Slot = id
+	} else {
+		spec, err := nodeapi.SpecFromWire(req.GetSpec())
+		if err != nil {
+			return nil, s.fail("Claim", errdefs.New(errdefs.InvalidArgument, "claim: %v", err))
+		}
+		claim.Spec = spec
+	}
+	sb, cold, err := s.cfg.Lifecycle.Claim(ctx, claim)
+	if err != nil {
+		return nil, s.fail("Claim", err)
+	}
+	return &nodeapi.ClaimResponse{Sandbox: sb.Wire(), Cold: cold}, nil
+}
+
+// Get implements the node API.
+func (s *Server) Get(_ context.Context, req *nodeapi.GetRequest) (*nodeapi.Sandbox, error) {
+	id, err := parseID(req.GetId())
+	if err != nil {
+		return nil, s.fail("Get", err)
+	}
+	sb, err := s.cfg.Lifecycle.Get(id)
+	if err != nil {
+		return nil, s.fail("Get", err)
+	}
+	return sb.Wire(), nil
+}
+
+// Update implements the node API.
+func (s *Server) Update(ctx context.Context, req *nodeapi.UpdateRequest) (*nodeapi.Sandbox, error) {
+	id, err := parseID(req.GetId())
+	if err != nil {
+		return nil, s.fail("Update", err)
+	}
+	sb, err := s.cfg.Lifecycle.Update(ctx, lifecycle.UpdateRequest{
+		ID: id, Generation: sandbox.Generation(req.GetGeneration()), ReplaceEnv: req.GetReplaceEnv(), Env: req.GetEnv(),
+		MemoryBytes: req.GetMemoryBytes(), CPUMillis: req.GetCpuMillis(),
+	})
+	if err != nil {
+		return nil, s.fail("Update", err)
+	}
+	return sb.Wire(), nil
+}
+
+// Delete implements the node API.
+func (s *Server) Delete(ctx context.Context, req *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error) {
+	id, err := parseID(req.GetId())
+	if err != nil {
+		return nil, s.fail("Delete", err)
+	}
+	if err := s.cfg.Lifecycle.Delete(ctx, id, sandbox.Generation(req.GetGeneration()), req.GetReason()); err != nil {
+		return nil, s.fail("Delete", err)
+	}
+	return &nodeapi.DeleteResponse{}, nil
+}
+
+// Info implements the node API.
+func (s *Server) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
+	return s.cfg.Info, nil
+}
+
+func parseID(s string) (sandbox.ID, error) {
+	id, err := sandbox.ParseID(s)
+	if err != nil {
+		return "", errdefs.New(errdefs.InvalidArgument, "%v", err)
+	}
+	return id, nil
+}

@@ -1,0 +1,126 @@
+package noded
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"s0.run/noded/internal/cgroup"
+	"s0.run/noded/internal/images"
+	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/netns"
+	"s0.run/noded/internal/noop"
+	"s0.run/noded/internal/runtime"
+)
+
+// machine is what package lifecycle drives.
+type machine struct {
+	runtime lifecycle.Runtime
+	images  lifecycle.Images
+	network lifecycle.Network
+	groups  lifecycle.Groups
+	ready   func(context.Context) error
+}
+
+func simulated() machine {
+	n := noop.New()
+	return machine{
+		runtime: noop.Runtime{Node: n}, images: noop.Images{Node: n}, network: noop.Network{Node: n}, groups: noop.Groups{Node: n},
+		ready: func(context.Context) error { return nil },
+	}
+}
+
+// openMachine connects to containerd and the kernel.
+func openMachine(cfg Config, s *stack) (machine, error) {
+	network, err := netns.Open(netns.Config{Dir: filepath.Join(cfg.RunDir, "netns"), CIDR: cfg.SandboxCIDR})
+	if err != nil {
+		return machine{}, err
+	}
+	s.push(network.Close)
+	layout, err := cgroup.Detect()
+	if err != nil {
+		return machine{}, err
+	}
+	groups, err := cgroup.Open(layout, filepath.Join(cfg.CgroupParent, cfg.scope()))
+	if err != nil {
+		return machine{}, err
+	}
+	rt, err := runtime.New(runtime.Config{
+		Socket: cfg.ContainerdSocket, Namespace: cfg.ContainerdNamespace, Snapshotter: cfg.Snapshotter,
+		Runsc: cfg.Runsc, RunscRoot: filepath.Join(cfg.RunDir, "runsc"), AllowRunc: cfg.AllowRunc, Log: cfg.Log,
+	})
+	if err != nil {
+		return machine{}, err
+	}
+	adapter := &containers{Runtime: rt, scope: cfg.scope(), exits: make(chan lifecycle.Exit)}
+	s.start("runtime", adapter.Run)
+	store := images.New(images.Config{Client: rt.Client(), Snapshotter: cfg.Snapshotter, PlainHTTPHosts: cfg.PlainHTTPRegistries, Log: cfg.Log})
+	return machine{runtime: adapter, images: resolver{store}, network: network, groups: groups, ready: rt.Ready}, nil
+}
+
+// scopeLabel marks our containers with whose they are.
+const scopeLabel = "run.s0.noded/scope"
+
+// containers is package runtime as lifecycle knows it.
+type containers struct {
+	*runtime.Runtime
+	scope string
+	exits chan lifecycle.Exit
+}
+
+// Run runs the runtime and passes on its exits.
+func (c *containers) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for e := range c.Runtime.Exits() { // closed when the runtime ends
+			select {
+			case c.exits <- exit(e):
+			case <-ctx.Done():
+			}
+		}
+	})
+	return c.Runtime.Run(ctx)
+}
+
+func exit(e runtime.Exit) lifecycle.Exit {
+	switch e.Reason {
+	case "exited":
+		return lifecycle.Exit{ID: e.ID, Reason: fmt.Sprintf("exited with status %d", e.Status)}
+	case "lost":
+		return lifecycle.Exit{ID: e.ID, Reason: "not running", Unseen: true}
+	}
+	return lifecycle.Exit{ID: e.ID, Reason: e.Reason}
+}
+
+func (c *containers) Start(ctx context.Context, spec lifecycle.Container) error {
+	spec.Labels = map[string]string{scopeLabel: c.scope}
+	_, err := c.Runtime.Start(ctx, runtime.Container(spec))
+	return err
+}
+
+// List leaves out what another noded has in the same namespace.
+func (c *containers) List(ctx context.Context) ([]lifecycle.Status, error) {
+	found, err := c.Runtime.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ours []lifecycle.Status
+	for _, s := range found {
+		if s.Labels[scopeLabel] == c.scope {
+			ours = append(ours, lifecycle.Status{ID: s.ID, Running: s.Running})
+		}
+	}
+	return ours, nil
+}
+
+func (c *containers) Exits() <-chan lifecycle.Exit { return c.exits }
+
+// resolver is package images as lifecycle knows it.
+type resolver struct{ store *images.Images }
+
+func (r resolver) Ensure(ctx context.Context, ref string) (string, error) {
+	img, err := r.store.Ensure(ctx, ref)
+	return img.Ref, err
+}

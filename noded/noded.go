@@ -1,0 +1,187 @@
+// Package noded is the daemon that owns a node's sandboxes: it warms slots, turns
+// them into tenants' sandboxes, and ends them.
+//
+// This package wires the parts in internal/ to each other and to the machine,
+// in the order in which they need one another, and takes them down in the
+// reverse. Its journal is the truth about the node; the sandboxes go on running
+// without it. It knows no database, no Kubernetes and no tenant's name beyond
+// what a claim tells.
+package noded
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/daemon"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/events"
+	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/server"
+	"s0.run/noded/internal/slots"
+)
+
+const (
+	// stopGrace is what running calls get to finish when the node stops; streams
+	// never do, so it is short.
+	stopGrace = time.Second
+	// headerTimeout and idleTimeout bound what a connection may keep waiting.
+	headerTimeout, idleTimeout = 5 * time.Second, 2 * time.Minute
+	// readyTimeout bounds /readyz.
+	readyTimeout = 3 * time.Second
+	// maxStreams is per connection: api has every attached reader on one.
+	maxStreams = 10000
+)
+
+// Run runs a noded until ctx ends. Sandboxes outlive it; the next Run with the
+// same directories takes them up again.
+func Run(ctx context.Context, cfg Config) error {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return fmt.Errorf("noded: %w", err)
+	}
+	s := newStack()
+	defer s.stop()
+	if err := open(ctx, cfg, s); err != nil {
+		return fmt.Errorf("noded: %w", err)
+	}
+	if err := s.wait(ctx); err != nil {
+		return fmt.Errorf("noded: %w", err)
+	}
+	return nil
+}
+
+// open brings everything up, the journal first and the listener last.
+func open(ctx context.Context, cfg Config, s *stack) error {
+	if err := lock(cfg.RunDir, s); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return err
+	}
+	j, err := journal.Open(filepath.Join(cfg.DataDir, "journal.db"))
+	if err != nil {
+		return err
+	}
+	s.start("journal", j.Run)
+	m := simulated()
+	if !cfg.Simulate {
+		if m, err = openMachine(cfg, s); err != nil {
+			return err
+		}
+	}
+	metrics, hub := prometheus.NewRegistry(), events.NewHub()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	manager := lifecycle.New(lifecycle.Config{
+		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
+		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), RunDir: filepath.Join(cfg.RunDir, "sandboxes"), BinDir: cfg.ProcdDir,
+		Journal: j, Runtime: m.runtime, Images: m.images, Network: m.network, Groups: m.groups,
+		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
+	})
+	if err := manager.Load(); err != nil {
+		return err
+	}
+	s.start("lifecycle", manager.Run)
+	manager.Adopt(ctx)
+	pools := slots.New(slots.Config{Lifecycle: manager, Images: m.images, Warmups: warmups(), Hub: hub, Metrics: metrics, Log: cfg.Log})
+	s.start("pools", pools.Run)
+	if err := serveAdmin(cfg, s, metrics, m.ready); err != nil {
+		return err
+	}
+	stopping := make(chan struct{})
+	return serve(cfg, s, stopping, server.New(server.Config{
+		Info: info(cfg), Lifecycle: manager, Pools: pools, Hub: hub, Stopping: stopping, Log: cfg.Log,
+	}))
+}
+
+// warmups is how many slots are warmed at a time: a start uses about one CPU,
+// and the node is there for the sandboxes that run.
+func warmups() int { return min(max(runtime.NumCPU()/2, 1), 4) }
+
+func info(cfg Config) *nodeapi.InfoResponse {
+	classes := []string{string(sandbox.GVisor)}
+	if cfg.AllowRunc {
+		classes = append(classes, string(sandbox.Runc))
+	}
+	return &nodeapi.InfoResponse{Node: cfg.Node, Cluster: cfg.Cluster, Version: cfg.Version, RuntimeClasses: classes}
+}
+
+// lock makes the run directory this process's alone.
+func lock(dir string, s *stack) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return fmt.Errorf("run dir %s is in use by another noded: %w", dir, err)
+	}
+	s.push(func() { f.Close() })
+	return nil
+}
+
+// serve listens for the node API and says that the node is ready. It closes
+// stopping when it is told to stop.
+func serve(cfg Config, s *stack, stopping chan<- struct{}, h http.Handler) error {
+	l, err := daemon.ListenUnix(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+	}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	s.start("node API", func(ctx context.Context) error {
+		stop := context.AfterFunc(ctx, func() { close(stopping) })
+		defer stop()
+		return daemon.Serve(ctx, srv, l, stopGrace)
+	})
+	cfg.Log.Info("noded is ready", "node", cfg.Node, "socket", cfg.Socket)
+	if cfg.Ready != nil {
+		cfg.Ready()
+	}
+	return nil
+}
+
+func serveAdmin(cfg Config, s *stack, metrics *prometheus.Registry, ready func(context.Context) error) error {
+	if cfg.AdminSocket == "" {
+		return nil
+	}
+	l, err := daemon.ListenUnix(cfg.AdminSocket)
+	if err != nil {
+		return err
+	}
+	mux := daemon.AdminMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+		defer cancel()
+		if err := ready(ctx); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
+	s.start("admin", func(ctx context.Context) error {
+		return daemon.Serve(ctx, srv, l, stopGrace)
+	})
+	return nil
+}
