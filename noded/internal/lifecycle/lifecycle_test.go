@@ -31,12 +31,12 @@ var spec = sandbox.Spec{Image: "img", Env: map[string]string{"A": "template"}, M
 
 // machine is what outlives a noded.
 type machine struct {
-	t    *testing.T
+	t    testing.TB
 	node *noop.Node
 	dir  string
 }
 
-func newMachine(t *testing.T) *machine {
+func newMachine(t testing.TB) *machine {
 	m := &machine{t: t, node: noop.New(), dir: t.TempDir()}
 	t.Cleanup(func() { // no goroutine of a "sandbox" outlives its test
 		r := noop.Runtime{Node: m.node}
@@ -142,7 +142,7 @@ func (n *noded) claim(slot sandbox.ID) lifecycle.Sandbox {
 }
 
 // eventually waits for a condition that no event announces.
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	deadline := time.After(patience)
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -187,7 +187,7 @@ func (n *noded) nothingLeft() {
 
 // watch collects events from now on; until waits for one.
 type watch struct {
-	t   *testing.T
+	t   testing.TB
 	sub *events.Subscription
 }
 
@@ -479,4 +479,29 @@ func TestUpdate(t *testing.T) {
 
 func openJournal(m *machine) (*journal.Journal, error) {
 	return journal.Open(filepath.Join(m.dir, "journal.db"))
+}
+
+// BenchmarkClaim is a claim without wire and sandbox: compare-and-swap, journal,
+// and a procd that answers at once.
+func BenchmarkClaim(b *testing.B) {
+	m := newMachine(b)
+	n := m.boot(func(c *lifecycle.Config) { c.Max = 1 << 15 })
+	took := make([]time.Duration, 0, b.N)
+	for range b.N {
+		if err := n.Create(n.ctx(), "pool", spec); err != nil {
+			b.Fatal(err)
+		}
+	}
+	slots := n.free()
+	b.ResetTimer()
+	for _, slot := range slots {
+		begin := time.Now()
+		n.claim(slot)
+		took = append(took, time.Since(begin))
+	}
+	b.StopTimer()
+	slices.Sort(took)
+	b.ReportMetric(float64(took[0].Microseconds()), "min-µs")
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 }

@@ -1,0 +1,233 @@
+package runtime
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"s0.run/internal/sandbox"
+)
+
+func TestStartAndRemove(t *testing.T) {
+	for _, class := range []sandbox.RuntimeClass{sandbox.GVisor, sandbox.Runc} {
+		t.Run(string(class), func(t *testing.T) {
+			n := newNode(t)
+			b := n.start(class)
+			a := b.accept()
+			a.wantOut("yes", "read", "/etc/from-image")
+			env, _ := a.do("env")
+			for _, want := range []string{"PATH=/bin\n", "FROM_IMAGE=1\n", "FROM_TEMPLATE=2\n", "BOTH=template\n"} {
+				if !strings.Contains(env, want) {
+					t.Errorf("environment %q lacks %q", env, want)
+				}
+			}
+			a.wantOut("box", "read", "/proc/sys/kernel/hostname")
+
+			for _, path := range []string{"/etc/new", "/tmp/new", "/workspace/new"} {
+				if out, code := a.do("write", path, "x"); code != 0 {
+					t.Errorf("writing %s: %s", path, out)
+				}
+			}
+			for _, path := range []string{"/run/s0/new", "/run/s0/bin/new", "/run/s0/bin/procd", "/sys/new"} {
+				if out, code := a.do("write", path, "x"); code == 0 {
+					t.Errorf("%s could be written: %s", path, out)
+				}
+			}
+
+			s := n.list()[b.c.ID]
+			if !s.Running || s.PID == 0 || s.Labels["s0.run/pool"] != "p" || s.Labels["s0.run/generation"] != "1" {
+				t.Errorf("listed as %+v", s)
+			}
+			for range 2 { // idempotent
+				n.ok(n.rt.Remove(n.ctx(), b.c.ID))
+			}
+			n.wantNothing()
+			select {
+			case e := <-n.rt.Exits():
+				t.Errorf("exit %+v of a container that was removed", e)
+			default:
+			}
+		})
+	}
+}
+
+// /tmp is part of the root filesystem: what is written there goes the way of all
+// files, also in gVisor, which would put a tmpfs there.
+func TestTmpIsKept(t *testing.T) {
+	n := newNode(t)
+	a := n.start(sandbox.GVisor).accept()
+	mounts, _ := a.do("read", "/proc/mounts")
+	t.Logf("mounts inside:\n%s", mounts)
+	for line := range strings.Lines(mounts) {
+		if strings.Fields(line)[1] == "/tmp" {
+			t.Errorf("something is mounted on /tmp: %s", line)
+		}
+	}
+	out, code := a.do("stat", "/tmp")
+	if code != 0 || !strings.HasPrefix(out, "dtrwxrwxrwx") {
+		t.Errorf("mode of /tmp: %s", out)
+	}
+}
+
+// PID 1 of a gVisor sandbox can bind-mount, for volumes.
+func TestBindMountInside(t *testing.T) {
+	n := newNode(t)
+	a := n.start(sandbox.GVisor).accept()
+	a.do("write", "/etc/file", "content")
+	if out, code := a.do("bind", "/etc", "/workspace"); code != 0 {
+		t.Fatal(out)
+	}
+	a.wantOut("content", "read", "/workspace/file")
+}
+
+func TestD04_DiskLimit(t *testing.T) {
+	n := newNode(t)
+	b := n.newBox(sandbox.GVisor)
+	b.c.Spec.DiskBytes = 8 << 20
+	_, err := n.rt.Start(n.ctx(), b.c)
+	n.ok(err)
+	a := b.accept()
+	if out, code := a.do("fill", "/etc/small", "1"); code != 0 {
+		t.Error(out)
+	}
+	if out, code := a.do("fill", "/etc/big", "20"); code == 0 || !strings.Contains(out, "no space") {
+		t.Errorf("writing beyond the limit: %q, status %d", out, code)
+	}
+	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
+	n.wantNothing()
+}
+
+func TestX29_ExitIsReported(t *testing.T) {
+	n := newNode(t)
+	b := n.start(sandbox.GVisor)
+	b.accept()
+	begin := time.Now()
+	n.ok(syscall.Kill(n.sentry(b.c.ID), syscall.SIGKILL))
+	e := n.nextExit()
+	if e.ID != b.c.ID || e.Status != 137 || e.Reason != exited || time.Since(begin) > 5*time.Second {
+		t.Errorf("exit %+v after %v", e, time.Since(begin))
+	}
+	if s, ok := n.list()[b.c.ID]; !ok || s.Running {
+		t.Errorf("listed as %+v, want a container that has ended", s)
+	}
+	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
+	n.wantNothing()
+}
+
+func TestD02_OutOfMemoryIsTheReason(t *testing.T) {
+	n := newNode(t)
+	b := n.start(sandbox.GVisor)
+	a := b.accept()
+	go a.conn.Write([]byte(`["eat","1024"]`)) // there is no answer
+	if e := n.nextExit(); e.ID != b.c.ID || e.Reason != outOfMemory {
+		t.Errorf("exit %+v, want reason oom", e)
+	}
+}
+
+// What ends while containerd is away is reported when it is back; what lives is
+// not, and answers all the time.
+func TestX28_ExitWhileContainerdIsAway(t *testing.T) {
+	n := newNode(t)
+	ends, lives := n.start(sandbox.GVisor), n.start(sandbox.GVisor)
+	ends.accept()
+	a := lives.accept()
+	sentry := n.sentry(ends.c.ID)
+	n.ctd.Kill()
+	if err := n.rt.Ready(n.ctx()); err == nil {
+		t.Error("ready without containerd")
+	}
+	n.ok(syscall.Kill(sentry, syscall.SIGKILL))
+	a.wantOut("yes", "read", "/etc/from-image")
+	n.ctd.Start(t)
+	if e := n.nextExit(); e.ID != ends.c.ID || e.Status != 137 {
+		t.Errorf("exit %+v, want that of %s", e, ends.c.ID)
+	}
+	n.ok(n.rt.Ready(n.ctx()))
+	a.wantOut("yes", "read", "/etc/from-image")
+	late := n.start(sandbox.GVisor)
+	late.accept()
+	for _, b := range []*box{ends, lives, late} {
+		n.ok(n.rt.Remove(n.ctx(), b.c.ID))
+	}
+	n.wantNothing()
+	select {
+	case e := <-n.rt.Exits():
+		t.Errorf("another exit: %+v", e)
+	default:
+	}
+}
+
+// A noded that starts anew is told what ended while there was none.
+func TestExitWhileNodedIsAway(t *testing.T) {
+	n := newNode(t)
+	b := n.start(sandbox.GVisor)
+	b.accept()
+	n.ok(syscall.Kill(n.sentry(b.c.ID), syscall.SIGKILL))
+	n.nextExit()
+	n.rt = n.newRuntime()
+	if e := n.nextExit(); e.ID != b.c.ID || e.Status != 137 || e.Reason != exited {
+		t.Errorf("exit %+v", e)
+	}
+}
+
+func TestFailedStartLeavesNothing(t *testing.T) {
+	n := newNode(t)
+	for name, spoil := range map[string]func(*Container){
+		"network": func(c *Container) { c.NetNS = "/run/netns/none" },
+		"slot":    func(c *Container) { c.SlotDir = "/no/such" },
+		"overlay": func(c *Container) { c.OverlayDir = "/no/such" },
+		"procd":   func(c *Container) { c.BinDir = c.SlotDir },
+		"image":   func(c *Container) { c.Image = "none@sha256:" + strings.Repeat("0", 64) },
+		"class":   func(c *Container) { c.Spec.RuntimeClass = "other" },
+	} {
+		b := n.newBox(sandbox.GVisor)
+		spoil(&b.c)
+		if _, err := n.rt.Start(n.ctx(), b.c); err == nil {
+			t.Errorf("%s: started", name)
+		} else {
+			t.Logf("%s: %v", name, err)
+		}
+		n.wantNothing()
+	}
+	cancelled, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	b := n.newBox(sandbox.GVisor)
+	if _, err := n.rt.Start(cancelled, b.c); err == nil {
+		t.Error("started within 100 ms: the test needs a shorter time")
+	}
+	n.wantNothing()
+}
+
+// What a crash left half-made is listed under its id and can be removed by it.
+func TestG12_HalfMadeIsListedAndRemoved(t *testing.T) {
+	n := newNode(t)
+	b := n.newBox(sandbox.GVisor)
+	_, err := n.rt.Client().SnapshotService("overlayfs").View(n.ctx(), string(b.c.ID), n.image.ChainID,
+		snapshots.WithLabels(map[string]string{gcRoot: "now", "s0.run/pool": "p"}))
+	n.ok(err)
+	if s, ok := n.list()[b.c.ID]; !ok || s.Running || s.Labels["s0.run/pool"] != "p" {
+		t.Errorf("listed as %+v", s)
+	}
+	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
+	n.wantNothing()
+}
+
+// The upper layer is in the overlay directory while the sandbox lives, and takes
+// no space afterwards.
+func TestOverlayDirIsEmptyAfterwards(t *testing.T) {
+	n := newNode(t)
+	b := n.start(sandbox.GVisor)
+	b.accept().do("fill", "/etc/big", "4")
+	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
+	left, err := os.ReadDir(filepath.Clean(b.c.OverlayDir))
+	n.ok(err)
+	if len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
