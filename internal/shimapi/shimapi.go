@@ -26,6 +26,10 @@ const (
 	// (--overlay2=root:dir=…), which snapshots and restores need.
 	OverlayDirAnnotation = "run.s0.shim/overlay-dir"
 
+	// OverlaySizeAnnotation limits that upper layer to so many bytes; writes beyond
+	// fail with ENOSPC inside. Absent: as much as the directory's disk has.
+	OverlaySizeAnnotation = "run.s0.shim/overlay-size"
+
 	// DebugLogAnnotation, when set, is a directory for runsc's debug logs.
 	DebugLogAnnotation = "run.s0.shim/debug-log"
 )

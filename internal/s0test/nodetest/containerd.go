@@ -106,7 +106,7 @@ func Rootfs(t testing.TB) string {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Join(dir, "tmp"), 0o1777)); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Join(dir, "tmp"), fs.ModeSticky|0o777)); err != nil {
 		t.Fatal(err)
 	}
 	build(t, filepath.Join(dir, "bin", "probe"), "s0.run/internal/s0test/probe")

@@ -3,13 +3,17 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,14 +31,20 @@ var words = map[string]func(args []string) error{
 	"eat":   eat,
 	"fork":  fork,
 	"write": func(a []string) error { return os.WriteFile(a[0], []byte(a[1]), 0o600) },
+	"fill":  fill,
 	"read":  read,
 	"ls":    ls,
 	"dial":  dial,
 	"bind":  func(a []string) error { return syscall.Mount(a[0], a[1], "", syscall.MS_BIND, "") },
 	"tty":   tty,
+	"stat":  stat,
+	"env":   func([]string) error { fmt.Println(strings.Join(os.Environ(), "\n")); return nil },
 }
 
 func main() {
+	if filepath.Base(os.Args[0]) == "procd" {
+		agent()
+	}
 	if len(os.Args) < 2 || words[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "probe: unknown word")
 		os.Exit(64)
@@ -110,6 +120,35 @@ func fork(a []string) error {
 	return nil
 }
 
+// fill writes so many MiB to a file.
+func fill(a []string) error {
+	n, err := strconv.Atoi(a[1])
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(a[0])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for range n {
+		if _, err := f.Write(make([]byte, 1<<20)); err != nil {
+			return err
+		}
+	}
+	return f.Close()
+}
+
+// stat prints a path's mode and owner.
+func stat(a []string) error {
+	fi, err := os.Stat(a[0])
+	if err != nil {
+		return err
+	}
+	fmt.Println(fi.Mode())
+	return nil
+}
+
 func read(a []string) error {
 	b, err := os.ReadFile(a[0])
 	if err != nil {
@@ -142,6 +181,49 @@ func dial(a []string) error {
 	}
 	_, err = io.Copy(os.Stdout, c)
 	return err
+}
+
+// Answer is what the agent says of one command.
+type Answer struct {
+	Out  string
+	Code int
+}
+
+// agent is what the probe is under procd's name: PID 1, which dials the host and
+// runs what it is told, one JSON array of arguments after the other.
+func agent() {
+	for {
+		if err := serve("/run/s0/node.sock"); err != nil {
+			fmt.Fprintln(os.Stderr, "probe:", err)
+		}
+		time.Sleep(10 * time.Millisecond) // the host may come back
+	}
+}
+
+func serve(socket string) error {
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	in, out := json.NewDecoder(c), json.NewEncoder(c)
+	for {
+		var args []string
+		if err := in.Decode(&args); err != nil {
+			return err
+		}
+		text, err := exec.Command("/proc/self/exe", args...).CombinedOutput()
+		a := Answer{Out: string(text)}
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			a.Code = exit.ExitCode()
+		} else if err != nil {
+			a = Answer{Out: err.Error(), Code: -1}
+		}
+		if err := out.Encode(a); err != nil {
+			return err
+		}
+	}
 }
 
 // tty prints the terminal's size.

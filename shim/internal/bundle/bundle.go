@@ -46,6 +46,7 @@ type Spec struct {
 	Runsc       string
 	Root        string
 	OverlayDir  string
+	OverlaySize string
 	DebugLog    string
 }
 
@@ -70,6 +71,7 @@ func Open(dir string) (*Bundle, error) {
 		Runsc:       oci.Annotations[shimapi.RunscAnnotation],
 		Root:        oci.Annotations[shimapi.RootAnnotation],
 		OverlayDir:  oci.Annotations[shimapi.OverlayDirAnnotation],
+		OverlaySize: oci.Annotations[shimapi.OverlaySizeAnnotation],
 		DebugLog:    oci.Annotations[shimapi.DebugLogAnnotation],
 	}}
 	if !filepath.IsAbs(b.Spec.Runsc) || !filepath.IsAbs(b.Spec.Root) {

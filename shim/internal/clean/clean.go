@@ -40,9 +40,10 @@ func (s Sandbox) Remove(ctx context.Context) error {
 		if kerr := s.Kill(ctx); kerr != nil {
 			return errors.Join(err, kerr)
 		}
-		if err := s.Runsc.RemoveState(); err != nil {
-			return err
-		}
+	}
+	// Of a create that was cut short runsc knows nothing, and deletes nothing.
+	if err := s.Runsc.RemoveState(); err != nil {
+		return err
 	}
 	return errors.Join(s.Unmount(), s.Group.Remove())
 }

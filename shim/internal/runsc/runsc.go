@@ -48,7 +48,9 @@ type Config struct {
 	Root       string // runsc's state directory
 	ErrorLog   string // a file where runsc says why it failed
 	OverlayDir string // where the rootfs' upper layer goes; empty: writes go to the rootfs itself
-	DebugLog   string // a directory for debug logs; empty: none
+	// OverlaySize limits the upper layer, in bytes; empty: no limit.
+	OverlaySize string
+	DebugLog    string // a directory for debug logs; empty: none
 }
 
 // Runsc calls runsc for one container. Its methods are safe for concurrent use.
@@ -66,11 +68,12 @@ func New(cfg Config, id string, reaper *reap.Reaper) *Runsc {
 // ForBundle makes the Runsc of a bundle's container.
 func ForBundle(b *bundle.Bundle, id string, reaper *reap.Reaper) *Runsc {
 	return New(Config{
-		Binary:     b.Spec.Runsc,
-		Root:       b.Spec.Root,
-		ErrorLog:   b.ErrorLog(),
-		OverlayDir: b.Spec.OverlayDir,
-		DebugLog:   b.Spec.DebugLog,
+		Binary:      b.Spec.Runsc,
+		Root:        b.Spec.Root,
+		ErrorLog:    b.ErrorLog(),
+		OverlayDir:  b.Spec.OverlayDir,
+		OverlaySize: b.Spec.OverlaySize,
+		DebugLog:    b.Spec.DebugLog,
 	}, id, reaper)
 }
 
@@ -80,6 +83,9 @@ func (r *Runsc) flags() []string {
 	overlay := "none"
 	if r.cfg.OverlayDir != "" {
 		overlay = "root:dir=" + r.cfg.OverlayDir
+		if r.cfg.OverlaySize != "" {
+			overlay += ",size=" + r.cfg.OverlaySize
+		}
 	}
 	flags := []string{
 		"--root=" + r.cfg.Root,
@@ -129,7 +135,7 @@ func (r *Runsc) Create(ctx context.Context, bundle, pidFile string, io Stdio) er
 	cmd := r.command(ctx, "create", "--bundle", bundle, "--pid-file", pidFile)
 	io.set(cmd)
 	status, err := r.run(cmd)
-	return r.failure("create", status, err, LastError(r.cfg.ErrorLog))
+	return r.failure("create", status, err, Errors(r.cfg.ErrorLog))
 }
 
 // Start lets the first process run.
@@ -222,23 +228,24 @@ func (r *Runsc) failure(verb string, status int, err error, output string) error
 	return nil
 }
 
-// LastError reads the last error from a runsc log: what create and exec, whose
-// standard files belong to the sandbox, have to say.
-func LastError(path string) string {
+// Errors reads the errors from a runsc log, the cause first: what create and exec,
+// whose standard files belong to the sandbox, and the processes that they start
+// have to say.
+func Errors(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	last := ""
-	dec := json.NewDecoder(io.LimitReader(f, 1<<20))
+	var all []string
+	dec := json.NewDecoder(io.LimitReader(f, maxOutput))
 	for {
 		var line struct{ Level, Msg string }
 		if dec.Decode(&line) != nil {
-			return last
+			return strings.Join(all, "; ")
 		}
 		if line.Level == "error" {
-			last = line.Msg
+			all = append(all, line.Msg)
 		}
 	}
 }

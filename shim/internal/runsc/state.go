@@ -70,8 +70,8 @@ func (r *Runsc) owns(cmdline []byte) bool {
 	return has("--root="+r.cfg.Root) && has(r.id)
 }
 
-// RemoveState deletes runsc's files of the container, for when its processes are
-// gone and `runsc delete` still refuses.
+// RemoveState deletes runsc's files of the container that `runsc delete` left. Its
+// processes must be gone.
 func (r *Runsc) RemoveState() error {
 	names := []string{
 		fmt.Sprintf("%s_sandbox:%s.state", r.id, r.id),

@@ -155,7 +155,7 @@ func (e *execution) start(ctx context.Context) (started, error) {
 		_ = e.c.svc.cfg.Reaper.Signal(cmd.Process.Pid, unix.SIGKILL)
 		io.Close()
 		_ = cmd.Wait()
-		if why := runsc.LastError(log); why != "" {
+		if why := runsc.Errors(log); why != "" {
 			err = errors.New(why)
 		}
 		return started{}, err

@@ -1,0 +1,85 @@
+package images
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/s0test/nodetest"
+)
+
+func TestEnsure(t *testing.T) {
+	ctd := nodetest.NewContainerd(t)
+	reg := nodetest.NewRegistry(t)
+	var manifests atomic.Int64
+	inner := reg.Config.Handler
+	reg.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && filepath.Base(filepath.Dir(r.URL.Path)) == "manifests" {
+			manifests.Add(1)
+		}
+		inner.ServeHTTP(w, r)
+	})
+	rootfs := nodetest.Rootfs(t)
+	ref := reg.Push(t, "a/b:1", rootfs, v1.Config{Env: []string{"A=1"}, Cmd: []string{"sh"}, WorkingDir: "/w"})
+	client := ctd.Client(t)
+	im := New(Config{Client: client, Snapshotter: "overlayfs", PlainHTTPHosts: []string{reg.Host}, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+
+	manifests.Store(0)
+	var wg sync.WaitGroup
+	for range 20 { // D12: one pull for all
+		wg.Go(func() {
+			if _, err := im.Ensure(ctx, ref); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := manifests.Load(); n != 1 {
+		t.Errorf("the manifest was fetched %d times, want once", n)
+	}
+	img, err := im.Ensure(ctx, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.Ref != reg.Host+"/a/b@"+img.Digest || img.WorkingDir != "/w" || len(img.Env) != 1 || len(img.Cmd) != 1 {
+		t.Errorf("image %+v", img)
+	}
+	if _, err := client.SnapshotService("overlayfs").Stat(ctx, img.ChainID); err != nil {
+		t.Errorf("the image is not unpacked: %v", err)
+	}
+
+	if _, err := im.Ensure(ctx, reg.Host+"/a/b:2"); !errdefs.Is(err, errdefs.Unprocessable) {
+		t.Errorf("an image that does not exist: %v", err)
+	}
+	gaveUp, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := im.Ensure(gaveUp, reg.Host+"/a/b:3"); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("a caller that gave up: %v", err)
+	}
+
+	// The tag moves on: what was pulled stays what it was, by tag and by digest.
+	if err := os.WriteFile(filepath.Join(rootfs, "new"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	reg.Push(t, "a/b:1", rootfs, v1.Config{})
+	reg.Close() // X44: and without a registry
+	for _, r := range []string{ref, img.Ref} {
+		if again, err := im.Ensure(ctx, r); err != nil || again.Digest != img.Digest {
+			t.Errorf("%s again: %+v, %v", r, again, err)
+		}
+	}
+	if _, err := im.Ensure(ctx, reg.Host+"/a/c"); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("a registry that is away: %v", err)
+	}
+}
