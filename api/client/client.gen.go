@@ -91,6 +91,7 @@ func (e ContextServerMessageSource) Valid() bool {
 // Defines values for ContextServerMessageType.
 const (
 	ContextServerMessageTypeDone   ContextServerMessageType = "done"
+	ContextServerMessageTypeGap    ContextServerMessageType = "gap"
 	ContextServerMessageTypeOutput ContextServerMessageType = "output"
 )
 
@@ -98,6 +99,8 @@ const (
 func (e ContextServerMessageType) Valid() bool {
 	switch e {
 	case ContextServerMessageTypeDone:
+		return true
+	case ContextServerMessageTypeGap:
 		return true
 	case ContextServerMessageTypeOutput:
 		return true
@@ -897,6 +900,9 @@ type ContextExecResponse struct {
 	State     *ContextState `json:"state,omitempty"`
 	Stderr    *string       `json:"stderr,omitempty"`
 	Stdout    *string       `json:"stdout,omitempty"`
+
+	// TruncatedBytes How much of the output's beginning is missing.
+	TruncatedBytes *int64 `json:"truncated_bytes,omitempty"`
 }
 
 // ContextInputRequest defines model for ContextInputRequest.
@@ -924,7 +930,10 @@ type ContextResponse struct {
 	State     *ContextState     `json:"state,omitempty"`
 	Stderr    *string           `json:"stderr,omitempty"`
 	Stdout    *string           `json:"stdout,omitempty"`
-	Type      ContextType       `json:"type"`
+
+	// TruncatedBytes How much of the output's beginning is missing.
+	TruncatedBytes *int64      `json:"truncated_bytes,omitempty"`
+	Type           ContextType `json:"type"`
 }
 
 // ContextServerMessage A frame that the server sends on a context's WebSocket.
@@ -934,6 +943,9 @@ type ContextServerMessage struct {
 
 	// ExitCode done: the process ended.
 	ExitCode *int `json:"exit_code,omitempty"`
+
+	// LostBytes gap: output that this reader was too slow for.
+	LostBytes *int64 `json:"lost_bytes,omitempty"`
 
 	// RequestID done: the REPL waits for input again.
 	RequestID *string `json:"request_id,omitempty"`

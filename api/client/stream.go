@@ -35,13 +35,19 @@ type Stream struct {
 	writeMu sync.Mutex // a WebSocket takes one writer at a time
 }
 
-// An Event is what a context sends: [Output], [Prompt] or [Exit].
+// An Event is what a context sends: [Output], [Gap], [Prompt] or [Exit].
 type Event interface{ event() }
 
 // Output is something that the context printed.
 type Output struct {
 	Source ContextServerMessageSource // stdout, stderr or pty
 	Data   string
+}
+
+// Gap tells that output is missing here: this reader was too slow for what the
+// context remembers, or came too late.
+type Gap struct {
+	LostBytes int64
 }
 
 // Prompt tells that a REPL waits for input again.
@@ -56,6 +62,7 @@ type Exit struct {
 }
 
 func (Output) event() {}
+func (Gap) event()    {}
 func (Prompt) event() {}
 func (Exit) event()   {}
 
@@ -110,6 +117,8 @@ func event(m ContextServerMessage) Event {
 	switch {
 	case m.Type == ContextServerMessageTypeOutput:
 		return Output{Source: value(m.Source), Data: value(m.Data)}
+	case m.Type == ContextServerMessageTypeGap:
+		return Gap{LostBytes: value(m.LostBytes)}
 	case m.Type == ContextServerMessageTypeDone && m.ExitCode != nil:
 		return Exit{Code: *m.ExitCode, State: value(m.State)}
 	case m.Type == ContextServerMessageTypeDone:
@@ -133,7 +142,7 @@ func closeError(err error) error {
 }
 
 // Copy writes the context's output to stdout and stderr, a terminal's to stdout,
-// until its process ends.
+// until its process ends. Where output is missing it says so on stderr.
 func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
 	for {
 		e, err := s.Next()
@@ -146,16 +155,22 @@ func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
 		switch e := e.(type) {
 		case Exit:
 			return e, nil
+		case Gap:
+			_, err = fmt.Fprintf(stderr, "\n[%d bytes of output are missing]\n", e.LostBytes)
 		case Output:
-			w := stdout
-			if e.Source == ContextServerMessageSourceStderr {
-				w = stderr
-			}
-			if _, err := io.WriteString(w, e.Data); err != nil {
-				return Exit{}, err
-			}
+			_, err = io.WriteString(pick(e.Source, stdout, stderr), e.Data)
+		}
+		if err != nil {
+			return Exit{}, err
 		}
 	}
+}
+
+func pick(source ContextServerMessageSource, stdout, stderr io.Writer) io.Writer {
+	if source == ContextServerMessageSourceStderr {
+		return stderr
+	}
+	return stdout
 }
 
 // Write sends bytes to the context's input.

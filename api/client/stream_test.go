@@ -54,6 +54,7 @@ func TestStreamCopy(t *testing.T) {
 			`{"type":"output","source":"stdout","data":"out "}`,
 			`{"type":"output","source":"stderr","data":"err"}`,
 			`{"type":"something newer"}`,
+			`{"type":"gap","lost_bytes":9}`,
 			`{"type":"output","source":"stdout","data":"put"}`,
 			`{"type":"done","exit_code":3,"state":"stopped"}`)
 		closing(conn, websocket.CloseNormalClosure, "")
@@ -63,7 +64,7 @@ func TestStreamCopy(t *testing.T) {
 	if err != nil || exit.Code != 3 || exit.State != client.ContextStateStopped {
 		t.Errorf("exit %+v, %v", exit, err)
 	}
-	if stdout.String() != "out put" || stderr.String() != "err" {
+	if stdout.String() != "out put" || stderr.String() != "err\n[9 bytes of output are missing]\n" {
 		t.Errorf("stdout %q, stderr %q", &stdout, &stderr)
 	}
 	if _, err := s.Next(); !errors.Is(err, io.EOF) {

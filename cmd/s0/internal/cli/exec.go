@@ -120,6 +120,7 @@ func (a *app) execAtOnce(ctx context.Context, c *client.Client, sandbox string, 
 			return err
 		}
 	} else {
+		noteTruncated(result.TruncatedBytes)
 		printed := deref(result.Stdout)
 		if req.PTYSize != nil {
 			printed = deref(result.OutputRaw)

@@ -100,6 +100,13 @@ func (a *app) execContext(ctx context.Context, c *client.Client, sandbox, contex
 	if a.printer.Format != output.Table {
 		return a.printer.Print(result, nil)
 	}
+	noteTruncated(result.TruncatedBytes)
 	_, err = io.WriteString(os.Stdout, transcript.Clean(result.OutputRaw, input))
 	return err
+}
+
+func noteTruncated(n *int64) {
+	if deref(n) > 0 {
+		note("[%d bytes at the beginning of the output are missing]", *n)
+	}
 }
