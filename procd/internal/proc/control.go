@@ -38,6 +38,10 @@ func (p *Process) Write(data []byte) error {
 	return p.input.write(data)
 }
 
+// InputRoom returns a channel that is closed when it is worth trying again to
+// write what was [ErrInputFull].
+func (p *Process) InputRoom() <-chan struct{} { return p.input.awaitRoom() }
+
 // CloseInput tells the process that no more input follows: it closes a pipe, and
 // types what ends a file into a terminal.
 func (p *Process) CloseInput() error {

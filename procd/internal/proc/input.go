@@ -25,7 +25,8 @@ type input struct {
 	queued  int // queue and what is being written
 	writing bool
 	closed  bool
-	ending  bool // the file is to be closed behind what is queued
+	ending  bool          // the file is to be closed behind what is queued
+	room    chan struct{} // closed when the queue gets shorter; nil while nobody waits
 }
 
 // write queues a copy of data, all of it or nothing.
@@ -65,6 +66,7 @@ func (in *input) take() []byte {
 	defer in.mu.Unlock()
 	data := in.queue
 	in.queue, in.queued = nil, len(data)
+	in.wakeLocked()
 	if len(data) == 0 || in.closed {
 		in.writing = false
 		in.endLocked()
@@ -95,4 +97,26 @@ func (in *input) close() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.closed = true
+	in.wakeLocked()
+}
+
+func (in *input) wakeLocked() {
+	if in.room != nil {
+		close(in.room)
+		in.room = nil
+	}
+}
+
+// awaitRoom returns a channel that is closed once a write may have a chance again.
+func (in *input) awaitRoom() <-chan struct{} {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.room == nil {
+		in.room = make(chan struct{})
+	}
+	room := in.room
+	if in.closed || !in.writing {
+		in.wakeLocked()
+	}
+	return room
 }

@@ -430,3 +430,32 @@ func BenchmarkTrue(b *testing.B) {
 		p.Close()
 	}
 }
+
+func TestInputRoom(t *testing.T) {
+	t.Parallel()
+	p := launch(t, "wc -c")
+	const total = 8 * procapi.MaxInputBytes
+	piece := make([]byte, 64<<10)
+	for sent := 0; sent < total; {
+		err := p.Write(piece)
+		switch {
+		case err == nil:
+			sent += len(piece)
+		case errors.Is(err, ErrInputFull):
+			select {
+			case <-p.InputRoom():
+			case <-time.After(patience):
+				t.Fatal("no room")
+			}
+		default:
+			t.Fatal(err)
+		}
+	}
+	if err := p.CloseInput(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, p)
+	if got := strings.TrimSpace(output(p)); got != fmt.Sprint(total) {
+		t.Errorf("the process read %s bytes, want %d", got, total)
+	}
+}

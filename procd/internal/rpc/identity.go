@@ -1,0 +1,64 @@
+package rpc
+
+import (
+	"net/http"
+	"sync"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/procapi"
+)
+
+// maxHostname is the kernel's bound.
+const maxHostname = 64
+
+// identity is which sandbox this is.
+type identity struct {
+	mu         sync.Mutex
+	generation uint64 // 0: still warm
+}
+
+func (s *server) hello(w http.ResponseWriter, _ *http.Request) error {
+	return ok(w, procapi.Hello{Version: s.cfg.Version, BootID: s.cfg.BootID, Ready: true})
+}
+
+// init makes the sandbox a tenant's. It is repeated when its answer got lost, and
+// a late one of an earlier generation must not undo a later one.
+func (s *server) init(w http.ResponseWriter, r *http.Request) error {
+	var in procapi.Init
+	if err := decode(w, r, &in); err != nil {
+		return err
+	}
+	if in.SandboxID == "" || in.Generation == 0 {
+		return invalid("sandbox_id and generation are required")
+	}
+	if len(in.Hostname) > maxHostname {
+		return invalid("hostname of more than %d bytes", maxHostname)
+	}
+	s.identity.mu.Lock()
+	defer s.identity.mu.Unlock()
+	if in.Generation < s.identity.generation {
+		return errdefs.New(errdefs.Conflict, "generation %d is over, this is %d", in.Generation, s.identity.generation)
+	}
+	if in.Generation == s.identity.generation {
+		return ok(w, struct{}{})
+	}
+	if err := s.cfg.Contexts.SetEnv(in.Env); err != nil {
+		return err
+	}
+	if in.Hostname != "" {
+		s.cfg.Identify(in.Hostname)
+	}
+	s.identity.generation = in.Generation
+	return ok(w, struct{}{})
+}
+
+func (s *server) setEnv(w http.ResponseWriter, r *http.Request) error {
+	var in procapi.Env
+	if err := decode(w, r, &in); err != nil {
+		return err
+	}
+	if err := s.cfg.Contexts.SetEnv(in.Env); err != nil {
+		return err
+	}
+	return ok(w, struct{}{})
+}

@@ -1,0 +1,136 @@
+// Package rpc serves procapi's HTTP API inside the sandbox.
+//
+// It decodes requests strictly, calls the packages that do the work, and encodes
+// what they answer: one handler for each path, one shape for errors. Its only
+// state is which generation the sandbox is. It listens nowhere; whoever has the
+// connection to the host serves the handler on it.
+package rpc
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/procapi"
+	"s0.run/procd/internal/contexts"
+)
+
+// Config of the API. All fields are required.
+type Config struct {
+	Version  string
+	BootID   string
+	Contexts *contexts.Table
+	Identify func(hostname string) // gives the sandbox its name, as far as it can
+	Log      *slog.Logger
+}
+
+type server struct {
+	cfg      Config
+	identity identity
+}
+
+// New returns the API's handler. It needs full duplex: HTTP/2.
+func New(cfg Config) http.Handler {
+	s := &server{cfg: cfg}
+	mux := http.NewServeMux()
+	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) error{
+		"GET " + procapi.PathHello: s.hello,
+		"POST " + procapi.PathInit: s.init,
+		"PUT " + procapi.PathEnv:   s.setEnv,
+
+		"POST " + procapi.PathContexts:                   s.createContext,
+		"GET " + procapi.PathContexts:                    s.listContexts,
+		"GET " + procapi.PathContexts + "/{id}":          s.getContext,
+		"DELETE " + procapi.PathContexts + "/{id}":       s.deleteContext,
+		"POST " + procapi.PathContexts + "/{id}/restart": s.restartContext,
+		"POST " + procapi.PathContexts + "/{id}/input":   s.inputContext,
+		"POST " + procapi.PathContexts + "/{id}/exec":    s.execContext,
+		"POST " + procapi.PathContexts + "/{id}/resize":  s.resizeContext,
+		"POST " + procapi.PathContexts + "/{id}/signal":  s.signalContext,
+		"GET " + procapi.PathContexts + "/{id}/stats":    s.statContext,
+		"POST " + procapi.PathContexts + "/{id}/attach":  s.attachContext,
+
+		"GET " + procapi.PathFiles:            s.readFile,
+		"POST " + procapi.PathFiles:           s.writeFile,
+		"DELETE " + procapi.PathFiles:         s.removeFile,
+		"GET " + procapi.PathFiles + "/stat":  s.statFile,
+		"GET " + procapi.PathFiles + "/list":  s.listFiles,
+		"POST " + procapi.PathFiles + "/move": s.moveFile,
+
+		"/": s.unknown,
+	} {
+		mux.HandleFunc(pattern, s.handle(h))
+	}
+	return mux
+}
+
+// handle turns a handler's error into the answer. A handler that returns an error
+// has not answered yet.
+func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		err := h(w, r)
+		if err == nil {
+			return
+		}
+		e := errdefs.From(err)
+		if e.Kind == errdefs.Internal {
+			s.cfg.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+		}
+		if e.RetryAfter > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(int(max(1, e.RetryAfter/time.Second))))
+		}
+		write(w, e.Kind.HTTPStatus(), procapi.Error{Code: e.Code, Message: e.Message})
+	}
+}
+
+// write answers v as JSON.
+func write(w http.ResponseWriter, status int, v any) {
+	b, err := encode(v)
+	if err != nil { // a type of ours that JSON can't have
+		panic(err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(status)
+	_, _ = w.Write(b) // the other end is gone, which its connection's reader sees
+}
+
+func ok(w http.ResponseWriter, v any) error {
+	write(w, http.StatusOK, v)
+	return nil
+}
+
+// done is the answer of calls that have nothing to tell, such as {"deleted":true}.
+func done(w http.ResponseWriter, what string) error { return ok(w, map[string]bool{what: true}) }
+
+func invalid(format string, args ...any) error {
+	return errdefs.WithCode(errdefs.InvalidArgument, "invalid_request", format, args...)
+}
+
+func (s *server) unknown(_ http.ResponseWriter, r *http.Request) error {
+	return errdefs.New(errdefs.NotFound, "no such call: %s %.100q", r.Method, r.URL.Path)
+}
+
+// waiting returns the context of a request that waits for a process.
+func waiting(r *http.Request) (context.Context, context.CancelFunc, error) {
+	timeout := procapi.DefaultTimeout
+	if h := r.Header.Get(procapi.TimeoutHeader); h != "" {
+		ms, err := strconv.ParseInt(h, 10, 64)
+		if err != nil || ms < 1 || ms > procapi.MaxTimeout.Milliseconds() {
+			return nil, nil, invalid("%s: want milliseconds from 1 to %d", procapi.TimeoutHeader, procapi.MaxTimeout.Milliseconds())
+		}
+		timeout = time.Duration(ms) * time.Millisecond
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), timeout)
+	return ctx, cancel, nil
+}
+
+// isTooBig tells a body beyond its limit from one that broke off.
+func isTooBig(err error) bool {
+	var e *http.MaxBytesError
+	return errors.As(err, &e)
+}

@@ -1,0 +1,158 @@
+// Package procd is PID 1 of a sandbox.
+//
+// It dials the unix socket on which noded answers, and serves procapi's HTTP API
+// on that connection and on every one that follows it: contexts, which outlive
+// connections, and files. Beside that it does what a PID 1 must: reap, and not die
+// of a stray signal. It trusts nobody inside the sandbox and is trusted by nobody
+// outside; it holds no secret. Its parts are under internal/: reap owns the
+// children, proc a process and its output, repl what an interpreter says, contexts
+// the table, files the file calls, rpc the wire. This package wires them, owns the
+// connection, and gives the sandbox its name.
+package procd
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"s0.run/internal/procapi"
+	"s0.run/procd/internal/contexts"
+	"s0.run/procd/internal/reap"
+	"s0.run/procd/internal/rpc"
+)
+
+const (
+	// gcPercent keeps the heap of an idle procd, one in every warm sandbox, small:
+	// it holds next to nothing, so collecting often costs next to nothing.
+	gcPercent = 50
+
+	workspaceMode = 0o755
+)
+
+// Config says where procd is. Only its tests set more than Version and Log.
+type Config struct {
+	Version   string
+	Log       *slog.Logger
+	Socket    string // defaults to procapi.Socket
+	Workspace string // defaults to procapi.Workspace
+}
+
+// Run serves until ctx ends or the sandbox's host sends SIGTERM, then kills
+// everything that it started.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Socket == "" {
+		cfg.Socket = procapi.Socket
+	}
+	if cfg.Workspace == "" {
+		cfg.Workspace = procapi.Workspace
+	}
+	if err := os.MkdirAll(cfg.Workspace, workspaceMode); err != nil {
+		cfg.Log.Warn("making the workspace", "err", err) // a process that needs it will say so
+	}
+	debug.SetGCPercent(gcPercent)
+
+	var stop context.CancelFunc
+	ctx, stop = signal.NotifyContext(ctx, syscall.SIGTERM)
+	defer stop()
+	if os.Getpid() == 1 {
+		defer shield()()
+	}
+
+	reaper := reap.New()
+	reaping, reaped := context.WithCancel(context.WithoutCancel(ctx)) // ends after the last child
+	table := contexts.New(contexts.Config{Reaper: reaper, Workspace: cfg.Workspace, Env: os.Environ(), Now: time.Now})
+	link := newLink(cfg.Socket, rpc.New(rpc.Config{
+		Version: cfg.Version, BootID: bootID(), Contexts: table, Identify: identify(cfg.Log), Log: cfg.Log,
+	}), cfg.Log)
+
+	var children, work sync.WaitGroup
+	children.Go(func() { reaper.Run(reaping) })
+	work.Go(func() { link.run(ctx) })
+	work.Go(func() {
+		<-ctx.Done()
+		killAll()
+	})
+	table.Run(ctx)
+	work.Wait()
+	reaped()
+	children.Wait()
+	return nil
+}
+
+func bootID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// shielded are the signals that would end procd and that anybody in the sandbox
+// who may signal PID 1 can send: ignored while procd runs. They are caught, not
+// set to be ignored, for that would be inherited by every process.
+var shielded = []os.Signal{
+	syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT, syscall.SIGBUS,
+	syscall.SIGFPE, syscall.SIGUSR1, syscall.SIGSEGV, syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM, syscall.SIGSTKFLT,
+	syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGXCPU, syscall.SIGXFSZ, syscall.SIGVTALRM, syscall.SIGIO,
+	syscall.SIGPWR, syscall.SIGSYS,
+}
+
+func shield() (drop func()) {
+	c := make(chan os.Signal, 1) // never read: what doesn't fit is dropped
+	signal.Notify(c, shielded...)
+	return func() { signal.Stop(c) }
+}
+
+// killAll kills every process of the sandbox but procd; elsewhere, which only
+// tests are, contexts are all there is to kill.
+func killAll() {
+	if os.Getpid() == 1 {
+		_ = syscall.Kill(-1, syscall.SIGKILL)
+	}
+}
+
+// identify returns what gives the sandbox its name. Only PID 1 owns the names of
+// its machine. It is best effort: a sandbox without them works.
+func identify(log *slog.Logger) func(hostname string) {
+	if os.Getpid() != 1 {
+		return func(string) {}
+	}
+	return func(hostname string) {
+		if err := syscall.Sethostname([]byte(hostname)); err != nil {
+			log.Warn("setting the hostname", "err", err)
+		}
+		if err := writeNames("/etc", hostname); err != nil {
+			log.Warn("writing the names", "err", err)
+		}
+	}
+}
+
+// namesMark tells our own /etc/hosts, which a later name replaces, from one that
+// the image or the owner brought.
+const namesMark = "# written by s0\n"
+
+// writeNames writes hosts and hostname where the image has none.
+func writeNames(etc, hostname string) error {
+	hosts := namesMark + "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 " + hostname + "\n"
+	for name, content := range map[string]string{"hosts": hosts, "hostname": hostname + "\n"} {
+		path := etc + "/" + name
+		old, err := os.ReadFile(path)
+		if err == nil && !ours(name, string(old)) {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return fmt.Errorf("writing %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func ours(name, content string) bool {
+	return content == "" || name == "hostname" || len(content) > len(namesMark) && content[:len(namesMark)] == namesMark
+}
