@@ -1,0 +1,215 @@
+// Package dataplane carries requests to a sandbox's procd and its answers back.
+//
+// It finds the sandbox's node in memory, asks through the node's proxy, and
+// treats every answer as what a hostile place said: bounded in size, checked for
+// shape, its error codes let through from a list, its headers dropped. Only the
+// database says that a sandbox does not exist; a node that can't be asked never
+// does. The package keeps no state.
+package dataplane
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"s0.run/api/internal/nodes"
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/procapi"
+	"s0.run/internal/sandbox"
+)
+
+const (
+	// CallTimeout is enough for everything that does not wait for a process.
+	CallTimeout = 15 * time.Second
+	// WaitTimeout is for calls that wait for a process: procd gives up after 30 s.
+	WaitTimeout = 40 * time.Second
+)
+
+// Config names where sandboxes are found.
+type Config struct {
+	Store *store.Store
+	Table *placement.Table
+	Nodes *nodes.Set
+}
+
+// Plane is safe for concurrent use.
+type Plane struct{ cfg Config }
+
+// New makes a Plane.
+func New(cfg Config) *Plane { return &Plane{cfg: cfg} }
+
+// Target is a sandbox of a team, as a request names it.
+type Target struct {
+	Team uuid.UUID
+	ID   sandbox.ID
+}
+
+// Request is one request to procd. Path starts with one of procapi's; its
+// variable segments are the caller's to check and escape.
+type Request struct {
+	Method string
+	Path   string
+	Query  url.Values
+	Header http.Header
+	Body   io.Reader // nil: none
+	Length int64     // of Body; -1: unknown
+
+	// Timeout bounds the wait for the answer's header; 0: as long as ctx.
+	Timeout time.Duration
+}
+
+// Call sends in, unless nil, as JSON and decodes the answer into out, unless nil.
+// check, unless nil, looks at what was decoded.
+func (p *Plane) Call(ctx context.Context, to Target, req Request, in, out any, check func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, req.Timeout)
+	defer cancel()
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		req.Body, req.Length = bytes.NewReader(b), int64(len(b))
+		req.Header = http.Header{"Content-Type": {"application/json"}}
+	}
+	resp, err := p.Stream(ctx, to, req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
+	return decode(ctx, resp.Body, out, check)
+}
+
+var errNonsense = errdefs.New(errdefs.BadGateway, "the sandbox's answer makes no sense")
+
+// decode reads a success's JSON. What a lying procd makes up is its tenant's
+// problem alone, and must not become ours (B13).
+func decode(ctx context.Context, body io.Reader, out any, check func() error) error {
+	b, err := io.ReadAll(io.LimitReader(body, procapi.MaxJSONBytes+1))
+	switch {
+	case err != nil:
+		return unanswered(ctx, err)
+	case len(b) > procapi.MaxJSONBytes:
+		return errNonsense.WithCause(fmt.Errorf("more than %d bytes", procapi.MaxJSONBytes))
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return errNonsense.WithCause(err)
+	}
+	if check == nil {
+		return nil
+	}
+	if err := check(); err != nil {
+		return errNonsense.WithCause(err)
+	}
+	return nil
+}
+
+// Stream sends a request and answers a success's response, whose body the caller
+// reads and closes. Everything else becomes an error.
+func (p *Plane) Stream(ctx context.Context, to Target, req Request) (*http.Response, error) {
+	at, err := p.find(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	client, err := p.cfg.Nodes.Data(at.node)
+	if err != nil {
+		return nil, err
+	}
+	ctx, answered := headerDeadline(ctx, req.Timeout)
+	out, err := at.request(ctx, to.ID, req)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(out)
+	if !answered() && err == nil {
+		resp.Body.Close() // too late: the context has ended under it
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		return nil, unanswered(ctx, err)
+	}
+	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	return nil, p.refusal(ctx, to, resp)
+}
+
+// headerDeadline ends ctx with DeadlineExceeded as its cause when answered is not
+// called in time; answered reports whether it was.
+func headerDeadline(ctx context.Context, d time.Duration) (_ context.Context, answered func() bool) {
+	if d == 0 {
+		return ctx, func() bool { return true }
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(d, func() { cancel(context.DeadlineExceeded) })
+	return ctx, timer.Stop
+}
+
+// place is where a sandbox is.
+type place struct {
+	node string
+	gen  sandbox.Generation
+}
+
+// find looks in memory first: running sandboxes stay usable while the database
+// is away (X34).
+func (p *Plane) find(ctx context.Context, to Target) (place, error) {
+	sb, _, ok := p.cfg.Table.Lookup(to.ID)
+	if ok && sb.Team == to.Team.String() && sb.State == sandbox.Running {
+		return place{sb.Node, sb.Generation}, nil
+	}
+	row, err := p.cfg.Store.Sandbox(ctx, to.Team, to.ID)
+	if err != nil {
+		return place{}, err
+	}
+	if row.Status != sandbox.Running {
+		return place{}, notRunning(row)
+	}
+	return place{row.Node, row.Generation}, nil
+}
+
+func notRunning(row store.Sandbox) error {
+	return errdefs.New(errdefs.Unavailable, "the sandbox is not running: it is %s", row.Status)
+}
+
+func (at place) request(ctx context.Context, id sandbox.ID, req Request) (*http.Request, error) {
+	u := url.URL{Scheme: "http", Host: "node", Path: nodeapi.ProcPrefix + string(id) + req.Path, RawQuery: req.Query.Encode()}
+	out, err := http.NewRequestWithContext(ctx, req.Method, u.String(), req.Body)
+	if err != nil {
+		return nil, err
+	}
+	if req.Header != nil {
+		out.Header = req.Header.Clone()
+	}
+	if req.Body != nil {
+		out.ContentLength = req.Length
+	}
+	if req.Length == 0 {
+		out.Body = http.NoBody
+	}
+	out.Header.Set(nodeapi.GenerationHeader, strconv.FormatUint(uint64(at.gen), 10))
+	return out, nil
+}
+
+// unanswered is an exchange that broke off.
+func unanswered(ctx context.Context, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+		return errdefs.New(errdefs.GatewayTimeout, "the sandbox did not answer in time").WithCause(err)
+	}
+	return nodes.ErrUnreachable.WithCause(err)
+}
