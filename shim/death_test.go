@@ -1,6 +1,7 @@
 package shim_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -11,8 +12,12 @@ import (
 
 	apievents "github.com/containerd/containerd/api/events"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"s0.run/internal/shimapi"
 )
 
 // soon is how fast the death of one process must be the end of its sandbox.
@@ -219,5 +224,90 @@ func TestD02_OutOfMemory(t *testing.T) {
 		t.Error("no OOM event")
 	}
 	h.remove(c, task)
+	check()
+}
+
+// Whenever a shim dies while it creates a sandbox, nothing of that is left.
+func TestG12_ShimKilledDuringCreate(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	for ms := 5; ms <= 150; ms += 15 {
+		h.interrupted(time.Duration(ms)*time.Millisecond, func() {
+			for _, pid := range h.shims() {
+				h.killPid(pid)
+			}
+		})
+		check()
+	}
+}
+
+// The same for a caller that goes away, without a deadline to tell the shim.
+func TestG05_CallerGoneDuringCreate(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	for ms := 5; ms <= 150; ms += 15 {
+		h.interrupted(time.Duration(ms)*time.Millisecond, nil)
+		check()
+	}
+}
+
+// The same for containerd: what it has left half-made, the next one removes, or
+// knows and can be told to remove.
+func TestX28_ContainerdKilledDuringCreate(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	for ms := 5; ms <= 150; ms += 30 {
+		h.interrupted(time.Duration(ms)*time.Millisecond, func() {
+			h.Kill()
+			h.Start(h.T)
+		})
+		check()
+	}
+}
+
+// interrupted creates a container, interferes after a while, and removes what
+// containerd then knows of it.
+func (h *host) interrupted(after time.Duration, interfere func()) {
+	h.Helper()
+	w := want{id: "a", group: "g", args: []string{"/bin/probe", "sleep"}}
+	c, err := h.client.NewContainer(h.ctx(), w.id, containerd.WithRuntime(shimapi.Runtime, nil), containerd.WithNewSpec(h.spec(w)))
+	h.ok(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = c.NewTask(ctx, cio.NullIO, containerd.WithRootFS(h.mounts()))
+	}()
+	<-time.After(after) // the moment is the test's parameter
+	if interfere != nil {
+		interfere()
+	}
+	cancel()
+	<-done
+	h.eventually("the task is gone", func() bool {
+		task, err := c.Task(h.ctx(), nil)
+		if err != nil {
+			return errdefs.IsNotFound(err)
+		}
+		_, _ = task.Delete(h.ctx(), containerd.WithProcessKill)
+		return false
+	})
+	h.ok(c.Delete(h.ctx()))
+}
+
+// A shim that hangs while containerd restarts is given up, with its sandboxes.
+// When it goes on, it notices that nobody will ask for them again.
+func TestX28_ShimHangsWhileContainerdRestarts(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	c, _, _ := h.run(want{id: "a", group: "g"})
+	shim := h.shims()[0]
+	h.Kill()
+	h.ok(syscall.Kill(shim, syscall.SIGSTOP))
+	h.Start(h.T)
+	h.eventually("the task is gone", func() bool { _, err := c.Task(h.ctx(), nil); return err != nil })
+	h.ok(syscall.Kill(shim, syscall.SIGCONT))
+	h.ok(c.Delete(h.ctx()))
 	check()
 }

@@ -58,7 +58,7 @@ var rules = []rule{
 	{in: "noded/internal/images", own: leaves, third: containerd},
 	{in: "noded/internal/journal", own: leaves, third: []string{"go.etcd.io/bbolt"}},
 	{in: "procd", own: []string{"internal/procapi", "internal/errdefs"}, third: []string{"golang.org/x/sys", "github.com/creack/pty", "github.com/fsnotify/fsnotify"}},
-	{in: "shim", own: []string{"internal/errdefs", "internal/shimapi"}, third: append(containerd, "github.com/containerd/ttrpc", "github.com/containerd/console", "github.com/containerd/fifo")},
+	{in: "shim", own: []string{"internal/errdefs", "internal/shimapi"}, third: append(containerd, "github.com/containerd/ttrpc", "github.com/containerd/console", "github.com/containerd/plugin")},
 
 	// Mains, and the one-machine server that assembles the components.
 	{in: "cmd/s0", own: []string{"api/client"}, third: []string{"github.com/spf13", "go.yaml.in/yaml/v3", "golang.org/x", "github.com/google/shlex"}},

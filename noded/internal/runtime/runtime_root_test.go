@@ -231,3 +231,22 @@ func TestOverlayDirIsEmptyAfterwards(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 }
+
+// A fork bomb meets its own limit; the node and its neighbours do not notice.
+func TestD01_ForkBomb(t *testing.T) {
+	n := newNode(t)
+	neighbour := n.start(sandbox.GVisor).accept()
+	b := n.newBox(sandbox.GVisor)
+	b.c.Spec.PidsLimit = 200
+	_, err := n.rt.Start(n.ctx(), b.c)
+	n.ok(err)
+	a := b.accept()
+	out, code := a.do("fork", "1000")
+	t.Logf("fork bomb: %q, status %d", out, code)
+	neighbour.wantOut("yes", "read", "/etc/from-image")
+	begin := time.Now()
+	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
+	if d := time.Since(begin); d > 2*time.Second {
+		t.Errorf("removing took %v", d)
+	}
+}

@@ -88,7 +88,10 @@ func join(ctx context.Context, socket group.Socket, key group.Key, id string) er
 	if err != nil {
 		return err
 	}
-	return socket.Join(ctx, id)
+	if err := socket.Join(ctx, id); err != nil {
+		return errors.Join(err, socket.Bury()) // if it died: nobody else will
+	}
+	return nil
 }
 
 // serve starts the serving process. It belongs to no bundle: it outlives the

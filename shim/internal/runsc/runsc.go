@@ -77,9 +77,9 @@ func ForBundle(b *bundle.Bundle, id string, reaper *reap.Reaper) *Runsc {
 	}, id, reaper)
 }
 
-// flags are the same for every command of a container: runsc keeps some of them
-// in its state and reads others anew.
-func (r *Runsc) flags() []string {
+// flags are, but for the log, the same for every command of a container: runsc
+// keeps some of them in its state and reads others anew.
+func (r *Runsc) flags(errorLog string) []string {
 	overlay := "none"
 	if r.cfg.OverlayDir != "" {
 		overlay = "root:dir=" + r.cfg.OverlayDir
@@ -93,7 +93,7 @@ func (r *Runsc) flags() []string {
 		"--network=sandbox",
 		"--overlay2=" + overlay,
 		"--host-uds=open", // procd dials noded's socket
-		"--log=" + r.cfg.ErrorLog,
+		"--log=" + errorLog,
 		"--log-format=json",
 	}
 	if r.cfg.DebugLog != "" {
@@ -102,8 +102,15 @@ func (r *Runsc) flags() []string {
 	return flags
 }
 
+// command makes a command that says on its standard error why it failed.
 func (r *Runsc) command(ctx context.Context, verb string, args ...string) *exec.Cmd {
-	argv := append(append(r.flags(), verb), args...)
+	return r.loggedCommand(ctx, os.DevNull, verb, args...)
+}
+
+// loggedCommand makes a command that says so in a log, for its standard error is
+// the sandbox's.
+func (r *Runsc) loggedCommand(ctx context.Context, errorLog, verb string, args ...string) *exec.Cmd {
+	argv := append(append(r.flags(errorLog), verb), args...)
 	cmd := exec.CommandContext(ctx, r.cfg.Binary, append(argv, r.id)...)
 	cmd.WaitDelay = pipeDelay
 	return cmd
@@ -132,7 +139,7 @@ func (s Stdio) set(cmd *exec.Cmd) {
 func (r *Runsc) Create(ctx context.Context, bundle, pidFile string, io Stdio) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	cmd := r.command(ctx, "create", "--bundle", bundle, "--pid-file", pidFile)
+	cmd := r.loggedCommand(ctx, r.cfg.ErrorLog, "create", "--bundle", bundle, "--pid-file", pidFile)
 	io.set(cmd)
 	status, err := r.run(cmd)
 	return r.failure("create", status, err, Errors(r.cfg.ErrorLog))
@@ -178,12 +185,7 @@ func (r *Runsc) Kill(ctx context.Context, sig unix.Signal, pid int, all bool) er
 // Exec starts a process in the sandbox; process is a file with its OCI process.
 // The returned command's process ends with it and has its exit status.
 func (r *Runsc) Exec(process, internalPidFile, errorLog string, io Stdio, tty bool) (*exec.Cmd, <-chan reap.Exit, error) {
-	cmd := r.command(context.Background(), "exec", "--process", process, "--internal-pid-file", internalPidFile)
-	for i, a := range cmd.Args {
-		if strings.HasPrefix(a, "--log=") {
-			cmd.Args[i] = "--log=" + errorLog // several run at once
-		}
-	}
+	cmd := r.loggedCommand(context.Background(), errorLog, "exec", "--process", process, "--internal-pid-file", internalPidFile)
 	io.set(cmd)
 	if tty {
 		cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}

@@ -36,7 +36,6 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*co
 	if err := c.boot(ctx, r, rec); err != nil {
 		return nil, c.undo(ctx, err)
 	}
-	s.add(c)
 	s.publish(&events.TaskCreate{
 		ContainerID: c.id,
 		Bundle:      r.Bundle,

@@ -42,10 +42,11 @@ type Service struct {
 	cfg    Config
 	events chan any
 
-	idle *time.Timer // fires when the process may have nothing to do
+	idle *time.Timer // fires when it is time to look whether there is something to do
 
 	mu         sync.Mutex
 	containers map[string]*container
+	creating   map[string]*creation
 	expected   map[string]time.Time // containers that will come, and until when we wait for them
 	closing    bool                 // the process ends; nothing new is accepted
 }
@@ -57,8 +58,9 @@ func New(cfg Config) *Service {
 	return &Service{
 		cfg:        cfg,
 		events:     make(chan any, eventQueue),
-		idle:       time.NewTimer(expectGrace),
+		idle:       time.NewTimer(idleGrace),
 		containers: map[string]*container{},
+		creating:   map[string]*creation{},
 		expected:   map[string]time.Time{},
 	}
 }
@@ -87,12 +89,13 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	if r.Terminal {
 		return nil, errgrpc.ToGRPCf(errdefs.ErrNotImplemented, "a terminal for the first process of %s", r.ID)
 	}
-	if err := s.admit(r.ID); err != nil {
+	ctx, err := s.admit(ctx, r.ID)
+	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
 	c, err := s.create(ctx, r)
+	s.settle(r.ID, c)
 	if err != nil {
-		s.forget(r.ID)
 		return nil, errgrpc.ToGRPC(fmt.Errorf("creating %s: %w", r.ID, err))
 	}
 	return &taskapi.CreateTaskResponse{Pid: uint32(c.pid)}, nil
@@ -116,8 +119,12 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
 }
 
-// Delete removes an ended container, or an ended process of one.
+// Delete removes an ended container, or an ended process of one. It ends a Create
+// that is under way: containerd calls it when the caller of that has gone away.
 func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	if err := s.interrupt(ctx, r.ID); err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
 	c, err := s.container(r.ID)
 	if err != nil {
 		return nil, err
