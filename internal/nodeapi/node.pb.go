@@ -1185,6 +1185,7 @@ type InfoResponse struct {
 	Version        string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	RuntimeClasses []string               `protobuf:"bytes,4,rep,name=runtime_classes,json=runtimeClasses,proto3" json:"runtime_classes,omitempty"`
 	NetworkPolicy  bool                   `protobuf:"varint,5,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"` // netd enforces policy on this node
+	Holding        uint32                 `protobuf:"varint,6,opt,name=holding,proto3" json:"holding,omitempty"`                                  // sandboxes and slots in any state, those that are ending included
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1252,6 +1253,13 @@ func (x *InfoResponse) GetNetworkPolicy() bool {
 		return x.NetworkPolicy
 	}
 	return false
+}
+
+func (x *InfoResponse) GetHolding() uint32 {
+	if x != nil {
+		return x.Holding
+	}
+	return 0
 }
 
 var File_internal_nodeapi_node_proto protoreflect.FileDescriptor
@@ -1368,13 +1376,14 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"generation\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x10\n" +
 	"\x0eDeleteResponse\"\r\n" +
-	"\vInfoRequest\"\xa6\x01\n" +
+	"\vInfoRequest\"\xc0\x01\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12'\n" +
 	"\x0fruntime_classes\x18\x04 \x03(\tR\x0eruntimeClasses\x12%\n" +
-	"\x0enetwork_policy\x18\x05 \x01(\bR\rnetworkPolicy2\xad\x03\n" +
+	"\x0enetwork_policy\x18\x05 \x01(\bR\rnetworkPolicy\x12\x18\n" +
+	"\aholding\x18\x06 \x01(\rR\aholding2\xad\x03\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +

@@ -275,6 +275,14 @@ func (m *Manager) Slots() []Slot {
 	return all
 }
 
+// Holding counts everything that is somewhere between its intent and its last
+// trace; what is none any more needs nothing from this node.
+func (m *Manager) Holding() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.instances)
+}
+
 func notFound(id sandbox.ID) error {
 	return errdefs.New(errdefs.NotFound, "sandbox %s not found", id)
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
@@ -168,7 +169,9 @@ func (s *Server) Delete(ctx context.Context, req *nodeapi.DeleteRequest) (*nodea
 
 // Info implements the node API.
 func (s *Server) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
-	return s.cfg.Info, nil
+	info := proto.CloneOf(s.cfg.Info)
+	info.Holding = uint32(s.cfg.Lifecycle.Holding())
+	return info, nil
 }
 
 func parseID(s string) (sandbox.ID, error) {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"time"
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/nodeapi/nodeapiconnect"
@@ -38,9 +39,6 @@ type View struct {
 	LastError string
 	warming   map[string]int
 }
-
-// Empty reports whether the node has nothing left.
-func (v *View) Empty() bool { return len(v.Slots) == 0 && len(v.Claimed) == 0 && v.Warming == 0 }
 
 func (v *View) apply(e *nodeapi.Event) {
 	switch e := e.GetEvent().(type) {
@@ -111,11 +109,27 @@ func (n *Node) EndSandboxes(ctx context.Context, reason string) error {
 	return errors.Join(failed, err)
 }
 
-// Drain ends every pool and waits until nothing is left. Nobody may declare
-// pools meanwhile.
+// holdingPoll is how often a drain looks at what is left; a person waits for it.
+const holdingPoll = 50 * time.Millisecond
+
+// Drain ends every pool and waits until the last trace of the last slot is gone.
+// Nobody may declare pools meanwhile.
 func (n *Node) Drain(ctx context.Context) error {
 	if _, err := n.client.SetPools(ctx, &nodeapi.SetPoolsRequest{}); err != nil {
 		return fmt.Errorf("ending the pools: %w", err)
 	}
-	return n.Follow(ctx, (*View).Empty)
+	for {
+		info, err := n.client.Info(ctx, &nodeapi.InfoRequest{})
+		if err != nil {
+			return fmt.Errorf("asking noded what it holds: %w", err)
+		}
+		if info.GetHolding() == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d sandboxes are still ending: %w", info.GetHolding(), ctx.Err())
+		case <-time.After(holdingPoll):
+		}
+	}
 }

@@ -51,8 +51,11 @@ func (r *Registry) Load(ctx context.Context, layoutDir, repository, tag string) 
 	if err != nil {
 		return "", fmt.Errorf("image in %s: %w", layoutDir, err)
 	}
-	// A listener of its own, for this load alone: the one that others reach never
-	// accepts a write.
+	if err := r.takeBlobs(layoutDir, img); err != nil {
+		return "", fmt.Errorf("loading %s from %s: %w", repository, layoutDir, err)
+	}
+	// A listener of its own, for this manifest alone: the one that others reach
+	// never accepts a write. Every blob is found in place, and its digest checked.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
@@ -69,7 +72,8 @@ func (r *Registry) Load(ctx context.Context, layoutDir, repository, tag string) 
 	if err := remote.Write(ref, img, remote.WithContext(ctx)); err != nil {
 		return "", fmt.Errorf("loading %s from %s: %w", repository, layoutDir, err)
 	}
-	return r.remember(img)
+	hash, err := img.Digest()
+	return hash.String(), err
 }
 
 func imageOf(dir string) (v1.Image, error) {
@@ -91,17 +95,50 @@ func imageOf(dir string) (v1.Image, error) {
 	return path.Image(manifest.Manifests[0].Digest)
 }
 
-func (r *Registry) remember(img v1.Image) (string, error) {
+// takeBlobs copies an image's blobs where the registry looks for them. Uploaded
+// instead, each would be held in memory whole.
+func (r *Registry) takeBlobs(layoutDir string, img v1.Image) error {
 	manifest, err := img.Manifest()
 	if err != nil {
-		return "", err
+		return err
 	}
-	r.keep[manifest.Config.Digest.Hex] = true
-	for _, l := range manifest.Layers {
-		r.keep[l.Digest.Hex] = true
+	for _, d := range append(manifest.Layers, manifest.Config) {
+		r.keep[d.Digest.Hex] = true
+		from := filepath.Join(layoutDir, "blobs", d.Digest.Algorithm, d.Digest.Hex)
+		to := filepath.Join(r.dir, d.Digest.Algorithm, d.Digest.Hex)
+		if info, err := os.Stat(to); err == nil && info.Size() == d.Size {
+			continue
+		}
+		if err := copyWhole(from, to); err != nil {
+			return err
+		}
 	}
-	digest, err := img.Digest()
-	return digest.String(), err
+	return nil
+}
+
+// copyWhole copies a file aside and renames it into place.
+func copyWhole(from, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return err
+	}
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.CreateTemp(filepath.Dir(to), "copy-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dst.Name())
+	defer dst.Close()
+	if _, err := io.Copy(dst, src); err != nil {
+		return err
+	}
+	if err := dst.Close(); err != nil {
+		return err
+	}
+	return os.Rename(dst.Name(), to)
 }
 
 // Prune removes the blobs that no loaded image names, and what interrupted loads
