@@ -50,7 +50,7 @@ var ErrUnauthenticated = errdefs.New(errdefs.Unauthenticated, "authentication re
 
 // InTeam chooses the team that the caller acts in. selected is the X-Team-ID
 // header, empty when absent. An API key acts in its own team alone; a platform
-// key in any, which the caller of InTeam must then check to exist.
+// key in any (see [Identity.Elsewhere]).
 func (id *Identity) InTeam(selected string) (Principal, error) {
 	var team uuid.UUID
 	if selected != "" {
@@ -63,6 +63,12 @@ func (id *Identity) InTeam(selected string) (Principal, error) {
 		return id.keyInTeam(team)
 	}
 	return id.userInTeam(team)
+}
+
+// Elsewhere reports whether the caller, a platform key, acts in a team that its
+// credential does not vouch for: the caller of InTeam checks that it exists.
+func (id *Identity) Elsewhere(team uuid.UUID) bool {
+	return id.IsKey() && id.key.platform && team != id.key.team
 }
 
 func (id *Identity) keyInTeam(team uuid.UUID) (Principal, error) {

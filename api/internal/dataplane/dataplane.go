@@ -149,6 +149,12 @@ func (p *Plane) Stream(ctx context.Context, to Target, req Request) (*http.Respo
 	return nil, p.refusal(ctx, to, resp)
 }
 
+// Check reports why a sandbox can't be asked anything; nil when it can.
+func (p *Plane) Check(ctx context.Context, to Target) error {
+	_, err := p.find(ctx, to)
+	return err
+}
+
 // headerDeadline ends ctx with DeadlineExceeded as its cause when answered is not
 // called in time; answered reports whether it was.
 func headerDeadline(ctx context.Context, d time.Duration) (_ context.Context, answered func() bool) {

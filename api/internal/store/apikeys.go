@@ -54,9 +54,9 @@ func (s *Store) APIKeyByPrefix(ctx context.Context, prefix string) (APIKey, erro
 	return k, found(err, "reading an API key", "api key")
 }
 
-// APIKey reads one key of a team.
-func (s *Store) APIKey(ctx context.Context, team, id uuid.UUID) (APIKey, error) {
-	rows, _ := s.pool.Query(ctx, "SELECT "+apiKeyColumns+" FROM api_keys WHERE team_id = $1 AND id = $2", team, id)
+// APIKeyByID reads the key that a request was authenticated with.
+func (s *Store) APIKeyByID(ctx context.Context, id uuid.UUID) (APIKey, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+apiKeyColumns+" FROM api_keys WHERE id = $1", id)
 	k, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[APIKey])
 	return k, found(err, "reading an API key", "api key")
 }

@@ -40,7 +40,7 @@ func migrate(ctx context.Context, cfg *pgx.ConnConfig) error {
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return fmt.Errorf("connecting to the database: %w", err)
+		return classify(err, "connecting to the database")
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock($1)", migrationLock); err != nil {

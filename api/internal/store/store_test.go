@@ -234,7 +234,7 @@ func TestAPIKeys(t *testing.T) {
 	if err := s.DeleteAPIKey(t.Context(), team, k.ID); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.APIKey(t.Context(), team, k.ID); !errdefs.Is(err, errdefs.NotFound) {
+	if _, err := s.APIKeyByID(t.Context(), k.ID); !errdefs.Is(err, errdefs.NotFound) {
 		t.Fatalf("deleted key: %v", err)
 	}
 }

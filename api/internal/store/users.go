@@ -125,6 +125,13 @@ func (s *Store) Teams(ctx context.Context, user uuid.UUID) ([]Team, error) {
 	return teams, classify(err, "reading a user's teams")
 }
 
+// TeamExists fails with NotFound for a team that does not exist.
+func (s *Store) TeamExists(ctx context.Context, team uuid.UUID) error {
+	var one int
+	err := s.pool.QueryRow(ctx, "SELECT 1 FROM teams WHERE id = $1", team).Scan(&one)
+	return found(err, "looking for a team", "team")
+}
+
 // ChangePassword replaces the hash that the caller verified and ends every
 // refresh token of the user. A hash that changed meanwhile is a conflict.
 func (s *Store) ChangePassword(ctx context.Context, user uuid.UUID, oldHash, newHash string) error {

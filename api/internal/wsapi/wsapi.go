@@ -100,10 +100,11 @@ func (s *Server) enter(team uuid.UUID) (leave func(), err error) {
 	}, nil
 }
 
-// Attach serves one WebSocket until it ends. An error means that nothing was
-// answered yet. The sandbox is asked first, so that what is wrong with it is an
-// ordinary HTTP answer; an unknown context alone is told on the socket, for so
-// the contract says.
+// Attach serves one WebSocket until it ends. contextPath is the context's at
+// procd, "" for an id that none has. An error means that nothing was answered
+// yet. The sandbox is asked first, so that what is wrong with it is an ordinary
+// HTTP answer; an unknown context alone is told on the socket, for so the
+// contract says.
 func (s *Server) Attach(w http.ResponseWriter, r *http.Request, to dataplane.Target, contextPath string) error {
 	if !websocket.IsWebSocketUpgrade(r) {
 		return errdefs.New(errdefs.InvalidArgument, "this is a WebSocket: an upgrade is required")
@@ -115,34 +116,44 @@ func (s *Server) Attach(w http.ResponseWriter, r *http.Request, to dataplane.Tar
 	defer leave()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	input, output := io.Pipe()
-	defer context.AfterFunc(ctx, func() { output.CloseWithError(context.Canceled) })()
-	defer input.Close()
-	resp, err := s.cfg.Plane.Stream(ctx, to, dataplane.Request{
-		Method: http.MethodPost, Path: contextPath + "/attach", Body: input, Length: -1, Timeout: attachTimeout,
-	})
-	unknown := errdefs.From(err) != nil && errdefs.From(err).Code == dataplane.ContextNotFound
-	if err != nil && !unknown {
-		return err
-	}
-	if !unknown {
-		defer resp.Body.Close()
-		// The HTTP/2 client looks at ctx again only when the request's body is done.
-		defer context.AfterFunc(ctx, func() { resp.Body.Close() })()
-	}
-	conn, err := s.upgrade(w, r)
+	ss := &session{cancel: cancel, done: make(chan struct{}), writeTimeout: s.writeTimeout}
+	frames, err := s.open(ctx, ss, to, contextPath)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	ss := &session{conn: conn, cancel: cancel, input: output, done: make(chan struct{}), writeTimeout: s.writeTimeout}
+	if ss.conn, err = s.upgrade(w, r); err != nil {
+		return err
+	}
 	s.serve(ctx, ss, func() (int, string, error) {
-		if unknown {
+		if frames == nil {
 			return websocket.CloseNormalClosure, "context not found", nil
 		}
-		return ss.writeClient(resp.Body)
+		return ss.writeClient(frames)
 	})
 	return nil
+}
+
+// open attaches to the context and answers procd's frames, nil when there is no
+// such context. Both directions end with ctx.
+func (s *Server) open(ctx context.Context, ss *session, to dataplane.Target, contextPath string) (io.Reader, error) {
+	input, output := io.Pipe()
+	ss.input = output
+	context.AfterFunc(ctx, func() { input.CloseWithError(context.Canceled) })
+	if contextPath == "" {
+		return nil, s.cfg.Plane.Check(ctx, to)
+	}
+	resp, err := s.cfg.Plane.Stream(ctx, to, dataplane.Request{
+		Method: http.MethodPost, Path: contextPath + "/attach", Body: input, Length: -1, Timeout: attachTimeout,
+	})
+	if err != nil {
+		if errdefs.From(err).Code == dataplane.ContextNotFound {
+			return nil, nil
+		}
+		return nil, err
+	}
+	// The HTTP/2 client looks at ctx again only when the request's body is done.
+	context.AfterFunc(ctx, func() { resp.Body.Close() })
+	return resp.Body, nil
 }
 
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Conn, error) {

@@ -1,0 +1,104 @@
+// Package api is s0's API server: REST and WebSocket for clients, the node API
+// towards the nodes, PostgreSQL for what must not be forgotten.
+//
+// Any number of replicas may run over one database. Each keeps in memory what it
+// can lose: the nodes' slots, templates, API keys that were verified lately. The
+// package wires its parts together and owns their goroutines while [Run] runs;
+// what they do is theirs (see the packages below internal).
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+)
+
+// Config is an API server's configuration. Every field without a default is
+// required.
+type Config struct {
+	Listen      string   // host:port; defaults to 127.0.0.1:30080
+	DatabaseURL string   // of PostgreSQL
+	Nodes       []string // unix sockets of node APIs, with or without unix://
+	AdminSocket string   // unix socket of pprof and metrics; none when empty
+	KeyFile     string   // 32 bytes that sign access tokens; made when absent
+
+	RegionID string // named by API keys; defaults to local
+	Cluster  string // named by sandbox ids; defaults to local
+
+	AdminEmail    string                       // of the first user; defaults to admin@example.com
+	AdminPassword string                       // of the first user; generated when empty
+	OnBootstrap   func(email, password string) // called once, when the first user was made
+
+	DefaultImage string // of the builtin template `default`; empty: there is none
+	PoolMin      int    // idle slots that the builtin template keeps
+	PoolMax      int    // and may grow to
+
+	AllowedHosts []string // names that this server answers to, beside loopback's and addresses
+	RateLimit    float64  // requests a second of each team and each address; defaults to 100
+	RateBurst    int      // requests at once; defaults to 200
+
+	Log   *slog.Logger
+	Ready func(addr string) // called when requests are served
+}
+
+func (c Config) withDefaults() (Config, error) {
+	def := func(s *string, value string) {
+		if *s == "" {
+			*s = value
+		}
+	}
+	def(&c.Listen, "127.0.0.1:30080")
+	def(&c.RegionID, "local")
+	def(&c.Cluster, "local")
+	def(&c.AdminEmail, "admin@example.com")
+	if c.RateLimit == 0 {
+		c.RateLimit = 100
+	}
+	if c.RateBurst == 0 {
+		c.RateBurst = 200
+	}
+	nodes := make([]string, len(c.Nodes))
+	for i, n := range c.Nodes {
+		nodes[i] = strings.TrimPrefix(n, "unix://")
+	}
+	c.Nodes = nodes
+	return c, c.check()
+}
+
+func (c Config) check() error {
+	switch {
+	case c.DatabaseURL == "":
+		return errors.New("api: a database URL is required")
+	case len(c.Nodes) == 0:
+		return errors.New("api: at least one node is required")
+	case c.KeyFile == "":
+		return errors.New("api: a key file is required")
+	case c.Log == nil:
+		return errors.New("api: a logger is required")
+	case c.PoolMin < 0 || c.PoolMax < c.PoolMin:
+		return fmt.Errorf("api: pool of %d to %d idle slots: want 0 ≤ min ≤ max", c.PoolMin, c.PoolMax)
+	case c.RateLimit < 0 || c.RateBurst < 1:
+		return fmt.Errorf("api: rate limit of %v a second, %d at once: want more than 0", c.RateLimit, c.RateBurst)
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("api: listen address: %w", err)
+	}
+	return nil
+}
+
+// Run serves until ctx ends or a part of the server fails.
+func Run(ctx context.Context, cfg Config) error {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return err
+	}
+	s, err := open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return s.run(ctx)
+}

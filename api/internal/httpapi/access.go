@@ -1,0 +1,75 @@
+package httpapi
+
+import "s0.run/api/internal/auth"
+
+// access is who may call an operation.
+type access struct {
+	who  caller
+	perm auth.Permission // what the caller's roles in the team must grant; "": nothing
+}
+
+type caller int
+
+const (
+	nobody    caller = iota // not even a token is looked at
+	user                    // a person: an API key is refused
+	userTeam                // a person who acts in a team
+	keyAlone                // an API key: a person is refused
+	anyInTeam               // a person or a key, in a team
+)
+
+// operations says of every route who may call it. A route that is not listed is
+// served to nobody. A test holds this table against openapi.yaml.
+var operations = map[string]access{
+	"GET /healthz":  {who: nobody},
+	"GET /readyz":   {who: nobody},
+	"GET /metadata": {who: nobody},
+	"GET /metrics":  {who: nobody},
+
+	"GET /auth/providers":        {who: nobody},
+	"POST /auth/login":           {who: nobody},
+	"POST /auth/refresh":         {who: nobody},
+	"POST /auth/logout":          {who: user},
+	"POST /auth/change-password": {who: user},
+	"GET /users/me":              {who: user},
+	"GET /teams":                 {who: user},
+
+	"GET /api-keys":                  {userTeam, auth.APIKeyManage},
+	"POST /api-keys":                 {userTeam, auth.APIKeyManage},
+	"GET /api-keys/current":          {who: keyAlone},
+	"DELETE /api-keys/{id}":          {userTeam, auth.APIKeyManage},
+	"POST /api-keys/{id}/deactivate": {userTeam, auth.APIKeyManage},
+
+	"GET /api/v1/templates":                  {anyInTeam, auth.TemplateRead},
+	"POST /api/v1/templates":                 {anyInTeam, auth.TemplateCreate},
+	"GET /api/v1/templates/{template_id}":    {anyInTeam, auth.TemplateRead},
+	"PUT /api/v1/templates/{template_id}":    {anyInTeam, auth.TemplateWrite},
+	"DELETE /api/v1/templates/{template_id}": {anyInTeam, auth.TemplateDelete},
+
+	"GET /api/v1/sandboxes":               {anyInTeam, auth.SandboxRead},
+	"POST /api/v1/sandboxes":              {anyInTeam, auth.SandboxCreate},
+	"GET /api/v1/sandboxes/{id}":          {anyInTeam, auth.SandboxRead},
+	"PUT /api/v1/sandboxes/{id}":          {anyInTeam, auth.SandboxWrite},
+	"DELETE /api/v1/sandboxes/{id}":       {anyInTeam, auth.SandboxDelete},
+	"GET /api/v1/sandboxes/{id}/status":   {anyInTeam, auth.SandboxRead},
+	"POST /api/v1/sandboxes/{id}/refresh": {anyInTeam, auth.SandboxWrite},
+
+	"GET /api/v1/sandboxes/{id}/contexts":                       {anyInTeam, auth.SandboxRead},
+	"POST /api/v1/sandboxes/{id}/contexts":                      {anyInTeam, auth.SandboxWrite},
+	"GET /api/v1/sandboxes/{id}/contexts/{context_id}":          {anyInTeam, auth.SandboxRead},
+	"DELETE /api/v1/sandboxes/{id}/contexts/{context_id}":       {anyInTeam, auth.SandboxWrite},
+	"POST /api/v1/sandboxes/{id}/contexts/{context_id}/restart": {anyInTeam, auth.SandboxWrite},
+	"POST /api/v1/sandboxes/{id}/contexts/{context_id}/input":   {anyInTeam, auth.SandboxWrite},
+	"POST /api/v1/sandboxes/{id}/contexts/{context_id}/exec":    {anyInTeam, auth.SandboxWrite},
+	"POST /api/v1/sandboxes/{id}/contexts/{context_id}/resize":  {anyInTeam, auth.SandboxWrite},
+	"POST /api/v1/sandboxes/{id}/contexts/{context_id}/signal":  {anyInTeam, auth.SandboxWrite},
+	"GET /api/v1/sandboxes/{id}/contexts/{context_id}/stats":    {anyInTeam, auth.SandboxRead},
+	"GET /api/v1/sandboxes/{id}/contexts/{context_id}/ws":       {anyInTeam, auth.SandboxWrite},
+
+	"GET /api/v1/sandboxes/{id}/files":       {anyInTeam, auth.SandboxRead},
+	"POST /api/v1/sandboxes/{id}/files":      {anyInTeam, auth.SandboxWrite},
+	"DELETE /api/v1/sandboxes/{id}/files":    {anyInTeam, auth.SandboxWrite},
+	"GET /api/v1/sandboxes/{id}/files/stat":  {anyInTeam, auth.SandboxRead},
+	"GET /api/v1/sandboxes/{id}/files/list":  {anyInTeam, auth.SandboxRead},
+	"POST /api/v1/sandboxes/{id}/files/move": {anyInTeam, auth.SandboxWrite},
+}

@@ -1,0 +1,174 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"s0.run/api/internal/openapi"
+	"s0.run/internal/errdefs"
+)
+
+// entry is what is logged about a request.
+type entry struct {
+	id     string
+	team   uuid.UUID
+	route  string
+	status int
+}
+
+type entryKey struct{}
+
+func entryOf(r *http.Request) *entry { return r.Context().Value(entryKey{}).(*entry) }
+
+// recorder sees the status that is sent.
+type recorder struct {
+	http.ResponseWriter
+	entry *entry
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (w *recorder) WriteHeader(status int) {
+	if w.entry.status == 0 {
+		w.entry.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (w *recorder) Write(b []byte) (int, error) {
+	if w.entry.status == 0 {
+		w.entry.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap gives http.ResponseController its way to the connection.
+func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// envelope gives every request its id, its line in the log, and an answer even
+// when an operation panics.
+func (a *API) envelope(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		began := time.Now()
+		e := &entry{id: newRequestID()}
+		rec := &recorder{w, e}
+		rc := http.NewResponseController(w)
+		rc.SetWriteDeadline(began.Add(replyTimeout))
+		// What an operation left of the body is dropped before the next request. There
+		// is no deadline while it works: one that passes would end its context.
+		defer func() { rc.SetReadDeadline(time.Now().Add(drainTimeout)) }()
+		h := w.Header()
+		h.Set("X-Request-Id", e.id)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cache-Control", "no-store")
+		r = r.WithContext(context.WithValue(r.Context(), entryKey{}, e))
+		defer func() {
+			if v := recover(); v != nil {
+				a.recovered(rec, r, v)
+			}
+			a.record(r, e, time.Since(began))
+		}()
+		next.ServeHTTP(rec, r)
+	})
+}
+
+func newRequestID() string {
+	var b [12]byte
+	rand.Read(b[:]) // never fails
+	return "req-" + hex.EncodeToString(b[:])
+}
+
+// recovered answers for an operation that panicked. An answer that has begun can
+// only be broken off.
+func (a *API) recovered(w *recorder, r *http.Request, v any) {
+	if v == http.ErrAbortHandler {
+		panic(v)
+	}
+	a.cfg.Log.Error("an operation panicked", "request", w.entry.id, "route", w.entry.route, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	if w.entry.status != 0 {
+		panic(http.ErrAbortHandler)
+	}
+	a.fail(w, r, fmt.Errorf("panic: %v", v))
+}
+
+func (a *API) record(r *http.Request, e *entry, d time.Duration) {
+	a.timing.WithLabelValues(e.route, strconv.Itoa(e.status/100)+"xx").Observe(d.Seconds())
+	if !a.cfg.Log.Enabled(r.Context(), slog.LevelDebug) {
+		return
+	}
+	attrs := []any{"request", e.id, "route", e.route, "status", e.status, "ms", float64(d.Microseconds()) / 1000}
+	if e.team != uuid.Nil {
+		attrs = append(attrs, "team", e.team)
+	}
+	a.cfg.Log.Debug("request", attrs...) // neither URL nor headers: they may hold secrets (A07)
+}
+
+// answer sends data, or the error if there is one.
+func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, data any, err error) {
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	a.send(w, r, status, struct {
+		Success bool `json:"success"`
+		Data    any  `json:"data"`
+	}{true, data})
+}
+
+// fail sends an error. Its cause goes to the log.
+func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
+	e := errdefs.From(err)
+	status := e.Kind.HTTPStatus()
+	entry := entryOf(r)
+	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		e, status = errdefs.New(errdefs.Unavailable, "the request was given up"), http.StatusServiceUnavailable
+	} else if status >= 500 {
+		a.cfg.Log.Error("request failed", "request", entry.id, "route", entry.route, "team", entry.team, "status", status, "err", err)
+	}
+	body := openapi.ErrorEnvelope{Error: openapi.ErrorBody{Code: e.Code, Message: e.Message}}
+	if status >= 500 {
+		body.Error.Details = map[string]any{"request_id": entry.id}
+	}
+	if e.RetryAfter > 0 || e.Kind == errdefs.Exhausted {
+		w.Header().Set("Retry-After", retryAfter(e.RetryAfter))
+	}
+	a.send(w, r, status, body)
+}
+
+func (a *API) send(w http.ResponseWriter, r *http.Request, status int, body any) {
+	b, err := json.Marshal(body)
+	if err != nil {
+		panic(fmt.Sprintf("an answer of ours must marshal: %v", err))
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(b)+1))
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		w.Write(append(b, '\n')) // a client that is gone needs no answer
+	}
+}
+
+// badParameter is a path, query or header value that the generated code refused.
+func badParameter(err error) error {
+	name := "parameter"
+	if e, ok := errors.AsType[*openapi.InvalidParamFormatError](err); ok {
+		name = e.ParamName
+	} else if e, ok := errors.AsType[*openapi.RequiredParamError](err); ok {
+		return errdefs.New(errdefs.InvalidArgument, "%s is required", e.ParamName)
+	} else if e, ok := errors.AsType[*openapi.TooManyValuesForParamError](err); ok {
+		name = e.ParamName
+	}
+	return errdefs.New(errdefs.InvalidArgument, "%s is invalid", name)
+}

@@ -1,0 +1,151 @@
+package httpapi
+
+import (
+	"context"
+	"math"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"s0.run/api/internal/auth"
+	"s0.run/api/internal/ratelimit"
+	"s0.run/internal/errdefs"
+)
+
+// who is the caller of a request, as the guard has found out.
+type who struct {
+	identity  auth.Identity
+	principal auth.Principal // where the operation needs a team
+}
+
+type whoKey struct{}
+
+// caller is who called an operation. The guard has put it there.
+func callerOf(r *http.Request) *who { return r.Context().Value(whoKey{}).(*who) }
+
+func principalOf(r *http.Request) auth.Principal { return callerOf(r).principal }
+
+// guard lets a request through to its operation that may call it.
+func (a *API) guard(pattern string, operation http.HandlerFunc) http.HandlerFunc {
+	acc, listed := operations[pattern]
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !listed {
+			a.fail(w, r, errdefs.New(errdefs.PermissionDenied, "insufficient permissions"))
+			return
+		}
+		caller, err := a.admit(w, r, acc)
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		if entry := entryOf(r); caller != nil {
+			entry.team = caller.principal.TeamID
+		}
+		operation(w, r.WithContext(context.WithValue(r.Context(), whoKey{}, caller)))
+	}
+}
+
+// admit finds out who calls, whether he may, and whether it is not too often.
+func (a *API) admit(w http.ResponseWriter, r *http.Request, acc access) (*who, error) {
+	if acc.who == nobody {
+		return nil, a.limit(w, a.hosts, remoteHost(r))
+	}
+	id, err := a.authenticate(w, r)
+	if err != nil {
+		return nil, err
+	}
+	if id.IsKey() && (acc.who == user || acc.who == userTeam) || !id.IsKey() && acc.who == keyAlone {
+		return nil, auth.ErrUnauthenticated
+	}
+	caller := &who{identity: id}
+	bucket := id.UserID
+	if acc.who != user {
+		if caller.principal, err = a.inTeam(r, &id); err != nil {
+			return nil, err
+		}
+		bucket = caller.principal.TeamID
+	}
+	if err := a.limit(w, a.teams, bucket.String()); err != nil {
+		return nil, err
+	}
+	if acc.perm != "" && !caller.principal.Can(acc.perm) {
+		return nil, errdefs.New(errdefs.PermissionDenied, "insufficient permissions")
+	}
+	return caller, nil
+}
+
+// authenticate verifies the token. What costs nothing is done first; a token that
+// needs the database, or does not hold, is charged to its sender's address.
+func (a *API) authenticate(w http.ResponseWriter, r *http.Request) (auth.Identity, error) {
+	token := bearer(r)
+	if token == "" {
+		return auth.Identity{}, auth.ErrUnauthenticated
+	}
+	id, known, err := a.cfg.Auth.Known(token)
+	if known && err == nil {
+		return id, nil
+	}
+	if limited := a.limit(w, a.hosts, remoteHost(r)); limited != nil {
+		return auth.Identity{}, limited
+	}
+	if known {
+		return auth.Identity{}, err
+	}
+	return a.cfg.Auth.Lookup(r.Context(), token)
+}
+
+// bearer is the token of the Authorization header alone: one in a URL would end
+// in logs (A07).
+func bearer(r *http.Request) string {
+	values := r.Header.Values("Authorization")
+	if len(values) != 1 {
+		return ""
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(token)
+}
+
+// inTeam chooses the team. A key that may act in every team names one that exists.
+func (a *API) inTeam(r *http.Request, id *auth.Identity) (auth.Principal, error) {
+	p, err := id.InTeam(r.Header.Get("X-Team-ID"))
+	if err == nil && id.Elsewhere(p.TeamID) {
+		err = a.cfg.Store.TeamExists(r.Context(), p.TeamID)
+	}
+	return p, err
+}
+
+const rateLimited = "rate_limited"
+
+func (a *API) limit(w http.ResponseWriter, l *ratelimit.Limiter, key string) error {
+	v := l.Take(key)
+	w.Header().Set("X-RateLimit-Limit", strconv.Itoa(v.Limit))
+	w.Header().Set("X-RateLimit-Remaining", strconv.Itoa(v.Remaining))
+	if v.OK {
+		return nil
+	}
+	return errdefs.WithCode(errdefs.Exhausted, rateLimited, "too many requests").WithRetryAfter(v.RetryAfter)
+}
+
+// remoteHost is the sender's address. An IPv6 client has a /64 of them.
+func remoteHost(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Unmap().Is6() {
+		if prefix, err := ip.WithZone("").Prefix(64); err == nil {
+			return prefix.String()
+		}
+	}
+	return host
+}
+
+func retryAfter(d time.Duration) string {
+	return strconv.Itoa(max(1, int(math.Ceil(d.Seconds()))))
+}

@@ -1,0 +1,118 @@
+// Package httpapi is the REST face of the API server: the routes generated from
+// openapi.yaml, behind one chain that every request passes.
+//
+//	request id → log, recovery, deadlines → host, origin → route → who → how often → may he → operation
+//
+// It translates between the wire and the packages that decide; it keeps nothing
+// but the buckets of its rate limits. Every answer, whatever went wrong, has the
+// contract's envelope and an X-Request-Id; what is not meant for the caller is
+// logged under that id and never sent.
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"s0.run/api/internal/auth"
+	"s0.run/api/internal/claim"
+	"s0.run/api/internal/dataplane"
+	"s0.run/api/internal/identity"
+	"s0.run/api/internal/lifecycle"
+	"s0.run/api/internal/openapi"
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/ratelimit"
+	"s0.run/api/internal/store"
+	"s0.run/api/internal/templates"
+	"s0.run/api/internal/wsapi"
+)
+
+const (
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 60 * time.Second
+	maxHeaderBytes    = 64 << 10
+
+	bodyTimeout  = 30 * time.Second // for a JSON body to arrive
+	drainTimeout = 5 * time.Second  // for the rest of a body that nobody wanted
+	replyTimeout = 2 * time.Minute  // for an operation and its answer; a cold start is the longest
+	chunkTimeout = 30 * time.Second // for the next bytes of a file, in either direction
+)
+
+// Config names what the operations work with. Every field is required.
+type Config struct {
+	Store     *store.Store
+	Auth      *auth.Authenticator
+	Identity  *identity.Service
+	Catalog   *templates.Catalog
+	Table     *placement.Table
+	Claimer   *claim.Claimer
+	Lifecycle *lifecycle.Keeper
+	Plane     *dataplane.Plane
+	Sockets   *wsapi.Server
+	Registry  *prometheus.Registry
+	Log       *slog.Logger
+
+	TemplatesChanged func(context.Context) // called after a template was stored here
+	Hosts            *HostList             // names that this server answers to
+	Rate             float64               // requests a second, of each team and of each address
+	Burst            int                   // requests at once
+	Metrics          http.Handler          // answers GET /metrics to this machine alone
+}
+
+// API implements the generated ServerInterface.
+type API struct {
+	cfg    Config
+	teams  *ratelimit.Limiter
+	hosts  *ratelimit.Limiter
+	timing *prometheus.HistogramVec
+}
+
+var _ openapi.ServerInterface = (*API)(nil)
+
+// New makes the API and its metrics.
+func New(cfg Config) *API {
+	a := &API{
+		cfg: cfg, teams: ratelimit.New(cfg.Rate, cfg.Burst), hosts: ratelimit.New(cfg.Rate, cfg.Burst),
+		timing: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "s0_api_request_seconds", Help: "Time to answer a request, by route and class of status.",
+			Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		}, []string{"route", "status"}),
+	}
+	cfg.Registry.MustRegister(a.timing)
+	return a
+}
+
+// Server makes the HTTP server. Reading and writing have no server-wide deadline,
+// for files may be large; each operation sets its own.
+func (a *API) Server() *http.Server {
+	return &http.Server{
+		Handler: a.Handler(), ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: slog.NewLogLogger(a.cfg.Log.Handler(), slog.LevelDebug), // clients that break off
+	}
+}
+
+// Handler is the whole chain.
+func (a *API) Handler() http.Handler {
+	mux := http.NewServeMux()
+	openapi.HandlerWithOptions(a, openapi.StdHTTPServerOptions{
+		BaseRouter: guarded{mux, a},
+		ErrorHandlerFunc: func(w http.ResponseWriter, r *http.Request, err error) {
+			a.fail(w, r, badParameter(err))
+		},
+	})
+	return a.envelope(a.front(routes{mux, a}))
+}
+
+// guarded registers every operation behind its guard.
+type guarded struct {
+	*http.ServeMux
+	api *API
+}
+
+// HandleFunc implements the generated code's router.
+func (g guarded) HandleFunc(pattern string, h func(http.ResponseWriter, *http.Request)) {
+	g.ServeMux.HandleFunc(pattern, g.api.guard(pattern, h))
+}

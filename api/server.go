@@ -1,0 +1,274 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"s0.run/api/internal/auth"
+	"s0.run/api/internal/claim"
+	"s0.run/api/internal/dataplane"
+	"s0.run/api/internal/httpapi"
+	"s0.run/api/internal/identity"
+	"s0.run/api/internal/lifecycle"
+	"s0.run/api/internal/nodes"
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/pools"
+	"s0.run/api/internal/store"
+	"s0.run/api/internal/templates"
+	"s0.run/api/internal/wsapi"
+	"s0.run/internal/daemon"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
+)
+
+const (
+	databaseWait  = time.Minute      // for a database that starts at the same time
+	databasePause = time.Second      // between two looks
+	stopGrace     = 10 * time.Second // for requests that are being served
+	loadTimeout   = 5 * time.Second
+	listenPause   = time.Second // before changes are listened for again
+)
+
+// server is the parts of one API server.
+type server struct {
+	cfg       Config
+	listener  net.Listener
+	admin     net.Listener // nil: none
+	store     *store.Store
+	auth      *auth.Authenticator
+	catalog   *templates.Catalog
+	table     *placement.Table
+	nodes     *nodes.Set
+	pools     *pools.Keeper
+	lifecycle *lifecycle.Keeper
+	claimer   *claim.Claimer
+	sockets   *wsapi.Server
+	http      *http.Server
+	metrics   http.Handler
+}
+
+// open acquires what a server needs: listeners, keys, a database with the first
+// user and the builtin template in it. Nothing runs yet.
+func open(ctx context.Context, cfg Config) (s *server, err error) {
+	s = &server{cfg: cfg}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return nil, err
+	}
+	if cfg.AdminSocket != "" {
+		if s.admin, err = daemon.ListenUnix(cfg.AdminSocket); err != nil {
+			return nil, err
+		}
+	}
+	key, err := auth.LoadKey(cfg.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := auth.NewSigner(key)
+	if err != nil {
+		return nil, err
+	}
+	if s.store, err = openStore(ctx, cfg); err != nil {
+		return nil, err
+	}
+	id := identity.New(identity.Config{Store: s.store, Signer: signer, Hasher: auth.NewHasher(), RegionID: cfg.RegionID})
+	if err := s.bootstrap(ctx, id); err != nil {
+		return nil, err
+	}
+	s.wire(signer, id)
+	return s, s.catalog.Load(ctx)
+}
+
+// openStore waits for a database that is not up yet.
+func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
+	deadline := time.Now().Add(databaseWait)
+	for {
+		s, err := store.Open(ctx, cfg.DatabaseURL)
+		if !errdefs.Is(err, errdefs.Unavailable) || time.Now().After(deadline) {
+			return s, err
+		}
+		cfg.Log.Warn("waiting for the database", "err", err)
+		select {
+		case <-time.After(databasePause):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// bootstrap makes the first user and the builtin template.
+func (s *server) bootstrap(ctx context.Context, id *identity.Service) error {
+	password, err := id.Bootstrap(ctx, s.cfg.AdminEmail, s.cfg.AdminPassword)
+	if err != nil {
+		return fmt.Errorf("making the first user: %w", err)
+	}
+	if password != "" && s.cfg.OnBootstrap != nil {
+		s.cfg.OnBootstrap(s.cfg.AdminEmail, password)
+	}
+	if s.cfg.DefaultImage == "" {
+		return nil
+	}
+	spec, err := templates.Builtin(s.cfg.DefaultImage, s.cfg.PoolMin, s.cfg.PoolMax)
+	if err != nil {
+		return fmt.Errorf("the builtin template: %w", err)
+	}
+	return s.store.PutPublicTemplate(ctx, "default", spec)
+}
+
+// wire makes the parts from each other.
+func (s *server) wire(signer *auth.Signer, id *identity.Service) {
+	log, reg := s.cfg.Log, prometheus.NewRegistry()
+	s.metrics = promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+	s.auth = auth.NewAuthenticator(signer, s.store)
+	s.catalog = templates.NewCatalog(s.store, log)
+	s.table = placement.New()
+	s.nodes = nodes.New(nodes.Config{
+		Sockets: s.cfg.Nodes, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
+		OnSync: func(string) { s.pools.Kick() },
+		OnEnd:  func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
+	})
+	s.pools = pools.New(pools.Config{Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Log: log})
+	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log, AppDomain: s.appDomain()})
+	s.claimer = claim.New(claim.Config{
+		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Metrics: claim.NewMetrics(reg), AppDomain: s.appDomain(), Log: log,
+	})
+	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes})
+	hosts := httpapi.NewHostList(s.hostNames())
+	s.sockets = wsapi.New(wsapi.Config{Plane: plane, CheckOrigin: hosts.SameOrigin, Log: log})
+	s.http = httpapi.New(httpapi.Config{
+		Store: s.store, Auth: s.auth, Identity: id, Catalog: s.catalog, Table: s.table, Claimer: s.claimer,
+		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Registry: reg, Log: log,
+		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics,
+	}).Server()
+	s.http.RegisterOnShutdown(s.sockets.Close)
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		gauge("s0_api_free_slots", "Slots that can be claimed.", func() float64 { return float64(s.table.Free()) }),
+		gauge("s0_api_synced_nodes", "Nodes whose stream is whole.", func() float64 { return float64(len(s.table.Synced())) }))
+}
+
+func gauge(name, help string, f func() float64) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+}
+
+// appDomain is where a sandbox's services will be found from outside.
+func (s *server) appDomain() string {
+	_, port, _ := net.SplitHostPort(s.listener.Addr().String())
+	return s.cfg.RegionID + ".s0.localhost:" + port
+}
+
+func (s *server) hostNames() []string {
+	host, _, _ := net.SplitHostPort(s.cfg.Listen)
+	return append([]string{host}, s.cfg.AllowedHosts...)
+}
+
+// templatesChanged makes a change that was stored here seen here at once; other
+// replicas are told by the database.
+func (s *server) templatesChanged(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
+	defer cancel()
+	if err := s.catalog.Load(ctx); err != nil {
+		s.cfg.Log.Warn("could not load the templates; the database will tell again", "err", err)
+		return
+	}
+	s.pools.Kick()
+}
+
+// run serves until ctx ends. The requests end before what they work with.
+func (s *server) run(ctx context.Context) error {
+	serving, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBackground()
+	g, background := errgroup.WithContext(background)
+	context.AfterFunc(background, stopServing)
+	g.Go(func() error { return s.nodes.Run(background) })
+	g.Go(func() error { return s.pools.Run(background) })
+	g.Go(func() error { return s.lifecycle.Run(background) })
+	g.Go(func() error { return s.followChanges(background) })
+	if s.admin != nil {
+		g.Go(func() error { return s.serveAdmin(background) })
+	}
+	if s.cfg.Ready != nil {
+		s.cfg.Ready(s.listener.Addr().String())
+	}
+	err := daemon.Serve(serving, s.http, s.listener, stopGrace)
+	s.sockets.Close()
+	s.claimer.Wait()
+	stopBackground()
+	if failed := g.Wait(); failed != nil {
+		return failed
+	}
+	return err
+}
+
+func (s *server) serveAdmin(ctx context.Context) error {
+	mux := daemon.AdminMux()
+	mux.Handle("GET /metrics", s.metrics)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: loadTimeout, ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug)}
+	return daemon.Serve(ctx, srv, s.admin, 0)
+}
+
+// followChanges drops from memory what changed in the database, whoever changed
+// it. While nobody can tell, what is in memory has its own short life.
+func (s *server) followChanges(ctx context.Context) error {
+	for {
+		err := s.store.Listen(ctx, func(table string) { s.changed(ctx, table) })
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.cfg.Log.Warn("lost the database's notifications", "err", err)
+		select {
+		case <-time.After(listenPause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// changed handles one notification; "" stands for whatever may have been missed.
+func (s *server) changed(ctx context.Context, table string) {
+	if table == store.TableAPIKeys || table == "" {
+		s.auth.Forget()
+	}
+	if table != store.TableTemplates && table != "" {
+		return
+	}
+	for ctx.Err() == nil {
+		err := s.catalog.Load(ctx)
+		if err == nil {
+			s.pools.Kick()
+			return
+		}
+		s.cfg.Log.Warn("could not load the templates", "err", err)
+		select {
+		case <-time.After(listenPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// close gives back what open acquired.
+func (s *server) close() {
+	if s.listener != nil {
+		s.listener.Close()
+	}
+	if s.admin != nil {
+		s.admin.Close()
+	}
+	if s.store != nil {
+		s.store.Close()
+	}
+}
