@@ -108,6 +108,8 @@ func toFrame(dst, msg []byte) ([]byte, error) {
 			return nil, errors.New("signal: signal is required")
 		}
 		return control(dst, procapi.FrameSignal, procapi.SignalRequest{Signal: *m.Signal})
+	case openapi.ContextClientMessageTypeEOF:
+		return procapi.AppendFrame(dst, procapi.FrameEOF), nil
 	}
 	var id, data string
 	if m.RequestID != nil {
