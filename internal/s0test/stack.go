@@ -81,9 +81,12 @@ func Start(t testing.TB, opt Options) *Stack {
 		"--data-dir=" + s.DataDir, "--run-dir=" + s.RunDir, "--listen=" + listen, "--registry-listen=" + registry,
 		"--cluster=" + s.Cluster, "--cgroup-parent=" + s.CgroupParent, "--admin-password=" + AdminPassword,
 		"--pool-min=" + strconv.Itoa(opt.Pool), "--pool-max=" + strconv.Itoa(opt.Pool),
-		"--max-sandboxes=" + strconv.Itoa(opt.MaxSandboxes), "--log-level=debug",
+		"--log-level=debug", "--rate-limit=1000000", "--rate-burst=1000000",
 		"--image-dir=" + filepath.Join(ModuleRoot(t), "build", "images", "default"),
 	}, opt.Flags...)
+	if opt.MaxSandboxes > 0 {
+		s.flags = append(s.flags, "--max-sandboxes="+strconv.Itoa(opt.MaxSandboxes))
+	}
 	if s.output, err = os.Create(filepath.Join(dir, "output")); err != nil {
 		t.Fatal(err)
 	}

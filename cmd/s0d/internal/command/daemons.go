@@ -1,0 +1,85 @@
+package command
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"s0.run/api"
+	"s0.run/internal/daemon"
+	"s0.run/noded"
+)
+
+func apiCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "api", Short: "Run an API server alone", Args: cobra.NoArgs}
+	var c api.Config
+	f := cmd.Flags()
+	f.StringVar(&c.Listen, "listen", "127.0.0.1:30080", "address of the API")
+	f.StringVar(&c.DatabaseURL, "database-url", "", "PostgreSQL")
+	f.StringSliceVar(&c.Nodes, "nodes", nil, "noded of each node: unix:///path")
+	f.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket of pprof")
+	f.StringVar(&c.KeyFile, "key-file", "/var/lib/s0/api.key", "key that signs tokens, made when it is missing")
+	f.StringVar(&c.RegionID, "region", "local", "region that API keys name")
+	f.StringVar(&c.Cluster, "cluster", "local", "cluster that sandbox ids name")
+	f.StringVar(&c.AdminEmail, "admin-email", "admin@example.com", "the first user, made when there is none")
+	f.StringVar(&c.AdminPassword, "admin-password", "", "the first user's password; empty: it is generated and printed")
+	f.StringVar(&c.DefaultImage, "default-image", "", "image of the builtin template; without one there is none")
+	f.IntVar(&c.PoolMin, "pool-min", 2, "warm sandboxes that the builtin template keeps at least")
+	f.IntVar(&c.PoolMax, "pool-max", 8, "warm sandboxes that it keeps at most")
+	f.StringSliceVar(&c.AllowedHosts, "allowed-hosts", nil, "names that this server answers to, beside loopback's and addresses")
+	f.Float64Var(&c.RateLimit, "rate-limit", 100, "requests a second of each team and each address")
+	f.IntVar(&c.RateBurst, "rate-burst", 200, "requests at once of each team and each address")
+	level := f.String("log-level", "info", "debug, info, warn or error")
+	for _, required := range []string{"database-url", "nodes"} {
+		cobra.CheckErr(cmd.MarkFlagRequired(required))
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		log, err := daemon.NewLogger(os.Stderr, *level)
+		if err != nil {
+			return err
+		}
+		c.Log = log.With("daemon", "api")
+		c.Ready = func(addr string) { c.Log.Info("serving", "address", addr) }
+		c.OnBootstrap = func(email, password string) {
+			cmd.PrintErrf("first user %s, password %s (shown this once)\n", email, password)
+		}
+		return api.Run(cmd.Context(), c)
+	}
+	return withFile(cmd)
+}
+
+func nodedCommand(version string) *cobra.Command {
+	cmd := &cobra.Command{Use: "noded", Short: "Run one node's sandboxes alone", Args: cobra.NoArgs}
+	c := noded.Default()
+	c.Version = version
+	f := cmd.Flags()
+	f.StringVar(&c.Node, "node", c.Node, "name of this node")
+	f.StringVar(&c.Cluster, "cluster", c.Cluster, "cluster that sandbox ids name")
+	f.StringVar(&c.DataDir, "data-dir", c.DataDir, "journal and sandbox files")
+	f.StringVar(&c.RunDir, "run-dir", c.RunDir, "sockets, namespaces and mounts")
+	f.StringVar(&c.Socket, "socket", c.Socket, "unix socket of the node API")
+	f.StringVar(&c.AdminSocket, "admin-socket", c.AdminSocket, "unix socket of metrics, health and pprof")
+	f.StringVar(&c.ContainerdSocket, "containerd-socket", "/run/containerd/containerd.sock", "containerd")
+	f.StringVar(&c.ContainerdNamespace, "containerd-namespace", c.ContainerdNamespace, "containerd namespace that is all ours")
+	f.StringVar(&c.Snapshotter, "snapshotter", c.Snapshotter, "containerd snapshotter of root file systems")
+	f.StringVar(&c.Runsc, "runsc", "/usr/local/bin/runsc", "runsc")
+	f.StringVar(&c.ProcdDir, "procd-dir", "/usr/local/lib/s0", "directory that holds procd and nothing else")
+	f.StringVar(&c.CgroupParent, "cgroup-parent", c.CgroupParent, "control group that holds every sandbox's")
+	f.StringSliceVar(&c.PlainHTTPRegistries, "plain-http-registries", nil, "registries without TLS, as host:port")
+	f.IntVar(&c.MaxSandboxes, "max-sandboxes", c.MaxSandboxes, "sandboxes on this node, warm ones included")
+	f.IntVar(&c.ColdStarts, "cold-starts", c.ColdStarts, "sandboxes started at once because no warm one was left")
+	f.BoolVar(&c.AllowRunc, "allow-runc", false, "offer the runtime class runc, which shares the host's kernel")
+	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", c.SandboxCIDR, "the sandboxes' IPv4 addresses")
+	f.BoolVar(&c.Simulate, "simulate", false, "run everything but sandboxes, to load-test what is above")
+	level := f.String("log-level", "info", "debug, info, warn or error")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		log, err := daemon.NewLogger(os.Stderr, *level)
+		if err != nil {
+			return err
+		}
+		c.Log = log.With("daemon", "noded")
+		c.Ready = func() { c.Log.Info("serving", "socket", c.Socket) }
+		return noded.Run(cmd.Context(), c)
+	}
+	return withFile(cmd)
+}

@@ -1,0 +1,151 @@
+// Package machine runs all of s0 on one machine: containerd and PostgreSQL as
+// children, a local registry, noded and the API server in this process.
+//
+// It owns the instance's directories and the lock that keeps a second server
+// away from them. Sandboxes are not its children: they live through its restart,
+// its crash, and those of its children. It never looks inside a component: each
+// is a Config and a Run.
+package machine
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"s0.run/cmd/s0d/internal/prereq"
+	"s0.run/cmd/s0d/internal/wipe"
+	"s0.run/internal/sandbox"
+)
+
+// How long the steps of a start and a stop may take on a slow, loaded disk.
+const (
+	childReadyTimeout = 2 * time.Minute  // a database that recovers after a crash
+	partReadyTimeout  = 2 * time.Minute  // noded adopts sandboxes, the API server migrates
+	warmTimeout       = 3 * time.Minute  // the image is pulled and unpacked for the first time
+	drainTimeout      = 2 * time.Minute  // every sandbox of a full node is torn down
+	containerdGrace   = 20 * time.Second // it closes its databases
+	postgresGrace     = time.Minute      // it writes a checkpoint
+)
+
+// Config is one machine's s0. Every default stands with its flag, in package command.
+type Config struct {
+	DataDir string // what must survive a reboot
+	RunDir  string // sockets, mounts and what a reboot may take
+
+	Listen         string   // of the API
+	AllowedHosts   []string // names that the API answers to, beside loopback's and addresses
+	RateLimit      float64  // requests a second of each team and each address
+	RateBurst      int      // requests at once
+	RegistryListen string   // of the local registry; loopback
+	DatabaseURL    string   // "" runs a private PostgreSQL
+	DefaultImage   string   // reference of the builtin template's image; "" serves ImageDir from the local registry
+	ImageDir       string   // OCI layout of the builtin template's image
+
+	PoolMin, PoolMax int // slots that the builtin template keeps warm
+	MaxSandboxes     int
+	ColdStarts       int // sandboxes started at once
+	SandboxCIDR      netip.Prefix
+	CgroupParent     string
+	Cluster          string
+	Nice             int // of containerd and sandboxes, so that the API stays quick beside them
+
+	BinDir       string // of containerd, runsc, the shim and procd
+	PostgresBin  string
+	PostgresUser string
+
+	AdminEmail, AdminPassword string // of the first start; an empty password is generated
+
+	LogLevel string
+	Version  string
+}
+
+// maxRunDir is what a unix socket's path of 107 bytes leaves for the run
+// directory and the cluster, the two that vary in
+// <run-dir>/noded/sandboxes/<cluster>-<26 digits>/node.sock.
+const maxRunDir = 107 - len("/noded/sandboxes/") - 27 - len("/node.sock")
+
+// Validate checks what only a person can have got wrong.
+func (c Config) Validate() error {
+	for _, d := range []struct{ flag, path string }{{"data-dir", c.DataDir}, {"run-dir", c.RunDir}, {"bin-dir", c.BinDir}} {
+		if !filepath.IsAbs(d.path) || filepath.Clean(d.path) == "/" {
+			return fmt.Errorf("--%s %q: want an absolute path below /", d.flag, d.path)
+		}
+	}
+	if longest := len(c.RunDir) + len(c.Cluster); longest > maxRunDir {
+		return fmt.Errorf("--run-dir %q and --cluster %q: together want at most %d characters, for socket paths have a limit", c.RunDir, c.Cluster, maxRunDir)
+	}
+	if c.PoolMin < 0 || c.PoolMax < c.PoolMin {
+		return fmt.Errorf("--pool-min %d --pool-max %d: want 0 ≤ min ≤ max", c.PoolMin, c.PoolMax)
+	}
+	return sandbox.ValidCluster(c.Cluster)
+}
+
+// The instance's paths. Both roots are 0711: the database's user must cross them.
+func (c Config) logFile(name string) string { return filepath.Join(c.DataDir, "logs", name+".log") }
+func (c Config) lockFile() string           { return filepath.Join(c.RunDir, "s0d.lock") }
+func (c Config) controlSocket() string      { return filepath.Join(c.RunDir, "s0d.sock") }
+func (c Config) nodeSocket() string         { return filepath.Join(c.RunDir, "noded.sock") }
+func (c Config) procdDir() string           { return filepath.Join(c.DataDir, "procd") }
+func (c Config) binary(name string) string  { return filepath.Join(c.BinDir, name) }
+func (c Config) registryRef(d string) string {
+	return c.RegistryListen + "/" + defaultRepository + "@" + d
+}
+func (c Config) privateDatabase() bool   { return c.DatabaseURL == "" }
+func (c Config) localImage() bool        { return c.DefaultImage == "" }
+func (c Config) data(name string) string { return filepath.Join(c.DataDir, name) }
+func (c Config) run(name string) string  { return filepath.Join(c.RunDir, name) }
+
+// KeyFile holds the API key with which root of this machine uses the API.
+func (c Config) KeyFile() string { return filepath.Join(c.DataDir, "admin.key") }
+
+// LogFile is the server's own log.
+func (c Config) LogFile() string { return c.logFile("s0d") }
+
+// defaultRepository names the builtin template's image in the local registry.
+const defaultRepository = "s0/default"
+
+// Prerequisites is what this machine needs; the addresses only when nothing of
+// ours holds them.
+func (c Config) Prerequisites(running bool) prereq.Config {
+	p := prereq.Config{BinDir: c.BinDir, DataDir: c.DataDir, PostgresBin: c.PostgresBin, PostgresUser: c.PostgresUser}
+	if c.localImage() {
+		p.ImageDir = c.ImageDir
+	}
+	if running {
+		return p
+	}
+	p.Addresses = []string{c.Listen}
+	if c.localImage() {
+		p.Addresses = append(p.Addresses, c.RegistryListen)
+	}
+	return p
+}
+
+func (c Config) makeDirs() error {
+	for _, d := range []struct {
+		path string
+		mode os.FileMode
+	}{{c.DataDir, 0o711}, {c.RunDir, 0o711}, {c.data("logs"), 0o750}, {c.procdDir(), 0o755}} {
+		if err := os.MkdirAll(d.path, d.mode); err != nil {
+			return err
+		}
+		if err := os.Chmod(d.path, d.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Traces is everything that a stopped instance leaves on the machine.
+func (c Config) Traces() wipe.Config {
+	return wipe.Config{
+		Dirs: []string{c.RunDir, c.DataDir},
+		Entries: []string{
+			"logs", "procd", "registry", "containerd", "postgres", "noded", "api.key", "admin.key",
+			"s0d.lock", "s0d.sock", "noded.sock", "noded-admin.sock", "api-admin.sock",
+		},
+		CgroupParent: c.CgroupParent,
+	}
+}

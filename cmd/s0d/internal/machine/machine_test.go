@@ -1,0 +1,155 @@
+package machine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func config(t *testing.T) Config {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "s0m-") // short: sockets live in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return Config{
+		DataDir: filepath.Join(dir, "d"), RunDir: filepath.Join(dir, "r"), BinDir: dir, Listen: "127.0.0.1:0", RegistryListen: "127.0.0.1:0",
+		Cluster: "test", PoolMin: 1, PoolMax: 2, SandboxCIDR: netip.MustParsePrefix("10.73.0.0/16"),
+	}
+}
+
+func TestValidateNamesTheFlag(t *testing.T) {
+	t.Parallel()
+	for flag, spoil := range map[string]func(*Config){
+		"--data-dir": func(c *Config) { c.DataDir = "relative" },
+		"--run-dir":  func(c *Config) { c.RunDir = "/" + strings.Repeat("x", 100) },
+		"--bin-dir":  func(c *Config) { c.BinDir = "/" },
+		"--pool-min": func(c *Config) { c.PoolMin = 5 },
+		"cluster":    func(c *Config) { c.Cluster = "Not A Label" },
+	} {
+		c := config(t)
+		if err := c.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		spoil(&c)
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), flag) {
+			t.Errorf("%s: %v", flag, err)
+		}
+	}
+}
+
+func TestOneServerForAnInstance(t *testing.T) {
+	t.Parallel()
+	c := config(t)
+	if running, err := c.Running(); err != nil || running {
+		t.Errorf("without a directory: running %v, %v", running, err)
+	}
+	if err := c.makeDirs(); err != nil {
+		t.Fatal(err)
+	}
+	first, err := c.tryLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.tryLock(); !errors.Is(err, ErrRunning) {
+		t.Errorf("a second lock: %v, want %v", err, ErrRunning)
+	}
+	if running, err := c.Running(); err != nil || !running {
+		t.Errorf("with a lock: running %v, %v", running, err)
+	}
+	time.AfterFunc(30*time.Millisecond, first.release)
+	if err := c.awaitEnd(t.Context()); err != nil {
+		t.Errorf("awaitEnd: %v", err)
+	}
+}
+
+// serveControl runs a control socket that stops as told.
+func serveControl(t *testing.T, c Config, stop func(*stopRequest)) *control {
+	t.Helper()
+	if err := c.makeDirs(); err != nil {
+		t.Fatal(err)
+	}
+	var ctl *control
+	ctl = newControl(func() Status { return Status{PID: 7, State: Ready, API: "http://here"} }, func() {
+		go func() {
+			stop(ctl.requested())
+			close(ctl.ended)
+		}()
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- ctl.serve(ctx, c.controlSocket()) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("control socket: %v", err)
+		}
+	})
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if _, err := c.Ask(t.Context()); err == nil {
+			return ctl
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDownTellsWhatHappens(t *testing.T) {
+	t.Parallel()
+	c := config(t)
+	var kept []bool
+	ctl := serveControl(t, c, func(s *stopRequest) {
+		kept = append(kept, s.keep)
+		s.tell("ending %d sandboxes", 3)
+	})
+	if s, err := c.Ask(t.Context()); err != nil || s.PID != 7 || s.State != Ready || s.API != "http://here" {
+		t.Errorf("Ask = %+v, %v", s, err)
+	}
+	var out bytes.Buffer
+	if err := c.Down(t.Context(), true, &out); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); got != "ending 3 sandboxes\n" {
+		t.Errorf("Down said %q", got)
+	}
+	if err := c.Down(t.Context(), false, &out); err != nil { // nothing stops twice
+		t.Fatal(err)
+	}
+	if len(kept) != 1 || !kept[0] {
+		t.Errorf("stops with keep %v, want the first alone", kept)
+	}
+	ctl.requested().tell("too late") // must not write to an answer that is done
+}
+
+func TestProcdIsReplacedWhole(t *testing.T) {
+	t.Parallel()
+	c := config(t)
+	if err := c.makeDirs(); err != nil {
+		t.Fatal(err)
+	}
+	from := filepath.Join(c.BinDir, "procd")
+	for _, content := range []string{"one", "another"} {
+		if err := os.WriteFile(from, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := installProcd(from, c.procdDir()); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(c.procdDir(), "procd"))
+		if err != nil || string(got) != content {
+			t.Errorf("procd = %q, %v", got, err)
+		}
+	}
+	entries, err := os.ReadDir(c.procdDir())
+	if err != nil || len(entries) != 1 || entries[0].Type() != 0 {
+		t.Errorf("the directory holds %v, %v, want procd alone", entries, err)
+	}
+}

@@ -1,0 +1,250 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"s0.run/api"
+	"s0.run/cmd/s0d/internal/child"
+	"s0.run/cmd/s0d/internal/containerd"
+	"s0.run/cmd/s0d/internal/node"
+	"s0.run/cmd/s0d/internal/postgres"
+	"s0.run/cmd/s0d/internal/registry"
+	"s0.run/internal/daemon"
+	"s0.run/noded"
+)
+
+// start brings everything up in the order of who needs whom.
+func (s *server) start(ctx context.Context) error {
+	s.launch(ctx, "control socket", func(ctx context.Context) error { return s.control.serve(ctx, s.cfg.controlSocket()) })
+	image := s.cfg.DefaultImage
+	if s.cfg.localImage() {
+		var err error
+		if image, err = s.startRegistry(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.startChildren(ctx); err != nil {
+		return err
+	}
+	if err := s.startNoded(ctx); err != nil {
+		return err
+	}
+	if err := s.startAPI(ctx, image); err != nil {
+		return err
+	}
+	s.mintKey(ctx)
+	return s.awaitWarm(ctx)
+}
+
+// startRegistry serves the template image and returns its reference, by digest:
+// another build of the image is another spec, so its pool drains and refills.
+func (s *server) startRegistry(ctx context.Context) (string, error) {
+	reg, err := registry.New(s.cfg.data("registry"))
+	if err != nil {
+		return "", err
+	}
+	digest, err := reg.Load(ctx, s.cfg.ImageDir, defaultRepository, "latest")
+	if err != nil {
+		return "", err
+	}
+	if err := reg.Prune(); err != nil {
+		return "", fmt.Errorf("pruning the registry: %w", err)
+	}
+	l, err := net.Listen("tcp", s.cfg.RegistryListen)
+	if err != nil {
+		return "", fmt.Errorf("local registry: %w", err)
+	}
+	srv := &http.Server{Handler: reg, ReadHeaderTimeout: 5 * time.Second}
+	s.launch(ctx, "registry", func(ctx context.Context) error { return daemon.Serve(ctx, srv, l, time.Second) })
+	s.say("  registry     serves the template image (%.19s)", digest)
+	return s.cfg.registryRef(digest), nil
+}
+
+// startChildren starts containerd and PostgreSQL beside each other.
+func (s *server) startChildren(ctx context.Context) error {
+	var children []child.Config
+	ctrd := containerd.New(containerd.Config{
+		Binary: s.cfg.binary("containerd"), ShimDir: s.cfg.BinDir,
+		Root: s.cfg.data("containerd"), State: s.cfg.run("containerd"), Nice: s.cfg.Nice,
+	})
+	if err := ctrd.Prepare(); err != nil {
+		return fmt.Errorf("preparing containerd: %w", err)
+	}
+	children = append(children, child.Config{
+		Name: "containerd", Command: ctrd.Command, Ready: ctrd.Ready,
+		StopSignal: containerd.StopSignal, StopGrace: containerdGrace,
+	})
+	if s.cfg.privateDatabase() {
+		db, err := s.prepareDatabase(ctx)
+		if err != nil {
+			return err
+		}
+		children = append(children, child.Config{
+			Name: "PostgreSQL", Command: db.Command, Ready: db.Ready,
+			StopSignal: postgres.StopSignal, StopGrace: postgresGrace,
+		})
+	}
+	ctx, cancel := context.WithTimeout(ctx, childReadyTimeout)
+	defer cancel()
+	var starting errgroup.Group
+	for _, cfg := range children {
+		cfg.Log, cfg.LogFile = s.log, s.cfg.logFile(cfg.Name)
+		c := s.launchChild(ctx, cfg)
+		starting.Go(func() error { return s.awaitChild(ctx, cfg.Name, c) })
+	}
+	return starting.Wait()
+}
+
+func (s *server) prepareDatabase(ctx context.Context) (*postgres.Cluster, error) {
+	bin, err := postgres.FindBinaries(s.cfg.PostgresBin)
+	if err != nil {
+		return nil, err
+	}
+	db, err := postgres.New(postgres.Config{
+		BinDir: bin, User: s.cfg.PostgresUser, DataDir: s.cfg.data("postgres"), SocketDir: s.cfg.run("postgres"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	made, err := db.Prepare(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if made {
+		s.say("  PostgreSQL   made a private cluster in %s", s.cfg.data("postgres"))
+	}
+	s.cfg.DatabaseURL = db.URL()
+	return db, nil
+}
+
+func (s *server) launchChild(ctx context.Context, cfg child.Config) *child.Child {
+	c := child.New(cfg)
+	s.mu.Lock()
+	s.children[cfg.Name] = c
+	s.mu.Unlock()
+	s.launch(ctx, cfg.Name, c.Run)
+	return c
+}
+
+func (s *server) awaitChild(ctx context.Context, name string, c *child.Child) error {
+	if err := c.WaitReady(ctx); err != nil {
+		return err
+	}
+	s.say("  %-12s runs", name)
+	return nil
+}
+
+func (s *server) startNoded(ctx context.Context) error {
+	if err := installProcd(s.cfg.binary("procd"), s.cfg.procdDir()); err != nil {
+		return fmt.Errorf("installing procd: %w", err)
+	}
+	ready := make(chan struct{})
+	cfg := noded.Config{
+		Cluster: s.cfg.Cluster, Version: s.cfg.Version,
+		DataDir: s.cfg.data("noded"), RunDir: s.cfg.run("noded"),
+		Socket: s.cfg.nodeSocket(), AdminSocket: s.cfg.run("noded-admin.sock"),
+		ContainerdSocket: filepath.Join(s.cfg.run("containerd"), "containerd.sock"), ContainerdNamespace: "s0", Snapshotter: "overlayfs",
+		Runsc: s.cfg.binary("runsc"), ProcdDir: s.cfg.procdDir(), CgroupParent: s.cfg.CgroupParent,
+		PlainHTTPRegistries: []string{s.cfg.RegistryListen},
+		MaxSandboxes:        s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR,
+		Log: s.log.With("daemon", "noded"), Ready: func() { close(ready) },
+	}
+	s.launch(ctx, "noded", func(ctx context.Context) error { return noded.Run(ctx, cfg) })
+	return s.awaitPart(ctx, "noded", ready)
+}
+
+func (s *server) startAPI(ctx context.Context, image string) error {
+	ready := make(chan struct{})
+	cfg := api.Config{
+		Listen: s.cfg.Listen, DatabaseURL: s.cfg.DatabaseURL, Nodes: []string{"unix://" + s.cfg.nodeSocket()},
+		AdminSocket: s.cfg.run("api-admin.sock"), KeyFile: s.cfg.data("api.key"),
+		RegionID: "local", Cluster: s.cfg.Cluster,
+		AdminEmail: s.cfg.AdminEmail, AdminPassword: s.cfg.AdminPassword, OnBootstrap: s.bootstrapped,
+		DefaultImage: image, PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax, AllowedHosts: s.cfg.AllowedHosts,
+		RateLimit: s.cfg.RateLimit, RateBurst: s.cfg.RateBurst,
+		Log: s.log.With("daemon", "api"),
+		Ready: func(addr string) {
+			s.mu.Lock()
+			s.status.API = "http://" + addr
+			s.mu.Unlock()
+			close(ready)
+		},
+	}
+	s.launch(ctx, "api", func(ctx context.Context) error { return api.Run(ctx, cfg) })
+	return s.awaitPart(ctx, "api", ready)
+}
+
+func (s *server) awaitPart(ctx context.Context, name string, ready <-chan struct{}) error {
+	ctx, cancel := context.WithTimeout(ctx, partReadyTimeout)
+	defer cancel()
+	select {
+	case <-ready:
+		s.say("  %-12s serves", name)
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for %s: %w; the log is %s", name, context.Cause(ctx), s.cfg.LogFile())
+	}
+}
+
+// awaitWarm waits for the first warm slot, so that the first claim is a quick
+// one. A pool that can't be warmed is shown, and leaves the rest usable.
+func (s *server) awaitWarm(ctx context.Context) error {
+	if s.cfg.PoolMin == 0 {
+		return nil
+	}
+	waiting, cancel := context.WithTimeout(ctx, warmTimeout)
+	defer cancel()
+	s.say("  pool         warming the first sandbox (the first time, its image is unpacked)")
+	var problem string
+	err := s.cfg.Node().Follow(waiting, func(v *node.View) bool {
+		if problem != v.LastError && v.LastError != "" {
+			s.say("  pool         can't warm a sandbox: %s", v.LastError)
+		}
+		problem = v.LastError
+		return len(v.Slots) > 0
+	})
+	switch {
+	case err == nil:
+		s.say("  pool         has a warm sandbox")
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(waiting.Err(), context.DeadlineExceeded):
+		s.say("  pool         still has no warm sandbox after %s; `s0d doctor` says more, the log is %s", warmTimeout, s.cfg.LogFile())
+	default:
+		return err
+	}
+	return nil
+}
+
+// installProcd puts procd where slots bind it from, in a directory that holds
+// nothing else. It is renamed into place: sandboxes run from the older file.
+func installProcd(from, dir string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.CreateTemp(dir, ".procd-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dst.Name())
+	defer dst.Close()
+	if _, err := io.Copy(dst, src); err != nil {
+		return err
+	}
+	if err := dst.Chmod(0o755); err != nil {
+		return err
+	}
+	return os.Rename(dst.Name(), filepath.Join(dir, "procd"))
+}
