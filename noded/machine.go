@@ -46,6 +46,7 @@ func openMachine(cfg Config, s *stack) (machine, error) {
 	if err != nil {
 		return machine{}, err
 	}
+	s.push(groups.Close)
 	rt, err := runtime.New(runtime.Config{
 		Socket: cfg.ContainerdSocket, Namespace: cfg.ContainerdNamespace, Snapshotter: cfg.Snapshotter,
 		Runsc: cfg.Runsc, RunscRoot: filepath.Join(cfg.RunDir, "runsc"), AllowRunc: cfg.AllowRunc, Log: cfg.Log,
@@ -53,6 +54,11 @@ func openMachine(cfg Config, s *stack) (machine, error) {
 	if err != nil {
 		return machine{}, err
 	}
+	s.push(func() {
+		if err := rt.Close(); err != nil {
+			cfg.Log.Warn("closing the connection to containerd", "error", err)
+		}
+	})
 	adapter := &containers{Runtime: rt, scope: cfg.scope(), exits: make(chan lifecycle.Exit)}
 	s.start("runtime", adapter.Run)
 	store := images.New(images.Config{Client: rt.Client(), Snapshotter: cfg.Snapshotter, PlainHTTPHosts: cfg.PlainHTTPRegistries, Log: cfg.Log})

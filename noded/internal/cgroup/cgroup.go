@@ -48,6 +48,13 @@ func Open(layout Layout, parent string) (*Groups, error) {
 	return &Groups{layout: layout, parent: parent}, nil
 }
 
+// Close removes the parent if nothing is left in it.
+func (g *Groups) Close() {
+	for _, dir := range g.layout.dirs(g.parent) {
+		_ = unix.Rmdir(dir) // busy: sandboxes live on without us
+	}
+}
+
 // Path is the group's path for an OCI spec.
 func (g *Groups) Path(id sandbox.ID) string { return path.Join(g.parent, string(id)) }
 

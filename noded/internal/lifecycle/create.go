@@ -169,8 +169,12 @@ func (m *Manager) handshake(ctx context.Context, inst *instance) error {
 	if err != nil {
 		return err
 	}
-	_, err = ch.WaitReady(ctx)
-	return err
+	if _, err = ch.WaitReady(ctx); err != nil {
+		return err
+	}
+	// What every tenant gets of the environment; and procd has then been this way
+	// once, so that a claim does not pay for the first touch of its code.
+	return ch.SetEnv(ctx, m.record(inst).Spec.Env)
 }
 
 func (m *Manager) container(rec journal.Record, image string) Container {
