@@ -104,8 +104,8 @@ func (d *demo) python() error {
 		if err != nil {
 			return fmt.Errorf("running %q: %w", line, err)
 		}
-		d.say("  >>> %-40s (%.1f ms)", line, time.Since(began).Seconds()*1000)
-		if answer = strings.TrimSpace(res.OutputRaw); answer != "" {
+		d.say("  >>> %-38s (%.1f ms)", line, time.Since(began).Seconds()*1000)
+		if answer = printed(res.OutputRaw, line); answer != "" {
 			d.say("  %s", answer)
 		}
 	}
@@ -113,6 +113,11 @@ func (d *demo) python() error {
 		return fmt.Errorf("Python answered %q, want 42", answer)
 	}
 	return nil
+}
+
+// printed is what a line made the interpreter print: its terminal echoes the line first.
+func printed(output, line string) string {
+	return strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(output), line))
 }
 
 func (d *demo) shell() error {

@@ -67,11 +67,16 @@ func (u *user) python(id string) (contextID string) {
 	return must(u, "starting Python in "+id, repl, err).ID
 }
 
-// exec runs a line in a REPL and returns what it printed, trimmed.
+// exec runs a line in a REPL and returns what it printed.
 func (u *user) exec(id, contextID, line string) string {
 	u.t.Helper()
 	res, err := u.c.ExecContext(u.ctx(), id, contextID, line)
-	return strings.TrimSpace(must(u, "running "+line+" in "+id, res, err).OutputRaw)
+	return printed(must(u, "running "+line+" in "+id, res, err).OutputRaw, line)
+}
+
+// printed takes off the echo of a REPL's terminal.
+func printed(output, line string) string {
+	return strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(output), line))
 }
 
 func (u *user) wantExec(id, contextID, line, want string) {

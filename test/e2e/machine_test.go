@@ -97,7 +97,7 @@ func testRestarts(t *testing.T, s *s0test.Stack) {
 		t.Helper()
 		s.Eventually("the sandbox to answer after "+after, func() error {
 			res, err := u.c.ExecContext(u.ctx(), id, repl, "print(x + 1)")
-			if err == nil && strings.TrimSpace(res.OutputRaw) != "42" {
+			if err == nil && printed(res.OutputRaw, "print(x + 1)") != "42" {
 				t.Fatalf("after %s Python answers %q", after, res.OutputRaw)
 			}
 			return err
