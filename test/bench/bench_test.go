@@ -21,9 +21,8 @@ var (
 )
 
 const (
-	template     = "default"
-	coldTemplate = "bench-cold"
-	timeout      = 20 * time.Minute
+	template = "default"
+	timeout  = 20 * time.Minute
 )
 
 // BenchmarkBudgets prints the table. It is one measurement of many things, not
@@ -48,7 +47,7 @@ func BenchmarkBudgets(b *testing.B) {
 
 // measureAll returns what it measured also when it fails on the way.
 func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row, err error) {
-	cold, err := c.coldTwin(ctx)
+	cold, err := c.twin(ctx, "bench-cold", 0)
 	if err != nil {
 		return nil, err
 	}
@@ -75,26 +74,40 @@ func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row
 	return rows, nil
 }
 
-// coldTwin makes a template like the default one that keeps no slots.
-func (c *client) coldTwin(ctx context.Context) (string, error) {
+// twin makes a template like the default one that keeps as many slots.
+func (c *client) twin(ctx context.Context, name string, slots int) (string, error) {
 	var like struct{ Spec map[string]any }
 	if _, err := c.must(ctx, http.MethodGet, "/api/v1/templates/"+template, nil, &like); err != nil {
 		return "", err
 	}
-	like.Spec["pool"] = map[string]int{"minIdle": 0, "maxIdle": 0}
-	_, err := c.must(ctx, http.MethodPost, "/api/v1/templates", map[string]any{"template_id": coldTemplate, "spec": like.Spec}, nil)
-	return coldTemplate, err
+	like.Spec["pool"] = map[string]int{"minIdle": slots, "maxIdle": slots}
+	_, err := c.must(ctx, http.MethodPost, "/api/v1/templates", map[string]any{"template_id": name, "spec": like.Spec}, nil)
+	return name, err
 }
 
+// memory doubles the number of warm slots for a while, to see what they add.
 func (c *client) memory(ctx context.Context, runDir string) ([]row, error) {
 	if err := c.idle(ctx, template, *pool); err != nil {
 		return nil, err
 	}
-	now, err := instancePSS(runDir)
+	before, err := instancePSS(runDir)
 	if err != nil {
 		return nil, err
 	}
-	return perSandbox(now, *pool), nil
+	more, err := c.twin(ctx, "bench-memory", *pool)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.idle(ctx, more, *pool); err != nil {
+		return nil, err
+	}
+	after, err := instancePSS(runDir)
+	if err != nil {
+		return nil, err
+	}
+	rows := perSandbox(after, 2**pool, max(0, after.daemon-before.daemon)/float64(*pool))
+	_, err = c.must(ctx, http.MethodDelete, "/api/v1/templates/"+more, nil, nil)
+	return rows, err
 }
 
 func besides(ctx context.Context, stack *s0test.Stack, n int) ([]row, error) {

@@ -52,6 +52,9 @@ func (c *client) warmClaims(ctx context.Context, template string, n, pool int) (
 		if err != nil {
 			return nil, err
 		}
+		if a.server == 0 {
+			return nil, fmt.Errorf("the answer to a claim has no Server-Timing")
+		}
 		byClient, byServer = append(byClient, a.took), append(byServer, a.server)
 		if err := c.remove(ctx, id); err != nil {
 			return nil, err
@@ -115,19 +118,19 @@ func (c *client) claimBurst(ctx context.Context, template string, pool, clients 
 }
 
 // coldClaims claims from a template that keeps no slots.
-func (c *client) coldClaims(ctx context.Context, template string, n int) (row, error) {
+func (c *client) coldClaims(ctx context.Context, template string, n int) ([]row, error) {
 	var took []time.Duration
 	for range n {
 		id, a, err := c.claim(ctx, template)
 		if err != nil {
-			return row{}, err
+			return nil, err
 		}
 		took = append(took, a.took)
 		if err := c.remove(ctx, id); err != nil {
-			return row{}, err
+			return nil, err
 		}
 	}
-	return row{name: "cold start (pool miss), by HTTP", load: "1 client", unit: "ms", samples: milliseconds(took)}, nil
+	return []row{{name: "cold start (pool miss), by HTTP", load: "1 client", unit: "ms", samples: milliseconds(took)}}, nil
 }
 
 // inside measures one-shot commands and REPL round trips in one sandbox.

@@ -79,14 +79,16 @@ func processPSS(dir string) (float64, error) {
 	return 0, fmt.Errorf("%s: smaps_rollup has no Pss line", dir)
 }
 
-// perSandbox is what n warm sandboxes cost each. The daemon's share is all of
-// it, API server included: an upper bound, for most of it is there without any.
-func perSandbox(p pss, n int) []row {
-	each := func(name string, v float64) row {
-		return row{name: name, load: fmt.Sprintf("%d idle", n), unit: "MiB", samples: []float64{v / float64(n)}}
+// perSandbox is what each of n warm sandboxes costs: the PSS of its processes,
+// its share of the shims, and what the daemon grew by when more came.
+func perSandbox(p pss, n int, daemonGrowth float64) []row {
+	line := func(name string, v float64) row {
+		return row{name: name, load: fmt.Sprintf("%d idle", n), unit: "MiB", samples: []float64{v}}
 	}
-	total := each("PSS of an idle warm sandbox", p.sentry+p.gofer+p.shim+p.daemon)
+	each := float64(n)
+	total := line("PSS of an idle warm sandbox", (p.sentry+p.gofer+p.shim)/each+daemonGrowth)
 	total.budget = budget{p50: 20}
-	return []row{total, each("  its sentry with procd", p.sentry), each("  its gofer", p.gofer),
-		each("  its share of the shim", p.shim), each("  its share of s0d", p.daemon)}
+	return []row{total, line("  its sentry with procd", p.sentry/each), line("  its gofer", p.gofer/each),
+		line("  its share of the shim", p.shim/each), line("  what the daemon grows by", daemonGrowth),
+		line("the daemon, whole", p.daemon)}
 }

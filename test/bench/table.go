@@ -52,6 +52,9 @@ func (r row) verdict() string {
 		return ""
 	}
 	s := r.sorted()
+	if len(s) == 0 {
+		return "not measured"
+	}
 	var missed []string
 	check := func(name string, got, want float64) {
 		switch {

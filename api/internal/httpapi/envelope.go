@@ -22,6 +22,7 @@ import (
 // entry is what is logged about a request.
 type entry struct {
 	id     string
+	began  time.Time
 	team   uuid.UUID
 	route  string
 	status int
@@ -31,7 +32,8 @@ type entryKey struct{}
 
 func entryOf(r *http.Request) *entry { return r.Context().Value(entryKey{}).(*entry) }
 
-// recorder sees the status that is sent.
+// recorder sees the status that is sent, and tells the client how long the
+// server took for it (https://www.w3.org/TR/server-timing/).
 type recorder struct {
 	http.ResponseWriter
 	entry *entry
@@ -41,6 +43,7 @@ type recorder struct {
 func (w *recorder) WriteHeader(status int) {
 	if w.entry.status == 0 {
 		w.entry.status = status
+		w.Header().Set("Server-Timing", fmt.Sprintf("total;dur=%.3f", time.Since(w.entry.began).Seconds()*1000))
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -48,7 +51,7 @@ func (w *recorder) WriteHeader(status int) {
 // Write implements http.ResponseWriter.
 func (w *recorder) Write(b []byte) (int, error) {
 	if w.entry.status == 0 {
-		w.entry.status = http.StatusOK
+		w.WriteHeader(http.StatusOK)
 	}
 	return w.ResponseWriter.Write(b)
 }
@@ -61,7 +64,7 @@ func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (a *API) envelope(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
-		e := &entry{id: newRequestID()}
+		e := &entry{id: newRequestID(), began: began}
 		rec := &recorder{w, e}
 		rc := http.NewResponseController(w)
 		rc.SetWriteDeadline(began.Add(replyTimeout))
