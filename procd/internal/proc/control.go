@@ -32,9 +32,6 @@ func (p *Process) Write(data []byte) error {
 	if p.ended() {
 		return ErrDone
 	}
-	if p.terminal != nil {
-		p.fitLineMode(data)
-	}
 	return p.input.write(data)
 }
 
@@ -67,23 +64,20 @@ func (p *Process) ended() bool {
 }
 
 // fitLineMode lets a line pass that the terminal's line mode would cut, and puts
-// the mode back before the next input that has none such.
+// the mode back before the next input that has none such. It alone touches
+// p.lifted, in the one goroutine that writes input.
 func (p *Process) fitLineMode(data []byte) {
 	long := hasLongLine(data)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if long == (p.lifted != 0) {
-		return
+	if long && p.lifted == 0 {
+		_ = p.onTerminal(func(fd int) error { p.lifted = liftLineMode(fd); return nil })
 	}
-	_ = p.onTerminal(func(fd int) error {
-		if long {
-			p.lifted = liftLineMode(fd)
-		} else {
-			restoreLineMode(fd, p.lifted)
-			p.lifted = 0
-		}
-		return nil
-	})
+	if !long && p.lifted != 0 {
+		_ = p.onTerminal(func(fd int) error { restoreLineMode(fd, p.lifted); return nil })
+		p.lifted = 0
+	}
+	if p.lifted&unix.ECHO != 0 {
+		p.pumps[0].emit(echoOf(data))
+	}
 }
 
 // onTerminal runs an ioctl on the terminal while it is sure to be open.
@@ -110,7 +104,9 @@ func (p *Process) Resize(size procapi.PTYSize) error {
 // Unread is how many bytes of its terminal's input nobody has read.
 func (p *Process) Unread() (n int, err error) {
 	err = p.onTerminal(func(fd int) error {
-		n, err = unread(fd)
+		if n = p.input.pending(); n == 0 {
+			n, err = unread(fd)
+		}
 		return err
 	})
 	return n, err

@@ -17,8 +17,9 @@ var (
 // input feeds a process through a bounded queue. Its goroutine exists only while
 // there is something to write; done counts it.
 type input struct {
-	file *os.File
-	done *sync.WaitGroup
+	file   *os.File
+	done   *sync.WaitGroup
+	before func([]byte) // optional: called with what is about to be written
 
 	mu      sync.Mutex
 	queue   []byte
@@ -54,6 +55,9 @@ func (in *input) flush() {
 		if data == nil {
 			return
 		}
+		if in.before != nil {
+			in.before(data)
+		}
 		if _, err := in.file.Write(data); err != nil {
 			in.close()
 		}
@@ -73,6 +77,13 @@ func (in *input) take() []byte {
 		return nil
 	}
 	return data
+}
+
+// pending is how much is not written yet.
+func (in *input) pending() int {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.queued
 }
 
 // end closes the file once everything queued is written.

@@ -43,7 +43,7 @@ type Config struct {
 
 	Size    *procapi.PTYSize // optional: run on a terminal of this size
 	NoInput bool             // without a terminal: read from /dev/null instead of a pipe
-	Observe func([]byte)     // optional: called with all output in order, after it is in the log; must not block
+	Observe func([]byte)     // optional: called with all output, after it is in the log; must not block
 }
 
 // Process is a process that was started. Its methods are safe for concurrent use.
@@ -60,9 +60,7 @@ type Process struct {
 	kill   sync.Once
 
 	running sync.WaitGroup // every goroutine of this process
-
-	mu     sync.Mutex
-	lifted uint32 // terminal modes that are off for a long line
+	lifted  uint32         // terminal modes that are off for a long line; see fitLineMode
 }
 
 // Start runs a process. An error of the kernel's is returned as it is.
@@ -151,7 +149,7 @@ func (p *Process) openTerminal(cfg Config) (ends []int, err error) {
 	}
 	p.pumps = append(p.pumps, pump)
 	p.terminal = master
-	p.input = &input{file: master, done: &p.running}
+	p.input = &input{file: master, done: &p.running, before: p.fitLineMode}
 	return []int{slave, slave, slave}, nil
 }
 

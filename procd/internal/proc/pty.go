@@ -75,15 +75,16 @@ func hasLongLine(data []byte) bool {
 	return false
 }
 
-// liftLineMode switches the terminal's line mode off, with what would then echo a
-// line's end as "^J", and returns what it switched. A program gets its lines in
-// pieces then, which all but the terminal's own line editing bear, of any length.
+// liftLineMode switches the terminal's line mode off, and its echo, and returns
+// what it switched. A program gets its lines in pieces then, which all but the
+// terminal's own line editing bear, of any length. Echo goes because Linux loses
+// output of the program's while it echoes more than the reader has taken.
 func liftLineMode(fd int) (lifted uint32) {
 	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil || t.Lflag&unix.ICANON == 0 {
 		return 0
 	}
-	lifted = t.Lflag & (unix.ICANON | unix.ECHOCTL)
+	lifted = t.Lflag & (unix.ICANON | unix.ECHO)
 	t.Lflag &^= lifted
 	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
 	if unix.IoctlSetTermios(fd, unix.TCSETS, t) != nil {
@@ -101,4 +102,9 @@ func restoreLineMode(fd int, lifted uint32) {
 	t.Lflag |= lifted
 	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 4, 0 // VEOF, ^D, and VEOL have these places in line mode
 	_ = unix.IoctlSetTermios(fd, unix.TCSETS, t)
+}
+
+// echoOf is what a terminal echoes of plain text.
+func echoOf(data []byte) []byte {
+	return bytes.ReplaceAll(data, []byte("\n"), []byte("\r\n"))
 }

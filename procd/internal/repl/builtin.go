@@ -59,11 +59,19 @@ const rubyStart = `require 'irb';IRB.setup(nil,argv:[]);c=IRB.conf;` +
 
 const luaStart = `_PROMPT='` + Prompt + `' _PROMPT2='` + Continuation + `'`
 
-// Perl has no REPL; this one evaluates a line, or more while it lacks an end.
-const perlStart = `$|=1;my($s,$p)=('','` + Prompt + `');` +
-	`while(print($p),defined(my $l=<STDIN>)){$s.=$l;{package main;no strict;eval $s}` +
-	`if($@=~/Missing right|at EOF|Can't find string terminator/&&$l=~/\S/){$p='` + Continuation + `';next}` +
-	`print STDERR $@ if $@;($s,$p)=('','` + Prompt + `')}`
+// Perl has no REPL; this one evaluates a line, or more while it lacks an end. Its
+// variables have names that code is unlikely to use: code sees them.
+const perlStart = `$|=1;my($__code,$__prompt)=('','` + Prompt + `');` +
+	`while(print($__prompt),defined(my $__line=<STDIN>)){$__code.=$__line;{package main;no strict;eval $__code}` +
+	`if($@=~/Missing right|at EOF|Can't find string terminator/&&$__line=~/\S/){$__prompt='` + Continuation + `';next}` +
+	`print STDERR $@ if $@;($__code,$__prompt)=('','` + Prompt + `')}`
+
+// PHP's own shell edits lines and echoes some twice.
+const phpPlain = `$__code='';$__prompt='` + Prompt + `';` +
+	`for(;;){echo $__prompt;if(($__line=fgets(STDIN))===false)break;$__code.=$__line;$__prompt='` + Prompt + `';` +
+	`try{eval($__code);}catch(Throwable $__e){` +
+	`if($__e instanceof ParseError&&preg_match('/unexpected end of file|^Unclosed/',$__e->getMessage())&&trim($__line)!==''){$__prompt='` + Continuation + `';continue;}` +
+	`echo get_class($__e),': ',$__e->getMessage(),"\n";}$__code='';}`
 
 // A shell's prompts come by the environment and are taken from it again before
 // the first command, so that its children don't see them.
@@ -99,7 +107,11 @@ func builtin(name string, terminal bool) (Definition, bool) {
 	case "lua":
 		d.Candidates = each([]string{"-i", "-e", luaStart}, "lua", "lua5.4", "lua5.3", "lua5.2", "lua5.1", "luajit")
 	case "php":
-		d.Candidates = each([]string{"-d", "cli.prompt=" + Prompt, "-a"}, "php")
+		args := []string{"-r", phpPlain}
+		if terminal {
+			args = []string{"-d", "cli.prompt=" + Prompt, "-a"}
+		}
+		d.Candidates = each(args, "php")
 	case "r":
 		d.Candidates = each([]string{"--no-save", "--no-restore", "--quiet", "--no-readline"}, "R")
 		d.Setup = "options(prompt='" + Prompt + "',continue='" + Continuation + "')\n"

@@ -13,11 +13,8 @@ const (
 	// takes its time rarely ends in the very moment of the offer.
 	offerDelay = 500 * time.Millisecond
 
-	// takeTime is how soon a program that waits for input has taken a line.
-	takeTime = 2 * time.Millisecond
-
-	// maxRecheck is the longest pause between looks at a line that nobody has taken.
-	maxRecheck = 50 * time.Millisecond
+	// recheck is the pause between looks at a line that nobody has taken.
+	recheck = 50 * time.Millisecond
 )
 
 // Span is the stretch of the process's output that an exec gave.
@@ -147,57 +144,60 @@ func (f *feeder) feed() error {
 // offer writes the next line although the REPL has not asked for it: what runs in
 // it may wait for input. If that takes the line, no prompt will answer it.
 func (f *feeder) offer(ctx context.Context) error {
-	before := f.prompts()
+	before := moment{settled: true}
+	f.s.check(func(s *Session) bool { before.prompts = s.out.prompts; return true })
 	if err := f.feed(); err != nil {
 		return err
 	}
-	for pause := takeTime; ; pause = min(4*pause, maxRecheck) {
-		if err := f.sleep(ctx, pause); err != nil {
-			return err
-		}
-		asked := f.prompts() != before
-		if unread, err := f.s.proc.Unread(); err == nil && unread == 0 && (!asked || pause == takeTime) {
-			f.s.mu.Lock()
-			f.s.due--
-			f.s.mu.Unlock()
-			return nil
-		}
-		if asked {
-			return nil
-		}
+	taken, err := f.taken(ctx, before)
+	if err != nil || taken {
+		return f.account(taken, err)
 	}
+	asked, err := f.pause(ctx, settledTime, before.prompts)
+	if err == nil && asked { // so soon that the line may have been taken after all
+		f.s.setDoubt()
+	}
+	for err == nil && !asked && !taken {
+		taken, asked, err = f.takenLate(ctx, before)
+	}
+	return f.account(taken, err)
 }
 
-func (f *feeder) prompts() (n uint64) {
-	f.s.check(func(s *Session) bool { n = s.out.prompts; return true })
-	return n
-}
-
-// sleep lets time pass.
-func (f *feeder) sleep(ctx context.Context, d time.Duration) error {
-	err := f.until(ctx, d, func(*Session) bool { return false })
-	if errors.Is(err, errPatience) {
-		return nil
+// account takes a line that a program has read off the account.
+func (f *feeder) account(taken bool, err error) error {
+	if taken {
+		f.s.forgive(1)
 	}
 	return err
+}
+
+// takenLate looks again at a line that nobody took at first. When it is gone, the
+// REPL may have read it, and its prompt for it be on the way.
+func (f *feeder) takenLate(ctx context.Context, before moment) (taken, asked bool, err error) {
+	asked, err = f.pause(ctx, recheck, before.prompts)
+	if err != nil || asked {
+		return false, asked, err
+	}
+	if unread, err := f.s.proc.Unread(); err != nil || unread > 0 {
+		return false, false, nil
+	}
+	asked, err = f.pause(ctx, 2*recheck, before.prompts)
+	return !asked, asked, err
 }
 
 // finish waits for the answer to the last line. A statement that lacks its end is
 // closed where an empty line does that; elsewhere the REPL waits for the rest in
 // the next exec, and the output's end shows it.
 func (f *feeder) finish(ctx context.Context) error {
-	if err := f.until(ctx, 0, isAsking); err != nil {
-		return err
-	}
-	counted, open := false, false
+	var t Turn
 	f.s.check(func(s *Session) bool {
-		counted, open = s.exact, s.out.atContinuation()
+		t = Turn{target: s.due, exact: true, settles: s.settles}
 		return true
 	})
-	if !counted { // somebody else wrote meanwhile
-		return f.await(ctx, Turn{})
+	if err := f.await(ctx, t); err != nil {
+		return err
 	}
-	if !open || !f.s.def.CloseBlock || f.extra {
+	if f.extra || !f.s.def.CloseBlock || !f.s.check(func(s *Session) bool { return s.exact && s.out.atContinuation() }) {
 		return nil
 	}
 	f.extra = true

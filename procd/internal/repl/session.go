@@ -14,6 +14,18 @@ const (
 	// one that waits, where prompts can't be counted.
 	quietTime = 50 * time.Millisecond
 
+	// doubtTime is the same where they are counted, but a line that was typed ahead
+	// may have been read by the program and not by the REPL.
+	doubtTime = time.Second
+
+	// takeTime is how soon a program that waits for input has taken a line, and
+	// settledTime how long it has been waiting if it has answered nothing meanwhile.
+	takeTime    = 2 * time.Millisecond
+	settledTime = 20 * time.Millisecond
+
+	// maxStartup is how long input is held back from a REPL that shows no prompt.
+	maxStartup = 10 * time.Second
+
 	// maxWaiting bounds the execs that queue up behind the one that runs.
 	maxWaiting = 64
 )
@@ -42,9 +54,11 @@ type Session struct {
 
 	mu      sync.Mutex
 	out     tracker
-	due     uint64 // prompts that were shown once everything submitted is answered
-	exact   bool   // due can be trusted
-	settles uint64 // times that the REPL was found waiting by the contract's rule
+	due     uint64    // prompts that were shown once everything submitted is answered
+	exact   bool      // due can be trusted
+	doubt   bool      // but for a line that may not be answered
+	last    time.Time // of output, or of input
+	settles uint64    // times that the REPL was found waiting by the contract's rule
 	ready   bool
 	waiting int // execs in the queue
 	wakes   []chan struct{}
@@ -92,8 +106,10 @@ func (s *Session) Observe(data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.out.observe(data)
+	s.last = time.Now()
 	if s.ready {
 		s.due = max(s.due, s.out.prompts) // one that nobody asked for, after an interrupt
+		s.doubt = s.doubt && s.due > s.out.prompts
 	} else if s.def.StartupDelay == 0 && s.out.atPrompt() && !s.out.atContinuation() {
 		s.setReadyLocked()
 	}
@@ -189,27 +205,77 @@ func (s *Session) Input(ctx context.Context, data []byte) (Turn, error) {
 	if err := w.until(ctx, maxStartup, isReady); err != nil && !errors.Is(err, errPatience) {
 		return Turn{}, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.proc.Write(data); err != nil {
-		return Turn{}, err
+	lines := uint64(bytes.Count(data, []byte("\n")) + bytes.Count(data, []byte("\r")))
+	t, before, err := s.submit(data, lines)
+	if err != nil || !t.exact || lines == 0 || t.target-lines <= before.prompts {
+		return t, err
 	}
-	return s.submitLocked(data, uint64(bytes.Count(data, []byte("\n"))+bytes.Count(data, []byte("\r")))), nil
+	// The REPL was busy: what runs in it may be what reads this.
+	taken, err := w.taken(ctx, before)
+	if taken {
+		s.forgive(lines)
+		t.target -= lines
+	} else {
+		s.setDoubt()
+	}
+	return t, err
 }
 
-// maxStartup is how long input is held back from a REPL that shows no prompt.
-const maxStartup = 10 * time.Second
+// forgive takes lines off the account that something else than the REPL has read.
+func (s *Session) forgive(lines uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.due -= min(lines, s.due-s.out.prompts)
+}
+
+// setDoubt notes that a line may not be answered.
+func (s *Session) setDoubt() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.doubt = s.due > s.out.prompts
+}
 
 func isReady(s *Session) bool { return s.ready }
 
-// submitLocked accounts for lines that were written, or are about to be.
-func (s *Session) submitLocked(data []byte, lines uint64) Turn {
-	if s.due > s.out.prompts && lines > 0 || !countable(data, s.def.Prompt) {
-		s.exact = false // who reads it, the REPL or what runs in it, will not be known
+// moment is what a session knew when input was written.
+type moment struct {
+	prompts uint64
+	settled bool // nothing had happened for a while
+}
+
+// submit writes data and accounts for its lines.
+func (s *Session) submit(data []byte, lines uint64) (Turn, moment, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.proc.Write(data); err != nil {
+		return Turn{}, moment{}, err
 	}
-	t := Turn{from: s.out.seen, target: s.due + max(lines, 1), exact: s.exact, settles: s.settles}
+	before := moment{s.out.prompts, time.Since(s.last) >= settledTime}
+	s.exact = s.exact && countable(data, s.def.Prompt)
 	s.due += lines
-	return t
+	s.last = time.Now()
+	return Turn{from: s.out.seen, target: max(s.due, s.out.prompts+1), exact: s.exact, settles: s.settles}, before, nil
+}
+
+// taken tells whether a program that runs in the REPL has read what was just
+// written: it is gone, and no prompt has asked for it. One that comes in the same
+// moment answers what ran before, if that seemed to wait.
+func (w *waiter) taken(ctx context.Context, before moment) (bool, error) {
+	asked, err := w.pause(ctx, takeTime, before.prompts)
+	if err != nil || asked && !before.settled {
+		return false, err
+	}
+	unread, err := w.s.proc.Unread()
+	return err == nil && unread == 0, nil
+}
+
+// pause lets time pass and tells whether prompts were shown since there were n.
+func (w *waiter) pause(ctx context.Context, d time.Duration, n uint64) (asked bool, err error) {
+	err = w.until(ctx, d, func(*Session) bool { return false })
+	if errors.Is(err, errPatience) {
+		err = nil
+	}
+	return w.s.check(func(s *Session) bool { return s.out.prompts != n }), err
 }
 
 // countable tells whether prompts can be counted while data is processed: it must
@@ -235,20 +301,22 @@ func (s *Session) Await(ctx context.Context, t Turn) error {
 
 func (w *waiter) await(ctx context.Context, t Turn) error {
 	for {
-		counted := false
 		var seen uint64
+		quiet, counted := quietTime, false
 		err := w.until(ctx, 0, func(s *Session) bool {
-			counted, seen = t.exact && s.exact, s.out.seen
-			if counted {
-				return s.out.prompts >= t.target || s.settles != t.settles
+			seen = s.out.seen
+			if !t.exact || !s.exact {
+				return s.out.atPrompt() && seen > t.from
 			}
-			return s.out.atPrompt() && seen > t.from
+			quiet = doubtTime
+			counted = s.out.prompts >= t.target || s.settles != t.settles
+			return counted || s.doubt && s.out.atPrompt()
 		})
 		if err != nil || counted {
 			return err
 		}
 		// The contract's rule: nothing may follow for a while.
-		err = w.until(ctx, quietTime, func(s *Session) bool { return s.out.seen != seen })
+		err = w.until(ctx, quiet, func(s *Session) bool { return s.out.seen != seen })
 		if errors.Is(err, errPatience) {
 			w.s.settle(seen)
 			return nil
@@ -264,7 +332,7 @@ func (s *Session) settle(seen uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.out.seen == seen {
-		s.due, s.exact = s.out.prompts, s.def.Exact
+		s.due, s.exact, s.doubt = s.out.prompts, s.def.Exact, false
 		s.settles++
 		s.wakeLocked()
 	}

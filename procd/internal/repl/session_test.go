@@ -166,7 +166,11 @@ var conversations = map[string][][2]string{
 		{"print(41 + 1)", "print(41 + 1)\r\n42\r\n"},
 		{"function f()\nreturn 7 end\nprint(f())", "function f()\r\n__S0_CONT__ return 7 end\r\n_S0_> print(f())\r\n7\r\n"},
 	},
-	"php": {{"echo 41 + 1;", "echo 41 + 1;\r\n42\r\n"}},
+	"php": {
+		{"$x = 41; echo $x + 1;", "$x = 41; echo $x + 1;\r\n42"},
+		{"function f() {\nreturn 7; }\necho f(), PHP_EOL;", "function f() {\r\n__S0_CONT__ return 7; }\r\n_S0_> echo f(), PHP_EOL;\r\n7\r\n"},
+		{"no_such();", "no_such();\r\nError: Call to undefined function no_such()\r\n"},
+	},
 	"r": {
 		{"41 + 1", "41 + 1\r\n[1] 42\r\n"},
 		{"f <- function() {\n7 }\nf()", "f <- function() {\r\n__S0_CONT__ 7 }\r\n_S0_> f()\r\n[1] 7\r\n"},
@@ -359,7 +363,7 @@ func TestLongLine(t *testing.T) {
 			r := startAlias(t, alias)
 			const n = 50_000
 			if out := r.mustExec(t, fmt.Sprintf(code, strings.Repeat("x", n))); !strings.HasSuffix(out, fmt.Sprint("\r\n", n, "\r\n")) {
-				t.Errorf("output ends with %q", out[max(0, len(out)-50):])
+				t.Errorf("output of %d ends with %q; begins %q, all %d", len(out), out[max(0, len(out)-50):], out[:20], r.proc.Log().End())
 			}
 			if out := r.mustExec(t, fmt.Sprintf(code, "y")); !strings.HasSuffix(out, "\r\n1\r\n") {
 				t.Errorf("the next exec gave %q", out)

@@ -77,7 +77,7 @@ func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 			return
 		}
 		e := errdefs.From(err)
-		if e.Kind == errdefs.Internal {
+		if e.Kind == errdefs.Internal && r.Context().Err() == nil {
 			s.cfg.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 		}
 		if e.RetryAfter > 0 {
