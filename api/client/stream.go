@@ -41,7 +41,7 @@ type Event interface{ event() }
 // Output is something that the context printed.
 type Output struct {
 	Source ContextServerMessageSource // stdout, stderr or pty
-	Data   string
+	Data   string                     // bytes that need not be UTF-8
 }
 
 // Gap tells that output is missing here: this reader was too slow for what the
@@ -116,6 +116,9 @@ func (s *Stream) Next() (Event, error) {
 func event(m ContextServerMessage) Event {
 	switch {
 	case m.Type == ContextServerMessageTypeOutput:
+		if m.DataBase64 != nil {
+			return Output{Source: value(m.Source), Data: string(m.DataBase64)}
+		}
 		return Output{Source: value(m.Source), Data: value(m.Data)}
 	case m.Type == ContextServerMessageTypeGap:
 		return Gap{LostBytes: value(m.LostBytes)}
@@ -141,9 +144,18 @@ func closeError(err error) error {
 	return fmt.Errorf("the server ended the stream: close code %d", closed.Code)
 }
 
+// OutputLostError tells how much output never arrived, of a context that printed
+// faster than it was read.
+type OutputLostError struct{ Bytes int64 }
+
+func (e *OutputLostError) Error() string {
+	return fmt.Sprintf("%d bytes of output are missing: the process printed faster than they could be read", e.Bytes)
+}
+
 // Copy writes the context's output to stdout and stderr, a terminal's to stdout,
-// until its process ends. Where output is missing it says so on stderr.
+// until its process ends. With an [*OutputLostError] the exit is known all the same.
 func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
+	var lost int64
 	for {
 		e, err := s.Next()
 		if errors.Is(err, io.EOF) {
@@ -154,14 +166,16 @@ func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
 		}
 		switch e := e.(type) {
 		case Exit:
+			if lost > 0 {
+				return e, &OutputLostError{Bytes: lost}
+			}
 			return e, nil
 		case Gap:
-			_, err = fmt.Fprintf(stderr, "\n[%d bytes of output are missing]\n", e.LostBytes)
+			lost += e.LostBytes
 		case Output:
-			_, err = io.WriteString(pick(e.Source, stdout, stderr), e.Data)
-		}
-		if err != nil {
-			return Exit{}, err
+			if _, err := io.WriteString(pick(e.Source, stdout, stderr), e.Data); err != nil {
+				return Exit{}, err
+			}
 		}
 	}
 }

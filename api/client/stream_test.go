@@ -54,7 +54,6 @@ func TestStreamCopy(t *testing.T) {
 			`{"type":"output","source":"stdout","data":"out "}`,
 			`{"type":"output","source":"stderr","data":"err"}`,
 			`{"type":"something newer"}`,
-			`{"type":"gap","lost_bytes":9}`,
 			`{"type":"output","source":"stdout","data":"put"}`,
 			`{"type":"done","exit_code":3,"state":"stopped"}`)
 		closing(conn, websocket.CloseNormalClosure, "")
@@ -64,11 +63,34 @@ func TestStreamCopy(t *testing.T) {
 	if err != nil || exit.Code != 3 || exit.State != client.ContextStateStopped {
 		t.Errorf("exit %+v, %v", exit, err)
 	}
-	if stdout.String() != "out put" || stderr.String() != "err\n[9 bytes of output are missing]\n" {
+	if stdout.String() != "out put" || stderr.String() != "err" {
 		t.Errorf("stdout %q, stderr %q", &stdout, &stderr)
 	}
 	if _, err := s.Next(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the exit: %v, want io.EOF", err)
+	}
+}
+
+// What never arrived is told, and so is the exit code; bytes stay what they were.
+func TestStreamCopyOfMuchOutput(t *testing.T) {
+	t.Parallel()
+	s := attach(t, func(conn *websocket.Conn) {
+		texts(conn,
+			`{"type":"output","source":"stdout","data":"a"}`,
+			`{"type":"gap","lost_bytes":7}`,
+			`{"type":"output","source":"stdout","data":"\ufffd","data_base64":"/w=="}`,
+			`{"type":"gap","lost_bytes":2}`,
+			`{"type":"done","exit_code":3,"state":"crashed"}`)
+		closing(conn, websocket.CloseNormalClosure, "")
+	})
+	var stdout strings.Builder
+	exit, err := s.Copy(&stdout, io.Discard)
+	var lost *client.OutputLostError
+	if !errors.As(err, &lost) || lost.Bytes != 9 || exit.Code != 3 {
+		t.Errorf("exit %+v, %v", exit, err)
+	}
+	if stdout.String() != "a\xff" {
+		t.Errorf("stdout %q", &stdout)
 	}
 }
 

@@ -945,8 +945,11 @@ type ContextResponse struct {
 
 // ContextServerMessage A frame that the server sends on a context's WebSocket.
 type ContextServerMessage struct {
-	// Data output
+	// Data output, as text
 	Data *string `json:"data,omitempty"`
+
+	// DataBase64 output: the bytes themselves, when they are no text
+	DataBase64 []byte `json:"data_base64,omitempty,omitzero"`
 
 	// ExitCode done: the process ended.
 	ExitCode *int `json:"exit_code,omitempty"`

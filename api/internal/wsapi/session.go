@@ -253,7 +253,11 @@ func (w *clientWriter) text(source byte, data []byte) error {
 		return nil
 	}
 	s := string(data)
-	return w.send(openapi.ContextServerMessage{Type: openapi.ContextServerMessageTypeOutput, Source: &sources[source], Data: &s})
+	m := openapi.ContextServerMessage{Type: openapi.ContextServerMessageTypeOutput, Source: &sources[source], Data: &s}
+	if !utf8.Valid(data) { // JSON would lose what they were
+		m.DataBase64 = data
+	}
+	return w.send(m)
 }
 
 // partial is how many bytes at the end are the beginning of a character.

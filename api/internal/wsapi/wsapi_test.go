@@ -266,15 +266,27 @@ func TestOutputIsCutBetweenCharacters(t *testing.T) {
 		p.exit(0, "stopped")
 	})
 	messages, code, _ := rest(f.dial(t, "ctx-00000001"))
-	var out strings.Builder
+	var out, exact strings.Builder
 	for _, m := range messages {
-		var v struct{ Source, Data string }
+		var v struct {
+			Source, Data string
+			Bytes        []byte `json:"data_base64"`
+		}
 		if err := json.Unmarshal([]byte(m), &v); err != nil {
 			t.Fatal(err)
 		}
-		if v.Source == "stdout" {
+		switch {
+		case v.Source != "stdout":
+		case v.Bytes != nil:
+			exact.Write(v.Bytes)
+			out.WriteString(v.Data)
+		default:
+			exact.WriteString(v.Data)
 			out.WriteString(v.Data)
 		}
+	}
+	if exact.String() != text+"\xff\xe2\x82" {
+		t.Errorf("bytes %q", exact.String())
 	}
 	if got := out.String(); got != text+"\ufffd\ufffd\ufffd" && got != text+"\ufffd\ufffd" || code != 1000 {
 		t.Errorf("%q, closed with %d", got, code)

@@ -61,7 +61,7 @@ func (a *app) login(ctx context.Context, mode, email, password string) error {
 	}
 	login, err := c.Login(ctx, email, password)
 	if err != nil {
-		return err
+		return &signInError{err}
 	}
 	if err := a.session.SignIn(ctx, login); err != nil {
 		return err

@@ -36,6 +36,7 @@ type app struct {
 
 // Main runs s0 and returns its exit code.
 func Main(args []string, version string) int {
+	signal.Ignore(syscall.SIGPIPE) // a reader that has gone is an error like others: we tidy up
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	a := &app{version: version}
@@ -48,6 +49,8 @@ func Main(args []string, version string) int {
 		return 0
 	case errors.As(err, &remote):
 		return int(remote)
+	case errors.Is(err, syscall.EPIPE): // whoever reads us has seen enough
+		return 1
 	}
 	fmt.Fprint(os.Stderr, explain(err, a.session))
 	return 1

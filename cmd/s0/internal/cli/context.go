@@ -145,6 +145,8 @@ func (n *newContext) request() (client.CreateContextRequest, error) {
 		if len(n.command) > 0 {
 			return req, errors.New("a context of type repl takes no command: choose the interpreter with --alias")
 		}
+	case kind == "":
+		return req, errors.New("say what to start: --type repl, or a command after --")
 	default:
 		return req, fmt.Errorf("context type %q: want --type repl or --type cmd", kind)
 	}

@@ -49,7 +49,13 @@ func hint(err error, s *session.Session) string {
 	var refused *client.APIError
 	var usage *usage
 	var lookup *net.DNSError
+	var signIn *signInError
+	var missing *client.OutputLostError
 	switch {
+	case errors.As(err, &missing):
+		return "write it to a file in the sandbox and fetch that with `s0 sandbox files -s ID download`"
+	case errors.As(err, &signIn) && errors.As(err, &refused) && refused.StatusCode == http.StatusUnauthorized:
+		return "check the email address and the password; `make up` printed the first user's"
 	case errors.As(err, &usage):
 		return "see `" + usage.command + " --help`"
 	case errors.As(err, &refused):
@@ -74,9 +80,6 @@ func apiHint(e *client.APIError, s *session.Session) string {
 	}
 	switch e.StatusCode {
 	case http.StatusUnauthorized:
-		if strings.Contains(strings.ToLower(e.Message), "team") {
-			return "choose a team with `s0 team use ID`; `s0 team list` shows yours"
-		}
 		return signInHint()
 	case http.StatusForbidden:
 		return "your role in this team does not allow it; an admin of the team can"
@@ -90,6 +93,11 @@ func apiHint(e *client.APIError, s *session.Session) string {
 	}
 	return ""
 }
+
+// signInError is a failure to sign in, where "sign in" is no advice.
+type signInError struct{ error }
+
+func (e *signInError) Unwrap() error { return e.error }
 
 // usage is a mistake in the command line.
 type usage struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"sync"
@@ -153,12 +154,20 @@ func follow(ctx context.Context, c *client.Client, sandbox, id string, e executi
 	interrupted := ctx.Err() != nil
 	cancel()
 	wait()
-	if err != nil && !interrupted {
+	var missing *client.OutputLostError
+	var ours *fs.PathError // a reader behind s0 that has seen enough, a full disk
+	switch {
+	case interrupted:
+		err = context.Canceled
+	case errors.As(err, &missing) && exit.Code != 0:
+		note("s0: %v", missing)
+		err = nil
+	case err != nil && missing == nil && !errors.As(err, &ours):
 		return lost(err, sandbox, id)
 	}
 	forget(ctx, c, sandbox, id)
-	if interrupted {
-		return context.Canceled
+	if err != nil {
+		return err
 	}
 	return exitCode(exit.Code)
 }
@@ -178,11 +187,14 @@ func relay(ctx context.Context, cancel context.CancelFunc, s *client.Stream, e e
 			tty.OnResize(ctx, os.Stdout, func(size tty.Size) { s.Resize(client.PTYSize(size)) })
 		})
 	}
-	if e.interactive {
+	switch {
+	case e.interactive:
 		go func() {
 			io.Copy(s, os.Stdin)
 			s.CloseInput()
 		}()
+	case !e.terminal: // what reads nevertheless shall not wait for us
+		side.Go(func() { s.CloseInput() })
 	}
 	return side.Wait
 }
