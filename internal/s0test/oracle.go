@@ -356,7 +356,7 @@ func (s *Stack) Sandboxes() []string {
 	s.t.Helper()
 	live, err := s.Live()
 	if err != nil {
-		s.t.Fatalf("asking the node: %v\n%s", err, s.Logs())
+		s.t.Fatalf("asking the node: %v", err)
 	}
 	maps.DeleteFunc(live, func(_, what string) bool { return what != "sandbox" })
 	return slices.Sorted(maps.Keys(live))

@@ -184,9 +184,9 @@ func (s *Stack) Up() {
 		}
 		select {
 		case <-exited:
-			s.t.Fatalf("s0d ended while it was starting: %s\n%s", cmd.ProcessState, s.Logs())
+			s.t.Fatalf("s0d ended while it was starting: %s", cmd.ProcessState)
 		case <-ctx.Done():
-			s.t.Fatalf("s0d did not get ready within %s\n%s", stackStartTimeout, s.Logs())
+			s.t.Fatalf("s0d did not get ready within %s", stackStartTimeout)
 		case <-time.After(statusPoll):
 		}
 	}
@@ -226,7 +226,7 @@ func (s *Stack) Down(keepSandboxes bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), stackStopTimeout)
 	defer cancel()
 	if out, err := s.s0d(ctx, "down", "--keep-sandboxes="+strconv.FormatBool(keepSandboxes)); err != nil {
-		s.t.Errorf("s0d down: %v: %s\n%s", err, out, s.Logs())
+		s.t.Errorf("s0d down: %v: %s", err, out)
 	}
 	s.awaitExit()
 }
@@ -315,7 +315,7 @@ func (s *Stack) Key() string {
 	s.t.Helper()
 	b, err := os.ReadFile(filepath.Join(s.DataDir, "admin.key"))
 	if err != nil {
-		s.t.Fatalf("the admin's key: %v\n%s", err, s.Logs())
+		s.t.Fatalf("the admin's key: %v", err)
 	}
 	return strings.TrimSpace(string(b))
 }
@@ -341,7 +341,7 @@ func (s *Stack) Eventually(what string, ok func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("waited %s for %s: %v\n%s", settleTimeout, what, err, s.Logs())
+			s.t.Fatalf("waited %s for %s: %v", settleTimeout, what, err)
 		}
 		time.Sleep(statusPoll)
 	}

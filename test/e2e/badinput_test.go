@@ -149,7 +149,7 @@ func (r badRequest) check(t *testing.T, s *s0test.Stack) {
 	default:
 		req.Header.Set("Authorization", "Bearer "+r.token)
 	}
-	client := &http.Client{Timeout: answerTime, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: answerTime, Transport: &http.Transport{}}
 	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatalf("no answer: %v", err)

@@ -35,7 +35,7 @@ func (u *user) ctx() context.Context {
 func must[T any](u *user, what string, v T, err error) T {
 	u.t.Helper()
 	if err != nil {
-		u.t.Fatalf("%s: %v\n%s", what, err, u.stack.Logs())
+		u.t.Fatalf("%s: %v", what, err)
 	}
 	return v
 }

@@ -102,7 +102,16 @@ func testRestarts(t *testing.T, s *s0test.Stack) {
 			}
 			return err
 		})
-		fresh := u.claim() // and new ones can be had
+		var fresh string // and new ones can be had, once what was killed is back
+		s.Eventually("a claim after "+after, func() error {
+			sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default"})
+			if err == nil {
+				fresh = sb.SandboxID
+			} else if !isStatus(err, 503) && !isStatus(err, 429) {
+				t.Fatalf("claiming after %s: %v, want a sandbox or to be told to wait", after, err)
+			}
+			return err
+		})
 		u.wantExec(fresh, u.python(fresh), "print('new')", "new")
 		u.remove(fresh)
 	}
