@@ -280,10 +280,11 @@ func (h *host) interrupted(after time.Duration, interfere func()) {
 		_, _ = c.NewTask(ctx, cio.NullIO, containerd.WithRootFS(h.mounts()))
 	}()
 	<-time.After(after) // the moment is the test's parameter
-	if interfere != nil {
+	if interfere == nil {
+		cancel()
+	} else {
 		interfere()
 	}
-	cancel()
 	<-done
 	h.eventually("the task is gone", func() bool {
 		task, err := c.Task(h.ctx(), nil)

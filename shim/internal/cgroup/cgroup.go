@@ -7,6 +7,7 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,9 +15,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// busyPoll is the pause between looks at a group that is busy: no hierarchy tells
+// on every kernel when it no longer is.
+const busyPoll = 10 * time.Millisecond
 
 // mountPoint is where runsc expects the hierarchies, too.
 const mountPoint = "/sys/fs/cgroup"
@@ -73,11 +79,28 @@ func (g Group) KillTogether() {
 	}
 }
 
-// Remove removes the group from every hierarchy. It must be empty of processes.
-func (g Group) Remove() error {
+// Remove removes the group from every hierarchy. Its processes have been killed:
+// one that still frees its memory keeps the group busy, and is waited for.
+func (g Group) Remove(ctx context.Context) error {
 	if g.path == "" || g.path == "/" {
 		return nil
 	}
+	tick := time.NewTicker(busyPoll)
+	defer tick.Stop()
+	for {
+		err := g.tryRemove()
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (g Group) tryRemove() error {
 	dirs := []string{filepath.Join(g.root, g.path)}
 	if !g.unified {
 		var err error

@@ -115,7 +115,7 @@ func TestV2(t *testing.T) {
 func TestNoGroup(t *testing.T) {
 	t.Parallel()
 	g := Open("")
-	if g.Stats() != nil || g.OOMKills() != 0 || g.Remove() != nil {
+	if g.Stats() != nil || g.OOMKills() != 0 || g.Remove(t.Context()) != nil {
 		t.Error("a container without a group has usage")
 	}
 	if g.Update(&specs.LinuxResources{}) == nil {

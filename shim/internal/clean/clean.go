@@ -45,7 +45,9 @@ func (s Sandbox) Remove(ctx context.Context) error {
 	if err := s.Runsc.RemoveState(); err != nil {
 		return err
 	}
-	return errors.Join(s.Unmount(), s.Group.Remove())
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	return errors.Join(s.Unmount(), s.Group.Remove(ctx))
 }
 
 // Destroy kills whatever runs of the sandbox, then removes it.

@@ -30,6 +30,9 @@ import (
 // a machine that may be busy refilling a pool.
 const joinTimeout = 10 * time.Second
 
+// prefix tells our sockets from those of other shims in the directory.
+const prefix = "s0-"
+
 // Key names a group.
 type Key struct {
 	Containerd string // containerd's address, so that two of them never share
@@ -44,7 +47,7 @@ type Socket struct{ path string }
 // use. The name is a digest: a group's name may be long and is nobody's path.
 func SocketIn(dir string, k Key) Socket {
 	sum := sha256.Sum256([]byte(strings.Join([]string{"s0", k.Containerd, k.Namespace, k.Group}, "\x00")))
-	return Socket{path: filepath.Join(dir, fmt.Sprintf("%x", sum[:16]))}
+	return Socket{path: filepath.Join(dir, fmt.Sprintf("%s%x", prefix, sum[:16]))}
 }
 
 // SocketAt is the socket of an [Socket.Address].
@@ -95,6 +98,7 @@ func (s Socket) Found(ctx context.Context, id string, start func(listener *os.Fi
 	if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing a dead shim's socket: %w", err)
 	}
+	s.buryOthers()
 	l, err := s.listen()
 	if err != nil {
 		return err
@@ -158,6 +162,11 @@ func (s Socket) Bury() error {
 		return err
 	}
 	defer unlock()
+	return s.bury()
+}
+
+// bury is called with the lock held: nobody is about to listen.
+func (s Socket) bury() error {
 	conn, err := net.DialTimeout("unix", s.path, joinTimeout)
 	if err == nil {
 		return conn.Close()
@@ -166,6 +175,15 @@ func (s Socket) Bury() error {
 		return os.Remove(s.path)
 	}
 	return nil
+}
+
+// buryOthers removes the sockets of all groups whose process was killed together
+// with whoever should have noticed. It is called with the lock held.
+func (s Socket) buryOthers() {
+	all, _ := filepath.Glob(filepath.Join(filepath.Dir(s.path), prefix+"*"))
+	for _, path := range all {
+		_ = Socket{path: path}.bury() // best effort: the next founder tries again
+	}
 }
 
 // lock excludes every other founder and retiree of the directory; a dead holder

@@ -80,12 +80,27 @@ func TestFoundThenJoin(t *testing.T) {
 	if s.Join(ctx, "a") == nil {
 		t.Fatal("joined nobody")
 	}
-	if err := os.WriteFile(s.path, nil, 0o600); err != nil { // a dead one's
+	dead := SocketIn(filepath.Dir(s.path), Key{Group: "dead"})
+	for _, other := range []Socket{s, dead} { // left by dead ones
+		l, err := other.listen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+	}
+	foreign := filepath.Join(filepath.Dir(s.path), "foreign")
+	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var a answering
 	if err := s.Found(ctx, "a", func(f *os.File) error { a = serve(t, f); return nil }); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := dead.Mark(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a dead group's socket is still there: %v", err)
+	}
+	if _, err := os.Stat(foreign); err != nil {
+		t.Errorf("another shim's file was touched: %v", err)
 	}
 	if fi, err := os.Stat(s.path); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("C07: socket has mode %v, %v", fi.Mode(), err)
