@@ -1,0 +1,256 @@
+package api_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+
+	"s0.run/internal/sandbox"
+)
+
+type operation struct {
+	method, path string
+	op           *openapi3.Operation
+}
+
+// operations is every operation of the contract.
+func operations(t *testing.T) []operation {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromFile("openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []operation
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			all = append(all, operation{method, path, op})
+		}
+	}
+	if len(all) < 40 {
+		t.Fatalf("only %d operations", len(all))
+	}
+	return all
+}
+
+func (o operation) public() bool { return o.op.Security != nil && len(*o.op.Security) == 0 }
+
+// example is a request that only its ids can make wrong.
+func (o operation) example(sandboxID, contextID, templateID, keyID string) request {
+	path := o.path
+	if strings.HasPrefix(path, "/api-keys/") {
+		path = strings.ReplaceAll(path, "{id}", keyID)
+	}
+	path = strings.NewReplacer("{id}", sandboxID, "{context_id}", contextID, "{template_id}", templateID).Replace(path)
+	if strings.Contains(path, "/files") && !strings.HasSuffix(path, "/move") {
+		path += "?path=a"
+	}
+	bodies := map[string]string{
+		"updateSandbox": `{"config":{"ttl":1}}`, "updateTemplate": `{"spec":{"mainContainer":{"image":"x","resources":{"memory":"1Gi"}}}}`,
+		"createContext": `{"type":"repl"}`, "execContext": `{"data":"x"}`, "writeContextInput": `{"data":"x"}`,
+		"resizeContext": `{"rows":1,"cols":1}`, "signalContext": `{"signal":"INT"}`, "moveFile": `{"source":"a","destination":"b"}`, "writeFile": "x",
+	}
+	r := request{method: o.method, path: path}
+	if b, ok := bodies[o.op.OperationID]; ok {
+		r.body = b
+	}
+	if o.op.OperationID == "attachContext" {
+		r.header = http.Header{
+			"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
+		}
+	}
+	return r
+}
+
+func TestEveryOperationWantsAToken(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	for _, o := range operations(t) {
+		r := o.example("x", "y", "z", "k")
+		if o.public() {
+			if a := i.send(r); a.status == 401 && a.msg == "authentication required" {
+				t.Errorf("%s %s asks for a token", o.method, o.path)
+			}
+			continue
+		}
+		for name, token := range map[string]string{
+			"none": "", "garbage": "abc", "unknown key": "s0_local_" + strings.Repeat("0", 48), "alg none": "eyJhbGciOiJub25lIn0.e30.",
+		} {
+			r.token = token
+			a := i.send(r)
+			if a.status != 401 || a.code != "unauthorized" {
+				t.Errorf("%s %s with token %s: %d %s", o.method, o.path, name, a.status, a.raw)
+			}
+		}
+	}
+}
+
+// A01: for every operation that names something, another tenant's id is answered
+// exactly like one that does not exist.
+func TestA01_ForeignIDsAreUnknownIDs(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	owner := i.key("admin")
+	jwt := i.signIn()
+	stranger := i.stranger()
+	sb := i.claim(owner)
+	var c struct{ ID string }
+	i.send(request{method: "POST", path: "/api/v1/sandboxes/" + sb + "/contexts", token: owner, body: `{"type":"repl"}`}).want(201, &c)
+	i.send(request{method: "POST", path: "/api/v1/templates", token: owner, body: `{"template_id":"mine","spec":{"mainContainer":{"image":"x","resources":{"memory":"1Gi"}}}}`}).want(201, nil)
+	unknown, err := sandbox.NewID("local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tested := 0
+	for _, o := range operations(t) {
+		if !strings.Contains(o.path, "{") {
+			continue
+		}
+		token := stranger
+		if strings.HasPrefix(o.path, "/api-keys/") {
+			token = jwt // of the owner's team: the stranger's key is the foreign one
+		}
+		foreign := o.example(sb, c.ID, "mine", i.foreignKeyID())
+		missing := o.example(string(unknown), c.ID, "nothing", "00000000-0000-0000-0000-000000000000")
+		foreign.token, missing.token = token, token
+		f, m := i.send(foreign), i.send(missing)
+		if f.status != 404 || m.status != 404 || string(f.raw) != string(m.raw) {
+			t.Errorf("%s %s: foreign %d %s, unknown %d %s", o.method, o.path, f.status, f.raw, m.status, m.raw)
+		}
+		tested++
+	}
+	if tested < 25 {
+		t.Errorf("only %d operations were tested", tested)
+	}
+	// And nothing happened to what belongs to the owner.
+	i.send(request{method: "GET", path: "/api/v1/sandboxes/" + sb + "/contexts/" + c.ID, token: owner}).want(200, nil)
+	i.send(request{method: "GET", path: "/api/v1/templates/mine", token: owner}).want(200, nil)
+	var list struct{ Count int }
+	i.send(request{method: "GET", path: "/api/v1/sandboxes", token: stranger}).want(200, &list)
+	if list.Count != 0 {
+		t.Error("a stranger's list shows the owner's sandbox")
+	}
+}
+
+func TestUnknownRoutesAndMethodsHaveTheEnvelope(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	for _, path := range []string{"/", "/nope", "/api/v1/sandboxes/", "/api//v1/sandboxes", "/api/v1/../v1/sandboxes", "/api/v1/sandboxes/x/nope", "/%2e%2e/etc/passwd"} {
+		a := i.send(request{method: "GET", path: path, outside: true})
+		if a.status != 404 || a.code != "not_found" {
+			t.Errorf("GET %s: %d %s", path, a.status, a.raw)
+		}
+	}
+	a := i.send(request{method: "PATCH", path: "/api/v1/sandboxes"}).refused(405, "bad_request")
+	if a.header.Get("Allow") != "GET, POST" {
+		t.Errorf("Allow: %q", a.header.Get("Allow"))
+	}
+	i.send(request{method: "TRACE", path: "/healthz"}).refused(405, "bad_request")
+}
+
+func TestA08_Bodies(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	key := i.key("admin")
+	post := func(body any, header http.Header) answer {
+		return i.send(request{method: "POST", path: "/api/v1/sandboxes", token: key, body: body, header: header})
+	}
+	post(io.LimitReader(spaces{}, 2<<20), nil).refused(413, "bad_request")
+	post(`{"template":"default"}`, http.Header{"Content-Encoding": {"gzip"}}).refused(400, "bad_request")
+	for _, body := range []string{
+		"", "null", "[]", `{"template":"a","template":"b"}`, `{"template":"a"}{}`, `{"template":NaN}`, "{\"template\":\"\xff\"}",
+		`{"template":` + strings.Repeat("[", 100_000), `{"template":"a","config":{"env_vars":{"A":"1","A":"2"}}}`, `{"template":{}}`, `{"template":"a","config":{"ttl":1e400}}`,
+	} {
+		post(body, nil).refused(400, "bad_request")
+	}
+	id := i.claim(key)
+	a := i.send(request{method: "POST", path: "/api/v1/sandboxes/" + id + "/files?path=a", token: key, body: io.LimitReader(spaces{}, 101<<20)})
+	a.refused(413, "file_too_large")
+}
+
+type spaces struct{}
+
+func (spaces) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	return len(p), nil
+}
+
+// A22: a defect of ours is opaque to the caller and found by its id.
+func TestA22_ErrorsAreOpaque(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	key := i.key("admin")
+	i.claim(key)
+	exec(t, i.dsn, "ALTER TABLE sandboxes RENAME COLUMN config TO elsewhere")
+	a := i.send(request{method: "GET", path: "/api/v1/sandboxes", token: key}).refused(500, "internal_error")
+	if a.msg != "internal error" || strings.Contains(string(a.raw), "config") {
+		t.Errorf("%s", a.raw)
+	}
+	if id := a.header.Get("X-Request-Id"); !strings.Contains(string(a.raw), id) || !strings.Contains(i.log.String(), id) {
+		t.Errorf("request %s is not in the answer and the log: %s", id, a.raw)
+	}
+}
+
+// Raw requests, as no HTTP library sends them.
+func TestRawRequests(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	key := i.key("admin")
+	for name, c := range map[string]struct{ request, status string }{
+		"two tokens":        {"GET /api/v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + key + "\r\nAuthorization: Bearer " + key + "\r\n\r\n", "401"},
+		"basic auth":        {"GET /api/v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic " + key + "\r\n\r\n", "401"},
+		"two hosts":         {"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", "400"},
+		"absolute form":     {"GET http://evil.example/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", "403"},
+		"huge header":       {"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 1<<20) + "\r\n\r\n", "431"},
+		"lower-case scheme": {"GET /api/v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nauthorization: bearer " + key + "\r\n\r\n", "200"},
+		"NUL in an id":      {"GET /api/v1/sandboxes/%00 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + key + "\r\n\r\n", "404"},
+		"team header":       {"GET /api/v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nX-Team-ID: x\r\nAuthorization: Bearer " + key + "\r\n\r\n", "400"},
+	} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(i.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		go io.WriteString(conn, c.request) // the server may answer before it has read all
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		if err != nil || !strings.HasPrefix(line, "HTTP/1.1 "+c.status) {
+			t.Errorf("%s: %q %v, want %s", name, line, err, c.status)
+		}
+		conn.Close()
+	}
+}
+
+func TestHealthAndMetrics(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	key := i.key("developer")
+	i.claim(key)
+	i.send(request{method: "GET", path: "/healthz"}).want(200, nil)
+	i.send(request{method: "GET", path: "/readyz"}).want(200, nil)
+	var meta struct {
+		GatewayMode string `json:"gateway_mode"`
+	}
+	i.send(request{method: "GET", path: "/metadata"}).want(200, &meta)
+	if meta.GatewayMode != "direct" {
+		t.Errorf("%+v", meta)
+	}
+	metrics := string(i.send(request{method: "GET", path: "/metrics"}).want(200, nil).raw)
+	for _, want := range []string{
+		`s0_api_claim_seconds_count{kind="warm",outcome="ok"} 1`, `s0_api_claim_phase_seconds_count{phase="node"} 1`,
+		`s0_api_claim_phase_seconds_count{phase="store"} 1`, "s0_api_synced_nodes 1", fmt.Sprintf("s0_api_request_seconds_count{route=%q,status=%q} 1", "POST /api/v1/sandboxes", "2xx"),
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("H05: no %s in the metrics", want)
+		}
+	}
+	a := i.send(request{method: "GET", path: "/metrics", header: http.Header{"X-Forwarded-For": {"203.0.113.9"}}, outside: true})
+	if a.status != 404 {
+		t.Errorf("H05: metrics behind a proxy: %d", a.status)
+	}
+}

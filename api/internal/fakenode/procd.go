@@ -1,0 +1,163 @@
+package fakenode
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"s0.run/internal/procapi"
+)
+
+// Procd is a procd for sandboxes of a fake node: contexts that echo and files in
+// memory, enough for every route to answer.
+type Procd struct {
+	mu       sync.Mutex
+	contexts map[string]*procapi.Context // by sandbox and id
+	files    map[string][]byte           // by sandbox and path; nil: a directory
+	made     int
+}
+
+// NewProcd makes an empty Procd.
+func NewProcd() *Procd {
+	return &Procd{contexts: map[string]*procapi.Context{}, files: map[string][]byte{}}
+}
+
+func refuse(w http.ResponseWriter, status int, code string) {
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(procapi.Error{Code: code, Message: strings.ReplaceAll(code, "_", " ")})
+}
+
+func reply(w http.ResponseWriter, status int, v any) {
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(v)
+}
+
+// ServeHTTP implements http.Handler.
+func (p *Procd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	sandbox := r.Header.Get(SandboxHeader)
+	switch {
+	case strings.HasPrefix(r.URL.Path, procapi.PathFiles):
+		p.serveFiles(w, r, sandbox)
+	case r.URL.Path == procapi.PathContexts && r.Method == http.MethodPost:
+		p.create(w, r, sandbox)
+	case r.URL.Path == procapi.PathContexts:
+		p.list(w, sandbox)
+	default:
+		id, op, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, procapi.PathContexts+"/"), "/")
+		p.serveContext(w, r, sandbox+" "+id, op)
+	}
+}
+
+func (p *Procd) create(w http.ResponseWriter, r *http.Request, sandbox string) {
+	var req procapi.CreateContext
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		refuse(w, http.StatusBadRequest, "invalid_request")
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.made++
+	c := &procapi.Context{ID: fmt.Sprintf("ctx-%08x", p.made), Type: req.Type, Running: true, CreatedAt: time.Now().UTC(), State: "running"}
+	if req.CMD != nil {
+		out := strings.Join(req.CMD.Command, " ")
+		c.Command, c.Stdout = req.CMD.Command, &out
+	}
+	p.contexts[sandbox+" "+c.ID] = c
+	reply(w, http.StatusCreated, c)
+}
+
+func (p *Procd) list(w http.ResponseWriter, sandbox string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var list procapi.ContextList
+	for key, c := range p.contexts {
+		if strings.HasPrefix(key, sandbox+" ") {
+			list.Contexts = append(list.Contexts, *c)
+		}
+	}
+	reply(w, http.StatusOK, list)
+}
+
+func (p *Procd) serveContext(w http.ResponseWriter, r *http.Request, key, op string) {
+	p.mu.Lock()
+	c := p.contexts[key]
+	p.mu.Unlock()
+	if c == nil {
+		refuse(w, http.StatusNotFound, "context_not_found")
+		return
+	}
+	switch op {
+	case "exec":
+		var req procapi.ExecRequest
+		json.NewDecoder(r.Body).Decode(&req)
+		reply(w, http.StatusOK, procapi.ExecResult{OutputRaw: req.Data, State: "running"})
+	case "stats":
+		reply(w, http.StatusOK, procapi.ContextStats{PID: 7, Processes: 1, CPUNanos: 1000, RSSBytes: 4096})
+	case "attach":
+		b, _ := json.Marshal(procapi.Exit{ExitCode: 0, State: "stopped"})
+		w.Write(procapi.AppendFrame(nil, procapi.FrameExit, b))
+	case "", "restart":
+		if r.Method == http.MethodDelete {
+			p.mu.Lock()
+			delete(p.contexts, key)
+			p.mu.Unlock()
+		}
+		reply(w, http.StatusOK, c)
+	default:
+		reply(w, http.StatusOK, struct{}{})
+	}
+}
+
+func (p *Procd) serveFiles(w http.ResponseWriter, r *http.Request, sandbox string) {
+	path := r.URL.Query().Get("path")
+	key := sandbox + " " + path
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	content, there := p.files[key]
+	info := procapi.FileInfo{Name: path, Path: path, Type: "file", Size: int64(len(content)), Mode: "0644", ModTime: time.Now().UTC()}
+	switch op := strings.TrimPrefix(r.URL.Path, procapi.PathFiles); {
+	case op == "/list":
+		var list procapi.FileList
+		for k := range p.files {
+			if name, ok := strings.CutPrefix(k, sandbox+" "); ok {
+				list.Entries = append(list.Entries, procapi.FileInfo{Name: name, Path: name, Type: "file", Mode: "0644"})
+			}
+		}
+		sort.Slice(list.Entries, func(i, j int) bool { return list.Entries[i].Name < list.Entries[j].Name })
+		reply(w, http.StatusOK, list)
+	case op == "/move":
+		var m procapi.MoveRequest
+		json.Unmarshal(body, &m)
+		if _, ok := p.files[sandbox+" "+m.Source]; !ok {
+			refuse(w, http.StatusNotFound, "file_not_found")
+			return
+		}
+		p.files[sandbox+" "+m.Destination] = p.files[sandbox+" "+m.Source]
+		delete(p.files, sandbox+" "+m.Source)
+		reply(w, http.StatusOK, struct{}{})
+	case r.Method == http.MethodDelete:
+		delete(p.files, key)
+		reply(w, http.StatusOK, struct{}{})
+	case r.Method == http.MethodPost:
+		if r.URL.Query().Get("mkdir") != "" {
+			body = nil
+		}
+		p.files[key] = body
+		reply(w, http.StatusOK, struct{}{})
+	case !there:
+		refuse(w, http.StatusNotFound, "file_not_found")
+	case op == "/stat":
+		reply(w, http.StatusOK, info)
+	default:
+		w.Write(content)
+	}
+}
