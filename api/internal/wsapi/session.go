@@ -65,6 +65,7 @@ func (ss *session) readClient() {
 	defer ss.cancel()
 	ss.conn.SetPongHandler(func(string) error { return ss.conn.SetReadDeadline(time.Now().Add(pongWait)) })
 	var buf []byte
+	ended := false // the process takes no more; what it printed may still be on its way to the client
 	for {
 		// Renewed before each read, because a sandbox that takes no input stops the
 		// reading, and then no pong is seen.
@@ -84,8 +85,9 @@ func (ss *session) readClient() {
 			ss.reject(websocket.ClosePolicyViolation, err.Error())
 			return
 		}
-		if _, err := ss.input.Write(buf); err != nil {
-			return
+		if !ended {
+			_, err = ss.input.Write(buf)
+			ended = err != nil
 		}
 	}
 }

@@ -178,6 +178,43 @@ func TestAFinishedContextIsReplayed(t *testing.T) {
 	}
 }
 
+// Input for a process that has ended is dropped. The session lives on: what the
+// process printed may still be on its way.
+func TestInputForAnEndedProcessEndsNoSession(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := (&websocket.Upgrader{}).Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		ended, input := io.Pipe()
+		ended.Close()
+		(&session{conn: conn, cancel: func() {}, input: input}).readClient()
+	}))
+	defer srv.Close()
+	conn, _, err := websocket.DefaultDialer.Dial("ws"+strings.TrimPrefix(srv.URL, "http"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	pong := make(chan struct{})
+	conn.SetPongHandler(func(string) error { close(pong); return nil })
+	for range 2 {
+		conn.WriteMessage(websocket.TextMessage, []byte(`{"type":"input","data":"x"}`))
+	}
+	conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(10*time.Second))
+	read := make(chan error, 1)
+	go func() { _, _, err := conn.ReadMessage(); read <- err }()
+	select {
+	case <-pong:
+	case err := <-read:
+		t.Fatalf("the session ended: %v", err)
+	}
+	conn.Close()
+	<-read
+}
+
 func TestAnUnknownContextIsToldOnTheSocket(t *testing.T) {
 	t.Parallel()
 	f := serve(t, func(io.Reader, *procd) {})
