@@ -62,6 +62,14 @@ type Stack struct {
 // test ends the stack is stopped; what it then leaves on the machine fails the test.
 func Start(t testing.TB, opt Options) *Stack {
 	t.Helper()
+	s := Prepare(t, opt)
+	s.Up()
+	return s
+}
+
+// Prepare is Start for a test that starts the server itself, through [Stack.S0D].
+func Prepare(t testing.TB, opt Options) *Stack {
+	t.Helper()
 	NeedRoot(t)
 	dir, err := os.MkdirTemp("", "s0t-")
 	if err != nil {
@@ -95,7 +103,6 @@ func Start(t testing.TB, opt Options) *Stack {
 		s.finish()
 		release()
 	})
-	s.Up()
 	return s
 }
 
@@ -292,12 +299,7 @@ func (s *Stack) S0D(command string, args ...string) (string, error) {
 
 // finish stops the stack and tells what it left.
 func (s *Stack) finish() {
-	s.mu.Lock()
-	running := s.server != nil
-	s.mu.Unlock()
-	if running {
-		s.Down(false)
-	}
+	s.Down(false)
 	if left := s.Leftovers(); len(left) > 0 {
 		s.t.Errorf("left on the machine after the stop:\n\t%s", strings.Join(left, "\n\t"))
 	}

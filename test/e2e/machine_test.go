@@ -27,7 +27,6 @@ func TestMachine(t *testing.T) {
 	t.Run("bad input", func(t *testing.T) { testBadInput(t, s) })
 	t.Run("restarts", func(t *testing.T) { testRestarts(t, s) })
 	t.Run("dead sandbox", func(t *testing.T) { testDeadSandbox(t, s) })
-	t.Run("s0d", func(t *testing.T) { testServerCommands(t, s) })
 	s.CheckOwned()
 	if left := s.Sandboxes(); len(left) > 0 {
 		t.Errorf("sandboxes %v are left; every test deletes its own", left)
@@ -180,13 +179,4 @@ func testDeadSandbox(t *testing.T, s *s0test.Stack) {
 	})
 	u.remove(id)
 	s.CheckOwned()
-}
-
-func testServerCommands(t *testing.T, s *s0test.Stack) {
-	for command, want := range map[string]string{"doctor": "ready", "status": s.URL, "up": "already up"} {
-		out, err := s.S0D(command)
-		if err != nil || !strings.Contains(out, want) {
-			t.Errorf("s0d %s: %v, want %q in:\n%s", command, err, want, out)
-		}
-	}
 }
