@@ -149,7 +149,7 @@ func closeError(err error) error {
 type OutputLostError struct{ Bytes int64 }
 
 func (e *OutputLostError) Error() string {
-	return fmt.Sprintf("%d bytes of output are missing: the process printed faster than they could be read", e.Bytes)
+	return fmt.Sprintf("%d bytes of output are missing: the process printed more than is kept until it is read", e.Bytes)
 }
 
 // Copy writes the context's output to stdout and stderr, a terminal's to stdout,

@@ -117,19 +117,28 @@ func (a *app) execAtOnce(ctx context.Context, c *client.Client, sandbox string, 
 	}
 	defer forget(ctx, c, sandbox, result.ID)
 	if a.printer.Format != output.Table {
-		if err := a.printer.Print(result, nil); err != nil {
-			return err
-		}
+		err = a.printer.Print(result, nil)
 	} else {
-		noteTruncated(result.TruncatedBytes)
-		printed := deref(result.Stdout)
-		if req.PTYSize != nil {
-			printed = deref(result.OutputRaw)
-		}
-		io.WriteString(os.Stdout, printed)
-		io.WriteString(os.Stderr, deref(result.Stderr))
+		err = printResult(result)
+	}
+	if err != nil {
+		return err
 	}
 	return exitCode(deref(result.ExitCode))
+}
+
+// printResult prints what a command printed. A terminal has no stdout of its own.
+func printResult(r *client.ContextResponse) error {
+	printed := deref(r.Stdout)
+	if r.Stdout == nil {
+		printed = deref(r.OutputRaw)
+	}
+	_, err := io.WriteString(os.Stdout, printed)
+	_, err2 := io.WriteString(os.Stderr, deref(r.Stderr))
+	if missing := deref(r.TruncatedBytes); missing > 0 && deref(r.ExitCode) == 0 {
+		return &client.OutputLostError{Bytes: missing}
+	}
+	return errors.Join(err, err2)
 }
 
 // follow attaches to a command that has just started until it ends.
