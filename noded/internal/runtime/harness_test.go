@@ -173,14 +173,24 @@ func (b *box) accept() *agent {
 // do has a word of the probe said inside.
 func (a *agent) do(args ...string) (string, int) {
 	a.Helper()
+	out, code, err := a.try(args...)
+	a.ok(err)
+	return out, code
+}
+
+// try is do for a sandbox that may not survive it.
+func (a *agent) try(args ...string) (string, int, error) {
+	a.Helper()
 	a.ok(a.conn.SetDeadline(time.Now().Add(patience)))
-	a.ok(json.NewEncoder(a.conn).Encode(args))
 	var answer struct {
 		Out  string
 		Code int
 	}
-	a.ok(json.NewDecoder(a.conn).Decode(&answer))
-	return answer.Out, answer.Code
+	err := json.NewEncoder(a.conn).Encode(args)
+	if err == nil {
+		err = json.NewDecoder(a.conn).Decode(&answer)
+	}
+	return answer.Out, answer.Code, err
 }
 
 func (a *agent) wantOut(want string, args ...string) {

@@ -232,7 +232,9 @@ func TestOverlayDirIsEmptyAfterwards(t *testing.T) {
 	}
 }
 
-// A fork bomb meets its own limit; the node and its neighbours do not notice.
+// A fork bomb meets its own limit: fork fails, or the sandbox's own kernel, which
+// needs threads of the host, ends with all that is in it. The node and its
+// neighbours do not notice.
 func TestD01_ForkBomb(t *testing.T) {
 	n := newNode(t)
 	neighbour := n.start(sandbox.GVisor).accept()
@@ -241,12 +243,11 @@ func TestD01_ForkBomb(t *testing.T) {
 	_, err := n.rt.Start(n.ctx(), b.c)
 	n.ok(err)
 	a := b.accept()
-	out, code := a.do("fork", "1000")
-	t.Logf("fork bomb: %q, status %d", out, code)
-	neighbour.wantOut("yes", "read", "/etc/from-image")
-	begin := time.Now()
-	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
-	if d := time.Since(begin); d > 2*time.Second {
-		t.Errorf("removing took %v", d)
+	if out, code, err := a.try("fork", "1000"); err != nil {
+		t.Logf("the sandbox has ended: %v, exit %+v", err, n.nextExit())
+	} else if t.Logf("%q, status %d", out, code); strings.Contains(out, "forked 1000") {
+		t.Error("the bomb met no limit")
 	}
+	neighbour.wantOut("yes", "read", "/etc/from-image")
+	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
 }
