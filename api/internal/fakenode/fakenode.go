@@ -44,6 +44,7 @@ type Node struct {
 	setPools  int
 	free      map[string]*nodeapi.Slot
 	sandboxes map[string]*nodeapi.Sandbox
+	claimed   map[string]uint32 // sandboxes by pool key
 	claims    map[string]string // claim id → sandbox id, for good
 	deletes   map[string]string // sandbox id → reason
 	watchers  map[chan *nodeapi.Event]bool
@@ -67,6 +68,7 @@ func Start(t testing.TB, n *Node) *Node {
 	}
 	n.pools, n.free, n.sandboxes = map[string]*nodeapi.Pool{}, map[string]*nodeapi.Slot{}, map[string]*nodeapi.Sandbox{}
 	n.claims, n.deletes, n.watchers = map[string]string{}, map[string]string{}, map[chan *nodeapi.Event]bool{}
+	n.claimed = map[string]uint32{}
 	n.Listen(t)
 	t.Cleanup(n.Stop)
 	return n
@@ -175,11 +177,7 @@ func (n *Node) poolLocked(key string) {
 			st.Idle++
 		}
 	}
-	for _, sb := range n.sandboxes {
-		if sb.GetPoolKey() == key {
-			st.Claimed++
-		}
-	}
+	st.Claimed = n.claimed[key]
 	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Pool{Pool: st}})
 }
 
@@ -276,6 +274,7 @@ func (n *Node) claim(req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) 
 		ClaimId: req.GetClaimId(), ClaimedUnixNano: time.Now().UnixNano(), MemoryBytes: req.GetMemoryBytes(), CpuMillis: req.GetCpuMillis(), Env: req.GetEnv(),
 	}
 	n.sandboxes[id] = sb
+	n.claimed[sb.GetPoolKey()]++
 	n.claims[req.GetClaimId()] = id
 	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: sb}})
 	if p := n.pools[req.GetPoolKey()]; p != nil && !n.NoRefill {
@@ -333,9 +332,13 @@ func (n *Node) Delete(_ context.Context, req *nodeapi.DeleteRequest) (*nodeapi.D
 }
 
 func (n *Node) goneLocked(id string) {
-	if n.sandboxes[id] == nil {
+	sb := n.sandboxes[id]
+	if sb == nil {
 		return
 	}
 	delete(n.sandboxes, id)
+	if sb.GetState() == string(sandbox.Running) && n.claimed[sb.GetPoolKey()] > 0 {
+		n.claimed[sb.GetPoolKey()]--
+	}
 	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_SandboxGone{SandboxGone: id}})
 }

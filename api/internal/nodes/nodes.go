@@ -84,8 +84,10 @@ func New(cfg Config) *Set {
 		s.conns = append(s.conns, &conn{
 			socket: socket,
 			calls:  calls,
-			rpc:    nodeapiconnect.NewNodeClient(calls, "http://node", connect.WithReadMaxBytes(maxMessage)),
-			data:   &http.Client{Transport: transport(socket), CheckRedirect: noRedirect},
+			rpc: nodeapiconnect.NewNodeClient(calls, "http://node", connect.WithReadMaxBytes(maxMessage),
+				// Compressing a message of a hundred bytes costs more than the rest of a claim.
+				connect.WithAcceptCompression("gzip", nil, nil)),
+			data: &http.Client{Transport: transport(socket), CheckRedirect: noRedirect},
 		})
 	}
 	return s
