@@ -1,6 +1,7 @@
 package noded_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/procapi"
 	"s0.run/internal/s0test/nodetest"
 	"s0.run/internal/sandbox"
 	"s0.run/noded"
@@ -52,8 +54,15 @@ func newMachine(t testing.TB) *machine {
 	return m
 }
 
-// removeInfrastructure removes what a noded makes once and keeps.
+// removeInfrastructure removes what a noded makes once and keeps, or that a
+// killed one could not remove.
 func (m *machine) removeInfrastructure() {
+	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		groups, _ := filepath.Glob(filepath.Join(pattern, m.ctd.CgroupParent, "*"))
+		for _, g := range groups {
+			_ = os.Remove(g) // one with a sandbox in it is busy, and found by the check that follows
+		}
+	}
 	path := filepath.Join(m.cfg.RunDir, "netns", "_dataplane")
 	if err := syscall.Unmount(path, syscall.MNT_DETACH); err != nil {
 		m.Errorf("data plane: %v", err)
@@ -203,5 +212,27 @@ func (d *daemon) mustServe(id string) {
 	d.t.Helper()
 	if err := d.contexts(id); err != nil {
 		d.t.Fatalf("%s does not serve: %v", id, err)
+	}
+}
+
+// command starts a program in the sandbox and does not wait for it.
+func (d *daemon) command(id string, argv ...string) {
+	d.t.Helper()
+	body, err := json.Marshal(procapi.CreateContext{Type: "cmd", CMD: &procapi.CMDRequest{Command: argv}})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(d.ctx(), http.MethodPost, "http://node"+nodeapi.ProcPrefix+id+procapi.PathContexts, bytes.NewReader(body))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := d.http.Do(req)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode >= 300 {
+		d.t.Fatalf("starting %v: %d %s (%v)", argv, resp.StatusCode, b, err)
 	}
 }

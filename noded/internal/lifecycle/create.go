@@ -30,8 +30,10 @@ func (m *Manager) Create(ctx context.Context, poolKey string, spec sandbox.Spec)
 	if err != nil {
 		return err
 	}
-	defer inst.endTurn()
-	m.change(inst, func() { inst.ready = true })
+	m.change(inst, func() {
+		inst.ready = true
+		inst.endTurn() // before anybody is told: a claim only tries the turn
+	})
 	m.log(m.record(inst)).Info("slot is free", "pool", poolKey)
 	return nil
 }

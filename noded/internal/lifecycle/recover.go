@@ -169,12 +169,29 @@ func (m *Manager) sweep(ctx context.Context) error {
 		}
 		m.cfg.Metrics.swept.Inc()
 	}
+	m.noticeEnds(ctx, settled, containers)
+	return errors.Join(failed...)
+}
+
+// noticeEnds ends what is listed and does not run. That something is not listed
+// counts for slots alone that were found at start and whose procd is not
+// connected either: they are nobody's, and a pool waits for their place.
+func (m *Manager) noticeEnds(ctx context.Context, settled map[sandbox.ID]bool, containers []Status) {
+	listed := map[sandbox.ID]bool{}
 	for _, c := range containers {
+		listed[c.ID] = true
 		if settled[c.ID] && !c.Running {
 			m.exited(ctx, Exit{ID: c.ID, Reason: "not running", Unseen: true})
 		}
 	}
-	return errors.Join(failed...)
+	for _, inst := range m.snapshot() {
+		m.mu.Lock()
+		found := inst.unseen && inst.rec.State == journal.Slot
+		m.mu.Unlock()
+		if found && settled[inst.id] && !listed[inst.id] {
+			m.exited(ctx, Exit{ID: inst.id, Reason: "not running", Unseen: true})
+		}
+	}
 }
 
 // settled is every sandbox that is not being created.
