@@ -44,8 +44,8 @@ var shared = sync.OnceValues(func() (*PostgresCluster, error) {
 
 // PostgresCluster is a private cluster on a unix socket.
 type PostgresCluster struct {
-	dir      string
-	settings []string
+	dir       string
+	settings  []string
 	databases atomic.Int64
 
 	mu     sync.Mutex
