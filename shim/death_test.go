@@ -227,18 +227,24 @@ func TestD02_OutOfMemory(t *testing.T) {
 	check()
 }
 
-// Whenever a shim dies while it creates a sandbox, nothing of that is left.
+// Whenever a shim dies while it creates a sandbox, nothing of that is left. Only
+// its socket may be, when it dies before containerd has connected: the next
+// founder removes it.
 func TestG12_ShimKilledDuringCreate(t *testing.T) {
 	h := newHost(t)
 	check := h.baseline()
 	for ms := 5; ms <= 150; ms += 15 {
 		h.interrupted(time.Duration(ms)*time.Millisecond, func() {
 			for _, pid := range h.shims() {
-				h.killPid(pid)
+				_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended by itself
 			}
 		})
-		check()
 	}
+	c, task, exit := h.run(want{id: "last", group: "another"})
+	h.ok(task.Kill(h.ctx(), syscall.SIGKILL))
+	h.exited(exit)
+	h.remove(c, task)
+	check()
 }
 
 // The same for a caller that goes away, without a deadline to tell the shim.
