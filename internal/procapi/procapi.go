@@ -61,6 +61,9 @@ const (
 	MaxTimeout     = 24 * time.Hour
 )
 
+// EnvSandboxID is the variable that tells every process which sandbox it is in.
+const EnvSandboxID = "SANDBOX0_SANDBOX_ID"
+
 // Hello is procd's first answer on a connection.
 type Hello struct {
 	Version string `json:"version"` // procd's build
@@ -68,12 +71,13 @@ type Hello struct {
 	Ready   bool   `json:"ready"`   // warm processes, if any, are healthy
 }
 
-// Init makes a warm sandbox a tenant's. It is applied once per generation: a
-// repeated Init of the same generation changes nothing, an older one is refused.
+// Init tells procd which sandbox it is, before anybody claims it. It is applied
+// once per generation: a repeated Init of the same generation changes nothing, an
+// older one is refused. What a claim changes afterwards travels as [Env].
 type Init struct {
 	SandboxID  string            `json:"sandbox_id"`
 	Generation uint64            `json:"generation"`
-	Env        map[string]string `json:"env,omitempty"`      // template env, then the claim's over it
+	Env        map[string]string `json:"env,omitempty"`      // the template's, and EnvSandboxID
 	Hostname   string            `json:"hostname,omitempty"` // set inside
 	Now        time.Time         `json:"now,omitzero"`       // the host's clock, for a restored clock to step to
 }

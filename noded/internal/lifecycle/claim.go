@@ -12,6 +12,7 @@ import (
 	"s0.run/internal/failpoint"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/channel"
 	"s0.run/noded/internal/journal"
 )
 
@@ -84,7 +85,7 @@ type claimed struct {
 }
 
 // Claim makes a sandbox a tenant's. When it has answered, the claim is durable
-// and procd has been initialised; when it has failed, the slot is gone for good
+// and procd has the tenant's environment; when it has failed, the slot is gone for good
 // unless it never was this claim's. cold reports whether a start was needed.
 func (m *Manager) Claim(ctx context.Context, req ClaimRequest) (sb Sandbox, cold bool, err error) {
 	if err := req.validate(); err != nil {
@@ -198,14 +199,13 @@ func startError(err error) error {
 }
 
 // bind gives a running slot, whose turn the caller has, to a tenant: the CPU
-// share first, then journal and procd at the same time. Both or the slot ends.
+// share first, then journal and environment at the same time. Both or the slot
+// ends.
 func (m *Manager) bind(ctx context.Context, inst *instance, req ClaimRequest) (Sandbox, error) {
-	rec := m.record(inst)
-	before := limits(rec.Spec, nil, true)
+	before := m.record(inst)
+	rec := before
 	rec.State, rec.Claim = journal.Claimed, req.claim(rec.Spec)
-	err := m.bindSteps(ctx, inst, rec, func() error {
-		return m.cfg.Groups.Set(rec.ID, before, limits(rec.Spec, rec.Claim, false))
-	})
+	err := m.bindSteps(ctx, inst, before, rec)
 	if err != nil {
 		m.abandon(ctx, inst, fmt.Sprintf("claim failed: %v", err))
 		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be claimed", rec.ID).WithCause(err)
@@ -214,11 +214,11 @@ func (m *Manager) bind(ctx context.Context, inst *instance, req ClaimRequest) (S
 	return Sandbox{Record: rec}, nil
 }
 
-func (m *Manager) bindSteps(ctx context.Context, inst *instance, rec journal.Record, setLimits func() error) error {
+func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec journal.Record) error {
 	if err := failpoint.Hit("claim.after-take"); err != nil {
 		return err
 	}
-	if err := setLimits(); err != nil {
+	if err := m.cfg.Groups.Set(rec.ID, limits(before.Spec, nil, true), limits(rec.Spec, rec.Claim, false)); err != nil {
 		return err
 	}
 	committed := make(chan error, 1)
@@ -229,32 +229,30 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, rec journal.Rec
 		}
 		committed <- err
 	}()
-	err := m.init(ctx, inst, rec)
+	err := m.setEnv(ctx, inst, environment(before), environment(rec))
 	if err == nil {
-		err = failpoint.Hit("claim.after-init")
+		err = failpoint.Hit("claim.after-env")
 	}
 	return errors.Join(<-committed, err)
 }
 
-// init tells procd whose sandbox it is now. procd applies it once a generation.
-func (m *Manager) init(ctx context.Context, inst *instance, rec journal.Record) error {
+// setEnv gives procd the sandbox's environment. One that does not change needs
+// no round trip, which costs more than the rest of a claim: there procd's open
+// connection is proof enough, for nothing of a tenant's has run beside it yet.
+func (m *Manager) setEnv(ctx context.Context, inst *instance, from, to map[string]string) error {
 	ch, err := m.channelOf(inst)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	if maps.Equal(from, to) {
+		if !ch.Connected() {
+			return channel.ErrDisconnected
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, envTimeout)
 	defer cancel()
-	return ch.Init(ctx, procapi.Init{
-		SandboxID: string(rec.ID), Generation: uint64(rec.Generation), Env: environment(rec), Hostname: string(rec.ID), Now: time.Now(),
-	})
-}
-
-// environment is what every process sees: the template's, then the claim's over it.
-func environment(rec journal.Record) map[string]string {
-	env := make(map[string]string, len(rec.Spec.Env)+len(rec.Claim.Env))
-	maps.Copy(env, rec.Spec.Env)
-	maps.Copy(env, rec.Claim.Env)
-	return env
+	return ch.SetEnv(ctx, to)
 }
 
 func (r ClaimRequest) claim(spec sandbox.Spec) *journal.Claim {

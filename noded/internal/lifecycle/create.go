@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -174,9 +175,25 @@ func (m *Manager) handshake(ctx context.Context, inst *instance) error {
 	if _, err = ch.WaitReady(ctx); err != nil {
 		return err
 	}
-	// What every tenant gets of the environment; and procd has then been this way
-	// once, so that a claim does not pay for the first touch of its code.
-	return ch.SetEnv(ctx, m.record(inst).Spec.Env)
+	// All that a tenant will not change is set here, so that a claim need not.
+	rec := m.record(inst)
+	return ch.Init(ctx, procapi.Init{
+		SandboxID: string(rec.ID), Generation: uint64(rec.Generation), Env: environment(rec), Hostname: string(rec.ID), Now: time.Now(),
+	})
+}
+
+// environment is what every process sees: the template's variables, the claim's
+// over them, and the sandbox's id.
+func environment(rec journal.Record) map[string]string {
+	env := maps.Clone(rec.Spec.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	if rec.Claim != nil {
+		maps.Copy(env, rec.Claim.Env)
+	}
+	env[procapi.EnvSandboxID] = string(rec.ID)
+	return env
 }
 
 func (m *Manager) container(rec journal.Record, image string) Container {

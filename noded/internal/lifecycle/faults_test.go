@@ -50,7 +50,7 @@ func TestX02_FailpointMatrix(t *testing.T) {
 	for _, place := range []string{
 		"create.journal.commit", "claim.journal.commit", "delete.journal.commit", // X41: the journal's disk refuses
 		"create.after-intent", "create.after-netns", "create.after-cgroup", "create.after-dirs", "create.after-listen", "create.after-start", "create.after-handshake",
-		"claim.after-take", "claim.after-journal", "claim.after-init",
+		"claim.after-take", "claim.after-journal", "claim.after-env",
 		"delete.after-intent", "delete.after-stop", "delete.after-cgroup", "delete.after-dirs", "delete.after-netns",
 	} {
 		t.Run(place, func(t *testing.T) {
@@ -112,19 +112,33 @@ func TestX25_RestartAdopts(t *testing.T) {
 			}
 		}
 	}
-	rt := noop.Runtime{Node: m.node}
-	if got := rt.Inits(slots[0]); got < 2 { // idempotent in procd; a cut claim must be completed
-		t.Errorf("a claimed sandbox was initialised %d times over 5 restarts", got)
-	}
-	if got := rt.Inits(slots[3]); got != 0 {
-		t.Errorf("a free slot was initialised %d times", got)
-	}
 	if left := len(m.node.Left()); left != 4*3 {
 		t.Errorf("%d things exist for 4 sandboxes, want 12: %v", left, m.node.Left())
 	}
 	n.claim(slots[2])
 	if err := n.Delete(n.ctx(), slots[0], 0, "test"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// C15: a claim that was cut after procd had its environment was never anybody's:
+// the next tenant of the slot sees nothing of it.
+func TestC15_CutClaimLeavesNoEnvironment(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(2)
+	n.claim(slots[1])
+	n.stop()
+	rt := noop.Runtime{Node: m.node}
+	rt.SetEnv(slots[0], map[string]string{"SECRET": "of the one before"})
+	rt.SetEnv(slots[1], map[string]string{}) // and one that was cut the other way
+	n = m.boot()
+	if env := rt.Env(slots[0]); env["SECRET"] != "" || env["A"] != "template" {
+		t.Errorf("environment of a slot after a cut claim: %v", env)
+	}
+	if env := rt.Env(slots[1]); env["A"] != "claim" {
+		t.Errorf("environment of a claimed sandbox after a cut claim: %v", env)
 	}
 }
 

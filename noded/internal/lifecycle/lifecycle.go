@@ -38,8 +38,8 @@ import (
 const (
 	// startTimeout bounds runtime and handshake of a start on a loaded machine.
 	startTimeout = 60 * time.Second
-	// initTimeout bounds procd's part of a claim; the slot is given up after it.
-	initTimeout = 5 * time.Second
+	// envTimeout bounds procd's part of a claim; the slot is given up after it.
+	envTimeout = 5 * time.Second
 	// commitTimeout bounds the wait for the journal where no caller's deadline does.
 	commitTimeout = 10 * time.Second
 	// redialGrace is how long a sandbox may be without its procd: an exit is

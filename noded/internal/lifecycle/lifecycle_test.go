@@ -17,6 +17,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/events"
 	"s0.run/noded/internal/journal"
@@ -248,6 +249,9 @@ func TestLifeOfASandbox(t *testing.T) {
 	id := n.warm(1)[0]
 	w.until(id, "free")
 	groups := noop.Groups{Node: n.node}
+	if env := (noop.Runtime{Node: n.node}).Env(id); env["A"] != "template" || env[procapi.EnvSandboxID] != string(id) {
+		t.Errorf("environment of a slot: %v", env)
+	}
 	if !groups.Limits(id).Idle {
 		t.Error("a free slot competes for CPU")
 	}
@@ -267,8 +271,8 @@ func TestLifeOfASandbox(t *testing.T) {
 	if l := groups.Limits(id); l.Idle || l.MemoryBytes != spec.MemoryBytes {
 		t.Errorf("limits of a claimed sandbox: %+v", l)
 	}
-	if got := (noop.Runtime{Node: n.node}).Inits(id); got != 1 {
-		t.Errorf("procd was initialised %d times", got)
+	if env := (noop.Runtime{Node: n.node}).Env(id); env["A"] != "claim" || env[procapi.EnvSandboxID] != string(id) {
+		t.Errorf("environment of a claimed sandbox: %v", env)
 	}
 	if _, err := n.Proc(id, sb.Generation); err != nil {
 		t.Error(err)

@@ -108,10 +108,11 @@ func (m *Manager) readopt(ctx context.Context, inst *instance, rec journal.Recor
 	if _, err := ch.WaitReady(ctx); err != nil {
 		return err
 	}
-	if rec.State == journal.Claimed { // the claim may have been cut between the journal and procd
-		if err := m.init(ctx, inst, rec); err != nil {
-			return err
-		}
+	// A claim or update may have been cut between procd and the journal, on either
+	// side. What is durable counts: a slot must not keep the environment of a
+	// tenant who never got it.
+	if err := ch.SetEnv(ctx, environment(rec)); err != nil {
+		return err
 	}
 	m.change(inst, func() {
 		if inst.rec.State == rec.State { // nothing has ended it meanwhile

@@ -52,10 +52,8 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 	if err := m.cfg.Groups.Set(rec.ID, limits(old.Spec, old.Claim, false), limits(rec.Spec, rec.Claim, false)); err != nil {
 		return Sandbox{}, err
 	}
-	if req.ReplaceEnv {
-		if err := m.replaceEnv(ctx, inst, rec); err != nil {
-			return Sandbox{}, err
-		}
+	if err := m.setEnv(ctx, inst, environment(old), environment(rec)); err != nil {
+		return Sandbox{}, errdefs.New(errdefs.Unavailable, "the environment of sandbox %s could not be changed", rec.ID).WithCause(err)
 	}
 	if err := m.cfg.Journal.Put(ctx, rec); err != nil {
 		return Sandbox{}, err
@@ -91,19 +89,6 @@ func (m *Manager) checkShrink(old, rec journal.Record) error {
 	}
 	if usage.MemoryBytes > rec.Claim.MemoryBytes {
 		return errdefs.New(errdefs.Conflict, "sandbox %s uses %d bytes of memory, more than %d", rec.ID, usage.MemoryBytes, rec.Claim.MemoryBytes)
-	}
-	return nil
-}
-
-func (m *Manager) replaceEnv(ctx context.Context, inst *instance, rec journal.Record) error {
-	ch, err := m.channelOf(inst)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, initTimeout)
-	defer cancel()
-	if err := ch.SetEnv(ctx, environment(rec)); err != nil {
-		return errdefs.New(errdefs.Unavailable, "the environment of sandbox %s could not be changed", rec.ID).WithCause(err)
 	}
 	return nil
 }

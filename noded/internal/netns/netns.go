@@ -207,6 +207,9 @@ func (n *Net) addSandboxEnd(s Slot, path string) error {
 		return err
 	}
 	defer h.Close()
+	if err := upLoopback(h); err != nil {
+		return err
+	}
 	link, err := h.LinkByName(peerName)
 	if err != nil {
 		return err
@@ -225,6 +228,16 @@ func (n *Net) addSandboxEnd(s Slot, path string) error {
 		return err
 	}
 	return h.RouteAdd(&netlink.Route{LinkIndex: index, Gw: n.gateway.AsSlice()})
+}
+
+// upLoopback: gVisor copies the links that are up, and gives the sandbox no
+// loopback otherwise.
+func upLoopback(h *netlink.Handle) error {
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return h.LinkSetUp(lo)
 }
 
 // Remove takes the slot's network away, whatever of it is there. The link goes

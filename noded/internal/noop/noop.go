@@ -134,14 +134,21 @@ func (r Runtime) Kill(id sandbox.ID, tell bool) {
 	}
 }
 
-// Inits is how often the sandbox's procd was given to a tenant.
-func (r Runtime) Inits(id sandbox.ID) int {
+// Env is the environment that the sandbox's procd has.
+func (r Runtime) Env(id sandbox.ID) map[string]string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p := r.containers[id]; p != nil {
-		return int(p.inits.Load())
+	if p := r.containers[id]; p != nil && p.env.Load() != nil {
+		return *p.env.Load()
 	}
-	return 0
+	return nil
+}
+
+// SetEnv changes it behind noded's back.
+func (r Runtime) SetEnv(id sandbox.ID, env map[string]string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.containers[id].env.Store(&env)
 }
 
 // Images is a lifecycle.Images that has every image.

@@ -2,6 +2,7 @@ package noop
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -21,7 +22,7 @@ const redial = 5 * time.Millisecond
 
 // process is a goroutine in a sandbox's place.
 type process struct {
-	inits atomic.Int64
+	env   atomic.Pointer[map[string]string]
 	other http.Handler
 	end   context.CancelFunc
 	done  chan struct{}
@@ -94,13 +95,21 @@ func (p *process) handler() http.Handler {
 	mux.HandleFunc("GET "+procapi.PathHello, func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, `{"version":"noop","boot_id":"noop","ready":true}`)
 	})
-	mux.HandleFunc("POST "+procapi.PathInit, func(w http.ResponseWriter, _ *http.Request) {
-		p.inits.Add(1)
-		io.WriteString(w, "{}")
-	})
-	mux.HandleFunc("PUT "+procapi.PathEnv, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") })
+	mux.HandleFunc("POST "+procapi.PathInit, p.setEnv)
+	mux.HandleFunc("PUT "+procapi.PathEnv, p.setEnv)
 	mux.Handle("/", p.other)
 	return mux
+}
+
+// setEnv takes the env of Init and of Env alike.
+func (p *process) setEnv(w http.ResponseWriter, r *http.Request) {
+	var in procapi.Env
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	p.env.Store(&in.Env)
+	io.WriteString(w, "{}")
 }
 
 func unknown(w http.ResponseWriter, _ *http.Request) {
