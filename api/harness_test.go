@@ -59,6 +59,16 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
+// line is what was logged about something, first.
+func (l *logBuffer) line(about string) string {
+	for line := range strings.Lines(l.String()) {
+		if strings.Contains(line, about) {
+			return line
+		}
+	}
+	return ""
+}
+
 type option func(*api.Config, *fakenode.Node)
 
 // start runs a server until the test ends.

@@ -33,7 +33,7 @@ import (
 )
 
 const (
-	reserveTimeout = time.Second      // waiting longer for the database only makes a queue
+	reserveTimeout = 3 * time.Second  // a burst may have to open connections; waiting longer only makes a queue
 	warmTimeout    = 3 * time.Second  // a node answers in a millisecond, or is in trouble
 	coldTimeout    = 90 * time.Second // an image may have to be unpacked
 	insertTimeout  = 3 * time.Second  // of a row's write, repeats included

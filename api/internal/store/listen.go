@@ -18,9 +18,7 @@ const (
 // before that may be stale. It returns when the connection or ctx ends; the
 // caller decides when to listen again.
 func (s *Store) Listen(ctx context.Context, changed func(table string)) error {
-	cfg := s.pool.Config().ConnConfig
-	delete(cfg.RuntimeParams, "idle_in_transaction_session_timeout")
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
 	if err != nil {
 		return fmt.Errorf("listening for changes: %w", err)
 	}

@@ -27,9 +27,12 @@ const (
 	idleInTxTimeout  = 10 * time.Second
 	migrateTimeout   = 5 * time.Minute // of one migration: it may rewrite a table
 
-	// maxConns bounds commits in flight. Commits share an fsync, so that more
-	// of them in flight cost the disk nothing.
-	maxConns = 32
+	// maxConns bounds commits in flight. Commits share an fsync, so that more of
+	// them cost the disk nothing; but each connection is a process of the server,
+	// and opening many at once takes longer than waiting for one.
+	maxConns = 16
+	// idleConns are open before a burst needs them.
+	idleConns = 4
 )
 
 // Store is safe for concurrent use.
@@ -47,7 +50,7 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	if err := migrate(ctx, cfg.ConnConfig.Copy()); err != nil {
 		return nil, err
 	}
-	cfg.MaxConns = maxConns
+	cfg.MaxConns, cfg.MinIdleConns = maxConns, idleConns
 	cfg.ConnConfig.ConnectTimeout = connectTimeout
 	setRuntimeParams(cfg.ConnConfig)
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
