@@ -46,7 +46,7 @@ var rules = []rule{
 	// Components.
 	{in: "api", own: append(leaves, "internal/nodeapi", "internal/procapi"), third: []string{
 		"connectrpc.com/connect", "github.com/golang-jwt/jwt/v5", "github.com/google/uuid", "github.com/gorilla/websocket",
-		"github.com/jackc/pgx/v5", "github.com/jackc/tern/v2", "github.com/oapi-codegen/runtime", "github.com/prometheus/client_golang",
+		"github.com/jackc/pgx/v5", "github.com/oapi-codegen/runtime", "github.com/prometheus/client_golang",
 		"golang.org/x/crypto", "golang.org/x/sync", "golang.org/x/time", "google.golang.org/protobuf",
 	}},
 	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
@@ -57,11 +57,11 @@ var rules = []rule{
 	{in: "noded/internal/runtime", own: append(leaves, "internal/procapi", "internal/shimapi"), third: containerd},
 	{in: "noded/internal/images", own: leaves, third: containerd},
 	{in: "noded/internal/journal", own: leaves, third: []string{"go.etcd.io/bbolt"}},
-	{in: "procd", own: []string{"internal/procapi", "internal/errdefs"}, third: []string{"golang.org/x/sys", "github.com/creack/pty", "github.com/fsnotify/fsnotify"}},
+	{in: "procd", own: []string{"internal/procapi", "internal/errdefs"}, third: []string{"golang.org/x/sys"}},
 	{in: "shim", own: []string{"internal/errdefs", "internal/shimapi"}, third: append(containerd, "github.com/containerd/ttrpc", "github.com/containerd/console", "github.com/containerd/plugin")},
 
 	// Mains, and the one-machine server that assembles the components.
-	{in: "cmd/s0", own: []string{"api/client"}, third: []string{"github.com/spf13", "go.yaml.in/yaml/v3", "golang.org/x", "github.com/google/shlex"}},
+	{in: "cmd/s0", own: []string{"api/client"}, third: []string{"github.com/spf13", "go.yaml.in/yaml/v3", "golang.org/x"}},
 	{in: "cmd/s0d", own: append(leaves, "internal/nodeapi", "api", "noded"), third: []string{
 		"github.com/spf13", "golang.org/x/sync", "golang.org/x/sys", "github.com/google/go-containerregistry", "github.com/jackc/pgx/v5",
 	}, deny: []string{module + "/api/internal", module + "/noded/internal"}},
