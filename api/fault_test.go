@@ -201,10 +201,10 @@ func TestG01_ManyClaimsAtOnce(t *testing.T) {
 		Count   int
 		HasMore bool `json:"has_more"`
 	}
-	i.send(request{method: "GET", path: "/api/v1/sandboxes?limit=200", token: key}).want(200, &list)
-	if list.Count != claims || list.HasMore || len(i.node.Sandboxes()) != claims {
-		t.Errorf("%+v, %d at the node", list, len(i.node.Sandboxes()))
-	}
+	fakenode.Eventually(t, "rows and node agree on the claims", func() bool {
+		i.send(request{method: "GET", path: "/api/v1/sandboxes?limit=200", token: key}).want(200, &list)
+		return list.Count == claims && !list.HasMore && len(i.node.Sandboxes()) == claims
+	})
 }
 
 // claimInTheCrowd claims as a client does that honours a 503: on a busy machine

@@ -201,6 +201,9 @@ func TestG01_NoSlotIsClaimedTwice(t *testing.T) {
 		wg.Go(func() {
 			req := request()
 			sb, err := replicas[i%2].Claim(t.Context(), req)
+			for n := 0; errdefs.Is(err, errdefs.Unavailable) && n < 20; n++ { // a busy machine's database has a queue
+				sb, err = replicas[i%2].Claim(t.Context(), req)
+			}
 			if err != nil {
 				t.Error(err)
 				return
