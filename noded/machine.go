@@ -23,8 +23,9 @@ type machine struct {
 	ready   func(context.Context) error
 }
 
-func simulated() machine {
+func simulated(s *stack) machine {
 	n := noop.New()
+	s.push(n.Close)
 	return machine{
 		runtime: noop.Runtime{Node: n}, images: noop.Images{Node: n}, network: noop.Network{Node: n}, groups: noop.Groups{Node: n},
 		ready: func(context.Context) error { return nil },

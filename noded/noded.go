@@ -75,11 +75,11 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 		return err
 	}
 	s.start("journal", j.Run)
-	m := simulated()
-	if !cfg.Simulate {
-		if m, err = openMachine(cfg, s); err != nil {
-			return err
-		}
+	var m machine
+	if cfg.Simulate {
+		m = simulated(s)
+	} else if m, err = openMachine(cfg, s); err != nil {
+		return err
 	}
 	metrics, hub := prometheus.NewRegistry(), events.NewHub()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -96,7 +96,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	manager.Adopt(ctx)
 	pools := slots.New(slots.Config{Lifecycle: manager, Images: m.images, Warmups: warmups(), Hub: hub, Metrics: metrics, Log: cfg.Log})
 	s.start("pools", pools.Run)
-	if err := serveAdmin(cfg, s, metrics, m.ready); err != nil {
+	if err := serveAdmin(cfg, s, metrics, manager, m.ready); err != nil {
 		return err
 	}
 	stopping := make(chan struct{})
@@ -159,7 +159,9 @@ func serve(cfg Config, s *stack, stopping chan<- struct{}, h http.Handler) error
 	return nil
 }
 
-func serveAdmin(cfg Config, s *stack, metrics *prometheus.Registry, ready func(context.Context) error) error {
+// serveAdmin serves what operators and probes ask: healthy is a node whose state
+// can be looked at, ready one whose containerd answers, too.
+func serveAdmin(cfg Config, s *stack, metrics *prometheus.Registry, m *lifecycle.Manager, ready func(context.Context) error) error {
 	if cfg.AdminSocket == "" {
 		return nil
 	}
@@ -169,7 +171,7 @@ func serveAdmin(cfg Config, s *stack, metrics *prometheus.Registry, ready func(c
 	}
 	mux := daemon.AdminMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok, holding", m.Holding()) })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 		defer cancel()

@@ -39,13 +39,7 @@ type machine struct {
 
 func newMachine(t testing.TB) *machine {
 	m := &machine{t: t, node: noop.New(), dir: t.TempDir()}
-	t.Cleanup(func() { // no goroutine of a "sandbox" outlives its test
-		r := noop.Runtime{Node: m.node}
-		all, _ := r.List(context.Background())
-		for _, c := range all {
-			r.Kill(c.ID, false)
-		}
-	})
+	t.Cleanup(m.node.Close)
 	return m
 }
 

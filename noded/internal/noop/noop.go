@@ -46,6 +46,20 @@ func New() *Node {
 	}
 }
 
+// Close ends every sandbox, as a power cut would.
+func (n *Node) Close() {
+	n.mu.Lock()
+	all := n.containers
+	n.containers = map[sandbox.ID]*process{}
+	n.mu.Unlock()
+	for _, p := range all {
+		p.end()
+	}
+	for _, p := range all {
+		<-p.done
+	}
+}
+
 func (n *Node) fault(effect string, id sandbox.ID) error {
 	if n.Fault == nil {
 		return nil

@@ -17,8 +17,8 @@ import (
 	"s0.run/internal/procapi"
 )
 
-// redial is the pause between dials of a socket that nobody answers.
-const redial = 5 * time.Millisecond
+// Pauses between dials of a socket that nobody answers.
+const minRedial, maxRedial = 2 * time.Millisecond, 200 * time.Millisecond
 
 // process is a goroutine in a sandbox's place.
 type process struct {
@@ -55,13 +55,14 @@ func (p *process) alive() bool {
 // run serves one connection after the other, like procd.
 func (p *process) run(ctx context.Context, slotDir string) {
 	defer close(p.done)
-	for ctx.Err() == nil {
+	for pause := minRedial; ctx.Err() == nil; pause = min(2*pause, maxRedial) {
 		if conn, err := dial(ctx, slotDir); err == nil {
 			p.serve(ctx, conn)
+			pause = minRedial
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(redial):
+		case <-time.After(pause):
 		}
 	}
 }

@@ -28,6 +28,9 @@ import (
 // SetPools names every pool of the node.
 const maxRequestBytes = 8 << 20
 
+// uncompressed: a call is small and stays on the machine or its network.
+var uncompressed = connect.WithCompression("gzip", nil, nil)
+
 // Config wires a Server. Every field is required.
 type Config struct {
 	Info      *nodeapi.InfoResponse
@@ -46,7 +49,7 @@ var _ nodeapiconnect.NodeHandler = (*Server)(nil)
 // New makes the handler of everything on the node's socket.
 func New(cfg Config) http.Handler {
 	s := &Server{cfg: cfg}
-	_, api := nodeapiconnect.NewNodeHandler(s, connect.WithReadMaxBytes(maxRequestBytes))
+	_, api := nodeapiconnect.NewNodeHandler(s, connect.WithReadMaxBytes(maxRequestBytes), uncompressed)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// Not through a ServeMux: it would answer odd paths with redirects.
 		if strings.HasPrefix(r.URL.Path, nodeapi.ProcPrefix) {

@@ -83,10 +83,7 @@ func (n *node) run(j *journal.Journal, pools *slots.Pools) {
 	n.t.Cleanup(func() {
 		cancel()
 		wg.Wait()
-		all, _ := n.runtime.List(context.Background())
-		for _, c := range all {
-			n.runtime.Kill(c.ID, false)
-		}
+		n.runtime.Close()
 	})
 }
 
