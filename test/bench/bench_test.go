@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"s0.run/internal/s0test"
 )
 
@@ -115,7 +117,12 @@ func besides(ctx context.Context, stack *s0test.Stack, n int) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() {
+		// runsc keeps a namespace bound in its state directory, once for each start.
+		for unix.Unmount(filepath.Join(dir, "runsc", "null-netns"), unix.MNT_DETACH) == nil {
+		}
+		os.RemoveAll(dir)
+	}()
 	p := peers{binDir: stack.Bin(), socket: filepath.Join(stack.RunDir, "containerd", "containerd.sock"), dir: dir}
 	return p.measure(ctx, n)
 }
