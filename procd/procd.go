@@ -16,12 +16,15 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"s0.run/internal/procapi"
 	"s0.run/procd/internal/contexts"
@@ -64,6 +67,8 @@ func Run(ctx context.Context, cfg Config) error {
 	defer stop()
 	if os.Getpid() == 1 {
 		defer shield()()
+		// Whatever it was started with is not for the processes that it starts.
+		_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	}
 
 	reaper := reap.New()
@@ -137,7 +142,7 @@ func identify(log *slog.Logger) func(hostname string) {
 // the image or the owner brought.
 const namesMark = "# written by s0\n"
 
-// writeNames writes hosts and hostname where the image has none.
+// writeNames writes the hostname, and hosts where the image has none.
 func writeNames(etc, hostname string) error {
 	hosts := namesMark + "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 " + hostname + "\n"
 	for name, content := range map[string]string{"hosts": hosts, "hostname": hostname + "\n"} {

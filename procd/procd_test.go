@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/proctest"
+	"s0.run/internal/s0test/proctest"
 )
 
 // All tests share one procd, for a process has one reaper; each has what it makes.
@@ -434,14 +434,7 @@ func TestManyContextsAndReaders(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	deadline := time.After(proctest.Patience)
-	for tick := time.Tick(10 * time.Millisecond); runtime.NumGoroutine() > before+100; { // other tests run beside
-		select {
-		case <-tick:
-		case <-deadline:
-			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
-		}
-	}
+	eventually(t, "goroutines are back", func() bool { return runtime.NumGoroutine() <= before+100 }) // other tests run beside
 }
 
 func TestFiles(t *testing.T) {
@@ -529,26 +522,38 @@ func TestB06_UploadsAreBounded(t *testing.T) {
 	// A client that goes away leaves nothing behind.
 	gone, leave := context.WithCancel(ctx)
 	body, w := io.Pipe()
+	answered := make(chan error, 1)
 	go func() {
-		w.Write(make([]byte, 1<<20))
-		leave()
+		_, err := c.Do(gone, "POST", path, body)
+		answered <- err
 	}()
-	if resp, err := c.Do(gone, "POST", path, body); err == nil {
-		t.Errorf("the cancelled upload: status %d", resp.StatusCode)
+	if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+		t.Fatal(err)
 	}
-	deadline := time.After(proctest.Patience)
-	for tick := time.Tick(5 * time.Millisecond); ; {
-		entries, err := os.ReadDir(dir)
+	entries := func() int {
+		list, err := os.ReadDir(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(entries) == 0 {
-			break
-		}
+		return len(list)
+	}
+	eventually(t, "the upload has begun", func() bool { return entries() == 1 })
+	leave()
+	if err := <-answered; err == nil {
+		t.Error("the cancelled upload was answered")
+	}
+	eventually(t, "nothing is left behind", func() bool { return entries() == 0 })
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(proctest.Patience); !ok(); {
 		select {
-		case <-tick:
+		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("left behind: %v", entries)
+			t.Fatalf("never: %s", what)
 		}
 	}
 }

@@ -181,7 +181,7 @@ func (f *feeder) takenLate(ctx context.Context, before moment) (taken, asked boo
 	if unread, err := f.s.proc.Unread(); err != nil || unread > 0 {
 		return false, false, nil
 	}
-	asked, err = f.pause(ctx, 2*recheck, before.prompts)
+	asked, err = f.pause(ctx, lateTime, before.prompts)
 	return !asked, asked, err
 }
 

@@ -23,6 +23,9 @@ const (
 	takeTime    = 2 * time.Millisecond
 	settledTime = 20 * time.Millisecond
 
+	// lateTime is how late a prompt may be seen on a busy machine.
+	lateTime = 100 * time.Millisecond
+
 	// maxStartup is how long input is held back from a REPL that shows no prompt.
 	maxStartup = 10 * time.Second
 
@@ -258,24 +261,31 @@ func (s *Session) submit(data []byte, lines uint64) (Turn, moment, error) {
 }
 
 // taken tells whether a program that runs in the REPL has read what was just
-// written: it is gone, and no prompt has asked for it. One that comes in the same
-// moment answers what ran before, if that seemed to wait.
+// written: it is gone, and no prompt has asked for it. If nothing had happened for
+// a while, a prompt in the same moment answers what ran before; else it may be on
+// the way still.
 func (w *waiter) taken(ctx context.Context, before moment) (bool, error) {
 	asked, err := w.pause(ctx, takeTime, before.prompts)
 	if err != nil || asked && !before.settled {
 		return false, err
 	}
-	unread, err := w.s.proc.Unread()
-	return err == nil && unread == 0, nil
+	if unread, err := w.s.proc.Unread(); err != nil || unread > 0 {
+		return false, nil
+	}
+	if !before.settled {
+		asked, err = w.pause(ctx, lateTime, before.prompts)
+	}
+	return before.settled || !asked, err
 }
 
-// pause lets time pass and tells whether prompts were shown since there were n.
+// pause lets time pass, but not beyond a prompt: it tells whether there are more
+// than n.
 func (w *waiter) pause(ctx context.Context, d time.Duration, n uint64) (asked bool, err error) {
-	err = w.until(ctx, d, func(*Session) bool { return false })
+	err = w.until(ctx, d, func(s *Session) bool { return s.out.prompts != n })
 	if errors.Is(err, errPatience) {
-		err = nil
+		return false, nil
 	}
-	return w.s.check(func(s *Session) bool { return s.out.prompts != n }), err
+	return err == nil, err
 }
 
 // countable tells whether prompts can be counted while data is processed: it must

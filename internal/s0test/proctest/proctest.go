@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -58,7 +57,7 @@ func (n *Node) Accept(t testing.TB) *Conn {
 	if err != nil {
 		t.Fatalf("procd did not dial: %v", err)
 	}
-	c := newConn(conn)
+	c := newConn(t, conn)
 	t.Cleanup(c.Close)
 	return c
 }
@@ -66,26 +65,23 @@ func (n *Node) Accept(t testing.TB) *Conn {
 // Conn is one connection of procd's.
 type Conn struct {
 	conn   net.Conn
-	client *http.Client
+	client *http.ClientConn
 }
 
-func newConn(conn net.Conn) *Conn {
+func newConn(t testing.TB, conn net.Conn) *Conn {
+	t.Helper()
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	once := make(chan net.Conn, 1)
-	once <- conn
-	return &Conn{conn, &http.Client{Transport: &http.Transport{
-		Protocols: protocols,
-		HTTP2:     &http.HTTP2Config{MaxReadFrameSize: readFrame, MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow},
-		DialContext: func(context.Context, string, string) (net.Conn, error) {
-			select {
-			case c := <-once:
-				return c, nil
-			default:
-				return nil, errors.New("the connection to procd is used up")
-			}
-		},
-	}}}
+	transport := &http.Transport{
+		Protocols:   protocols,
+		HTTP2:       &http.HTTP2Config{MaxReadFrameSize: readFrame, MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow},
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+	}
+	client, err := transport.NewClientConn(context.Background(), "http", "procd:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Conn{conn, client}
 }
 
 // Close cuts the connection, as a killed noded would.
@@ -100,7 +96,7 @@ func (c *Conn) Do(ctx context.Context, method, path string, body io.Reader) (*ht
 	if timeout, ok := ctx.Value(timeoutKey{}).(string); ok {
 		req.Header.Set(procapi.TimeoutHeader, timeout)
 	}
-	return c.client.Do(req)
+	return c.client.RoundTrip(req)
 }
 
 type timeoutKey struct{}
@@ -200,7 +196,7 @@ type Stream struct {
 // Attach follows a context from an offset.
 func (c *Conn) Attach(t testing.TB, id, query string) *Stream {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), 2*Patience)
 	pr, pw := io.Pipe()
 	resp, err := c.Do(ctx, http.MethodPost, procapi.PathContexts+"/"+id+"/attach"+query, pr)
 	if err != nil {
