@@ -21,6 +21,7 @@ import (
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
+	"s0.run/internal/s0test"
 	"s0.run/internal/s0test/nodetest"
 	"s0.run/internal/sandbox"
 	"s0.run/noded"
@@ -76,7 +77,7 @@ func buildProcd(t testing.TB, dir string) string {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("go", "build", "-o", filepath.Join(out, "procd"), "s0.run/cmd/procd")
-	cmd.Dir = nodetest.ModuleRoot(t)
+	cmd.Dir = s0test.ModuleRoot(t)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building procd: %v: %s", err, b)

@@ -24,6 +24,8 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+
+	"s0.run/internal/s0test"
 )
 
 // containerdStartTimeout covers a start that reconnects many shims on a loaded machine.
@@ -31,17 +33,6 @@ const containerdStartTimeout = 30 * time.Second
 
 // Namespace is the namespace that tests use.
 const Namespace = "s0test"
-
-// NeedRoot skips in short mode, and fails without the rights that the test needs.
-func NeedRoot(t testing.TB) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("needs root, containerd and runsc: not in short mode")
-	}
-	if os.Getuid() != 0 {
-		t.Fatal("needs root")
-	}
-}
 
 // Containerd is a private containerd with our shim, everything of it below Dir.
 type Containerd struct {
@@ -61,7 +52,7 @@ type Containerd struct {
 // killed, and whatever then is left of it fails the test.
 func NewContainerd(t testing.TB) *Containerd {
 	t.Helper()
-	NeedRoot(t)
+	s0test.NeedRoot(t)
 	dir, err := os.MkdirTemp("", "s0c-")
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +63,7 @@ func NewContainerd(t testing.TB) *Containerd {
 	c := &Containerd{
 		Dir:          dir,
 		Address:      filepath.Join(dir, "c.sock"),
-		Runsc:        Binary(t, "runsc"),
+		Runsc:        s0test.Binary(t, "runsc"),
 		RunscRoot:    filepath.Join(dir, "runsc"),
 		CgroupParent: "/" + filepath.Base(dir),
 		bin:          filepath.Join(dir, "bin"),
@@ -81,16 +72,6 @@ func NewContainerd(t testing.TB) *Containerd {
 	c.configure(t)
 	c.Start(t)
 	return c
-}
-
-// Binary finds a program that `make tools` has built.
-func Binary(t testing.TB, name string) string {
-	t.Helper()
-	path := filepath.Join(ModuleRoot(t), "build", "bin", name)
-	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%s is not built: run `make tools`", name)
-	}
-	return path
 }
 
 // Rootfs makes a root filesystem with the probe program at /bin/probe.
@@ -117,28 +98,11 @@ func Rootfs(t testing.TB) string {
 func build(t testing.TB, out, pkg string) {
 	t.Helper()
 	cmd := exec.Command("go", "build", "-o", out, pkg)
-	cmd.Dir = ModuleRoot(t)
+	cmd.Dir = s0test.ModuleRoot(t)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v: %s", pkg, err, out)
 	}
-}
-
-// ModuleRoot is the directory of go.mod.
-func ModuleRoot(t testing.TB) string {
-	t.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for dir != "/" {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
-		}
-		dir = filepath.Dir(dir)
-	}
-	t.Fatal("no go.mod above the test's directory")
-	return ""
 }
 
 const containerdConfig = `version = 4
@@ -183,8 +147,8 @@ func (c *Containerd) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(Binary(t, "containerd"), "--config", c.config())
-	cmd.Env = []string{"PATH=" + c.bin + ":" + filepath.Join(ModuleRoot(t), "build", "bin") + ":/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd := exec.Command(s0test.Binary(t, "containerd"), "--config", c.config())
+	cmd.Env = []string{"PATH=" + c.bin + ":" + filepath.Join(s0test.ModuleRoot(t), "build", "bin") + ":/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
