@@ -58,7 +58,7 @@ func (g *Groups) Close() {
 // Path is the group's path for an OCI spec.
 func (g *Groups) Path(id sandbox.ID) string { return path.Join(g.parent, string(id)) }
 
-// Create makes the group with its limits.
+// Create makes the group with its limits. One that exists gets them, too.
 func (g *Groups) Create(id sandbox.ID, want Limits) error {
 	if err := g.layout.mkdir(g.Path(id)); err != nil {
 		return fmt.Errorf("control group of %s: %w", id, err)
@@ -66,7 +66,8 @@ func (g *Groups) Create(id sandbox.ID, want Limits) error {
 	return g.apply(id, g.layout.settings(want))
 }
 
-// Set changes the limits that differ.
+// Set changes the limits that differ from those that the group is known to have:
+// a claim then costs one write, the CPU share.
 func (g *Groups) Set(id sandbox.ID, from, to Limits) error {
 	return g.apply(id, changed(g.layout.settings(from), g.layout.settings(to)))
 }

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,8 +86,9 @@ type claimed struct {
 }
 
 // Claim makes a sandbox a tenant's. When it has answered, the claim is durable
-// and procd has the tenant's environment; when it has failed, the slot is gone for good
-// unless it never was this claim's. cold reports whether a start was needed.
+// and procd has the tenant's environment; when it has failed, the slot is gone
+// for good unless it never was this claim's. cold reports whether a start was
+// needed.
 func (m *Manager) Claim(ctx context.Context, req ClaimRequest) (sb Sandbox, cold bool, err error) {
 	if err := req.validate(); err != nil {
 		return Sandbox{}, false, err
@@ -229,30 +231,35 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 		}
 		committed <- err
 	}()
-	err := m.setEnv(ctx, inst, environment(before), environment(rec))
+	err := m.claimEnv(ctx, inst, before, rec)
 	if err == nil {
 		err = failpoint.Hit("claim.after-env")
 	}
-	return errors.Join(<-committed, err)
+	return cmp.Or(<-committed, err)
 }
 
-// setEnv gives procd the sandbox's environment. One that does not change needs
-// no round trip, which costs more than the rest of a claim: there procd's open
+// claimEnv gives procd the claim's environment. One that does not change needs no
+// round trip, which costs more than the rest of a claim: there procd's open
 // connection is proof enough, for nothing of a tenant's has run beside it yet.
-func (m *Manager) setEnv(ctx context.Context, inst *instance, from, to map[string]string) error {
+func (m *Manager) claimEnv(ctx context.Context, inst *instance, before, rec journal.Record) error {
+	env := environment(rec)
+	if !maps.Equal(environment(before), env) {
+		return m.setEnv(ctx, inst, env)
+	}
+	if !m.connected(inst) {
+		return channel.ErrDisconnected
+	}
+	return nil
+}
+
+func (m *Manager) setEnv(ctx context.Context, inst *instance, env map[string]string) error {
 	ch, err := m.channelOf(inst)
 	if err != nil {
 		return err
 	}
-	if maps.Equal(from, to) {
-		if !ch.Connected() {
-			return channel.ErrDisconnected
-		}
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, envTimeout)
 	defer cancel()
-	return ch.SetEnv(ctx, to)
+	return ch.SetEnv(ctx, env)
 }
 
 func (r ClaimRequest) claim(spec sandbox.Spec) *journal.Claim {

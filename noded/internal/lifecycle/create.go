@@ -2,7 +2,6 @@ package lifecycle
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -60,7 +59,7 @@ func (m *Manager) start(ctx context.Context, poolKey string, spec sandbox.Spec, 
 	inst.cancel = nil // from here on an end waits for the turn
 	m.mu.Unlock()
 	if cause := context.Cause(ctx); cause != nil {
-		err = errors.Join(cause, err) // the step's error alone says only that it was interrupted
+		err = fmt.Errorf("%w (%v)", cause, err) // the step's error alone says only that it was interrupted
 	}
 	if err != nil {
 		m.cfg.Metrics.startFailures.Inc()
@@ -80,7 +79,7 @@ func (m *Manager) reserve(poolKey string, spec sandbox.Spec, cancel context.Canc
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.instances) >= m.cfg.Max {
+	if m.occupied() >= m.cfg.Max {
 		return nil, errFull.WithRetryAfter(coldRetryAfter)
 	}
 	index := m.indexes.take(time.Now())
@@ -96,6 +95,18 @@ func (m *Manager) reserve(poolKey string, spec sandbox.Spec, cancel context.Canc
 	m.instances[id] = inst
 	m.kick()
 	return inst, nil
+}
+
+// occupied counts what takes room; a failed sandbox that holds only its record
+// does not. It is called with mu held.
+func (m *Manager) occupied() int {
+	n := 0
+	for _, inst := range m.instances {
+		if inst.rec.State != journal.Failed || inst.disposing {
+			n++
+		}
+	}
+	return n
 }
 
 var errFull = errdefs.New(errdefs.Exhausted, "the node is full")
@@ -161,8 +172,15 @@ func (m *Manager) listen(inst *instance) error {
 		return err
 	}
 	m.mu.Lock()
-	inst.channel = ch
+	ended := ended(inst.rec) // an exit may have come before an adoption
+	if !ended {
+		inst.channel = ch
+	}
 	m.mu.Unlock()
+	if ended {
+		ch.Close()
+		return errEnded
+	}
 	m.background(func(ctx context.Context) { _ = ch.Run(ctx) })
 	return nil
 }

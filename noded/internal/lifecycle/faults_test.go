@@ -133,7 +133,14 @@ func TestC15_CutClaimLeavesNoEnvironment(t *testing.T) {
 	rt := noop.Runtime{Node: m.node}
 	rt.SetEnv(slots[0], map[string]string{"SECRET": "of the one before"})
 	rt.SetEnv(slots[1], map[string]string{}) // and one that was cut the other way
+	groups := noop.Groups{Node: m.node}
+	if err := groups.Create(slots[0], cgroup.Limits{MemoryBytes: 1 << 40}); err != nil {
+		t.Fatal(err)
+	}
 	n = m.boot()
+	if l := groups.Limits(slots[0]); !l.Idle || l.MemoryBytes != spec.MemoryBytes {
+		t.Errorf("limits of a slot after a cut claim: %+v", l)
+	}
 	if env := rt.Env(slots[0]); env["SECRET"] != "" || env["A"] != "template" {
 		t.Errorf("environment of a slot after a cut claim: %v", env)
 	}

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"s0.run/internal/nodeapi"
@@ -30,6 +31,13 @@ type instance struct {
 	cancel    context.CancelCauseFunc // ends the creation; nil when none is under way
 	disposing bool                    // a teardown is at work
 }
+
+// ended reports whether the sandbox's life is over, as far as its record knows.
+func ended(rec journal.Record) bool {
+	return rec.State == journal.Failed || rec.State == journal.Terminating
+}
+
+var errEnded = errors.New("the sandbox has ended")
 
 func newInstance(rec journal.Record) *instance {
 	return &instance{id: rec.ID, specHash: rec.Spec.Hash(), turn: make(chan struct{}, 1), rec: rec}

@@ -80,7 +80,7 @@ func (m *Manager) snapshot() []*instance {
 // containerd is not asked, so that sandboxes serve again while it is away.
 func (m *Manager) adopt(ctx context.Context, inst *instance) {
 	rec := m.record(inst)
-	if rec.State == journal.Failed || rec.State == journal.Terminating {
+	if ended(rec) {
 		m.dispose(inst, rec) // again: nobody knows how far it got
 		return
 	}
@@ -90,7 +90,7 @@ func (m *Manager) adopt(ctx context.Context, inst *instance) {
 	}
 	wait, cancel := context.WithTimeout(ctx, adoptGrace)
 	defer cancel()
-	err := m.readopt(wait, inst, rec)
+	err := m.readopt(wait, inst)
 	if ctx.Err() != nil {
 		return
 	}
@@ -100,7 +100,7 @@ func (m *Manager) adopt(ctx context.Context, inst *instance) {
 	}
 }
 
-func (m *Manager) readopt(ctx context.Context, inst *instance, rec journal.Record) error {
+func (m *Manager) readopt(ctx context.Context, inst *instance) error {
 	ch, err := m.channelOf(inst)
 	if err != nil {
 		return err
@@ -108,19 +108,27 @@ func (m *Manager) readopt(ctx context.Context, inst *instance, rec journal.Recor
 	if _, err := ch.WaitReady(ctx); err != nil {
 		return err
 	}
-	// A claim or update may have been cut between procd and the journal, on either
-	// side. What is durable counts: a slot must not keep the environment of a
-	// tenant who never got it.
-	if err := ch.SetEnv(ctx, environment(rec)); err != nil {
+	if err := inst.takeTurn(ctx); err != nil {
 		return err
 	}
+	rec := m.record(inst)
+	err = errEnded
+	if !ended(rec) {
+		// A claim or update may have been cut on either side of the journal. What
+		// is durable counts: a slot must not keep the environment or the limits of
+		// a tenant who never got it.
+		err = m.enforce(ctx, inst, rec)
+	}
 	m.change(inst, func() {
-		if inst.rec.State == rec.State { // nothing has ended it meanwhile
+		if err == nil {
 			inst.unseen, inst.ready = false, rec.State == journal.Slot
 		}
+		inst.endTurn() // before anybody is told: a claim only tries the turn
 	})
-	m.log(rec).Info("sandbox is adopted", "state", rec.State)
-	return nil
+	if err == nil {
+		m.log(rec).Info("sandbox is adopted", "state", rec.State)
+	}
+	return err
 }
 
 // keepSweeping sweeps as soon as it can, then regularly.
@@ -144,7 +152,8 @@ func (m *Manager) keepSweeping(ctx context.Context) {
 // exits that nobody reported. Everything is listed before the table is looked
 // at: a sandbox is in the table before its first trace exists and until its
 // last one is gone, and ids are never used twice. So what was listed and is not
-// in the table is nobody's. That a sandbox is *not* listed means nothing.
+// in the table is nobody's. That a sandbox is *not* listed means nothing by
+// itself.
 func (m *Manager) sweep(ctx context.Context) error {
 	settled := m.settled() // before the listing: a container that is being created may not run yet
 	found := map[sandbox.ID]netns.Slot{}

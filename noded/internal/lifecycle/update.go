@@ -20,9 +20,9 @@ type UpdateRequest struct {
 	CPUMillis   int64
 }
 
-// Update changes a running sandbox's environment and limits. It answers when
-// the change is in force and durable. If it fails half way, the sandbox has
-// parts of both; the same update again makes it whole.
+// Update changes a running sandbox's environment and limits. It answers when the
+// change is durable and in force. If it fails in between, what is durable comes
+// into force with the same update again, or with the node's next start.
 func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error) {
 	if err := validateLimits(req.MemoryBytes, req.CPUMillis); err != nil {
 		return Sandbox{}, err
@@ -49,17 +49,22 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 	if err := m.checkShrink(old, rec); err != nil {
 		return Sandbox{}, err
 	}
-	if err := m.cfg.Groups.Set(rec.ID, limits(old.Spec, old.Claim, false), limits(rec.Spec, rec.Claim, false)); err != nil {
-		return Sandbox{}, err
-	}
-	if err := m.setEnv(ctx, inst, environment(old), environment(rec)); err != nil {
-		return Sandbox{}, errdefs.New(errdefs.Unavailable, "the environment of sandbox %s could not be changed", rec.ID).WithCause(err)
-	}
 	if err := m.cfg.Journal.Put(ctx, rec); err != nil {
 		return Sandbox{}, err
 	}
 	m.change(inst, func() { inst.rec = rec })
+	if err := m.enforce(ctx, inst, rec); err != nil {
+		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be changed", rec.ID).WithCause(err)
+	}
 	return m.Get(req.ID)
+}
+
+// enforce brings limits and environment in line with the record.
+func (m *Manager) enforce(ctx context.Context, inst *instance, rec journal.Record) error {
+	if err := m.cfg.Groups.Create(rec.ID, limits(rec.Spec, rec.Claim, rec.State == journal.Slot)); err != nil {
+		return err
+	}
+	return m.setEnv(ctx, inst, environment(rec))
 }
 
 func (req UpdateRequest) apply(rec journal.Record) journal.Record {

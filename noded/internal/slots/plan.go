@@ -33,6 +33,9 @@ type counts struct {
 func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*counts, stale []sandbox.ID) {
 	byKey = map[string]*counts{}
 	for _, s := range have {
+		if s.PoolKey == "" { // a cold start of no pool
+			continue
+		}
 		c := byKey[s.PoolKey]
 		if c == nil {
 			c = &counts{}
