@@ -13,18 +13,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 )
 
 // openReal opens groups on this host's own hierarchy, whichever it is.
 func openReal(t *testing.T) *Groups {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("makes control groups as root")
-	}
-	if os.Geteuid() != 0 {
-		t.Fatal("needs root")
-	}
+	s0test.NeedRoot(t)
 	layout, err := Detect()
 	if err != nil {
 		t.Fatal(err)
@@ -174,9 +170,10 @@ func TestD02_OOMIsCounted(t *testing.T) {
 }
 
 func BenchmarkClaimWrites(b *testing.B) {
+	s0test.NeedRoot(b)
 	layout, err := Detect()
-	if err != nil || os.Geteuid() != 0 {
-		b.Fatal("needs root and control groups: ", err)
+	if err != nil {
+		b.Fatal(err)
 	}
 	g, err := Open(layout, "/s0-bench")
 	if err != nil {

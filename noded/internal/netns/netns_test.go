@@ -13,25 +13,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 )
 
 var testCIDR = netip.MustParsePrefix("10.77.0.0/16")
 
-// needRoot declares what these tests need: root with the right to make network namespaces.
-func needRoot(t testing.TB) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("makes network namespaces as root")
-	}
-	if os.Geteuid() != 0 {
-		t.Fatal("needs root")
-	}
-}
-
 func openNet(t testing.TB) *Net {
 	t.Helper()
-	needRoot(t)
+	s0test.NeedRoot(t)
 	n, err := Open(Config{Dir: filepath.Join(t.TempDir(), "netns"), CIDR: testCIDR})
 	if err != nil {
 		t.Fatal(err)
