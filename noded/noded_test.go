@@ -45,7 +45,7 @@ func TestRunAndStop(t *testing.T) {
 	d.until("nothing", func(p *picture) bool { return len(p.free) == 0 })
 }
 
-func adminGet(t *testing.T, socket, path string) string {
+func adminGet(t testing.TB, socket, path string) string {
 	t.Helper()
 	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		return net.Dial("unix", socket)
