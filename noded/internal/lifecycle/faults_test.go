@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -170,6 +171,60 @@ func TestX29_DiedWhileAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.nothingLeft()
+}
+
+// X46: after a reboot nothing runs and the volatile directories are gone. What
+// was somebody's says so, the rest is forgotten, and the node works.
+func TestX46_Reboot(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(3)
+	n.claim(slots[0])
+	n.stop()
+	m.node.Close()
+	if err := os.RemoveAll(filepath.Join(m.dir, "run")); err != nil {
+		t.Fatal(err)
+	}
+	n = m.boot()
+	if sb, err := n.Get(slots[0]); err != nil || sb.State() != sandbox.Failed || sb.Reason == "" {
+		t.Errorf("after a reboot: %s, %q (%v)", sb.State(), sb.Reason, err)
+	}
+	eventually(t, "the rest is forgotten", func() bool { return len(m.node.Left()) == 0 && n.Holding() == 1 })
+	n.claim(n.warm(1)[0])
+	if err := n.Delete(n.ctx(), slots[0], 0, "seen"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a sandbox costs noded is given back: goroutines and descriptors.
+func TestG12_NothingAccumulates(t *testing.T) {
+	n := newMachine(t).boot()
+	cycle := func(times int) {
+		for range times {
+			id := n.warm(1)[0]
+			n.claim(id)
+			if err := n.Delete(n.ctx(), id, 0, "cycle"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.nothingLeft()
+	}
+	cycle(3)
+	goroutines, fds := runtime.NumGoroutine(), countFDs(t)
+	cycle(100)
+	eventually(t, "goroutines and descriptors are back", func() bool {
+		return runtime.NumGoroutine() <= goroutines+2 && countFDs(t) <= fds+2
+	})
+}
+
+func countFDs(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }
 
 func TestX29_ExitIsReported(t *testing.T) {
