@@ -305,3 +305,22 @@ func (s *Stream) ToEnd(t testing.TB) Ended {
 	t.Helper()
 	return s.Until(t, func(*Ended, byte) bool { return false })
 }
+
+// Drain reads to the exit without keeping anything and returns the output's size,
+// which includes what was lost.
+func (s *Stream) Drain(t testing.TB) (bytes uint64) {
+	t.Helper()
+	for {
+		typ, payload := s.Next(t)
+		switch typ {
+		case procapi.FrameExit:
+			return bytes
+		case procapi.FrameStdout, procapi.FrameStderr, procapi.FramePTY:
+			offset, data, err := procapi.Output(payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			bytes = offset + uint64(len(data))
+		}
+	}
+}

@@ -11,16 +11,23 @@ import (
 )
 
 const (
-	readSize = 64 << 10 // a pipe's capacity, and the largest slab of the log
+	// A stream is read in small pieces until one fills its buffer; from then on in
+	// large ones, from a larger pipe, which more than doubles what goes through.
+	smallRead = 16 << 10
+	largeRead = 256 << 10
+	largePipe = 1 << 20 // what an unprivileged process may have
 
 	// drainLimit bounds what is still taken from a stream whose process has ended
 	// while another one goes on writing: no pipe holds more.
 	drainLimit = 1 << 20
 )
 
-// buffers are shared by all pumps and taken only while there is something to
+// Buffers are shared by all pumps and taken only while there is something to
 // read, so that an idle stream costs a goroutine and nothing else.
-var buffers = sync.Pool{New: func() any { return new([readSize]byte) }}
+var (
+	smallBuffers = sync.Pool{New: func() any { b := make([]byte, smallRead); return &b }}
+	largeBuffers = sync.Pool{New: func() any { b := make([]byte, largeRead); return &b }}
+)
 
 var errStreamEnd = errors.New("end of stream")
 
@@ -29,6 +36,7 @@ type pump struct {
 	file *os.File
 	conn syscall.RawConn
 	emit func([]byte)
+	busy bool // reads large pieces
 
 	settled chan struct{} // closed once everything that belongs to the log is in it
 }
@@ -65,7 +73,7 @@ func (p *pump) copy(emit func([]byte)) error {
 		var ended error
 		err := p.conn.Read(func(fd uintptr) (done bool) {
 			var n int
-			n, ended = read(int(fd), emit)
+			n, ended = p.read(int(fd), emit)
 			return n > 0 || ended != nil
 		})
 		if err != nil {
@@ -83,7 +91,7 @@ func (p *pump) drain() {
 		var n int
 		var ended error
 		err := p.conn.Read(func(fd uintptr) (done bool) {
-			n, ended = read(int(fd), p.emit)
+			n, ended = p.read(int(fd), p.emit)
 			return true
 		})
 		if err != nil || ended != nil || n == 0 {
@@ -94,11 +102,15 @@ func (p *pump) drain() {
 }
 
 // read emits what one read gives; 0 without an error means nothing is there.
-func read(fd int, emit func([]byte)) (int, error) {
-	buf := buffers.Get().(*[readSize]byte)
+func (p *pump) read(fd int, emit func([]byte)) (int, error) {
+	buffers := &smallBuffers
+	if p.busy {
+		buffers = &largeBuffers
+	}
+	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	for {
-		n, err := unix.Read(fd, buf[:])
+		n, err := unix.Read(fd, *buf)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -109,7 +121,11 @@ func read(fd int, emit func([]byte)) (int, error) {
 		case n == 0:
 			return 0, errStreamEnd
 		}
-		emit(buf[:n])
+		emit((*buf)[:n])
+		if n == len(*buf) && !p.busy {
+			p.busy = true
+			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, largePipe) // a terminal has none
+		}
 		return n, nil
 	}
 }
