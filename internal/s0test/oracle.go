@@ -36,6 +36,16 @@ type Trace struct {
 
 func (t Trace) String() string { return t.Kind + " " + t.Name }
 
+// pid is the process of a trace that is one: its name begins with it.
+func (t Trace) pid() int {
+	first, _, _ := strings.Cut(t.Name, " ")
+	pid, err := strconv.Atoi(first)
+	if err != nil {
+		panic("no process: " + t.String())
+	}
+	return pid
+}
+
 // complete is what every live sandbox has; anything less is a broken sandbox
 // that somebody still counts.
 var complete = []string{"sentry", "gofer", "mount", "cgroup", "link", "container", "task", "snapshot"}
@@ -362,15 +372,12 @@ func (s *Stack) Sandboxes() []string {
 	return slices.Sorted(maps.Keys(live))
 }
 
-// Pids are the processes of a sandbox's sentry, for tests that hurt it.
+// Pids are the processes of one kind of a sandbox, for tests that hurt it.
 func (s *Stack) Pids(kind, id string) []int {
 	var pids []int
 	for _, t := range s.processes() {
 		if t.Kind == kind && t.ID == id {
-			first, _, _ := strings.Cut(t.Name, " ")
-			if pid, err := strconv.Atoi(first); err == nil {
-				pids = append(pids, pid)
-			}
+			pids = append(pids, t.pid())
 		}
 	}
 	return pids

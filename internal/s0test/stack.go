@@ -12,12 +12,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"s0.run/api/client"
 )
@@ -271,6 +274,34 @@ func (s *Stack) KillChild(name string) {
 		}
 		return err
 	})
+}
+
+// Reboot ends the server and everything of its sandboxes, and takes what a boot
+// takes: processes, mounts, control groups and the run directory. Up starts again.
+func (s *Stack) Reboot() {
+	s.t.Helper()
+	s.Kill()
+	s.Eventually("the last process to end", func() error {
+		left := s.processes()
+		for _, p := range left {
+			_ = syscall.Kill(p.pid(), syscall.SIGKILL)
+		}
+		if len(left) > 0 {
+			return fmt.Errorf("%d are left", len(left))
+		}
+		return nil
+	})
+	for _, m := range slices.Backward(s.mounts()) {
+		if err := unix.Unmount(m.Name, unix.MNT_DETACH); err != nil {
+			s.t.Errorf("unmounting %s: %v", m.Name, err)
+		}
+	}
+	for _, g := range slices.Backward(s.cgroups()) {
+		s.Eventually("control group "+g.Name+" to go", func() error { return unix.Rmdir(g.Name) })
+	}
+	if err := os.RemoveAll(s.RunDir); err != nil {
+		s.t.Error(err)
+	}
 }
 
 func (s *Stack) awaitExit() {

@@ -27,6 +27,7 @@ func TestMachine(t *testing.T) {
 	t.Run("bad input", func(t *testing.T) { testBadInput(t, s) })
 	t.Run("restarts", func(t *testing.T) { testRestarts(t, s) })
 	t.Run("dead sandbox", func(t *testing.T) { testDeadSandbox(t, s) })
+	t.Run("reboot", func(t *testing.T) { testReboot(t, s) })
 	s.CheckOwned()
 	if left := s.Sandboxes(); len(left) > 0 {
 		t.Errorf("sandboxes %v are left; every test deletes its own", left)
@@ -177,6 +178,27 @@ func testDeadSandbox(t *testing.T, s *s0test.Stack) {
 		}
 		return err
 	})
+	u.remove(id)
+	s.CheckOwned()
+}
+
+// testReboot: after a boot nothing of the old sandboxes runs; they are shown as
+// dead, their files go, and new ones can be had.
+func testReboot(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	id := u.claim()
+	s.Reboot()
+	s.Up()
+	fresh := u.claim()
+	u.wantExec(fresh, u.python(fresh), "print('new')", "new")
+	s.Eventually("the old sandbox to be shown as failed", func() error {
+		sb, err := u.c.GetSandbox(u.ctx(), id)
+		if err == nil && sb.Status != "failed" {
+			return errors.New("its status is " + string(sb.Status))
+		}
+		return err
+	})
+	u.remove(fresh)
 	u.remove(id)
 	s.CheckOwned()
 }

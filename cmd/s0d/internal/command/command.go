@@ -103,7 +103,7 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.StringVar(&c.PostgresBin, "postgres-bin", "", "directory of initdb and postgres (default the newest installed)")
 	f.StringVar(&c.PostgresUser, "postgres-user", "postgres", "unprivileged user that runs the private PostgreSQL")
 	f.StringVar(&c.AdminEmail, "admin-email", "admin@example.com", "the first user, made at the first start")
-	f.StringVar(&c.AdminPassword, "admin-password", "", "the first user's password (default generated and shown once)")
+	f.StringVar(&c.AdminPassword, "admin-password", "", "the first user's password, better put into the --config file: others can see a command line (default generated and shown once)")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	return c
 }

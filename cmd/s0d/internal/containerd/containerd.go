@@ -23,7 +23,9 @@ type Config struct {
 	ShimDir string // where containerd finds its shims
 	Root    string // images, snapshots
 	State   string // sockets and what a reboot may take
-	Nice    int    // of containerd and all that it starts, sandboxes included
+	// Namespace is whose tasks' working directories are cleaned up at a start.
+	Namespace string
+	Nice      int // of containerd and all that it starts, sandboxes included
 }
 
 // A Daemon is our containerd.
@@ -69,6 +71,11 @@ func (d *Daemon) Prepare() error {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // gofers cross it to their rootfs
 			return err
 		}
+	}
+	// At its start containerd removes the working directories of tasks that are
+	// gone, but only in namespaces that it finds here, and after a boot it finds none.
+	if err := os.MkdirAll(filepath.Join(d.cfg.State, "io.containerd.runtime.v2.task", d.cfg.Namespace), 0o711); err != nil {
+		return err
 	}
 	text := fmt.Sprintf(config, d.cfg.Root, d.cfg.State, filepath.Join(d.cfg.Root, "tmp"),
 		d.Socket(), d.Socket()+".ttrpc", filepath.Join(d.cfg.Root, "opt"), filepath.Join(d.cfg.State, "s"))

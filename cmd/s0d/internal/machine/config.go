@@ -103,6 +103,9 @@ func (c Config) KeyFile() string { return filepath.Join(c.DataDir, "admin.key") 
 // LogFile is the server's own log.
 func (c Config) LogFile() string { return c.logFile("s0d") }
 
+// containerdNamespace is all noded's.
+const containerdNamespace = "s0"
+
 // defaultRepository names the builtin template's image in the local registry.
 const defaultRepository = "s0/default"
 

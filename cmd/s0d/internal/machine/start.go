@@ -75,7 +75,7 @@ func (s *server) startChildren(ctx context.Context) error {
 	var children []child.Config
 	ctrd := containerd.New(containerd.Config{
 		Binary: s.cfg.binary("containerd"), ShimDir: s.cfg.BinDir,
-		Root: s.cfg.data("containerd"), State: s.cfg.run("containerd"), Nice: s.cfg.Nice,
+		Root: s.cfg.data("containerd"), State: s.cfg.run("containerd"), Namespace: containerdNamespace, Nice: s.cfg.Nice,
 	})
 	if err := ctrd.Prepare(); err != nil {
 		return fmt.Errorf("preparing containerd: %w", err)
@@ -153,7 +153,7 @@ func (s *server) startNoded(ctx context.Context) error {
 		Cluster: s.cfg.Cluster, Version: s.cfg.Version,
 		DataDir: s.cfg.data("noded"), RunDir: s.cfg.run("noded"),
 		Socket: s.cfg.nodeSocket(), AdminSocket: s.cfg.run("noded-admin.sock"),
-		ContainerdSocket: filepath.Join(s.cfg.run("containerd"), "containerd.sock"), ContainerdNamespace: "s0", Snapshotter: "overlayfs",
+		ContainerdSocket: filepath.Join(s.cfg.run("containerd"), "containerd.sock"), ContainerdNamespace: containerdNamespace, Snapshotter: "overlayfs",
 		Runsc: s.cfg.binary("runsc"), ProcdDir: s.cfg.procdDir(), CgroupParent: s.cfg.CgroupParent,
 		PlainHTTPRegistries: []string{s.cfg.RegistryListen},
 		MaxSandboxes:        s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR,
