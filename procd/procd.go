@@ -14,7 +14,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"fmt"
 	"log/slog"
 	"math"
 	"os"
@@ -74,8 +73,9 @@ func Run(ctx context.Context, cfg Config) error {
 	reaper := reap.New()
 	reaping, reaped := context.WithCancel(context.WithoutCancel(ctx)) // ends after the last child
 	table := contexts.New(contexts.Config{Reaper: reaper, Workspace: cfg.Workspace, Env: os.Environ(), Now: time.Now})
+	names := &names{etc: "/etc", log: cfg.Log}
 	link := newLink(cfg.Socket, rpc.New(rpc.Config{
-		Version: cfg.Version, BootID: bootID(), Contexts: table, Identify: identify(cfg.Log), Log: cfg.Log,
+		Version: cfg.Version, BootID: bootID(), Contexts: table, Identify: names.set, Log: cfg.Log,
 	}), cfg.Log)
 
 	var children, work sync.WaitGroup
@@ -87,6 +87,7 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	table.Run(ctx)
 	work.Wait()
+	names.wait()
 	reaped()
 	children.Wait()
 	return nil
@@ -120,44 +121,4 @@ func killAll() {
 	if os.Getpid() == 1 {
 		_ = syscall.Kill(-1, syscall.SIGKILL)
 	}
-}
-
-// identify returns what gives the sandbox its name. Only PID 1 owns the names of
-// its machine. It is best effort: a sandbox without them works.
-func identify(log *slog.Logger) func(hostname string) {
-	if os.Getpid() != 1 {
-		return func(string) {}
-	}
-	return func(hostname string) {
-		if err := syscall.Sethostname([]byte(hostname)); err != nil {
-			log.Warn("setting the hostname", "err", err)
-		}
-		if err := writeNames("/etc", hostname); err != nil {
-			log.Warn("writing the names", "err", err)
-		}
-	}
-}
-
-// namesMark tells our own /etc/hosts, which a later name replaces, from one that
-// the image or the owner brought.
-const namesMark = "# written by s0\n"
-
-// writeNames writes the hostname, and hosts where the image has none.
-func writeNames(etc, hostname string) error {
-	hosts := namesMark + "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 " + hostname + "\n"
-	for name, content := range map[string]string{"hosts": hosts, "hostname": hostname + "\n"} {
-		path := etc + "/" + name
-		old, err := os.ReadFile(path)
-		if err == nil && !ours(name, string(old)) {
-			continue
-		}
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			return fmt.Errorf("writing %s: %w", path, err)
-		}
-	}
-	return nil
-}
-
-func ours(name, content string) bool {
-	return content == "" || name == "hostname" || len(content) > len(namesMark) && content[:len(namesMark)] == namesMark
 }

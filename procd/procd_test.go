@@ -609,8 +609,9 @@ func TestWriteNames(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	read := func(name string) string { b, _ := os.ReadFile(filepath.Join(dir, name)); return string(b) }
+	n := &names{etc: dir}
 	for _, name := range []string{"one", "two"} {
-		if err := writeNames(dir, name); err != nil {
+		if err := n.write(name); err != nil {
 			t.Fatal(err)
 		}
 		if h := read("hosts"); !strings.Contains(h, "127.0.0.1 localhost\n") || !strings.HasSuffix(h, "127.0.1.1 "+name+"\n") || read("hostname") != name+"\n" {
@@ -620,7 +621,7 @@ func TestWriteNames(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "hosts"), []byte("1.2.3.4 mine\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeNames(dir, "three"); err != nil {
+	if err := n.write("three"); err != nil {
 		t.Fatal(err)
 	}
 	if h := read("hosts"); h != "1.2.3.4 mine\n" {

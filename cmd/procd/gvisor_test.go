@@ -1,15 +1,12 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,10 +19,7 @@ import (
 
 // sandbox is a gVisor sandbox whose PID 1 is procd and whose programs are this
 // machine's.
-type sandbox struct {
-	*proctest.Conn
-	pid int // of the sentry
-}
+type sandbox struct{ *proctest.Conn }
 
 func startGVisor(t testing.TB) *sandbox {
 	t.Helper()
@@ -51,13 +45,12 @@ func startGVisor(t testing.TB) *sandbox {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		return cmd
 	}
-	pidFile := filepath.Join(dir, "pid")
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	start := run("run", "-detach", "-pid-file", pidFile, "-bundle", bundle, id)
+	start := run("run", "-detach", "-bundle", bundle, id)
 	start.Stdout, start.Stderr = log, log
 	if err := start.Run(); err != nil {
 		b, _ := os.ReadFile(log.Name())
@@ -69,15 +62,7 @@ func startGVisor(t testing.TB) *sandbox {
 		}
 		_ = syscall.Unmount(filepath.Join(root, "null-netns"), 0) // runsc leaves it
 	})
-	b, err := os.ReadFile(pidFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &sandbox{node.Accept(t), pid}
+	return &sandbox{node.Accept(t)}
 }
 
 func makeRootfs(dir string) error {
@@ -203,67 +188,13 @@ func (s *sandbox) exec(t testing.TB, id, code string) string {
 	return res.OutputRaw
 }
 
-// pss sums up the memory of the sandbox's host processes, in KiB, by name.
-func (s *sandbox) pss(t testing.TB) map[string]int {
-	t.Helper()
-	sum := map[string]int{}
-	for _, pid := range relatives(t, s.pid) {
-		f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-		if err != nil {
-			continue
-		}
-		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-		for lines := bufio.NewScanner(f); lines.Scan(); {
-			if rest, ok := strings.CutPrefix(lines.Text(), "Pss:"); ok {
-				kb, _ := strconv.Atoi(strings.Fields(rest)[0])
-				sum[string(bytes.TrimSpace(comm))] += kb
-			}
-		}
-		f.Close()
-	}
-	return sum
-}
-
-// relatives are the sentry, its stubs, and the gofer, which shares its parent's id.
-func relatives(t testing.TB, pid int) []int {
-	t.Helper()
-	ppids := map[int]int{}
-	groups := map[int]int{}
-	dirs, err := os.ReadDir("/proc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range dirs {
-		p, err := strconv.Atoi(d.Name())
-		if err != nil {
-			continue
-		}
-		b, err := os.ReadFile("/proc/" + d.Name() + "/stat")
-		if err != nil {
-			continue
-		}
-		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-		ppids[p], _ = strconv.Atoi(f[1])
-		groups[p], _ = strconv.Atoi(f[2])
-	}
-	family := []int{}
-	for p := range ppids {
-		for a := p; a > 1; a = ppids[a] {
-			if a == pid || groups[a] == groups[pid] {
-				family = append(family, p)
-				break
-			}
-		}
-	}
-	return family
-}
-
 // BenchmarkGVisor measures what a call costs inside a real sandbox.
 func BenchmarkGVisor(b *testing.B) {
 	s := startGVisor(b)
-	for name, kb := range s.pss(b) {
-		b.Logf("idle PSS of %s: %d KiB", name, kb)
-	}
+	b.Run("init", func(b *testing.B) {
+		in := procapi.Init{SandboxID: "s0-x", Hostname: "box", Env: map[string]string{"CLAIM": "yes"}}
+		percentiles(b, func() { in.Generation++; s.Call(b, "POST", procapi.PathInit, in, nil) })
+	})
 	b.Run("hello", func(b *testing.B) {
 		percentiles(b, func() { s.Call(b, "GET", procapi.PathHello, nil, nil) })
 	})

@@ -120,7 +120,7 @@ func zombies(t *testing.T) (n int) {
 
 func TestSignals(t *testing.T) {
 	t.Parallel()
-	c := start(t, "while :; do sleep 1000; done")
+	c := start(t, "exec sleep 1000")
 	for _, step := range []struct {
 		sig  syscall.Signal
 		want bool
