@@ -22,7 +22,7 @@ import (
 // our connections.
 var (
 	proxiedPaths    = []string{procapi.PathContexts, procapi.PathFiles}
-	requestHeaders  = []string{"Accept", "Content-Type", "If-None-Match", "Range"}
+	requestHeaders  = []string{"Accept", "Content-Type", "If-None-Match", "Range", procapi.TimeoutHeader}
 	responseHeaders = []string{"Accept-Ranges", "Content-Range", "Content-Type", "Etag", "Last-Modified"}
 )
 

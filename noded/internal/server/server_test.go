@@ -274,6 +274,7 @@ func TestProxyPassesOnlyWhatIsListed(t *testing.T) {
 	id := n.sandbox()
 	req := n.request(http.MethodPost, nodeapi.ProcPrefix+id+"/files/move?path=/a%20b&x=1", strings.NewReader("hello"))
 	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set(procapi.TimeoutHeader, "1500")
 	req.Header.Set("Authorization", "Bearer secret")
 	req.Header.Set("Cookie", "session=secret")
 	resp, err := n.http.Do(req)
@@ -290,6 +291,9 @@ func TestProxyPassesOnlyWhatIsListed(t *testing.T) {
 	}
 	if got.Method != "POST" || got.URI != "/files/move?path=/a%20b&x=1" || got.Body != "hello" || got.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("procd got %+v", got)
+	}
+	if got.Header.Get(procapi.TimeoutHeader) != "1500" {
+		t.Errorf("the caller's patience did not reach procd: %v", got.Header)
 	}
 	if got.Header.Get("Authorization") != "" || got.Header.Get("Cookie") != "" {
 		t.Errorf("credentials reached the sandbox: %v", got.Header)
