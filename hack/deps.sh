@@ -8,8 +8,9 @@ for purpose in "$@"; do
   case $purpose in
     # What s0 runs on: its database, and what builds the template image.
     run) packages+=(ca-certificates debootstrap postgresql) ;;
-    # The race detector needs a C compiler; the benchmark runs runc beside runsc.
-    test) packages+=(gcc libc6-dev runc) ;;
+    # The race detector needs a C compiler; procd's REPLs are tested with real
+    # interpreters; the benchmark runs runc beside runsc.
+    test) packages+=(gcc iproute2 libc6-dev nodejs perl procps python3 runc sqlite3 util-linux) ;;
     *) echo "deps: no such purpose: $purpose" >&2; exit 2 ;;
   esac
 done
