@@ -96,7 +96,7 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.IntVar(&c.MaxSandboxes, "max-sandboxes", node.MaxSandboxes, "sandboxes on this machine, warm ones included")
 	f.IntVar(&c.ColdStarts, "cold-starts", node.ColdStarts, "sandboxes started at once because no warm one was left")
 	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", node.SandboxCIDR, "the sandboxes' IPv4 addresses, seen by nobody but this machine")
-	f.StringVar(&c.CgroupParent, "cgroup-parent", node.CgroupParent, "control group that holds every sandbox's")
+	f.StringVar(&c.CgroupParent, "cgroup-parent", node.CgroupParent, "control group that holds every sandbox's, of this instance alone")
 	f.StringVar(&c.Cluster, "cluster", node.Cluster, "name that prefixes every sandbox's id")
 	f.IntVar(&c.Nice, "nice", 5, "nice value of containerd and sandboxes, so that the API stays quick beside them")
 	f.StringVar(&c.BinDir, "bin-dir", bin, "directory of containerd, runsc, the shim and procd")
