@@ -133,7 +133,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	log, reg := s.cfg.Log, prometheus.NewRegistry()
 	s.metrics = promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 	s.auth = auth.NewAuthenticator(signer, s.store)
-	s.catalog = templates.NewCatalog(s.store, log)
+	s.catalog = templates.NewCatalog(s.store, s.appDomain(), log)
 	s.table = placement.New()
 	s.nodes = nodes.New(nodes.Config{
 		Sockets: s.cfg.Nodes, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
@@ -141,9 +141,9 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		OnEnd:  func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
 	})
 	s.pools = pools.New(pools.Config{Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Log: log})
-	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log, AppDomain: s.appDomain()})
+	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
 	s.claimer = claim.New(claim.Config{
-		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Metrics: claim.NewMetrics(reg), AppDomain: s.appDomain(), Log: log,
+		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Metrics: claim.NewMetrics(reg), Log: log,
 	})
 	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes})
 	hosts := httpapi.NewHostList(s.hostNames())

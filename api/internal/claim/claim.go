@@ -52,13 +52,12 @@ const (
 
 // Config names what a claim needs.
 type Config struct {
-	Store     *store.Store
-	Catalog   *templates.Catalog
-	Table     *placement.Table
-	Nodes     *nodes.Set
-	Metrics   *Metrics
-	AppDomain string // told to every sandbox
-	Log       *slog.Logger
+	Store   *store.Store
+	Catalog *templates.Catalog
+	Table   *placement.Table
+	Nodes   *nodes.Set
+	Metrics *Metrics
+	Log     *slog.Logger
 }
 
 // Claimer serves claims. It is safe for concurrent use.

@@ -43,7 +43,7 @@ func newReplica(t testing.TB, dsn string, n *fakenode.Node) *replica {
 	}
 	t.Cleanup(s.Close)
 	log := slog.New(slog.DiscardHandler)
-	r := &replica{store: s, catalog: templates.NewCatalog(s, log), table: placement.New()}
+	r := &replica{store: s, catalog: templates.NewCatalog(s, "local.test", log), table: placement.New()}
 	spec, err := templates.Builtin("image", 0, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +64,7 @@ func newReplica(t testing.TB, dsn string, n *fakenode.Node) *replica {
 	go func() { done <- set.Run(ctx) }()
 	r.Claimer = claim.New(claim.Config{
 		Store: s, Catalog: r.catalog, Table: r.table, Nodes: set, Log: log,
-		Metrics: claim.NewMetrics(prometheus.NewRegistry()), AppDomain: "local.test",
+		Metrics: claim.NewMetrics(prometheus.NewRegistry()),
 	})
 	t.Cleanup(func() {
 		r.Wait()
@@ -130,8 +130,7 @@ func TestAWarmClaim(t *testing.T) {
 	if got.GetMemoryBytes() != 4<<30 || got.GetCpuMillis() != 1000 {
 		t.Errorf("limits: %v", got)
 	}
-	env := got.GetEnv()
-	if env["A"] != "1" || env["SANDBOX0_SANDBOX_ID"] != id || env["SANDBOX0_APP_DOMAIN"] != "local.test" || len(env) != 3 {
+	if env := got.GetEnv(); env["A"] != "1" || len(env) != 1 {
 		t.Errorf("environment: %v", env)
 	}
 	agree(t, r, n)
@@ -141,12 +140,8 @@ func TestAColdClaim(t *testing.T) {
 	t.Parallel()
 	n := fakenode.Start(t, &fakenode.Node{})
 	r := newReplica(t, s0test.Postgres(t), n)
-	sb, err := r.Claim(t.Context(), request())
-	if err != nil {
+	if _, err := r.Claim(t.Context(), request()); err != nil {
 		t.Fatal(err)
-	}
-	if env := n.Sandboxes()[string(sb.ID)].GetEnv(); env["SANDBOX0_SANDBOX_ID"] != string(sb.ID) {
-		t.Errorf("environment: %v", env)
 	}
 	agree(t, r, n)
 }

@@ -23,7 +23,6 @@ func (c *Claimer) claimSlot(ctx context.Context, h *half) error {
 	defer cancel()
 	req := h.request()
 	req.Slot = string(h.row.ID)
-	req.Env = Environment(h.p.env, h.row.ID, c.cfg.AppDomain)
 	resp, err := rpc.Claim(ctx, req)
 	if err != nil {
 		return fmt.Errorf("claiming slot %s: %w", h.row.ID, err)
@@ -38,7 +37,7 @@ func (h *half) request() *nodeapi.ClaimRequest {
 	p := h.p
 	req := &nodeapi.ClaimRequest{
 		ClaimId: h.row.ClaimID.String(), PoolKey: p.tmpl.PoolKey,
-		Team: h.row.TeamID.String(), User: h.row.UserID.String(),
+		Team: h.row.TeamID.String(), User: h.row.UserID.String(), Env: p.env,
 	}
 	if p.row.MemoryBytes != p.tmpl.Slot.MemoryBytes {
 		req.MemoryBytes, req.CpuMillis = p.row.MemoryBytes, p.cpuMillis
@@ -61,7 +60,6 @@ func (c *Claimer) start(ctx context.Context, p *plan, node string) (*half, error
 	h := c.half(p, node, "", 0)
 	req := h.request()
 	req.Spec = nodeapi.SpecToWire(p.tmpl.Slot)
-	req.Env = Environment(p.env, "", c.cfg.AppDomain)
 	resp, err := rpc.Claim(ctx, req)
 	if err != nil {
 		// The id is not known yet: what a lost answer leaves is swept by its claim id.
@@ -72,24 +70,7 @@ func (c *Claimer) start(ctx context.Context, p *plan, node string) (*half, error
 		return nil, fmt.Errorf("starting a sandbox on %s: %w", node, err)
 	}
 	h.row.ID, h.row.Generation = id, sandbox.Generation(resp.GetSandbox().GetGeneration())
-	if err := c.tellID(ctx, h); err != nil {
-		c.undo(ctx, h, "slot", c.deleteAtNode)
-		return nil, startError(err)
-	}
 	return h, nil
-}
-
-// tellID completes the environment of a sandbox whose id only its start has shown.
-func (c *Claimer) tellID(ctx context.Context, h *half) error {
-	rpc, err := c.cfg.Nodes.RPC(h.node)
-	if err != nil {
-		return err
-	}
-	_, err = rpc.Update(ctx, &nodeapi.UpdateRequest{
-		Id: string(h.row.ID), Generation: uint64(h.row.Generation),
-		ReplaceEnv: true, Env: Environment(h.p.env, h.row.ID, c.cfg.AppDomain),
-	})
-	return err
 }
 
 func startError(err error) error {

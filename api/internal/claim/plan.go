@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
-	"maps"
 
 	"github.com/google/uuid"
 
@@ -111,14 +110,4 @@ func Memory(r *openapi.SandboxResources, otherwise int64) (int64, error) {
 		return 0, errdefs.New(errdefs.InvalidArgument, "resources.memory: want 128Mi to 32Gi")
 	}
 	return n, nil
-}
-
-// Environment is what a claim adds to a sandbox's environment: its own variables
-// and, over them, what every sandbox is told about itself.
-func Environment(own map[string]string, id sandbox.ID, appDomain string) map[string]string {
-	env := make(map[string]string, len(own)+2)
-	maps.Copy(env, own)
-	env["SANDBOX0_SANDBOX_ID"] = string(id)
-	env["SANDBOX0_APP_DOMAIN"] = appDomain
-	return env
 }

@@ -132,7 +132,7 @@ func (a *API) answerTemplate(w http.ResponseWriter, r *http.Request, status int,
 }
 
 func (a *API) templateOut(row store.Template) (openapi.Template, error) {
-	t, err := templates.FromRow(row)
+	t, err := a.cfg.Catalog.Decode(row)
 	if err != nil {
 		return openapi.Template{}, err
 	}
@@ -152,16 +152,17 @@ func (a *API) templateOut(row store.Template) (openapi.Template, error) {
 // templateStatus sums up what the nodes say of the template's pools. A pool that
 // can't be warmed is a condition; why, is for the operator's eyes.
 func (a *API) templateStatus(t *templates.Template) *openapi.TemplateStatus {
-	idle := a.cfg.Table.Pools(func(key string) bool { return key == t.PoolKey })
+	idle := int32(a.cfg.Table.Idle(t.PoolKey))
+	present := a.cfg.Table.Pools(func(key string) bool { return key == t.PoolKey })
 	all := a.cfg.Table.Pools(t.OfPool)
 	ready := openapi.TemplateCondition{Type: "PoolReady", Status: "True"}
 	switch {
-	case idle.LastError != "":
+	case present.LastError != "":
 		ready.Status, ready.Reason, ready.Message = "False", new("WarmUpFailed"), new("a sandbox of this template could not be started")
-	case int32(idle.Idle) < t.MinIdle:
+	case idle < t.MinIdle:
 		ready.Status, ready.Reason = "False", new("Warming")
 	}
 	return &openapi.TemplateStatus{
-		IdleCount: new(int32(idle.Idle)), ActiveCount: new(int32(all.Claimed)), Conditions: []openapi.TemplateCondition{ready},
+		IdleCount: &idle, ActiveCount: new(int32(all.Claimed)), Conditions: []openapi.TemplateCondition{ready},
 	}
 }

@@ -48,8 +48,6 @@ type Config struct {
 	Nodes *nodes.Set
 	Log   *slog.Logger
 
-	AppDomain string // told to every sandbox
-
 	PassEvery time.Duration // between two comparisons with a node; defaults to 15 s
 	Settled   time.Duration // age at which a row's node must know about it; defaults to 30 s
 	Grace     time.Duration // for a sandbox without a row; defaults to 10 min

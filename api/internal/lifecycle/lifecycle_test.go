@@ -53,7 +53,7 @@ func run(t *testing.T, grace time.Duration) *fixture {
 		OnSync: func(string) {}, OnEnd: func(node string, id sandbox.ID) { f.keep.Ended(node, id) },
 	})
 	f.keep = lifecycle.New(lifecycle.Config{
-		Store: s, Table: f.table, Nodes: set, Log: log, AppDomain: "test",
+		Store: s, Table: f.table, Nodes: set, Log: log,
 		PassEvery: 20 * time.Millisecond, Settled: time.Millisecond, Grace: grace,
 	})
 	ctx, stop := context.WithCancel(t.Context())
@@ -277,7 +277,7 @@ func TestUpdate(t *testing.T) {
 		t.Fatalf("%+v: %v", got, err)
 	}
 	at := f.node.Sandboxes()[string(sb.ID)]
-	if at.GetMemoryBytes() != 2<<30 || at.GetCpuMillis() != 500 || at.GetEnv()["A"] != "1" || at.GetEnv()["SANDBOX0_SANDBOX_ID"] != string(sb.ID) {
+	if at.GetMemoryBytes() != 2<<30 || at.GetCpuMillis() != 500 || at.GetEnv()["A"] != "1" {
 		t.Errorf("%v", at)
 	}
 	if got, err = f.keep.Update(t.Context(), f.team, sb.ID, openapi.SandboxUpdateConfig{EnvVars: map[string]string{}}); err != nil {

@@ -84,7 +84,7 @@ func (k *Keeper) updateAtNode(ctx context.Context, row store.Sandbox, c openapi.
 	defer cancel()
 	req := &nodeapi.UpdateRequest{Id: string(row.ID), Generation: uint64(row.Generation)}
 	if c.EnvVars != nil {
-		req.ReplaceEnv, req.Env = true, claim.Environment(c.EnvVars, row.ID, k.cfg.AppDomain)
+		req.ReplaceEnv, req.Env = true, c.EnvVars
 	}
 	if memory != nil {
 		req.MemoryBytes, req.CpuMillis = *memory, templates.CPUFor(*memory)

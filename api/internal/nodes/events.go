@@ -60,5 +60,5 @@ func sandboxFromWire(node string, w *nodeapi.Sandbox) placement.Sandbox {
 }
 
 func poolFromWire(w *nodeapi.PoolStatus) placement.Pool {
-	return placement.Pool{Key: w.GetKey(), Idle: w.GetIdle(), Warming: w.GetWarming(), Claimed: w.GetClaimed(), LastError: w.GetLastError()}
+	return placement.Pool{Key: w.GetKey(), Warming: w.GetWarming(), Claimed: w.GetClaimed(), LastError: w.GetLastError()}
 }

@@ -36,10 +36,10 @@ type Sandbox struct {
 	ClaimID    string
 }
 
-// Pool is what a node says of one of its pools.
+// Pool is what a node says of one of its pools. It may be behind the slots,
+// which come one by one: see [Table.Idle] for what can be claimed.
 type Pool struct {
 	Key       string
-	Idle      uint32
 	Warming   uint32
 	Claimed   uint32
 	LastError string
@@ -262,7 +262,6 @@ func (t *Table) Pools(match func(key string) bool) Pool {
 			if !match(key) {
 				continue
 			}
-			sum.Idle += p.Idle
 			sum.Warming += p.Warming
 			sum.Claimed += p.Claimed
 			if p.LastError != "" {
@@ -282,6 +281,16 @@ func (t *Table) Free() int {
 		total += len(list.slots)
 	}
 	return total
+}
+
+// Idle counts the slots of a pool that can be taken.
+func (t *Table) Idle(poolKey string) int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if list := t.free[poolKey]; list != nil {
+		return len(list.slots)
+	}
+	return 0
 }
 
 func (t *Table) addSlot(n *node, s Slot) {

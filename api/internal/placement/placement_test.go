@@ -50,7 +50,7 @@ func TestTakeNeverGivesASlotTwice(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if len(taken) != n || table.Free() != 0 {
+	if len(taken) != n || table.Free() != 0 || table.Idle("p") != 0 {
 		t.Fatalf("took %d of %d, %d left", len(taken), n, table.Free())
 	}
 }
@@ -135,11 +135,11 @@ func TestPoolsAddUpOverNodes(t *testing.T) {
 	table := New()
 	synced(table, "n1")
 	synced(table, "n2")
-	table.PoolChanged("n1", Pool{Key: "a", Idle: 1, Claimed: 2})
-	table.PoolChanged("n2", Pool{Key: "a", Idle: 3, Warming: 1, LastError: "no image"})
-	table.PoolChanged("n2", Pool{Key: "b", Idle: 100})
+	table.PoolChanged("n1", Pool{Key: "a", Claimed: 2})
+	table.PoolChanged("n2", Pool{Key: "a", Warming: 1, LastError: "no image"})
+	table.PoolChanged("n2", Pool{Key: "b", Claimed: 100})
 	got := table.Pools(func(key string) bool { return key == "a" })
-	if got.Idle != 4 || got.Claimed != 2 || got.Warming != 1 || got.LastError != "no image" {
+	if got.Claimed != 2 || got.Warming != 1 || got.LastError != "no image" {
 		t.Fatalf("%+v", got)
 	}
 }

@@ -40,7 +40,7 @@ func TestNodesKeepWhatTemplatesSay(t *testing.T) {
 	n1 := fakenode.Start(t, &fakenode.Node{Name: "n1"})
 	n2 := fakenode.Start(t, &fakenode.Node{Name: "n2"})
 	log := slog.New(slog.DiscardHandler)
-	table, catalog := placement.New(), templates.NewCatalog(s, log)
+	table, catalog := placement.New(), templates.NewCatalog(s, "local.test", log)
 	put := func(image string, minIdle, maxIdle int) {
 		t.Helper()
 		spec, err := templates.Builtin(image, minIdle, maxIdle)
@@ -77,6 +77,9 @@ func TestNodesKeepWhatTemplatesSay(t *testing.T) {
 	for key, p := range pools {
 		if p.GetMaxIdle() != 2 || p.GetSpec().GetImage() != "image:1" || key != catalog.All()[0].PoolKey {
 			t.Errorf("%s: %v", key, p)
+		}
+		if env := p.GetSpec().GetEnv(); env["SANDBOX0_APP_DOMAIN"] != "local.test" {
+			t.Errorf("what every sandbox is told: %v", env)
 		}
 	}
 

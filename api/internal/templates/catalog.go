@@ -3,6 +3,7 @@ package templates
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"sync"
 
@@ -12,10 +13,14 @@ import (
 	"s0.run/api/internal/store"
 )
 
+// envAppDomain is the variable that names the domain of a sandbox's services.
+const envAppDomain = "SANDBOX0_APP_DOMAIN"
+
 // Catalog is every template of every team, in memory.
 type Catalog struct {
-	store *store.Store
-	log   *slog.Logger
+	store     *store.Store
+	appDomain string
+	log       *slog.Logger
 
 	loading sync.Mutex // one load at a time, so that an older one never wins
 
@@ -29,9 +34,10 @@ type name struct {
 	id   string
 }
 
-// NewCatalog makes an empty catalogue; Load fills it.
-func NewCatalog(s *store.Store, log *slog.Logger) *Catalog {
-	return &Catalog{store: s, log: log, names: map[name]*Template{}}
+// NewCatalog makes an empty catalogue; Load fills it. Every sandbox is told
+// appDomain, the domain under which its services are reached.
+func NewCatalog(s *store.Store, appDomain string, log *slog.Logger) *Catalog {
+	return &Catalog{store: s, appDomain: appDomain, log: log, names: map[name]*Template{}}
 }
 
 // Load reads every template. When it fails, the catalogue stays as it was.
@@ -45,7 +51,7 @@ func (c *Catalog) Load(ctx context.Context) error {
 	all := make([]*Template, 0, len(rows))
 	names := make(map[name]*Template, len(rows))
 	for _, row := range rows {
-		t, err := FromRow(row)
+		t, err := c.Decode(row)
 		if err != nil { // of a newer version, perhaps: its own replicas serve it
 			c.log.Error("leaving out a template that can't be read", "err", err)
 			continue
@@ -57,6 +63,27 @@ func (c *Catalog) Load(ctx context.Context) error {
 	defer c.mu.Unlock()
 	c.all, c.names = all, names
 	return nil
+}
+
+// Decode reads a row whose spec was checked when it was stored.
+func (c *Catalog) Decode(row store.Template) (*Template, error) {
+	t := &Template{Row: row}
+	if err := json.Unmarshal(row.Spec, &t.Spec); err != nil {
+		return nil, fmt.Errorf("template %s: %w", row.ID, err)
+	}
+	slot, err := slotSpec(&t.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("template %s: %w", row.ID, err)
+	}
+	// What every sandbox is told belongs to the slot: told at the claim, it would
+	// cost each claim a round trip into the sandbox.
+	slot.Env[envAppDomain] = c.appDomain
+	t.Slot = slot
+	t.PoolKey = poolKey(row.ID, slot)
+	if p := t.Spec.Pool; p != nil {
+		t.MinIdle, t.MaxIdle = p.MinIdle, p.MaxIdle
+	}
+	return t, nil
 }
 
 func nameOf(row store.Template) name {
@@ -90,7 +117,7 @@ func (c *Catalog) Find(ctx context.Context, team uuid.UUID, id string) (*Templat
 	if err != nil {
 		return nil, err
 	}
-	return FromRow(row)
+	return c.Decode(row)
 }
 
 // Builtin is the spec of the template that every team has from the start.

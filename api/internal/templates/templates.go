@@ -8,7 +8,6 @@
 package templates
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 
@@ -46,24 +45,6 @@ func (t *Template) DefaultTTL() int32 {
 		return *l.DefaultTTL
 	}
 	return 0
-}
-
-// FromRow decodes a row whose spec was checked when it was stored.
-func FromRow(row store.Template) (*Template, error) {
-	t := &Template{Row: row}
-	if err := json.Unmarshal(row.Spec, &t.Spec); err != nil {
-		return nil, fmt.Errorf("template %s: %w", row.ID, err)
-	}
-	slot, err := slotSpec(&t.Spec)
-	if err != nil {
-		return nil, fmt.Errorf("template %s: %w", row.ID, err)
-	}
-	t.Slot = slot
-	t.PoolKey = poolKey(row.ID, slot)
-	if p := t.Spec.Pool; p != nil {
-		t.MinIdle, t.MaxIdle = p.MinIdle, p.MaxIdle
-	}
-	return t, nil
 }
 
 func poolKey(id uuid.UUID, slot sandbox.Spec) string { return id.String() + ":" + slot.Hash() }

@@ -91,7 +91,7 @@ func TestCatalog(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	c := NewCatalog(s, slog.New(slog.DiscardHandler))
+	c := NewCatalog(s, "local.test", slog.New(slog.DiscardHandler))
 	builtin, err := Builtin("registry/default:1", 1, 5)
 	if err != nil {
 		t.Fatal(err)
