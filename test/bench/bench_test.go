@@ -19,7 +19,7 @@ import (
 var (
 	rawFile = flag.String("raw", "", "write every sample to this CSV file")
 	samples = flag.Int("samples", 200, "samples of each quick figure")
-	pool    = flag.Int("pool", 20, "warm slots")
+	pool    = flag.Int("pool", 50, "warm slots")
 )
 
 const (
@@ -59,6 +59,7 @@ func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row
 	}{
 		{"memory", func() ([]row, error) { return c.memory(ctx, stack.RunDir) }},
 		{"warm claims", func() ([]row, error) { return c.warmClaims(ctx, template, *samples, *pool) }},
+		{"the machine", func() ([]row, error) { return floor(ctx, *samples) }},
 		{"inside a sandbox", func() ([]row, error) { return c.inside(ctx, template, *samples) }},
 		{"bursts and refill", func() ([]row, error) { return c.claimBurst(ctx, template, *pool, 8) }},
 		{"cold starts", func() ([]row, error) { return c.coldClaims(ctx, cold, *samples/10) }},
