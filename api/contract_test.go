@@ -161,6 +161,10 @@ func TestA08_Bodies(t *testing.T) {
 		return i.send(request{method: "POST", path: "/api/v1/sandboxes", token: key, body: body, header: header})
 	}
 	post(io.LimitReader(spaces{}, 2<<20), nil).refused(413, "bad_request")
+	for range 20 { // the answer must arrive before the connection goes
+		post(strings.Repeat(" ", 8<<20), http.Header{"Connection": {"close"}}).refused(413, "bad_request")
+		post(io.LimitReader(spaces{}, 8<<20), http.Header{"Connection": {"close"}}).refused(413, "bad_request")
+	}
 	post(`{"template":"default"}`, http.Header{"Content-Encoding": {"gzip"}}).refused(400, "bad_request")
 	for _, body := range []string{
 		"", "null", "[]", `{"template":"a","template":"b"}`, `{"template":"a"}{}`, `{"template":NaN}`, "{\"template\":\"\xff\"}",

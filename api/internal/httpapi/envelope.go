@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -70,7 +71,12 @@ func (a *API) envelope(next http.Handler) http.Handler {
 		rc.SetWriteDeadline(began.Add(replyTimeout))
 		// What an operation left of the body is dropped before the next request. There
 		// is no deadline while it works: one that passes would end its context.
-		defer func() { rc.SetReadDeadline(time.Now().Add(drainTimeout)) }()
+		defer func() {
+			rc.SetReadDeadline(time.Now().Add(drainTimeout))
+			if r.Close && e.status != 0 {
+				drain(w, r)
+			}
+		}()
 		h := w.Header()
 		h.Set("X-Request-Id", e.id)
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -84,6 +90,16 @@ func (a *API) envelope(next http.Handler) http.Handler {
 		}()
 		next.ServeHTTP(rec, r)
 	})
+}
+
+// drain drops what is left of the body on a connection that will close, which
+// net/http does only for one that stays: bytes that nobody has read when it
+// closes reset it, and the client would lose the answer. Of a body that does not
+// end, the reader makes the server say goodbye slowly.
+func drain(w http.ResponseWriter, r *http.Request) {
+	if http.NewResponseController(w).Flush() == nil {
+		_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, drainBytes))
+	}
 }
 
 func newRequestID() string {

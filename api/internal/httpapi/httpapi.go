@@ -37,6 +37,7 @@ const (
 
 	bodyTimeout  = 30 * time.Second // for a JSON body to arrive
 	drainTimeout = 5 * time.Second  // for the rest of a body that nobody wanted
+	drainBytes   = 256 << 10        // of it, as much as net/http reads on a connection that stays
 	replyTimeout = 2 * time.Minute  // for an operation and its answer; a cold start is the longest
 	chunkTimeout = 30 * time.Second // for the next bytes of a file, in either direction
 )
