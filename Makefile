@@ -58,10 +58,11 @@ test-unit: ## run the quick tests: no root, race detector on
 	@echo "== unit tests"
 	@go test -short -race -shuffle=on -timeout 5m ./...
 
-lint: ## gofmt, vet, the import table
+lint: tools ## gofmt, vet, staticcheck, the import table
 	@echo "== lint"
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not formatted: run gofmt -w" $$unformatted >&2; exit 1; }
 	@go vet ./...
+	@$(BIN)/staticcheck ./...
 	@go test ./internal/archtest
 
 bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build/bench

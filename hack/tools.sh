@@ -39,3 +39,4 @@ build containerd 3 \
 build gvisor 4 \
   "-X gvisor.dev/gvisor/runsc/version.version=$(pin gvisor gvisor.dev/gvisor)" \
   gvisor.dev/gvisor/runsc
+build lint 1 "" honnef.co/go/tools/cmd/staticcheck

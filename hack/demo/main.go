@@ -110,7 +110,7 @@ func (d *demo) python() error {
 		}
 	}
 	if answer != "42" {
-		return fmt.Errorf("Python answered %q, want 42", answer)
+		return fmt.Errorf("the Python context answered %q, want 42", answer)
 	}
 	return nil
 }

@@ -138,7 +138,7 @@ func TestC15_CutClaimLeavesNoEnvironment(t *testing.T) {
 	if err := groups.Create(slots[0], cgroup.Limits{MemoryBytes: 1 << 40}); err != nil {
 		t.Fatal(err)
 	}
-	n = m.boot()
+	m.boot()
 	if l := groups.Limits(slots[0]); !l.Idle || l.MemoryBytes != spec.MemoryBytes {
 		t.Errorf("limits of a slot after a cut claim: %+v", l)
 	}
