@@ -47,7 +47,10 @@ const (
 	PathInit     = "/init"     // POST Init → {}
 	PathEnv      = "/env"      // PUT Env → {}
 	PathContexts = "/contexts" // and /contexts/{ctx}[/restart|input|exec|resize|signal|stats|attach]
-	PathFiles    = "/files"    // and /files/{stat,list,move}
+	PathFiles    = "/files"    // and /files/{stat,list,move,watch,archive,search}
+	PathTunnel   = "/tunnel"   // POST: one TCP connection to a port inside
+	PathEvents   = "/events"   // GET: what happened inside, for noded alone
+	PathLogs     = "/logs"     // GET: what processes printed
 )
 
 // TimeoutHeader on a request that waits for a process says how long it may, in
