@@ -70,9 +70,15 @@ bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 40m ./test/bench -args -raw $(CURDIR)/build/bench/samples.csv
 	@echo "every sample: build/bench/samples.csv"
 
-test-deps:
+test-deps: test/compat/client/node_modules/.package-lock.json
 	@hack/deps.sh run test
 	@$(MAKE) --no-print-directory tools build images
+
+# The public client that test/compat runs, once for each lock file.
+test/compat/client/node_modules/.package-lock.json: test/compat/client/package-lock.json
+	@hack/deps.sh run test
+	@cd test/compat/client && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -9,8 +9,12 @@ for purpose in "$@"; do
     # What s0 runs on: its database, and what builds the template image.
     run) packages+=(ca-certificates debootstrap postgresql) ;;
     # The race detector needs a C compiler; procd's REPLs are tested with real
-    # interpreters; the benchmark runs runc beside runsc.
-    test) packages+=(gcc iproute2 libc6-dev nodejs perl procps python3 runc sqlite3 util-linux) ;;
+    # interpreters; the benchmark runs runc beside runsc; npm installs the public
+    # client, and comes with nodejs from elsewhere.
+    test)
+      packages+=(gcc iproute2 libc6-dev nodejs perl procps python3 runc sqlite3 util-linux)
+      command -v npm >/dev/null || packages+=(npm)
+      ;;
     *) echo "deps: no such purpose: $purpose" >&2; exit 2 ;;
   esac
 done

@@ -1,0 +1,65 @@
+// What the client has and our server does not serve yet: each call is answered
+// with an error in the envelope, never with something that looks like success.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import * as sdk from "sandbox0";
+import { client, withSandbox } from "./setup.mjs";
+
+const id = "00000000-0000-0000-0000-000000000000";
+
+const calls = (sb) => ({
+  "Sandbox.getNetworkPolicy": () => sb.getNetworkPolicy(),
+  "Sandbox.updateNetworkPolicy": () => sb.updateNetworkPolicy({ mode: "allow-all" }),
+  "Sandboxes.pause": () => client.sandboxes.pause(sb.id),
+  "Sandboxes.pauseAndWait": () => client.sandboxes.pauseAndWait(sb.id, { timeoutMs: 1000 }),
+  "Sandboxes.resume": () => client.sandboxes.resume(sb.id),
+  "Sandboxes.resumeAndWait": () => client.sandboxes.resumeAndWait(sb.id, { timeoutMs: 1000 }),
+  "Sandboxes.createRootFSSnapshot": () => client.sandboxes.createRootFSSnapshot(sb.id),
+  "Sandboxes.listRootFSSnapshots": () => client.sandboxes.listRootFSSnapshots(sb.id),
+  "Sandboxes.getRootFSSnapshot": () => client.sandboxes.getRootFSSnapshot(id),
+  "Sandboxes.deleteRootFSSnapshot": () => client.sandboxes.deleteRootFSSnapshot(id),
+  "Sandboxes.restoreRootFS": () => client.sandboxes.restoreRootFS(sb.id, { snapshotId: id }),
+  "Sandboxes.fork": () => client.sandboxes.fork(sb.id),
+  "Templates.createFromSandbox": () => client.templates.createFromSandbox({ templateId: "x", sandboxId: sb.id }),
+  "CredentialSources.list": () => client.credentialSources.list(),
+  "CredentialSources.get": () => client.credentialSources.get("x"),
+  "CredentialSources.create": () => client.credentialSources.create({ name: "x", resolverKind: "static_headers", spec: {} }),
+  "CredentialSources.update": () => client.credentialSources.update("x", { name: "x", resolverKind: "static_headers", spec: {} }),
+  "CredentialSources.delete": () => client.credentialSources.delete("x"),
+  "Quotas.list": () => client.quotas.list(),
+  "Quotas.get": () => client.quotas.get("active_sandboxes"),
+  "Usage.listWindows": () => client.usage.listWindows(),
+  "Volumes.create": () => client.volumes.create({}),
+  "Volumes.open": () => client.volumes.open({}),
+  "Volumes.list": () => client.volumes.list(),
+  "Volumes.get": () => client.volumes.get(id),
+  "Volumes.delete": () => client.volumes.delete(id),
+  "Volumes.fork": () => client.volumes.fork(id),
+  "Volumes.createSnapshot": () => client.volumes.createSnapshot(id, { name: "x" }),
+  "Volumes.listSnapshots": () => client.volumes.listSnapshots(id),
+  "Volumes.getSnapshot": () => client.volumes.getSnapshot(id, id),
+  "Volumes.deleteSnapshot": () => client.volumes.deleteSnapshot(id, id),
+  "Volumes.restoreSnapshot": () => client.volumes.restoreSnapshot(id, id),
+  "Volumes.readFile": () => client.volumes.readFile(id, "/x"),
+  "Volumes.statFile": () => client.volumes.statFile(id, "/x"),
+  "Volumes.listFiles": () => client.volumes.listFiles(id, "/x"),
+  "Volumes.writeFile": () => client.volumes.writeFile(id, "/x", "x"),
+  "Volumes.importArchive": () => client.volumes.importArchive(id, "/x", "x"),
+  "Volumes.mkdir": () => client.volumes.mkdir(id, "/x"),
+  "Volumes.deleteFile": () => client.volumes.deleteFile(id, "/x"),
+  "Volumes.moveFile": () => client.volumes.moveFile(id, "/x", "/y"),
+});
+
+test("what is not served yet says so", async (t) => {
+  const sb = await withSandbox(t);
+  for (const [name, call] of Object.entries(calls(sb))) {
+    await t.test(name, async () => {
+      await assert.rejects(call(), (err) => {
+        assert(err instanceof sdk.APIError, `not an APIError: ${err}`);
+        assert.notEqual(err.code, "unexpected_response", "not in the envelope");
+        return true;
+      });
+    });
+  }
+  await t.test("Volumes.watchFiles", () => assert.rejects(client.volumes.watchFiles(id, "/x")));
+});

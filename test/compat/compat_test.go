@@ -1,0 +1,29 @@
+package compat
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"s0.run/internal/s0test"
+)
+
+// warm is more than the tests claim at the same time.
+const warm = 4
+
+// TestJavaScriptClient runs the tests under client/ with Node.
+func TestJavaScriptClient(t *testing.T) {
+	s := s0test.Start(t, s0test.Options{Pool: warm, MaxSandboxes: 20})
+	if _, err := os.Stat(filepath.Join("client", "node_modules", "sandbox0")); err != nil {
+		t.Fatalf("the client is not installed: run `make test-deps`: %v", err)
+	}
+	cmd := exec.Command("node", "main.mjs")
+	cmd.Dir = "client"
+	cmd.Env = append(os.Environ(), "S0_URL="+s.URL, "S0_TOKEN="+s.Key())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("node main.mjs: %v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+}
