@@ -640,6 +640,7 @@ type Sandbox struct {
 	MemoryBytes     int64                  `protobuf:"varint,10,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	CpuMillis       int64                  `protobuf:"varint,11,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
 	Env             map[string]string      `protobuf:"bytes,12,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Events          *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"` // absent: nobody wants its events
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -758,6 +759,380 @@ func (x *Sandbox) GetEnv() map[string]string {
 	return nil
 }
 
+func (x *Sandbox) GetEvents() *EventsConfig {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// EventsConfig asks for what happens inside a sandbox.
+type EventsConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WatchDir      string                 `protobuf:"bytes,1,opt,name=watch_dir,json=watchDir,proto3" json:"watch_dir,omitempty"` // changes of files below it are events; empty: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventsConfig) Reset() {
+	*x = EventsConfig{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventsConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventsConfig) ProtoMessage() {}
+
+func (x *EventsConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventsConfig.ProtoReflect.Descriptor instead.
+func (*EventsConfig) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *EventsConfig) GetWatchDir() string {
+	if x != nil {
+		return x.WatchDir
+	}
+	return ""
+}
+
+// SandboxEvents is a batch of one sandbox's events, in their order. Whose they
+// are is the node's word; what they say is the sandbox's.
+type SandboxEvents struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lease         string                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	Sandbox       string                 `protobuf:"bytes,2,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	ClaimId       string                 `protobuf:"bytes,4,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
+	Events        []*SandboxEvent        `protobuf:"bytes,5,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SandboxEvents) Reset() {
+	*x = SandboxEvents{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxEvents) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxEvents) ProtoMessage() {}
+
+func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxEvents.ProtoReflect.Descriptor instead.
+func (*SandboxEvents) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SandboxEvents) GetLease() string {
+	if x != nil {
+		return x.Lease
+	}
+	return ""
+}
+
+func (x *SandboxEvents) GetSandbox() string {
+	if x != nil {
+		return x.Sandbox
+	}
+	return ""
+}
+
+func (x *SandboxEvents) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *SandboxEvents) GetClaimId() string {
+	if x != nil {
+		return x.ClaimId
+	}
+	return ""
+}
+
+func (x *SandboxEvents) GetEvents() []*SandboxEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+type SandboxEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // unique in the sandbox
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	UnixNano      int64                  `protobuf:"varint,3,opt,name=unix_nano,json=unixNano,proto3" json:"unix_nano,omitempty"`
+	Payload       []byte                 `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"` // JSON
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SandboxEvent) Reset() {
+	*x = SandboxEvent{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxEvent) ProtoMessage() {}
+
+func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxEvent.ProtoReflect.Descriptor instead.
+func (*SandboxEvent) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SandboxEvent) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SandboxEvent) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *SandboxEvent) GetUnixNano() int64 {
+	if x != nil {
+		return x.UnixNano
+	}
+	return 0
+}
+
+func (x *SandboxEvent) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+type TakeEventsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WaitMillis    uint32                 `protobuf:"varint,1,opt,name=wait_millis,json=waitMillis,proto3" json:"wait_millis,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeEventsRequest) Reset() {
+	*x = TakeEventsRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeEventsRequest) ProtoMessage() {}
+
+func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeEventsRequest.ProtoReflect.Descriptor instead.
+func (*TakeEventsRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *TakeEventsRequest) GetWaitMillis() uint32 {
+	if x != nil {
+		return x.WaitMillis
+	}
+	return 0
+}
+
+type TakeEventsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Batches       []*SandboxEvents       `protobuf:"bytes,1,rep,name=batches,proto3" json:"batches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeEventsResponse) Reset() {
+	*x = TakeEventsResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeEventsResponse) ProtoMessage() {}
+
+func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeEventsResponse.ProtoReflect.Descriptor instead.
+func (*TakeEventsResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TakeEventsResponse) GetBatches() []*SandboxEvents {
+	if x != nil {
+		return x.Batches
+	}
+	return nil
+}
+
+type AckEventsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stored        []string               `protobuf:"bytes,1,rep,name=stored,proto3" json:"stored,omitempty"` // leases
+	Again         []string               `protobuf:"bytes,2,rep,name=again,proto3" json:"again,omitempty"`   // leases
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AckEventsRequest) Reset() {
+	*x = AckEventsRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AckEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AckEventsRequest) ProtoMessage() {}
+
+func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
+func (*AckEventsRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AckEventsRequest) GetStored() []string {
+	if x != nil {
+		return x.Stored
+	}
+	return nil
+}
+
+func (x *AckEventsRequest) GetAgain() []string {
+	if x != nil {
+		return x.Again
+	}
+	return nil
+}
+
+type AckEventsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AckEventsResponse) Reset() {
+	*x = AckEventsResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AckEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AckEventsResponse) ProtoMessage() {}
+
+func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
+func (*AckEventsResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{16}
+}
+
 type ClaimRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClaimId       string                 `protobuf:"bytes,1,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"` // unique per claim, for idempotency
@@ -769,13 +1144,14 @@ type ClaimRequest struct {
 	Env           map[string]string      `protobuf:"bytes,7,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // the claim's own, over the template's
 	MemoryBytes   int64                  `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`                                       // 0: the spec's
 	CpuMillis     int64                  `protobuf:"varint,9,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`                                             // 0: the spec's
+	Events        *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1163,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1176,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{10}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ClaimRequest) GetClaimId() string {
@@ -866,6 +1242,13 @@ func (x *ClaimRequest) GetCpuMillis() int64 {
 	return 0
 }
 
+func (x *ClaimRequest) GetEvents() *EventsConfig {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
 type ClaimResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sandbox       *Sandbox               `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
@@ -876,7 +1259,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +1271,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +1284,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{11}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ClaimResponse) GetSandbox() *Sandbox {
@@ -927,7 +1310,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1322,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1335,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{12}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetRequest) GetId() string {
@@ -976,7 +1359,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1371,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1384,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{13}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1057,7 +1440,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1452,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1465,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{14}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1114,7 +1497,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1509,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1522,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{15}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{22}
 }
 
 type InfoRequest struct {
@@ -1150,7 +1533,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1545,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1558,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{16}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{23}
 }
 
 type InfoResponse struct {
@@ -1192,7 +1575,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1587,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1600,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{17}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -1314,7 +1697,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\awarming\x18\x03 \x01(\rR\awarming\x12\x18\n" +
 	"\aclaimed\x18\x04 \x01(\rR\aclaimed\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\x05 \x01(\tR\tlastError\"\x9b\x03\n" +
+	"last_error\x18\x05 \x01(\tR\tlastError\"\xcd\x03\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -1331,10 +1714,35 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	" \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\v \x01(\x03R\tcpuMillis\x12.\n" +
-	"\x03env\x18\f \x03(\v2\x1c.s0.node.v1.Sandbox.EnvEntryR\x03env\x1a6\n" +
+	"\x03env\x18\f \x03(\v2\x1c.s0.node.v1.Sandbox.EnvEntryR\x03env\x120\n" +
+	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd5\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"+\n" +
+	"\fEventsConfig\x12\x1b\n" +
+	"\twatch_dir\x18\x01 \x01(\tR\bwatchDir\"\xac\x01\n" +
+	"\rSandboxEvents\x12\x14\n" +
+	"\x05lease\x18\x01 \x01(\tR\x05lease\x12\x18\n" +
+	"\asandbox\x18\x02 \x01(\tR\asandbox\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x12\x19\n" +
+	"\bclaim_id\x18\x04 \x01(\tR\aclaimId\x120\n" +
+	"\x06events\x18\x05 \x03(\v2\x18.s0.node.v1.SandboxEventR\x06events\"i\n" +
+	"\fSandboxEvent\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x1b\n" +
+	"\tunix_nano\x18\x03 \x01(\x03R\bunixNano\x12\x18\n" +
+	"\apayload\x18\x04 \x01(\fR\apayload\"4\n" +
+	"\x11TakeEventsRequest\x12\x1f\n" +
+	"\vwait_millis\x18\x01 \x01(\rR\n" +
+	"waitMillis\"I\n" +
+	"\x12TakeEventsResponse\x123\n" +
+	"\abatches\x18\x01 \x03(\v2\x19.s0.node.v1.SandboxEventsR\abatches\"@\n" +
+	"\x10AckEventsRequest\x12\x16\n" +
+	"\x06stored\x18\x01 \x03(\tR\x06stored\x12\x14\n" +
+	"\x05again\x18\x02 \x03(\tR\x05again\"\x13\n" +
+	"\x11AckEventsResponse\"\x87\x03\n" +
 	"\fClaimRequest\x12\x19\n" +
 	"\bclaim_id\x18\x01 \x01(\tR\aclaimId\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\tR\x04slot\x12\x19\n" +
@@ -1345,7 +1753,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x03env\x18\a \x03(\v2!.s0.node.v1.ClaimRequest.EnvEntryR\x03env\x12!\n" +
 	"\fmemory_bytes\x18\b \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
-	"cpu_millis\x18\t \x01(\x03R\tcpuMillis\x1a6\n" +
+	"cpu_millis\x18\t \x01(\x03R\tcpuMillis\x120\n" +
+	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"R\n" +
@@ -1383,14 +1792,17 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12'\n" +
 	"\x0fruntime_classes\x18\x04 \x03(\tR\x0eruntimeClasses\x12%\n" +
 	"\x0enetwork_policy\x18\x05 \x01(\bR\rnetworkPolicy\x12\x18\n" +
-	"\aholding\x18\x06 \x01(\rR\aholding2\xad\x03\n" +
+	"\aholding\x18\x06 \x01(\rR\aholding2\xc4\x04\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
 	"\x05Claim\x12\x18.s0.node.v1.ClaimRequest\x1a\x19.s0.node.v1.ClaimResponse\x122\n" +
 	"\x03Get\x12\x16.s0.node.v1.GetRequest\x1a\x13.s0.node.v1.Sandbox\x128\n" +
 	"\x06Update\x12\x19.s0.node.v1.UpdateRequest\x1a\x13.s0.node.v1.Sandbox\x12?\n" +
-	"\x06Delete\x12\x19.s0.node.v1.DeleteRequest\x1a\x1a.s0.node.v1.DeleteResponse\x129\n" +
+	"\x06Delete\x12\x19.s0.node.v1.DeleteRequest\x1a\x1a.s0.node.v1.DeleteResponse\x12K\n" +
+	"\n" +
+	"TakeEvents\x12\x1d.s0.node.v1.TakeEventsRequest\x1a\x1e.s0.node.v1.TakeEventsResponse\x12H\n" +
+	"\tAckEvents\x12\x1c.s0.node.v1.AckEventsRequest\x1a\x1d.s0.node.v1.AckEventsResponse\x129\n" +
 	"\x04Info\x12\x17.s0.node.v1.InfoRequest\x1a\x18.s0.node.v1.InfoResponseB!Z\x1fs0.run/internal/nodeapi;nodeapib\x06proto3"
 
 var (
@@ -1405,63 +1817,78 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_internal_nodeapi_node_proto_goTypes = []any{
-	(*Spec)(nil),             // 0: s0.node.v1.Spec
-	(*Pool)(nil),             // 1: s0.node.v1.Pool
-	(*SetPoolsRequest)(nil),  // 2: s0.node.v1.SetPoolsRequest
-	(*SetPoolsResponse)(nil), // 3: s0.node.v1.SetPoolsResponse
-	(*WatchRequest)(nil),     // 4: s0.node.v1.WatchRequest
-	(*Event)(nil),            // 5: s0.node.v1.Event
-	(*Synced)(nil),           // 6: s0.node.v1.Synced
-	(*Slot)(nil),             // 7: s0.node.v1.Slot
-	(*PoolStatus)(nil),       // 8: s0.node.v1.PoolStatus
-	(*Sandbox)(nil),          // 9: s0.node.v1.Sandbox
-	(*ClaimRequest)(nil),     // 10: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),    // 11: s0.node.v1.ClaimResponse
-	(*GetRequest)(nil),       // 12: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),    // 13: s0.node.v1.UpdateRequest
-	(*DeleteRequest)(nil),    // 14: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),   // 15: s0.node.v1.DeleteResponse
-	(*InfoRequest)(nil),      // 16: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),     // 17: s0.node.v1.InfoResponse
-	nil,                      // 18: s0.node.v1.Spec.EnvEntry
-	nil,                      // 19: s0.node.v1.Sandbox.EnvEntry
-	nil,                      // 20: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                      // 21: s0.node.v1.UpdateRequest.EnvEntry
+	(*Spec)(nil),               // 0: s0.node.v1.Spec
+	(*Pool)(nil),               // 1: s0.node.v1.Pool
+	(*SetPoolsRequest)(nil),    // 2: s0.node.v1.SetPoolsRequest
+	(*SetPoolsResponse)(nil),   // 3: s0.node.v1.SetPoolsResponse
+	(*WatchRequest)(nil),       // 4: s0.node.v1.WatchRequest
+	(*Event)(nil),              // 5: s0.node.v1.Event
+	(*Synced)(nil),             // 6: s0.node.v1.Synced
+	(*Slot)(nil),               // 7: s0.node.v1.Slot
+	(*PoolStatus)(nil),         // 8: s0.node.v1.PoolStatus
+	(*Sandbox)(nil),            // 9: s0.node.v1.Sandbox
+	(*EventsConfig)(nil),       // 10: s0.node.v1.EventsConfig
+	(*SandboxEvents)(nil),      // 11: s0.node.v1.SandboxEvents
+	(*SandboxEvent)(nil),       // 12: s0.node.v1.SandboxEvent
+	(*TakeEventsRequest)(nil),  // 13: s0.node.v1.TakeEventsRequest
+	(*TakeEventsResponse)(nil), // 14: s0.node.v1.TakeEventsResponse
+	(*AckEventsRequest)(nil),   // 15: s0.node.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),  // 16: s0.node.v1.AckEventsResponse
+	(*ClaimRequest)(nil),       // 17: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),      // 18: s0.node.v1.ClaimResponse
+	(*GetRequest)(nil),         // 19: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),      // 20: s0.node.v1.UpdateRequest
+	(*DeleteRequest)(nil),      // 21: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),     // 22: s0.node.v1.DeleteResponse
+	(*InfoRequest)(nil),        // 23: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),       // 24: s0.node.v1.InfoResponse
+	nil,                        // 25: s0.node.v1.Spec.EnvEntry
+	nil,                        // 26: s0.node.v1.Sandbox.EnvEntry
+	nil,                        // 27: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                        // 28: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	18, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	25, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	0,  // 1: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	1,  // 2: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
 	7,  // 3: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
 	9,  // 4: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
 	8,  // 5: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
 	6,  // 6: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	19, // 7: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
-	0,  // 8: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	20, // 9: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
-	9,  // 10: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	21, // 11: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	2,  // 12: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	4,  // 13: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	10, // 14: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	12, // 15: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	13, // 16: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	14, // 17: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	16, // 18: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	3,  // 19: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	5,  // 20: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	11, // 21: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	9,  // 22: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	9,  // 23: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	15, // 24: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	17, // 25: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	19, // [19:26] is the sub-list for method output_type
-	12, // [12:19] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	26, // 7: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	10, // 8: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
+	12, // 9: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
+	11, // 10: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
+	0,  // 11: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
+	27, // 12: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	10, // 13: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
+	9,  // 14: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
+	28, // 15: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	2,  // 16: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	4,  // 17: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	17, // 18: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	19, // 19: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	20, // 20: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	21, // 21: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	13, // 22: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	15, // 23: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	23, // 24: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	3,  // 25: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	5,  // 26: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	18, // 27: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	9,  // 28: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	9,  // 29: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	22, // 30: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	14, // 31: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	16, // 32: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	24, // 33: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -1483,7 +1910,7 @@ func file_internal_nodeapi_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -49,6 +49,8 @@ type Node struct {
 	deletes   map[string]string // sandbox id → reason
 	watchers  map[chan *nodeapi.Event]bool
 	srv       *http.Server
+	told      []*nodeapi.SandboxEvents
+	leases    int
 }
 
 // SandboxHeader names the sandbox to the Proc handler.

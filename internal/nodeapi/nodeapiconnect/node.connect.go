@@ -51,6 +51,10 @@ const (
 	NodeUpdateProcedure = "/s0.node.v1.Node/Update"
 	// NodeDeleteProcedure is the fully-qualified name of the Node's Delete RPC.
 	NodeDeleteProcedure = "/s0.node.v1.Node/Delete"
+	// NodeTakeEventsProcedure is the fully-qualified name of the Node's TakeEvents RPC.
+	NodeTakeEventsProcedure = "/s0.node.v1.Node/TakeEvents"
+	// NodeAckEventsProcedure is the fully-qualified name of the Node's AckEvents RPC.
+	NodeAckEventsProcedure = "/s0.node.v1.Node/AckEvents"
 	// NodeInfoProcedure is the fully-qualified name of the Node's Info RPC.
 	NodeInfoProcedure = "/s0.node.v1.Node/Info"
 )
@@ -80,6 +84,15 @@ type NodeClient interface {
 	// unknown succeeds. A generation older than the sandbox's fails with
 	// FAILED_PRECONDITION; 0 means any.
 	Delete(context.Context, *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error)
+	// TakeEvents hands out what sandboxes tell of themselves, and waits up to
+	// wait_millis for something. A batch is its taker's until it is acknowledged
+	// or its lease is over; then it is handed out again, to whoever asks. It is a
+	// call of its own, not part of Watch: what a tenant's processes can produce
+	// without end must never crowd out the node's own truth.
+	TakeEvents(context.Context, *nodeapi.TakeEventsRequest) (*nodeapi.TakeEventsResponse, error)
+	// AckEvents ends batches' leases: stored ones are forgotten by node and
+	// sandbox, others are handed out again after a moment.
+	AckEvents(context.Context, *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 }
@@ -131,6 +144,18 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("Delete")),
 			connect.WithClientOptions(opts...),
 		),
+		takeEvents: connect.NewClient[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse](
+			httpClient,
+			baseURL+NodeTakeEventsProcedure,
+			connect.WithSchema(nodeMethods.ByName("TakeEvents")),
+			connect.WithClientOptions(opts...),
+		),
+		ackEvents: connect.NewClient[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse](
+			httpClient,
+			baseURL+NodeAckEventsProcedure,
+			connect.WithSchema(nodeMethods.ByName("AckEvents")),
+			connect.WithClientOptions(opts...),
+		),
 		info: connect.NewClient[nodeapi.InfoRequest, nodeapi.InfoResponse](
 			httpClient,
 			baseURL+NodeInfoProcedure,
@@ -142,13 +167,15 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 
 // nodeClient implements NodeClient.
 type nodeClient struct {
-	setPools *connect.Client[nodeapi.SetPoolsRequest, nodeapi.SetPoolsResponse]
-	watch    *connect.Client[nodeapi.WatchRequest, nodeapi.Event]
-	claim    *connect.Client[nodeapi.ClaimRequest, nodeapi.ClaimResponse]
-	get      *connect.Client[nodeapi.GetRequest, nodeapi.Sandbox]
-	update   *connect.Client[nodeapi.UpdateRequest, nodeapi.Sandbox]
-	delete   *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
-	info     *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
+	setPools   *connect.Client[nodeapi.SetPoolsRequest, nodeapi.SetPoolsResponse]
+	watch      *connect.Client[nodeapi.WatchRequest, nodeapi.Event]
+	claim      *connect.Client[nodeapi.ClaimRequest, nodeapi.ClaimResponse]
+	get        *connect.Client[nodeapi.GetRequest, nodeapi.Sandbox]
+	update     *connect.Client[nodeapi.UpdateRequest, nodeapi.Sandbox]
+	delete     *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
+	takeEvents *connect.Client[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse]
+	ackEvents  *connect.Client[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse]
+	info       *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
 }
 
 // SetPools calls s0.node.v1.Node.SetPools.
@@ -201,6 +228,24 @@ func (c *nodeClient) Delete(ctx context.Context, req *nodeapi.DeleteRequest) (*n
 	return nil, err
 }
 
+// TakeEvents calls s0.node.v1.Node.TakeEvents.
+func (c *nodeClient) TakeEvents(ctx context.Context, req *nodeapi.TakeEventsRequest) (*nodeapi.TakeEventsResponse, error) {
+	response, err := c.takeEvents.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AckEvents calls s0.node.v1.Node.AckEvents.
+func (c *nodeClient) AckEvents(ctx context.Context, req *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error) {
+	response, err := c.ackEvents.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Info calls s0.node.v1.Node.Info.
 func (c *nodeClient) Info(ctx context.Context, req *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
 	response, err := c.info.CallUnary(ctx, connect.NewRequest(req))
@@ -235,6 +280,15 @@ type NodeHandler interface {
 	// unknown succeeds. A generation older than the sandbox's fails with
 	// FAILED_PRECONDITION; 0 means any.
 	Delete(context.Context, *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error)
+	// TakeEvents hands out what sandboxes tell of themselves, and waits up to
+	// wait_millis for something. A batch is its taker's until it is acknowledged
+	// or its lease is over; then it is handed out again, to whoever asks. It is a
+	// call of its own, not part of Watch: what a tenant's processes can produce
+	// without end must never crowd out the node's own truth.
+	TakeEvents(context.Context, *nodeapi.TakeEventsRequest) (*nodeapi.TakeEventsResponse, error)
+	// AckEvents ends batches' leases: stored ones are forgotten by node and
+	// sandbox, others are handed out again after a moment.
+	AckEvents(context.Context, *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 }
@@ -282,6 +336,18 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("Delete")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeTakeEventsHandler := connect.NewUnaryHandlerSimple(
+		NodeTakeEventsProcedure,
+		svc.TakeEvents,
+		connect.WithSchema(nodeMethods.ByName("TakeEvents")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeAckEventsHandler := connect.NewUnaryHandlerSimple(
+		NodeAckEventsProcedure,
+		svc.AckEvents,
+		connect.WithSchema(nodeMethods.ByName("AckEvents")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeInfoHandler := connect.NewUnaryHandlerSimple(
 		NodeInfoProcedure,
 		svc.Info,
@@ -302,6 +368,10 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeUpdateHandler.ServeHTTP(w, r)
 		case NodeDeleteProcedure:
 			nodeDeleteHandler.ServeHTTP(w, r)
+		case NodeTakeEventsProcedure:
+			nodeTakeEventsHandler.ServeHTTP(w, r)
+		case NodeAckEventsProcedure:
+			nodeAckEventsHandler.ServeHTTP(w, r)
 		case NodeInfoProcedure:
 			nodeInfoHandler.ServeHTTP(w, r)
 		default:
@@ -335,6 +405,14 @@ func (UnimplementedNodeHandler) Update(context.Context, *nodeapi.UpdateRequest) 
 
 func (UnimplementedNodeHandler) Delete(context.Context, *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Delete is not implemented"))
+}
+
+func (UnimplementedNodeHandler) TakeEvents(context.Context, *nodeapi.TakeEventsRequest) (*nodeapi.TakeEventsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.TakeEvents is not implemented"))
+}
+
+func (UnimplementedNodeHandler) AckEvents(context.Context, *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.AckEvents is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {

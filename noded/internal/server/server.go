@@ -42,7 +42,10 @@ type Config struct {
 }
 
 // Server implements the node API.
-type Server struct{ cfg Config }
+type Server struct {
+	nodeapiconnect.UnimplementedNodeHandler
+	cfg Config
+}
 
 var _ nodeapiconnect.NodeHandler = (*Server)(nil)
 
