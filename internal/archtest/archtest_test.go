@@ -27,19 +27,20 @@ type rule struct {
 	deny  []string // forbidden even so, with everything below
 }
 
-var leaves = []string{"internal/sandbox", "internal/policy", "internal/errdefs", "internal/daemon", "internal/failpoint"}
+var leaves = []string{"internal/sandbox", "internal/policy", "internal/errdefs", "internal/daemon", "internal/failpoint", "internal/warm"}
 
 // rules is the import table of the design. A component's internal packages obey
 // their component's rule unless a longer one is listed.
 var rules = []rule{
 	// Shared leaves.
-	{in: "internal/sandbox"},
+	{in: "internal/warm"},
+	{in: "internal/sandbox", own: []string{"internal/warm"}},
 	{in: "internal/policy"},
 	{in: "internal/errdefs"},
-	{in: "internal/procapi"},
+	{in: "internal/procapi", own: []string{"internal/warm"}},
 	{in: "internal/shimapi"},
 	{in: "internal/failpoint"},
-	{in: "internal/nodeapi", own: []string{"internal/sandbox"}, third: []string{"connectrpc.com/connect", "google.golang.org/protobuf"}},
+	{in: "internal/nodeapi", own: []string{"internal/sandbox", "internal/warm"}, third: []string{"connectrpc.com/connect", "google.golang.org/protobuf"}},
 	{in: "internal/daemon", third: []string{"github.com/spf13/pflag", "go.yaml.in/yaml/v3"}},
 	{in: "internal/archtest"},
 
@@ -57,7 +58,7 @@ var rules = []rule{
 	{in: "noded/internal/runtime", own: append(leaves, "internal/procapi", "internal/shimapi"), third: containerd},
 	{in: "noded/internal/images", own: leaves, third: containerd},
 	{in: "noded/internal/journal", own: leaves, third: []string{"go.etcd.io/bbolt"}},
-	{in: "procd", own: []string{"internal/procapi", "internal/errdefs"}, third: []string{"golang.org/x/sys"}},
+	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/warm"}, third: []string{"golang.org/x/sys"}},
 	{in: "shim", own: []string{"internal/errdefs", "internal/shimapi"}, third: append(containerd, "github.com/containerd/ttrpc", "github.com/containerd/console", "github.com/containerd/plugin")},
 
 	// Mains, and the one-machine server that assembles the components.

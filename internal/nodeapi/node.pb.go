@@ -37,6 +37,7 @@ type Spec struct {
 	DiskBytes     int64                  `protobuf:"varint,5,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
 	PidsLimit     int64                  `protobuf:"varint,6,opt,name=pids_limit,json=pidsLimit,proto3" json:"pids_limit,omitempty"`
 	RuntimeClass  string                 `protobuf:"bytes,7,opt,name=runtime_class,json=runtimeClass,proto3" json:"runtime_class,omitempty"`
+	Warm          []*WarmProcess         `protobuf:"bytes,8,rep,name=warm,proto3" json:"warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -120,6 +121,306 @@ func (x *Spec) GetRuntimeClass() string {
 	return ""
 }
 
+func (x *Spec) GetWarm() []*WarmProcess {
+	if x != nil {
+		return x.Warm
+	}
+	return nil
+}
+
+// WarmProcess, Probe and HTTPGet are package warm's types.
+type WarmProcess struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Alias         string                 `protobuf:"bytes,3,opt,name=alias,proto3" json:"alias,omitempty"`
+	Command       []string               `protobuf:"bytes,4,rep,name=command,proto3" json:"command,omitempty"`
+	Cwd           string                 `protobuf:"bytes,5,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	Env           map[string]string      `protobuf:"bytes,6,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	KeepOnClaim   bool                   `protobuf:"varint,7,opt,name=keep_on_claim,json=keepOnClaim,proto3" json:"keep_on_claim,omitempty"`
+	Startup       *Probe                 `protobuf:"bytes,8,opt,name=startup,proto3" json:"startup,omitempty"`
+	Readiness     *Probe                 `protobuf:"bytes,9,opt,name=readiness,proto3" json:"readiness,omitempty"`
+	Liveness      *Probe                 `protobuf:"bytes,10,opt,name=liveness,proto3" json:"liveness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmProcess) Reset() {
+	*x = WarmProcess{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmProcess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmProcess) ProtoMessage() {}
+
+func (x *WarmProcess) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmProcess.ProtoReflect.Descriptor instead.
+func (*WarmProcess) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *WarmProcess) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WarmProcess) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *WarmProcess) GetAlias() string {
+	if x != nil {
+		return x.Alias
+	}
+	return ""
+}
+
+func (x *WarmProcess) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *WarmProcess) GetCwd() string {
+	if x != nil {
+		return x.Cwd
+	}
+	return ""
+}
+
+func (x *WarmProcess) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *WarmProcess) GetKeepOnClaim() bool {
+	if x != nil {
+		return x.KeepOnClaim
+	}
+	return false
+}
+
+func (x *WarmProcess) GetStartup() *Probe {
+	if x != nil {
+		return x.Startup
+	}
+	return nil
+}
+
+func (x *WarmProcess) GetReadiness() *Probe {
+	if x != nil {
+		return x.Readiness
+	}
+	return nil
+}
+
+func (x *WarmProcess) GetLiveness() *Probe {
+	if x != nil {
+		return x.Liveness
+	}
+	return nil
+}
+
+type Probe struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Process             bool                   `protobuf:"varint,1,opt,name=process,proto3" json:"process,omitempty"`
+	Exec                []string               `protobuf:"bytes,2,rep,name=exec,proto3" json:"exec,omitempty"`
+	Http                *HTTPGet               `protobuf:"bytes,3,opt,name=http,proto3" json:"http,omitempty"`
+	TcpPort             int32                  `protobuf:"varint,4,opt,name=tcp_port,json=tcpPort,proto3" json:"tcp_port,omitempty"`
+	InitialDelaySeconds int32                  `protobuf:"varint,5,opt,name=initial_delay_seconds,json=initialDelaySeconds,proto3" json:"initial_delay_seconds,omitempty"`
+	PeriodSeconds       int32                  `protobuf:"varint,6,opt,name=period_seconds,json=periodSeconds,proto3" json:"period_seconds,omitempty"`
+	TimeoutSeconds      int32                  `protobuf:"varint,7,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
+	SuccessThreshold    int32                  `protobuf:"varint,8,opt,name=success_threshold,json=successThreshold,proto3" json:"success_threshold,omitempty"`
+	FailureThreshold    int32                  `protobuf:"varint,9,opt,name=failure_threshold,json=failureThreshold,proto3" json:"failure_threshold,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *Probe) Reset() {
+	*x = Probe{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probe) ProtoMessage() {}
+
+func (x *Probe) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probe.ProtoReflect.Descriptor instead.
+func (*Probe) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Probe) GetProcess() bool {
+	if x != nil {
+		return x.Process
+	}
+	return false
+}
+
+func (x *Probe) GetExec() []string {
+	if x != nil {
+		return x.Exec
+	}
+	return nil
+}
+
+func (x *Probe) GetHttp() *HTTPGet {
+	if x != nil {
+		return x.Http
+	}
+	return nil
+}
+
+func (x *Probe) GetTcpPort() int32 {
+	if x != nil {
+		return x.TcpPort
+	}
+	return 0
+}
+
+func (x *Probe) GetInitialDelaySeconds() int32 {
+	if x != nil {
+		return x.InitialDelaySeconds
+	}
+	return 0
+}
+
+func (x *Probe) GetPeriodSeconds() int32 {
+	if x != nil {
+		return x.PeriodSeconds
+	}
+	return 0
+}
+
+func (x *Probe) GetTimeoutSeconds() int32 {
+	if x != nil {
+		return x.TimeoutSeconds
+	}
+	return 0
+}
+
+func (x *Probe) GetSuccessThreshold() int32 {
+	if x != nil {
+		return x.SuccessThreshold
+	}
+	return 0
+}
+
+func (x *Probe) GetFailureThreshold() int32 {
+	if x != nil {
+		return x.FailureThreshold
+	}
+	return 0
+}
+
+type HTTPGet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Port          int32                  `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Tls           bool                   `protobuf:"varint,3,opt,name=tls,proto3" json:"tls,omitempty"`
+	Headers       []*HTTPGet_Header      `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPGet) Reset() {
+	*x = HTTPGet{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPGet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPGet) ProtoMessage() {}
+
+func (x *HTTPGet) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPGet.ProtoReflect.Descriptor instead.
+func (*HTTPGet) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *HTTPGet) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HTTPGet) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HTTPGet) GetTls() bool {
+	if x != nil {
+		return x.Tls
+	}
+	return false
+}
+
+func (x *HTTPGet) GetHeaders() []*HTTPGet_Header {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
 // Pool is a number of free slots of one spec. Its key is chosen by api: template
 // id and spec hash; the node treats it as opaque.
 type Pool struct {
@@ -134,7 +435,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[1]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -146,7 +447,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[1]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -159,7 +460,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{1}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Pool) GetKey() string {
@@ -199,7 +500,7 @@ type SetPoolsRequest struct {
 
 func (x *SetPoolsRequest) Reset() {
 	*x = SetPoolsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[2]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -211,7 +512,7 @@ func (x *SetPoolsRequest) String() string {
 func (*SetPoolsRequest) ProtoMessage() {}
 
 func (x *SetPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[2]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -224,7 +525,7 @@ func (x *SetPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPoolsRequest.ProtoReflect.Descriptor instead.
 func (*SetPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{2}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SetPoolsRequest) GetPools() []*Pool {
@@ -242,7 +543,7 @@ type SetPoolsResponse struct {
 
 func (x *SetPoolsResponse) Reset() {
 	*x = SetPoolsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[3]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -254,7 +555,7 @@ func (x *SetPoolsResponse) String() string {
 func (*SetPoolsResponse) ProtoMessage() {}
 
 func (x *SetPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[3]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -267,7 +568,7 @@ func (x *SetPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPoolsResponse.ProtoReflect.Descriptor instead.
 func (*SetPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{3}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{6}
 }
 
 type WatchRequest struct {
@@ -278,7 +579,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[4]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +591,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[4]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +604,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{4}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{7}
 }
 
 // Event is one change. Exactly one field is set.
@@ -324,7 +625,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[5]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -336,7 +637,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[5]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -349,7 +650,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{5}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -461,7 +762,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[6]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -473,7 +774,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[6]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -486,7 +787,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{6}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{9}
 }
 
 type Slot struct {
@@ -500,7 +801,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +813,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +826,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{7}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Slot) GetId() string {
@@ -556,13 +857,14 @@ type PoolStatus struct {
 	Warming       uint32                 `protobuf:"varint,3,opt,name=warming,proto3" json:"warming,omitempty"`
 	Claimed       uint32                 `protobuf:"varint,4,opt,name=claimed,proto3" json:"claimed,omitempty"`
 	LastError     string                 `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"` // why the last warm-up failed; empty when it did not
+	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`                      // of it, what the template's owner may see
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +876,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +889,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{8}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PoolStatus) GetKey() string {
@@ -625,6 +927,13 @@ func (x *PoolStatus) GetLastError() string {
 	return ""
 }
 
+func (x *PoolStatus) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Sandbox is one claimed sandbox as the node's journal has it.
 type Sandbox struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -647,7 +956,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +968,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +981,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{9}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Sandbox) GetId() string {
@@ -776,7 +1085,7 @@ type EventsConfig struct {
 
 func (x *EventsConfig) Reset() {
 	*x = EventsConfig{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +1097,7 @@ func (x *EventsConfig) String() string {
 func (*EventsConfig) ProtoMessage() {}
 
 func (x *EventsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +1110,7 @@ func (x *EventsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsConfig.ProtoReflect.Descriptor instead.
 func (*EventsConfig) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{10}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EventsConfig) GetWatchDir() string {
@@ -826,7 +1135,7 @@ type SandboxEvents struct {
 
 func (x *SandboxEvents) Reset() {
 	*x = SandboxEvents{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +1147,7 @@ func (x *SandboxEvents) String() string {
 func (*SandboxEvents) ProtoMessage() {}
 
 func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +1160,7 @@ func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvents.ProtoReflect.Descriptor instead.
 func (*SandboxEvents) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{11}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SandboxEvents) GetLease() string {
@@ -901,7 +1210,7 @@ type SandboxEvent struct {
 
 func (x *SandboxEvent) Reset() {
 	*x = SandboxEvent{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1222,7 @@ func (x *SandboxEvent) String() string {
 func (*SandboxEvent) ProtoMessage() {}
 
 func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1235,7 @@ func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvent.ProtoReflect.Descriptor instead.
 func (*SandboxEvent) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{12}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SandboxEvent) GetId() string {
@@ -966,7 +1275,7 @@ type TakeEventsRequest struct {
 
 func (x *TakeEventsRequest) Reset() {
 	*x = TakeEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1287,7 @@ func (x *TakeEventsRequest) String() string {
 func (*TakeEventsRequest) ProtoMessage() {}
 
 func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1300,7 @@ func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsRequest.ProtoReflect.Descriptor instead.
 func (*TakeEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{13}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TakeEventsRequest) GetWaitMillis() uint32 {
@@ -1010,7 +1319,7 @@ type TakeEventsResponse struct {
 
 func (x *TakeEventsResponse) Reset() {
 	*x = TakeEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1331,7 @@ func (x *TakeEventsResponse) String() string {
 func (*TakeEventsResponse) ProtoMessage() {}
 
 func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1344,7 @@ func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsResponse.ProtoReflect.Descriptor instead.
 func (*TakeEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{14}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TakeEventsResponse) GetBatches() []*SandboxEvents {
@@ -1055,7 +1364,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1376,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1389,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{15}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AckEventsRequest) GetStored() []string {
@@ -1105,7 +1414,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1426,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1439,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{16}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{19}
 }
 
 type ClaimRequest struct {
@@ -1151,7 +1460,7 @@ type ClaimRequest struct {
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1472,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1485,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{17}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ClaimRequest) GetClaimId() string {
@@ -1259,7 +1568,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1580,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1593,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{18}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ClaimResponse) GetSandbox() *Sandbox {
@@ -1310,7 +1619,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1631,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1644,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{19}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetRequest) GetId() string {
@@ -1359,7 +1668,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1680,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1693,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{20}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1440,7 +1749,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1761,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1774,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{21}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1497,7 +1806,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1818,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1831,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{22}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{25}
 }
 
 type InfoRequest struct {
@@ -1533,7 +1842,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1854,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1867,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{23}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
 }
 
 type InfoResponse struct {
@@ -1575,7 +1884,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1896,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1909,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{24}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -1645,12 +1954,64 @@ func (x *InfoResponse) GetHolding() uint32 {
 	return 0
 }
 
+type HTTPGet_Header struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPGet_Header) Reset() {
+	*x = HTTPGet_Header{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPGet_Header) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPGet_Header) ProtoMessage() {}
+
+func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPGet_Header.ProtoReflect.Descriptor instead.
+func (*HTTPGet_Header) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{3, 0}
+}
+
+func (x *HTTPGet_Header) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HTTPGet_Header) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 var File_internal_nodeapi_node_proto protoreflect.FileDescriptor
 
 const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\n" +
 	"\x1binternal/nodeapi/node.proto\x12\n" +
-	"s0.node.v1\"\xa6\x02\n" +
+	"s0.node.v1\"\xd3\x02\n" +
 	"\x04Spec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12+\n" +
 	"\x03env\x18\x02 \x03(\v2\x19.s0.node.v1.Spec.EnvEntryR\x03env\x12!\n" +
@@ -1661,10 +2022,44 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"disk_bytes\x18\x05 \x01(\x03R\tdiskBytes\x12\x1d\n" +
 	"\n" +
 	"pids_limit\x18\x06 \x01(\x03R\tpidsLimit\x12#\n" +
-	"\rruntime_class\x18\a \x01(\tR\fruntimeClass\x1a6\n" +
+	"\rruntime_class\x18\a \x01(\tR\fruntimeClass\x12+\n" +
+	"\x04warm\x18\b \x03(\v2\x17.s0.node.v1.WarmProcessR\x04warm\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x03\n" +
+	"\vWarmProcess\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
+	"\x05alias\x18\x03 \x01(\tR\x05alias\x12\x18\n" +
+	"\acommand\x18\x04 \x03(\tR\acommand\x12\x10\n" +
+	"\x03cwd\x18\x05 \x01(\tR\x03cwd\x122\n" +
+	"\x03env\x18\x06 \x03(\v2 .s0.node.v1.WarmProcess.EnvEntryR\x03env\x12\"\n" +
+	"\rkeep_on_claim\x18\a \x01(\bR\vkeepOnClaim\x12+\n" +
+	"\astartup\x18\b \x01(\v2\x11.s0.node.v1.ProbeR\astartup\x12/\n" +
+	"\treadiness\x18\t \x01(\v2\x11.s0.node.v1.ProbeR\treadiness\x12-\n" +
+	"\bliveness\x18\n" +
+	" \x01(\v2\x11.s0.node.v1.ProbeR\bliveness\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd7\x02\n" +
+	"\x05Probe\x12\x18\n" +
+	"\aprocess\x18\x01 \x01(\bR\aprocess\x12\x12\n" +
+	"\x04exec\x18\x02 \x03(\tR\x04exec\x12'\n" +
+	"\x04http\x18\x03 \x01(\v2\x13.s0.node.v1.HTTPGetR\x04http\x12\x19\n" +
+	"\btcp_port\x18\x04 \x01(\x05R\atcpPort\x122\n" +
+	"\x15initial_delay_seconds\x18\x05 \x01(\x05R\x13initialDelaySeconds\x12%\n" +
+	"\x0eperiod_seconds\x18\x06 \x01(\x05R\rperiodSeconds\x12'\n" +
+	"\x0ftimeout_seconds\x18\a \x01(\x05R\x0etimeoutSeconds\x12+\n" +
+	"\x11success_threshold\x18\b \x01(\x05R\x10successThreshold\x12+\n" +
+	"\x11failure_threshold\x18\t \x01(\x05R\x10failureThreshold\"\xad\x01\n" +
+	"\aHTTPGet\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\x05R\x04port\x12\x10\n" +
+	"\x03tls\x18\x03 \x01(\bR\x03tls\x124\n" +
+	"\aheaders\x18\x04 \x03(\v2\x1a.s0.node.v1.HTTPGet.HeaderR\aheaders\x1a2\n" +
+	"\x06Header\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"t\n" +
 	"\x04Pool\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12$\n" +
 	"\x04spec\x18\x02 \x01(\v2\x10.s0.node.v1.SpecR\x04spec\x12\x19\n" +
@@ -1689,7 +2084,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\bpool_key\x18\x02 \x01(\tR\apoolKey\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
-	"generation\"\x85\x01\n" +
+	"generation\"\x9f\x01\n" +
 	"\n" +
 	"PoolStatus\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
@@ -1697,7 +2092,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\awarming\x18\x03 \x01(\rR\awarming\x12\x18\n" +
 	"\aclaimed\x18\x04 \x01(\rR\aclaimed\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\x05 \x01(\tR\tlastError\"\xcd\x03\n" +
+	"last_error\x18\x05 \x01(\tR\tlastError\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\"\xcd\x03\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -1817,78 +2213,90 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Spec)(nil),               // 0: s0.node.v1.Spec
-	(*Pool)(nil),               // 1: s0.node.v1.Pool
-	(*SetPoolsRequest)(nil),    // 2: s0.node.v1.SetPoolsRequest
-	(*SetPoolsResponse)(nil),   // 3: s0.node.v1.SetPoolsResponse
-	(*WatchRequest)(nil),       // 4: s0.node.v1.WatchRequest
-	(*Event)(nil),              // 5: s0.node.v1.Event
-	(*Synced)(nil),             // 6: s0.node.v1.Synced
-	(*Slot)(nil),               // 7: s0.node.v1.Slot
-	(*PoolStatus)(nil),         // 8: s0.node.v1.PoolStatus
-	(*Sandbox)(nil),            // 9: s0.node.v1.Sandbox
-	(*EventsConfig)(nil),       // 10: s0.node.v1.EventsConfig
-	(*SandboxEvents)(nil),      // 11: s0.node.v1.SandboxEvents
-	(*SandboxEvent)(nil),       // 12: s0.node.v1.SandboxEvent
-	(*TakeEventsRequest)(nil),  // 13: s0.node.v1.TakeEventsRequest
-	(*TakeEventsResponse)(nil), // 14: s0.node.v1.TakeEventsResponse
-	(*AckEventsRequest)(nil),   // 15: s0.node.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),  // 16: s0.node.v1.AckEventsResponse
-	(*ClaimRequest)(nil),       // 17: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),      // 18: s0.node.v1.ClaimResponse
-	(*GetRequest)(nil),         // 19: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),      // 20: s0.node.v1.UpdateRequest
-	(*DeleteRequest)(nil),      // 21: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),     // 22: s0.node.v1.DeleteResponse
-	(*InfoRequest)(nil),        // 23: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),       // 24: s0.node.v1.InfoResponse
-	nil,                        // 25: s0.node.v1.Spec.EnvEntry
-	nil,                        // 26: s0.node.v1.Sandbox.EnvEntry
-	nil,                        // 27: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                        // 28: s0.node.v1.UpdateRequest.EnvEntry
+	(*WarmProcess)(nil),        // 1: s0.node.v1.WarmProcess
+	(*Probe)(nil),              // 2: s0.node.v1.Probe
+	(*HTTPGet)(nil),            // 3: s0.node.v1.HTTPGet
+	(*Pool)(nil),               // 4: s0.node.v1.Pool
+	(*SetPoolsRequest)(nil),    // 5: s0.node.v1.SetPoolsRequest
+	(*SetPoolsResponse)(nil),   // 6: s0.node.v1.SetPoolsResponse
+	(*WatchRequest)(nil),       // 7: s0.node.v1.WatchRequest
+	(*Event)(nil),              // 8: s0.node.v1.Event
+	(*Synced)(nil),             // 9: s0.node.v1.Synced
+	(*Slot)(nil),               // 10: s0.node.v1.Slot
+	(*PoolStatus)(nil),         // 11: s0.node.v1.PoolStatus
+	(*Sandbox)(nil),            // 12: s0.node.v1.Sandbox
+	(*EventsConfig)(nil),       // 13: s0.node.v1.EventsConfig
+	(*SandboxEvents)(nil),      // 14: s0.node.v1.SandboxEvents
+	(*SandboxEvent)(nil),       // 15: s0.node.v1.SandboxEvent
+	(*TakeEventsRequest)(nil),  // 16: s0.node.v1.TakeEventsRequest
+	(*TakeEventsResponse)(nil), // 17: s0.node.v1.TakeEventsResponse
+	(*AckEventsRequest)(nil),   // 18: s0.node.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),  // 19: s0.node.v1.AckEventsResponse
+	(*ClaimRequest)(nil),       // 20: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),      // 21: s0.node.v1.ClaimResponse
+	(*GetRequest)(nil),         // 22: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),      // 23: s0.node.v1.UpdateRequest
+	(*DeleteRequest)(nil),      // 24: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),     // 25: s0.node.v1.DeleteResponse
+	(*InfoRequest)(nil),        // 26: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),       // 27: s0.node.v1.InfoResponse
+	nil,                        // 28: s0.node.v1.Spec.EnvEntry
+	nil,                        // 29: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),     // 30: s0.node.v1.HTTPGet.Header
+	nil,                        // 31: s0.node.v1.Sandbox.EnvEntry
+	nil,                        // 32: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                        // 33: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	25, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
-	0,  // 1: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
-	1,  // 2: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
-	7,  // 3: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
-	9,  // 4: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
-	8,  // 5: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
-	6,  // 6: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	26, // 7: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
-	10, // 8: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
-	12, // 9: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
-	11, // 10: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
-	0,  // 11: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	27, // 12: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
-	10, // 13: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
-	9,  // 14: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	28, // 15: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	2,  // 16: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	4,  // 17: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	17, // 18: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	19, // 19: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	20, // 20: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	21, // 21: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	13, // 22: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	15, // 23: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	23, // 24: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	3,  // 25: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	5,  // 26: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	18, // 27: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	9,  // 28: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	9,  // 29: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	22, // 30: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	14, // 31: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	16, // 32: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	24, // 33: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	25, // [25:34] is the sub-list for method output_type
-	16, // [16:25] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	28, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	1,  // 1: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
+	29, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	2,  // 3: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
+	2,  // 4: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
+	2,  // 5: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
+	3,  // 6: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
+	30, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	0,  // 8: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
+	4,  // 9: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
+	10, // 10: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
+	12, // 11: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
+	11, // 12: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
+	9,  // 13: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
+	31, // 14: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	13, // 15: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
+	15, // 16: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
+	14, // 17: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
+	0,  // 18: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
+	32, // 19: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	13, // 20: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
+	12, // 21: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
+	33, // 22: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	5,  // 23: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	7,  // 24: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	20, // 25: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	22, // 26: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	23, // 27: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	24, // 28: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	16, // 29: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	18, // 30: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	26, // 31: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	6,  // 32: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	8,  // 33: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	21, // 34: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	12, // 35: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	12, // 36: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	25, // 37: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	17, // 38: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	19, // 39: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	27, // 40: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	32, // [32:41] is the sub-list for method output_type
+	23, // [23:32] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -1896,7 +2304,7 @@ func file_internal_nodeapi_node_proto_init() {
 	if File_internal_nodeapi_node_proto != nil {
 		return
 	}
-	file_internal_nodeapi_node_proto_msgTypes[5].OneofWrappers = []any{
+	file_internal_nodeapi_node_proto_msgTypes[8].OneofWrappers = []any{
 		(*Event_SlotFree)(nil),
 		(*Event_SlotTaken)(nil),
 		(*Event_Sandbox)(nil),
@@ -1910,7 +2318,7 @@ func file_internal_nodeapi_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,7 +21,7 @@ const GenerationHeader = "S0-Generation"
 func SpecToWire(s sandbox.Spec) *Spec {
 	return &Spec{
 		Image: s.Image, Env: s.Env, MemoryBytes: s.MemoryBytes, CpuMillis: s.CPUMillis,
-		DiskBytes: s.DiskBytes, PidsLimit: s.PidsLimit, RuntimeClass: string(s.RuntimeClass),
+		DiskBytes: s.DiskBytes, PidsLimit: s.PidsLimit, RuntimeClass: string(s.RuntimeClass), Warm: warmToWire(s.Warm),
 	}
 }
 
@@ -29,7 +29,7 @@ func SpecToWire(s sandbox.Spec) *Spec {
 func SpecFromWire(w *Spec) (sandbox.Spec, error) {
 	s := sandbox.Spec{
 		Image: w.GetImage(), Env: w.GetEnv(), MemoryBytes: w.GetMemoryBytes(), CPUMillis: w.GetCpuMillis(),
-		DiskBytes: w.GetDiskBytes(), PidsLimit: w.GetPidsLimit(), RuntimeClass: sandbox.RuntimeClass(w.GetRuntimeClass()),
+		DiskBytes: w.GetDiskBytes(), PidsLimit: w.GetPidsLimit(), RuntimeClass: sandbox.RuntimeClass(w.GetRuntimeClass()), Warm: warmFromWire(w.GetWarm()),
 	}
 	return s, s.Validate()
 }

@@ -9,7 +9,8 @@
 //
 // Everything that arrives from procd is data from a hostile place: readers bound
 // its size and check its shape, and never derive a path, an id or a permission
-// from it. The package owns no state and imports the standard library alone.
+// from it. The package owns no state and imports package warm's types and the
+// standard library alone.
 package procapi
 
 import "time"
@@ -83,11 +84,16 @@ type Init struct {
 	Env        map[string]string `json:"env,omitempty"`      // the template's, and EnvSandboxID
 	Hostname   string            `json:"hostname,omitempty"` // set inside
 	Now        time.Time         `json:"now,omitzero"`       // the host's clock, for a restored clock to step to
+	Warm       []WarmProcess     `json:"warm,omitempty"`     // to be started now
 }
 
 // Env replaces the environment that [Init] gave, for processes that start from now on.
 type Env struct {
 	Env map[string]string `json:"env"`
+	// RestartWarm restarts the warm processes that would see another environment
+	// than they were started with. The answer comes when the old ones are dead and
+	// the new ones started; their probes are not waited for.
+	RestartWarm bool `json:"restart_warm,omitempty"`
 }
 
 // Error is procd's error body: the contract's code and a message.

@@ -2,7 +2,8 @@
 // its id, its generation, its states and what a slot is made from.
 //
 // The types are plain values; nobody's state lives here and nothing in this
-// package talks to anything. It imports the standard library alone.
+// package talks to anything. It imports package warm, a leaf as well, and the
+// standard library.
 package sandbox
 
 import (

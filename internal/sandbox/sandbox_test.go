@@ -3,6 +3,8 @@ package sandbox
 import (
 	"strings"
 	"testing"
+
+	"s0.run/internal/warm"
 )
 
 func TestA02_IDsAreRandomLabels(t *testing.T) {
@@ -76,6 +78,11 @@ func TestSpecHash(t *testing.T) {
 	if a.Hash() == b.Hash() {
 		t.Error("different specs have one hash")
 	}
+	b = a
+	b.Warm = []warm.Process{{Name: "p", Type: warm.REPL}}
+	if a.Hash() == b.Hash() {
+		t.Error("a spec with warm processes has the hash of one without")
+	}
 }
 
 func TestSpecValidate(t *testing.T) {
@@ -92,6 +99,7 @@ func TestSpecValidate(t *testing.T) {
 		"negative disk":   func(s *Spec) { s.DiskBytes = -1 },
 		"negative pids":   func(s *Spec) { s.PidsLimit = -1 },
 		"unknown runtime": func(s *Spec) { s.RuntimeClass = "firecracker" },
+		"warm process":    func(s *Spec) { s.Warm = []warm.Process{{Name: "p", Type: warm.CMD}} },
 	} {
 		s := good
 		spoil(&s)

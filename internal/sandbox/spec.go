@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+
+	"s0.run/internal/warm"
 )
 
 // Spec is everything about a slot that is known before its tenant: two slots of
@@ -17,6 +19,7 @@ type Spec struct {
 	DiskBytes    int64             `json:"disk_bytes,omitempty"` // limit of the rootfs' upper layer; 0 is the node's default
 	PidsLimit    int64             `json:"pids_limit,omitempty"` // 0 is the node's default
 	RuntimeClass RuntimeClass      `json:"runtime_class"`
+	Warm         []warm.Process    `json:"warm,omitempty"` // run before anybody claims the slot
 }
 
 // Validate checks the bounds that a node relies on.
@@ -30,6 +33,9 @@ func (s Spec) Validate() error {
 		return fmt.Errorf("spec: cpu of %d millicores: want more than 0", s.CPUMillis)
 	case s.DiskBytes < 0 || s.PidsLimit < 0:
 		return fmt.Errorf("spec: negative limit")
+	}
+	if err := warm.Validate(s.Warm); err != nil {
+		return fmt.Errorf("spec: warm processes: %w", err)
 	}
 	switch s.RuntimeClass {
 	case GVisor, Kata, Runc:
