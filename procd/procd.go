@@ -6,8 +6,9 @@
 // of a stray signal. It trusts nobody inside the sandbox and is trusted by nobody
 // outside; it holds no secret. Its parts are under internal/: reap owns the
 // children, proc a process and its output, repl what an interpreter says, contexts
-// the table, files the file calls, rpc the wire. This package wires them, owns the
-// connection, and gives the sandbox its name.
+// the table, files the file calls, rpc the wire, events what noded shall hear of,
+// local what the sandbox's own processes may ask. This package wires them, owns
+// the connection, and gives the sandbox its name.
 package procd
 
 import (
@@ -16,9 +17,12 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"math"
+	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -27,6 +31,8 @@ import (
 
 	"s0.run/internal/procapi"
 	"s0.run/procd/internal/contexts"
+	"s0.run/procd/internal/events"
+	"s0.run/procd/internal/local"
 	"s0.run/procd/internal/reap"
 	"s0.run/procd/internal/rpc"
 )
@@ -45,6 +51,7 @@ type Config struct {
 	Log       *slog.Logger
 	Socket    string // defaults to procapi.Socket
 	Workspace string // defaults to procapi.Workspace
+	Local     string // address for the sandbox's own processes; defaults to 127.0.0.1:procapi.EventPort
 }
 
 // Run serves until ctx ends or the sandbox's host sends SIGTERM, then kills
@@ -55,6 +62,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	if cfg.Workspace == "" {
 		cfg.Workspace = procapi.Workspace
+	}
+	if cfg.Local == "" {
+		cfg.Local = net.JoinHostPort("127.0.0.1", strconv.Itoa(procapi.EventPort))
 	}
 	if err := os.MkdirAll(cfg.Workspace, workspaceMode); err != nil {
 		cfg.Log.Warn("making the workspace", "err", err) // a process that needs it will say so
@@ -72,15 +82,19 @@ func Run(ctx context.Context, cfg Config) error {
 
 	reaper := reap.New()
 	reaping, reaped := context.WithCancel(context.WithoutCancel(ctx)) // ends after the last child
-	table := contexts.New(contexts.Config{Reaper: reaper, Workspace: cfg.Workspace, Env: os.Environ(), Now: time.Now})
+	queue := events.NewQueue(time.Now)
+	table := contexts.New(contexts.Config{Reaper: reaper, Workspace: cfg.Workspace, Env: os.Environ(), Now: time.Now, Observe: queue.Add})
+	inside := local.New(local.Config{Address: cfg.Local, Log: cfg.Log})
+	inside.Handle("POST "+events.PublishPath, http.HandlerFunc(queue.ServePublish))
 	names := &names{etc: "/etc", log: cfg.Log}
 	link := newLink(cfg.Socket, rpc.New(rpc.Config{
-		Version: cfg.Version, BootID: bootID(), Contexts: table, Identify: names.set, Log: cfg.Log,
+		Version: cfg.Version, BootID: bootID(), Contexts: table, Identify: names.set, Events: queue, WatchDir: func(string) {}, Log: cfg.Log,
 	}), cfg.Log)
 
 	var children, work sync.WaitGroup
 	children.Go(func() { reaper.Run(reaping) })
 	work.Go(func() { link.run(ctx) })
+	work.Go(func() { inside.Run(ctx) })
 	work.Go(func() {
 		<-ctx.Done()
 		killAll()

@@ -28,12 +28,16 @@ const (
 	killTime = 2 * time.Second
 )
 
-// Config of a table. All fields are required.
+// Config of a table. All fields but Observe are required.
 type Config struct {
 	Reaper    *reap.Reaper
 	Workspace string           // where processes start unless told otherwise
 	Env       []string         // "name=value": what every process sees, under all else
 	Now       func() time.Time // decides about idle and ttl limits
+
+	// Observe, if it is set, is told of every start and end of a process, with an
+	// event's type and payload. It must not block.
+	Observe func(eventType string, payload any)
 }
 
 // Table holds the contexts. Its methods are safe for concurrent use.
@@ -152,19 +156,13 @@ func (t *Table) use(id string) (*Live, error) {
 // Create starts a context. With wait_until_done it answers when the command has
 // ended, or the REPL has dealt with its input.
 func (t *Table) Create(ctx context.Context, req procapi.CreateContext) (procapi.Context, error) {
-	p, err := newPlan(req, t.cfg.Workspace)
+	if e := t.takeFresh(req); e != nil {
+		return e.describe(), nil
+	}
+	e, live, err := t.start(req, false)
 	if err != nil {
 		return procapi.Context{}, err
 	}
-	if err := t.reserve(); err != nil {
-		return procapi.Context{}, err
-	}
-	live, err := p.start(t.cfg.Reaper, t.environment())
-	if err != nil {
-		t.release()
-		return procapi.Context{}, err
-	}
-	e := t.add(p, live)
 	res, err := t.begin(ctx, e, live)
 	if err != nil {
 		return procapi.Context{}, failed(e.id, "create_failed", err)
@@ -174,6 +172,26 @@ func (t *Table) Create(ctx context.Context, req procapi.CreateContext) (procapi.
 		c.OutputRaw, c.Stdout, c.Stderr, c.Truncated = &res.OutputRaw, res.Stdout, res.Stderr, res.Truncated
 	}
 	return c, nil
+}
+
+// start starts a context; warm tells that no tenant has asked for it.
+func (t *Table) start(req procapi.CreateContext, warm bool) (*entry, *Live, error) {
+	p, err := newPlan(req, t.cfg.Workspace)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := t.reserve(); err != nil {
+		return nil, nil, err
+	}
+	live, err := p.start(t.cfg.Reaper, t.environment())
+	if err != nil {
+		t.release()
+		return nil, nil, err
+	}
+	now := t.cfg.Now()
+	e := &entry{plan: p, created: now, used: now, live: live, fresh: warm && p.req.Type == typeREPL}
+	t.add(e, live)
+	return e, live, nil
 }
 
 // begin does what the request asks for beyond the start.
@@ -222,9 +240,7 @@ func (t *Table) release() {
 }
 
 // add gives a started context its id.
-func (t *Table) add(p *plan, live *Live) *entry {
-	now := t.cfg.Now()
-	e := &entry{plan: p, created: now, used: now, live: live}
+func (t *Table) add(e *entry, live *Live) {
 	t.mu.Lock()
 	for e.id == "" || t.entries[e.id] != nil {
 		e.id = newID()
@@ -233,14 +249,13 @@ func (t *Table) add(p *plan, live *Live) *entry {
 	t.made++
 	e.number = t.made
 	t.mu.Unlock()
-	t.watchEnd(live)
+	t.watchEnd(e, live)
 	if e.limited() {
 		select {
 		case t.kick <- struct{}{}:
 		default: // already kicked
 		}
 	}
-	return e
 }
 
 func newID() string {
@@ -250,9 +265,12 @@ func newID() string {
 }
 
 // watchEnd takes the process off the count when it has ended, and makes room.
-func (t *Table) watchEnd(live *Live) {
+func (t *Table) watchEnd(e *entry, live *Live) {
+	began := t.cfg.Now()
+	t.started(e, live)
 	t.work.Go(func() {
 		<-live.Process.Done()
+		t.ended(e, live, began)
 		t.release()
 		t.evict()
 	})
@@ -350,7 +368,7 @@ func (t *Table) Restart(id string) (procapi.Context, error) {
 		t.release()
 		return procapi.Context{}, err
 	}
-	t.watchEnd(live)
+	t.watchEnd(e, live)
 	e.replace(live, t.cfg.Now())
 	return e.describe(), nil
 }

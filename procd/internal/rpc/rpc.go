@@ -17,6 +17,8 @@ import (
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
 	"s0.run/procd/internal/contexts"
+	"s0.run/procd/internal/events"
+	"s0.run/procd/internal/tunnel"
 )
 
 // Config of the API. All fields are required.
@@ -25,12 +27,15 @@ type Config struct {
 	BootID   string
 	Contexts *contexts.Table
 	Identify func(hostname string) // gives the sandbox its name, as far as it can
+	Events   *events.Queue
+	WatchDir func(dir string) // makes changes below a directory events
 	Log      *slog.Logger
 }
 
 type server struct {
 	cfg      Config
 	identity identity
+	tunnels  tunnel.Dialer
 }
 
 // New returns the API's handler. It needs full duplex: HTTP/2.
@@ -60,6 +65,12 @@ func New(cfg Config) http.Handler {
 		"GET " + procapi.PathFiles + "/stat":  s.statFile,
 		"GET " + procapi.PathFiles + "/list":  s.listFiles,
 		"POST " + procapi.PathFiles + "/move": s.moveFile,
+
+		"POST " + procapi.PathTunnel: s.openTunnel,
+
+		"GET " + procapi.PathEvents:       s.streamEvents,
+		"PUT " + procapi.PathEventsConfig: s.configureEvents,
+		"POST " + procapi.PathEventsAck:   s.ackEvents,
 
 		"/": s.unknown,
 	} {
