@@ -16,6 +16,8 @@ import (
 type Live struct {
 	Process *proc.Process
 	Session *repl.Session // nil for a command
+
+	base map[string]string // the sandbox's environment that it was started in
 }
 
 // start runs a plan in the given environment.
@@ -24,7 +26,7 @@ func (p *plan) start(r *reap.Reaper, base map[string]string) (*Live, error) {
 	if err != nil {
 		return nil, err
 	}
-	live := &Live{}
+	live := &Live{base: base}
 	if p.req.Type == typeREPL {
 		live.Session = repl.NewSession(p.repl)
 		cfg.Observe = live.Session.Observe
@@ -66,13 +68,14 @@ type entry struct {
 	used     time.Time // last request, or output seen by the last sweep
 	seen     uint64    // output at that sweep
 	attached int       // readers that follow now
+	fresh    bool      // a warm REPL that nobody has used
 }
 
 // use returns the process and notes that somebody is interested in it.
 func (e *entry) use(now time.Time) *Live {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.used = now
+	e.used, e.fresh = now, false
 	return e.live
 }
 
@@ -125,6 +128,7 @@ func (e *entry) describe() procapi.Context {
 // exec writes data and waits for what the contract calls done: a REPL's prompt, or
 // the end of a command.
 func (l *Live) exec(ctx context.Context, data string) (procapi.ExecResult, error) {
+	l.Process.Log().Forget() // the answer is what the caller waits for
 	if l.Session != nil {
 		span, err := l.Session.Exec(ctx, data)
 		return l.result(span), err

@@ -153,6 +153,7 @@ func (p *plan) findCommand(cfg *proc.Config, path string) (err error) {
 	cfg.Argv = p.req.CMD.Command
 	// Nobody can know the id before the answer, so nobody could write.
 	cfg.NoInput = p.req.WaitUntilDone
+	cfg.Expect = !p.req.WaitUntilDone
 	cfg.Path, err = proc.LookPath(cfg.Argv[0], p.dir, path)
 	if err != nil {
 		return startError(*cfg, err)

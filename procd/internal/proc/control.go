@@ -168,6 +168,7 @@ func (p *Process) Kill() error {
 // goroutines. The log stays readable.
 func (p *Process) Close() {
 	_ = p.Kill()
+	p.log.Release()
 	<-p.child.Done()
 	p.closeStreams()
 	p.running.Wait()

@@ -32,12 +32,14 @@ var ErrNothing = errors.New("no output yet")
 
 // Log holds the newest output of a process, each byte at an offset that never
 // changes: at least limit bytes, less only where sources alternate every few
-// bytes. One or two pumps append, any number of readers follow, and nobody waits
-// for anybody: bytes once written are immutable, so readers use them without a
-// copy or a lock, and what a slow reader still holds is freed when it lets go.
-// Memory grows with the output.
+// bytes. One or two pumps append, any number of readers follow: bytes once
+// written are immutable, so readers use them without a copy or a lock, and what a
+// slow reader still holds is freed when it lets go. Memory grows with the output.
+// How far pumps and readers wait for each other is in hold.go.
 type Log struct {
 	limit int
+
+	gate sync.Mutex // held by the pump that waits for readers
 
 	mu      sync.Mutex
 	slabs   []*slab // oldest first
@@ -45,6 +47,7 @@ type Log struct {
 	end     uint64  // offset of the next byte
 	closed  bool
 	waiting []*Reader // readers that have seen all there is
+	holds   holds
 }
 
 // slab is a piece of the log. buf grows up to its capacity and never moves.
@@ -100,6 +103,7 @@ func (l *Log) Close() {
 	defer l.mu.Unlock()
 	l.closed = true
 	l.wakeLocked()
+	l.releaseLocked()
 }
 
 func (l *Log) wakeLocked() {
@@ -131,15 +135,25 @@ func (l *Log) room(src Source, want int) *slab {
 	return s
 }
 
-// trimLocked drops whole slabs while the rest holds limit bytes, or takes twice
-// the memory because its slabs are barely filled.
+// trimLocked drops whole slabs that are too many, but none that a reader holds.
 func (l *Log) trimLocked() {
+	if !l.overfullLocked(0) {
+		return
+	}
+	held := l.heldLocked()
 	drop := 0
-	for drop < len(l.slabs)-1 && (l.end-l.slabs[drop+1].off >= uint64(l.limit) || l.kept > 2*l.limit) {
+	for l.overfullLocked(drop) && l.slabs[drop+1].off <= held {
 		l.kept -= cap(l.slabs[drop].buf)
 		drop++
 	}
 	l.slabs = slices.Delete(l.slabs, 0, drop)
+}
+
+// overfullLocked tells whether slab i is one too many once those before it are
+// gone: the rest holds limit bytes, or takes twice the memory because its slabs
+// are barely filled.
+func (l *Log) overfullLocked(i int) bool {
+	return i < len(l.slabs)-1 && (l.end-l.slabs[i+1].off >= uint64(l.limit) || l.kept > 2*l.limit)
 }
 
 // Chunk is a stretch of output from one source. Data must not be modified.
@@ -154,13 +168,16 @@ type Chunk struct {
 // Reader follows a log from an offset. It is for one goroutine.
 type Reader struct {
 	log  *Log
-	off  uint64
+	off  uint64        // changed by its own goroutine alone, with log.mu held
 	wake chan struct{} // capacity 1
 
-	waiting bool // in log.waiting; guarded by log.mu
+	// Guarded by log.mu.
+	waiting bool // in log.waiting
+	hold    hold
 }
 
 // NewReader returns a reader that starts at offset off, which may be long gone.
+// Nobody waits for it.
 func (l *Log) NewReader(off uint64) *Reader {
 	return &Reader{log: l, off: min(off, l.End()), wake: make(chan struct{}, 1)}
 }
@@ -189,12 +206,12 @@ func (r *Reader) Next() (Chunk, error) {
 	}
 	if first := l.slabs[0].off; r.off < first {
 		c := Chunk{Offset: first, Lost: first - r.off}
-		r.off = first
+		r.off = first // unread bytes earn no patience
 		return c, nil
 	}
 	i := sort.Search(len(l.slabs), func(i int) bool { return l.slabs[i].off > r.off }) - 1
 	c := l.slabs[i].chunkAt(r.off)
-	r.off += uint64(len(c.Data))
+	r.moveLocked(r.off + uint64(len(c.Data)))
 	return c, nil
 }
 
@@ -202,7 +219,10 @@ func (r *Reader) Next() (Chunk, error) {
 func (r *Reader) Close() {
 	r.log.mu.Lock()
 	defer r.log.mu.Unlock()
-	r.log.waiting = slices.DeleteFunc(r.log.waiting, func(w *Reader) bool { return w == r })
+	if r.waiting {
+		r.log.waiting = slices.DeleteFunc(r.log.waiting, func(w *Reader) bool { return w == r })
+	}
+	r.leaveLocked()
 }
 
 func (s *slab) chunkAt(off uint64) Chunk {

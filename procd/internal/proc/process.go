@@ -43,6 +43,7 @@ type Config struct {
 
 	Size    *procapi.PTYSize // optional: run on a terminal of this size
 	NoInput bool             // without a terminal: read from /dev/null instead of a pipe
+	Expect  bool             // somebody is about to attach to the log; see [Log.Expect]
 	Observe func([]byte)     // optional: called with all output, after it is in the log; must not block
 }
 
@@ -83,6 +84,9 @@ func Start(r *reap.Reaper, cfg Config) (*Process, error) {
 	if err != nil {
 		p.closeStreams()
 		return nil, err
+	}
+	if cfg.Expect {
+		p.log.Expect()
 	}
 	for _, pump := range p.pumps {
 		p.running.Go(pump.run)
@@ -141,7 +145,7 @@ func (p *Process) openTerminal(cfg Config) (ends []int, err error) {
 	if err != nil {
 		return nil, err
 	}
-	pump, err := newPump(master, p.emitter(PTY, cfg.Observe))
+	pump, err := newPump(master, p.log, p.emitter(PTY, cfg.Observe))
 	if err != nil {
 		master.Close()
 		unix.Close(slave)
@@ -159,7 +163,7 @@ func (p *Process) addPump(fd int, src Source, observe func([]byte)) error {
 		return err
 	}
 	file := os.NewFile(uintptr(fd), "output")
-	pump, err := newPump(file, p.emitter(src, observe))
+	pump, err := newPump(file, p.log, p.emitter(src, observe))
 	if err != nil {
 		file.Close()
 		return err

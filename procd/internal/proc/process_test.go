@@ -164,10 +164,17 @@ func TestB09_StreamEndsThoughChildHoldsIt(t *testing.T) {
 
 func TestBackgroundChildMayGoOnPrinting(t *testing.T) {
 	t.Parallel()
-	mark := t.TempDir() + "/survived"
-	p := launch(t, fmt.Sprintf("(sleep 0.2; head -c 300000 /dev/zero; touch %s) & true", mark))
+	dir := t.TempDir()
+	if err := unix.Mkfifo(dir+"/go", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := launch(t, fmt.Sprintf("cd %s; (read x <go; head -c 300000 /dev/zero; touch survived) & true", dir))
 	await(t, p)
-	eventually(t, "the child outlives its output", func() bool { _, err := os.Stat(mark); return err == nil })
+	// What it printed earlier, within the grace, would be in the log.
+	if err := os.WriteFile(dir+"/go", []byte("now\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the child outlives its output", func() bool { _, err := os.Stat(dir + "/survived"); return err == nil })
 	if n := p.Log().End(); n != 0 {
 		t.Errorf("%d bytes of a finished process's child are in the log", n)
 	}

@@ -35,6 +35,7 @@ var errStreamEnd = errors.New("end of stream")
 type pump struct {
 	file *os.File
 	conn syscall.RawConn
+	log  *Log
 	emit func([]byte)
 	busy bool // reads large pieces
 
@@ -42,23 +43,23 @@ type pump struct {
 }
 
 // newPump takes over file, which must be in non-blocking mode.
-func newPump(file *os.File, emit func([]byte)) (*pump, error) {
+func newPump(file *os.File, log *Log, emit func([]byte)) (*pump, error) {
 	conn, err := file.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	return &pump{file: file, conn: conn, emit: emit, settled: make(chan struct{})}, nil
+	return &pump{file: file, conn: conn, log: log, emit: emit, settled: make(chan struct{})}, nil
 }
 
 // run returns when every writer has closed the stream, or the pump was closed.
 // After [pump.settle] it takes what is there and from then on drops the rest.
 func (p *pump) run() {
 	defer p.file.Close()
-	if err := p.copy(p.emit); errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := p.copy(p.log.Await, p.emit); errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = p.file.SetReadDeadline(time.Time{})
 		p.drain()
 		close(p.settled)
-		_ = p.copy(func([]byte) {}) // a writer must not get SIGPIPE for outliving its parent
+		_ = p.copy(func() {}, func([]byte) {}) // a writer must not get SIGPIPE for outliving its parent
 		return
 	}
 	close(p.settled)
@@ -67,9 +68,11 @@ func (p *pump) run() {
 // settle makes run stop waiting for the end of the stream.
 func (p *pump) settle() { _ = p.file.SetReadDeadline(time.Unix(1, 0)) }
 
-// copy reads until the stream ends or the deadline interrupts it.
-func (p *pump) copy(emit func([]byte)) error {
+// copy reads until the stream ends or the deadline interrupts it, each time when
+// await returns.
+func (p *pump) copy(await func(), emit func([]byte)) error {
 	for {
+		await()
 		var ended error
 		err := p.conn.Read(func(fd uintptr) (done bool) {
 			var n int
@@ -88,6 +91,7 @@ func (p *pump) copy(emit func([]byte)) error {
 // drain takes what is in the stream now.
 func (p *pump) drain() {
 	for total := 0; total < drainLimit; {
+		p.log.Await()
 		var n int
 		var ended error
 		err := p.conn.Read(func(fd uintptr) (done bool) {

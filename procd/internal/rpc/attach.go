@@ -66,7 +66,7 @@ func (s *server) attachContext(w http.ResponseWriter, r *http.Request) error {
 	defer detach()
 	control := http.NewResponseController(w)
 	a := &attachment{
-		live: live, reader: live.Process.Log().NewReader(offset), w: w, flush: control.Flush,
+		live: live, reader: live.Process.Log().Attach(offset), w: w, flush: control.Flush,
 		turns: make(chan turn, maxTurns), prompts: make(chan prompt),
 	}
 	defer a.reader.Close()
@@ -103,8 +103,8 @@ func offsetOf(r *http.Request) (uint64, error) {
 	return offset, nil
 }
 
-// send follows the log to its end. It alone writes to the client; when that is
-// slow, the log runs ahead and this skips what it no longer holds.
+// send follows the log to its end. It alone writes to the client; while that is
+// slow, the process waits or the log runs ahead, as package proc says.
 func (a *attachment) send(ctx context.Context) error {
 	for {
 		ended, err := a.sendAvailable()
