@@ -22,6 +22,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
+	"s0.run/procd/internal/walk"
 )
 
 const (
@@ -86,36 +87,42 @@ func readable(f *os.File, info fs.FileInfo) error {
 	if !info.Mode().IsRegular() {
 		return notRegular()
 	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
-		return err
-	}
-	if slices.Contains(virtual, int64(st.Type)) {
+	if walk.IsVirtual(f) {
 		return invalid("the path is no stored file and has no size to be read by; run a command such as cat")
 	}
 	return nil
 }
 
-// virtual are the file systems whose files the kernel makes up while they are
-// read: without end some, memory others.
-var virtual = []int64{
-	unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC,
-	unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.SECURITYFS_MAGIC, unix.BPF_FS_MAGIC,
+// Names under which content waits beside the place that it is meant for. Watches,
+// searches and archives pass them by; who finds one left over may delete it.
+const (
+	StagedNew    = ".s0-new-"    // becomes a file that was not there
+	StagedChange = ".s0-change-" // replaces a file
+	StagedTree   = ".s0-tree-"   // becomes a directory, or is merged into one
+)
+
+// Staged reports whether a file's name is one of those.
+func Staged(name string) bool {
+	return strings.HasPrefix(name, StagedNew) || strings.HasPrefix(name, StagedChange) || strings.HasPrefix(name, StagedTree)
 }
 
 // Write replaces or creates the file with what r holds, at most limit bytes:
 // under its name there is either the old content or all of the new. Missing
 // parents are created; an existing file keeps its mode; a symlink is followed.
 func Write(path string, r io.Reader, limit int64) error {
-	path, mode, err := target(path)
+	path, old, err := target(path)
 	if err != nil {
 		return failure(err, "writing")
 	}
-	dir, name := filepath.Split(path)
+	staged, mode := StagedNew, fs.FileMode(newFileMode)
+	if old != nil {
+		staged, mode = StagedChange, old.Mode().Perm()
+	}
+	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, newDirMode); err != nil {
 		return failure(err, "creating the parent directory")
 	}
-	tmp, err := os.CreateTemp(dir, "."+shorten(name)+".*.tmp")
+	tmp, err := os.CreateTemp(dir, staged)
 	if err != nil {
 		return failure(err, "writing")
 	}
@@ -126,25 +133,25 @@ func Write(path string, r io.Reader, limit int64) error {
 	return failure(os.Rename(tmp.Name(), path), "writing")
 }
 
-// target follows symlinks to the file that shall be replaced, which need not
-// exist, and gives the mode that the new one gets.
-func target(path string) (string, fs.FileMode, error) {
+// target follows symlinks to the file that shall be replaced; old is nil when there
+// is none.
+func target(path string) (real string, old fs.FileInfo, err error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if _, err := os.Lstat(path); err == nil {
-			return "", 0, conflict("path_exists", "the path is a symlink to a missing file")
+			return "", nil, conflict("path_exists", "the path is a symlink to a missing file")
 		}
-		return path, newFileMode, nil
+		return path, nil, nil
 	case err != nil:
-		return "", 0, err
+		return "", nil, err
 	case info.IsDir():
-		return "", 0, notFile()
+		return "", nil, notFile()
 	case !info.Mode().IsRegular():
-		return "", 0, notRegular()
+		return "", nil, notRegular()
 	}
-	real, err := filepath.EvalSymlinks(path)
-	return real, info.Mode().Perm(), err
+	real, err = filepath.EvalSymlinks(path)
+	return real, info, err
 }
 
 func fill(f *os.File, r io.Reader, limit int64, mode fs.FileMode) error {
@@ -163,9 +170,6 @@ func fill(f *os.File, r io.Reader, limit int64, mode fs.FileMode) error {
 func TooLarge(limit int64) error {
 	return errdefs.WithCode(errdefs.TooLarge, "file_too_large", "the file is larger than %d bytes", limit)
 }
-
-// shorten leaves room for what CreateTemp adds within NAME_MAX.
-func shorten(name string) string { return name[:min(len(name), 200)] }
 
 // Mkdir makes a directory; with recursive also its parents, and one that is
 // there already is fine.

@@ -1,0 +1,55 @@
+package rpc
+
+import (
+	"net/http"
+
+	"s0.run/internal/procapi"
+)
+
+// watchFiles streams a watch's lines. A client that reads slowly makes events
+// gather in the subscription, which is bounded.
+func (s *server) watchFiles(w http.ResponseWriter, r *http.Request) error {
+	path, err := pathOf(r)
+	if err != nil {
+		return err
+	}
+	recursive, err := flagOf(r, "recursive")
+	if err != nil {
+		return err
+	}
+	sub, err := s.watches.Subscribe(path, recursive)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	w.Header().Set("Content-Type", ndjson)
+	w.WriteHeader(http.StatusOK)
+	flush := http.NewResponseController(w).Flush
+	send := func(lines []procapi.WatchLine) error {
+		for _, line := range lines {
+			if err := writeLine(w, line); err != nil {
+				return err
+			}
+		}
+		return flush()
+	}
+	err = send([]procapi.WatchLine{{Path: sub.Path()}})
+	if err == nil {
+		err = sub.Run(r.Context(), send)
+	}
+	if err != nil {
+		panic(http.ErrAbortHandler) // a clean end would say that the directory has gone
+	}
+	return nil
+}
+
+// ndjson is the type of answers that are one JSON object a line.
+const ndjson = "application/x-ndjson"
+
+func writeLine(w http.ResponseWriter, v any) error {
+	b, err := encode(v) // ends in a newline
+	if err == nil {
+		_, err = w.Write(b)
+	}
+	return err
+}
