@@ -10,6 +10,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 # Flags of s0d for an instance of your own: make up INSTANCE="--data-dir=… --run-dir=…"
 INSTANCE ?=
+# Flags of the demo, for the same: make demo DEMO="-api=http://127.0.0.1:31080 -key-file=…/admin.key"
+DEMO ?=
 
 ##@ Use
 
@@ -18,10 +20,10 @@ up: ## install what is missing, build, start everything on this machine
 	@$(MAKE) --no-print-directory tools build images
 	@$(BIN)/s0d up $(INSTANCE)
 
-down: ## stop everything, sandboxes included
+down: $(BIN)/s0d ## stop everything, sandboxes included
 	@$(BIN)/s0d down $(INSTANCE)
 
-reset: ## forget everything (asks first)
+reset: $(BIN)/s0d ## forget everything (asks first)
 	@$(BIN)/s0d reset $(INSTANCE)
 
 doctor: build ## say what is running and what is wrong
@@ -29,9 +31,12 @@ doctor: build ## say what is running and what is wrong
 
 demo: ## claim a warm sandbox and show what it does
 	@[ -x $(BIN)/s0d ] && $(BIN)/s0d status $(INSTANCE) >/dev/null 2>&1 || $(MAKE) --no-print-directory up
-	@go run ./hack/demo
+	@go run ./hack/demo $(DEMO)
 
 ##@ Build
+
+$(BIN)/s0d:
+	@$(MAKE) --no-print-directory build
 
 build: ## build s0, s0d, procd and the shim into build/bin
 	@$(GO_BUILD) -o $(BIN)/ ./cmd/...
@@ -45,7 +50,8 @@ images: ## build the default template image, once for each recipe
 gen: ## regenerate what is generated
 	@go generate ./...
 
-clean: ## remove what was built (not the running instance's data)
+clean: ## remove what was built (not an instance's data)
+	@if [ -x $(BIN)/s0d ] && $(BIN)/s0d status $(INSTANCE) >/dev/null 2>&1; then echo "s0 runs from build/: make down first" >&2; exit 1; fi
 	rm -rf build
 
 ##@ Check
@@ -60,7 +66,7 @@ test-unit: ## run the quick tests: no root, race detector on
 
 lint: tools ## gofmt, vet, staticcheck, the import table
 	@echo "== lint"
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not formatted: run gofmt -w" $$unformatted >&2; exit 1; }
+	@files=$$(git ls-files '*.go'); unformatted=$$(gofmt -l $$files); [ -z "$$unformatted" ] || { echo "not formatted: run gofmt -w" $$unformatted >&2; exit 1; }
 	@go vet ./...
 	@$(BIN)/staticcheck ./...
 	@go test ./internal/archtest

@@ -6,8 +6,8 @@ set -euo pipefail
 packages=()
 for purpose in "$@"; do
   case $purpose in
-    # What s0 runs on: its database, and what builds the template image.
-    run) packages+=(ca-certificates debootstrap postgresql) ;;
+    # What s0 runs on: its database, and what builds s0 and the template image.
+    run) packages+=(ca-certificates debootstrap git make postgresql) ;;
     # The race detector needs a C compiler; procd's REPLs are tested with real
     # interpreters; the benchmark runs runc beside runsc; npm installs the public
     # client, and comes with nodejs from elsewhere.

@@ -13,21 +13,32 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
+	"time"
 )
+
+// stopGrace is how long debootstrap may clean up when it is told to stop.
+const stopGrace = 10 * time.Second
 
 // A suite is where packages come from: the machine's own distribution, through
 // the mirror that the machine itself uses.
 type suite struct {
-	Mirror   string
-	Codename string
-	Proxy    string
+	Mirror     string // "": debootstrap's own default
+	Codename   string
+	Components string // separated by commas
+	Proxy      string
 }
 
 // hostSuite asks apt, so that a machine with a private mirror needs no setting of ours.
 func hostSuite(ctx context.Context) (suite, error) {
-	codename, err := codenameOf("/etc/os-release")
+	b, err := os.ReadFile("/etc/os-release")
 	if err != nil {
 		return suite{}, err
+	}
+	release := string(b)
+	codename := osRelease(release, "VERSION_CODENAME")
+	if codename == "" {
+		return suite{}, errors.New("/etc/os-release names no VERSION_CODENAME: want Debian 12+ or Ubuntu 22.04+")
 	}
 	mirror, err := hostMirror(ctx, codename)
 	if err != nil {
@@ -37,7 +48,7 @@ func hostSuite(ctx context.Context) (suite, error) {
 	if err != nil {
 		return suite{}, fmt.Errorf("asking apt for its proxy: %w", err)
 	}
-	return suite{Mirror: mirror, Codename: codename, Proxy: shellValue(proxy)}, nil
+	return suite{Mirror: mirror, Codename: codename, Components: components(release), Proxy: shellValue(proxy)}, nil
 }
 
 // hostMirror is where apt gets the release from. A machine that never updated
@@ -62,15 +73,29 @@ func hostMirror(ctx context.Context, codename string) (string, error) {
 }
 
 // mirrorFor finds the repository of a release's main component in lines of
-// "uri codename component".
-func mirrorFor(targets, codename string) (string, bool) {
+// "uri codename component". Of one that only apt can use, such as a list of
+// mirrors, debootstrap's default is the best substitute.
+func mirrorFor(targets, codename string) (mirror string, ok bool) {
 	for line := range strings.Lines(targets) {
 		f := strings.Fields(line)
-		if len(f) == 3 && f[1] == codename && f[2] == "main" {
+		if len(f) != 3 || f[1] != codename || f[2] != "main" {
+			continue
+		}
+		ok = true
+		if scheme, _, _ := strings.Cut(f[0], ":"); scheme == "http" || scheme == "https" || scheme == "file" {
 			return f[0], true
 		}
 	}
-	return "", false
+	return "", ok
+}
+
+// components are where the recipe's packages are: Ubuntu keeps some of them in
+// universe.
+func components(release string) string {
+	if osRelease(release, "ID") == "ubuntu" {
+		return "main,universe"
+	}
+	return "main"
 }
 
 // shellValue takes the value out of apt-config's P='value'.
@@ -79,17 +104,14 @@ func shellValue(s string) string {
 	return strings.Trim(v, "'")
 }
 
-func codenameOf(osRelease string) (string, error) {
-	b, err := os.ReadFile(osRelease)
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "VERSION_CODENAME="); ok {
-			return strings.Trim(v, `"`), nil
+// osRelease reads one value of an os-release file; "" when it is not there.
+func osRelease(content, key string) string {
+	for line := range strings.Lines(content) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), key+"="); ok {
+			return strings.Trim(v, `"`)
 		}
 	}
-	return "", fmt.Errorf("%s names no VERSION_CODENAME: want Debian 12+ or Ubuntu 22.04+", osRelease)
+	return ""
 }
 
 // bootstrap installs the recipe's packages into rootfs. debootstrap's output
@@ -98,8 +120,14 @@ func bootstrap(ctx context.Context, r recipe, s suite, rootfs string) error {
 	if _, err := exec.LookPath("debootstrap"); err != nil {
 		return errors.New("debootstrap is missing: apt-get install debootstrap")
 	}
-	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--merged-usr",
-		"--include="+strings.Join(r.Packages, ","), s.Codename, rootfs, s.Mirror)
+	args := []string{"--variant=minbase", "--merged-usr", "--components=" + s.Components,
+		"--include=" + strings.Join(r.Packages, ","), s.Codename, rootfs}
+	if s.Mirror != "" {
+		args = append(args, s.Mirror)
+	}
+	cmd := exec.CommandContext(ctx, "debootstrap", args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it unmounts what it has mounted
+	cmd.WaitDelay = stopGrace
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
 	if s.Proxy != "" {
 		cmd.Env = append(cmd.Env, "http_proxy="+s.Proxy)

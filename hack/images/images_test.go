@@ -18,6 +18,18 @@ func TestMirrorFor(t *testing.T) {
 	if got, ok := mirrorFor(targets, "bookworm"); !ok || got != "http://mirror.test/debian/" {
 		t.Errorf("mirrorFor = %q, %v", got, ok)
 	}
+	listed := "mirror+file:/etc/apt/mirrors/debian.list/ bookworm main\n"
+	if got, ok := mirrorFor(listed, "bookworm"); !ok || got != "" {
+		t.Errorf("a list of mirrors: %q, %v; want debootstrap's default", got, ok)
+	}
+	if got, _ := mirrorFor(listed+"http://mirror.test/debian bookworm main\n", "bookworm"); got != "http://mirror.test/debian" {
+		t.Errorf("a list and a mirror: %q", got)
+	}
+	for release, want := range map[string]string{"ID=debian\n": "main", "NAME=\"Ubuntu\"\nID=ubuntu\n": "main,universe"} {
+		if got := components(release); got != want {
+			t.Errorf("components of %q: %q", release, got)
+		}
+	}
 	if got, ok := mirrorFor(targets, "trixie"); ok {
 		t.Errorf("mirrorFor found %q for a release without a source", got)
 	}

@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -48,10 +50,15 @@ func run(ctx context.Context, out string, force bool) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work)
+	rootfs := filepath.Join(work, "rootfs")
+	defer func() {
+		for _, at := range []string{"proc", "sys", "dev/pts", "dev/shm", "dev"} { // of a debootstrap that was cut short
+			_ = unix.Unmount(filepath.Join(rootfs, at), unix.MNT_DETACH)
+		}
+		os.RemoveAll(work)
+	}()
 
 	began := time.Now()
-	rootfs := filepath.Join(work, "rootfs")
 	fmt.Printf("template image: installing %d packages of %s (about 2 minutes)\n", len(recipe.Packages), suite.Codename)
 	if err := bootstrap(ctx, recipe, suite, rootfs); err != nil {
 		return err

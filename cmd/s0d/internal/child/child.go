@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"os/exec"
 	"runtime"
 	"sync/atomic"
@@ -25,7 +24,6 @@ const (
 	longPause  = 10 * time.Second       // a crash by cause does not fill the log
 	steadyTime = 30 * time.Second       // who ran this long starts over with firstPause
 	readyPoll  = 20 * time.Millisecond  // local and cheap
-	maxLog     = 64 << 20               // bytes of a log that is moved aside
 	maxStarts  = 3                      // deaths before it was ever ready; then it is the set-up that is broken
 )
 
@@ -35,8 +33,7 @@ type Config struct {
 	// Command makes the command anew for each start. Its context must be the one
 	// given: when that ends, the process is sent StopSignal.
 	Command func(ctx context.Context) *exec.Cmd
-	// LogFile takes what the process prints. One that has grown large is moved
-	// aside at the next start.
+	// LogFile takes what the process prints; see [TrimLogs].
 	LogFile string
 	// Ready succeeds once the process serves. It is called again and again until then.
 	Ready func(ctx context.Context) error
@@ -149,13 +146,4 @@ func (c *Child) wasReady() bool {
 	default:
 		return false
 	}
-}
-
-func OpenLog(path string) (*os.File, error) {
-	if info, err := os.Stat(path); err == nil && info.Size() > maxLog {
-		if err := os.Rename(path, path+".1"); err != nil {
-			return nil, err
-		}
-	}
-	return os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
 }

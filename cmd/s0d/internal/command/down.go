@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"s0.run/cmd/s0d/internal/machine"
-	"s0.run/cmd/s0d/internal/wipe"
 )
 
 func downCommand(version string) *cobra.Command {
@@ -80,7 +79,7 @@ func resetCommand(version string) *cobra.Command {
 				return err
 			}
 		}
-		if err := wipe.Run(cmd.Context(), cfg.Traces()); err != nil {
+		if err := cfg.Wipe(cmd.Context()); err != nil {
 			return err
 		}
 		fmt.Fprintln(out, "everything is removed")

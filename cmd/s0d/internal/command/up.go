@@ -49,6 +49,10 @@ func runForeground(ctx context.Context, cfg machine.Config, out io.Writer) error
 	ready := func() {}
 	if os.Getenv(backgroundEnv) != "" {
 		os.Unsetenv(backgroundEnv)
+		// Only now: the flags and their file were read with our caller's paths.
+		if err := os.Chdir("/"); err != nil {
+			return err
+		}
 		ready = func() { letGo(cfg.LogFile()) }
 	}
 	return machine.Run(ctx, cfg, out, ready)
@@ -85,7 +89,6 @@ func runBackground(ctx context.Context, cfg machine.Config, out io.Writer) error
 	cmd := exec.Command("/proc/self/exe", append(os.Args[1:], "--foreground")...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
-	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -5,19 +5,35 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"s0.run/api/client"
 )
 
-// bootstrapped is called by the API server when it has made the first user.
+// bootstrapped is called by the API server when it has made the first user. The
+// password exists nowhere else.
 func (s *server) bootstrapped(email, password string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.firstUser = &credentials{email, password}
+	if err := os.WriteFile(s.cfg.passwordFile(), []byte(email+"\n"+password+"\n"), 0o600); err != nil {
+		s.say("  admin        %s, password %s (it could not be kept: %v)", email, password, err)
+	}
 }
 
-// firstCredentials are nil unless this start made the first user.
+// unshown are the first user's credentials when an earlier start was cut short
+// before it showed them.
+func (s *server) unshown() *credentials {
+	b, err := os.ReadFile(s.cfg.passwordFile())
+	if err != nil {
+		return nil
+	}
+	email, password, _ := strings.Cut(strings.TrimSpace(string(b)), "\n")
+	return &credentials{email, password}
+}
+
+// firstCredentials are nil once the first user was shown them.
 func (s *server) firstCredentials() *credentials {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -30,6 +46,9 @@ func (s *server) firstCredentials() *credentials {
 func (s *server) mintKey(ctx context.Context) {
 	c := s.firstCredentials()
 	if c == nil {
+		return
+	}
+	if _, err := os.Stat(s.cfg.KeyFile()); err == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -66,6 +85,9 @@ func (s *server) announce() {
 	s.say("\ns0 is up: %s", s.snapshot().API)
 	if c := s.firstCredentials(); c != nil {
 		s.say("  admin     %s\n  password  %s   (shown this once)", c.email, c.password)
+		if err := os.Remove(s.cfg.passwordFile()); err != nil {
+			s.say("  remove %s: %v", s.cfg.passwordFile(), err)
+		}
 	}
 	s.say(`
 Try:

@@ -8,10 +8,13 @@
 package machine
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"s0.run/cmd/s0d/internal/prereq"
@@ -68,10 +71,20 @@ const maxRunDir = 107 - len("/noded/sandboxes/") - 27 - len("/node.sock")
 
 // Validate checks what only a person can have got wrong.
 func (c Config) Validate() error {
-	for _, d := range []struct{ flag, path string }{{"data-dir", c.DataDir}, {"run-dir", c.RunDir}, {"bin-dir", c.BinDir}} {
+	dirs := []struct{ flag, path string }{{"data-dir", c.DataDir}, {"run-dir", c.RunDir}, {"bin-dir", c.BinDir}}
+	if c.localImage() {
+		dirs = append(dirs, struct{ flag, path string }{"image-dir", c.ImageDir})
+	}
+	if c.PostgresBin != "" {
+		dirs = append(dirs, struct{ flag, path string }{"postgres-bin", c.PostgresBin})
+	}
+	for _, d := range dirs {
 		if !filepath.IsAbs(d.path) || filepath.Clean(d.path) == "/" {
 			return fmt.Errorf("--%s %q: want an absolute path below /", d.flag, d.path)
 		}
+	}
+	if strings.ContainsAny(c.DataDir, ":,") { // runsc and mount take lists of paths apart there
+		return fmt.Errorf("--data-dir %q: want a path without ':' and ','", c.DataDir)
 	}
 	if longest := len(c.RunDir) + len(c.Cluster); longest > maxRunDir {
 		return fmt.Errorf("--run-dir %q and --cluster %q: together want at most %d characters, for socket paths have a limit", c.RunDir, c.Cluster, maxRunDir)
@@ -99,6 +112,10 @@ func (c Config) run(name string) string  { return filepath.Join(c.RunDir, name) 
 
 // KeyFile holds the API key with which root of this machine uses the API.
 func (c Config) KeyFile() string { return filepath.Join(c.DataDir, "admin.key") }
+
+// passwordFile holds the first user's login until somebody was shown it: a start
+// that is cut short must not take it along.
+func (c Config) passwordFile() string { return filepath.Join(c.DataDir, "admin.password") }
 
 // LogFile is the server's own log.
 func (c Config) LogFile() string { return c.logFile("s0d") }
@@ -141,12 +158,24 @@ func (c Config) makeDirs() error {
 	return nil
 }
 
-// Traces is everything that a stopped instance leaves on the machine.
-func (c Config) Traces() wipe.Config {
+// Wipe removes everything that a stopped instance left on the machine, and keeps
+// it from being started meanwhile.
+func (c Config) Wipe(ctx context.Context) error {
+	l, err := c.tryLock()
+	if err == nil {
+		defer l.release()
+	} else if !errors.Is(err, os.ErrNotExist) { // without a directory there may still be control groups
+		return err
+	}
+	return wipe.Run(ctx, c.traces())
+}
+
+// traces is everything that a stopped instance leaves on the machine.
+func (c Config) traces() wipe.Config {
 	return wipe.Config{
 		Dirs: []string{c.RunDir, c.DataDir},
 		Entries: []string{
-			"logs", "procd", "registry", "containerd", "postgres", "noded", "api.key", "admin.key",
+			"logs", "procd", "registry", "containerd", "postgres", "noded", "api.key", "admin.key", "admin.password",
 			"s0d.lock", "s0d.sock", "noded.sock", "noded-admin.sock", "api-admin.sock",
 		},
 		CgroupParent: c.CgroupParent,

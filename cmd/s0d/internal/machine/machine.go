@@ -119,6 +119,7 @@ func open(cfg Config, out io.Writer) (*server, error) {
 		cfg: cfg, log: log, lock: lock, logFile: logFile, say: printer(out), children: map[string]*child.Child{},
 		status: Status{PID: os.Getpid(), Version: cfg.Version, State: Starting, StartedAt: time.Now()},
 	}
+	s.firstUser = s.unshown()
 	return s, nil
 }
 

@@ -20,7 +20,7 @@ func config(t *testing.T) Config {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return Config{
-		DataDir: filepath.Join(dir, "d"), RunDir: filepath.Join(dir, "r"), BinDir: dir, Listen: "127.0.0.1:0", RegistryListen: "127.0.0.1:0",
+		DataDir: filepath.Join(dir, "d"), RunDir: filepath.Join(dir, "r"), BinDir: dir, ImageDir: dir, Listen: "127.0.0.1:0", RegistryListen: "127.0.0.1:0",
 		Cluster: "test", PoolMin: 1, PoolMax: 2, SandboxCIDR: netip.MustParsePrefix("10.73.0.0/16"),
 	}
 }
@@ -28,11 +28,14 @@ func config(t *testing.T) Config {
 func TestValidateNamesTheFlag(t *testing.T) {
 	t.Parallel()
 	for flag, spoil := range map[string]func(*Config){
-		"--data-dir": func(c *Config) { c.DataDir = "relative" },
-		"--run-dir":  func(c *Config) { c.RunDir = "/" + strings.Repeat("x", 100) },
-		"--bin-dir":  func(c *Config) { c.BinDir = "/" },
-		"--pool-min": func(c *Config) { c.PoolMin = 5 },
-		"cluster":    func(c *Config) { c.Cluster = "Not A Label" },
+		"--data-dir":          func(c *Config) { c.DataDir = "relative" },
+		"want a path without": func(c *Config) { c.DataDir += "/a:b" },
+		"--image-dir":         func(c *Config) { c.ImageDir = "relative" },
+		"--postgres-bin":      func(c *Config) { c.PostgresBin = "bin" },
+		"--run-dir":           func(c *Config) { c.RunDir = "/" + strings.Repeat("x", 100) },
+		"--bin-dir":           func(c *Config) { c.BinDir = "/" },
+		"--pool-min":          func(c *Config) { c.PoolMin = 5 },
+		"cluster":             func(c *Config) { c.Cluster = "Not A Label" },
 	} {
 		c := config(t)
 		if err := c.Validate(); err != nil {
@@ -151,5 +154,30 @@ func TestProcdIsReplacedWhole(t *testing.T) {
 	entries, err := os.ReadDir(c.procdDir())
 	if err != nil || len(entries) != 1 || entries[0].Type() != 0 {
 		t.Errorf("the directory holds %v, %v, want procd alone", entries, err)
+	}
+}
+
+// A start that is cut short before it showed the first password leaves it to the
+// next one, which shows it once.
+func TestTheFirstPasswordIsShownOnce(t *testing.T) {
+	t.Parallel()
+	c := config(t)
+	if err := c.makeDirs(); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cut := &server{cfg: c, say: printer(&out)}
+	cut.bootstrapped("admin@example.com", "the password")
+	if info, err := os.Stat(c.passwordFile()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%v %v", info, err)
+	}
+	next := &server{cfg: c, say: printer(&out)}
+	next.firstUser = next.unshown()
+	next.announce()
+	if s := out.String(); !strings.Contains(s, "admin@example.com") || strings.Count(s, "the password") != 1 {
+		t.Errorf("shown:\n%s", s)
+	}
+	if later := next.unshown(); later != nil {
+		t.Errorf("shown again: %v", later)
 	}
 }

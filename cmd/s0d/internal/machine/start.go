@@ -26,6 +26,10 @@ import (
 // start brings everything up in the order of who needs whom.
 func (s *server) start(ctx context.Context) error {
 	s.launch(ctx, "control socket", func(ctx context.Context) error { return s.control.serve(ctx, s.cfg.controlSocket()) })
+	s.launch(ctx, "logs", func(ctx context.Context) error {
+		child.TrimLogs(ctx, filepath.Dir(s.cfg.LogFile()), s.log)
+		return nil
+	})
 	image := s.cfg.DefaultImage
 	if s.cfg.localImage() {
 		var err error

@@ -211,6 +211,8 @@ timezone = 'UTC'
 log_timezone = 'UTC'
 log_checkpoints = off
 log_min_duration_statement = 250ms
+log_parameter_max_length = 0 # parameters are tenants' variables and hashes of passwords
+log_parameter_max_length_on_error = 0
 `
 
 func (c *Cluster) writeSettings(dir string) error {

@@ -5,7 +5,6 @@
 package prereq
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"net"
@@ -143,18 +142,29 @@ func existing(dir string) string {
 	}
 }
 
+// overlay loads the module where the kernel has it as one: it is listed among the
+// filesystems only from then on, and the first mount would do the same.
 func overlay() Result {
-	f, err := os.Open("/proc/filesystems")
-	if err != nil {
-		return result("overlayfs", "", err, "mount /proc")
+	err := hasFilesystem("overlay")
+	if errors.Is(err, errNoFilesystem) && exec.Command("modprobe", "overlay").Run() == nil {
+		err = hasFilesystem("overlay")
 	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if strings.TrimSpace(strings.TrimPrefix(lines.Text(), "nodev")) == "overlay" {
-			return result("overlayfs", "in the kernel", nil, "")
+	return result("overlayfs", "in the kernel", err, "use a kernel with CONFIG_OVERLAY_FS, and load its module: modprobe overlay")
+}
+
+var errNoFilesystem = errors.New("not in the kernel")
+
+func hasFilesystem(name string) error {
+	b, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 0 && f[len(f)-1] == name {
+			return nil
 		}
 	}
-	return result("overlayfs", "", errors.New("not in the kernel"), "modprobe overlay, or use a kernel with CONFIG_OVERLAY_FS")
+	return errNoFilesystem
 }
 
 func cgroups() Result {
