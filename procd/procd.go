@@ -6,9 +6,10 @@
 // of a stray signal. It trusts nobody inside the sandbox and is trusted by nobody
 // outside; it holds no secret. Its parts are under internal/: reap owns the
 // children, proc a process and its output, repl what an interpreter says, contexts
-// the table, files the file calls, rpc the wire, events what noded shall hear of,
-// local what the sandbox's own processes may ask. This package wires them, owns
-// the connection, and gives the sandbox its name.
+// the table, logbook the lines that processes print, files the file calls, rpc the
+// wire, events what noded shall hear of, local what the sandbox's own processes
+// may ask. This package wires them, owns the connection, and gives the sandbox its
+// name.
 package procd
 
 import (
@@ -33,6 +34,7 @@ import (
 	"s0.run/procd/internal/contexts"
 	"s0.run/procd/internal/events"
 	"s0.run/procd/internal/local"
+	"s0.run/procd/internal/logbook"
 	"s0.run/procd/internal/reap"
 	"s0.run/procd/internal/rpc"
 )
@@ -83,12 +85,13 @@ func Run(ctx context.Context, cfg Config) error {
 	reaper := reap.New()
 	reaping, reaped := context.WithCancel(context.WithoutCancel(ctx)) // ends after the last child
 	queue := events.NewQueue(time.Now)
-	table := contexts.New(contexts.Config{Reaper: reaper, Workspace: cfg.Workspace, Env: os.Environ(), Now: time.Now, Observe: queue.Add})
+	book := logbook.New(procapi.LogJournalBytes)
+	table := contexts.New(contexts.Config{Reaper: reaper, Workspace: cfg.Workspace, Env: os.Environ(), Now: time.Now, Observe: queue.Add, Follow: book.Follow})
 	inside := local.New(local.Config{Address: cfg.Local, Log: cfg.Log})
 	inside.Handle("POST "+events.PublishPath, http.HandlerFunc(queue.ServePublish))
 	names := &names{etc: "/etc", log: cfg.Log}
 	link := newLink(cfg.Socket, rpc.New(rpc.Config{
-		Version: cfg.Version, BootID: bootID(), Contexts: table, Identify: names.set, Events: queue, WatchDir: func(string) {}, Log: cfg.Log,
+		Version: cfg.Version, BootID: bootID(), Contexts: table, Identify: names.set, Events: queue, Logs: book, WatchDir: func(string) {}, Log: cfg.Log,
 	}), cfg.Log)
 
 	var children, work sync.WaitGroup

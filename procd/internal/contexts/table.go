@@ -12,6 +12,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
+	"s0.run/procd/internal/proc"
 	"s0.run/procd/internal/reap"
 )
 
@@ -28,7 +29,7 @@ const (
 	killTime = 2 * time.Second
 )
 
-// Config of a table. All fields but Observe are required.
+// Config of a table. All fields but Observe and Follow are required.
 type Config struct {
 	Reaper    *reap.Reaper
 	Workspace string           // where processes start unless told otherwise
@@ -38,6 +39,10 @@ type Config struct {
 	// Observe, if it is set, is told of every start and end of a process, with an
 	// event's type and payload. It must not block.
 	Observe func(eventType string, payload any)
+
+	// Follow, if it is set, is told of every process before it can be asked for.
+	// run is called on a goroutine of the table's; it returns after the log's end.
+	Follow func(contextID string, pid int, log *proc.Log) (run func())
 }
 
 // Table holds the contexts. Its methods are safe for concurrent use.
@@ -267,6 +272,9 @@ func newID() string {
 // watchEnd takes the process off the count when it has ended, and makes room.
 func (t *Table) watchEnd(e *entry, live *Live) {
 	began := t.cfg.Now()
+	if t.cfg.Follow != nil {
+		t.work.Go(t.cfg.Follow(e.id, live.Process.PID(), live.Process.Log()))
+	}
 	t.started(e, live)
 	t.work.Go(func() {
 		<-live.Process.Done()

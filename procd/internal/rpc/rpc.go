@@ -18,7 +18,9 @@ import (
 	"s0.run/internal/procapi"
 	"s0.run/procd/internal/contexts"
 	"s0.run/procd/internal/events"
+	"s0.run/procd/internal/logbook"
 	"s0.run/procd/internal/tunnel"
+	"s0.run/procd/internal/watch"
 )
 
 // Config of the API. All fields are required.
@@ -29,6 +31,7 @@ type Config struct {
 	Identify func(hostname string) // gives the sandbox its name, as far as it can
 	Events   *events.Queue
 	WatchDir func(dir string) // makes changes below a directory events
+	Logs     *logbook.Book
 	Log      *slog.Logger
 }
 
@@ -36,6 +39,7 @@ type server struct {
 	cfg      Config
 	identity identity
 	tunnels  tunnel.Dialer
+	watches  watch.Watcher
 }
 
 // New returns the API's handler. It needs full duplex: HTTP/2.
@@ -65,12 +69,15 @@ func New(cfg Config) http.Handler {
 		"GET " + procapi.PathFiles + "/stat":  s.statFile,
 		"GET " + procapi.PathFiles + "/list":  s.listFiles,
 		"POST " + procapi.PathFiles + "/move": s.moveFile,
+		"GET " + procapi.PathFiles + "/watch": s.watchFiles,
 
 		"POST " + procapi.PathTunnel: s.openTunnel,
 
 		"GET " + procapi.PathEvents:       s.streamEvents,
 		"PUT " + procapi.PathEventsConfig: s.configureEvents,
 		"POST " + procapi.PathEventsAck:   s.ackEvents,
+
+		"GET " + procapi.PathLogs: s.readLogs,
 
 		"/": s.unknown,
 	} {
