@@ -291,3 +291,45 @@ func TestLargeFilesStream(t *testing.T) {
 		t.Errorf("memory grew by %d MiB", grown>>20)
 	}
 }
+
+// X35: a database that is there and says nothing makes requests fail in time, and
+// nothing is stuck when it goes on.
+func TestX35_AFrozenDatabase(t *testing.T) {
+	t.Parallel()
+	pg := s0test.NewPostgresCluster(t, "fsync=off")
+	i := start(t, func(c *api.Config, _ *fakenode.Node) { c.DatabaseURL = pg.Database(t) })
+	i.dsn = "" // the helpers must not use the other database
+	key, jwt := i.key("developer"), i.signIn()
+	id := i.claim(key)
+	thaw := pg.Freeze(t)
+	var wg sync.WaitGroup
+	for _, r := range []request{
+		{method: "GET", path: "/api/v1/sandboxes", token: key},
+		{method: "GET", path: "/api/v1/sandboxes/" + id, token: key},
+		{method: "DELETE", path: "/api/v1/sandboxes/" + id, token: key},
+		{method: "POST", path: "/api/v1/sandboxes", token: key, body: `{"template":"default"}`},
+		{method: "GET", path: "/api/v1/templates", token: key},
+		{method: "POST", path: "/auth/login", body: map[string]string{"email": i.admin, "password": i.pass}},
+		{method: "POST", path: "/auth/refresh", body: `{"refresh_token":"x"}`},
+		{method: "GET", path: "/teams", token: jwt},
+		{method: "POST", path: "/api-keys", token: jwt, body: `{"name":"x"}`},
+		{method: "GET", path: "/readyz"},
+	} {
+		wg.Go(func() {
+			began := time.Now()
+			i.send(r).refused(503, "unavailable")
+			if took := time.Since(began); took > 12*time.Second {
+				t.Errorf("%s %s: the answer took %v", r.method, r.path, took)
+			}
+		})
+	}
+	wg.Wait()
+	thaw()
+	began := time.Now()
+	fakenode.Eventually(t, "claims work again", func() bool {
+		return i.send(request{method: "POST", path: "/api/v1/sandboxes", token: key, body: `{"template":"default"}`}).status == 201
+	})
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("recovery took %v", took)
+	}
+}

@@ -102,6 +102,7 @@ func (c *PostgresCluster) data() string { return filepath.Join(c.dir, "data") }
 const guard = `"$@" & server=$!
 said=$(cat)
 kill -QUIT $server
+kill -CONT $server # it may be frozen
 wait $server
 [ "$said" = keep ] || rm -rf "$DIR"`
 
@@ -147,6 +148,48 @@ func (c *PostgresCluster) Stop() {
 	io.WriteString(alive, "keep")
 	alive.Close()
 	cmd.Wait()
+}
+
+// Freeze stops the server's processes where they are: connections stay open, new
+// ones are accepted by the kernel, nothing is answered. thaw lets them go on; it
+// may be called twice, and the end of the test calls it.
+func (c *PostgresCluster) Freeze(t testing.TB) (thaw func()) {
+	t.Helper()
+	var frozen []int
+	thaw = sync.OnceFunc(func() {
+		for _, pid := range frozen {
+			syscall.Kill(pid, syscall.SIGCONT)
+		}
+	})
+	t.Cleanup(thaw)
+	stop := func(pid int) {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatalf("freezing PostgreSQL: %v", err)
+		}
+		frozen = append(frozen, pid)
+	}
+	said, err := os.ReadFile(filepath.Join(c.data(), "postmaster.pid"))
+	if err != nil {
+		t.Fatalf("freezing PostgreSQL: %v", err)
+	}
+	first, _, _ := bytes.Cut(said, []byte("\n"))
+	postmaster, err := strconv.Atoi(string(first))
+	if err != nil {
+		t.Fatalf("freezing PostgreSQL: %v", err)
+	}
+	stop(postmaster) // from here on there are no new ones
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", postmaster, postmaster))
+	if err != nil {
+		t.Fatalf("freezing PostgreSQL: %v", err)
+	}
+	for _, field := range bytes.Fields(children) {
+		pid, err := strconv.Atoi(string(field))
+		if err != nil {
+			t.Fatalf("freezing PostgreSQL: %v", err)
+		}
+		stop(pid)
+	}
+	return thaw
 }
 
 func (c *PostgresCluster) wait() error {

@@ -18,12 +18,12 @@ const (
 // before that may be stale. It returns when the connection or ctx ends; the
 // caller decides when to listen again.
 func (s *Store) Listen(ctx context.Context, changed func(table string)) error {
-	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+	conn, err := pgx.ConnectConfig(ctx, s.conns.Config().ConnConfig)
 	if err != nil {
 		return fmt.Errorf("listening for changes: %w", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, "LISTEN s0_changed"); err != nil {
+	defer hangUp(ctx, conn)
+	if _, err := (bounded{conn}).Exec(ctx, "LISTEN s0_changed"); err != nil {
 		return fmt.Errorf("listening for changes: %w", err)
 	}
 	changed("")

@@ -72,7 +72,9 @@ type Reservation struct{ conn *pgxpool.Conn }
 
 // Reserve waits for a connection until ctx ends. The caller releases it.
 func (s *Store) Reserve(ctx context.Context) (*Reservation, error) {
-	conn, err := s.pool.Acquire(ctx)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := s.conns.Acquire(ctx)
 	if err != nil {
 		return nil, classify(err, "reserving a connection")
 	}
@@ -84,7 +86,7 @@ func (r *Reservation) Release() { r.conn.Release() }
 
 // InsertSandbox stores a claim's row over the reserved connection.
 func (r *Reservation) InsertSandbox(ctx context.Context, n NewSandbox) (Sandbox, error) {
-	return insertSandbox(ctx, r.conn, n)
+	return insertSandbox(ctx, bounded{r.conn}, n)
 }
 
 // InsertSandbox stores a claim's row. Repeating it with the same claim id
@@ -145,7 +147,7 @@ const insertAttempts = 5
 // place of the row of a claim that lost it.
 func (s *Store) TakeOver(ctx context.Context, n NewSandbox) (Sandbox, error) {
 	var taken Sandbox
-	err := s.inTx(ctx, "taking over a claim", func(tx pgx.Tx) error {
+	err := s.inTx(ctx, "taking over a claim", func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, "DELETE FROM sandboxes WHERE id = $1 AND claim_id <> $2", n.ID, n.ClaimID)
 		if err != nil {
 			return err

@@ -16,13 +16,12 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 const (
 	connectTimeout   = 3 * time.Second // a unix socket or the same data centre
-	statementTimeout = 5 * time.Second // no statement of ours takes more than milliseconds
+	statementTimeout = 5 * time.Second // no statement of ours takes more than milliseconds; less than callTimeout
 	lockTimeout      = 2 * time.Second // rows are locked for one statement at a time
 	idleInTxTimeout  = 10 * time.Second
 	migrateTimeout   = 5 * time.Minute // of one migration: it may rewrite a table
@@ -37,8 +36,8 @@ const (
 
 // Store is safe for concurrent use.
 type Store struct {
-	url  string
-	pool *pgxpool.Pool
+	conns *pgxpool.Pool
+	pool  bounded // conns, for single statements
 }
 
 // Open connects to the database and brings its schema up to date.
@@ -57,7 +56,7 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	return &Store{url: url, pool: pool}, nil
+	return &Store{conns: pool, pool: bounded{pool}}, nil
 }
 
 func setRuntimeParams(cfg *pgx.ConnConfig) {
@@ -74,21 +73,26 @@ func setRuntimeParams(cfg *pgx.ConnConfig) {
 }
 
 // Close ends every connection.
-func (s *Store) Close() { s.pool.Close() }
+func (s *Store) Close() { s.conns.Close() }
+
+// hangUp ends a connection that is not of the pool, without waiting long for a
+// server that does not answer.
+func hangUp(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
+	defer cancel()
+	conn.Close(ctx)
+}
 
 // Ready reports whether the database answers.
 func (s *Store) Ready(ctx context.Context) error {
-	return classify(s.pool.Ping(ctx), "asking the database")
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return classify(s.conns.Ping(ctx), "asking the database")
 }
 
-// querier is the pool, one connection of it, or a transaction.
-type querier interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
-// inTx runs f in one transaction.
-func (s *Store) inTx(ctx context.Context, doing string, f func(tx pgx.Tx) error) error {
-	return classify(pgx.BeginFunc(ctx, s.pool, f), doing)
+// inTx runs f in one transaction, all of it within callTimeout: f's context says so.
+func (s *Store) inTx(ctx context.Context, doing string, f func(ctx context.Context, tx pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return classify(pgx.BeginFunc(ctx, s.conns, func(tx pgx.Tx) error { return f(ctx, tx) }), doing)
 }

@@ -61,7 +61,7 @@ func (s *Store) HasUsers(ctx context.Context) (bool, error) {
 // grant. It reports false when there is a user already.
 func (s *Store) CreateFirstAdmin(ctx context.Context, a FirstAdmin) (bool, error) {
 	created := false
-	err := s.inTx(ctx, "creating the first admin", func(tx pgx.Tx) error {
+	err := s.inTx(ctx, "creating the first admin", func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", bootstrapLock); err != nil {
 			return err
 		}
@@ -135,7 +135,7 @@ func (s *Store) TeamExists(ctx context.Context, team uuid.UUID) error {
 // ChangePassword replaces the hash that the caller verified and ends every
 // refresh token of the user. A hash that changed meanwhile is a conflict.
 func (s *Store) ChangePassword(ctx context.Context, user uuid.UUID, oldHash, newHash string) error {
-	return s.inTx(ctx, "changing a password", func(tx pgx.Tx) error {
+	return s.inTx(ctx, "changing a password", func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			UPDATE users SET password_hash = $3, updated_at = now()
 			WHERE id = $1 AND password_hash = $2`, user, oldHash, newHash)
@@ -167,7 +167,7 @@ func (s *Store) AddRefreshToken(ctx context.Context, user uuid.UUID, hash []byte
 func (s *Store) RotateRefreshToken(ctx context.Context, hash, next []byte, life time.Duration) (uuid.UUID, error) {
 	var user uuid.UUID
 	reused := false
-	err := s.inTx(ctx, "rotating a refresh token", func(tx pgx.Tx) error {
+	err := s.inTx(ctx, "rotating a refresh token", func(ctx context.Context, tx pgx.Tx) error {
 		err := tx.QueryRow(ctx, `
 			WITH used AS (
 				UPDATE refresh_tokens SET used_at = now()
