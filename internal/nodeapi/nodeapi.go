@@ -5,7 +5,11 @@
 // package sandbox's, so that both ends agree on it. The package owns no state.
 package nodeapi
 
-import "s0.run/internal/sandbox"
+import (
+	"strings"
+
+	"s0.run/internal/sandbox"
+)
 
 //go:generate sh -c "PATH=$(git rev-parse --show-toplevel)/build/tools:$PATH protoc -I ../.. --go_out=../.. --go_opt=paths=source_relative --connect-go_out=../.. --connect-go_opt=paths=source_relative,simple internal/nodeapi/node.proto"
 
@@ -32,4 +36,14 @@ func SpecFromWire(w *Spec) (sandbox.Spec, error) {
 		DiskBytes: w.GetDiskBytes(), PidsLimit: w.GetPidsLimit(), RuntimeClass: sandbox.RuntimeClass(w.GetRuntimeClass()), Warm: warmFromWire(w.GetWarm()),
 	}
 	return s, s.Validate()
+}
+
+// maxTextBytes bounds a reason or an error's text on the wire.
+const maxTextBytes = 1024
+
+// Text makes text for the wire of what others said: a registry, a process. The
+// wire takes valid UTF-8 alone, and a message that can't be sent would end every
+// watcher's stream.
+func Text(s string) string {
+	return strings.ToValidUTF8(s[:min(len(s), maxTextBytes)], "\uFFFD")
 }

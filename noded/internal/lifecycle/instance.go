@@ -88,10 +88,18 @@ func (s Sandbox) State() sandbox.State {
 // Wire translates the sandbox for the node API. Its claim must be set.
 func (s Sandbox) Wire() *nodeapi.Sandbox {
 	return &nodeapi.Sandbox{
-		Id: string(s.ID), Generation: uint64(s.Generation), PoolKey: s.PoolKey, State: string(s.State()), Reason: s.Reason,
+		Id: string(s.ID), Generation: uint64(s.Generation), PoolKey: s.PoolKey, State: string(s.State()), Reason: nodeapi.Text(s.Reason),
 		Team: s.Claim.Team, User: s.Claim.User, ClaimId: s.Claim.ClaimID, ClaimedUnixNano: s.Claim.Time.UnixNano(),
 		MemoryBytes: s.Claim.MemoryBytes, CpuMillis: s.Claim.CPUMillis, Env: s.Claim.Env,
 	}
+}
+
+// told is what every watcher may know: a tenant's variables are for who asks for
+// the sandbox.
+func (s Sandbox) told() *nodeapi.Sandbox {
+	w := s.Wire()
+	w.Env = nil
+	return w
 }
 
 func (i *instance) sandbox() Sandbox { return Sandbox{Record: i.rec, Unseen: i.unseen} }
@@ -116,7 +124,7 @@ func (m *Manager) tell(inst *instance) {
 		m.cfg.Hub.Clear("slot/"+id, &nodeapi.Event{Event: &nodeapi.Event_SlotTaken{SlotTaken: id}})
 	}
 	if inst.rec.Claim != nil {
-		m.cfg.Hub.Set("sandbox/"+id, &nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: inst.sandbox().Wire()}})
+		m.cfg.Hub.Set("sandbox/"+id, &nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: inst.sandbox().told()}})
 	}
 	m.kick()
 }

@@ -259,6 +259,12 @@ func TestLifeOfASandbox(t *testing.T) {
 	sb := n.claim(id)
 	w.until(id, "taken")
 	e := w.until(id, "running")
+	if env := e.GetSandbox().Env; env != nil {
+		t.Errorf("every watcher is told the tenant's variables: %v", env)
+	}
+	if env := sb.Wire().Env; env["A"] != "claim" {
+		t.Errorf("the claim's answer lacks its variables: %v", env)
+	}
 	if s := e.GetSandbox(); s.Team != "team" || s.ClaimId != sb.Claim.ClaimID || s.MemoryBytes != spec.MemoryBytes || s.Generation != 1 {
 		t.Errorf("event %v", s)
 	}

@@ -85,7 +85,7 @@ func (s *Server) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *con
 	defer sub.Cancel()
 	initial = append(initial, &nodeapi.Event{Event: &nodeapi.Event_Synced{Synced: &nodeapi.Synced{}}})
 	for _, e := range initial {
-		if err := stream.Send(e); err != nil {
+		if err := s.send(stream, e); err != nil {
 			return err
 		}
 	}
@@ -99,11 +99,25 @@ func (s *Server) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *con
 			if !ok {
 				return s.fail("Watch", errdefs.New(errdefs.Exhausted, "the subscriber is too slow: start over"))
 			}
-			if err := stream.Send(e); err != nil {
+			if err := s.send(stream, e); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// send leaves out what can't be encoded: one bad word must not keep a watcher
+// from all the rest, again and again.
+func (s *Server) send(stream *connect.ServerStream[nodeapi.Event], e *nodeapi.Event) error {
+	err := stream.Send(e)
+	if err == nil {
+		return nil
+	}
+	if _, invalid := proto.Marshal(e); invalid != nil {
+		s.cfg.Log.Error("an event can't be told", "event", e, "error", invalid)
+		return nil
+	}
+	return err
 }
 
 // Claim implements the node API.

@@ -259,6 +259,29 @@ func TestWatch(t *testing.T) {
 	code(t, "watch when the node stops", stream.Err(), connect.CodeUnavailable)
 }
 
+// What can't be encoded is left out: the watcher gets all the rest.
+func TestWatchSkipsWhatCannotBeTold(t *testing.T) {
+	t.Parallel()
+	n := start(t, nil)
+	bad := func() *nodeapi.Event {
+		return &nodeapi.Event{Event: &nodeapi.Event_Pool{Pool: &nodeapi.PoolStatus{Key: "p", LastError: "no \xff text"}}}
+	}
+	n.hub.Set("pool/p", bad())
+	stream, err := n.rpc.Watch(n.ctx(), &nodeapi.WatchRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	if !stream.Receive() || stream.Msg().GetSynced() == nil {
+		t.Fatalf("first %v (%v), want synced", stream.Msg(), stream.Err())
+	}
+	n.hub.Set("pool/p", bad())
+	n.hub.Clear("pool/p", &nodeapi.Event{Event: &nodeapi.Event_SlotTaken{SlotTaken: "next"}})
+	if !stream.Receive() || stream.Msg().GetSlotTaken() != "next" {
+		t.Fatalf("then %v (%v), want what came after it", stream.Msg(), stream.Err())
+	}
+}
+
 // echo is a procd that answers with what it was asked.
 func echo(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)

@@ -7,10 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -292,6 +294,24 @@ func TestG14_FailuresBackOff(t *testing.T) {
 		pass(2*lastRetry + 5*time.Second)
 		if s := status(hub, "a"); s.Idle != 1 || s.LastError != "" {
 			t.Errorf("status after recovery %v", s)
+		}
+	})
+}
+
+// What a registry answers is not always text; the wire takes nothing else.
+func TestG14_LastErrorIsText(t *testing.T) {
+	t.Parallel()
+	run(t, 1, func(n *node, p *Pools, hub *events.Hub) {
+		for _, said := range []string{"503 \xff\xfe gone", strings.Repeat("ü", 1000), strings.Repeat("x", 1023) + "ü"} {
+			n.set(func() { n.fail = errors.New(said) })
+			mustSet(t, p, Pool{Key: "a", Spec: spec(said), Min: 1, Max: 1})
+			pass(time.Second)
+			s := status(hub, "a")
+			if s.GetLastError() == "" || len(s.GetLastError()) > 1030 || !utf8.ValidString(s.GetLastError()) {
+				t.Errorf("last error %q", s.GetLastError())
+			}
+			mustSet(t, p)
+			pass(time.Second)
 		}
 	})
 }

@@ -6,9 +6,6 @@ import (
 	"s0.run/internal/nodeapi"
 )
 
-// maxErrorBytes bounds what a pool's status says of its last failure.
-const maxErrorBytes = 1024
-
 // tell publishes the counters that have changed, of wanted pools and of those
 // that still have sandboxes.
 func (p *Pools) tell(byKey map[string]*counts) {
@@ -38,7 +35,7 @@ func (p *Pools) status(key string, c *counts) *nodeapi.PoolStatus {
 	s := &nodeapi.PoolStatus{Key: key, Idle: uint32(len(c.idle)), Warming: uint32(c.warming), Claimed: uint32(c.taken)}
 	if w := p.pools[key]; w != nil {
 		s.Warming = uint32(max(c.warming, w.inFlight))
-		s.LastError = w.lastError[:min(len(w.lastError), maxErrorBytes)]
+		s.LastError = nodeapi.Text(w.lastError)
 	}
 	return s
 }
