@@ -26,6 +26,9 @@ func (m *Manager) Delete(ctx context.Context, id sandbox.ID, gen sandbox.Generat
 	if inst == nil {
 		return nil
 	}
+	if err := checkGeneration(m.record(inst), gen); err != nil {
+		return err // before a start is ended that is not meant
+	}
 	m.cancelStart(inst, errors.New("deleted"))
 	if err := inst.takeTurn(ctx); err != nil {
 		return errdefs.New(errdefs.Unavailable, "sandbox %s is busy", id).WithCause(err)

@@ -299,6 +299,28 @@ func TestG04_DeleteDuringCreate(t *testing.T) {
 	n.nothingLeft()
 }
 
+// A delete that means another generation does not end a start that is under way.
+func TestG04_StaleDeleteDuringCreate(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	starting, held := make(chan sandbox.ID, 1), make(chan struct{})
+	m.node.Fault = func(effect string, id sandbox.ID) error {
+		if effect == "runtime.Start" {
+			starting <- id
+			<-held
+		}
+		return nil
+	}
+	n := m.boot()
+	created := make(chan error, 1)
+	go func() { created <- n.Create(n.ctx(), "pool", spec) }()
+	kind(t, n.Delete(n.ctx(), <-starting, 7, "stale"), errdefs.Conflict)
+	close(held)
+	if err := <-created; err != nil {
+		t.Errorf("the creation that was not meant: %v", err)
+	}
+}
+
 // Deletes against claims against exits: whatever wins, the end is clean and
 // nobody holds a sandbox that is not there.
 func TestG03_RacesEndClean(t *testing.T) {
