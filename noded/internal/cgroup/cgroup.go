@@ -72,17 +72,35 @@ func (g *Groups) Set(id sandbox.ID, from, to Limits) error {
 	return g.apply(id, changed(g.layout.settings(from), g.layout.settings(to)))
 }
 
+// apply writes the settings. What the kernel calls invalid is written again after
+// the others: v1's memory limit is never above the one that counts swap, so that
+// one order grows the two and the other shrinks them.
 func (g *Groups) apply(id sandbox.ID, settings []setting) error {
+	var refused []setting
 	for _, s := range settings {
-		err := write(filepath.Join(g.layout.dir(s.controller, g.Path(id)), s.file), s.value)
-		if s.optional && errors.Is(err, fs.ErrNotExist) {
+		err := g.write(id, s)
+		if errors.Is(err, unix.EINVAL) {
+			refused = append(refused, s)
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("control group of %s: %w", id, err)
+			return err
+		}
+	}
+	for _, s := range refused {
+		if err := g.write(id, s); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (g *Groups) write(id sandbox.ID, s setting) error {
+	err := write(filepath.Join(g.layout.dir(s.controller, g.Path(id)), s.file), s.value)
+	if err == nil || s.optional && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return fmt.Errorf("control group of %s: %w", id, err)
 }
 
 // Stats is what a sandbox uses now, and has used.

@@ -70,12 +70,7 @@ func TestLifecycleOnThisHost(t *testing.T) {
 	if err := g.Set(id, idle, claimed); err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range g.layout.settings(claimed) {
-		got, err := os.ReadFile(filepath.Join(g.layout.dir(s.controller, g.Path(id)), s.file))
-		if err != nil && !s.optional || err == nil && strings.TrimSpace(string(got)) != s.value {
-			t.Errorf("%s is %q (%v), want %q", s.file, got, err, s.value)
-		}
-	}
+	hasLimits(t, g, id, claimed)
 
 	// A process that ignores SIGTERM and has a child of its own goes with the group.
 	cmd := exec.Command("sh", "-c", "trap '' TERM; sleep 1000 & wait")
@@ -110,6 +105,47 @@ func TestLifecycleOnThisHost(t *testing.T) {
 	<-ended
 	if ids, err := g.List(); err != nil || len(ids) != 0 {
 		t.Errorf("listed %v (%v) after removal", ids, err)
+	}
+}
+
+func hasLimits(t *testing.T, g *Groups, id sandbox.ID, want Limits) {
+	t.Helper()
+	for _, s := range g.layout.settings(want) {
+		got, err := os.ReadFile(filepath.Join(g.layout.dir(s.controller, g.Path(id)), s.file))
+		if err != nil && !s.optional || err == nil && strings.TrimSpace(string(got)) != s.value {
+			t.Errorf("%s is %q (%v), want %q", s.file, got, err, s.value)
+		}
+	}
+}
+
+// D02: a bomb gets none of the host's swap, whichever way its limit is changed.
+func TestD02_NoSwap(t *testing.T) {
+	g := openReal(t)
+	id := newID(t)
+	l := Limits{MemoryBytes: 64 << 20, CPUMillis: 500, Pids: 50}
+	if err := g.Create(id, l); err != nil {
+		t.Fatal(err)
+	}
+	for _, memory := range []int64{64 << 20, 256 << 20, 32 << 20} {
+		from := l
+		l.MemoryBytes = memory
+		if err := g.Set(id, from, l); err != nil {
+			t.Fatal(err)
+		}
+		hasLimits(t, g, id, l)
+		if err := g.Create(id, l); err != nil { // as adoption does
+			t.Fatal(err)
+		}
+	}
+	swap := "memory.memsw.limit_in_bytes"
+	if g.layout.Unified != "" {
+		swap = "memory.swap.max"
+	}
+	if v, ok := values(g.layout.settings(l))[swap]; !ok || v == "max" {
+		t.Errorf("swap is bounded by %q", v)
+	}
+	if err := g.Remove(bounded(t), id); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -38,6 +38,7 @@ func (l Layout) settings(want Limits) []setting {
 			{controller: "cpu", file: "cpu.shares", value: fmt.Sprint(want.shares())},
 			{controller: "cpu", file: "cpu.cfs_quota_us", value: fmt.Sprint(quota)}, // the period is 100 ms unless somebody changed it
 			{controller: "memory", file: "memory.limit_in_bytes", value: fmt.Sprint(want.MemoryBytes)},
+			{controller: "memory", file: "memory.memsw.limit_in_bytes", value: fmt.Sprint(want.MemoryBytes), optional: true}, // no swap
 			{controller: "pids", file: "pids.max", value: fmt.Sprint(want.Pids)},
 		}
 	}
