@@ -16,11 +16,11 @@ const (
 	// pause is what passes between two looks at a process that prints: lines get
 	// their time this exactly, and a chatty process costs few wake-ups.
 	pause = 20 * time.Millisecond
-	// share is how many times longer than it has worked the journal rests: it
-	// takes a twentieth of a CPU, however much is printed, and misses the rest.
-	share = 19
-	// busy is the work after which nobody's question interrupts that rest.
-	busy = time.Millisecond
+	// A process is busy when it prints this much between two looks. Then the
+	// journal rests share times longer than it has worked, whoever asks meanwhile:
+	// it takes a twentieth of a CPU, however much is printed, and misses the rest.
+	busyBytes = 256 << 10
+	share     = 19
 	// maxWork bounds the work at a time, and so the rest: the last lines of a
 	// process come no later than that.
 	maxWork = 50 * time.Millisecond
@@ -101,16 +101,17 @@ func (f *follower) catchUp() {
 func (f *follower) take() (rest time.Duration, left left) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	began := f.book.now()
+	began, from := f.book.now(), f.reader.Offset()
 	worked := time.Duration(0)
 	for left = some; left == some && worked < maxWork; worked = f.book.now().Sub(began) {
 		left = f.next(began)
 	}
-	rest = share * worked
-	if worked > busy {
-		f.rest = began.Add(worked + rest)
+	if f.reader.Offset()-from < busyBytes {
+		return pause, left
 	}
-	return max(pause, rest), left
+	rest = max(pause, share*worked)
+	f.rest = began.Add(worked + rest)
+	return rest, left
 }
 
 func (f *follower) next(now time.Time) left {

@@ -160,6 +160,9 @@ func TestD07_FloodAndHugeLines(t *testing.T) {
 	p := follow(b, "ctx-1", 1)
 	p.Append(proc.Stdout, []byte(strings.Repeat("x", 3<<20))) // one line without an end
 	p.Append(proc.Stdout, []byte("\nafter\n"))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	b.Await(ctx, Query{After: 1, Limit: 1})
 	got, _ := everything(t, b, Query{})
 	if len(got) != 2 || len(got[0].Message) != procapi.MaxLogLineBytes || !got[0].Truncated || got[1].Message != "after" || got[1].Truncated {
 		t.Fatalf("%d lines", len(got))
