@@ -36,7 +36,7 @@ const (
 	reserveTimeout = 3 * time.Second  // a burst may have to open connections; waiting longer only makes a queue
 	warmTimeout    = 3 * time.Second  // a node answers in a millisecond, or is in trouble
 	coldTimeout    = 90 * time.Second // an image may have to be unpacked
-	insertTimeout  = 3 * time.Second  // of a row's write, repeats included
+	insertTimeout  = 3 * time.Second  // of a row's write, repeats included, and of taking one over
 	undoTimeout    = 30 * time.Second // of a lost half; then reconciliation has it
 	undoPause      = 200 * time.Millisecond
 	repeatPause    = 50 * time.Millisecond
@@ -178,9 +178,7 @@ func (c *Claimer) both(ctx context.Context, h *half, conn *store.Reservation) (s
 // sandbox back.
 func (c *Claimer) settle(ctx context.Context, h *half, sb store.Sandbox, err error) (store.Sandbox, error) {
 	if errors.Is(err, store.ErrIDTaken) {
-		if sb, err = c.cfg.Store.TakeOver(ctx, h.row); store.Unknown(err) {
-			err = errUnknown{err}
-		}
+		sb, err = c.takeOver(ctx, h)
 	}
 	switch {
 	case err == nil:
@@ -195,6 +193,16 @@ func (c *Claimer) settle(ctx context.Context, h *half, sb store.Sandbox, err err
 	return sb, err
 }
 
+func (c *Claimer) takeOver(ctx context.Context, h *half) (store.Sandbox, error) {
+	ctx, cancel := context.WithTimeout(ctx, insertTimeout)
+	defer cancel()
+	sb, err := c.cfg.Store.TakeOver(ctx, h.row)
+	if store.Unknown(err) {
+		err = errUnknown{err}
+	}
+	return sb, err
+}
+
 func (c *Claimer) reserve(ctx context.Context) (*store.Reservation, error) {
 	defer c.cfg.Metrics.phase("reserve", time.Now())
 	ctx, cancel := context.WithTimeout(ctx, reserveTimeout)
@@ -202,13 +210,15 @@ func (c *Claimer) reserve(ctx context.Context) (*store.Reservation, error) {
 	return c.cfg.Store.Reserve(ctx)
 }
 
-// insert writes the row, over the reserved connection first. While the outcome
-// is unknown it writes again, over any connection (G07, X36).
+// insert writes the row over the reserved connection and gives that back: whoever
+// waits for one connection with another in hand may wait for itself. While the
+// outcome is unknown it writes again, over any connection (G07, X36).
 func (c *Claimer) insert(ctx context.Context, h *half, conn *store.Reservation) (store.Sandbox, error) {
 	defer c.cfg.Metrics.phase("store", time.Now())
 	ctx, cancel := context.WithTimeout(ctx, insertTimeout)
 	defer cancel()
 	sb, err := conn.InsertSandbox(ctx, h.row)
+	conn.Release()
 	maybe := store.Unknown(err)
 	for errdefs.Is(err, errdefs.Unavailable) {
 		select {
@@ -259,7 +269,6 @@ func (c *Claimer) cold(ctx context.Context, p *plan) (store.Sandbox, error) {
 	if conn, err = c.reserve(ctx); err != nil {
 		return c.settle(ctx, h, store.Sandbox{}, err)
 	}
-	defer conn.Release()
 	sb, err := c.insert(ctx, h, conn)
 	return c.settle(ctx, h, sb, err)
 }

@@ -2,19 +2,25 @@ package claim_test
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"s0.run/api/internal/fakenode"
+	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/s0test"
+	"s0.run/internal/sandbox"
 )
 
 // cutter is a proxy before PostgreSQL that cuts a connection around the commit
@@ -233,4 +239,51 @@ func TestX34_ClaimsDoNotUseUpThePoolWhileTheDatabaseIsAway(t *testing.T) {
 		t.Errorf("recovery took %v", took)
 	}
 	agree(t, r, n)
+}
+
+// Claims that each have to take a row over need a second statement while as many
+// others as there are connections do: none may wait for a connection with one in
+// hand.
+func TestX35_TakingOverDoesNotUseUpTheConnections(t *testing.T) {
+	t.Parallel()
+	const claims = 24 // more than the store has connections
+	for _, key := range []string{"", "key"} {
+		t.Run("key="+key, func(t *testing.T) {
+			t.Parallel()
+			var arrived atomic.Int32
+			all := make(chan struct{})
+			n := fakenode.Start(t, &fakenode.Node{NoRefill: true, AfterClaim: func(context.Context, *nodeapi.ClaimRequest) error {
+				if arrived.Add(1) == 16 { // all connections are in use, as far as claims hold them
+					close(all)
+				}
+				select {
+				case <-all:
+				case <-time.After(2 * time.Second):
+				}
+				return nil
+			}})
+			r := newReplica(t, s0test.Postgres(t), n)
+			for _, id := range slots(t, n, claims, r) {
+				loser := store.NewSandbox{
+					ID: sandbox.ID(id), TeamID: uuid.New(), UserID: uuid.New(), ClaimID: uuid.New(), TemplateID: "default",
+					Node: n.Name, Generation: 1, Config: []byte("{}"), MemoryBytes: 1,
+				}
+				if _, err := r.store.InsertSandbox(t.Context(), loser); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var wg sync.WaitGroup
+			for range claims {
+				wg.Go(func() {
+					req := request()
+					req.Key = key
+					if _, err := r.Claim(t.Context(), req); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			agree(t, r, n)
+		})
+	}
 }

@@ -81,7 +81,7 @@ func (s *Store) Reserve(ctx context.Context) (*Reservation, error) {
 	return &Reservation{conn}, nil
 }
 
-// Release gives the connection back.
+// Release gives the connection back. Releasing twice is fine.
 func (r *Reservation) Release() { r.conn.Release() }
 
 // InsertSandbox stores a claim's row over the reserved connection.
