@@ -45,10 +45,13 @@ type Config struct {
 }
 
 // Plane is safe for concurrent use.
-type Plane struct{ cfg Config }
+type Plane struct {
+	cfg    Config
+	budget budget
+}
 
 // New makes a Plane.
-func New(cfg Config) *Plane { return &Plane{cfg: cfg} }
+func New(cfg Config) *Plane { return &Plane{cfg: cfg, budget: budget{teams: map[uuid.UUID]int64{}}} }
 
 // Target is a sandbox of a team, as a request names it.
 type Target struct {
@@ -91,21 +94,36 @@ func (p *Plane) Call(ctx context.Context, to Target, req Request, in, out any, c
 	if out == nil {
 		return nil
 	}
-	return decode(ctx, resp.Body, out, check)
+	return p.decode(ctx, to.Team, resp.Body, out, check)
 }
 
 var errNonsense = errdefs.New(errdefs.BadGateway, "the sandbox's answer makes no sense")
 
 // decode reads a success's JSON. What a lying procd makes up is its tenant's
 // problem alone, and must not become ours (B13).
-func decode(ctx context.Context, body io.Reader, out any, check func() error) error {
-	b, err := io.ReadAll(io.LimitReader(body, procapi.MaxJSONBytes+1))
+func (p *Plane) decode(ctx context.Context, team uuid.UUID, body io.Reader, out any, check func() error) error {
+	b, err := io.ReadAll(io.LimitReader(body, freeBytes))
+	if err == nil && len(b) == freeBytes {
+		if err := p.budget.take(team, procapi.MaxJSONBytes); err != nil {
+			return err
+		}
+		defer p.budget.give(team, procapi.MaxJSONBytes)
+		b, err = readRest(b, body)
+	}
 	switch {
 	case err != nil:
 		return unanswered(ctx, err)
 	case len(b) > procapi.MaxJSONBytes:
 		return errNonsense.WithCause(fmt.Errorf("more than %d bytes", procapi.MaxJSONBytes))
 	}
+	n := cost(b)
+	if n > teamBudget-procapi.MaxJSONBytes {
+		return errNonsense.WithCause(fmt.Errorf("%d bytes that would take %d to decode", len(b), n))
+	}
+	if err := p.budget.take(team, n); err != nil {
+		return err
+	}
+	defer p.budget.give(team, n)
 	if err := json.Unmarshal(b, out); err != nil {
 		return errNonsense.WithCause(err)
 	}
@@ -116,6 +134,13 @@ func decode(ctx context.Context, body io.Reader, out any, check func() error) er
 		return errNonsense.WithCause(err)
 	}
 	return nil
+}
+
+// readRest reads on after begin, to one byte more than is allowed at most.
+func readRest(begin []byte, body io.Reader) ([]byte, error) {
+	buf := bytes.NewBuffer(begin)
+	_, err := buf.ReadFrom(io.LimitReader(body, procapi.MaxJSONBytes+1-int64(len(begin))))
+	return buf.Bytes(), err
 }
 
 // Stream sends a request and answers a success's response, whose body the caller
