@@ -120,7 +120,7 @@ func (t *Table) Attach(id string) (live *Live, detach func(), err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.attached++
-	e.used = t.cfg.Now()
+	e.used, e.fresh = t.cfg.Now(), false
 	return e.live, func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
