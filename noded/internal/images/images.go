@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"slices"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -126,8 +125,7 @@ func (i *Images) pull(ctx context.Context, name string) (containerd.Image, error
 }
 
 func (i *Images) resolver() remotes.Resolver {
-	plain := func(host string) (bool, error) { return slices.Contains(i.cfg.PlainHTTPHosts, host), nil }
-	return docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(plain))})
+	return docker.NewResolver(docker.ResolverOptions{Hosts: i.registries})
 }
 
 // bounded refuses a manifest whose layers are too many or too big, before they
