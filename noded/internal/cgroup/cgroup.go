@@ -103,54 +103,6 @@ func (g *Groups) write(id sandbox.ID, s setting) error {
 	return fmt.Errorf("control group of %s: %w", id, err)
 }
 
-// Stats is what a sandbox uses now, and has used.
-type Stats struct {
-	CPU         time.Duration
-	MemoryBytes int64
-	Pids        int64
-	OOMKills    int64
-}
-
-// Stats reads the group's counters.
-func (g *Groups) Stats(id sandbox.ID) (Stats, error) {
-	files := []struct{ controller, file, key string }{
-		{"cpuacct", "cpuacct.usage", ""}, {"memory", "memory.usage_in_bytes", ""}, {"pids", "pids.current", ""}, {"memory", "memory.oom_control", "oom_kill"},
-	}
-	unit := time.Nanosecond
-	if g.layout.Unified != "" {
-		files[0].file, files[0].key = "cpu.stat", "usage_usec"
-		files[1].file = "memory.current"
-		files[3].file = "memory.events"
-		unit = time.Microsecond
-	}
-	var values [4]int64
-	for i, f := range files {
-		v, err := readCounter(filepath.Join(g.layout.dir(f.controller, g.Path(id)), f.file), f.key)
-		if err != nil {
-			return Stats{}, fmt.Errorf("usage of %s: %w", id, err)
-		}
-		values[i] = v
-	}
-	return Stats{CPU: time.Duration(values[0]) * unit, MemoryBytes: values[1], Pids: values[2], OOMKills: values[3]}, nil
-}
-
-// readCounter reads a number, or the number after key in a file of "key number" lines.
-func readCounter(path, key string) (int64, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	if key == "" {
-		return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, key+" "); ok {
-			return strconv.ParseInt(strings.TrimSpace(v), 10, 64)
-		}
-	}
-	return 0, fmt.Errorf("%s: no %q", path, key)
-}
-
 // Remove kills whatever still runs in the group and removes it everywhere.
 func (g *Groups) Remove(ctx context.Context, id sandbox.ID) error {
 	for {

@@ -1,11 +1,13 @@
 package cgroup
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"s0.run/internal/sandbox"
 )
@@ -143,7 +145,7 @@ func TestV2Files(t *testing.T) {
 	id := newID(t)
 	g := fakeV2(t, id, map[string]string{
 		"cpu.weight": "100", "cpu.max": "max 100000", "memory.max": "max", "pids.max": "max",
-		"cpu.stat": "usage_usec 1500\nuser_usec 1000\n", "memory.current": "4096\n", "pids.current": "7\n", "memory.events": "oom 2\noom_kill 1\n",
+		"cpu.stat": "usage_usec 1500\nuser_usec 1000\nthrottled_usec 30\n", "memory.current": "4096\n", "memory.stat": "file 2000\ninactive_file 1000\n", "pids.current": "7\n", "memory.events": "oom 2\noom_kill 1\n",
 	})
 	if err := g.Create(id, Limits{MemoryBytes: 1 << 20, CPUMillis: 1000, Pids: 9}); err != nil { // without the optional files
 		t.Fatal(err)
@@ -156,11 +158,54 @@ func TestV2Files(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.CPU.Microseconds() != 1500 || s.MemoryBytes != 4096 || s.Pids != 7 || s.OOMKills != 1 {
-		t.Errorf("usage %+v", s)
+	if want := (Stats{CPU: 1500 * time.Microsecond, Throttled: 30 * time.Microsecond, MemoryBytes: 4096, WorkingSet: 3096, Pids: 7, OOMKills: 1}); s != want {
+		t.Errorf("usage %+v, want %+v", s, want)
 	}
 	if ids, err := g.List(); err != nil || !slices.Equal(ids, []sandbox.ID{id}) {
 		t.Errorf("listed %v (%v)", ids, err)
+	}
+}
+
+// A v1 host keeps each controller's files apart. What some kernels do not count is
+// 0; what all of them do must be there.
+func TestV1Counters(t *testing.T) {
+	t.Parallel()
+	id := newID(t)
+	root := t.TempDir()
+	g := &Groups{layout: Layout{V1: map[string]string{}}, parent: "/s0/t"}
+	files := map[string]string{
+		"cpuacct/cpuacct.usage": "1500000\n", "memory/memory.usage_in_bytes": "4096\n", "pids/pids.current": "7\n",
+		"memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
+	}
+	put := func(name, content string) {
+		controller, file := filepath.Split(name)
+		g.layout.V1[filepath.Clean(controller)] = filepath.Join(root, controller)
+		dir := filepath.Join(root, controller, g.Path(id))
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, content := range files {
+		put(name, content)
+	}
+	want := Stats{CPU: 1500 * time.Microsecond, MemoryBytes: 4096, WorkingSet: 4096, Pids: 7, OOMKills: 1}
+	if s, err := g.Stats(id); err != nil || s != want {
+		t.Errorf("usage %+v (%v), want %+v", s, err, want)
+	}
+	put("cpu/cpu.stat", "nr_throttled 3\nthrottled_time 18446744073709551615\n")
+	put("memory/memory.stat", "inactive_file 1\ntotal_inactive_file_x 2\ntotal_inactive_file 5000\n")
+	want.Throttled, want.WorkingSet = math.MaxInt64, 0
+	if s, err := g.Stats(id); err != nil || s != want {
+		t.Errorf("usage %+v (%v), want %+v", s, err, want)
+	}
+	for _, broken := range []string{"", "many\n", "-1\n"} {
+		put("pids/pids.current", broken)
+		if s, err := g.Stats(id); err == nil {
+			t.Errorf("%+v from %q", s, broken)
+		}
 	}
 }
 

@@ -32,7 +32,7 @@ type setting struct {
 // settings lists what to write for the limits, the CPU share first: it decides
 // how soon everything else of a claim gets to run.
 func (l Layout) settings(want Limits) []setting {
-	quota := max(want.CPUMillis, burstMillis) * periodUsec / 1000
+	quota := want.QuotaMillis() * periodUsec / 1000
 	if l.Unified == "" {
 		return []setting{
 			{controller: "cpu", file: "cpu.shares", value: fmt.Sprint(want.shares())},
@@ -51,6 +51,9 @@ func (l Layout) settings(want Limits) []setting {
 		{controller: "pids", file: "pids.max", value: fmt.Sprint(want.Pids)},
 	}
 }
+
+// QuotaMillis is the CPU that a sandbox may use at most, when there is some to spare.
+func (want Limits) QuotaMillis() int64 { return max(want.CPUMillis, burstMillis) }
 
 func (want Limits) shares() int64 {
 	if want.Idle {
