@@ -28,6 +28,7 @@ import (
 	"s0.run/noded/internal/events"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/procevents"
 	"s0.run/noded/internal/server"
 	"s0.run/noded/internal/slots"
 )
@@ -100,8 +101,10 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 		return err
 	}
 	stopping := make(chan struct{})
+	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})
+	s.start("events relay", relay.Run)
 	return serve(cfg, s, stopping, server.New(server.Config{
-		Info: info(cfg), Lifecycle: manager, Pools: pools, Hub: hub, Stopping: stopping, Log: cfg.Log,
+		Info: info(cfg), Lifecycle: manager, Pools: pools, Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
 	}))
 }
 

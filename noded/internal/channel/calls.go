@@ -68,6 +68,11 @@ func (c *Channel) SetEnv(ctx context.Context, env map[string]string) error {
 	return c.call(ctx, http.MethodPut, procapi.PathEnv, procapi.Env{Env: env}, &struct{}{})
 }
 
+// KeepEvents makes procd keep events of what happens inside.
+func (c *Channel) KeepEvents(ctx context.Context, cfg procapi.EventsConfig) error {
+	return c.call(ctx, http.MethodPut, procapi.PathEventsConfig, cfg, &struct{}{})
+}
+
 // call exchanges JSON with procd. The answer is data: bounded, parsed, no more.
 func (c *Channel) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader = http.NoBody

@@ -50,4 +50,10 @@ type Claim struct {
 	MemoryBytes int64             `json:"memory_bytes"`
 	CPUMillis   int64             `json:"cpu_millis"`
 	Time        time.Time         `json:"time"`
+	Events      *Events           `json:"events,omitempty"` // absent: nobody wants to know what happens inside
+}
+
+// Events is what a claim wants to know of what happens inside its sandbox.
+type Events struct {
+	WatchDir string `json:"watch_dir,omitempty"`
 }

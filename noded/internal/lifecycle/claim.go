@@ -28,6 +28,7 @@ type ClaimRequest struct {
 	Env         map[string]string
 	MemoryBytes int64 // 0: the spec's
 	CPUMillis   int64 // 0: the spec's
+	Events      *journal.Events
 }
 
 const maxNameBytes = 256 // of ids that others chose
@@ -49,6 +50,9 @@ func (r ClaimRequest) validate() error {
 		}
 	}
 	if err := validateLimits(r.MemoryBytes, r.CPUMillis); err != nil {
+		return err
+	}
+	if err := validateEvents(r.Events); err != nil {
 		return err
 	}
 	return validateEnv(r.Env)
@@ -233,6 +237,9 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 	}()
 	err := m.claimEnv(ctx, inst, before, rec)
 	if err == nil {
+		err = m.keepEvents(ctx, inst, rec)
+	}
+	if err == nil {
 		err = failpoint.Hit("claim.after-env")
 	}
 	return cmp.Or(<-committed, err)
@@ -265,7 +272,7 @@ func (m *Manager) setEnv(ctx context.Context, inst *instance, env map[string]str
 func (r ClaimRequest) claim(spec sandbox.Spec) *journal.Claim {
 	c := &journal.Claim{
 		ClaimID: r.ClaimID, Team: r.Team, User: r.User, Env: r.Env,
-		MemoryBytes: r.MemoryBytes, CPUMillis: r.CPUMillis, Time: time.Now().UTC(),
+		MemoryBytes: r.MemoryBytes, CPUMillis: r.CPUMillis, Time: time.Now().UTC(), Events: r.Events,
 	}
 	if c.MemoryBytes == 0 {
 		c.MemoryBytes = spec.MemoryBytes

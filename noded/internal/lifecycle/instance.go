@@ -87,11 +87,15 @@ func (s Sandbox) State() sandbox.State {
 
 // Wire translates the sandbox for the node API. Its claim must be set.
 func (s Sandbox) Wire() *nodeapi.Sandbox {
-	return &nodeapi.Sandbox{
+	w := &nodeapi.Sandbox{
 		Id: string(s.ID), Generation: uint64(s.Generation), PoolKey: s.PoolKey, State: string(s.State()), Reason: nodeapi.Text(s.Reason),
 		Team: s.Claim.Team, User: s.Claim.User, ClaimId: s.Claim.ClaimID, ClaimedUnixNano: s.Claim.Time.UnixNano(),
 		MemoryBytes: s.Claim.MemoryBytes, CpuMillis: s.Claim.CPUMillis, Env: s.Claim.Env,
 	}
+	if e := s.Claim.Events; e != nil {
+		w.Events = &nodeapi.EventsConfig{WatchDir: e.WatchDir}
+	}
+	return w
 }
 
 // told is what every watcher may know: a tenant's variables are for who asks for

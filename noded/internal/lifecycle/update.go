@@ -59,12 +59,16 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 	return m.Get(req.ID)
 }
 
-// enforce brings limits and environment in line with the record.
+// enforce brings limits, environment and the keeping of events in line with the
+// record.
 func (m *Manager) enforce(ctx context.Context, inst *instance, rec journal.Record) error {
 	if err := m.cfg.Groups.Create(rec.ID, limits(rec.Spec, rec.Claim, rec.State == journal.Slot)); err != nil {
 		return err
 	}
-	return m.setEnv(ctx, inst, environment(rec))
+	if err := m.setEnv(ctx, inst, environment(rec)); err != nil {
+		return err
+	}
+	return m.keepEvents(ctx, inst, rec)
 }
 
 func (req UpdateRequest) apply(rec journal.Record) journal.Record {

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -20,7 +21,9 @@ import (
 	"s0.run/internal/nodeapi/nodeapiconnect"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/events"
+	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/procevents"
 	"s0.run/noded/internal/slots"
 )
 
@@ -37,13 +40,13 @@ type Config struct {
 	Lifecycle *lifecycle.Manager
 	Pools     *slots.Pools
 	Hub       *events.Hub
+	Events    *procevents.Relay
 	Stopping  <-chan struct{} // closed when the node stops: watchers never end by themselves
 	Log       *slog.Logger
 }
 
 // Server implements the node API.
 type Server struct {
-	nodeapiconnect.UnimplementedNodeHandler
 	cfg Config
 }
 
@@ -126,6 +129,9 @@ func (s *Server) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nodeapi
 		ClaimID: req.GetClaimId(), PoolKey: req.GetPoolKey(), Team: req.GetTeam(), User: req.GetUser(),
 		Env: req.GetEnv(), MemoryBytes: req.GetMemoryBytes(), CPUMillis: req.GetCpuMillis(),
 	}
+	if e := req.GetEvents(); e != nil {
+		claim.Events = &journal.Events{WatchDir: e.GetWatchDir()}
+	}
 	if slot := req.GetSlot(); slot != "" {
 		id, err := parseID(slot)
 		if err != nil {
@@ -185,6 +191,18 @@ func (s *Server) Delete(ctx context.Context, req *nodeapi.DeleteRequest) (*nodea
 		return nil, s.fail("Delete", err)
 	}
 	return &nodeapi.DeleteResponse{}, nil
+}
+
+// TakeEvents implements the node API.
+func (s *Server) TakeEvents(ctx context.Context, req *nodeapi.TakeEventsRequest) (*nodeapi.TakeEventsResponse, error) {
+	batches := s.cfg.Events.Take(ctx, time.Duration(req.GetWaitMillis())*time.Millisecond)
+	return &nodeapi.TakeEventsResponse{Batches: batches}, nil
+}
+
+// AckEvents implements the node API.
+func (s *Server) AckEvents(_ context.Context, req *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error) {
+	s.cfg.Events.Ack(req.GetStored(), req.GetAgain())
+	return &nodeapi.AckEventsResponse{}, nil
 }
 
 // Info implements the node API.
