@@ -322,6 +322,12 @@ func TestA16_IdempotencyKeyOverTheAPI(t *testing.T) {
 	}
 	claim(`{"template":"default"}`, strings.Repeat("x", 129)).refused(400, "bad_request")
 	claim(`{"template":"default"}`, "with space").refused(400, "bad_request")
+	var sb struct {
+		SandboxID string `json:"sandbox_id"`
+	}
+	claim(`{"template":"default"}`, "k").want(201, &sb)
+	i.send(request{method: "DELETE", path: "/api/v1/sandboxes/" + sb.SandboxID, token: key}).want(200, nil)
+	claim(`{"template":"default"}`, "k").refused(409, "conflict")
 }
 
 // R6, X28: a node that can't be asked hides nothing and invents nothing.
@@ -344,6 +350,46 @@ func TestAnUnreachableNodeIsNever404(t *testing.T) {
 	fakenode.Eventually(t, "it serves again", func() bool {
 		return i.send(request{method: "GET", path: base + "/contexts", token: key}).status == 200
 	})
+}
+
+// R6: while its node is silent nobody is told that a sandbox runs, neither by name
+// nor in a list, and it can still be found and deleted.
+func TestR6_ASilentNodesSandboxIsNotShownAsRunning(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	key := i.key("developer")
+	id := i.claim(key)
+	base := "/api/v1/sandboxes/" + id
+	type list struct {
+		Sandboxes []struct {
+			ID          string
+			Status      string
+			Unreachable bool
+		}
+	}
+	marked := func() bool {
+		var l list
+		i.send(request{method: "GET", path: "/api/v1/sandboxes", token: key}).want(200, &l)
+		if len(l.Sandboxes) != 1 || l.Sandboxes[0].ID != id || l.Sandboxes[0].Status != "running" {
+			t.Fatalf("%+v", l)
+		}
+		return l.Sandboxes[0].Unreachable
+	}
+	if marked() {
+		t.Error("its node is there")
+	}
+	i.node.Stop()
+	fakenode.Eventually(t, "the list says so", marked)
+	for _, path := range []string{base, base + "/status"} {
+		if a := i.send(request{method: "GET", path: path, token: key}).refused(503, "unavailable"); a.header.Get("Retry-After") == "" {
+			t.Errorf("GET %s: no Retry-After", path)
+		}
+	}
+	i.node.Listen(t)
+	fakenode.Eventually(t, "the list is sure again", func() bool { return !marked() })
+	i.send(request{method: "GET", path: base, token: key}).want(200, nil)
+	i.node.Stop()
+	i.send(request{method: "DELETE", path: base, token: key}).want(200, nil)
 }
 
 func TestAFailedSandboxIsShownAsFailed(t *testing.T) {

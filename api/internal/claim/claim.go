@@ -104,13 +104,21 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 }
 
 // earlier answers what a claim with this key has made before (A16). NotFound
-// means that there was none.
+// means that there was none. A claim is answered with a sandbox that serves: one
+// that does not any more is a conflict, and a new key is what its owner needs.
 func (c *Claimer) earlier(ctx context.Context, p *plan) (store.Sandbox, error) {
 	sb, err := c.cfg.Store.ClaimByKey(ctx, p.req.TeamID, p.req.Key)
-	if err == nil && !p.sameRequest(sb.RequestHash) {
+	switch {
+	case err != nil:
+		return store.Sandbox{}, err
+	case !p.sameRequest(sb.RequestHash):
 		return store.Sandbox{}, errdefs.New(errdefs.Unprocessable, "this Idempotency-Key was used for another request")
+	case sb.Status == sandbox.Running && sb.DeletedAt == nil:
+		return sb, nil
+	case sb.Status == sandbox.Paused:
+		return store.Sandbox{}, errdefs.New(errdefs.Conflict, "sandbox %s, which this Idempotency-Key has made, is paused", sb.ID)
 	}
-	return sb, err
+	return store.Sandbox{}, errdefs.New(errdefs.Conflict, "sandbox %s, which this Idempotency-Key has made, has ended", sb.ID)
 }
 
 var (

@@ -377,3 +377,41 @@ func TestA16_OneKeyOneSandbox(t *testing.T) {
 		t.Errorf("the same key of another team: %s %v", sb.ID, err)
 	}
 }
+
+// A 201 means that the sandbox serves: a key whose sandbox does not any more is no
+// way to get one.
+func TestA16_AKeyWhoseSandboxHasEndedIsAConflict(t *testing.T) {
+	t.Parallel()
+	n := fakenode.Start(t, &fakenode.Node{})
+	r := newReplica(t, s0test.Postgres(t), n)
+	for name, end := range map[string]func(sb store.Sandbox) error{
+		"failed": func(sb store.Sandbox) error {
+			_, err := r.store.FailSandbox(t.Context(), sb.TeamID, sb, "it ended")
+			return err
+		},
+		"terminating": func(sb store.Sandbox) error {
+			_, err := r.store.BeginDelete(t.Context(), sb.TeamID, sb.ID, "deleted")
+			return err
+		},
+		"deleted": func(sb store.Sandbox) error {
+			_, err := r.store.BeginDelete(t.Context(), sb.TeamID, sb.ID, "deleted")
+			return errors.Join(err, r.store.FinishDelete(t.Context(), sb.TeamID, sb.ID, sb.ClaimID))
+		},
+	} {
+		req := request()
+		req.Key = name
+		sb, err := r.Claim(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := r.Claim(t.Context(), req); err != nil || again.ID != sb.ID {
+			t.Errorf("while it runs: %s, %v", again.ID, err)
+		}
+		if err := end(sb); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := r.Claim(t.Context(), req); !errdefs.Is(err, errdefs.Conflict) {
+			t.Errorf("%s: %s of status %q, %v", name, again.ID, again.Status, err)
+		}
+	}
+}

@@ -22,8 +22,8 @@ const (
 	maxOffset   = 1_000_000
 	maxKeyBytes = 128
 
-	// silenceIsAnswer is how long a sandbox's node may be silent before its state
-	// is not shown any more: a daemon that restarts takes less (R6).
+	// silenceIsAnswer is how long a sandbox's node may be silent before what the
+	// row says is not shown as the truth any more: a daemon that restarts takes less.
 	silenceIsAnswer = 10 * time.Second
 )
 
@@ -106,7 +106,7 @@ func (a *API) ListSandboxes(w http.ResponseWriter, r *http.Request, params opena
 	out := openapi.SandboxList{Sandboxes: []openapi.SandboxSummary{}, Count: total, HasMore: f.Offset+len(list) < total}
 	for _, sb := range list {
 		out.Sandboxes = append(out.Sandboxes, openapi.SandboxSummary{
-			ID: string(sb.ID), TemplateID: sb.TemplateID, Status: openapi.SandboxState(sb.Status), Paused: sb.Status == sandbox.Paused,
+			ID: string(sb.ID), TemplateID: sb.TemplateID, Status: openapi.SandboxState(sb.Status), Paused: sb.Status == sandbox.Paused, Unreachable: a.unreachable(sb),
 			RuntimeGeneration: int64(sb.Generation), ClusterID: new(sb.ID.Cluster()),
 			CreatedAt: sb.CreatedAt, ExpiresAt: timeOut(sb.ExpiresAt), HardExpiresAt: timeOut(sb.HardExpiresAt), UpdatedAt: sb.UpdatedAt,
 		})
@@ -143,6 +143,18 @@ func sandboxID(id string) (sandbox.ID, error) {
 	return parsed, nil
 }
 
+// unreachable reports whether a sandbox's state can't be told, for its node has
+// been silent: what is shown is true, or said to be unknown (R6). The contract has
+// no such state. Whoever asks about one sandbox is answered 503 and may ask again;
+// a list still has to name it, for its owner must be able to find and to delete
+// it, and marks it. nil stands for false.
+func (a *API) unreachable(sb store.Sandbox) *bool {
+	if sb.Status != sandbox.Running || a.cfg.Table.Silence(sb.Node) <= silenceIsAnswer {
+		return nil
+	}
+	return new(true)
+}
+
 // sandbox reads a sandbox whose state can be told.
 func (a *API) sandbox(r *http.Request, id string) (store.Sandbox, error) {
 	parsed, err := sandboxID(id)
@@ -150,7 +162,7 @@ func (a *API) sandbox(r *http.Request, id string) (store.Sandbox, error) {
 		return store.Sandbox{}, err
 	}
 	sb, err := a.cfg.Store.Sandbox(r.Context(), principalOf(r).TeamID, parsed)
-	if err == nil && sb.Status == sandbox.Running && a.cfg.Table.Silence(sb.Node) > silenceIsAnswer {
+	if err == nil && value(a.unreachable(sb)) {
 		return store.Sandbox{}, nodes.ErrUnreachable
 	}
 	return sb, err

@@ -1618,13 +1618,17 @@ type SandboxConfig struct {
 	EnvVars      map[string]string `json:"env_vars,omitzero"`
 	ExposedPorts []ExposedPort     `json:"exposed_ports,omitzero"`
 
-	// HardTTL Seconds; 0 disables.
+	// HardTTL Seconds from the claim, or from the last refresh or update; 0 disables. A
+	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
+	// too: this server can't pause it instead yet.
 	HardTTL   *TTL                  `json:"hard_ttl,omitempty"`
 	Network   *SandboxNetworkPolicy `json:"network,omitempty"`
 	Resources *SandboxResources     `json:"resources,omitempty"`
 	Services  []SandboxAppService   `json:"services,omitzero"`
 
-	// TTL Seconds; 0 disables.
+	// TTL Seconds from the claim, or from the last refresh or update; 0 disables. A
+	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
+	// too: this server can't pause it instead yet.
 	TTL     *TTL           `json:"ttl,omitempty"`
 	Webhook *WebhookConfig `json:"webhook,omitempty"`
 }
@@ -1681,7 +1685,11 @@ type SandboxSummary struct {
 	RuntimeGeneration int64        `json:"runtime_generation"`
 	Status            SandboxState `json:"status"`
 	TemplateID        string       `json:"template_id"`
-	UpdatedAt         time.Time    `json:"updated_at"`
+
+	// Unreachable The sandbox's node has not answered for a while: status is what was known
+	// last, and GET of the sandbox answers 503.
+	Unreachable *bool     `json:"unreachable,omitempty"`
+	UpdatedAt   time.Time `json:"updated_at"`
 }
 
 // SandboxUpdateConfig An absent field keeps its value; `env_vars` replaces the whole map.
@@ -1690,13 +1698,17 @@ type SandboxUpdateConfig struct {
 	EnvVars      map[string]string `json:"env_vars,omitzero"`
 	ExposedPorts []ExposedPort     `json:"exposed_ports,omitzero"`
 
-	// HardTTL Seconds; 0 disables.
+	// HardTTL Seconds from the claim, or from the last refresh or update; 0 disables. A
+	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
+	// too: this server can't pause it instead yet.
 	HardTTL   *TTL                  `json:"hard_ttl,omitempty"`
 	Network   *SandboxNetworkPolicy `json:"network,omitempty"`
 	Resources *SandboxResources     `json:"resources,omitempty"`
 	Services  []SandboxAppService   `json:"services,omitzero"`
 
-	// TTL Seconds; 0 disables.
+	// TTL Seconds from the claim, or from the last refresh or update; 0 disables. A
+	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
+	// too: this server can't pause it instead yet.
 	TTL *TTL `json:"ttl,omitempty"`
 }
 
@@ -1816,7 +1828,9 @@ type TCPProbe struct {
 // TLSMode defines model for TLSMode.
 type TLSMode string
 
-// TTL Seconds; 0 disables.
+// TTL Seconds from the claim, or from the last refresh or update; 0 disables. A
+// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
+// too: this server can't pause it instead yet.
 type TTL = int32
 
 // Team defines model for Team.
@@ -2034,8 +2048,9 @@ type ListSandboxesParams struct {
 
 // CreateSandboxParams defines parameters for CreateSandbox.
 type CreateSandboxParams struct {
-	// IdempotencyKey Repeating a claim with the same key answers with the same sandbox, with
-	// the same key and another body with 422.
+	// IdempotencyKey Repeating a claim with the same key answers with the same sandbox while
+	// it runs, with 409 when it has ended or is paused; the same key with
+	// another body is answered with 422.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 

@@ -33,7 +33,7 @@ type settings struct {
 func (s *settings) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVarP(&s.file, "file", "f", "", "config in YAML or JSON, - for stdin; flags go before it")
-	flags.Var(&s.ttl, "ttl", "pause the sandbox after this time, such as 15m; 0 is never")
+	flags.Var(&s.ttl, "ttl", "delete the sandbox after this time, such as 15m, until servers can pause it instead; 0 is never")
 	flags.Var(&s.hardTTL, "hard-ttl", "delete the sandbox after this time, such as 24h; 0 is never")
 	flags.StringVar(&s.memory, "memory", "", "memory, such as 512Mi or 2Gi")
 }
@@ -135,7 +135,7 @@ func (a *app) sandboxList() *cobra.Command {
 			}
 			rows := output.Rows{Columns: []string{"ID", "TEMPLATE~", "STATUS", "CREATED", "EXPIRES", "HARD EXPIRY"}}
 			for _, s := range list.Sandboxes {
-				rows.Rows = append(rows.Rows, []string{s.ID, s.TemplateID, string(s.Status), since(s.CreatedAt), until(s.ExpiresAt), until(s.HardExpiresAt)})
+				rows.Rows = append(rows.Rows, []string{s.ID, s.TemplateID, stateOf(s), since(s.CreatedAt), until(s.ExpiresAt), until(s.HardExpiresAt)})
 			}
 			if list.HasMore {
 				next := opts.Offset + len(list.Sandboxes)
@@ -154,6 +154,14 @@ func (a *app) sandboxList() *cobra.Command {
 	complete(cmd, "status", "starting", "running", "paused", "terminating", "failed")
 	cmd.RegisterFlagCompletionFunc("template-id", a.completeTemplates)
 	return cmd
+}
+
+// stateOf is a sandbox's state, as far as the server can tell it.
+func stateOf(s client.SandboxSummary) string {
+	if deref(s.Unreachable) {
+		return "unknown"
+	}
+	return string(s.Status)
 }
 
 func (a *app) sandboxGet() *cobra.Command {
