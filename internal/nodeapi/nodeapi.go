@@ -38,6 +38,12 @@ func SpecFromWire(w *Spec) (sandbox.Spec, error) {
 	return s, s.Validate()
 }
 
+// Bounds of one SetPools: a node refuses what is beyond them.
+const (
+	MaxPools         = 1000
+	MaxSetPoolsBytes = 7 << 20
+)
+
 // maxTextBytes bounds a reason or an error's text on the wire.
 const maxTextBytes = 1024
 

@@ -154,7 +154,6 @@ func (a *API) templateOut(row store.Template) (openapi.Template, error) {
 func (a *API) templateStatus(t *templates.Template) *openapi.TemplateStatus {
 	idle := int32(a.cfg.Table.Idle(t.PoolKey))
 	present := a.cfg.Table.Pools(func(key string) bool { return key == t.PoolKey })
-	all := a.cfg.Table.Pools(t.OfPool)
 	ready := openapi.TemplateCondition{Type: "PoolReady", Status: "True"}
 	switch {
 	case present.LastError != "":
@@ -163,6 +162,6 @@ func (a *API) templateStatus(t *templates.Template) *openapi.TemplateStatus {
 		ready.Status, ready.Reason = "False", new("Warming")
 	}
 	return &openapi.TemplateStatus{
-		IdleCount: &idle, ActiveCount: new(int32(all.Claimed)), Conditions: []openapi.TemplateCondition{ready},
+		IdleCount: &idle, ActiveCount: new(int32(a.cfg.Table.Claimed(t.OfPool))), Conditions: []openapi.TemplateCondition{ready},
 	}
 }

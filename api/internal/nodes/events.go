@@ -54,11 +54,11 @@ func slotFromWire(node string, w *nodeapi.Slot) placement.Slot {
 
 func sandboxFromWire(node string, w *nodeapi.Sandbox) placement.Sandbox {
 	return placement.Sandbox{
-		Node: node, ID: sandbox.ID(w.GetId()), Generation: sandbox.Generation(w.GetGeneration()),
+		Node: node, ID: sandbox.ID(w.GetId()), Generation: sandbox.Generation(w.GetGeneration()), PoolKey: w.GetPoolKey(),
 		State: sandbox.State(w.GetState()), Reason: w.GetReason(), Team: w.GetTeam(), ClaimID: w.GetClaimId(),
 	}
 }
 
 func poolFromWire(w *nodeapi.PoolStatus) placement.Pool {
-	return placement.Pool{Key: w.GetKey(), Warming: w.GetWarming(), Claimed: w.GetClaimed(), LastError: w.GetLastError()}
+	return placement.Pool{Key: w.GetKey(), Warming: w.GetWarming(), LastError: w.GetLastError()}
 }

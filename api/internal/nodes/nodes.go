@@ -40,6 +40,7 @@ const (
 
 	// streamBuffer bounds what a slow client of the data plane can make us hold.
 	streamBuffer = 256 << 10
+	frameBytes   = 256 << 10 // of an answer, in one piece
 
 	maxMessage = 4 << 20 // one call's answer or one event
 )
@@ -106,7 +107,8 @@ func transport(socket string) *http.Transport {
 		},
 		DisableCompression: true,
 		HTTP2: &http.HTTP2Config{
-			SendPingTimeout: silence, PingTimeout: pingTimeout, MaxReceiveBufferPerStream: streamBuffer,
+			SendPingTimeout: silence, PingTimeout: pingTimeout,
+			MaxReceiveBufferPerStream: streamBuffer, MaxReadFrameSize: frameBytes,
 		},
 	}
 }

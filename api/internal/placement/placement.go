@@ -30,18 +30,18 @@ type Sandbox struct {
 	Node       string
 	ID         sandbox.ID
 	Generation sandbox.Generation
+	PoolKey    string
 	State      sandbox.State
 	Reason     string
 	Team       string
 	ClaimID    string
 }
 
-// Pool is what a node says of one of its pools. It may be behind the slots,
-// which come one by one: see [Table.Idle] for what can be claimed.
+// Pool is what a node says of one of its pools, beside its slots and sandboxes,
+// which come one by one: see [Table.Idle] and [Table.Claimed].
 type Pool struct {
 	Key       string
 	Warming   uint32
-	Claimed   uint32
 	LastError string
 }
 
@@ -71,6 +71,7 @@ type Table struct {
 	nodes     map[string]*node
 	free      map[string]*slotList    // by pool key
 	sandboxes map[sandbox.ID]*Sandbox // of all nodes
+	claimed   map[string]int          // sandboxes by pool key
 }
 
 type node struct {
@@ -84,7 +85,7 @@ type node struct {
 
 // New makes an empty table.
 func New() *Table {
-	return &Table{made: time.Now(), nodes: map[string]*node{}, free: map[string]*slotList{}, sandboxes: map[sandbox.ID]*Sandbox{}}
+	return &Table{made: time.Now(), nodes: map[string]*node{}, free: map[string]*slotList{}, sandboxes: map[sandbox.ID]*Sandbox{}, claimed: map[string]int{}}
 }
 
 // Sync replaces everything that is known of a node: its stream has told all.
@@ -94,7 +95,7 @@ func (t *Table) Sync(n Node, s *Snapshot) {
 	if old := t.nodes[n.Name]; old != nil {
 		t.dropSlots(old)
 		for id := range old.own {
-			delete(t.sandboxes, id)
+			t.dropSandbox(id)
 		}
 	}
 	maps.DeleteFunc(t.free, func(_ string, l *slotList) bool { return len(l.slots) == 0 }) // of templates that changed
@@ -150,7 +151,7 @@ func (t *Table) SandboxGone(name string, id sandbox.ID) {
 	t.update(name, func(n *node) {
 		if n.own[id] {
 			delete(n.own, id)
-			delete(t.sandboxes, id)
+			t.dropSandbox(id)
 		}
 	})
 }
@@ -263,7 +264,6 @@ func (t *Table) Pools(match func(key string) bool) Pool {
 				continue
 			}
 			sum.Warming += p.Warming
-			sum.Claimed += p.Claimed
 			if p.LastError != "" {
 				sum.LastError = p.LastError
 			}
@@ -291,6 +291,19 @@ func (t *Table) Idle(poolKey string) int {
 		return len(list.slots)
 	}
 	return 0
+}
+
+// Claimed counts the sandboxes of the pools whose keys match.
+func (t *Table) Claimed(match func(key string) bool) int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	total := 0
+	for key, n := range t.claimed {
+		if match(key) {
+			total += n
+		}
+	}
+	return total
 }
 
 func (t *Table) addSlot(n *node, s Slot) {
@@ -322,8 +335,21 @@ func (t *Table) putSandbox(n *node, sb Sandbox) {
 		}
 		delete(t.nodes[old.Node].own, sb.ID)
 	}
+	t.dropSandbox(sb.ID)
 	n.own[sb.ID] = true
 	t.sandboxes[sb.ID] = &sb
+	t.claimed[sb.PoolKey]++
+}
+
+func (t *Table) dropSandbox(id sandbox.ID) {
+	sb := t.sandboxes[id]
+	if sb == nil {
+		return
+	}
+	delete(t.sandboxes, id)
+	if t.claimed[sb.PoolKey]--; t.claimed[sb.PoolKey] == 0 {
+		delete(t.claimed, sb.PoolKey)
+	}
 }
 
 // slotList is a set of slots with a random choice in constant time.

@@ -135,11 +135,11 @@ func TestPoolsAddUpOverNodes(t *testing.T) {
 	table := New()
 	synced(table, "n1")
 	synced(table, "n2")
-	table.PoolChanged("n1", Pool{Key: "a", Claimed: 2})
+	table.PoolChanged("n1", Pool{Key: "a", Warming: 2})
 	table.PoolChanged("n2", Pool{Key: "a", Warming: 1, LastError: "no image"})
-	table.PoolChanged("n2", Pool{Key: "b", Claimed: 100})
+	table.PoolChanged("n2", Pool{Key: "b", Warming: 100})
 	got := table.Pools(func(key string) bool { return key == "a" })
-	if got.Claimed != 2 || got.Warming != 1 || got.LastError != "no image" {
+	if got.Warming != 3 || got.LastError != "no image" {
 		t.Fatalf("%+v", got)
 	}
 }
@@ -200,5 +200,8 @@ func check(t *testing.T, table *Table) {
 	}
 	if listed != 0 || owned != len(table.sandboxes) {
 		t.Fatalf("lists disagree: %d slots, %d of %d sandboxes", listed, owned, len(table.sandboxes))
+	}
+	if n := table.Claimed(func(string) bool { return true }); n != owned {
+		t.Fatalf("%d sandboxes are counted, %d are there", n, owned)
 	}
 }

@@ -14,6 +14,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/templates"
@@ -72,8 +75,14 @@ func (k *Keeper) tellAll(ctx context.Context) bool {
 	synced := k.cfg.Table.Synced()
 	slices.SortFunc(synced, func(a, b placement.Node) int { return strings.Compare(a.Name, b.Name) })
 	all := true
+	wanted := inTurns(k.cfg.Catalog.All())
 	for i, n := range synced {
-		if err := k.tell(ctx, n.Name, pools(k.cfg.Catalog.All(), i, len(synced))); err != nil {
+		list := pools(wanted, i, len(synced))
+		if left := len(list) - fitting(list); left > 0 {
+			k.cfg.Log.Warn("a node can't be told all its pools", "node", n.Name, "left_out", left)
+			list = list[:len(list)-left]
+		}
+		if err := k.tell(ctx, n.Name, list); err != nil {
 			k.cfg.Log.Warn("could not set a node's pools", "node", n.Name, "err", err)
 			all = false
 		}
@@ -95,11 +104,31 @@ func (k *Keeper) tell(ctx context.Context, node string, list []*nodeapi.Pool) er
 	return nil
 }
 
-// pools is what the i-th of n nodes keeps. A pool without idle slots is named
-// too, so that its cold starts have their counters.
-func pools(all []*templates.Template, i, n int) []*nodeapi.Pool {
-	list := make([]*nodeapi.Pool, 0, len(all))
+// inTurns orders the templates that keep slots: the public ones, then the first
+// of every team, then the second. What a node can't be told of comes last, so
+// that no team's many templates leave another without its first.
+func inTurns(all []*templates.Template) []*templates.Template {
+	turn := map[uuid.UUID]int{}
+	var list []*templates.Template
+	turns := map[*templates.Template]int{}
 	for _, t := range all {
+		if t.MaxIdle == 0 {
+			continue
+		}
+		if !t.Public() {
+			turn[*t.Row.TeamID]++
+			turns[t] = turn[*t.Row.TeamID]
+		}
+		list = append(list, t)
+	}
+	slices.SortStableFunc(list, func(a, b *templates.Template) int { return turns[a] - turns[b] })
+	return list
+}
+
+// pools is what the i-th of n nodes keeps.
+func pools(wanted []*templates.Template, i, n int) []*nodeapi.Pool {
+	list := make([]*nodeapi.Pool, 0, len(wanted))
+	for _, t := range wanted {
 		list = append(list, &nodeapi.Pool{
 			Key: t.PoolKey, Spec: nodeapi.SpecToWire(t.Slot),
 			MinIdle: share(t.MinIdle, i, n), MaxIdle: share(t.MaxIdle, i, n),
@@ -107,6 +136,20 @@ func pools(all []*templates.Template, i, n int) []*nodeapi.Pool {
 	}
 	return list
 }
+
+// fitting is how many of the pools, from the first on, one call carries.
+func fitting(list []*nodeapi.Pool) int {
+	size := 0
+	for i, p := range list[:min(len(list), nodeapi.MaxPools)] {
+		if size += proto.Size(p) + fieldBytes; size > nodeapi.MaxSetPoolsBytes {
+			return i
+		}
+	}
+	return min(len(list), nodeapi.MaxPools)
+}
+
+// fieldBytes is what a message costs as a field of another: tag and length.
+const fieldBytes = 8
 
 // share is the i-th of n nearly equal parts that add up to total.
 func share(total int32, i, n int) uint32 {

@@ -3,13 +3,18 @@ package pools
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"testing"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	"s0.run/api/internal/fakenode"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 )
@@ -27,6 +32,35 @@ func TestSharesAddUp(t *testing.T) {
 				t.Errorf("%d over %d nodes: %d, parts of %d to %d", total, n, sum, low, high)
 			}
 		}
+	}
+}
+
+// One team's many templates leave nobody else without their first.
+func TestNoTeamFillsANodesPools(t *testing.T) {
+	t.Parallel()
+	greedy, modest := uuid.New(), uuid.New()
+	of := func(team *uuid.UUID, maxIdle int32) *templates.Template {
+		return &templates.Template{Row: store.Template{TeamID: team}, MaxIdle: maxIdle, PoolKey: "k", Slot: sandbox.Spec{
+			Env: map[string]string{"BIG": strings.Repeat("x", 200<<10)},
+		}}
+	}
+	var all []*templates.Template
+	for range 100 {
+		all = append(all, of(&greedy, 1))
+	}
+	first, public := of(&modest, 1), of(nil, 1)
+	all = append(all, of(&modest, 0), first, public)
+	list := inTurns(all)
+	if len(list) != 102 || list[0] != public || list[2] != first {
+		t.Fatalf("%d templates, the public one first and the modest team's third: %v", len(list), list[:3])
+	}
+	wire := pools(list, 0, 1)
+	n := fitting(wire)
+	if size := proto.Size(&nodeapi.SetPoolsRequest{Pools: wire[:n]}); n < 30 || size > nodeapi.MaxSetPoolsBytes {
+		t.Errorf("%d pools in %d bytes", n, size)
+	}
+	if n := fitting(make([]*nodeapi.Pool, nodeapi.MaxPools+1)); n != nodeapi.MaxPools {
+		t.Errorf("%d pools at once", n)
 	}
 }
 
