@@ -20,10 +20,11 @@ type Warm struct {
 
 // StartWarm starts a context for the template.
 func (t *Table) StartWarm(req procapi.CreateContext) (*Warm, error) {
-	e, _, err := t.start(req, true)
+	e, live, err := t.start(req, true)
 	if err != nil {
 		return nil, err
 	}
+	live.Process.Log().Forget() // nobody is about to read it
 	return &Warm{t, e}, nil
 }
 
