@@ -12,7 +12,8 @@ for purpose in "$@"; do
     # interpreters; the benchmark runs runc beside runsc; npm installs the public
     # client, and comes with nodejs from elsewhere.
     test)
-      packages+=(gcc iproute2 libc6-dev nodejs perl procps python3 runc sqlite3 util-linux)
+      packages+=(gcc iproute2 libc6-dev procps runc util-linux)
+      packages+=(lua5.4 nodejs perl php-cli python3 r-base-core redis-tools ruby sqlite3 zsh)
       command -v npm >/dev/null || packages+=(npm)
       ;;
     *) echo "deps: no such purpose: $purpose" >&2; exit 2 ;;

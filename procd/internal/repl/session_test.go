@@ -38,9 +38,9 @@ const (
 	path     = "/usr/local/bin:/usr/bin:/bin"
 )
 
-// required are the REPLs that a machine that runs these tests must have; the
-// others are tested where they are installed.
-var required = []string{"python", "node", "bash", "perl", "sqlite"}
+// required are the REPLs that a machine that runs these tests must have. Debian
+// has no swift and no kotlin: those are tested where they are installed.
+var required = []string{"python", "node", "bash", "zsh", "ruby", "lua", "php", "r", "perl", "sqlite", "redis-cli"}
 
 // running is a session and its process.
 type running struct {
