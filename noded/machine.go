@@ -96,7 +96,7 @@ func exit(e runtime.Exit) lifecycle.Exit {
 	case "exited":
 		return lifecycle.Exit{ID: e.ID, Reason: fmt.Sprintf("exited with status %d", e.Status)}
 	case "lost":
-		return lifecycle.Exit{ID: e.ID, Reason: "not running", Unseen: true}
+		return lifecycle.Exit{ID: e.ID, Reason: lifecycle.NotRunning, Unseen: true}
 	}
 	return lifecycle.Exit{ID: e.ID, Reason: e.Reason}
 }
@@ -116,7 +116,7 @@ func (c *containers) List(ctx context.Context) ([]lifecycle.Status, error) {
 	var ours []lifecycle.Status
 	for _, s := range found {
 		if s.Labels[scopeLabel] == c.scope {
-			ours = append(ours, lifecycle.Status{ID: s.ID, Running: s.Running})
+			ours = append(ours, lifecycle.Status{ID: s.ID, Ended: s.Ended})
 		}
 	}
 	return ours, nil

@@ -80,8 +80,8 @@ func (m *Manager) exited(ctx context.Context, exit Exit) {
 	if inst == nil {
 		return
 	}
-	if exit.Unseen && m.connected(inst) {
-		m.log(m.record(inst)).Warn("the runtime has lost a sandbox that lives")
+	if rec := m.record(inst); exit.Unseen && (rec.State == journal.Claimed || m.connected(inst)) {
+		m.log(rec).Warn("the runtime does not know a sandbox that may live")
 		return
 	}
 	m.cancelStart(inst, fmt.Errorf("exited: %s", exit.Reason))

@@ -173,6 +173,31 @@ func TestX29_DiedWhileAway(t *testing.T) {
 	n.nothingLeft()
 }
 
+// R3: that the runtime does not know a sandbox is no proof that it is dead. Before
+// procd has redialled, a claimed one is waited for; a slot is nobody's and goes.
+func TestX29_UnseenIsNoEndOfAClaimedOne(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(2)
+	n.claim(slots[0])
+	n.stop()
+	n = m.prepare()
+	n.run()
+	rt := noop.Runtime{Node: m.node}
+	for _, id := range slots { // before it is listened for: nobody can have redialled
+		rt.Report(lifecycle.Exit{ID: id, Reason: lifecycle.NotRunning, Unseen: true})
+	}
+	eventually(t, "the slot goes", func() bool { return len(m.node.Left()) == 3 })
+	if sb, err := n.Get(slots[0]); err != nil || sb.State() != sandbox.Unknown {
+		t.Errorf("before procd has redialled: %s (%v)", sb.State(), err)
+	}
+	n.Adopt(t.Context())
+	if sb, err := n.Get(slots[0]); err != nil || sb.State() != sandbox.Running {
+		t.Errorf("after it has: %s %q (%v)", sb.State(), sb.Reason, err)
+	}
+}
+
 // X46: after a reboot nothing runs and the volatile directories are gone. What
 // was somebody's says so, the rest is forgotten, and the node works.
 func TestX46_Reboot(t *testing.T) {

@@ -80,14 +80,18 @@ type Container struct {
 type Exit struct {
 	ID     sandbox.ID
 	Reason string
-	// Unseen: it was concluded, not seen. A connected procd proves it wrong.
+	// Unseen: it was concluded, not seen. A connected procd proves it wrong, and
+	// for a claimed sandbox it counts for nothing: its channel decides.
 	Unseen bool
 }
 
+// NotRunning is the reason of an end that was found, not reported.
+const NotRunning = "not running"
+
 // Status is what the runtime knows of one container.
 type Status struct {
-	ID      sandbox.ID
-	Running bool
+	ID    sandbox.ID
+	Ended bool // its processes have ended; false also where the runtime can't tell
 }
 
 // Runtime starts and ends a sandbox's processes.

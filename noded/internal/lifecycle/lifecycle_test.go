@@ -76,12 +76,20 @@ func (m *machine) prepare(mutate ...func(*lifecycle.Config)) *noded {
 func (m *machine) boot(mutate ...func(*lifecycle.Config)) *noded {
 	m.t.Helper()
 	n := m.prepare(mutate...)
+	n.run()
+	n.Adopt(m.t.Context())
+	return n
+}
+
+// run loads the journal and works, but does not look for what lives yet.
+func (n *noded) run() {
+	n.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	jctx, jcancel := context.WithCancel(context.Background())
 	var wg, jwg sync.WaitGroup
 	jwg.Go(func() { _ = n.journal.Run(jctx) })
 	if err := n.Load(); err != nil {
-		m.t.Fatal(err)
+		n.t.Fatal(err)
 	}
 	wg.Go(func() { _ = n.Run(ctx) })
 	n.stop = sync.OnceFunc(func() {
@@ -90,9 +98,7 @@ func (m *machine) boot(mutate ...func(*lifecycle.Config)) *noded {
 		jcancel()
 		jwg.Wait()
 	})
-	m.t.Cleanup(n.stop)
-	n.Adopt(ctx)
-	return n
+	n.t.Cleanup(n.stop)
 }
 
 func (n *noded) ctx() context.Context {

@@ -183,15 +183,15 @@ func (m *Manager) sweep(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
-// noticeEnds ends what is listed and does not run. That something is not listed
-// counts for slots alone that were found at start and whose procd is not
-// connected either: they are nobody's, and a pool waits for their place.
+// noticeEnds ends what is listed as ended. That something is not listed counts
+// for slots alone that were found at start and whose procd is not connected
+// either: they are nobody's, and a pool waits for their place.
 func (m *Manager) noticeEnds(ctx context.Context, settled map[sandbox.ID]bool, containers []Status) {
 	listed := map[sandbox.ID]bool{}
 	for _, c := range containers {
 		listed[c.ID] = true
-		if settled[c.ID] && !c.Running {
-			m.exited(ctx, Exit{ID: c.ID, Reason: "not running", Unseen: true})
+		if settled[c.ID] && c.Ended {
+			m.exited(ctx, Exit{ID: c.ID, Reason: NotRunning})
 		}
 	}
 	for _, inst := range m.snapshot() {
@@ -199,7 +199,7 @@ func (m *Manager) noticeEnds(ctx context.Context, settled map[sandbox.ID]bool, c
 		found := inst.unseen && inst.rec.State == journal.Slot
 		m.mu.Unlock()
 		if found && settled[inst.id] && !listed[inst.id] {
-			m.exited(ctx, Exit{ID: inst.id, Reason: "not running", Unseen: true})
+			m.exited(ctx, Exit{ID: inst.id, Reason: NotRunning, Unseen: true})
 		}
 	}
 }

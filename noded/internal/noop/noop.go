@@ -125,7 +125,7 @@ func (r Runtime) List(context.Context) ([]lifecycle.Status, error) {
 	defer r.mu.Unlock()
 	var all []lifecycle.Status
 	for id, p := range r.containers {
-		all = append(all, lifecycle.Status{ID: id, Running: p.alive()})
+		all = append(all, lifecycle.Status{ID: id, Ended: !p.alive()})
 	}
 	return all, nil
 }
@@ -147,6 +147,9 @@ func (r Runtime) Kill(id sandbox.ID, tell bool) {
 		r.exits <- lifecycle.Exit{ID: id, Reason: "killed"}
 	}
 }
+
+// Report delivers an exit, true or not.
+func (r Runtime) Report(e lifecycle.Exit) { r.exits <- e }
 
 // Env is the environment that the sandbox's procd has.
 func (r Runtime) Env(id sandbox.ID) map[string]string {

@@ -122,7 +122,8 @@ func (r *Runtime) handle(ctx context.Context, e *events.Envelope) {
 	}
 }
 
-// catchUp reports the containers that have ended unseen.
+// catchUp reports the containers that have ended unseen. One without a task is
+// lost as far as containerd tells, which is no proof: see [ended].
 func (r *Runtime) catchUp(ctx context.Context) error {
 	list, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
@@ -134,17 +135,17 @@ func (r *Runtime) catchUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ended := map[string]Exit{}
+	exits := map[string]Exit{}
 	for _, c := range containers {
-		ended[c.ID] = Exit{At: time.Now(), Reason: lost} // unless it has a task
+		exits[c.ID] = Exit{At: time.Now(), Reason: lost} // unless it has a task
 	}
 	for _, t := range tasks {
-		delete(ended, t.ID)
-		if !alive(t.Status) && t.ExitedAt != nil {
-			ended[t.ID] = Exit{Status: t.ExitStatus, At: t.ExitedAt.AsTime(), Reason: exited}
+		delete(exits, t.ID)
+		if ended(t) && t.ExitedAt != nil {
+			exits[t.ID] = Exit{Status: t.ExitStatus, At: t.ExitedAt.AsTime(), Reason: exited}
 		}
 	}
-	for name, exit := range ended {
+	for name, exit := range exits {
 		if exit.ID, err = sandbox.ParseID(name); err == nil {
 			r.report(ctx, exit)
 		}

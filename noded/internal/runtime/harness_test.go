@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -250,4 +251,21 @@ func (n *node) sentry(id sandbox.ID) int {
 		n.Fatal(fmt.Errorf("%s has no pid", id))
 	}
 	return pid
+}
+
+// shim is the pid of the node's one shim.
+func (n *node) shim() int {
+	n.Helper()
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		raw, _ := os.ReadFile(f)
+		program, _, _ := strings.Cut(string(raw), "\x00")
+		if strings.HasPrefix(program, n.ctd.Dir) && filepath.Base(program) == "containerd-shim-s0-v1" {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			n.ok(err)
+			return pid
+		}
+	}
+	n.Fatal("no shim")
+	return 0
 }

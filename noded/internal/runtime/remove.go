@@ -103,7 +103,7 @@ func (r *Runtime) List(ctx context.Context) ([]Status, error) {
 	}
 	for _, t := range tasks {
 		s := at(t.ID)
-		s.PID, s.Running = int(t.Pid), alive(t.Status)
+		s.PID, s.Ended = int(t.Pid), ended(t)
 	}
 	err = r.client.SnapshotService(r.cfg.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if s := at(info.Name); s.Labels == nil {
@@ -130,8 +130,10 @@ func (r *Runtime) tasks(ctx context.Context) ([]*tasktypes.Process, error) {
 	return res.Tasks, nil
 }
 
-func alive(s tasktypes.Status) bool {
-	return s == tasktypes.Status_RUNNING || s == tasktypes.Status_PAUSED || s == tasktypes.Status_PAUSING
-}
+// ended reports whether the task's shim says that its first process has ended.
+// Nothing else proves that: of a shim that is slow to answer containerd leaves the
+// task out of the list, and of one that answers with an error it lists the task
+// without a status.
+func ended(t *tasktypes.Process) bool { return t.Status == tasktypes.Status_STOPPED }
 
 var errStream = errors.New("the event stream has ended")

@@ -86,15 +86,15 @@ type Exit struct {
 const (
 	exited      = "exited"
 	outOfMemory = "oom"
-	lost        = "lost" // nobody saw it end
+	lost        = "lost" // containerd lists no task of it; nobody saw it end
 )
 
 // Status is what containerd has under one id.
 type Status struct {
-	ID      sandbox.ID
-	Running bool // its first process was started and has not ended
-	PID     int  // of the sandbox on the host; 0 when there is none
-	Labels  map[string]string
+	ID     sandbox.ID
+	Ended  bool // its first process has ended: said by its shim, not concluded
+	PID    int  // of the sandbox on the host; 0 when there is none, or nobody says
+	Labels map[string]string
 }
 
 // Runtime runs containers. Its methods are safe for concurrent use on different

@@ -41,7 +41,7 @@ func TestStartAndRemove(t *testing.T) {
 			}
 
 			s := n.list()[b.c.ID]
-			if !s.Running || s.PID == 0 || s.Labels["s0.run/pool"] != "p" || s.Labels["s0.run/generation"] != "1" {
+			if s.Ended || s.PID == 0 || s.Labels["s0.run/pool"] != "p" || s.Labels["s0.run/generation"] != "1" {
 				t.Errorf("listed as %+v", s)
 			}
 			for range 2 { // idempotent
@@ -113,7 +113,7 @@ func TestX29_ExitIsReported(t *testing.T) {
 	if e.ID != b.c.ID || e.Status != 137 || e.Reason != exited || time.Since(begin) > 5*time.Second {
 		t.Errorf("exit %+v after %v", e, time.Since(begin))
 	}
-	if s, ok := n.list()[b.c.ID]; !ok || s.Running {
+	if s, ok := n.list()[b.c.ID]; !ok || !s.Ended {
 		t.Errorf("listed as %+v, want a container that has ended", s)
 	}
 	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
@@ -161,6 +161,31 @@ func TestX28_ExitWhileContainerdIsAway(t *testing.T) {
 		t.Errorf("another exit: %+v", e)
 	default:
 	}
+}
+
+// R3: a shim that does not answer says nothing about its sandbox. containerd then
+// lists no task; the sandbox works on, and nobody may call it ended.
+func TestX29_SilentShimIsNoEnd(t *testing.T) {
+	n := newNode(t)
+	b := n.start(sandbox.GVisor)
+	a := b.accept()
+	shim := n.shim()
+	n.ok(syscall.Kill(shim, syscall.SIGSTOP))
+	defer syscall.Kill(shim, syscall.SIGCONT)
+	if s, ok := n.list()[b.c.ID]; !ok || s.Ended {
+		t.Errorf("with a silent shim it is listed as %+v (%v)", s, ok)
+	}
+	n.rt = n.newRuntime() // a noded that starts anew is told that nobody knows
+	if e := n.nextExit(); e.ID != b.c.ID || e.Reason != lost {
+		t.Errorf("exit %+v, want one that is concluded", e)
+	}
+	a.wantOut("yes", "read", "/etc/from-image")
+	n.ok(syscall.Kill(shim, syscall.SIGCONT))
+	if s := n.list()[b.c.ID]; s.Ended || s.PID == 0 {
+		t.Errorf("when the shim answers again it is listed as %+v", s)
+	}
+	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
+	n.wantNothing()
 }
 
 // A noded that starts anew is told what ended while there was none.
@@ -211,7 +236,7 @@ func TestG12_HalfMadeIsListedAndRemoved(t *testing.T) {
 	_, err := n.rt.Client().SnapshotService("overlayfs").View(n.ctx(), string(b.c.ID), n.image.ChainID,
 		snapshots.WithLabels(map[string]string{gcRoot: "now", "s0.run/pool": "p"}))
 	n.ok(err)
-	if s, ok := n.list()[b.c.ID]; !ok || s.Running || s.Labels["s0.run/pool"] != "p" {
+	if s, ok := n.list()[b.c.ID]; !ok || s.Ended || s.Labels["s0.run/pool"] != "p" {
 		t.Errorf("listed as %+v", s)
 	}
 	n.ok(n.rt.Remove(n.ctx(), b.c.ID))

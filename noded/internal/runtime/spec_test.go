@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"s0.run/internal/sandbox"
@@ -158,5 +159,15 @@ func TestSightings(t *testing.T) {
 	s.gone("c-bbbbbbbbbbbbbbbbbbbbbbbbbb", now.Add(2*eventDelay))
 	if len(s.all) != 1 {
 		t.Errorf("%d sightings are kept, want 1", len(s.all))
+	}
+}
+
+func TestOnlyStoppedIsEnded(t *testing.T) {
+	t.Parallel()
+	for status := range tasktypes.Status_name {
+		s := tasktypes.Status(status)
+		if got := ended(&tasktypes.Process{Status: s}); got != (s == tasktypes.Status_STOPPED) {
+			t.Errorf("%v: ended %v", s, got)
+		}
 	}
 }
