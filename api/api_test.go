@@ -529,6 +529,58 @@ func TestRateLimit(t *testing.T) {
 	last.refused(429, "rate_limited")
 }
 
+// Passwords are tried slowly, whoever tries, and nothing else is held up.
+func TestRateLimitOfSignIns(t *testing.T) {
+	t.Parallel()
+	i := start(t, func(c *api.Config, _ *fakenode.Node) { c.RateLimit, c.RateBurst = 100, 200 })
+	key, jwt := i.key("developer"), i.signIn()
+	login := func(email string) answer {
+		return i.send(request{method: "POST", path: "/auth/login", body: map[string]string{"email": email, "password": "a guess"}})
+	}
+	limited := func(what string, most int, try func(n int) answer) {
+		t.Helper()
+		for n := range most + 1 {
+			a := try(n)
+			if a.status != 429 {
+				continue
+			}
+			a.refused(429, "rate_limited")
+			if a.header.Get("Retry-After") == "" {
+				t.Errorf("%s: no Retry-After", what)
+			}
+			return
+		}
+		t.Errorf("%s: %d tries were let through", what, most)
+	}
+	limited("one user", 10, func(n int) answer {
+		if n%2 == 0 {
+			return login(i.admin)
+		}
+		return login(strings.ToUpper(i.admin))
+	})
+	i.send(request{method: "POST", path: "/auth/login", body: map[string]string{"email": i.admin, "password": i.pass}}).refused(429, "rate_limited")
+	limited("one address", 100, func(n int) answer { return login(fmt.Sprintf("u%d@example.com", n)) })
+	limited("a change of password", 1, func(int) answer {
+		return i.send(request{method: "POST", path: "/auth/change-password", token: jwt, body: `{"old_password":"a guess","new_password":"12345678"}`})
+	})
+	i.send(request{method: "GET", path: "/api/v1/sandboxes", token: key}).want(200, nil)
+	i.send(request{method: "GET", path: "/teams", token: jwt}).want(200, nil)
+}
+
+func TestA18_EmailsThatAreNone(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	for _, email := range []string{`a\u0000@example.com`, `a\n`, `\u0085`, "", strings.Repeat("x", 255)} {
+		i.send(request{method: "POST", path: "/auth/login", body: `{"email":"` + email + `","password":"b"}`}).refused(400, "bad_request")
+	}
+	for _, email := range []string{`\ud800`, "x' OR 1=1 --", "ünï@example.com", strings.Repeat("x", 254)} {
+		i.send(request{method: "POST", path: "/auth/login", body: `{"email":"` + email + `","password":"b\u0000"}`}).refused(401, "unauthorized")
+	}
+	if line := i.log.line("level=ERROR"); line != "" {
+		t.Errorf("a client's nonsense is no error of ours: %s", line)
+	}
+}
+
 func TestA07_TokensAreNotLogged(t *testing.T) {
 	t.Parallel()
 	i := start(t)

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -221,13 +222,35 @@ func TestPasswords(t *testing.T) {
 func TestHashingIsBounded(t *testing.T) {
 	t.Parallel()
 	h := NewHasher()
-	for range hashesAtOnce {
-		h.slots <- struct{}{}
+	if err := h.enter(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := h.Hash(ctx, "12345678"); !errdefs.Is(err, errdefs.Unavailable) {
-		t.Fatalf("a hash beyond the bound must wait for its turn or give up: %v", err)
+	if _, err := h.Hash(ctx, "12345678"); !errdefs.Is(err, errdefs.Exhausted) {
+		t.Fatalf("a second hash must wait for its turn or give up: %v", err)
+	}
+	waited := make(chan error)
+	for range hashesWaiting {
+		go func() {
+			_, err := h.Verify(t.Context(), "12345678", "")
+			waited <- err
+		}()
+	}
+	for len(h.queue) < cap(h.queue) { // until all of them are in it
+		runtime.Gosched()
+	}
+	if _, err := h.Verify(t.Context(), "12345678", ""); !errdefs.Is(err, errdefs.Exhausted) || errdefs.From(err).RetryAfter <= 0 {
+		t.Errorf("beyond the queue: %v", err)
+	}
+	h.leave()
+	for range hashesWaiting {
+		if err := <-waited; err != nil {
+			t.Errorf("who waited must have a turn: %v", err)
+		}
+	}
+	if len(h.queue) != 0 || len(h.turn) != 0 {
+		t.Errorf("%d in the queue, %d at work, and nobody is there", len(h.queue), len(h.turn))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"strings"
+	"time"
 
 	"golang.org/x/crypto/argon2"
 
@@ -22,18 +23,28 @@ const (
 	argonSaltBytes = 16
 	argonKeyBytes  = 32
 
-	// hashesAtOnce bounds the memory and CPU that sign-ins can take together.
-	hashesAtOnce = 2
+	// One hash at a time is all the CPU and memory that sign-ins can take together,
+	// however many there are. So many may wait, each for those before it; a hash
+	// takes some 50 ms.
+	hashesWaiting = 8
 
 	minPasswordBytes = 8
 	maxPasswordBytes = 1024
 )
 
-// Hasher hashes and verifies passwords, a few at a time.
-type Hasher struct{ slots chan struct{} }
+// Hasher hashes and verifies passwords, one at a time. It is safe for concurrent
+// use and refuses what would wait too long.
+type Hasher struct {
+	queue chan struct{} // who waits or works
+	turn  chan struct{} // who works
+}
 
 // NewHasher makes a Hasher.
-func NewHasher() *Hasher { return &Hasher{slots: make(chan struct{}, hashesAtOnce)} }
+func NewHasher() *Hasher {
+	return &Hasher{queue: make(chan struct{}, 1+hashesWaiting), turn: make(chan struct{}, 1)}
+}
+
+var errBusy = errdefs.WithCode(errdefs.Exhausted, "rate_limited", "too many sign-ins at once").WithRetryAfter(time.Second)
 
 // CheckPassword refuses a new password that is too short or absurdly long.
 func CheckPassword(password string) error {
@@ -84,14 +95,23 @@ func (h *Hasher) Verify(ctx context.Context, password, phc string) (bool, error)
 
 func (h *Hasher) enter(ctx context.Context) error {
 	select {
-	case h.slots <- struct{}{}:
+	case h.queue <- struct{}{}:
+	default:
+		return errBusy
+	}
+	select {
+	case h.turn <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return errdefs.New(errdefs.Unavailable, "too many sign-ins at once").WithCause(ctx.Err())
+		<-h.queue
+		return errBusy.WithCause(ctx.Err())
 	}
 }
 
-func (h *Hasher) leave() { <-h.slots }
+func (h *Hasher) leave() {
+	<-h.turn
+	<-h.queue
+}
 
 type phcParts struct {
 	memory, time uint32

@@ -65,10 +65,12 @@ type Config struct {
 
 // API implements the generated ServerInterface.
 type API struct {
-	cfg    Config
-	teams  *ratelimit.Limiter
-	hosts  *ratelimit.Limiter
-	timing *prometheus.HistogramVec
+	cfg         Config
+	teams       *ratelimit.Limiter
+	hosts       *ratelimit.Limiter
+	signInHosts *ratelimit.Limiter // by address
+	signInUsers *ratelimit.Limiter // by who is to be signed in
+	timing      *prometheus.HistogramVec
 }
 
 var _ openapi.ServerInterface = (*API)(nil)
@@ -77,6 +79,7 @@ var _ openapi.ServerInterface = (*API)(nil)
 func New(cfg Config) *API {
 	a := &API{
 		cfg: cfg, teams: ratelimit.New(cfg.Rate, cfg.Burst), hosts: ratelimit.New(cfg.Rate, cfg.Burst),
+		signInHosts: ratelimit.New(cfg.Rate/100, max(1, cfg.Burst/10)), signInUsers: ratelimit.New(cfg.Rate/1000, max(1, cfg.Burst/20)),
 		timing: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "s0_api_request_seconds", Help: "Time to answer a request, by route and class of status.",
 			Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},

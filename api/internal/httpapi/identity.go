@@ -27,11 +27,37 @@ func (a *API) ListAuthProviders(w http.ResponseWriter, r *http.Request) {
 func (a *API) Login(w http.ResponseWriter, r *http.Request) {
 	var req openapi.LoginRequest
 	err := decode(w, r, controlBytes, &req, "email", "password")
+	if err == nil {
+		err = checkEmail(req.Email)
+	}
+	if err == nil {
+		err = a.limitSignIns(w, r, strings.ToLower(req.Email))
+	}
 	var s identity.Session
 	if err == nil {
 		s, err = a.cfg.Identity.Login(r.Context(), req.Email, req.Password)
 	}
 	a.answer(w, r, http.StatusOK, sessionOut(s), err)
+}
+
+const maxEmailBytes = 254 // RFC 5321
+
+func checkEmail(email string) error {
+	if email == "" || len(email) > maxEmailBytes || !plain(email) {
+		return errdefs.New(errdefs.InvalidArgument, "email is invalid")
+	}
+	return nil
+}
+
+// limitSignIns bounds how often passwords are tried: from one address, since each
+// costs as much as a hundred other requests, and for one user, from wherever.
+// Somebody who uses up a user's tries keeps him from signing in, but from nothing
+// else: sessions and API keys go on.
+func (a *API) limitSignIns(w http.ResponseWriter, r *http.Request, user string) error {
+	if err := a.limit(w, a.signInHosts, remoteHost(r)); err != nil {
+		return err
+	}
+	return a.limit(w, a.signInUsers, user)
 }
 
 // RefreshToken implements POST /auth/refresh.
@@ -75,6 +101,9 @@ func (a *API) Logout(w http.ResponseWriter, r *http.Request) {
 func (a *API) ChangePassword(w http.ResponseWriter, r *http.Request) {
 	var req openapi.ChangePasswordRequest
 	err := decode(w, r, controlBytes, &req, "old_password", "new_password")
+	if err == nil {
+		err = a.limitSignIns(w, r, callerOf(r).identity.UserID.String())
+	}
 	if err == nil {
 		err = a.cfg.Identity.ChangePassword(r.Context(), callerOf(r).identity.UserID, req.OldPassword, req.NewPassword)
 	}
