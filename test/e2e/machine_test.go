@@ -24,6 +24,8 @@ func TestMachine(t *testing.T) {
 	s := s0test.Start(t, s0test.Options{Pool: 2})
 	t.Run("demo", func(t *testing.T) { testDemo(t, s) })
 	t.Run("sandbox", func(t *testing.T) { testSandbox(t, s) })
+	t.Run("TestA01_Tenants", func(t *testing.T) { testTenants(t, s) })
+	t.Run("REPLs", func(t *testing.T) { testREPLs(t, s) })
 	t.Run("bad input", func(t *testing.T) { testBadInput(t, s) })
 	t.Run("restarts", func(t *testing.T) { testRestarts(t, s) })
 	t.Run("dead sandbox", func(t *testing.T) { testDeadSandbox(t, s) })
