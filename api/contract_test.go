@@ -167,7 +167,7 @@ func TestA08_Bodies(t *testing.T) {
 	}
 	post(`{"template":"default"}`, http.Header{"Content-Encoding": {"gzip"}}).refused(400, "bad_request")
 	for _, body := range []string{
-		"", "null", "[]", `{"template":"a","template":"b"}`, `{"template":"a"}{}`, `{"template":NaN}`, "{\"template\":\"\xff\"}",
+		"", "null", "[]", `{"template":"a","template":"b"}`, `{"template":"default","Template":"default"}`, `{"TEMPLATE":"default"}`, `{"template":"a"}{}`, `{"template":NaN}`, "{\"template\":\"\xff\"}",
 		`{"template":` + strings.Repeat("[", 100_000), `{"template":"a","config":{"env_vars":{"A":"1","A":"2"}}}`, `{"template":{}}`, `{"template":"a","config":{"ttl":1e400}}`,
 	} {
 		post(body, nil).refused(400, "bad_request")

@@ -1,6 +1,7 @@
 // Package strictjson decodes a client's JSON and refuses whatever two parsers
-// might read differently: unknown and duplicate keys, a second value, invalid
-// UTF-8, absurd depth. It is pure; the caller bounds the input's size.
+// might read differently: unknown and duplicate keys, keys in another case than
+// the contract's, a second value, invalid UTF-8, absurd depth. It is pure; the
+// caller bounds the input's size.
 //
 // Its errors are meant for the client: they say where and what, and quote no
 // more than a key's first bytes.
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"unicode/utf8"
 )
@@ -28,7 +30,7 @@ func Unmarshal(data []byte, dst any, required ...string) error {
 	if !utf8.Valid(data) {
 		return errors.New("the body is not valid UTF-8")
 	}
-	top, err := scan(data)
+	top, err := scan(data, plainType(reflect.TypeOf(dst)))
 	if err != nil {
 		return err
 	}
@@ -37,14 +39,12 @@ func Unmarshal(data []byte, dst any, required ...string) error {
 			return fmt.Errorf("%s is required", key)
 		}
 	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	return explain(dec.Decode(dst))
+	return explain(json.Unmarshal(data, dst))
 }
 
-// scan walks the tokens and answers which keys the top object has, null ones
-// apart.
-func scan(data []byte) (map[string]bool, error) {
+// scan walks the tokens along the type that they are for and answers which keys
+// the top object has, null ones apart.
+func scan(data []byte, t reflect.Type) (map[string]bool, error) {
 	s := &scanner{dec: json.NewDecoder(bytes.NewReader(data)), top: map[string]bool{}}
 	s.dec.UseNumber()
 	tok, err := s.dec.Token()
@@ -54,7 +54,7 @@ func scan(data []byte) (map[string]bool, error) {
 	if tok != json.Delim('{') {
 		return nil, errors.New("the body must be a JSON object")
 	}
-	if err := s.object(1); err != nil {
+	if err := s.object(t, 1); err != nil {
 		return nil, err
 	}
 	if _, err := s.dec.Token(); !errors.Is(err, io.EOF) {
@@ -69,7 +69,7 @@ type scanner struct {
 	top  map[string]bool
 }
 
-func (s *scanner) object(depth int) error {
+func (s *scanner) object(t reflect.Type, depth int) error {
 	seen := map[string]bool{}
 	for s.dec.More() {
 		tok, err := s.dec.Token()
@@ -84,7 +84,11 @@ func (s *scanner) object(depth int) error {
 		if s.keys++; s.keys > maxKeys {
 			return errors.New("the body has too many keys")
 		}
-		value, err := s.value(depth)
+		field, known := fieldOf(t, key)
+		if !known {
+			return fmt.Errorf("unknown field %s", quote(key))
+		}
+		value, err := s.value(field, depth)
 		if err != nil {
 			return err
 		}
@@ -95,9 +99,13 @@ func (s *scanner) object(depth int) error {
 	return s.end()
 }
 
-func (s *scanner) array(depth int) error {
+func (s *scanner) array(t reflect.Type, depth int) error {
+	var elem reflect.Type
+	if t != nil && (t.Kind() == reflect.Slice || t.Kind() == reflect.Array) {
+		elem = t.Elem()
+	}
 	for s.dec.More() {
-		if _, err := s.value(depth); err != nil {
+		if _, err := s.value(elem, depth); err != nil {
 			return err
 		}
 	}
@@ -109,8 +117,8 @@ func (s *scanner) end() error {
 	return explain(err)
 }
 
-// value reads one value; it answers nil for null alone.
-func (s *scanner) value(depth int) (json.Token, error) {
+// value reads one value that is for a t; it answers nil for null alone.
+func (s *scanner) value(t reflect.Type, depth int) (json.Token, error) {
 	tok, err := s.dec.Token()
 	if err != nil {
 		return nil, explain(err)
@@ -122,10 +130,45 @@ func (s *scanner) value(depth int) (json.Token, error) {
 	if depth >= maxDepth {
 		return nil, errors.New("the body is nested too deeply")
 	}
+	t = plainType(t)
 	if delim == '{' {
-		return delim, s.object(depth + 1)
+		return delim, s.object(t, depth+1)
 	}
-	return delim, s.array(depth + 1)
+	return delim, s.array(t, depth+1)
+}
+
+var unmarshaler = reflect.TypeFor[json.Unmarshaler]()
+
+// plainType is what t's fields can be known of: what it points to, or nil when it
+// has its own way to read JSON.
+func plainType(t reflect.Type) reflect.Type {
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t != nil && reflect.PointerTo(t).Implements(unmarshaler) {
+		return nil
+	}
+	return t
+}
+
+// fieldOf is the type of an object's field, nil where anything goes. The decoder
+// itself would take a name in any case.
+func fieldOf(t reflect.Type, key string) (field reflect.Type, known bool) {
+	switch {
+	case t == nil:
+		return nil, true
+	case t.Kind() == reflect.Map:
+		return t.Elem(), true
+	case t.Kind() != reflect.Struct: // the decoder says what is wrong with that
+		return nil, true
+	}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name == key && name != "-" {
+			return f.Type, true
+		}
+	}
+	return nil, false
 }
 
 // explain turns the decoder's errors into what a client can use.
@@ -134,10 +177,14 @@ func explain(err error) error {
 		return nil
 	}
 	if t, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		if t.Field == "" {
-			return fmt.Errorf("the body must not be a %s", t.Value)
+		value := t.Value // such as: number 1e400
+		if len(value) > maxQuote {
+			value = value[:maxQuote] + "…"
 		}
-		return fmt.Errorf("%s must not be a %s", quote(t.Field), t.Value)
+		if t.Field == "" {
+			return fmt.Errorf("the body must not be a %s", value)
+		}
+		return fmt.Errorf("%s must not be a %s", quote(t.Field), value)
 	}
 	if s, ok := errors.AsType[*json.SyntaxError](err); ok {
 		return fmt.Errorf("not JSON at byte %d", s.Offset)
@@ -145,11 +192,7 @@ func explain(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errors.New("the JSON ends too early")
 	}
-	text := strings.TrimPrefix(err.Error(), "json: ") // such as: unknown field "x"
-	if !strings.HasPrefix(text, "unknown field") {
-		text = "not the JSON that is expected"
-	}
-	return errors.New(text[:min(len(text), maxQuote+len(`unknown field ""`))])
+	return errors.New("not the JSON that is expected")
 }
 
 func quote(s string) string {

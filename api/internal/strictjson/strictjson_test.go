@@ -14,14 +14,19 @@ type doc struct {
 	N    *int32            `json:"n,omitempty"`
 	Env  map[string]string `json:"env,omitempty"`
 	List []doc             `json:"list,omitempty"`
+	Any  map[string]any    `json:"any,omitempty"`
+	Raw  json.RawMessage   `json:"raw,omitempty"`
+	Not  string            `json:"-"`
 }
 
 func TestWhatIsAccepted(t *testing.T) {
 	t.Parallel()
 	n := int32(7)
 	var d doc
-	err := Unmarshal([]byte(` {"name":"a","n":7,"env":{"A":"1","a":"2"},"list":[{"name":"b"},{"name":"c"}]} `), &d, "name")
-	want := doc{Name: "a", N: &n, Env: map[string]string{"A": "1", "a": "2"}, List: []doc{{Name: "b"}, {Name: "c"}}}
+	err := Unmarshal([]byte(` {"name":"a","n":7,"env":{"A":"1","a":"2"},"list":[{"name":"b"},{"name":"c"}],
+		"any":{"N":{"n":1,"N":2}},"raw":{"r":[{"R":1}]}} `), &d, "name")
+	want := doc{Name: "a", N: &n, Env: map[string]string{"A": "1", "a": "2"}, List: []doc{{Name: "b"}, {Name: "c"}},
+		Any: map[string]any{"N": map[string]any{"n": 1.0, "N": 2.0}}, Raw: json.RawMessage(`{"r":[{"R":1}]}`)}
 	if err != nil || !reflect.DeepEqual(d, want) {
 		t.Fatalf("%+v: %v", d, err)
 	}
@@ -38,6 +43,14 @@ func TestA08_WhatIsRefused(t *testing.T) {
 		"string":             {`"x"`, "must be a JSON object"},
 		"unknown field":      {`{"name":"a","tenant_id":"x"}`, `unknown field "tenant_id"`},
 		"nested unknown":     {`{"name":"a","list":[{"name":"b","x":1}]}`, `unknown field "x"`},
+		"another case":       {`{"name":"a","Name":"b"}`, `unknown field "Name"`},
+		"only another case":  {`{"NAME":"a"}`, `unknown field "NAME"`},
+		"nested other case":  {`{"name":"a","list":[{"Name":"b"}]}`, `unknown field "Name"`},
+		"folded case":        {`{"name":"a","li\u017ft":[]}`, "unknown field"}, // ſ folds to s
+		"hidden field":       {`{"name":"a","-":"x"}`, `unknown field "-"`},
+		"duplicate in any":   {`{"name":"a","any":{"x":{"A":1,"A":2}}}`, `"A" is there twice`},
+		"duplicate in raw":   {`{"name":"a","raw":{"A":1,"A":2}}`, `"A" is there twice`},
+		"endless number":     {`{"name":"a","n":` + strings.Repeat("9", 10_000) + `}`, `"n" must not be a number 999`},
 		"duplicate":          {`{"name":"a","name":"b"}`, `"name" is there twice`},
 		"nested duplicate":   {`{"name":"a","env":{"A":"1","A":"2"}}`, `"A" is there twice`},
 		"escaped duplicate":  {`{"name":"a","n\u0061me":"b"}`, `"name" is there twice`},
