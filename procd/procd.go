@@ -5,7 +5,8 @@
 // connections, and files. Beside that it does what a PID 1 must: reap, and not die
 // of a stray signal. It trusts nobody inside the sandbox and is trusted by nobody
 // outside; it holds no secret. Its parts are under internal/: reap owns the
-// children, proc a process and its output, repl what an interpreter says, contexts
+// children, proc a process and its output, repl what an interpreter says, warm the
+// processes that a template wants to run before there is a tenant, contexts
 // the table, logbook the lines that processes print, files the file calls, rpc the
 // wire, events what noded shall hear of, local what the sandbox's own processes
 // may ask. This package wires them, owns the connection, and gives the sandbox its
@@ -37,6 +38,7 @@ import (
 	"s0.run/procd/internal/logbook"
 	"s0.run/procd/internal/reap"
 	"s0.run/procd/internal/rpc"
+	"s0.run/procd/internal/warm"
 )
 
 const (
@@ -56,8 +58,8 @@ type Config struct {
 	Local     string // address for the sandbox's own processes; defaults to 127.0.0.1:procapi.EventPort
 }
 
-// Run serves until ctx ends or the sandbox's host sends SIGTERM, then kills
-// everything that it started.
+// Run serves until ctx ends, the sandbox's host sends SIGTERM, or a warm process
+// fails, which it returns. Then it kills everything that it started.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Socket == "" {
 		cfg.Socket = procapi.Socket
@@ -90,14 +92,21 @@ func Run(ctx context.Context, cfg Config) error {
 	inside := local.New(local.Config{Address: cfg.Local, Log: cfg.Log})
 	inside.Handle("POST "+events.PublishPath, http.HandlerFunc(queue.ServePublish))
 	names := &names{etc: "/etc", log: cfg.Log}
+	kept := warm.New(warm.Config{Contexts: table, Reaper: reaper})
 	link := newLink(cfg.Socket, rpc.New(rpc.Config{
-		Version: cfg.Version, BootID: bootID(), Contexts: table, Identify: names.set, Events: queue, Logs: book, WatchDir: func(string) {}, Log: cfg.Log,
+		Version: cfg.Version, BootID: bootID(), Contexts: table, Warm: kept, Identify: names.set, Events: queue, Logs: book, WatchDir: func(string) {}, Log: cfg.Log,
 	}), cfg.Log)
 
 	var children, work sync.WaitGroup
 	children.Go(func() { reaper.Run(reaping) })
 	work.Go(func() { link.run(ctx) })
 	work.Go(func() { inside.Run(ctx) })
+	var failure error // of a warm process, without which the sandbox is not what it was to be
+	work.Go(func() {
+		if failure = kept.Run(ctx); failure != nil {
+			stop()
+		}
+	})
 	work.Go(func() {
 		<-ctx.Done()
 		killAll()
@@ -107,7 +116,7 @@ func Run(ctx context.Context, cfg Config) error {
 	names.wait()
 	reaped()
 	children.Wait()
-	return nil
+	return failure
 }
 
 func bootID() string {

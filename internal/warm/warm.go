@@ -8,7 +8,6 @@ package warm
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -90,6 +89,7 @@ const (
 	MaxProcesses    = 16
 	maxArgs         = 256
 	maxArgBytes     = 64 << 10 // of one argv
+	maxNameBytes    = 63
 	maxPathBytes    = 1 << 10
 	maxEnvVars      = 256
 	maxEnvBytes     = 64 << 10
@@ -99,11 +99,22 @@ const (
 	maxThreshold    = 1000
 )
 
-var (
-	namePattern   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	aliasPattern  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
-	headerPattern = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$")
+// Character classes; no regexp, for procd has no other use for that package.
+const (
+	lower   = "abcdefghijklmnopqrstuvwxyz"
+	upper   = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	digits  = "0123456789"
+	inToken = lower + upper + digits + "!#$%&'*+-.^_`|~" // of RFC 9110
 )
+
+// madeOf reports whether s has 1 to limit bytes, all of them from a class.
+func madeOf(s, class string, limit int) bool {
+	return s != "" && len(s) <= limit && strings.Trim(s, class) == ""
+}
+
+func isName(s string) bool {
+	return madeOf(s, lower+digits+"-", maxNameBytes) && s[0] != '-' && s[len(s)-1] != '-'
+}
 
 // Validate checks the processes of one template. Its errors name the field as
 // the template's author knows it.
@@ -113,8 +124,8 @@ func Validate(processes []Process) error {
 	}
 	seen := map[string]bool{}
 	for _, p := range processes {
-		if !namePattern.MatchString(p.Name) {
-			return fmt.Errorf("name %.80q: want lower-case letters, digits and '-', at most 63", p.Name)
+		if !isName(p.Name) {
+			return fmt.Errorf("name %.80q: want lower-case letters, digits and '-', at most %d", p.Name, maxNameBytes)
 		}
 		if seen[p.Name] {
 			return fmt.Errorf("name %q is there twice", p.Name)
@@ -160,7 +171,7 @@ func (p *Process) validateType() error {
 		if len(p.Command) > 0 {
 			return fmt.Errorf("a warm process of type repl must not have a command")
 		}
-		if p.Alias != "" && !aliasPattern.MatchString(p.Alias) {
+		if p.Alias != "" && !madeOf(p.Alias, lower+upper+digits+"-_", maxNameBytes) {
 			return fmt.Errorf("alias %.80q is not a REPL's", p.Alias)
 		}
 		return nil
@@ -266,7 +277,7 @@ func (h *HTTPGet) validate() error {
 		return fmt.Errorf("httpHeaders: at most %d", maxHeaders)
 	}
 	for _, header := range h.Headers {
-		if !headerPattern.MatchString(header.Name) {
+		if !madeOf(header.Name, inToken, maxNameBytes) {
 			return fmt.Errorf("httpHeaders: %.80q is not a header's name", header.Name)
 		}
 		if len(header.Value) > maxHeaderBytes || strings.ContainsFunc(header.Value, unicode.IsControl) {

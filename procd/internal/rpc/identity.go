@@ -6,6 +6,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
+	"s0.run/internal/warm"
 )
 
 // maxHostname is the kernel's bound.
@@ -18,7 +19,8 @@ type identity struct {
 }
 
 func (s *server) hello(w http.ResponseWriter, _ *http.Request) error {
-	return ok(w, procapi.Hello{Version: s.cfg.Version, BootID: s.cfg.BootID, Ready: true})
+	status, _ := s.cfg.Warm.Status()
+	return ok(w, procapi.Hello{Version: s.cfg.Version, BootID: s.cfg.BootID, Ready: status.Ready})
 }
 
 // init makes the sandbox a tenant's. It is repeated when its answer got lost, and
@@ -42,13 +44,20 @@ func (s *server) init(w http.ResponseWriter, r *http.Request) error {
 	if in.Generation == s.identity.generation {
 		return ok(w, struct{}{})
 	}
-	if err := s.cfg.Contexts.SetEnv(in.Env); err != nil {
+	if err := warm.Validate(in.Warm); err != nil {
+		return invalid("warm: %s", err)
+	}
+	if err := s.cfg.Warm.SetEnv(in.Env, false); err != nil {
 		return err
 	}
 	if in.Hostname != "" {
 		s.cfg.Identify(in.Hostname)
 	}
+	first := s.identity.generation == 0 // a later generation of this procd has them from the first
 	s.identity.generation = in.Generation
+	if first {
+		s.cfg.Warm.Start(in.Warm)
+	}
 	return ok(w, struct{}{})
 }
 
@@ -57,7 +66,7 @@ func (s *server) setEnv(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &in); err != nil {
 		return err
 	}
-	if err := s.cfg.Contexts.SetEnv(in.Env); err != nil {
+	if err := s.cfg.Warm.SetEnv(in.Env, in.RestartWarm); err != nil {
 		return err
 	}
 	return ok(w, struct{}{})

@@ -20,6 +20,7 @@ import (
 	"s0.run/procd/internal/events"
 	"s0.run/procd/internal/logbook"
 	"s0.run/procd/internal/tunnel"
+	"s0.run/procd/internal/warm"
 	"s0.run/procd/internal/watch"
 )
 
@@ -28,6 +29,7 @@ type Config struct {
 	Version  string
 	BootID   string
 	Contexts *contexts.Table
+	Warm     *warm.Manager
 	Identify func(hostname string) // gives the sandbox its name, as far as it can
 	Events   *events.Queue
 	WatchDir func(dir string) // makes changes below a directory events
@@ -50,6 +52,7 @@ func New(cfg Config) http.Handler {
 		"GET " + procapi.PathHello: s.hello,
 		"POST " + procapi.PathInit: s.init,
 		"PUT " + procapi.PathEnv:   s.setEnv,
+		"GET " + procapi.PathWarm:  s.streamWarm,
 
 		"POST " + procapi.PathContexts:                   s.createContext,
 		"GET " + procapi.PathContexts:                    s.listContexts,
@@ -70,6 +73,10 @@ func New(cfg Config) http.Handler {
 		"GET " + procapi.PathFiles + "/list":  s.listFiles,
 		"POST " + procapi.PathFiles + "/move": s.moveFile,
 		"GET " + procapi.PathFiles + "/watch": s.watchFiles,
+
+		"GET " + procapi.PathFiles + "/archive": s.packFiles,
+		"PUT " + procapi.PathFiles + "/archive": s.unpackFiles,
+		"POST " + procapi.PathFiles + "/search": s.searchFiles,
 
 		"POST " + procapi.PathTunnel: s.openTunnel,
 
