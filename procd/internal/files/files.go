@@ -67,7 +67,7 @@ func Open(path string) (*os.File, int64, error) {
 	// O_NONBLOCK: opening a FIFO must not wait for its writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
-		return nil, 0, failure(err, "reading")
+		return nil, 0, Failure(err, "reading")
 	}
 	info, err := f.Stat()
 	if err == nil {
@@ -75,7 +75,7 @@ func Open(path string) (*os.File, int64, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, 0, failure(err, "reading")
+		return nil, 0, Failure(err, "reading")
 	}
 	return f, info.Size(), nil
 }
@@ -112,7 +112,7 @@ func Staged(name string) bool {
 func Write(path string, r io.Reader, limit int64) error {
 	path, old, err := target(path)
 	if err != nil {
-		return failure(err, "writing")
+		return Failure(err, "writing")
 	}
 	staged, mode := StagedNew, fs.FileMode(newFileMode)
 	if old != nil {
@@ -120,17 +120,17 @@ func Write(path string, r io.Reader, limit int64) error {
 	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, newDirMode); err != nil {
-		return failure(err, "creating the parent directory")
+		return Failure(err, "creating the parent directory")
 	}
 	tmp, err := os.CreateTemp(dir, staged)
 	if err != nil {
-		return failure(err, "writing")
+		return Failure(err, "writing")
 	}
 	defer os.Remove(tmp.Name()) // a no-op after the rename
 	if err := fill(tmp, r, limit, mode); err != nil {
-		return failure(err, "writing")
+		return Failure(err, "writing")
 	}
-	return failure(os.Rename(tmp.Name(), path), "writing")
+	return Failure(os.Rename(tmp.Name(), path), "writing")
 }
 
 // target follows symlinks to the file that shall be replaced; old is nil when there
@@ -179,9 +179,9 @@ func Mkdir(path string, recursive bool) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return notFound("directory_not_found", "the parent directory does not exist")
 		}
-		return failure(err, "creating a directory")
+		return Failure(err, "creating a directory")
 	}
-	return failure(os.MkdirAll(path, newDirMode), "creating a directory")
+	return Failure(os.MkdirAll(path, newDirMode), "creating a directory")
 }
 
 // Remove deletes the path and everything below it, a symlink itself; nothing
@@ -190,7 +190,7 @@ func Remove(path string) error {
 	if protected(path) {
 		return forbidden("the sandbox needs %s", path)
 	}
-	return failure(os.RemoveAll(path), "deleting")
+	return Failure(os.RemoveAll(path), "deleting")
 }
 
 // foundations are mounts that the sandbox runs on.
@@ -217,7 +217,7 @@ func Move(source, destination string) error {
 		return forbidden("the sandbox needs %s", procapi.Dir)
 	}
 	if _, err := os.Lstat(source); err != nil {
-		return failure(err, "moving")
+		return Failure(err, "moving")
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, source, unix.AT_FDCWD, destination, unix.RENAME_NOREPLACE)
 	switch {
@@ -228,14 +228,14 @@ func Move(source, destination string) error {
 	case errors.Is(err, unix.EINVAL):
 		return invalid("a directory can't be moved into itself")
 	}
-	return failure(err, "moving")
+	return Failure(err, "moving")
 }
 
 // Stat describes the path itself: a symlink is not followed.
 func Stat(path string) (procapi.FileInfo, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
-		return procapi.FileInfo{}, failure(err, "reading")
+		return procapi.FileInfo{}, Failure(err, "reading")
 	}
 	return describe(path, info), nil
 }
@@ -247,12 +247,12 @@ func List(path string) ([]procapi.FileInfo, error) {
 		return nil, notFound("directory_not_found", "the directory does not exist")
 	}
 	if err != nil {
-		return nil, failure(err, "listing")
+		return nil, Failure(err, "listing")
 	}
 	defer dir.Close()
 	names, err := dir.Readdirnames(maxEntries + 1)
 	if err != nil && err != io.EOF {
-		return nil, failure(err, "listing")
+		return nil, Failure(err, "listing")
 	}
 	if len(names) > maxEntries || listBytes(path, names) > maxListBytes {
 		return nil, errdefs.WithCode(errdefs.TooLarge, "file_too_large", "the directory has too many entries to list; run a command such as find")
@@ -297,8 +297,8 @@ func describe(path string, info fs.FileInfo) procapi.FileInfo {
 	return out
 }
 
-// failure translates an error of the kernel; one that is typed stays as it is.
-func failure(err error, doing string) error {
+// Failure translates an error of the kernel; one that is typed stays as it is.
+func Failure(err error, doing string) error {
 	var typed *errdefs.Error
 	if err == nil || errors.As(err, &typed) {
 		return err
