@@ -12,6 +12,7 @@ import (
 	"s0.run/noded/internal/netns"
 	"s0.run/noded/internal/noop"
 	"s0.run/noded/internal/runtime"
+	"s0.run/noded/internal/stats"
 )
 
 // machine is what package lifecycle drives.
@@ -20,6 +21,8 @@ type machine struct {
 	images  lifecycle.Images
 	network lifecycle.Network
 	groups  lifecycle.Groups
+	usage   stats.Groups
+	traffic stats.Traffic
 	ready   func(context.Context) error
 }
 
@@ -28,6 +31,7 @@ func simulated(s *stack) machine {
 	s.push(n.Close)
 	return machine{
 		runtime: noop.Runtime{Node: n}, images: noop.Images{Node: n}, network: noop.Network{Node: n}, groups: noop.Groups{Node: n},
+		usage: noop.Groups{Node: n}, traffic: noop.Network{Node: n},
 		ready: func(context.Context) error { return nil },
 	}
 }
@@ -63,7 +67,7 @@ func openMachine(cfg Config, s *stack) (machine, error) {
 	adapter := &containers{Runtime: rt, scope: cfg.scope(), exits: make(chan lifecycle.Exit)}
 	s.start("runtime", adapter.Run)
 	store := images.New(images.Config{Client: rt.Client(), Snapshotter: cfg.Snapshotter, PlainHTTPHosts: cfg.PlainHTTPRegistries, Log: cfg.Log})
-	return machine{runtime: adapter, images: resolver{store}, network: network, groups: groups, ready: rt.Ready}, nil
+	return machine{runtime: adapter, images: resolver{store}, network: network, groups: groups, usage: groups, traffic: network, ready: rt.Ready}, nil
 }
 
 // scopeLabel marks our containers with whose they are.

@@ -31,6 +31,7 @@ import (
 	"s0.run/noded/internal/procevents"
 	"s0.run/noded/internal/server"
 	"s0.run/noded/internal/slots"
+	"s0.run/noded/internal/stats"
 )
 
 const (
@@ -100,11 +101,13 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	if err := serveAdmin(cfg, s, metrics, manager, m.ready); err != nil {
 		return err
 	}
+	sampler := stats.New(stats.Config{Sandboxes: manager, Groups: m.usage, Traffic: m.traffic, Log: cfg.Log})
+	s.start("stats", sampler.Run)
 	stopping := make(chan struct{})
 	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})
 	s.start("events relay", relay.Run)
 	return serve(cfg, s, stopping, server.New(server.Config{
-		Info: info(cfg), Lifecycle: manager, Pools: pools, Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
+		Info: info(cfg), Lifecycle: manager, Pools: pools, Stats: sampler, Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
 	}))
 }
 

@@ -1834,6 +1834,398 @@ func (*DeleteResponse) Descriptor() ([]byte, []int) {
 	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{25}
 }
 
+type StatsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	SinceUnixNano int64                  `protobuf:"varint,3,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsRequest) Reset() {
+	*x = StatsRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsRequest) ProtoMessage() {}
+
+func (x *StatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
+func (*StatsRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *StatsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *StatsRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *StatsRequest) GetSinceUnixNano() int64 {
+	if x != nil {
+		return x.SinceUnixNano
+	}
+	return 0
+}
+
+type StatsResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Samples        []*StatsSample         `protobuf:"bytes,1,rep,name=samples,proto3" json:"samples,omitempty"`
+	IntervalMillis int64                  `protobuf:"varint,2,opt,name=interval_millis,json=intervalMillis,proto3" json:"interval_millis,omitempty"` // between two samples that the node takes by itself
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *StatsResponse) Reset() {
+	*x = StatsResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsResponse) ProtoMessage() {}
+
+func (x *StatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
+func (*StatsResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *StatsResponse) GetSamples() []*StatsSample {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetIntervalMillis() int64 {
+	if x != nil {
+		return x.IntervalMillis
+	}
+	return 0
+}
+
+// StatsSample is read on the host; all of the sandbox is in it, its kernel and
+// its gofer, too. Counters begin anew with a generation.
+type StatsSample struct {
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	UnixNano              int64                  `protobuf:"varint,1,opt,name=unix_nano,json=unixNano,proto3" json:"unix_nano,omitempty"`
+	Generation            uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	CpuNanos              int64                  `protobuf:"varint,3,opt,name=cpu_nanos,json=cpuNanos,proto3" json:"cpu_nanos,omitempty"`                              // counter
+	CpuThrottledNanos     int64                  `protobuf:"varint,4,opt,name=cpu_throttled_nanos,json=cpuThrottledNanos,proto3" json:"cpu_throttled_nanos,omitempty"` // counter: spent waiting for more than the quota
+	CpuQuotaMillis        int64                  `protobuf:"varint,5,opt,name=cpu_quota_millis,json=cpuQuotaMillis,proto3" json:"cpu_quota_millis,omitempty"`          // what it may use when there is some to spare
+	MemoryBytes           int64                  `protobuf:"varint,6,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	MemoryWorkingSetBytes int64                  `protobuf:"varint,7,opt,name=memory_working_set_bytes,json=memoryWorkingSetBytes,proto3" json:"memory_working_set_bytes,omitempty"` // without files' pages that can be dropped at once
+	MemoryLimitBytes      int64                  `protobuf:"varint,8,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
+	OomKills              int64                  `protobuf:"varint,9,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"` // counter
+	Tasks                 int64                  `protobuf:"varint,10,opt,name=tasks,proto3" json:"tasks,omitempty"`                      // on the host
+	TasksLimit            int64                  `protobuf:"varint,11,opt,name=tasks_limit,json=tasksLimit,proto3" json:"tasks_limit,omitempty"`
+	Disk                  *DiskUsage             `protobuf:"bytes,12,opt,name=disk,proto3" json:"disk,omitempty"`       // unset where it can't be told
+	Network               *NetworkUsage          `protobuf:"bytes,13,opt,name=network,proto3" json:"network,omitempty"` // unset where it can't be told
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *StatsSample) Reset() {
+	*x = StatsSample{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsSample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsSample) ProtoMessage() {}
+
+func (x *StatsSample) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
+func (*StatsSample) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *StatsSample) GetUnixNano() int64 {
+	if x != nil {
+		return x.UnixNano
+	}
+	return 0
+}
+
+func (x *StatsSample) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *StatsSample) GetCpuNanos() int64 {
+	if x != nil {
+		return x.CpuNanos
+	}
+	return 0
+}
+
+func (x *StatsSample) GetCpuThrottledNanos() int64 {
+	if x != nil {
+		return x.CpuThrottledNanos
+	}
+	return 0
+}
+
+func (x *StatsSample) GetCpuQuotaMillis() int64 {
+	if x != nil {
+		return x.CpuQuotaMillis
+	}
+	return 0
+}
+
+func (x *StatsSample) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *StatsSample) GetMemoryWorkingSetBytes() int64 {
+	if x != nil {
+		return x.MemoryWorkingSetBytes
+	}
+	return 0
+}
+
+func (x *StatsSample) GetMemoryLimitBytes() int64 {
+	if x != nil {
+		return x.MemoryLimitBytes
+	}
+	return 0
+}
+
+func (x *StatsSample) GetOomKills() int64 {
+	if x != nil {
+		return x.OomKills
+	}
+	return 0
+}
+
+func (x *StatsSample) GetTasks() int64 {
+	if x != nil {
+		return x.Tasks
+	}
+	return 0
+}
+
+func (x *StatsSample) GetTasksLimit() int64 {
+	if x != nil {
+		return x.TasksLimit
+	}
+	return 0
+}
+
+func (x *StatsSample) GetDisk() *DiskUsage {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *StatsSample) GetNetwork() *NetworkUsage {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+// DiskUsage is what a sandbox has written to its root filesystem.
+type DiskUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	LimitBytes    int64                  `protobuf:"varint,2,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"` // 0: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskUsage) Reset() {
+	*x = DiskUsage{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskUsage) ProtoMessage() {}
+
+func (x *DiskUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
+func (*DiskUsage) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DiskUsage) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DiskUsage) GetLimitBytes() int64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+// NetworkUsage counts what passed the sandbox's link, as the sandbox sees it.
+type NetworkUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RxBytes       uint64                 `protobuf:"varint,1,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
+	TxBytes       uint64                 `protobuf:"varint,2,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
+	RxPackets     uint64                 `protobuf:"varint,3,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
+	TxPackets     uint64                 `protobuf:"varint,4,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
+	RxErrors      uint64                 `protobuf:"varint,5,opt,name=rx_errors,json=rxErrors,proto3" json:"rx_errors,omitempty"` // dropped and broken packets
+	TxErrors      uint64                 `protobuf:"varint,6,opt,name=tx_errors,json=txErrors,proto3" json:"tx_errors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkUsage) Reset() {
+	*x = NetworkUsage{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkUsage) ProtoMessage() {}
+
+func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
+func (*NetworkUsage) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *NetworkUsage) GetRxBytes() uint64 {
+	if x != nil {
+		return x.RxBytes
+	}
+	return 0
+}
+
+func (x *NetworkUsage) GetTxBytes() uint64 {
+	if x != nil {
+		return x.TxBytes
+	}
+	return 0
+}
+
+func (x *NetworkUsage) GetRxPackets() uint64 {
+	if x != nil {
+		return x.RxPackets
+	}
+	return 0
+}
+
+func (x *NetworkUsage) GetTxPackets() uint64 {
+	if x != nil {
+		return x.TxPackets
+	}
+	return 0
+}
+
+func (x *NetworkUsage) GetRxErrors() uint64 {
+	if x != nil {
+		return x.RxErrors
+	}
+	return 0
+}
+
+func (x *NetworkUsage) GetTxErrors() uint64 {
+	if x != nil {
+		return x.TxErrors
+	}
+	return 0
+}
+
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1842,7 +2234,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +2246,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +2259,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
 }
 
 type InfoResponse struct {
@@ -1884,7 +2276,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +2288,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +2301,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -1964,7 +2356,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2368,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2572,47 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x10\n" +
-	"\x0eDeleteResponse\"\r\n" +
+	"\x0eDeleteResponse\"f\n" +
+	"\fStatsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12&\n" +
+	"\x0fsince_unix_nano\x18\x03 \x01(\x03R\rsinceUnixNano\"k\n" +
+	"\rStatsResponse\x121\n" +
+	"\asamples\x18\x01 \x03(\v2\x17.s0.node.v1.StatsSampleR\asamples\x12'\n" +
+	"\x0finterval_millis\x18\x02 \x01(\x03R\x0eintervalMillis\"\xfe\x03\n" +
+	"\vStatsSample\x12\x1b\n" +
+	"\tunix_nano\x18\x01 \x01(\x03R\bunixNano\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x1b\n" +
+	"\tcpu_nanos\x18\x03 \x01(\x03R\bcpuNanos\x12.\n" +
+	"\x13cpu_throttled_nanos\x18\x04 \x01(\x03R\x11cpuThrottledNanos\x12(\n" +
+	"\x10cpu_quota_millis\x18\x05 \x01(\x03R\x0ecpuQuotaMillis\x12!\n" +
+	"\fmemory_bytes\x18\x06 \x01(\x03R\vmemoryBytes\x127\n" +
+	"\x18memory_working_set_bytes\x18\a \x01(\x03R\x15memoryWorkingSetBytes\x12,\n" +
+	"\x12memory_limit_bytes\x18\b \x01(\x03R\x10memoryLimitBytes\x12\x1b\n" +
+	"\toom_kills\x18\t \x01(\x03R\boomKills\x12\x14\n" +
+	"\x05tasks\x18\n" +
+	" \x01(\x03R\x05tasks\x12\x1f\n" +
+	"\vtasks_limit\x18\v \x01(\x03R\n" +
+	"tasksLimit\x12)\n" +
+	"\x04disk\x18\f \x01(\v2\x15.s0.node.v1.DiskUsageR\x04disk\x122\n" +
+	"\anetwork\x18\r \x01(\v2\x18.s0.node.v1.NetworkUsageR\anetwork\"B\n" +
+	"\tDiskUsage\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x1f\n" +
+	"\vlimit_bytes\x18\x02 \x01(\x03R\n" +
+	"limitBytes\"\xbc\x01\n" +
+	"\fNetworkUsage\x12\x19\n" +
+	"\brx_bytes\x18\x01 \x01(\x04R\arxBytes\x12\x19\n" +
+	"\btx_bytes\x18\x02 \x01(\x04R\atxBytes\x12\x1d\n" +
+	"\n" +
+	"rx_packets\x18\x03 \x01(\x04R\trxPackets\x12\x1d\n" +
+	"\n" +
+	"tx_packets\x18\x04 \x01(\x04R\ttxPackets\x12\x1b\n" +
+	"\trx_errors\x18\x05 \x01(\x04R\brxErrors\x12\x1b\n" +
+	"\ttx_errors\x18\x06 \x01(\x04R\btxErrors\"\r\n" +
 	"\vInfoRequest\"\xc0\x01\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -2188,7 +2620,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12'\n" +
 	"\x0fruntime_classes\x18\x04 \x03(\tR\x0eruntimeClasses\x12%\n" +
 	"\x0enetwork_policy\x18\x05 \x01(\bR\rnetworkPolicy\x12\x18\n" +
-	"\aholding\x18\x06 \x01(\rR\aholding2\xc4\x04\n" +
+	"\aholding\x18\x06 \x01(\rR\aholding2\x82\x05\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
@@ -2198,7 +2630,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x06Delete\x12\x19.s0.node.v1.DeleteRequest\x1a\x1a.s0.node.v1.DeleteResponse\x12K\n" +
 	"\n" +
 	"TakeEvents\x12\x1d.s0.node.v1.TakeEventsRequest\x1a\x1e.s0.node.v1.TakeEventsResponse\x12H\n" +
-	"\tAckEvents\x12\x1c.s0.node.v1.AckEventsRequest\x1a\x1d.s0.node.v1.AckEventsResponse\x129\n" +
+	"\tAckEvents\x12\x1c.s0.node.v1.AckEventsRequest\x1a\x1d.s0.node.v1.AckEventsResponse\x12<\n" +
+	"\x05Stats\x12\x18.s0.node.v1.StatsRequest\x1a\x19.s0.node.v1.StatsResponse\x129\n" +
 	"\x04Info\x12\x17.s0.node.v1.InfoRequest\x1a\x18.s0.node.v1.InfoResponseB!Z\x1fs0.run/internal/nodeapi;nodeapib\x06proto3"
 
 var (
@@ -2213,7 +2646,7 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Spec)(nil),               // 0: s0.node.v1.Spec
 	(*WarmProcess)(nil),        // 1: s0.node.v1.WarmProcess
@@ -2241,62 +2674,72 @@ var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*UpdateRequest)(nil),      // 23: s0.node.v1.UpdateRequest
 	(*DeleteRequest)(nil),      // 24: s0.node.v1.DeleteRequest
 	(*DeleteResponse)(nil),     // 25: s0.node.v1.DeleteResponse
-	(*InfoRequest)(nil),        // 26: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),       // 27: s0.node.v1.InfoResponse
-	nil,                        // 28: s0.node.v1.Spec.EnvEntry
-	nil,                        // 29: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),     // 30: s0.node.v1.HTTPGet.Header
-	nil,                        // 31: s0.node.v1.Sandbox.EnvEntry
-	nil,                        // 32: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                        // 33: s0.node.v1.UpdateRequest.EnvEntry
+	(*StatsRequest)(nil),       // 26: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),      // 27: s0.node.v1.StatsResponse
+	(*StatsSample)(nil),        // 28: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),          // 29: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),       // 30: s0.node.v1.NetworkUsage
+	(*InfoRequest)(nil),        // 31: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),       // 32: s0.node.v1.InfoResponse
+	nil,                        // 33: s0.node.v1.Spec.EnvEntry
+	nil,                        // 34: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),     // 35: s0.node.v1.HTTPGet.Header
+	nil,                        // 36: s0.node.v1.Sandbox.EnvEntry
+	nil,                        // 37: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                        // 38: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	28, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	33, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	1,  // 1: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	29, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	34, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
 	2,  // 3: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
 	2,  // 4: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
 	2,  // 5: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
 	3,  // 6: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	30, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	35, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
 	0,  // 8: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	4,  // 9: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
 	10, // 10: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
 	12, // 11: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
 	11, // 12: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
 	9,  // 13: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	31, // 14: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	36, // 14: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
 	13, // 15: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
 	15, // 16: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
 	14, // 17: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
 	0,  // 18: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	32, // 19: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	37, // 19: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
 	13, // 20: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
 	12, // 21: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	33, // 22: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	5,  // 23: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	7,  // 24: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	20, // 25: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	22, // 26: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	23, // 27: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	24, // 28: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	16, // 29: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	18, // 30: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	26, // 31: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	6,  // 32: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	8,  // 33: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	21, // 34: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	12, // 35: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	12, // 36: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	25, // 37: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	17, // 38: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	19, // 39: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	27, // 40: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	32, // [32:41] is the sub-list for method output_type
-	23, // [23:32] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	38, // 22: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	28, // 23: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	29, // 24: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	30, // 25: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	5,  // 26: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	7,  // 27: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	20, // 28: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	22, // 29: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	23, // 30: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	24, // 31: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	16, // 32: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	18, // 33: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	26, // 34: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	31, // 35: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	6,  // 36: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	8,  // 37: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	21, // 38: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	12, // 39: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	12, // 40: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	25, // 41: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	17, // 42: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	19, // 43: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	27, // 44: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	32, // 45: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	36, // [36:46] is the sub-list for method output_type
+	26, // [26:36] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -2318,7 +2761,7 @@ func file_internal_nodeapi_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -47,6 +47,7 @@ type Node struct {
 	claimed   map[string]uint32 // sandboxes by pool key
 	claims    map[string]string // claim id → sandbox id, for good
 	deletes   map[string]string // sandbox id → reason
+	stats     map[string][]*nodeapi.StatsSample
 	watchers  map[chan *nodeapi.Event]bool
 	srv       *http.Server
 	told      []*nodeapi.SandboxEvents
@@ -70,7 +71,7 @@ func Start(t testing.TB, n *Node) *Node {
 	}
 	n.pools, n.free, n.sandboxes = map[string]*nodeapi.Pool{}, map[string]*nodeapi.Slot{}, map[string]*nodeapi.Sandbox{}
 	n.claims, n.deletes, n.watchers = map[string]string{}, map[string]string{}, map[chan *nodeapi.Event]bool{}
-	n.claimed = map[string]uint32{}
+	n.claimed, n.stats = map[string]uint32{}, map[string][]*nodeapi.StatsSample{}
 	n.Listen(t)
 	t.Cleanup(n.Stop)
 	return n

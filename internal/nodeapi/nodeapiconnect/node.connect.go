@@ -55,6 +55,8 @@ const (
 	NodeTakeEventsProcedure = "/s0.node.v1.Node/TakeEvents"
 	// NodeAckEventsProcedure is the fully-qualified name of the Node's AckEvents RPC.
 	NodeAckEventsProcedure = "/s0.node.v1.Node/AckEvents"
+	// NodeStatsProcedure is the fully-qualified name of the Node's Stats RPC.
+	NodeStatsProcedure = "/s0.node.v1.Node/Stats"
 	// NodeInfoProcedure is the fully-qualified name of the Node's Info RPC.
 	NodeInfoProcedure = "/s0.node.v1.Node/Info"
 )
@@ -93,6 +95,9 @@ type NodeClient interface {
 	// AckEvents ends batches' leases: stored ones are forgotten by node and
 	// sandbox, others are handed out again after a moment.
 	AckEvents(context.Context, *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error)
+	// Stats answers what a running sandbox uses and has used: samples that the node
+	// took from a time on, oldest first, and one of now. The node keeps an hour.
+	Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 }
@@ -156,6 +161,12 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("AckEvents")),
 			connect.WithClientOptions(opts...),
 		),
+		stats: connect.NewClient[nodeapi.StatsRequest, nodeapi.StatsResponse](
+			httpClient,
+			baseURL+NodeStatsProcedure,
+			connect.WithSchema(nodeMethods.ByName("Stats")),
+			connect.WithClientOptions(opts...),
+		),
 		info: connect.NewClient[nodeapi.InfoRequest, nodeapi.InfoResponse](
 			httpClient,
 			baseURL+NodeInfoProcedure,
@@ -175,6 +186,7 @@ type nodeClient struct {
 	delete     *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
 	takeEvents *connect.Client[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse]
 	ackEvents  *connect.Client[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse]
+	stats      *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
 	info       *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
 }
 
@@ -246,6 +258,15 @@ func (c *nodeClient) AckEvents(ctx context.Context, req *nodeapi.AckEventsReques
 	return nil, err
 }
 
+// Stats calls s0.node.v1.Node.Stats.
+func (c *nodeClient) Stats(ctx context.Context, req *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
+	response, err := c.stats.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Info calls s0.node.v1.Node.Info.
 func (c *nodeClient) Info(ctx context.Context, req *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
 	response, err := c.info.CallUnary(ctx, connect.NewRequest(req))
@@ -289,6 +310,9 @@ type NodeHandler interface {
 	// AckEvents ends batches' leases: stored ones are forgotten by node and
 	// sandbox, others are handed out again after a moment.
 	AckEvents(context.Context, *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error)
+	// Stats answers what a running sandbox uses and has used: samples that the node
+	// took from a time on, oldest first, and one of now. The node keeps an hour.
+	Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 }
@@ -348,6 +372,12 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("AckEvents")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeStatsHandler := connect.NewUnaryHandlerSimple(
+		NodeStatsProcedure,
+		svc.Stats,
+		connect.WithSchema(nodeMethods.ByName("Stats")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeInfoHandler := connect.NewUnaryHandlerSimple(
 		NodeInfoProcedure,
 		svc.Info,
@@ -372,6 +402,8 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeTakeEventsHandler.ServeHTTP(w, r)
 		case NodeAckEventsProcedure:
 			nodeAckEventsHandler.ServeHTTP(w, r)
+		case NodeStatsProcedure:
+			nodeStatsHandler.ServeHTTP(w, r)
 		case NodeInfoProcedure:
 			nodeInfoHandler.ServeHTTP(w, r)
 		default:
@@ -413,6 +445,10 @@ func (UnimplementedNodeHandler) TakeEvents(context.Context, *nodeapi.TakeEventsR
 
 func (UnimplementedNodeHandler) AckEvents(context.Context, *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.AckEvents is not implemented"))
+}
+
+func (UnimplementedNodeHandler) Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Stats is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {

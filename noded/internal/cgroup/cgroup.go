@@ -134,15 +134,30 @@ func (g *Groups) tryRemove(id sandbox.ID) error {
 
 // killAll kills what runs in the group's directory. What it misses is there at the next look.
 func killAll(dir, group string) {
-	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	pids, err := members(dir)
 	if err != nil {
 		return
 	}
-	for _, field := range strings.Fields(string(procs)) {
-		if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+	for _, pid := range pids {
+		if pid > 1 {
 			killMember(pid, group)
 		}
 	}
+}
+
+// members lists the processes in a group's directory.
+func members(dir string) ([]int, error) {
+	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, field := range strings.Fields(string(procs)) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 0 { // 0: of a namespace that we can't see
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
 }
 
 // killMember kills the process if it is in the group. The pid may have become

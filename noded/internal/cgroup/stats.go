@@ -92,3 +92,12 @@ func number(s string) (int64, error) {
 	v, err := strconv.ParseUint(strings.TrimSpace(s), 10, 64)
 	return int64(min(v, math.MaxInt64)), err
 }
+
+// Processes lists the sandbox's processes on the host.
+func (g *Groups) Processes(id sandbox.ID) ([]int, error) {
+	pids, err := members(g.layout.dir("pids", g.Path(id)))
+	if err != nil {
+		return nil, fmt.Errorf("processes of %s: %w", id, err)
+	}
+	return pids, nil
+}

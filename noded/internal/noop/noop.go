@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/cgroup"
 	"s0.run/noded/internal/lifecycle"
@@ -161,6 +162,24 @@ func (r Runtime) Env(id sandbox.ID) map[string]string {
 	return nil
 }
 
+// Identity is what the sandbox's procd was told to be.
+func (r Runtime) Identity(id sandbox.ID) procapi.Init {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.containers[id]; p != nil && p.init.Load() != nil {
+		return *p.init.Load()
+	}
+	return procapi.Init{}
+}
+
+// Forget has the sandbox's procd know nothing, as one that was just started.
+func (r Runtime) Forget(id sandbox.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.containers[id].init.Store(nil)
+	r.containers[id].env.Store(nil)
+}
+
 // SetEnv changes it behind noded's back.
 func (r Runtime) SetEnv(id sandbox.ID, env map[string]string) {
 	r.mu.Lock()
@@ -231,6 +250,12 @@ func (n Network) List() ([]netns.Slot, error) {
 	return all, nil
 }
 
+// Traffic implements stats.Traffic.
+func (n Network) Traffic() (map[sandbox.ID]netns.Traffic, error) { return nil, nil }
+
+// TrafficOf implements stats.Traffic.
+func (n Network) TrafficOf(netns.Slot) (netns.Traffic, error) { return netns.Traffic{}, nil }
+
 // Groups is a lifecycle.Groups.
 type Groups struct{ *Node }
 
@@ -271,6 +296,9 @@ func (g Groups) Limits(id sandbox.ID) cgroup.Limits {
 
 // Stats implements lifecycle.Groups.
 func (g Groups) Stats(sandbox.ID) (cgroup.Stats, error) { return cgroup.Stats{}, nil }
+
+// Processes implements stats.Groups.
+func (g Groups) Processes(sandbox.ID) ([]int, error) { return nil, nil }
 
 // Remove implements lifecycle.Groups.
 func (g Groups) Remove(_ context.Context, id sandbox.ID) error {

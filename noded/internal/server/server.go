@@ -25,6 +25,7 @@ import (
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/procevents"
 	"s0.run/noded/internal/slots"
+	"s0.run/noded/internal/stats"
 )
 
 // maxRequestBytes bounds one call: a claim has up to 1 MiB of environment, and
@@ -39,6 +40,7 @@ type Config struct {
 	Info      *nodeapi.InfoResponse
 	Lifecycle *lifecycle.Manager
 	Pools     *slots.Pools
+	Stats     *stats.Sampler
 	Hub       *events.Hub
 	Events    *procevents.Relay
 	Stopping  <-chan struct{} // closed when the node stops: watchers never end by themselves

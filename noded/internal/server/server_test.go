@@ -29,6 +29,7 @@ import (
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/noop"
 	"s0.run/noded/internal/slots"
+	"s0.run/noded/internal/stats"
 )
 
 const patience = 20 * time.Second
@@ -67,7 +68,9 @@ func start(t *testing.T, procd http.Handler) *node {
 	pools := slots.New(slots.Config{Lifecycle: n.manager, Images: noop.Images{Node: machine}, Warmups: 1, Hub: n.hub, Metrics: reg, Log: log})
 	h := New(Config{
 		Info:      &nodeapi.InfoResponse{Node: "n1", Cluster: "local"},
-		Lifecycle: n.manager, Pools: pools, Hub: n.hub, Stopping: n.stopping, Log: log,
+		Lifecycle: n.manager, Pools: pools, Hub: n.hub,
+		Stats:    stats.New(stats.Config{Sandboxes: n.manager, Groups: noop.Groups{Node: machine}, Traffic: noop.Network{Node: machine}, Log: log}),
+		Stopping: n.stopping, Log: log,
 	})
 	n.run(j, pools)
 	n.listen(dir, h)

@@ -1,0 +1,33 @@
+package fakenode
+
+import (
+	"context"
+	"errors"
+
+	"connectrpc.com/connect"
+
+	"s0.run/internal/nodeapi"
+)
+
+// SetStats makes samples the answer about a sandbox's usage.
+func (n *Node) SetStats(id string, samples ...*nodeapi.StatsSample) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.stats[id] = samples
+}
+
+// Stats implements the node API.
+func (n *Node) Stats(_ context.Context, req *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.sandboxes[req.GetId()] == nil {
+		return nil, connect.NewError(connect.CodeNotFound, errors.New("unknown"))
+	}
+	resp := &nodeapi.StatsResponse{IntervalMillis: 15_000}
+	for _, s := range n.stats[req.GetId()] {
+		if s.GetUnixNano() >= req.GetSinceUnixNano() {
+			resp.Samples = append(resp.Samples, s)
+		}
+	}
+	return resp, nil
+}

@@ -1,0 +1,45 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/stats"
+)
+
+// Stats implements the node API.
+func (s *Server) Stats(_ context.Context, req *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
+	id, err := parseID(req.GetId())
+	if err != nil {
+		return nil, s.fail("Stats", err)
+	}
+	samples, err := s.cfg.Stats.Samples(id, sandbox.Generation(req.GetGeneration()), time.Unix(0, req.GetSinceUnixNano()))
+	if err != nil {
+		return nil, s.fail("Stats", err)
+	}
+	resp := &nodeapi.StatsResponse{IntervalMillis: stats.Interval.Milliseconds()}
+	for _, sample := range samples {
+		resp.Samples = append(resp.Samples, sampleToWire(sample))
+	}
+	return resp, nil
+}
+
+func sampleToWire(s stats.Sample) *nodeapi.StatsSample {
+	w := &nodeapi.StatsSample{
+		UnixNano: s.Time.UnixNano(), Generation: uint64(s.Generation),
+		CpuNanos: int64(s.Usage.CPU), CpuThrottledNanos: int64(s.Usage.Throttled), CpuQuotaMillis: s.Limits.QuotaMillis(),
+		MemoryBytes: s.Usage.MemoryBytes, MemoryWorkingSetBytes: s.Usage.WorkingSet, MemoryLimitBytes: s.Limits.MemoryBytes,
+		OomKills: s.Usage.OOMKills, Tasks: s.Usage.Pids, TasksLimit: s.Limits.Pids,
+	}
+	if d := s.Disk; d != nil {
+		w.Disk = &nodeapi.DiskUsage{Bytes: d.Bytes, LimitBytes: d.Limit}
+	}
+	if t := s.Traffic; t != nil {
+		w.Network = &nodeapi.NetworkUsage{
+			RxBytes: t.RxBytes, TxBytes: t.TxBytes, RxPackets: t.RxPackets, TxPackets: t.TxPackets, RxErrors: t.RxErrors, TxErrors: t.TxErrors,
+		}
+	}
+	return w
+}

@@ -1,0 +1,218 @@
+// Package stats measures what claimed sandboxes use.
+//
+// A [Sampler] looks at every claimed sandbox at a fixed pace and keeps the last
+// hour's samples in memory, and it looks at one at once when somebody asks.
+// Everything is read on the host, from control groups, links and files: no
+// sandbox is woken for it, and none has a say in its figures. Slots that nobody
+// has claimed are not looked at. What is kept goes with the process, and with the
+// sandbox.
+package stats
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/cgroup"
+	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/netns"
+)
+
+const (
+	// Interval is the pace of the samples.
+	Interval = 15 * time.Second
+	// Kept is how many samples of a sandbox are kept: an hour.
+	Kept = int(time.Hour / Interval)
+	// fresh is how old a sample may be for a caller who wants to know now.
+	fresh = time.Second
+)
+
+// Sample is what a sandbox uses and has used at a time. Counters begin with its
+// generation.
+type Sample struct {
+	Time       time.Time
+	Generation sandbox.Generation
+	Usage      cgroup.Stats
+	Limits     cgroup.Limits
+	Disk       *Disk          // nil where it can't be told
+	Traffic    *netns.Traffic // nil where it can't be told
+}
+
+// Disk is what a sandbox has written to its root filesystem.
+type Disk struct {
+	Bytes, Limit int64 // without a limit: 0
+}
+
+// Sandboxes tells whom to measure; see [lifecycle.Manager].
+type Sandboxes interface {
+	Running(id sandbox.ID, gen sandbox.Generation) (lifecycle.Running, error)
+	AllRunning() []lifecycle.Running
+}
+
+// Groups reads control groups; see [cgroup.Groups].
+type Groups interface {
+	Stats(id sandbox.ID) (cgroup.Stats, error)
+	Processes(id sandbox.ID) ([]int, error)
+}
+
+// Traffic reads what passed sandboxes' links; see [netns.Net]. A network daemon
+// that counts more can take its place.
+type Traffic interface {
+	Traffic() (map[sandbox.ID]netns.Traffic, error)
+	TrafficOf(s netns.Slot) (netns.Traffic, error)
+}
+
+// Config wires a Sampler. Every field is required.
+type Config struct {
+	Sandboxes Sandboxes
+	Groups    Groups
+	Traffic   Traffic
+	Log       *slog.Logger
+}
+
+// Sampler is safe for concurrent use.
+type Sampler struct {
+	cfg Config
+	now func() time.Time
+
+	mu     sync.Mutex
+	series map[sandbox.ID]*series
+}
+
+// series is what is kept of one sandbox.
+type series struct {
+	samples []Sample // a ring once it has Kept
+	next    int      // of the ring: the oldest
+	upper   *upper
+}
+
+// New makes a sampler without samples.
+func New(cfg Config) *Sampler {
+	return &Sampler{cfg: cfg, now: time.Now, series: map[sandbox.ID]*series{}}
+}
+
+// Run takes samples until ctx ends.
+func (s *Sampler) Run(ctx context.Context) error {
+	tick := time.NewTicker(Interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			s.sweep(ctx)
+		}
+	}
+}
+
+// sweep takes a sample of every claimed sandbox and forgets those that are gone.
+func (s *Sampler) sweep(ctx context.Context) {
+	all := s.cfg.Sandboxes.AllRunning()
+	traffic, err := s.cfg.Traffic.Traffic()
+	if err != nil {
+		s.cfg.Log.Warn("sampling without network counters", "err", err)
+	}
+	claimed := make(map[sandbox.ID]bool, len(all))
+	for _, r := range all {
+		claimed[r.ID] = true
+		if ctx.Err() != nil {
+			return
+		}
+		var passed *netns.Traffic
+		if t, ok := traffic[r.ID]; ok {
+			passed = &t
+		}
+		s.keep(r, passed)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.series {
+		if !claimed[id] {
+			delete(s.series, id)
+		}
+	}
+}
+
+// keep takes a sample and keeps it. One that fails leaves a gap.
+func (s *Sampler) keep(r lifecycle.Running, passed *netns.Traffic) {
+	sample, err := s.sample(r, passed)
+	if err != nil {
+		s.cfg.Log.Debug("no sample", "sandbox", r.ID, "gen", r.Generation, "err", err) // it may be ending
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.of(r).add(sample)
+}
+
+// of is called with mu held.
+func (s *Sampler) of(r lifecycle.Running) *series {
+	e := s.series[r.ID]
+	if e == nil {
+		e = &series{upper: &upper{dir: r.OverlayDir}}
+		s.series[r.ID] = e
+	}
+	return e
+}
+
+// sample measures one sandbox.
+func (s *Sampler) sample(r lifecycle.Running, passed *netns.Traffic) (Sample, error) {
+	usage, err := s.cfg.Groups.Stats(r.ID)
+	if err != nil {
+		return Sample{}, err
+	}
+	s.mu.Lock()
+	upper := s.of(r).upper
+	s.mu.Unlock()
+	sample := Sample{Time: s.now(), Generation: r.Generation, Usage: usage, Limits: r.Limits, Traffic: passed}
+	if bytes, ok := upper.bytes(func() ([]int, error) { return s.cfg.Groups.Processes(r.ID) }); ok {
+		sample.Disk = &Disk{Bytes: bytes, Limit: r.DiskBytes}
+	}
+	return sample, nil
+}
+
+// Samples answers what is kept of a running sandbox from a time on, oldest first,
+// and what it uses now. gen is the generation that the caller means; 0: any.
+func (s *Sampler) Samples(id sandbox.ID, gen sandbox.Generation, since time.Time) ([]Sample, error) {
+	r, err := s.cfg.Sandboxes.Running(id, gen)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	kept := s.of(r).since(since)
+	s.mu.Unlock()
+	if n := len(kept); n > 0 && s.now().Sub(kept[n-1].Time) < fresh {
+		return kept, nil
+	}
+	var passed *netns.Traffic
+	if t, err := s.cfg.Traffic.TrafficOf(r.Network); err == nil {
+		passed = &t
+	}
+	now, err := s.sample(r, passed)
+	if err != nil {
+		return nil, err
+	}
+	return append(kept, now), nil
+}
+
+func (e *series) add(sample Sample) {
+	if len(e.samples) < Kept {
+		e.samples = append(e.samples, sample)
+		return
+	}
+	e.samples[e.next] = sample
+	e.next = (e.next + 1) % Kept
+}
+
+// since copies the samples from a time on, oldest first.
+func (e *series) since(t time.Time) []Sample {
+	var out []Sample
+	for i := range e.samples {
+		if sample := e.samples[(e.next+i)%len(e.samples)]; !sample.Time.Before(t) {
+			out = append(out, sample)
+		}
+	}
+	return out
+}
