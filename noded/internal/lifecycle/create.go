@@ -194,7 +194,17 @@ func (m *Manager) handshake(ctx context.Context, inst *instance) error {
 		return err
 	}
 	// All that a tenant will not change is set here, so that a claim need not.
-	rec := m.record(inst)
+	return m.introduce(ctx, inst, m.record(inst))
+}
+
+// introduce tells procd which sandbox it is. Once it knows, it heeds no repetition.
+func (m *Manager) introduce(ctx context.Context, inst *instance, rec journal.Record) error {
+	ch, err := m.channelOf(inst)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, envTimeout)
+	defer cancel()
 	return ch.Init(ctx, procapi.Init{
 		SandboxID: string(rec.ID), Generation: uint64(rec.Generation), Env: environment(rec), Hostname: string(rec.ID), Now: time.Now(),
 	})

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/failpoint"
@@ -195,6 +196,91 @@ func TestX29_UnseenIsNoEndOfAClaimedOne(t *testing.T) {
 	n.Adopt(t.Context())
 	if sb, err := n.Get(slots[0]); err != nil || sb.State() != sandbox.Running {
 		t.Errorf("after it has: %s %q (%v)", sb.State(), sb.Reason, err)
+	}
+}
+
+// R3: one write that fails while a claimed sandbox is adopted does not end it; nor
+// do all of them. A slot that can't be trusted goes.
+func TestX25_AdoptionRepeatsWhatFails(t *testing.T) {
+	t.Parallel()
+	for name, failures := range map[string]int64{"one": 1, "all": 1 << 40} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			var left atomic.Int64
+			m.node.Fault = func(effect string, _ sandbox.ID) error {
+				if effect == "groups.Create" && left.Add(-1) >= 0 {
+					return errors.New("device or resource busy")
+				}
+				return nil
+			}
+			n := m.boot()
+			slots := n.warm(2)
+			n.claim(slots[0])
+			n.stop()
+			left.Store(failures)
+			n = m.prepare()
+			n.SetAdoptGrace(2 * time.Second)
+			n.run()
+			_, w := n.watch()
+			n.Adopt(t.Context())
+			w.until(slots[0], "running")
+			if failures > 1 {
+				eventually(t, "the slot goes", func() bool { return len(m.node.Left()) == 3 })
+			} else {
+				eventually(t, "the slot is free again", func() bool { return len(n.free()) == 1 })
+			}
+			if sb, err := n.Get(slots[0]); err != nil || sb.State() != sandbox.Running {
+				t.Errorf("the claimed one is %s %q (%v)", sb.State(), sb.Reason, err)
+			}
+		})
+	}
+}
+
+// A noded that died between a start and its handshake left a procd that does not
+// know who it is.
+func TestX12_AdoptionIntroduces(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(2)
+	n.claim(slots[0])
+	n.stop()
+	rt := noop.Runtime{Node: m.node}
+	for _, id := range slots {
+		rt.Forget(id)
+	}
+	m.boot()
+	for _, id := range slots {
+		if in := rt.Identity(id); in.SandboxID != string(id) || in.Generation != 1 || in.Hostname != string(id) {
+			t.Errorf("after adoption %s is told to be %+v", id, in)
+		}
+	}
+}
+
+// A shrink that the kernel refuses is not durable: the next noded does not try
+// what can't be.
+func TestUpdateThatTheKernelRefuses(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	var refuse atomic.Bool
+	m.node.Fault = func(effect string, _ sandbox.ID) error {
+		if refuse.Load() && (effect == "groups.Set" || effect == "groups.Create") {
+			return errors.New("device or resource busy")
+		}
+		return nil
+	}
+	n := m.boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	refuse.Store(true)
+	_, err := n.Update(n.ctx(), lifecycle.UpdateRequest{ID: id, MemoryBytes: 128 << 20})
+	kind(t, err, errdefs.Conflict)
+	refuse.Store(false)
+	n.stop()
+	n = m.boot()
+	if sb, err := n.Get(id); err != nil || sb.Claim.MemoryBytes != spec.MemoryBytes {
+		t.Errorf("after a restart the limit is %d (%v), want %d as before", sb.Claim.MemoryBytes, err, spec.MemoryBytes)
 	}
 }
 

@@ -48,6 +48,8 @@ const (
 	// adoptGrace is how long procd has to redial after noded itself restarted:
 	// all sandboxes of the node redial at once.
 	adoptGrace = 30 * time.Second
+	// adoptRetry paces the attempts to put its record into force meanwhile.
+	adoptRetry = 500 * time.Millisecond
 	// settleTime is how long a start waits for adopted sandboxes before it serves.
 	settleTime = 3 * time.Second
 	// releaseTimeout bounds one attempt to tear a sandbox down.
@@ -162,6 +164,8 @@ type Manager struct {
 	changed chan struct{}              // holds a value when pools should look
 	cold    chan struct{}              // holds a value per cold start under way
 
+	adoptGrace time.Duration // the constant, but in tests
+
 	mu        sync.Mutex
 	instances map[sandbox.ID]*instance
 	claims    map[string]*claimed // by claim id
@@ -179,6 +183,8 @@ func New(cfg Config) *Manager {
 		instances: map[sandbox.ID]*instance{},
 		claims:    map[string]*claimed{},
 		indexes:   newIndexes(cfg.Network.MaxIndex()),
+
+		adoptGrace: adoptGrace,
 	}
 }
 

@@ -88,7 +88,7 @@ func (m *Manager) adopt(ctx context.Context, inst *instance) {
 		m.end(ctx, inst, "not running after the node's restart")
 		return
 	}
-	wait, cancel := context.WithTimeout(ctx, adoptGrace)
+	wait, cancel := context.WithTimeout(ctx, m.adoptGrace)
 	defer cancel()
 	err := m.readopt(wait, inst)
 	if ctx.Err() != nil {
@@ -100,6 +100,8 @@ func (m *Manager) adopt(ctx context.Context, inst *instance) {
 	}
 }
 
+// readopt waits for procd, then puts into force what the record says. What goes
+// wrong with that alone is tried again: it ends no sandbox of a tenant's.
 func (m *Manager) readopt(ctx context.Context, inst *instance) error {
 	ch, err := m.channelOf(inst)
 	if err != nil {
@@ -108,16 +110,29 @@ func (m *Manager) readopt(ctx context.Context, inst *instance) error {
 	if _, err := ch.WaitReady(ctx); err != nil {
 		return err
 	}
+	for {
+		err := m.restore(ctx, inst)
+		if err == nil || errors.Is(err, errEnded) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return m.keepAnyway(ctx, inst, err)
+		case <-time.After(adoptRetry):
+			m.log(m.record(inst)).Warn("adopting a sandbox will be tried again", "error", err)
+		}
+	}
+}
+
+// restore makes one attempt, with the turn: a delete comes in between two.
+func (m *Manager) restore(ctx context.Context, inst *instance) error {
 	if err := inst.takeTurn(ctx); err != nil {
 		return err
 	}
 	rec := m.record(inst)
-	err = errEnded
+	err := errEnded
 	if !ended(rec) {
-		// A claim or update may have been cut on either side of the journal. What
-		// is durable counts: a slot must not keep the environment or the limits of
-		// a tenant who never got it.
-		err = m.enforce(ctx, inst, rec)
+		err = m.reinstate(ctx, inst, rec)
 	}
 	m.change(inst, func() {
 		if err == nil {
@@ -129,6 +144,36 @@ func (m *Manager) readopt(ctx context.Context, inst *instance) error {
 		m.log(rec).Info("sandbox is adopted", "state", rec.State)
 	}
 	return err
+}
+
+// reinstate finishes what was cut with the last noded, on either side of the
+// journal: a start before procd knew who it is, a claim, an update. What is
+// durable counts: a slot must not keep the environment or the limits of a tenant
+// who never got it.
+func (m *Manager) reinstate(ctx context.Context, inst *instance, rec journal.Record) error {
+	if err := m.introduce(ctx, inst, rec); err != nil {
+		return err
+	}
+	return m.enforce(ctx, inst, rec)
+}
+
+// keepAnyway is the end of a grace in which procd answered and the record could
+// not be put into force. A slot is nobody's and goes; a tenant's sandbox stays.
+func (m *Manager) keepAnyway(ctx context.Context, inst *instance, err error) error {
+	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return err // the node stops
+	}
+	kept := false
+	m.change(inst, func() {
+		if kept = inst.rec.State == journal.Claimed; kept {
+			inst.unseen = false
+		}
+	})
+	if !kept {
+		return err
+	}
+	m.log(m.record(inst)).Error("a sandbox lives, but not with the limits and the environment of its record", "error", err)
+	return nil
 }
 
 // keepSweeping sweeps as soon as it can, then regularly.

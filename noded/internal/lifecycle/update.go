@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	"s0.run/internal/errdefs"
@@ -49,7 +50,7 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 	if err := m.checkShrink(old, rec); err != nil {
 		return Sandbox{}, err
 	}
-	if err := m.cfg.Journal.Put(ctx, rec); err != nil {
+	if err := m.commitUpdate(ctx, old, rec); err != nil {
 		return Sandbox{}, err
 	}
 	m.change(inst, func() { inst.rec = rec })
@@ -57,6 +58,23 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be changed", rec.ID).WithCause(err)
 	}
 	return m.Get(req.ID)
+}
+
+// commitUpdate makes the update durable. The kernel may refuse less memory than is
+// in use, so it is asked first: nothing may become durable that can't be in force.
+func (m *Manager) commitUpdate(ctx context.Context, old, rec journal.Record) error {
+	before, after := limits(old.Spec, old.Claim, false), limits(rec.Spec, rec.Claim, false)
+	shrinks := after.MemoryBytes < before.MemoryBytes
+	if shrinks {
+		if err := m.cfg.Groups.Set(rec.ID, before, after); err != nil {
+			return errdefs.New(errdefs.Conflict, "sandbox %s can't do with %d bytes of memory now", rec.ID, after.MemoryBytes).WithCause(err)
+		}
+	}
+	err := m.cfg.Journal.Put(ctx, rec)
+	if err != nil && shrinks {
+		err = errors.Join(err, m.cfg.Groups.Set(rec.ID, after, before))
+	}
+	return err
 }
 
 // enforce brings limits, environment and the keeping of events in line with the

@@ -23,6 +23,7 @@ const minRedial, maxRedial = 2 * time.Millisecond, 200 * time.Millisecond
 // process is a goroutine in a sandbox's place.
 type process struct {
 	env   atomic.Pointer[map[string]string]
+	init  atomic.Pointer[procapi.Init] // nil until it was told who it is
 	other http.Handler
 	end   context.CancelFunc
 	done  chan struct{}
@@ -96,13 +97,25 @@ func (p *process) handler() http.Handler {
 	mux.HandleFunc("GET "+procapi.PathHello, func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, `{"version":"noop","boot_id":"noop","ready":true}`)
 	})
-	mux.HandleFunc("POST "+procapi.PathInit, p.setEnv)
+	mux.HandleFunc("POST "+procapi.PathInit, p.introduce)
 	mux.HandleFunc("PUT "+procapi.PathEnv, p.setEnv)
 	mux.Handle("/", p.other)
 	return mux
 }
 
-// setEnv takes the env of Init and of Env alike.
+// introduce heeds the first Init alone, as procd does.
+func (p *process) introduce(w http.ResponseWriter, r *http.Request) {
+	var in procapi.Init
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if p.init.CompareAndSwap(nil, &in) {
+		p.env.Store(&in.Env)
+	}
+	io.WriteString(w, "{}")
+}
+
 func (p *process) setEnv(w http.ResponseWriter, r *http.Request) {
 	var in procapi.Env
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
