@@ -76,8 +76,13 @@ func slotSpec(spec *openapi.TemplateSpec) (sandbox.Spec, error) {
 		env[e.Name] = e.Value
 	}
 	maps.Copy(env, spec.EnvVars)
+	processes, err := warmProcesses(spec)
+	if err != nil {
+		return sandbox.Spec{}, err
+	}
 	slot := sandbox.Spec{
 		Image: spec.MainContainer.Image, Env: env, MemoryBytes: memory, CPUMillis: cpu, DiskBytes: diskBytes, RuntimeClass: sandbox.GVisor,
+		Warm: processes,
 	}
 	return slot, slot.Validate()
 }

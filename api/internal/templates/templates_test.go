@@ -3,6 +3,7 @@ package templates
 import (
 	"encoding/json"
 	"log/slog"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/s0test"
+	"s0.run/internal/warm"
 )
 
 func decode(t *testing.T, s string) *openapi.TemplateSpec {
@@ -69,7 +71,19 @@ func TestInvalidSpecs(t *testing.T) {
 		"privileged":        {`{"mainContainer":{"image":"a","resources":{"memory":"2Gi"},"securityContext":{"privileged":true}}}`, "securityContext"},
 		"pod":               {`{` + container + `,"pod":{"serviceAccountName":"x"}}`, "pod"},
 		"sidecars":          {`{` + container + `,"sidecars":[{}]}`, "sidecars"},
-		"warm processes":    {`{` + container + `,"warmProcesses":[{"type":"cmd"}]}`, "warmProcesses"},
+		"warm: no command":  {`{` + container + `,"warmProcesses":[{"name":"web","type":"cmd"}]}`, "spec.warmProcesses: web: command is required"},
+		"warm: a command":   {`{` + container + `,"warmProcesses":[{"type":"repl","command":["python3"]}]}`, "process-1: a warm process of type repl must not have a command"},
+		"warm: type":        {`{` + container + `,"warmProcesses":[{"name":"web","type":"daemon"}]}`, "want repl or cmd"},
+		"warm: twice":       {`{` + container + `,"warmProcesses":[{"name":"a","type":"repl"},{"name":"a","type":"repl"}]}`, "twice"},
+		"warm: two actions": {warmProbe(`"process":{},"exec":{"command":["true"]}`), "web: probes.readiness: want exactly one of"},
+		"warm: no action":   {warmProbe(`"periodSeconds":1`), "want exactly one of"},
+		"warm: empty exec":  {warmProbe(`"exec":{"command":[]}`), "exec: command is required"},
+		"warm: other host":  {warmProbe(`"httpGet":{"port":80,"host":"169.254.169.254"}`), "localhost alone"},
+		"warm: other port":  {warmProbe(`"tcpSocket":{"port":80,"host":"example.com"}`), "localhost alone"},
+		"warm: no port":     {warmProbe(`"tcpSocket":{"port":0}`), "port"},
+		"warm: scheme":      {warmProbe(`"httpGet":{"port":80,"scheme":"ftp"}`), "want HTTP or HTTPS"},
+		"warm: negative":    {warmProbe(`"process":{},"periodSeconds":-1`), "periodSeconds"},
+		"A18 warm: header":  {warmProbe(`"httpGet":{"port":80,"httpHeaders":[{"name":"A","value":"b\r\nC: d"}]}`), "control characters"},
 		"runc":              {`{` + container + `,"runtimeClassName":"runc"}`, "runtimeClassName"},
 		"maxTTL":            {`{` + container + `,"lifecycle":{"maxTTL":1}}`, "lifecycle"},
 		"ephemeral":         {`{"mainContainer":{"image":"a","resources":{"memory":"2Gi","ephemeralStorage":"2Ti"}}}`, "ephemeralStorage"},
@@ -81,6 +95,46 @@ func TestInvalidSpecs(t *testing.T) {
 	}
 	if err := Validate(decode(t, `{`+container+`,"network":{"mode":"block-all"}}`)); !errdefs.Is(err, errdefs.Unavailable) {
 		t.Errorf("R5: a policy that nothing enforces: %v", err)
+	}
+}
+
+func warmProbe(probe string) string {
+	return `{"mainContainer":{"image":"a","resources":{"memory":"2Gi"}},"warmProcesses":[{"name":"web","type":"cmd","command":["a"],"probes":{"readiness":{` + probe + `}}}]}`
+}
+
+func TestWarmProcesses(t *testing.T) {
+	t.Parallel()
+	spec := decode(t, `{"mainContainer":{"image":"a","resources":{"memory":"2Gi"}},"warmProcesses":[
+		{"type":"repl","alias":"python","restartOnClaim":false},
+		{"name":"web","type":"cmd","command":["python3","-m","http.server"],"cwd":"/srv","envVars":{"A":"b"},"restartOnClaim":true,"probes":{
+			"startup":{"httpGet":{"port":8000,"scheme":"https","host":"127.0.0.1","httpHeaders":[{"name":"X","value":"y"}]},"failureThreshold":30},
+			"readiness":{"exec":{"command":["check"]},"periodSeconds":1,"timeoutSeconds":2,"successThreshold":3,"initialDelaySeconds":4},
+			"liveness":{"tcpSocket":{"port":8000}}}}]}`)
+	if err := Validate(spec); err != nil {
+		t.Fatal(err)
+	}
+	slot, err := slotSpec(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []warm.Process{
+		{Name: "process-1", Type: warm.REPL, Alias: "python", KeepOnClaim: true},
+		{
+			Name: "web", Type: warm.CMD, Command: []string{"python3", "-m", "http.server"}, Cwd: "/srv", Env: map[string]string{"A": "b"},
+			Startup: &warm.Probe{
+				HTTP:          &warm.HTTPGet{Path: "/", Port: 8000, TLS: true, Headers: []warm.Header{{Name: "X", Value: "y"}}},
+				PeriodSeconds: 10, TimeoutSeconds: 5, SuccessThreshold: 1, FailureThreshold: 30,
+			},
+			Readiness: &warm.Probe{Exec: []string{"check"}, InitialDelaySeconds: 4, PeriodSeconds: 1, TimeoutSeconds: 2, SuccessThreshold: 3, FailureThreshold: 3},
+			Liveness:  &warm.Probe{TCPPort: 8000, PeriodSeconds: 10, TimeoutSeconds: 5, SuccessThreshold: 1, FailureThreshold: 3},
+		},
+	}
+	if !reflect.DeepEqual(slot.Warm, want) {
+		t.Errorf("%+v, want %+v", slot.Warm, want)
+	}
+	spec.WarmProcesses = spec.WarmProcesses[:1]
+	if other, err := slotSpec(spec); err != nil || other.Hash() == slot.Hash() {
+		t.Errorf("other warm processes have the same slots: %v", err)
 	}
 }
 

@@ -44,7 +44,7 @@ func ParseID(s string) (string, error) {
 // refused by name: a setting that is stored and has no effect would be a lie.
 func Validate(spec *openapi.TemplateSpec) error {
 	for _, check := range []func(*openapi.TemplateSpec) error{
-		checkServed, checkTexts, checkContainer, checkEnvironment, checkPool, checkLifecycle,
+		checkServed, checkTexts, checkContainer, checkEnvironment, checkPool, checkLifecycle, checkWarm,
 	} {
 		if err := check(spec); err != nil {
 			return err
@@ -68,7 +68,6 @@ func checkServed(s *openapi.TemplateSpec) error {
 		"pod":                           s.Pod != nil,
 		"clusterId":                     s.ClusterID != nil,
 		"sidecars":                      len(s.Sidecars) > 0,
-		"warmProcesses":                 len(s.WarmProcesses) > 0,
 	} {
 		if given {
 			return invalid("spec.%s is not supported by this server", name)
@@ -171,6 +170,13 @@ func CheckEnv(env map[string]string) error {
 func checkPool(s *openapi.TemplateSpec) error {
 	if p := s.Pool; p != nil && (p.MinIdle < 0 || p.MaxIdle < p.MinIdle || p.MaxIdle > maxPoolIdle) {
 		return invalid("spec.pool: want 0 ≤ minIdle ≤ maxIdle ≤ %d", maxPoolIdle)
+	}
+	return nil
+}
+
+func checkWarm(s *openapi.TemplateSpec) error {
+	if _, err := warmProcesses(s); err != nil {
+		return invalid("%v", err)
 	}
 	return nil
 }
