@@ -150,7 +150,7 @@ func (a *API) templateOut(row store.Template) (openapi.Template, error) {
 }
 
 // templateStatus sums up what the nodes say of the template's pools. A pool that
-// can't be warmed is a condition; why, is for the operator's eyes.
+// can't be warmed is a condition; why, is told as far as it is the template's doing.
 func (a *API) templateStatus(t *templates.Template) *openapi.TemplateStatus {
 	idle := int32(a.cfg.Table.Idle(t.PoolKey))
 	present := a.cfg.Table.Pools(func(key string) bool { return key == t.PoolKey })
@@ -158,6 +158,9 @@ func (a *API) templateStatus(t *templates.Template) *openapi.TemplateStatus {
 	switch {
 	case present.LastError != "":
 		ready.Status, ready.Reason, ready.Message = "False", new("WarmUpFailed"), new("a sandbox of this template could not be started")
+		if present.Message != "" {
+			ready.Message = &present.Message
+		}
 	case idle < t.MinIdle:
 		ready.Status, ready.Reason = "False", new("Warming")
 	}

@@ -60,5 +60,5 @@ func sandboxFromWire(node string, w *nodeapi.Sandbox) placement.Sandbox {
 }
 
 func poolFromWire(w *nodeapi.PoolStatus) placement.Pool {
-	return placement.Pool{Key: w.GetKey(), Warming: w.GetWarming(), LastError: w.GetLastError()}
+	return placement.Pool{Key: w.GetKey(), Warming: w.GetWarming(), LastError: w.GetLastError(), Message: w.GetMessage()}
 }

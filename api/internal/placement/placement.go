@@ -42,7 +42,8 @@ type Sandbox struct {
 type Pool struct {
 	Key       string
 	Warming   uint32
-	LastError string
+	LastError string // why the last warm-up failed, for the operator; empty when it did not
+	Message   string // the same for the template's owner, as far as it is for him
 }
 
 // Snapshot is all that a node has, told at once.
@@ -265,7 +266,7 @@ func (t *Table) Pools(match func(key string) bool) Pool {
 			}
 			sum.Warming += p.Warming
 			if p.LastError != "" {
-				sum.LastError = p.LastError
+				sum.LastError, sum.Message = p.LastError, p.Message
 			}
 		}
 	}

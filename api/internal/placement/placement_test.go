@@ -136,10 +136,10 @@ func TestPoolsAddUpOverNodes(t *testing.T) {
 	synced(table, "n1")
 	synced(table, "n2")
 	table.PoolChanged("n1", Pool{Key: "a", Warming: 2})
-	table.PoolChanged("n2", Pool{Key: "a", Warming: 1, LastError: "no image"})
+	table.PoolChanged("n2", Pool{Key: "a", Warming: 1, LastError: "no image at node", Message: "no image"})
 	table.PoolChanged("n2", Pool{Key: "b", Warming: 100})
 	got := table.Pools(func(key string) bool { return key == "a" })
-	if got.Warming != 3 || got.LastError != "no image" {
+	if got.Warming != 3 || got.LastError != "no image at node" || got.Message != "no image" {
 		t.Fatalf("%+v", got)
 	}
 }
