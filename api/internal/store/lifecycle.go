@@ -81,8 +81,10 @@ func (s *Store) SandboxesOn(ctx context.Context, node string, after sandbox.ID, 
 	return list, classify(err, "reading a node's sandboxes")
 }
 
-// PurgeDeleted forgets tombstones older than age.
+// PurgeDeleted forgets tombstones older than age whose end the last webhook was
+// told of.
 func (s *Store) PurgeDeleted(ctx context.Context, age time.Duration) error {
-	_, err := s.pool.Exec(ctx, "DELETE FROM sandboxes WHERE deleted_at < now() - $1::interval", age)
+	_, err := s.pool.Exec(ctx, `DELETE FROM sandboxes WHERE deleted_at < now() - $1::interval
+		AND NOT EXISTS (SELECT FROM sandbox_webhooks w WHERE w.sandbox_id = id AND coalesce(w.leased_until, w.wake_at) IS NOT NULL)`, age)
 	return classify(err, "purging tombstones")
 }

@@ -1,11 +1,6 @@
 package store
 
-import (
-	"context"
-	"fmt"
-
-	"github.com/jackc/pgx/v5"
-)
+import "context"
 
 // Tables whose changes are told to listeners.
 const (
@@ -18,20 +13,5 @@ const (
 // before that may be stale. It returns when the connection or ctx ends; the
 // caller decides when to listen again.
 func (s *Store) Listen(ctx context.Context, changed func(table string)) error {
-	conn, err := pgx.ConnectConfig(ctx, s.conns.Config().ConnConfig)
-	if err != nil {
-		return fmt.Errorf("listening for changes: %w", err)
-	}
-	defer hangUp(ctx, conn)
-	if _, err := (bounded{conn}).Exec(ctx, "LISTEN s0_changed"); err != nil {
-		return fmt.Errorf("listening for changes: %w", err)
-	}
-	changed("")
-	for {
-		n, err := conn.WaitForNotification(ctx)
-		if err != nil {
-			return fmt.Errorf("waiting for changes: %w", err)
-		}
-		changed(n.Payload)
-	}
+	return s.listen(ctx, "s0_changed", changed)
 }

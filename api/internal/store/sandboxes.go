@@ -58,6 +58,7 @@ type NewSandbox struct {
 	HardTTLSeconds int32
 	IdempotencyKey string
 	RequestHash    []byte
+	Webhook        *NewWebhook // nil: none
 }
 
 // Why a claim's row could not be stored.
@@ -116,7 +117,8 @@ func (n NewSandbox) args() []any {
 func insertSandbox(ctx context.Context, q querier, n NewSandbox) (Sandbox, error) {
 	const doing = "storing a claim"
 	for range insertAttempts {
-		rows, _ := q.Query(ctx, insertSandboxSQL, n.args()...)
+		sql, args := n.insertion()
+		rows, _ := q.Query(ctx, sql, args...)
 		created, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
 		if !errors.Is(err, pgx.ErrNoRows) {
 			return created, classify(err, doing)
@@ -148,7 +150,8 @@ const insertAttempts = 5
 func (s *Store) TakeOver(ctx context.Context, n NewSandbox) (Sandbox, error) {
 	var taken Sandbox
 	err := s.inTx(ctx, "taking over a claim", func(ctx context.Context, tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, "DELETE FROM sandboxes WHERE id = $1 AND claim_id <> $2", n.ID, n.ClaimID)
+		_, err := tx.Exec(ctx, `WITH lost AS (DELETE FROM sandboxes WHERE id = $1 AND claim_id <> $2 RETURNING id)
+			DELETE FROM sandbox_events WHERE sandbox_id IN (SELECT id FROM lost)`, n.ID, n.ClaimID)
 		if err != nil {
 			return err
 		}
@@ -158,9 +161,11 @@ func (s *Store) TakeOver(ctx context.Context, n NewSandbox) (Sandbox, error) {
 	return taken, err
 }
 
-// RemoveClaim removes the row of a claim that was never acknowledged.
+// RemoveClaim removes the row of a claim that was never acknowledged, with what
+// happened to it.
 func (s *Store) RemoveClaim(ctx context.Context, id sandbox.ID, claim uuid.UUID) error {
-	_, err := s.pool.Exec(ctx, "DELETE FROM sandboxes WHERE id = $1 AND claim_id = $2", id, claim)
+	_, err := s.pool.Exec(ctx, `WITH removed AS (DELETE FROM sandboxes WHERE id = $1 AND claim_id = $2 RETURNING id)
+		DELETE FROM sandbox_events WHERE sandbox_id IN (SELECT id FROM removed)`, id, claim)
 	return classify(err, "removing a claim")
 }
 
