@@ -34,7 +34,7 @@ type Record struct {
 	Reason     string             `json:"reason,omitempty"` // why it failed or ends
 	PoolKey    string             `json:"pool_key"`
 	Spec       sandbox.Spec       `json:"spec"`
-	NetIndex   uint32             `json:"net_index"`
+	NetIndex   uint32             `json:"net_index"` // 0: given back
 	IP         netip.Addr         `json:"ip"`
 	Created    time.Time          `json:"created"`
 	Claim      *Claim             `json:"claim,omitempty"` // set once and for all by the claim

@@ -168,18 +168,38 @@ func (m *Manager) tearDown(ctx context.Context, inst *instance) {
 	if !m.insist(ctx, rec, m.release) {
 		return
 	}
-	m.mu.Lock()
-	rec = inst.rec
-	kept := rec.State != journal.Terminating
-	if kept {
-		inst.disposing = false // its Delete starts another teardown
+	if m.keepFailed(ctx, inst) {
+		return
 	}
-	m.mu.Unlock()
-	if kept || !m.insist(ctx, rec, m.forgetRecord) {
+	if rec = m.record(inst); !m.insist(ctx, rec, m.forgetRecord) {
 		return
 	}
 	m.forget(inst)
 	m.log(rec).Debug("sandbox is gone")
+}
+
+// keepFailed ends the teardown of a sandbox that failed: its record stays until its
+// Delete, without the index, which may be long. It reports whether it was one.
+func (m *Manager) keepFailed(ctx context.Context, inst *instance) bool {
+	if inst.takeTurn(ctx) != nil {
+		return true // the node stops
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	if rec.State == journal.Terminating {
+		return false
+	}
+	index := rec.NetIndex
+	rec.NetIndex = 0
+	err := m.cfg.Journal.Put(ctx, rec)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	inst.disposing = false // its Delete starts another teardown
+	if err == nil {        // else a restart would find two with one index
+		inst.rec = rec
+		m.indexes.release(index, time.Now())
+	}
+	return true
 }
 
 // insist repeats f until it succeeds; false means that the node stopped first.

@@ -4,3 +4,10 @@ import "time"
 
 // SetAdoptGrace is for tests that wait for its end.
 func (m *Manager) SetAdoptGrace(d time.Duration) { m.adoptGrace = d }
+
+// IndexesInUse counts what is neither free nor resting.
+func (m *Manager) IndexesInUse() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.indexes.used)
+}

@@ -367,6 +367,33 @@ func TestX29_ExitIsReported(t *testing.T) {
 	n.nothingLeft()
 }
 
+// G12: what has failed keeps its record until its Delete, and nothing else: no
+// number of them takes the node's addresses away.
+func TestG12_FailedKeepsNoIndex(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(2)
+	n.claim(slots[0])
+	noop.Runtime{Node: m.node}.Kill(slots[0], true)
+	eventually(t, "its index is given back", func() bool { return n.IndexesInUse() == 1 })
+	n.stop()
+	n = m.boot()
+	if used := n.IndexesInUse(); used != 1 {
+		t.Errorf("after a restart %d indexes are in use, want the slot's", used)
+	}
+	if sb, err := n.Get(slots[0]); err != nil || sb.State() != sandbox.Failed {
+		t.Errorf("it is %s (%v)", sb.State(), err)
+	}
+	if err := n.Delete(n.ctx(), slots[0], 0, "seen"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is forgotten", func() bool { return n.Holding() == 1 })
+	if used := n.IndexesInUse(); used != 1 {
+		t.Errorf("after its delete %d indexes are in use, want the slot's", used)
+	}
+}
+
 // B12, X30: the processes' end that nobody reports shows in the broken channel.
 func TestB12_ProcdLost(t *testing.T) {
 	t.Parallel()

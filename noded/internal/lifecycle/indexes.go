@@ -31,10 +31,17 @@ func (x *indexes) take(now time.Time) uint32 {
 	return 0
 }
 
-// hold marks an index that a record from before has.
-func (x *indexes) hold(i uint32) { x.used[i] = true }
+// hold marks an index that a record from before has. 0 is none: a failed sandbox
+// that holds nothing any more has given its own back.
+func (x *indexes) hold(i uint32) {
+	if i != 0 {
+		x.used[i] = true
+	}
+}
 
 func (x *indexes) release(i uint32, now time.Time) {
-	delete(x.used, i)
-	x.resting[i] = now.Add(indexRest)
+	if i != 0 {
+		delete(x.used, i)
+		x.resting[i] = now.Add(indexRest)
+	}
 }
