@@ -166,7 +166,7 @@ func (a *app) useTeam(ctx context.Context, c *client.Client, args []string) erro
 		return fmt.Errorf("you belong to no team %q: `s0 team list` shows yours", args[0])
 	}
 	team := teams.Teams[i]
-	if err := a.session.UseTeam(team.ID); err != nil {
+	if err := a.session.UseTeam(ctx, team.ID); err != nil {
 		return err
 	}
 	return a.printer.Print(team, output.Text(fmt.Sprintf("Using team %s (%s).", team.Name, team.ID)))

@@ -1,11 +1,14 @@
 package config_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"s0.run/cmd/s0/internal/config"
 )
@@ -118,4 +121,24 @@ func TestExpandedToken(t *testing.T) {
 			t.Errorf("%s: got %q, %v", tt.token, got, err)
 		}
 	}
+}
+
+func TestLockHoldsOthersUp(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "new", "config.yaml")
+	unlock, err := config.Lock(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := config.Lock(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while it is held: %v", err)
+	}
+	unlock()
+	unlock, err = config.Lock(t.Context(), path)
+	if err != nil {
+		t.Fatalf("after it was given back: %v", err)
+	}
+	unlock()
 }

@@ -2,9 +2,10 @@
 // client that is ready to call: which server, as whom, in which team.
 //
 // A flag goes before the environment, that before the profile, that before the
-// default. The package owns the configuration file while a command runs, renews
-// access tokens and never sends a profile's token to another server than the
-// one that gave it.
+// default. The package renews access tokens and never sends a profile's token to
+// another server than the one that gave it. The configuration file is everybody's:
+// whatever is changed in it is read again, changed and saved under its lock, for a
+// refresh token that two s0 use ends the session of both.
 package session
 
 import (
@@ -35,6 +36,8 @@ const (
 	// renewBefore is how long before its end an access token is renewed, so that
 	// it does not end on its way.
 	renewBefore = 30 * time.Second
+	// callTimeout bounds a call that is made while other s0 wait for the file.
+	callTimeout = 10 * time.Second
 )
 
 // ErrSignedOut is returned when there is no token for the server.
@@ -54,6 +57,7 @@ type Options struct {
 type Session struct {
 	opts       Options
 	path       string
+	name       string // of the profile
 	file       *config.File
 	profile    *config.Profile
 	url        string
@@ -69,16 +73,45 @@ func Open(opts Options) (*Session, error) {
 			return nil, err
 		}
 	}
-	file, err := config.Load(path)
-	if err != nil {
+	s := &Session{opts: opts, path: path}
+	if err := s.load(); err != nil {
 		return nil, err
 	}
-	if len(file.Profiles) == 0 && opts.Profile != "" {
-		file.CurrentProfile = opts.Profile // the first profile is the current one
-	}
-	s := &Session{opts: opts, path: path, file: file, profile: file.Profile(opts.Profile)}
 	s.url, s.overridden = s.resolveURL()
 	return s, nil
+}
+
+// load reads the file as it is now.
+func (s *Session) load() error {
+	file, err := config.Load(s.path)
+	if err != nil {
+		return err
+	}
+	if len(file.Profiles) == 0 && s.opts.Profile != "" {
+		file.CurrentProfile = s.opts.Profile // the first profile is the current one
+	}
+	if s.name == "" { // and it stays so, whatever becomes the current one meanwhile
+		s.name = first(s.opts.Profile, file.ProfileName())
+	}
+	s.file, s.profile = file, file.Profile(s.name)
+	return nil
+}
+
+// change lets f change the profile as it is in the file now, and saves what f has
+// made of it. Other s0 that change something wait for it.
+func (s *Session) change(ctx context.Context, f func(p *config.Profile) error) error {
+	unlock, err := config.Lock(ctx, s.path)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.load(); err != nil {
+		return err
+	}
+	if err := f(s.profile); err != nil {
+		return err
+	}
+	return s.file.Save(s.path)
 }
 
 func (s *Session) resolveURL() (url string, overridden bool) {
@@ -94,7 +127,7 @@ func (s *Session) URL() string { return s.url }
 func (s *Session) Format() string { return s.file.Output.Format }
 
 // ProfileName is the name of the profile in use.
-func (s *Session) ProfileName() string { return first(s.opts.Profile, s.file.ProfileName()) }
+func (s *Session) ProfileName() string { return s.name }
 
 // TeamID is the team that the user chose; empty if they never did.
 func (s *Session) TeamID() string {
@@ -159,44 +192,50 @@ func (s *Session) token(ctx context.Context) (string, error) {
 	return s.profile.ExpandedToken(s.opts.Getenv)
 }
 
-// renew exchanges an access token that is about to end for a new one.
+// renew exchanges an access token that is about to end for a new one, unless
+// another s0 has done so by the time that it is our turn.
 func (s *Session) renew(ctx context.Context) error {
-	p := s.profile
-	if p.RefreshToken == "" || p.ExpiresAt == 0 || time.Until(time.Unix(p.ExpiresAt, 0)) > renewBefore {
+	if !ending(s.profile) {
 		return nil
 	}
-	anonymous, err := s.Anonymous()
-	if err != nil {
-		return err
-	}
-	login, err := anonymous.RefreshToken(ctx, p.RefreshToken)
-	if err == nil {
-		s.remember(login)
-		return s.save()
-	}
-	var refused *client.APIError
-	if !errors.As(err, &refused) || refused.StatusCode != http.StatusUnauthorized {
-		return fmt.Errorf("renewing your session: %w", err)
-	}
-	if s.renewedElsewhere() {
+	server := s.profile.APIURL
+	return s.change(ctx, func(p *config.Profile) error {
+		switch {
+		case p.Token == "" || p.APIURL != server:
+			return fmt.Errorf("%w: another s0 has signed out or in elsewhere meanwhile", ErrSignedOut)
+		case !ending(p):
+			return nil
+		}
+		login, err := s.exchange(ctx, s.url, p.RefreshToken)
+		if unauthorized(err) {
+			return fmt.Errorf("%w: your session has ended", ErrSignedOut)
+		}
+		if err != nil {
+			return fmt.Errorf("renewing your session: %w", err)
+		}
+		remember(p, login)
 		return nil
-	}
-	return fmt.Errorf("%w: your session has ended", ErrSignedOut)
+	})
 }
 
-// renewedElsewhere takes over the tokens that another s0, started at the same
-// time, got for the refresh token that we both had.
-func (s *Session) renewedElsewhere() bool {
-	file, err := config.Load(s.path)
+func ending(p *config.Profile) bool {
+	return p.RefreshToken != "" && p.ExpiresAt != 0 && time.Until(time.Unix(p.ExpiresAt, 0)) <= renewBefore
+}
+
+// exchange uses a refresh token up.
+func (s *Session) exchange(ctx context.Context, server, refresh string) (*client.Login, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	c, err := client.New(client.Config{BaseURL: server, UserAgent: s.opts.UserAgent})
 	if err != nil {
-		return false
+		return nil, err
 	}
-	current := file.Profile(s.opts.Profile)
-	if current.RefreshToken == s.profile.RefreshToken || current.Token == "" {
-		return false
-	}
-	s.file, s.profile = file, current
-	return true
+	return c.RefreshToken(ctx, refresh)
+}
+
+func unauthorized(err error) bool {
+	var refused *client.APIError
+	return errors.As(err, &refused) && refused.StatusCode == http.StatusUnauthorized
 }
 
 // checkGateway learns how the server wants to be talked to, unless the profile
@@ -246,10 +285,12 @@ func (s *Session) SignIn(ctx context.Context, login *client.Login) error {
 	if err != nil {
 		return fmt.Errorf("listing your teams: %w", err)
 	}
-	s.profile.APIURL, s.profile.GatewayMode = s.url, mode
-	s.profile.CurrentTeamID = chooseTeam(login.User, teams.Teams, s.TeamID())
-	s.remember(login)
-	return s.save()
+	team := chooseTeam(login.User, teams.Teams, s.TeamID())
+	return s.change(ctx, func(p *config.Profile) error {
+		p.APIURL, p.GatewayMode, p.CurrentTeamID = s.url, mode, team
+		remember(p, login)
+		return nil
+	})
 }
 
 // chooseTeam keeps the team of before if the user still has it, else takes the
@@ -273,38 +314,67 @@ func chooseTeam(user client.User, teams []client.Team, before string) string {
 // SignOut revokes the profile's tokens and forgets them. They are forgotten
 // also when the server can't be told.
 func (s *Session) SignOut(ctx context.Context) error {
-	access, refresh, server := s.profile.Token, s.profile.RefreshToken, first(s.profile.APIURL, DefaultURL)
-	if access == "" {
-		return ErrSignedOut
-	}
-	s.profile.Token, s.profile.RefreshToken, s.profile.ExpiresAt, s.profile.CurrentTeamID = "", "", 0, ""
-	if err := s.save(); err != nil || IsAPIKey(access) || refresh == "" {
-		return err
-	}
-	c, err := client.New(client.Config{BaseURL: server, Token: access, UserAgent: s.opts.UserAgent})
+	var told error
+	err := s.change(ctx, func(p *config.Profile) error {
+		if p.Token == "" {
+			return ErrSignedOut
+		}
+		if !IsAPIKey(p.Token) && p.RefreshToken != "" {
+			told = s.revoke(ctx, p)
+		}
+		p.Token, p.RefreshToken, p.ExpiresAt, p.CurrentTeamID = "", "", 0, ""
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	if err := c.Logout(ctx, refresh); err != nil {
+	return told
+}
+
+// revoke ends a session at its server. An access token that has ended already is
+// renewed for it.
+func (s *Session) revoke(ctx context.Context, p *config.Profile) error {
+	server := first(p.APIURL, DefaultURL)
+	err := s.logout(ctx, server, p.Token, p.RefreshToken)
+	if unauthorized(err) {
+		var login *client.Login
+		if login, err = s.exchange(ctx, server, p.RefreshToken); err == nil {
+			err = s.logout(ctx, server, login.AccessToken, login.RefreshToken)
+		}
+		if unauthorized(err) {
+			return nil // there is no session any more
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("signed out here, but %s could not be told: %w", server, err)
 	}
 	return nil
 }
 
+func (s *Session) logout(ctx context.Context, server, access, refresh string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	c, err := client.New(client.Config{BaseURL: server, Token: access, UserAgent: s.opts.UserAgent})
+	if err != nil {
+		return err
+	}
+	return c.Logout(ctx, refresh)
+}
+
 // UseTeam makes a team the current one.
-func (s *Session) UseTeam(id string) error {
+func (s *Session) UseTeam(ctx context.Context, id string) error {
 	if s.overridden {
 		return fmt.Errorf("the profile %q is for %s, not %s: sign in there first, or choose another with --profile", s.ProfileName(), first(s.profile.APIURL, DefaultURL), s.url)
 	}
-	s.profile.CurrentTeamID = id
-	return s.save()
+	return s.change(ctx, func(p *config.Profile) error {
+		p.CurrentTeamID = id
+		return nil
+	})
 }
 
-func (s *Session) remember(login *client.Login) {
-	s.profile.Token, s.profile.RefreshToken, s.profile.ExpiresAt = login.AccessToken, login.RefreshToken, login.ExpiresAt
+func remember(p *config.Profile, login *client.Login) {
+	p.Token, p.RefreshToken, p.ExpiresAt = login.AccessToken, login.RefreshToken, login.ExpiresAt
 }
-
-func (s *Session) save() error { return s.file.Save(s.path) }
 
 func first(values ...string) string {
 	for _, v := range values {
