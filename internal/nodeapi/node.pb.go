@@ -537,6 +537,7 @@ func (x *SetPoolsRequest) GetPools() []*Pool {
 
 type SetPoolsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refused       []*PoolRefusal         `protobuf:"bytes,1,rep,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -571,6 +572,67 @@ func (*SetPoolsResponse) Descriptor() ([]byte, []int) {
 	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{6}
 }
 
+func (x *SetPoolsResponse) GetRefused() []*PoolRefusal {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+// PoolRefusal says why the node does not keep a pool. If it has had one of that
+// key, that one stays as it was.
+type PoolRefusal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolRefusal) Reset() {
+	*x = PoolRefusal{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolRefusal) ProtoMessage() {}
+
+func (x *PoolRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolRefusal.ProtoReflect.Descriptor instead.
+func (*PoolRefusal) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PoolRefusal) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *PoolRefusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -579,7 +641,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +653,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +666,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{7}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{8}
 }
 
 // Event is one change. Exactly one field is set.
@@ -625,7 +687,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +699,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +712,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{8}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -762,7 +824,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +836,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +849,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{9}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{10}
 }
 
 type Slot struct {
@@ -801,7 +863,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +875,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +888,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{10}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Slot) GetId() string {
@@ -864,7 +926,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +938,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +951,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{11}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PoolStatus) GetKey() string {
@@ -940,7 +1002,7 @@ type Sandbox struct {
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Generation      uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	PoolKey         string                 `protobuf:"bytes,3,opt,name=pool_key,json=poolKey,proto3" json:"pool_key,omitempty"`
-	State           string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // running, terminating, failed
+	State           string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // running, terminating, failed; unknown until a restarted node has found it
 	Reason          string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // why it failed or ends
 	Team            string                 `protobuf:"bytes,6,opt,name=team,proto3" json:"team,omitempty"`
 	User            string                 `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
@@ -956,7 +1018,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1030,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1043,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{12}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Sandbox) GetId() string {
@@ -1085,7 +1147,7 @@ type EventsConfig struct {
 
 func (x *EventsConfig) Reset() {
 	*x = EventsConfig{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1159,7 @@ func (x *EventsConfig) String() string {
 func (*EventsConfig) ProtoMessage() {}
 
 func (x *EventsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1172,7 @@ func (x *EventsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsConfig.ProtoReflect.Descriptor instead.
 func (*EventsConfig) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{13}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EventsConfig) GetWatchDir() string {
@@ -1135,7 +1197,7 @@ type SandboxEvents struct {
 
 func (x *SandboxEvents) Reset() {
 	*x = SandboxEvents{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1209,7 @@ func (x *SandboxEvents) String() string {
 func (*SandboxEvents) ProtoMessage() {}
 
 func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1222,7 @@ func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvents.ProtoReflect.Descriptor instead.
 func (*SandboxEvents) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{14}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SandboxEvents) GetLease() string {
@@ -1210,7 +1272,7 @@ type SandboxEvent struct {
 
 func (x *SandboxEvent) Reset() {
 	*x = SandboxEvent{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1284,7 @@ func (x *SandboxEvent) String() string {
 func (*SandboxEvent) ProtoMessage() {}
 
 func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1297,7 @@ func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvent.ProtoReflect.Descriptor instead.
 func (*SandboxEvent) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{15}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SandboxEvent) GetId() string {
@@ -1275,7 +1337,7 @@ type TakeEventsRequest struct {
 
 func (x *TakeEventsRequest) Reset() {
 	*x = TakeEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1349,7 @@ func (x *TakeEventsRequest) String() string {
 func (*TakeEventsRequest) ProtoMessage() {}
 
 func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1362,7 @@ func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsRequest.ProtoReflect.Descriptor instead.
 func (*TakeEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{16}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TakeEventsRequest) GetWaitMillis() uint32 {
@@ -1319,7 +1381,7 @@ type TakeEventsResponse struct {
 
 func (x *TakeEventsResponse) Reset() {
 	*x = TakeEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1393,7 @@ func (x *TakeEventsResponse) String() string {
 func (*TakeEventsResponse) ProtoMessage() {}
 
 func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1406,7 @@ func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsResponse.ProtoReflect.Descriptor instead.
 func (*TakeEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{17}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TakeEventsResponse) GetBatches() []*SandboxEvents {
@@ -1364,7 +1426,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1438,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1451,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{18}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AckEventsRequest) GetStored() []string {
@@ -1414,7 +1476,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1488,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1501,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{19}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{20}
 }
 
 type ClaimRequest struct {
@@ -1460,7 +1522,7 @@ type ClaimRequest struct {
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1534,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1547,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{20}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ClaimRequest) GetClaimId() string {
@@ -1568,7 +1630,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1642,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1655,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{21}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ClaimResponse) GetSandbox() *Sandbox {
@@ -1619,7 +1681,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1693,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1706,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{22}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetRequest) GetId() string {
@@ -1668,7 +1730,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1742,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1755,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{23}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1749,7 +1811,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1823,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1836,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{24}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1806,7 +1868,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1880,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1893,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{25}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
 }
 
 type StatsRequest struct {
@@ -1845,7 +1907,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +1919,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +1932,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -1904,7 +1966,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +1978,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +1991,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -1969,7 +2031,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2043,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2056,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -2099,7 +2161,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2173,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2186,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -2156,7 +2218,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +2230,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +2243,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -2234,7 +2296,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2308,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2321,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
 }
 
 type InfoResponse struct {
@@ -2276,7 +2338,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2350,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2363,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -2356,7 +2418,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2430,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,8 +2520,12 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\bmin_idle\x18\x03 \x01(\rR\aminIdle\x12\x19\n" +
 	"\bmax_idle\x18\x04 \x01(\rR\amaxIdle\"9\n" +
 	"\x0fSetPoolsRequest\x12&\n" +
-	"\x05pools\x18\x01 \x03(\v2\x10.s0.node.v1.PoolR\x05pools\"\x12\n" +
-	"\x10SetPoolsResponse\"\x0e\n" +
+	"\x05pools\x18\x01 \x03(\v2\x10.s0.node.v1.PoolR\x05pools\"E\n" +
+	"\x10SetPoolsResponse\x121\n" +
+	"\arefused\x18\x01 \x03(\v2\x17.s0.node.v1.PoolRefusalR\arefused\"7\n" +
+	"\vPoolRefusal\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x0e\n" +
 	"\fWatchRequest\"\x94\x02\n" +
 	"\x05Event\x12/\n" +
 	"\tslot_free\x18\x01 \x01(\v2\x10.s0.node.v1.SlotH\x00R\bslotFree\x12\x1f\n" +
@@ -2646,7 +2712,7 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Spec)(nil),               // 0: s0.node.v1.Spec
 	(*WarmProcess)(nil),        // 1: s0.node.v1.WarmProcess
@@ -2655,91 +2721,93 @@ var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Pool)(nil),               // 4: s0.node.v1.Pool
 	(*SetPoolsRequest)(nil),    // 5: s0.node.v1.SetPoolsRequest
 	(*SetPoolsResponse)(nil),   // 6: s0.node.v1.SetPoolsResponse
-	(*WatchRequest)(nil),       // 7: s0.node.v1.WatchRequest
-	(*Event)(nil),              // 8: s0.node.v1.Event
-	(*Synced)(nil),             // 9: s0.node.v1.Synced
-	(*Slot)(nil),               // 10: s0.node.v1.Slot
-	(*PoolStatus)(nil),         // 11: s0.node.v1.PoolStatus
-	(*Sandbox)(nil),            // 12: s0.node.v1.Sandbox
-	(*EventsConfig)(nil),       // 13: s0.node.v1.EventsConfig
-	(*SandboxEvents)(nil),      // 14: s0.node.v1.SandboxEvents
-	(*SandboxEvent)(nil),       // 15: s0.node.v1.SandboxEvent
-	(*TakeEventsRequest)(nil),  // 16: s0.node.v1.TakeEventsRequest
-	(*TakeEventsResponse)(nil), // 17: s0.node.v1.TakeEventsResponse
-	(*AckEventsRequest)(nil),   // 18: s0.node.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),  // 19: s0.node.v1.AckEventsResponse
-	(*ClaimRequest)(nil),       // 20: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),      // 21: s0.node.v1.ClaimResponse
-	(*GetRequest)(nil),         // 22: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),      // 23: s0.node.v1.UpdateRequest
-	(*DeleteRequest)(nil),      // 24: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),     // 25: s0.node.v1.DeleteResponse
-	(*StatsRequest)(nil),       // 26: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),      // 27: s0.node.v1.StatsResponse
-	(*StatsSample)(nil),        // 28: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),          // 29: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),       // 30: s0.node.v1.NetworkUsage
-	(*InfoRequest)(nil),        // 31: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),       // 32: s0.node.v1.InfoResponse
-	nil,                        // 33: s0.node.v1.Spec.EnvEntry
-	nil,                        // 34: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),     // 35: s0.node.v1.HTTPGet.Header
-	nil,                        // 36: s0.node.v1.Sandbox.EnvEntry
-	nil,                        // 37: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                        // 38: s0.node.v1.UpdateRequest.EnvEntry
+	(*PoolRefusal)(nil),        // 7: s0.node.v1.PoolRefusal
+	(*WatchRequest)(nil),       // 8: s0.node.v1.WatchRequest
+	(*Event)(nil),              // 9: s0.node.v1.Event
+	(*Synced)(nil),             // 10: s0.node.v1.Synced
+	(*Slot)(nil),               // 11: s0.node.v1.Slot
+	(*PoolStatus)(nil),         // 12: s0.node.v1.PoolStatus
+	(*Sandbox)(nil),            // 13: s0.node.v1.Sandbox
+	(*EventsConfig)(nil),       // 14: s0.node.v1.EventsConfig
+	(*SandboxEvents)(nil),      // 15: s0.node.v1.SandboxEvents
+	(*SandboxEvent)(nil),       // 16: s0.node.v1.SandboxEvent
+	(*TakeEventsRequest)(nil),  // 17: s0.node.v1.TakeEventsRequest
+	(*TakeEventsResponse)(nil), // 18: s0.node.v1.TakeEventsResponse
+	(*AckEventsRequest)(nil),   // 19: s0.node.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),  // 20: s0.node.v1.AckEventsResponse
+	(*ClaimRequest)(nil),       // 21: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),      // 22: s0.node.v1.ClaimResponse
+	(*GetRequest)(nil),         // 23: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),      // 24: s0.node.v1.UpdateRequest
+	(*DeleteRequest)(nil),      // 25: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),     // 26: s0.node.v1.DeleteResponse
+	(*StatsRequest)(nil),       // 27: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),      // 28: s0.node.v1.StatsResponse
+	(*StatsSample)(nil),        // 29: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),          // 30: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),       // 31: s0.node.v1.NetworkUsage
+	(*InfoRequest)(nil),        // 32: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),       // 33: s0.node.v1.InfoResponse
+	nil,                        // 34: s0.node.v1.Spec.EnvEntry
+	nil,                        // 35: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),     // 36: s0.node.v1.HTTPGet.Header
+	nil,                        // 37: s0.node.v1.Sandbox.EnvEntry
+	nil,                        // 38: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                        // 39: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	33, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	34, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	1,  // 1: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	34, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	35, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
 	2,  // 3: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
 	2,  // 4: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
 	2,  // 5: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
 	3,  // 6: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	35, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	36, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
 	0,  // 8: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	4,  // 9: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
-	10, // 10: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
-	12, // 11: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
-	11, // 12: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
-	9,  // 13: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	36, // 14: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
-	13, // 15: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
-	15, // 16: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
-	14, // 17: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
-	0,  // 18: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	37, // 19: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
-	13, // 20: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
-	12, // 21: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	38, // 22: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	28, // 23: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	29, // 24: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	30, // 25: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	5,  // 26: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	7,  // 27: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	20, // 28: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	22, // 29: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	23, // 30: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	24, // 31: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	16, // 32: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	18, // 33: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	26, // 34: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	31, // 35: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	6,  // 36: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	8,  // 37: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	21, // 38: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	12, // 39: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	12, // 40: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	25, // 41: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	17, // 42: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	19, // 43: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	27, // 44: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	32, // 45: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	36, // [36:46] is the sub-list for method output_type
-	26, // [26:36] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	7,  // 10: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
+	11, // 11: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
+	13, // 12: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
+	12, // 13: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
+	10, // 14: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
+	37, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	14, // 16: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
+	16, // 17: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
+	15, // 18: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
+	0,  // 19: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
+	38, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	14, // 21: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
+	13, // 22: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
+	39, // 23: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	29, // 24: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	30, // 25: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	31, // 26: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	5,  // 27: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	8,  // 28: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	21, // 29: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	23, // 30: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	24, // 31: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	25, // 32: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	17, // 33: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	19, // 34: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	27, // 35: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	32, // 36: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	6,  // 37: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	9,  // 38: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	22, // 39: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	13, // 40: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	13, // 41: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	26, // 42: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	18, // 43: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	20, // 44: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	28, // 45: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	33, // 46: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	37, // [37:47] is the sub-list for method output_type
+	27, // [27:37] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -2747,7 +2815,7 @@ func file_internal_nodeapi_node_proto_init() {
 	if File_internal_nodeapi_node_proto != nil {
 		return
 	}
-	file_internal_nodeapi_node_proto_msgTypes[8].OneofWrappers = []any{
+	file_internal_nodeapi_node_proto_msgTypes[9].OneofWrappers = []any{
 		(*Event_SlotFree)(nil),
 		(*Event_SlotTaken)(nil),
 		(*Event_Sandbox)(nil),
@@ -2761,7 +2829,7 @@ func file_internal_nodeapi_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

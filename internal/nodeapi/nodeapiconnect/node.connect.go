@@ -64,7 +64,9 @@ const (
 // NodeClient is a client for the s0.node.v1.Node service.
 type NodeClient interface {
 	// SetPools declares every pool that the node shall keep; pools that are not
-	// named drain. The call is idempotent and returns before slots are warm.
+	// named drain. A pool that the node can't keep is refused by itself: the answer
+	// names it, and the others are kept. The call is idempotent and returns before
+	// slots are warm.
 	SetPools(context.Context, *nodeapi.SetPoolsRequest) (*nodeapi.SetPoolsResponse, error)
 	// Watch streams the node's truth: first everything it has, ended by a synced
 	// event, then each change. A subscriber that reads too slowly is cut off with
@@ -74,8 +76,9 @@ type NodeClient interface {
 	// that slot or fails with ABORTED: the caller chooses another. With `slot`
 	// empty it starts a sandbox cold under the node's bound, else fails with
 	// RESOURCE_EXHAUSTED. It answers when the claim is durable in the journal and
-	// procd has been initialised. A repeated claim with the same claim_id answers
-	// the same sandbox.
+	// procd, which knows since the slot was warmed which sandbox it is, has the
+	// claim's environment. A repeated claim with the same claim_id answers the same
+	// sandbox.
 	Claim(context.Context, *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error)
 	// Get answers what the journal says of one sandbox, NOT_FOUND otherwise.
 	Get(context.Context, *nodeapi.GetRequest) (*nodeapi.Sandbox, error)
@@ -279,7 +282,9 @@ func (c *nodeClient) Info(ctx context.Context, req *nodeapi.InfoRequest) (*nodea
 // NodeHandler is an implementation of the s0.node.v1.Node service.
 type NodeHandler interface {
 	// SetPools declares every pool that the node shall keep; pools that are not
-	// named drain. The call is idempotent and returns before slots are warm.
+	// named drain. A pool that the node can't keep is refused by itself: the answer
+	// names it, and the others are kept. The call is idempotent and returns before
+	// slots are warm.
 	SetPools(context.Context, *nodeapi.SetPoolsRequest) (*nodeapi.SetPoolsResponse, error)
 	// Watch streams the node's truth: first everything it has, ended by a synced
 	// event, then each change. A subscriber that reads too slowly is cut off with
@@ -289,8 +294,9 @@ type NodeHandler interface {
 	// that slot or fails with ABORTED: the caller chooses another. With `slot`
 	// empty it starts a sandbox cold under the node's bound, else fails with
 	// RESOURCE_EXHAUSTED. It answers when the claim is durable in the journal and
-	// procd has been initialised. A repeated claim with the same claim_id answers
-	// the same sandbox.
+	// procd, which knows since the slot was warmed which sandbox it is, has the
+	// claim's environment. A repeated claim with the same claim_id answers the same
+	// sandbox.
 	Claim(context.Context, *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error)
 	// Get answers what the journal says of one sandbox, NOT_FOUND otherwise.
 	Get(context.Context, *nodeapi.GetRequest) (*nodeapi.Sandbox, error)

@@ -72,16 +72,15 @@ func New(cfg Config) http.Handler {
 func (s *Server) SetPools(_ context.Context, req *nodeapi.SetPoolsRequest) (*nodeapi.SetPoolsResponse, error) {
 	pools := make([]slots.Pool, 0, len(req.GetPools()))
 	for _, p := range req.GetPools() {
-		spec, err := nodeapi.SpecFromWire(p.GetSpec())
-		if err != nil {
-			return nil, s.fail("SetPools", errdefs.New(errdefs.InvalidArgument, "pool %q: %v", p.GetKey(), err))
-		}
+		spec, _ := nodeapi.SpecFromWire(p.GetSpec()) // Set validates it, too, and refuses this pool alone
 		pools = append(pools, slots.Pool{Key: p.GetKey(), Spec: spec, Min: int(p.GetMinIdle()), Max: int(p.GetMaxIdle())})
 	}
-	if err := s.cfg.Pools.Set(pools); err != nil {
-		return nil, s.fail("SetPools", err)
+	resp := &nodeapi.SetPoolsResponse{}
+	for _, r := range s.cfg.Pools.Set(pools) {
+		s.cfg.Log.Warn("pool refused", "pool", r.Key, "reason", r.Reason)
+		resp.Refused = append(resp.Refused, &nodeapi.PoolRefusal{Key: r.Key, Reason: nodeapi.Text(r.Reason)})
 	}
-	return &nodeapi.SetPoolsResponse{}, nil
+	return resp, nil
 }
 
 // Watch implements the node API.

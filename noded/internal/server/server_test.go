@@ -206,8 +206,12 @@ func TestCalls(t *testing.T) {
 	if _, err = n.rpc.Delete(n.ctx(), &nodeapi.DeleteRequest{Id: id, Generation: 1, Reason: "done"}); err != nil {
 		t.Error(err)
 	}
-	_, err = n.rpc.SetPools(n.ctx(), &nodeapi.SetPoolsRequest{Pools: []*nodeapi.Pool{{Key: "p", Spec: &nodeapi.Spec{}}}})
-	code(t, "a pool of nothing", err, connect.CodeInvalidArgument)
+	refused, err := n.rpc.SetPools(n.ctx(), &nodeapi.SetPoolsRequest{Pools: []*nodeapi.Pool{
+		{Key: "nothing", Spec: &nodeapi.Spec{}}, {Key: "good", Spec: nodeapi.SpecToWire(spec), MinIdle: 1, MaxIdle: 1},
+	}})
+	if r := refused.GetRefused(); err != nil || len(r) != 1 || r[0].GetKey() != "nothing" || r[0].GetReason() == "" {
+		t.Errorf("a pool of nothing beside a good one: %v (%v)", refused, err)
+	}
 	if i, err := n.rpc.Info(n.ctx(), &nodeapi.InfoRequest{}); err != nil || i.GetNode() != "n1" {
 		t.Errorf("info: %v (%v)", i, err)
 	}

@@ -19,7 +19,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/events"
@@ -106,41 +105,62 @@ func New(cfg Config) *Pools {
 	return p
 }
 
-// Set declares all pools that the node shall keep; those not named drain.
-func (p *Pools) Set(pools []Pool) error {
-	if err := validate(pools); err != nil {
-		return err
-	}
+// A Refusal says why the node does not keep a pool.
+type Refusal struct {
+	Key, Reason string
+}
+
+// Set declares all pools that the node shall keep; those not named drain. One
+// that can't be kept is refused by itself, for it is somebody's and the others
+// are others'; what the node had under its key stays.
+func (p *Pools) Set(pools []Pool) []Refusal {
+	var refused []Refusal
+	want, seen := make([]Pool, 0, min(len(pools), maxPools)), map[string]bool{}
 	p.mu.Lock()
-	p.want = pools
+	had := map[string]Pool{}
+	for _, old := range p.want {
+		had[old.Key] = old
+	}
+	for _, w := range pools {
+		reason := refuse(w)
+		switch {
+		case seen[w.Key]:
+			reason = "it is named twice"
+		case reason == "" && len(want) == maxPools:
+			reason = fmt.Sprintf("the node keeps no more than %d pools", maxPools)
+		}
+		if reason != "" {
+			refused = append(refused, Refusal{Key: w.Key, Reason: reason})
+			old, ok := had[w.Key]
+			if !ok || seen[w.Key] || len(want) == maxPools {
+				continue
+			}
+			w = old
+		}
+		seen[w.Key] = true
+		want = append(want, w)
+	}
+	p.want = want
 	p.mu.Unlock()
 	select {
 	case p.kick <- struct{}{}:
 	default:
 	}
-	return nil
+	return refused
 }
 
-func validate(pools []Pool) error {
-	if len(pools) > maxPools {
-		return errdefs.New(errdefs.InvalidArgument, "%d pools: want at most %d", len(pools), maxPools)
+// refuse says why a pool can't be kept, if it can't.
+func refuse(w Pool) string {
+	switch {
+	case w.Key == "":
+		return "key is required"
+	case w.Min < 0 || w.Max < w.Min || w.Max > maxSlots:
+		return fmt.Sprintf("%d to %d slots: want 0 ≤ min ≤ max ≤ %d", w.Min, w.Max, maxSlots)
 	}
-	seen := map[string]bool{}
-	for _, w := range pools {
-		switch {
-		case w.Key == "":
-			return errdefs.New(errdefs.InvalidArgument, "pool: key is required")
-		case seen[w.Key]:
-			return errdefs.New(errdefs.InvalidArgument, "pool %q is named twice", w.Key)
-		case w.Min < 0 || w.Max < w.Min || w.Max > maxSlots:
-			return errdefs.New(errdefs.InvalidArgument, "pool %q: %d to %d slots: want 0 ≤ min ≤ max ≤ %d", w.Key, w.Min, w.Max, maxSlots)
-		}
-		if err := w.Spec.Validate(); err != nil {
-			return errdefs.New(errdefs.InvalidArgument, "pool %q: %v", w.Key, err)
-		}
-		seen[w.Key] = true
+	if err := w.Spec.Validate(); err != nil {
+		return err.Error()
 	}
-	return nil
+	return ""
 }
 
 // Run keeps the pools until ctx ends, and returns when its warm-ups have ended.

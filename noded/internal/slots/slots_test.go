@@ -174,8 +174,8 @@ func status(hub *events.Hub, key string) *nodeapi.PoolStatus {
 
 func mustSet(t *testing.T, p *Pools, pools ...Pool) {
 	t.Helper()
-	if err := p.Set(pools); err != nil {
-		t.Fatal(err)
+	if refused := p.Set(pools); refused != nil {
+		t.Fatal(refused)
 	}
 }
 
@@ -387,9 +387,9 @@ func TestEmptiestPoolFirst(t *testing.T) {
 	}
 }
 
-func TestSetRefuses(t *testing.T) {
+// D12: one team's bad pool, or too many of them, stops nobody else's.
+func TestSetRefusesPoolByPool(t *testing.T) {
 	t.Parallel()
-	p := New(Config{Metrics: prometheus.NewRegistry()})
 	good := Pool{Key: "a", Spec: spec("a"), Min: 1, Max: 1}
 	for name, mutate := range map[string]func(*Pool){
 		"no key":    func(p *Pool) { p.Key = "" },
@@ -397,14 +397,52 @@ func TestSetRefuses(t *testing.T) {
 		"negative":  func(p *Pool) { p.Min = -1 },
 		"huge":      func(p *Pool) { p.Max = maxSlots + 1 },
 		"bad spec":  func(p *Pool) { p.Spec.Image = "" },
+		"twice":     func(*Pool) {},
 	} {
+		p := New(Config{Metrics: prometheus.NewRegistry()})
 		bad := good
+		if name != "twice" {
+			bad.Key = "bad"
+		}
 		mutate(&bad)
-		if err := p.Set([]Pool{bad}); err == nil {
-			t.Errorf("%s: accepted", name)
+		other := Pool{Key: "z", Spec: spec("z"), Min: 1, Max: 1}
+		if r := p.Set([]Pool{good, bad, other}); len(r) != 1 || r[0].Key != bad.Key || r[0].Reason == "" {
+			t.Errorf("%s: refused %v", name, r)
+		}
+		if got := keys(p.want); got != "a z" {
+			t.Errorf("%s: the node keeps %q, want a z", name, got)
 		}
 	}
-	if err := p.Set([]Pool{good, good}); err == nil {
-		t.Error("the same key twice: accepted")
+	p := New(Config{Metrics: prometheus.NewRegistry()})
+	var many []Pool
+	for i := range maxPools + 3 {
+		many = append(many, Pool{Key: fmt.Sprint(i), Spec: spec("a")})
 	}
+	if r := p.Set(many); len(r) != 3 || r[0].Key != fmt.Sprint(maxPools) || len(p.want) != maxPools {
+		t.Errorf("%d pools: refused %v, kept %d", len(many), r, len(p.want))
+	}
+}
+
+// A pool whose new version is refused stays what it was.
+func TestRefusedPoolStaysAsItWas(t *testing.T) {
+	t.Parallel()
+	run(t, 1, func(n *node, p *Pools, _ *events.Hub) {
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 1, Max: 1})
+		pass(5 * time.Second)
+		if r := p.Set([]Pool{{Key: "a", Spec: sandbox.Spec{}, Min: 1, Max: 1}}); len(r) != 1 {
+			t.Errorf("refused %v", r)
+		}
+		pass(5 * time.Second)
+		if n.count("a", lifecycle.Free) != 1 || len(n.created) != 1 {
+			t.Errorf("%d free, %d created", n.count("a", lifecycle.Free), len(n.created))
+		}
+	})
+}
+
+func keys(pools []Pool) string {
+	var all []string
+	for _, p := range pools {
+		all = append(all, p.Key)
+	}
+	return strings.Join(all, " ")
 }
