@@ -142,10 +142,10 @@ func control(dst []byte, typ byte, v any) ([]byte, error) {
 // socket is to be closed.
 func (ss *session) writeClient(frames io.Reader) (code int, text string, err error) {
 	out := &clientWriter{conn: ss.conn, timeout: ss.writeTimeout}
-	var payload []byte
+	in := newFrameReader(frames)
+	defer in.close()
 	for {
-		var typ byte
-		typ, payload, err = procapi.ReadFrame(frames, payload)
+		typ, payload, err := in.next()
 		if errors.Is(err, procapi.ErrFrame) {
 			return websocket.CloseInternalServerErr, "the sandbox's answer makes no sense", err
 		}
@@ -170,12 +170,6 @@ type clientWriter struct {
 	conn    *websocket.Conn
 	timeout time.Duration                // for one frame
 	tails   [procapi.FramePTY + 1][]byte // the beginning of a character whose rest has not come, by source
-}
-
-var sources = [...]openapi.ContextServerMessageSource{
-	procapi.FrameStdout: openapi.ContextServerMessageSourceStdout,
-	procapi.FrameStderr: openapi.ContextServerMessageSourceStderr,
-	procapi.FramePTY:    openapi.ContextServerMessageSourcePTY,
 }
 
 // frame sends what one of procd's frames means; end says that it was the last.
@@ -254,12 +248,10 @@ func (w *clientWriter) text(source byte, data []byte) error {
 	if len(data) == 0 {
 		return nil
 	}
-	s := string(data)
-	m := openapi.ContextServerMessage{Type: openapi.ContextServerMessageTypeOutput, Source: &sources[source], Data: &s}
-	if !utf8.Valid(data) { // JSON would lose what they were
-		m.DataBase64 = data
-	}
-	return w.send(m)
+	buf := messages.Get().(*[]byte)
+	defer messages.Put(buf)
+	*buf = appendOutput((*buf)[:0], source, data)
+	return w.write(*buf)
 }
 
 // partial is how many bytes at the end are the beginning of a character.
@@ -280,6 +272,10 @@ func (w *clientWriter) send(v any) error {
 	if err != nil {
 		return err
 	}
+	return w.write(b)
+}
+
+func (w *clientWriter) write(b []byte) error {
 	w.conn.SetWriteDeadline(time.Now().Add(w.timeout))
 	if err := w.conn.WriteMessage(websocket.TextMessage, b); err != nil {
 		return fmt.Errorf("%w: %w", errGone, err)

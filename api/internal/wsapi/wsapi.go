@@ -156,11 +156,13 @@ func (s *Server) open(ctx context.Context, ss *session, to dataplane.Target, con
 	return resp.Body, nil
 }
 
+var writeBuffers sync.Pool
+
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Conn, error) {
 	refused := http.StatusBadRequest
 	up := websocket.Upgrader{
 		HandshakeTimeout: writeTimeout, CheckOrigin: s.cfg.CheckOrigin,
-		ReadBufferSize: 4 << 10, WriteBufferSize: 16 << 10,
+		WriteBufferSize: 16 << 10, WriteBufferPool: &writeBuffers, // idle sessions hold none
 		Error: func(_ http.ResponseWriter, _ *http.Request, status int, _ error) { refused = status },
 	}
 	conn, err := up.Upgrade(w, r, http.Header{"X-Request-Id": w.Header().Values("X-Request-Id")})

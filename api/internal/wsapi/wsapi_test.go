@@ -170,8 +170,8 @@ func TestAFinishedContextIsReplayed(t *testing.T) {
 	})
 	began := time.Now()
 	expect(t, f.dial(t, "ctx-00000001"), 1000, "",
-		`{"data":"out\n","source":"stdout","type":"output"}`,
-		`{"data":"err\n","source":"stderr","type":"output"}`,
+		`{"type":"output","source":"stdout","data":"out\n"}`,
+		`{"type":"output","source":"stderr","data":"err\n"}`,
 		`{"exit_code":3,"state":"stopped","type":"done"}`)
 	if took := time.Since(began); took > closeWait {
 		t.Errorf("the closing handshake took %v", took)
@@ -277,16 +277,16 @@ func TestAREPLTalksBothWays(t *testing.T) {
 		}
 	}
 	expect(t, conn, 1000, "",
-		`{"data":"r1|1+1\n","source":"pty","type":"output"}`,
+		`{"type":"output","source":"pty","data":"r1|1+1\n"}`,
 		`{"request_id":"r1","type":"done"}`,
-		`{"data":"17 {\"rows\":24,\"cols\":80}","source":"pty","type":"output"}`,
-		`{"data":"18 {\"signal\":\"INT\"}","source":"pty","type":"output"}`,
-		`{"data":"19 ","source":"pty","type":"output"}`,
-		`{"data":"|{\"type\":\"other\"}","source":"pty","type":"output"}`,
+		`{"type":"output","source":"pty","data":"17 {\"rows\":24,\"cols\":80}"}`,
+		`{"type":"output","source":"pty","data":"18 {\"signal\":\"INT\"}"}`,
+		`{"type":"output","source":"pty","data":"19 "}`,
+		`{"type":"output","source":"pty","data":"|{\"type\":\"other\"}"}`,
 		`{"type":"done"}`,
-		`{"data":"|plain text","source":"pty","type":"output"}`,
+		`{"type":"output","source":"pty","data":"|plain text"}`,
 		`{"type":"done"}`,
-		`{"data":"|bye","source":"pty","type":"output"}`,
+		`{"type":"output","source":"pty","data":"|bye"}`,
 		`{"type":"done"}`,
 		`{"exit_code":0,"state":"stopped","type":"done"}`)
 }
@@ -366,7 +366,7 @@ func TestALostSandboxAsksToAttachAgain(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	})
 	expect(t, f.dial(t, "ctx-00000001"), 1012, "the connection to the sandbox was lost; attach again",
-		`{"data":"x","source":"stdout","type":"output"}`)
+		`{"type":"output","source":"stdout","data":"x"}`)
 }
 
 func TestX39_AStoppingServerAsksToAttachAgain(t *testing.T) {

@@ -41,10 +41,13 @@ const (
 	writeTimeout = 10 * time.Second
 
 	maxHeaderBytes = 64 << 10
-	// One unread response holds up to streamWindow, all of a sandbox together up
-	// to connWindow: so many slow readers must not stop the others.
-	streamWindow = 128 << 10
-	connWindow   = 32 << 20
+	maxFrameBytes  = 256 << 10 // of an answer, in one piece
+	// One unread response holds up to streamWindow. It is what a fast stream needs:
+	// each time that a window is used up, the sandbox has to be woken for more. All
+	// of a sandbox's together hold up to connWindow, which is more than the API
+	// server's sessions with one sandbox take: slow readers must not stop the others.
+	streamWindow = 512 << 10
+	connWindow   = 1 << 30
 )
 
 // ErrDisconnected is returned when procd does not connect in time.
@@ -272,6 +275,7 @@ func newTransport() *http.Transport {
 		DisableCompression:     true, // bytes pass through as they are
 		MaxResponseHeaderBytes: maxHeaderBytes,
 		HTTP2: &http.HTTP2Config{
+			MaxReadFrameSize:              maxFrameBytes,
 			MaxReceiveBufferPerStream:     streamWindow,
 			MaxReceiveBufferPerConnection: connWindow,
 			WriteByteTimeout:              writeTimeout,

@@ -26,8 +26,14 @@ var (
 	responseHeaders = []string{"Accept-Ranges", "Content-Range", "Content-Type", "Etag", "Last-Modified"}
 )
 
-// buffers holds what the proxy copies through.
-var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+// What the proxy copies through: a large buffer while an answer comes in bulk. The
+// many answers that are followed for hours and say little hold a small one each.
+const (
+	smallBuffer = 4 << 10
+	largeBuffer = 256 << 10
+)
+
+var buffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 
 // proxy passes one request to a claimed sandbox's procd and its answer back, both
 // bodies at the same time.
@@ -134,26 +140,49 @@ func unanswered(err error) error {
 // stream copies the answer as it comes. One that breaks off breaks off here, too:
 // a clean end would look complete.
 func stream(w http.ResponseWriter, rc *http.ResponseController, body io.Reader) {
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
 	if rc.Flush() != nil { // the status, before a first byte that may be long in coming
 		return
 	}
+	small := make([]byte, smallBuffer)
 	for {
-		n, err := body.Read(buf[:])
-		if n > 0 {
-			if _, err := w.Write(buf[:n]); err != nil {
-				return // the caller is gone
-			}
-			if rc.Flush() != nil {
-				return
-			}
+		n, err := forward(w, rc, body, small)
+		if n == len(small) && err == nil {
+			err = streamBulk(w, rc, body)
 		}
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, errCallerGone):
 			return
-		}
-		if err != nil {
+		case err != nil:
 			panic(http.ErrAbortHandler)
 		}
 	}
+}
+
+// streamBulk copies while more comes at once than a small buffer holds.
+func streamBulk(w http.ResponseWriter, rc *http.ResponseController, body io.Reader) error {
+	buf := buffers.Get().(*[largeBuffer]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := forward(w, rc, body, buf[:])
+		if err != nil || n < smallBuffer {
+			return err
+		}
+	}
+}
+
+var errCallerGone = errors.New("the caller is gone")
+
+// forward passes on what one read gives.
+func forward(w http.ResponseWriter, rc *http.ResponseController, body io.Reader, buf []byte) (int, error) {
+	n, err := body.Read(buf)
+	if n == 0 {
+		return 0, err
+	}
+	if _, err := w.Write(buf[:n]); err != nil {
+		return n, errCallerGone
+	}
+	if rc.Flush() != nil {
+		return n, errCallerGone
+	}
+	return n, err
 }

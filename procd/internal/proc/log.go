@@ -25,6 +25,7 @@ const (
 	minSlab = 512      // a context that prints nothing costs nothing, one that prints little, little
 	maxSlab = 64 << 10 // the largest piece a reader gets, and the grain in which old output goes
 	maxRuns = 4 << 10  // per slab, so that sources that alternate byte by byte can't inflate it
+	maxFree = 8        // slabs kept for reuse by a log whose output is fast
 )
 
 // ErrNothing is returned by [Reader.Next] when the log has nothing new yet.
@@ -34,7 +35,7 @@ var ErrNothing = errors.New("no output yet")
 // changes: at least limit bytes, less only where sources alternate every few
 // bytes. One or two pumps append, any number of readers follow: bytes once
 // written are immutable, so readers use them without a copy or a lock, and what a
-// slow reader still holds is freed when it lets go. Memory grows with the output.
+// slow reader still uses is freed when it lets go. Memory grows with the output.
 // How far pumps and readers wait for each other is in hold.go.
 type Log struct {
 	limit int
@@ -43,6 +44,7 @@ type Log struct {
 
 	mu      sync.Mutex
 	slabs   []*slab // oldest first
+	free    []*slab // empty ones of maxSlab
 	kept    int     // capacity of slabs
 	end     uint64  // offset of the next byte
 	closed  bool
@@ -52,9 +54,10 @@ type Log struct {
 
 // slab is a piece of the log. buf grows up to its capacity and never moves.
 type slab struct {
-	off  uint64 // of buf[0]
-	buf  []byte
-	runs []run
+	off   uint64 // of buf[0]
+	buf   []byte
+	runs  []run
+	users int // readers whose last chunk is in it
 }
 
 // run is a stretch of a slab from one source; it ends where the next begins.
@@ -102,6 +105,7 @@ func (l *Log) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
+	l.free = nil
 	l.wakeLocked()
 	l.releaseLocked()
 }
@@ -128,11 +132,30 @@ func (l *Log) room(src Source, want int) *slab {
 		}
 		want = max(want, 2*cap(s.buf))
 	}
-	s := &slab{off: l.end, buf: make([]byte, 0, min(max(want, minSlab), maxSlab)), runs: []run{{0, src}}}
+	s := l.newSlabLocked(min(max(want, minSlab), maxSlab))
+	s.off, s.runs = l.end, append(s.runs, run{0, src})
 	l.slabs = append(l.slabs, s)
 	l.kept += cap(s.buf)
 	l.trimLocked()
 	return s
+}
+
+func (l *Log) newSlabLocked(size int) *slab {
+	if n := len(l.free); n > 0 && size == maxSlab {
+		s := l.free[n-1]
+		l.free = l.free[:n-1]
+		return s
+	}
+	return &slab{buf: make([]byte, 0, size)}
+}
+
+// dropLocked takes back what no reader uses any more.
+func (l *Log) dropLocked(s *slab) {
+	l.kept -= cap(s.buf)
+	if s.users == 0 && cap(s.buf) == maxSlab && len(l.free) < maxFree && !l.closed {
+		s.buf, s.runs = s.buf[:0], s.runs[:0]
+		l.free = append(l.free, s)
+	}
 }
 
 // trimLocked drops whole slabs that are too many, but none that a reader holds.
@@ -143,7 +166,7 @@ func (l *Log) trimLocked() {
 	held := l.heldLocked()
 	drop := 0
 	for l.overfullLocked(drop) && l.slabs[drop+1].off <= held {
-		l.kept -= cap(l.slabs[drop].buf)
+		l.dropLocked(l.slabs[drop])
 		drop++
 	}
 	l.slabs = slices.Delete(l.slabs, 0, drop)
@@ -156,8 +179,8 @@ func (l *Log) overfullLocked(i int) bool {
 	return i < len(l.slabs)-1 && (l.end-l.slabs[i+1].off >= uint64(l.limit) || l.kept > 2*l.limit)
 }
 
-// Chunk is a stretch of output from one source. Data must not be modified.
-// A chunk with Lost > 0 has no data: that many bytes before Offset were dropped.
+// Chunk is a stretch of output from one source. Data must not be modified, and is
+// valid until the reader's next call. A chunk with Lost > 0 has no data: that many bytes before Offset were dropped.
 type Chunk struct {
 	Source Source
 	Offset uint64
@@ -172,7 +195,8 @@ type Reader struct {
 	wake chan struct{} // capacity 1
 
 	// Guarded by log.mu.
-	waiting bool // in log.waiting
+	using   *slab // has the last chunk
+	waiting bool  // in log.waiting
 	hold    hold
 }
 
@@ -194,6 +218,7 @@ func (r *Reader) Next() (Chunk, error) {
 	l := r.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	r.useLocked(nil)
 	if r.off == l.end {
 		if l.closed {
 			return Chunk{}, io.EOF
@@ -210,15 +235,27 @@ func (r *Reader) Next() (Chunk, error) {
 		return c, nil
 	}
 	i := sort.Search(len(l.slabs), func(i int) bool { return l.slabs[i].off > r.off }) - 1
+	r.useLocked(l.slabs[i])
 	c := l.slabs[i].chunkAt(r.off)
 	r.moveLocked(r.off + uint64(len(c.Data)))
 	return c, nil
+}
+
+// useLocked notes where the chunk is that the caller has now.
+func (r *Reader) useLocked(s *slab) {
+	if r.using != nil {
+		r.using.users--
+	}
+	if r.using = s; s != nil {
+		s.users++
+	}
 }
 
 // Close withdraws the reader; it is not used afterwards.
 func (r *Reader) Close() {
 	r.log.mu.Lock()
 	defer r.log.mu.Unlock()
+	r.useLocked(nil)
 	if r.waiting {
 		r.log.waiting = slices.DeleteFunc(r.log.waiting, func(w *Reader) bool { return w == r })
 	}

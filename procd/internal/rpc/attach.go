@@ -8,7 +8,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -20,14 +19,19 @@ import (
 )
 
 const (
-	// batchBytes of frames go out in one write: the largest chunk of a log and its
-	// header fit, and many small ones travel together.
-	batchBytes = 80 << 10
+	// batchBytes of frames go out in one write: several of the largest chunks of a
+	// log, or many small ones.
+	batchBytes = 256 << 10
+	// maxChunk is more than a log's largest chunk as a frame.
+	maxChunk = 65 << 10
 
 	// maxTurns bounds the inputs of one client whose prompts are still awaited; it
 	// is not read from beyond them.
 	maxTurns = 64
 )
+
+// batches are shared by all clients, so that an idle one holds no memory.
+var batches = sync.Pool{New: func() any { return new([batchBytes]byte) }}
 
 // attachment is one client that follows a context.
 type attachment struct {
@@ -35,7 +39,8 @@ type attachment struct {
 	reader *proc.Reader
 	w      http.ResponseWriter
 	flush  func() error
-	batch  []byte
+	batch  []byte // within space
+	space  *[batchBytes]byte
 
 	turns   chan turn   // inputs whose end is awaited
 	prompts chan prompt // ends to report
@@ -70,6 +75,7 @@ func (s *server) attachContext(w http.ResponseWriter, r *http.Request) error {
 		turns: make(chan turn, maxTurns), prompts: make(chan prompt),
 	}
 	defer a.reader.Close()
+	defer a.giveBack()
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.WriteHeader(http.StatusOK)
 
@@ -136,7 +142,7 @@ func (a *attachment) sendAvailable() (ended bool, err error) {
 			return false, a.writeBatch(true)
 		}
 		a.appendChunk(c)
-		if len(a.batch) >= batchBytes-frameOverhead {
+		if len(a.batch) > batchBytes-maxChunk {
 			if err := a.writeBatch(false); err != nil {
 				return false, err
 			}
@@ -144,15 +150,15 @@ func (a *attachment) sendAvailable() (ended bool, err error) {
 	}
 }
 
-// frameOverhead is more than the header of a frame and of its output.
-const frameOverhead = 32
-
 func (a *attachment) appendChunk(c proc.Chunk) {
+	if a.space == nil {
+		a.space = batches.Get().(*[batchBytes]byte)
+		a.batch = a.space[:0]
+	}
 	if c.Lost > 0 {
 		a.batch = procapi.AppendFrame(a.batch, procapi.FrameGap, binary.BigEndian.AppendUint64(nil, c.Lost))
 		return
 	}
-	a.batch = slices.Grow(a.batch, len(c.Data)+frameOverhead)
 	a.batch = procapi.AppendFrame(a.batch, byte(c.Source), binary.BigEndian.AppendUint64(nil, c.Offset), c.Data)
 }
 
@@ -183,10 +189,15 @@ func (a *attachment) writeBatch(flush bool) error {
 	if !flush {
 		return nil
 	}
-	if cap(a.batch) > 4*batchBytes/5 {
-		a.batch = nil // an idle client holds no memory
-	}
+	a.giveBack()
 	return a.flush()
+}
+
+func (a *attachment) giveBack() {
+	if a.space != nil {
+		batches.Put(a.space)
+	}
+	a.batch, a.space = nil, nil
 }
 
 // receive reads the client's frames until it has no more, which is fine.
