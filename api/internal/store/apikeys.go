@@ -29,19 +29,26 @@ type APIKey struct {
 const apiKeyColumns = `id, team_id, created_by, name, scope, roles, prefix, hash, expires_at,
 	deactivated_at IS NULL, coalesce(expires_at <= now(), false), last_used_at, created_at, updated_at`
 
-// CreateAPIKey stores a key that expires after life, never when life is 0.
-func (s *Store) CreateAPIKey(ctx context.Context, team uuid.UUID, k APIKey, life time.Duration) (APIKey, error) {
-	rows, _ := s.pool.Query(ctx, `
-		INSERT INTO api_keys (team_id, created_by, name, scope, roles, prefix, hash, expires_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, CASE WHEN $8 > interval '0' THEN now() + $8 END)
-		RETURNING `+apiKeyColumns, team, k.CreatedBy, k.Name, k.Scope, k.Roles, k.Prefix, k.Hash, life)
-	created, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[APIKey])
-	return created, classify(err, "creating an API key")
+// CreateAPIKey stores a key that expires after life, never when life is 0. A team
+// that has too many is a conflict.
+func (s *Store) CreateAPIKey(ctx context.Context, team uuid.UUID, k APIKey, life time.Duration) (created APIKey, err error) {
+	err = s.inTx(ctx, "creating an API key", func(ctx context.Context, tx pgx.Tx) error {
+		if err := room(ctx, tx, team, "api_keys", "API keys"); err != nil {
+			return err
+		}
+		rows, _ := tx.Query(ctx, `
+			INSERT INTO api_keys (team_id, created_by, name, scope, roles, prefix, hash, expires_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, CASE WHEN $8 > interval '0' THEN now() + $8 END)
+			RETURNING `+apiKeyColumns, team, k.CreatedBy, k.Name, k.Scope, k.Roles, k.Prefix, k.Hash, life)
+		created, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[APIKey])
+		return err
+	})
+	return created, err
 }
 
 // APIKeys lists a team's keys, newest first.
 func (s *Store) APIKeys(ctx context.Context, team uuid.UUID) ([]APIKey, error) {
-	rows, _ := s.pool.Query(ctx, "SELECT "+apiKeyColumns+" FROM api_keys WHERE team_id = $1 ORDER BY created_at DESC, id LIMIT 500", team)
+	rows, _ := s.pool.Query(ctx, "SELECT "+apiKeyColumns+" FROM api_keys WHERE team_id = $1 ORDER BY created_at DESC, id LIMIT $2", team, maxOfTeam)
 	keys, err := pgx.CollectRows(rows, pgx.RowToStructByPos[APIKey])
 	return keys, classify(err, "listing API keys")
 }

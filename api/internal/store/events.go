@@ -149,17 +149,8 @@ func (s *Store) AddEvents(ctx context.Context, id sandbox.ID, claim uuid.UUID, l
 
 // PurgeEvents forgets events older than age.
 func (s *Store) PurgeEvents(ctx context.Context, age time.Duration) error {
-	const batch = 5_000
-	for {
-		tag, err := s.pool.Exec(ctx, `DELETE FROM sandbox_events WHERE seq IN
-			(SELECT seq FROM sandbox_events WHERE ingested_at < now() - $1::interval LIMIT $2)`, age, batch)
-		if err != nil {
-			return classify(err, "purging events")
-		}
-		if tag.RowsAffected() < batch {
-			return nil
-		}
-	}
+	return s.purge(ctx, "purging events", `DELETE FROM sandbox_events WHERE seq IN
+		(SELECT seq FROM sandbox_events WHERE ingested_at < now() - $1::interval LIMIT $2)`, age)
 }
 
 // ListenEvents calls told with a sandbox's id after events of it were stored that

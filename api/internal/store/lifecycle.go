@@ -84,7 +84,22 @@ func (s *Store) SandboxesOn(ctx context.Context, node string, after sandbox.ID, 
 // PurgeDeleted forgets tombstones older than age whose end the last webhook was
 // told of.
 func (s *Store) PurgeDeleted(ctx context.Context, age time.Duration) error {
-	_, err := s.pool.Exec(ctx, `DELETE FROM sandboxes WHERE deleted_at < now() - $1::interval
-		AND NOT EXISTS (SELECT FROM sandbox_webhooks w WHERE w.sandbox_id = id AND coalesce(w.leased_until, w.wake_at) IS NOT NULL)`, age)
-	return classify(err, "purging tombstones")
+	return s.purge(ctx, "purging tombstones", `DELETE FROM sandboxes WHERE id IN (
+		SELECT id FROM sandboxes WHERE deleted_at < now() - $1::interval
+		AND NOT EXISTS (SELECT FROM sandbox_webhooks w WHERE w.sandbox_id = id AND coalesce(w.leased_until, w.wake_at) IS NOT NULL)
+		LIMIT $2)`, age)
+}
+
+// purgeBatch is what a statement deletes well within its timeout. One that took
+// all of a long backlog would run into it, every time.
+const purgeBatch = 1_000
+
+// purge repeats a DELETE of at most $2 rows older than $1 until there are none.
+func (s *Store) purge(ctx context.Context, doing, sql string, age time.Duration) error {
+	for {
+		tag, err := s.pool.Exec(ctx, sql, age, purgeBatch)
+		if err != nil || tag.RowsAffected() < purgeBatch {
+			return classify(err, doing)
+		}
+	}
 }

@@ -41,11 +41,12 @@ func (s *Store) AllTemplates(ctx context.Context) ([]Template, error) {
 	return all, classify(err, "reading templates")
 }
 
-// Templates lists what a team can use: its own, then the public ones.
+// Templates lists what a team can use: its own, then the public ones, for which
+// the team's own always leave room.
 func (s *Store) Templates(ctx context.Context, team uuid.UUID) ([]Template, error) {
 	rows, _ := s.pool.Query(ctx, "SELECT "+templateColumns+` FROM templates
 		WHERE team_id = $1 OR team_id IS NULL
-		ORDER BY team_id NULLS LAST, created_at, template_id LIMIT 500`, team)
+		ORDER BY team_id NULLS LAST, created_at, template_id LIMIT $2`, team, 2*maxOfTeam)
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Template])
 	return all, classify(err, "listing templates")
 }
@@ -60,16 +61,22 @@ func (s *Store) Template(ctx context.Context, team uuid.UUID, templateID string)
 }
 
 // CreateTemplate stores a team's template; a name that the team uses already is
-// a conflict.
-func (s *Store) CreateTemplate(ctx context.Context, team, user uuid.UUID, templateID string, spec json.RawMessage) (Template, error) {
-	rows, _ := s.pool.Query(ctx, `
-		INSERT INTO templates (template_id, team_id, user_id, spec) VALUES ($1, $2, $3, $4)
-		RETURNING `+templateColumns, templateID, team, user, spec)
-	t, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Template])
-	if violates(err, "templates_team") {
-		return Template{}, errdefs.New(errdefs.Conflict, "template already exists")
-	}
-	return t, classify(err, "creating a template")
+// a conflict, and so is one too many.
+func (s *Store) CreateTemplate(ctx context.Context, team, user uuid.UUID, templateID string, spec json.RawMessage) (t Template, err error) {
+	err = s.inTx(ctx, "creating a template", func(ctx context.Context, tx pgx.Tx) error {
+		if err := room(ctx, tx, team, "templates", "templates"); err != nil {
+			return err
+		}
+		rows, _ := tx.Query(ctx, `
+			INSERT INTO templates (template_id, team_id, user_id, spec) VALUES ($1, $2, $3, $4)
+			RETURNING `+templateColumns, templateID, team, user, spec)
+		t, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Template])
+		if violates(err, "templates_team") {
+			return errdefs.New(errdefs.Conflict, "template already exists")
+		}
+		return err
+	})
+	return t, err
 }
 
 // UpdateTemplate replaces the spec of a team's own template.

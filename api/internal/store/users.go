@@ -132,6 +132,26 @@ func (s *Store) TeamExists(ctx context.Context, team uuid.UUID) error {
 	return found(err, "looking for a team", "team")
 }
 
+// maxOfTeam bounds how many of a kind of thing a team can have, so that a list
+// shows them all.
+const maxOfTeam = 500
+
+// room fails with a conflict when the team has as many rows of a table as it can
+// have. Until tx ends nobody else can add one: the caller does (A15).
+func room(ctx context.Context, tx pgx.Tx, team uuid.UUID, table, what string) error {
+	if _, err := tx.Exec(ctx, "SELECT FROM teams WHERE id = $1 FOR NO KEY UPDATE", team); err != nil {
+		return err
+	}
+	var have int
+	if err := tx.QueryRow(ctx, "SELECT count(*) FROM "+table+" WHERE team_id = $1", team).Scan(&have); err != nil {
+		return err
+	}
+	if have >= maxOfTeam {
+		return errdefs.New(errdefs.Conflict, "the team has %d %s, and can have no more: delete one first", have, what)
+	}
+	return nil
+}
+
 // ChangePassword replaces the hash that the caller verified and ends every
 // refresh token of the user. A hash that changed meanwhile is a conflict.
 func (s *Store) ChangePassword(ctx context.Context, user uuid.UUID, oldHash, newHash string) error {
@@ -209,6 +229,6 @@ func (s *Store) EndRefreshTokens(ctx context.Context, user uuid.UUID, hash []byt
 
 // PurgeRefreshTokens forgets tokens that expired.
 func (s *Store) PurgeRefreshTokens(ctx context.Context) error {
-	_, err := s.pool.Exec(ctx, "DELETE FROM refresh_tokens WHERE expires_at < now()")
-	return classify(err, "purging refresh tokens")
+	return s.purge(ctx, "purging refresh tokens", `DELETE FROM refresh_tokens WHERE hash IN
+		(SELECT hash FROM refresh_tokens WHERE expires_at < now() - $1::interval LIMIT $2)`, 0)
 }
