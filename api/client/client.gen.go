@@ -328,6 +328,138 @@ func (e FileInfoType) Valid() bool {
 	}
 }
 
+// Defines values for FileSearchMatchType.
+const (
+	FileSearchMatchTypeDir     FileSearchMatchType = "dir"
+	FileSearchMatchTypeFile    FileSearchMatchType = "file"
+	FileSearchMatchTypeSymlink FileSearchMatchType = "symlink"
+)
+
+// Valid indicates whether the value is a known member of the FileSearchMatchType enum.
+func (e FileSearchMatchType) Valid() bool {
+	switch e {
+	case FileSearchMatchTypeDir:
+		return true
+	case FileSearchMatchTypeFile:
+		return true
+	case FileSearchMatchTypeSymlink:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSearchSummaryStopped.
+const (
+	FileSearchSummaryStoppedDepth   FileSearchSummaryStopped = "depth"
+	FileSearchSummaryStoppedResults FileSearchSummaryStopped = "results"
+	FileSearchSummaryStoppedTime    FileSearchSummaryStopped = "time"
+)
+
+// Valid indicates whether the value is a known member of the FileSearchSummaryStopped enum.
+func (e FileSearchSummaryStopped) Valid() bool {
+	switch e {
+	case FileSearchSummaryStoppedDepth:
+		return true
+	case FileSearchSummaryStoppedResults:
+		return true
+	case FileSearchSummaryStoppedTime:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileWatchClientMessageAction.
+const (
+	FileWatchClientMessageActionSubscribe   FileWatchClientMessageAction = "subscribe"
+	FileWatchClientMessageActionUnsubscribe FileWatchClientMessageAction = "unsubscribe"
+)
+
+// Valid indicates whether the value is a known member of the FileWatchClientMessageAction enum.
+func (e FileWatchClientMessageAction) Valid() bool {
+	switch e {
+	case FileWatchClientMessageActionSubscribe:
+		return true
+	case FileWatchClientMessageActionUnsubscribe:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileWatchServerMessageEvent.
+const (
+	FileWatchServerMessageEventChmod      FileWatchServerMessageEvent = "chmod"
+	FileWatchServerMessageEventCreate     FileWatchServerMessageEvent = "create"
+	FileWatchServerMessageEventInvalidate FileWatchServerMessageEvent = "invalidate"
+	FileWatchServerMessageEventRemove     FileWatchServerMessageEvent = "remove"
+	FileWatchServerMessageEventRename     FileWatchServerMessageEvent = "rename"
+	FileWatchServerMessageEventWrite      FileWatchServerMessageEvent = "write"
+)
+
+// Valid indicates whether the value is a known member of the FileWatchServerMessageEvent enum.
+func (e FileWatchServerMessageEvent) Valid() bool {
+	switch e {
+	case FileWatchServerMessageEventChmod:
+		return true
+	case FileWatchServerMessageEventCreate:
+		return true
+	case FileWatchServerMessageEventInvalidate:
+		return true
+	case FileWatchServerMessageEventRemove:
+		return true
+	case FileWatchServerMessageEventRename:
+		return true
+	case FileWatchServerMessageEventWrite:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileWatchServerMessageReason.
+const (
+	FileWatchServerMessageReasonLimit    FileWatchServerMessageReason = "limit"
+	FileWatchServerMessageReasonOverflow FileWatchServerMessageReason = "overflow"
+)
+
+// Valid indicates whether the value is a known member of the FileWatchServerMessageReason enum.
+func (e FileWatchServerMessageReason) Valid() bool {
+	switch e {
+	case FileWatchServerMessageReasonLimit:
+		return true
+	case FileWatchServerMessageReasonOverflow:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileWatchServerMessageType.
+const (
+	FileWatchServerMessageTypeError        FileWatchServerMessageType = "error"
+	FileWatchServerMessageTypeEvent        FileWatchServerMessageType = "event"
+	FileWatchServerMessageTypeSubscribed   FileWatchServerMessageType = "subscribed"
+	FileWatchServerMessageTypeUnsubscribed FileWatchServerMessageType = "unsubscribed"
+)
+
+// Valid indicates whether the value is a known member of the FileWatchServerMessageType enum.
+func (e FileWatchServerMessageType) Valid() bool {
+	switch e {
+	case FileWatchServerMessageTypeError:
+		return true
+	case FileWatchServerMessageTypeEvent:
+		return true
+	case FileWatchServerMessageTypeSubscribed:
+		return true
+	case FileWatchServerMessageTypeUnsubscribed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HealthStatus.
 const (
 	HealthStatusHealthy HealthStatus = "healthy"
@@ -1179,6 +1311,21 @@ type ExposedPortView struct {
 	Resume    bool    `json:"resume"`
 }
 
+// ExposedPorts defines model for ExposedPorts.
+type ExposedPorts struct {
+	ExposedPorts   []ExposedPortView `json:"exposed_ports"`
+	ExposureDomain string            `json:"exposure_domain"`
+	SandboxID      string            `json:"sandbox_id"`
+}
+
+// FileArchiveResult What was unpacked.
+type FileArchiveResult struct {
+	Bytes       int64 `json:"bytes"`
+	Directories int   `json:"directories"`
+	Files       int   `json:"files"`
+	Symlinks    int   `json:"symlinks"`
+}
+
 // FileContent defines model for FileContent.
 type FileContent struct {
 	Content  string              `json:"content"`
@@ -1209,6 +1356,129 @@ type FileInfoType string
 type FileList struct {
 	Entries []FileInfo `json:"entries"`
 }
+
+// FileSearchLine One line of a search's answer, which is one of the two.
+type FileSearchLine struct {
+	Match   *FileSearchMatch   `json:"match,omitempty"`
+	Summary *FileSearchSummary `json:"summary,omitempty"`
+}
+
+// FileSearchMatch defines model for FileSearchMatch.
+type FileSearchMatch struct {
+	// Column The first byte of the match in its line, from 1.
+	Column *int `json:"column,omitempty"`
+
+	// Line The number of the line, from 1.
+	Line *int   `json:"line,omitempty"`
+	Path string `json:"path"`
+
+	// Text The line, or up to 512 bytes of it around the match.
+	Text *string `json:"text,omitempty"`
+
+	// Truncated The text is not the whole line.
+	Truncated *bool               `json:"truncated,omitempty"`
+	Type      FileSearchMatchType `json:"type"`
+}
+
+// FileSearchMatchType defines model for FileSearchMatch.Type.
+type FileSearchMatchType string
+
+// FileSearchRequest `pattern` or `include` is required.
+type FileSearchRequest struct {
+	// Exclude Globs; none may match a file or a directory above it.
+	Exclude []string `json:"exclude,omitempty,omitzero"`
+
+	// IgnoreCase Upper and lower case are the same in the pattern.
+	IgnoreCase *bool `json:"ignore_case,omitempty"`
+
+	// Include Globs; at least one must match.
+	Include []string `json:"include,omitempty,omitzero"`
+
+	// MaxFileBytes Larger files are not read; 16 MiB by default.
+	MaxFileBytes *int64 `json:"max_file_bytes,omitempty"`
+
+	// MaxResults 1000 by default.
+	MaxResults *int `json:"max_results,omitempty"`
+
+	// Path A directory or one file; /workspace by default.
+	Path *string `json:"path,omitempty"`
+
+	// Pattern What a line must contain. Without it names alone decide.
+	Pattern *string `json:"pattern,omitempty"`
+
+	// Regexp The pattern is a regular expression (RE2).
+	Regexp *bool `json:"regexp,omitempty"`
+}
+
+// FileSearchSummary defines model for FileSearchSummary.
+type FileSearchSummary struct {
+	// Bytes What was read of them.
+	Bytes int64 `json:"bytes"`
+
+	// Files Files that were looked at.
+	Files   int `json:"files"`
+	Matches int `json:"matches"`
+
+	// Skipped Files that are binary, too large, or can not be read.
+	Skipped int `json:"skipped"`
+
+	// Stopped Why matches may be missing.
+	Stopped *FileSearchSummaryStopped `json:"stopped,omitempty"`
+}
+
+// FileSearchSummaryStopped Why matches may be missing.
+type FileSearchSummaryStopped string
+
+// FileWatchClientMessage A frame that the client sends on a file watch's WebSocket.
+type FileWatchClientMessage struct {
+	Action FileWatchClientMessageAction `json:"action"`
+
+	// Path subscribe: the directory
+	Path *string `json:"path,omitempty"`
+
+	// Recursive subscribe
+	Recursive *bool `json:"recursive,omitempty"`
+
+	// WatchID unsubscribe
+	WatchID *string `json:"watch_id,omitempty"`
+}
+
+// FileWatchClientMessageAction defines model for FileWatchClientMessage.Action.
+type FileWatchClientMessageAction string
+
+// FileWatchServerMessage A frame that the server sends on a file watch's WebSocket.
+type FileWatchServerMessage struct {
+	// Code error: its code
+	Code *string `json:"code,omitempty"`
+
+	// Error error
+	Error *string `json:"error,omitempty"`
+
+	// Event event
+	Event *FileWatchServerMessageEvent `json:"event,omitempty"`
+
+	// OldPath rename: the name before
+	OldPath *string `json:"old_path,omitempty"`
+
+	// Path subscribed: the directory; event: the file; error: what was to be watched
+	Path *string `json:"path,omitempty"`
+
+	// Reason invalidate: why events are missing
+	Reason *FileWatchServerMessageReason `json:"reason,omitempty"`
+	Type   FileWatchServerMessageType    `json:"type"`
+
+	// WatchID subscribed, event, unsubscribed
+	WatchID *string `json:"watch_id,omitempty"`
+}
+
+// FileWatchServerMessageEvent event
+type FileWatchServerMessageEvent string
+
+// FileWatchServerMessageReason invalidate: why events are missing
+type FileWatchServerMessageReason string
+
+// FileWatchServerMessageType defines model for FileWatchServerMessage.Type.
+type FileWatchServerMessageType string
 
 // HTTPHeadersProjection defines model for HTTPHeadersProjection.
 type HTTPHeadersProjection struct {
@@ -1650,6 +1920,13 @@ type SandboxResources struct {
 	Memory *string `json:"memory,omitempty"`
 }
 
+// SandboxServices defines model for SandboxServices.
+type SandboxServices struct {
+	ExposureDomain string                  `json:"exposure_domain"`
+	SandboxID      string                  `json:"sandbox_id"`
+	Services       []SandboxAppServiceView `json:"services"`
+}
+
 // SandboxState defines model for SandboxState.
 type SandboxState string
 
@@ -1950,10 +2227,20 @@ type TrafficRuleAction string
 // TrafficRuleAppProtocols defines model for TrafficRule.AppProtocols.
 type TrafficRuleAppProtocols string
 
+// UpdateExposedPortsRequest defines model for UpdateExposedPortsRequest.
+type UpdateExposedPortsRequest struct {
+	Ports []ExposedPort `json:"ports"`
+}
+
 // UpdateSandboxRequest defines model for UpdateSandboxRequest.
 type UpdateSandboxRequest struct {
 	// Config An absent field keeps its value; `env_vars` replaces the whole map.
 	Config SandboxUpdateConfig `json:"config"`
+}
+
+// UpdateSandboxServicesRequest defines model for UpdateSandboxServicesRequest.
+type UpdateSandboxServicesRequest struct {
+	Services []SandboxAppService `json:"services"`
 }
 
 // UpdateTemplateRequest defines model for UpdateTemplateRequest.

@@ -64,7 +64,8 @@ func New(cfg Config) (*Client, error) {
 	return &Client{cfg: cfg, base: base}, nil
 }
 
-// A call is one request: a body is sent as JSON unless it is an io.Reader.
+// A call is one request: a body is sent as JSON unless it is an io.Reader, whose type
+// the header may say.
 type call struct {
 	method string
 	path   string // already escaped
@@ -125,7 +126,7 @@ func (c *Client) request(ctx context.Context, in call) (*http.Request, error) {
 		return nil, err
 	}
 	req.Header = c.header(in.header)
-	if contentType != "" {
+	if contentType != "" && req.Header.Get("Content-Type") == "" {
 		req.Header.Set("Content-Type", contentType)
 	}
 	return req, nil

@@ -3,6 +3,8 @@ package client
 import (
 	"context"
 	"net/http"
+	"strconv"
+	"time"
 )
 
 // ListContexts lists a sandbox's contexts.
@@ -11,10 +13,32 @@ func (c *Client) ListContexts(ctx context.Context, sandboxID string) (*ContextLi
 }
 
 // CreateContext starts a REPL or a command. With WaitUntilDone the answer holds
-// the command's output; a command that outlives the server's patience (30 s)
-// fails with "exec_timeout": follow longer ones with [Client.Attach].
+// the command's output. The server waits until ctx's deadline, 30 s without one,
+// and then fails with "exec_timeout", and the command goes on: [Client.Attach]
+// follows it.
 func (c *Client) CreateContext(ctx context.Context, sandboxID string, req CreateContextRequest) (*ContextResponse, error) {
-	return do[ContextResponse](ctx, c, call{method: http.MethodPost, path: contextPath(sandboxID), body: req})
+	in := call{method: http.MethodPost, path: contextPath(sandboxID), body: req}
+	if value(req.WaitUntilDone) {
+		in.header = patience(ctx)
+	}
+	return do[ContextResponse](ctx, c, in)
+}
+
+const (
+	maxPatience = 24 * time.Hour // the server's limit
+	// onTheWay is for an answer to arrive before the deadline that it is about.
+	onTheWay = time.Second
+)
+
+// patience tells the server how long ctx lets it wait for a process. What is too
+// short to tell about ends with ctx alone.
+func patience(ctx context.Context) http.Header {
+	deadline, ok := ctx.Deadline()
+	left := min(time.Until(deadline)-onTheWay, maxPatience)
+	if !ok || left <= 0 {
+		return nil
+	}
+	return http.Header{"Request-Timeout": {strconv.FormatFloat(left.Seconds(), 'f', 3, 64)}}
 }
 
 // GetContext returns a context with what it printed so far.
@@ -33,10 +57,11 @@ func (c *Client) RestartContext(ctx context.Context, sandboxID, contextID string
 }
 
 // ExecContext writes to a context's input, ended with a newline, and returns
-// what it printed until its prompt came back.
+// what it printed until its prompt came back. It waits as [Client.CreateContext]
+// does.
 func (c *Client) ExecContext(ctx context.Context, sandboxID, contextID, data string) (*ContextExecResponse, error) {
 	body := ContextExecRequest{Data: data}
-	return do[ContextExecResponse](ctx, c, call{method: http.MethodPost, path: contextPath(sandboxID, contextID, "exec"), body: body})
+	return do[ContextExecResponse](ctx, c, call{method: http.MethodPost, path: contextPath(sandboxID, contextID, "exec"), body: body, header: patience(ctx)})
 }
 
 // WriteContextInput writes to a context's input, exactly as given.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -101,6 +102,17 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"statFile":   result(func() (any, error) { return c.StatFile(ctx, sb, f) }),
 		"listFiles":  result(func() (any, error) { return c.ListFiles(ctx, sb, f) }),
 		"moveFile":   func() error { return c.MoveFile(ctx, sb, f, "b") },
+		"downloadArchive": func() error {
+			r, err := c.ReadArchive(ctx, sb, f)
+			if err != nil {
+				return err
+			}
+			return r.Close()
+		},
+		"uploadArchive": result(func() (any, error) { return c.WriteArchive(ctx, sb, f, strings.NewReader("x")) }),
+		"searchFiles": result(func() (any, error) {
+			return c.SearchFiles(ctx, sb, client.FileSearchRequest{Include: []string{"*"}}, nil)
+		}),
 	}
 }
 
@@ -119,9 +131,9 @@ type specServer struct {
 	ops []string
 }
 
-// Operations that the client has no method for: the stream has tests of its own,
-// the others are for probes and scrapers.
-var withoutMethod = []string{"attachContext", "getHealth", "getMetrics"}
+// Operations that the client has no method for, or none that is one request: the
+// streams have tests of their own, the others are for probes and scrapers.
+var withoutMethod = []string{"attachContext", "watchFiles", "getHealth", "getMetrics"}
 
 func newSpecServer(t *testing.T) *specServer {
 	t.Helper()
@@ -174,11 +186,23 @@ func (s *specServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for code, resp := range route.Operation.Responses.Map() {
 		if status, _ := strconv.Atoi(code); status/100 == 2 {
 			w.WriteHeader(status)
-			json.NewEncoder(w).Encode(least(resp.Value.Content["application/json"].Schema.Value))
+			shortest(w, resp.Value.Content)
 			return
 		}
 	}
 }
+
+func shortest(w io.Writer, content openapi3.Content) {
+	switch json, lines := content["application/json"], content["application/x-ndjson"]; {
+	case json != nil:
+		encode(w, least(json.Schema.Value))
+	case lines != nil: // one with the last of its fields, which ends the stream
+		last := slices.Max(slices.Collect(maps.Keys(lines.Schema.Value.Properties)))
+		encode(w, map[string]any{last: least(lines.Schema.Value.Properties[last].Value)})
+	}
+}
+
+func encode(w io.Writer, v any) { json.NewEncoder(w).Encode(v) }
 
 func refuse(w http.ResponseWriter, err error) {
 	w.WriteHeader(http.StatusBadRequest)

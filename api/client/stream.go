@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -29,8 +31,9 @@ const (
 // context printed and still remembers, then follows. One goroutine may read
 // while others write; the caller closes it.
 type Stream struct {
-	conn *websocket.Conn
-	stop func() bool // ends the watch over the context that Attach was given
+	conn   *websocket.Conn
+	stop   func() bool // ends the watch over the context that Attach was given
+	offset uint64      // of the reader's next byte
 
 	writeMu sync.Mutex // a WebSocket takes one writer at a time
 }
@@ -66,9 +69,20 @@ func (Gap) event()    {}
 func (Prompt) event() {}
 func (Exit) event()   {}
 
-// Attach attaches to a context. Cancelling ctx ends the stream.
+// Attach attaches to a context, from the beginning of what it remembers.
+// Cancelling ctx ends the stream.
 func (c *Client) Attach(ctx context.Context, sandboxID, contextID string) (*Stream, error) {
-	u := c.url(call{path: contextPath(sandboxID, contextID, "ws")})
+	return c.AttachAt(ctx, sandboxID, contextID, 0)
+}
+
+// AttachAt is Attach from the byte of output at offset on, for a client that has
+// had everything before: the [Stream.Offset] of a stream whose connection broke.
+func (c *Client) AttachAt(ctx context.Context, sandboxID, contextID string, offset uint64) (*Stream, error) {
+	in := call{path: contextPath(sandboxID, contextID, "ws")}
+	if offset > 0 {
+		in.query = url.Values{"offset": {strconv.FormatUint(offset, 10)}}
+	}
+	u := c.url(in)
 	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
 	conn, resp, err := c.dialer().DialContext(ctx, u.String(), c.header(nil))
 	if err != nil {
@@ -81,7 +95,7 @@ func (c *Client) Attach(ctx context.Context, sandboxID, contextID string) (*Stre
 	conn.SetReadLimit(maxMessageBytes)
 	// Closing the connection is the one way to wake a reader.
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	return &Stream{conn: conn, stop: stop}, nil
+	return &Stream{conn: conn, stop: stop, offset: offset}, nil
 }
 
 // dialer speaks to the server in the same way as the HTTP client does, as far
@@ -106,11 +120,23 @@ func (s *Stream) Next() (Event, error) {
 		if err := json.Unmarshal(data, &m); err != nil {
 			return nil, fmt.Errorf("message of the server: %w", err)
 		}
-		if e := event(m); e != nil {
+		switch e := event(m).(type) {
+		case nil:
+			continue
+		case Output:
+			s.offset += uint64(len(e.Data))
+			return e, nil
+		case Gap:
+			s.offset += uint64(max(0, e.LostBytes))
+			return e, nil
+		default:
 			return e, nil
 		}
 	}
 }
+
+// Offset is how far the reader has come in the context's output.
+func (s *Stream) Offset() uint64 { return s.offset }
 
 // event is nil for messages of a kind that this client does not know.
 func event(m ContextServerMessage) Event {

@@ -8,6 +8,9 @@ const (
 	MaxArchiveEntries = 100_000
 	MaxArchiveBytes   = 2 << 30      // content of all files
 	MaxArchiveFile    = MaxFileBytes // content of one file that is unpacked
+
+	// MaxArchiveBody bounds the archive itself: content, headers and padding.
+	MaxArchiveBody = MaxArchiveBytes + MaxArchiveEntries*16<<10
 )
 
 // ArchiveType is the media type of an archive.

@@ -54,6 +54,13 @@ var operations = map[string]access{
 	"GET /api/v1/sandboxes/{id}/status":   {anyInTeam, auth.SandboxRead},
 	"POST /api/v1/sandboxes/{id}/refresh": {anyInTeam, auth.SandboxWrite},
 
+	"GET /api/v1/sandboxes/{id}/services":                {anyInTeam, auth.SandboxRead},
+	"PUT /api/v1/sandboxes/{id}/services":                {anyInTeam, auth.SandboxWrite},
+	"GET /api/v1/sandboxes/{id}/exposed-ports":           {anyInTeam, auth.SandboxRead},
+	"PUT /api/v1/sandboxes/{id}/exposed-ports":           {anyInTeam, auth.SandboxWrite},
+	"DELETE /api/v1/sandboxes/{id}/exposed-ports":        {anyInTeam, auth.SandboxWrite},
+	"DELETE /api/v1/sandboxes/{id}/exposed-ports/{port}": {anyInTeam, auth.SandboxWrite},
+
 	"GET /api/v1/sandboxes/{id}/contexts":                       {anyInTeam, auth.SandboxRead},
 	"POST /api/v1/sandboxes/{id}/contexts":                      {anyInTeam, auth.SandboxWrite},
 	"GET /api/v1/sandboxes/{id}/contexts/{context_id}":          {anyInTeam, auth.SandboxRead},
@@ -72,4 +79,9 @@ var operations = map[string]access{
 	"GET /api/v1/sandboxes/{id}/files/stat":  {anyInTeam, auth.SandboxRead},
 	"GET /api/v1/sandboxes/{id}/files/list":  {anyInTeam, auth.SandboxRead},
 	"POST /api/v1/sandboxes/{id}/files/move": {anyInTeam, auth.SandboxWrite},
+	"GET /api/v1/sandboxes/{id}/files/watch": {anyInTeam, auth.SandboxRead},
+
+	"GET /api/v1/sandboxes/{id}/files/archive": {anyInTeam, auth.SandboxRead},
+	"PUT /api/v1/sandboxes/{id}/files/archive": {anyInTeam, auth.SandboxWrite},
+	"POST /api/v1/sandboxes/{id}/files/search": {anyInTeam, auth.SandboxRead},
 }

@@ -112,7 +112,10 @@ func (a *API) WriteFile(w http.ResponseWriter, r *http.Request, id string, param
 		return
 	}
 	if err == nil {
-		err = a.upload(w, r, to, params.Path)
+		err = a.upload(w, r, to, uploading{
+			method: http.MethodPost, path: procapi.PathFiles, query: fileQuery(params.Path), contentType: "application/octet-stream",
+			limit: procapi.MaxFileBytes, tooLarge: errFileTooLarge, timeout: uploadTimeout,
+		})
 	}
 	a.answer(w, r, http.StatusOK, openapi.Written{Written: true}, err)
 }
@@ -130,17 +133,29 @@ func (a *API) mkdir(r *http.Request, to dataplane.Target, params openapi.WriteFi
 
 var errFileTooLarge = errdefs.WithCode(errdefs.TooLarge, "file_too_large", "the file is larger than %d bytes", procapi.MaxFileBytes)
 
-func (a *API) upload(w http.ResponseWriter, r *http.Request, to dataplane.Target, path string) error {
-	if r.ContentLength > procapi.MaxFileBytes {
-		return errFileTooLarge
+// uploading is a request whose body is the client's.
+type uploading struct {
+	method, path string
+	query        url.Values
+	contentType  string
+
+	limit    int64
+	tooLarge error
+	timeout  time.Duration // for all of it
+	out      any           // what the answer is decoded into; nil: nothing
+}
+
+func (a *API) upload(w http.ResponseWriter, r *http.Request, to dataplane.Target, req uploading) error {
+	if r.ContentLength > req.limit {
+		return req.tooLarge
 	}
 	rc := http.NewResponseController(w)
-	rc.SetWriteDeadline(time.Now().Add(uploadTimeout))
-	up := &upload{body: r.Body, rc: rc, left: procapi.MaxFileBytes, ended: r.ContentLength == 0}
+	rc.SetWriteDeadline(time.Now().Add(req.timeout + replyTimeout))
+	up := &upload{body: r.Body, rc: rc, left: req.limit, tooLarge: req.tooLarge, ended: r.ContentLength == 0}
 	err := a.cfg.Plane.Call(r.Context(), to, dataplane.Request{
-		Method: http.MethodPost, Path: procapi.PathFiles, Query: fileQuery(path), Timeout: uploadTimeout,
-		Header: http.Header{"Content-Type": {"application/octet-stream"}}, Body: up, Length: r.ContentLength,
-	}, nil, nil, nil)
+		Method: req.method, Path: req.path, Query: req.query, Timeout: req.timeout,
+		Header: http.Header{"Content-Type": {req.contentType}}, Body: up, Length: r.ContentLength,
+	}, nil, req.out, nil)
 	if own := up.stop(); own != nil {
 		return own // the sandbox only saw the upload break off
 	}
@@ -150,9 +165,10 @@ func (a *API) upload(w http.ResponseWriter, r *http.Request, to dataplane.Target
 // upload is a client's body on its way: each chunk must come in time, and not too
 // many of them.
 type upload struct {
-	body io.Reader
-	rc   *http.ResponseController
-	left int64
+	body     io.Reader
+	rc       *http.ResponseController
+	left     int64
+	tooLarge error
 
 	mu      sync.Mutex
 	stopped bool
@@ -171,7 +187,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	u.left -= int64(n)
 	switch {
 	case u.left < 0:
-		u.err = errFileTooLarge
+		u.err = u.tooLarge
 		return 0, u.err
 	case err == io.EOF:
 		u.ended = true

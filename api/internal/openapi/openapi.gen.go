@@ -335,6 +335,138 @@ func (e FileInfoType) Valid() bool {
 	}
 }
 
+// Defines values for FileSearchMatchType.
+const (
+	FileSearchMatchTypeDir     FileSearchMatchType = "dir"
+	FileSearchMatchTypeFile    FileSearchMatchType = "file"
+	FileSearchMatchTypeSymlink FileSearchMatchType = "symlink"
+)
+
+// Valid indicates whether the value is a known member of the FileSearchMatchType enum.
+func (e FileSearchMatchType) Valid() bool {
+	switch e {
+	case FileSearchMatchTypeDir:
+		return true
+	case FileSearchMatchTypeFile:
+		return true
+	case FileSearchMatchTypeSymlink:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSearchSummaryStopped.
+const (
+	FileSearchSummaryStoppedDepth   FileSearchSummaryStopped = "depth"
+	FileSearchSummaryStoppedResults FileSearchSummaryStopped = "results"
+	FileSearchSummaryStoppedTime    FileSearchSummaryStopped = "time"
+)
+
+// Valid indicates whether the value is a known member of the FileSearchSummaryStopped enum.
+func (e FileSearchSummaryStopped) Valid() bool {
+	switch e {
+	case FileSearchSummaryStoppedDepth:
+		return true
+	case FileSearchSummaryStoppedResults:
+		return true
+	case FileSearchSummaryStoppedTime:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileWatchClientMessageAction.
+const (
+	FileWatchClientMessageActionSubscribe   FileWatchClientMessageAction = "subscribe"
+	FileWatchClientMessageActionUnsubscribe FileWatchClientMessageAction = "unsubscribe"
+)
+
+// Valid indicates whether the value is a known member of the FileWatchClientMessageAction enum.
+func (e FileWatchClientMessageAction) Valid() bool {
+	switch e {
+	case FileWatchClientMessageActionSubscribe:
+		return true
+	case FileWatchClientMessageActionUnsubscribe:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileWatchServerMessageEvent.
+const (
+	FileWatchServerMessageEventChmod      FileWatchServerMessageEvent = "chmod"
+	FileWatchServerMessageEventCreate     FileWatchServerMessageEvent = "create"
+	FileWatchServerMessageEventInvalidate FileWatchServerMessageEvent = "invalidate"
+	FileWatchServerMessageEventRemove     FileWatchServerMessageEvent = "remove"
+	FileWatchServerMessageEventRename     FileWatchServerMessageEvent = "rename"
+	FileWatchServerMessageEventWrite      FileWatchServerMessageEvent = "write"
+)
+
+// Valid indicates whether the value is a known member of the FileWatchServerMessageEvent enum.
+func (e FileWatchServerMessageEvent) Valid() bool {
+	switch e {
+	case FileWatchServerMessageEventChmod:
+		return true
+	case FileWatchServerMessageEventCreate:
+		return true
+	case FileWatchServerMessageEventInvalidate:
+		return true
+	case FileWatchServerMessageEventRemove:
+		return true
+	case FileWatchServerMessageEventRename:
+		return true
+	case FileWatchServerMessageEventWrite:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileWatchServerMessageReason.
+const (
+	FileWatchServerMessageReasonLimit    FileWatchServerMessageReason = "limit"
+	FileWatchServerMessageReasonOverflow FileWatchServerMessageReason = "overflow"
+)
+
+// Valid indicates whether the value is a known member of the FileWatchServerMessageReason enum.
+func (e FileWatchServerMessageReason) Valid() bool {
+	switch e {
+	case FileWatchServerMessageReasonLimit:
+		return true
+	case FileWatchServerMessageReasonOverflow:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileWatchServerMessageType.
+const (
+	FileWatchServerMessageTypeError        FileWatchServerMessageType = "error"
+	FileWatchServerMessageTypeEvent        FileWatchServerMessageType = "event"
+	FileWatchServerMessageTypeSubscribed   FileWatchServerMessageType = "subscribed"
+	FileWatchServerMessageTypeUnsubscribed FileWatchServerMessageType = "unsubscribed"
+)
+
+// Valid indicates whether the value is a known member of the FileWatchServerMessageType enum.
+func (e FileWatchServerMessageType) Valid() bool {
+	switch e {
+	case FileWatchServerMessageTypeError:
+		return true
+	case FileWatchServerMessageTypeEvent:
+		return true
+	case FileWatchServerMessageTypeSubscribed:
+		return true
+	case FileWatchServerMessageTypeUnsubscribed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HealthStatus.
 const (
 	HealthStatusHealthy HealthStatus = "healthy"
@@ -1186,6 +1318,21 @@ type ExposedPortView struct {
 	Resume    bool    `json:"resume"`
 }
 
+// ExposedPorts defines model for ExposedPorts.
+type ExposedPorts struct {
+	ExposedPorts   []ExposedPortView `json:"exposed_ports"`
+	ExposureDomain string            `json:"exposure_domain"`
+	SandboxID      string            `json:"sandbox_id"`
+}
+
+// FileArchiveResult What was unpacked.
+type FileArchiveResult struct {
+	Bytes       int64 `json:"bytes"`
+	Directories int   `json:"directories"`
+	Files       int   `json:"files"`
+	Symlinks    int   `json:"symlinks"`
+}
+
 // FileContent defines model for FileContent.
 type FileContent struct {
 	Content  string              `json:"content"`
@@ -1216,6 +1363,129 @@ type FileInfoType string
 type FileList struct {
 	Entries []FileInfo `json:"entries"`
 }
+
+// FileSearchLine One line of a search's answer, which is one of the two.
+type FileSearchLine struct {
+	Match   *FileSearchMatch   `json:"match,omitempty"`
+	Summary *FileSearchSummary `json:"summary,omitempty"`
+}
+
+// FileSearchMatch defines model for FileSearchMatch.
+type FileSearchMatch struct {
+	// Column The first byte of the match in its line, from 1.
+	Column *int `json:"column,omitempty"`
+
+	// Line The number of the line, from 1.
+	Line *int   `json:"line,omitempty"`
+	Path string `json:"path"`
+
+	// Text The line, or up to 512 bytes of it around the match.
+	Text *string `json:"text,omitempty"`
+
+	// Truncated The text is not the whole line.
+	Truncated *bool               `json:"truncated,omitempty"`
+	Type      FileSearchMatchType `json:"type"`
+}
+
+// FileSearchMatchType defines model for FileSearchMatch.Type.
+type FileSearchMatchType string
+
+// FileSearchRequest `pattern` or `include` is required.
+type FileSearchRequest struct {
+	// Exclude Globs; none may match a file or a directory above it.
+	Exclude []string `json:"exclude,omitempty,omitzero"`
+
+	// IgnoreCase Upper and lower case are the same in the pattern.
+	IgnoreCase *bool `json:"ignore_case,omitempty"`
+
+	// Include Globs; at least one must match.
+	Include []string `json:"include,omitempty,omitzero"`
+
+	// MaxFileBytes Larger files are not read; 16 MiB by default.
+	MaxFileBytes *int64 `json:"max_file_bytes,omitempty"`
+
+	// MaxResults 1000 by default.
+	MaxResults *int `json:"max_results,omitempty"`
+
+	// Path A directory or one file; /workspace by default.
+	Path *string `json:"path,omitempty"`
+
+	// Pattern What a line must contain. Without it names alone decide.
+	Pattern *string `json:"pattern,omitempty"`
+
+	// Regexp The pattern is a regular expression (RE2).
+	Regexp *bool `json:"regexp,omitempty"`
+}
+
+// FileSearchSummary defines model for FileSearchSummary.
+type FileSearchSummary struct {
+	// Bytes What was read of them.
+	Bytes int64 `json:"bytes"`
+
+	// Files Files that were looked at.
+	Files   int `json:"files"`
+	Matches int `json:"matches"`
+
+	// Skipped Files that are binary, too large, or can not be read.
+	Skipped int `json:"skipped"`
+
+	// Stopped Why matches may be missing.
+	Stopped *FileSearchSummaryStopped `json:"stopped,omitempty"`
+}
+
+// FileSearchSummaryStopped Why matches may be missing.
+type FileSearchSummaryStopped string
+
+// FileWatchClientMessage A frame that the client sends on a file watch's WebSocket.
+type FileWatchClientMessage struct {
+	Action FileWatchClientMessageAction `json:"action"`
+
+	// Path subscribe: the directory
+	Path *string `json:"path,omitempty"`
+
+	// Recursive subscribe
+	Recursive *bool `json:"recursive,omitempty"`
+
+	// WatchID unsubscribe
+	WatchID *string `json:"watch_id,omitempty"`
+}
+
+// FileWatchClientMessageAction defines model for FileWatchClientMessage.Action.
+type FileWatchClientMessageAction string
+
+// FileWatchServerMessage A frame that the server sends on a file watch's WebSocket.
+type FileWatchServerMessage struct {
+	// Code error: its code
+	Code *string `json:"code,omitempty"`
+
+	// Error error
+	Error *string `json:"error,omitempty"`
+
+	// Event event
+	Event *FileWatchServerMessageEvent `json:"event,omitempty"`
+
+	// OldPath rename: the name before
+	OldPath *string `json:"old_path,omitempty"`
+
+	// Path subscribed: the directory; event: the file; error: what was to be watched
+	Path *string `json:"path,omitempty"`
+
+	// Reason invalidate: why events are missing
+	Reason *FileWatchServerMessageReason `json:"reason,omitempty"`
+	Type   FileWatchServerMessageType    `json:"type"`
+
+	// WatchID subscribed, event, unsubscribed
+	WatchID *string `json:"watch_id,omitempty"`
+}
+
+// FileWatchServerMessageEvent event
+type FileWatchServerMessageEvent string
+
+// FileWatchServerMessageReason invalidate: why events are missing
+type FileWatchServerMessageReason string
+
+// FileWatchServerMessageType defines model for FileWatchServerMessage.Type.
+type FileWatchServerMessageType string
 
 // HTTPHeadersProjection defines model for HTTPHeadersProjection.
 type HTTPHeadersProjection struct {
@@ -1657,6 +1927,13 @@ type SandboxResources struct {
 	Memory *string `json:"memory,omitempty"`
 }
 
+// SandboxServices defines model for SandboxServices.
+type SandboxServices struct {
+	ExposureDomain string                  `json:"exposure_domain"`
+	SandboxID      string                  `json:"sandbox_id"`
+	Services       []SandboxAppServiceView `json:"services"`
+}
+
 // SandboxState defines model for SandboxState.
 type SandboxState string
 
@@ -1957,10 +2234,20 @@ type TrafficRuleAction string
 // TrafficRuleAppProtocols defines model for TrafficRule.AppProtocols.
 type TrafficRuleAppProtocols string
 
+// UpdateExposedPortsRequest defines model for UpdateExposedPortsRequest.
+type UpdateExposedPortsRequest struct {
+	Ports []ExposedPort `json:"ports"`
+}
+
 // UpdateSandboxRequest defines model for UpdateSandboxRequest.
 type UpdateSandboxRequest struct {
 	// Config An absent field keeps its value; `env_vars` replaces the whole map.
 	Config SandboxUpdateConfig `json:"config"`
+}
+
+// UpdateSandboxServicesRequest defines model for UpdateSandboxServicesRequest.
+type UpdateSandboxServicesRequest struct {
+	Services []SandboxAppService `json:"services"`
 }
 
 // UpdateTemplateRequest defines model for UpdateTemplateRequest.
@@ -2025,6 +2312,9 @@ type ContextID = string
 // FilePath defines model for FilePath.
 type FilePath = string
 
+// RequestTimeout defines model for RequestTimeout.
+type RequestTimeout = float64
+
 // SandboxID defines model for SandboxID.
 type SandboxID = string
 
@@ -2054,6 +2344,26 @@ type CreateSandboxParams struct {
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
+// CreateContextParams defines parameters for CreateContext.
+type CreateContextParams struct {
+	// RequestTimeout How long the client waits for the process, in seconds, up to a day; 30
+	// by default. Then the answer is 408 `exec_timeout`, and the process goes on.
+	RequestTimeout *RequestTimeout `json:"Request-Timeout,omitempty"`
+}
+
+// ExecContextParams defines parameters for ExecContext.
+type ExecContextParams struct {
+	// RequestTimeout How long the client waits for the process, in seconds, up to a day; 30
+	// by default. Then the answer is 408 `exec_timeout`, and the process goes on.
+	RequestTimeout *RequestTimeout `json:"Request-Timeout,omitempty"`
+}
+
+// AttachContextParams defines parameters for AttachContext.
+type AttachContextParams struct {
+	// Offset Of the first byte of output that is wanted.
+	Offset *uint64 `form:"offset,omitempty" json:"offset,omitempty"`
+}
+
 // DeleteFileParams defines parameters for DeleteFile.
 type DeleteFileParams struct {
 	Path FilePath `form:"path" json:"path"`
@@ -2071,6 +2381,16 @@ type WriteFileParams struct {
 	// Recursive Create parents; an existing directory is no error.
 	Recursive *bool    `form:"recursive,omitempty" json:"recursive,omitempty"`
 	Path      FilePath `form:"path" json:"path"`
+}
+
+// DownloadArchiveParams defines parameters for DownloadArchive.
+type DownloadArchiveParams struct {
+	Path FilePath `form:"path" json:"path"`
+}
+
+// UploadArchiveParams defines parameters for UploadArchive.
+type UploadArchiveParams struct {
+	Path FilePath `form:"path" json:"path"`
 }
 
 // ListFilesParams defines parameters for ListFiles.
@@ -2107,11 +2427,20 @@ type ResizeContextJSONRequestBody = PTYSize
 // SignalContextJSONRequestBody defines body for SignalContext for application/json ContentType.
 type SignalContextJSONRequestBody = ContextSignalRequest
 
+// UpdateExposedPortsJSONRequestBody defines body for UpdateExposedPorts for application/json ContentType.
+type UpdateExposedPortsJSONRequestBody = UpdateExposedPortsRequest
+
 // MoveFileJSONRequestBody defines body for MoveFile for application/json ContentType.
 type MoveFileJSONRequestBody = MoveFileRequest
 
+// SearchFilesJSONRequestBody defines body for SearchFiles for application/json ContentType.
+type SearchFilesJSONRequestBody = FileSearchRequest
+
 // RefreshSandboxJSONRequestBody defines body for RefreshSandbox for application/json ContentType.
 type RefreshSandboxJSONRequestBody = RefreshRequest
+
+// UpdateSandboxServicesJSONRequestBody defines body for UpdateSandboxServices for application/json ContentType.
+type UpdateSandboxServicesJSONRequestBody = UpdateSandboxServicesRequest
 
 // CreateTemplateJSONRequestBody defines body for CreateTemplate for application/json ContentType.
 type CreateTemplateJSONRequestBody = CreateTemplateRequest
@@ -2168,7 +2497,7 @@ type ServerInterface interface {
 	ListContexts(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// CreateContext Start a REPL or a command
 	// (POST /api/v1/sandboxes/{id}/contexts)
-	CreateContext(w http.ResponseWriter, r *http.Request, id SandboxID)
+	CreateContext(w http.ResponseWriter, r *http.Request, id SandboxID, params CreateContextParams)
 	// DeleteContext End a context's processes and forget it
 	// (DELETE /api/v1/sandboxes/{id}/contexts/{context_id})
 	DeleteContext(w http.ResponseWriter, r *http.Request, id SandboxID, contextID ContextID)
@@ -2177,7 +2506,7 @@ type ServerInterface interface {
 	GetContext(w http.ResponseWriter, r *http.Request, id SandboxID, contextID ContextID)
 	// ExecContext Write to a context's input and wait for what it prints
 	// (POST /api/v1/sandboxes/{id}/contexts/{context_id}/exec)
-	ExecContext(w http.ResponseWriter, r *http.Request, id SandboxID, contextID ContextID)
+	ExecContext(w http.ResponseWriter, r *http.Request, id SandboxID, contextID ContextID, params ExecContextParams)
 	// WriteContextInput Write to a context's input, exactly as given
 	// (POST /api/v1/sandboxes/{id}/contexts/{context_id}/input)
 	WriteContextInput(w http.ResponseWriter, r *http.Request, id SandboxID, contextID ContextID)
@@ -2195,7 +2524,19 @@ type ServerInterface interface {
 	GetContextStats(w http.ResponseWriter, r *http.Request, id SandboxID, contextID ContextID)
 	// AttachContext Attach to a context through a WebSocket
 	// (GET /api/v1/sandboxes/{id}/contexts/{context_id}/ws)
-	AttachContext(w http.ResponseWriter, r *http.Request, id SandboxID, contextID ContextID)
+	AttachContext(w http.ResponseWriter, r *http.Request, id SandboxID, contextID ContextID, params AttachContextParams)
+	// ClearExposedPorts Expose no port any more
+	// (DELETE /api/v1/sandboxes/{id}/exposed-ports)
+	ClearExposedPorts(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// GetExposedPorts Get the ports that a sandbox exposes
+	// (GET /api/v1/sandboxes/{id}/exposed-ports)
+	GetExposedPorts(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// UpdateExposedPorts Replace the ports that a sandbox exposes
+	// (PUT /api/v1/sandboxes/{id}/exposed-ports)
+	UpdateExposedPorts(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// RemoveExposedPort Expose a port no more
+	// (DELETE /api/v1/sandboxes/{id}/exposed-ports/{port})
+	RemoveExposedPort(w http.ResponseWriter, r *http.Request, id SandboxID, port Port)
 	// DeleteFile Delete a file or a directory with all below it
 	// (DELETE /api/v1/sandboxes/{id}/files)
 	DeleteFile(w http.ResponseWriter, r *http.Request, id SandboxID, params DeleteFileParams)
@@ -2205,18 +2546,36 @@ type ServerInterface interface {
 	// WriteFile Write a file, or make a directory
 	// (POST /api/v1/sandboxes/{id}/files)
 	WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID, params WriteFileParams)
+	// DownloadArchive Read a file or a directory as a tar archive
+	// (GET /api/v1/sandboxes/{id}/files/archive)
+	DownloadArchive(w http.ResponseWriter, r *http.Request, id SandboxID, params DownloadArchiveParams)
+	// UploadArchive Unpack a tar archive
+	// (PUT /api/v1/sandboxes/{id}/files/archive)
+	UploadArchive(w http.ResponseWriter, r *http.Request, id SandboxID, params UploadArchiveParams)
 	// ListFiles List a directory
 	// (GET /api/v1/sandboxes/{id}/files/list)
 	ListFiles(w http.ResponseWriter, r *http.Request, id SandboxID, params ListFilesParams)
 	// MoveFile Move a file or a directory
 	// (POST /api/v1/sandboxes/{id}/files/move)
 	MoveFile(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// SearchFiles Search files by name and content
+	// (POST /api/v1/sandboxes/{id}/files/search)
+	SearchFiles(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// StatFile Describe a file
 	// (GET /api/v1/sandboxes/{id}/files/stat)
 	StatFile(w http.ResponseWriter, r *http.Request, id SandboxID, params StatFileParams)
+	// WatchFiles Watch directories through a WebSocket
+	// (GET /api/v1/sandboxes/{id}/files/watch)
+	WatchFiles(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// RefreshSandbox Start the sandbox's ttl and hard_ttl again from now
 	// (POST /api/v1/sandboxes/{id}/refresh)
 	RefreshSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// GetSandboxServices Get what a sandbox offers to the outside
+	// (GET /api/v1/sandboxes/{id}/services)
+	GetSandboxServices(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// UpdateSandboxServices Replace what a sandbox offers to the outside
+	// (PUT /api/v1/sandboxes/{id}/services)
+	UpdateSandboxServices(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// GetSandboxStatus Get a sandbox's status in brief
 	// (GET /api/v1/sandboxes/{id}/status)
 	GetSandboxStatus(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -2618,8 +2977,32 @@ func (siw *ServerInterfaceWrapper) CreateContext(w http.ResponseWriter, r *http.
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateContextParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Request-Timeout" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Request-Timeout")]; found {
+		var RequestTimeout RequestTimeout
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Request-Timeout", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Request-Timeout", valueList[0], &RequestTimeout, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "number", Format: "double"})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Request-Timeout", Err: err})
+			return
+		}
+
+		params.RequestTimeout = &RequestTimeout
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.CreateContext(w, r, id)
+		siw.Handler.CreateContext(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2723,8 +3106,32 @@ func (siw *ServerInterfaceWrapper) ExecContext(w http.ResponseWriter, r *http.Re
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ExecContextParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Request-Timeout" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Request-Timeout")]; found {
+		var RequestTimeout RequestTimeout
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Request-Timeout", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Request-Timeout", valueList[0], &RequestTimeout, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "number", Format: "double"})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Request-Timeout", Err: err})
+			return
+		}
+
+		params.RequestTimeout = &RequestTimeout
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ExecContext(w, r, id, contextID)
+		siw.Handler.ExecContext(w, r, id, contextID, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2933,8 +3340,137 @@ func (siw *ServerInterfaceWrapper) AttachContext(w http.ResponseWriter, r *http.
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AttachContextParams
+
+	// ------------- Optional query parameter "offset" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "offset", r.URL.Query(), &params.Offset, runtime.BindQueryParameterOptions{Type: "integer", Format: "uint64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "offset"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "offset", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.AttachContext(w, r, id, contextID)
+		siw.Handler.AttachContext(w, r, id, contextID, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ClearExposedPorts operation middleware
+func (siw *ServerInterfaceWrapper) ClearExposedPorts(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ClearExposedPorts(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetExposedPorts operation middleware
+func (siw *ServerInterfaceWrapper) GetExposedPorts(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetExposedPorts(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateExposedPorts operation middleware
+func (siw *ServerInterfaceWrapper) UpdateExposedPorts(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateExposedPorts(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RemoveExposedPort operation middleware
+func (siw *ServerInterfaceWrapper) RemoveExposedPort(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "port" -------------
+	var port Port
+
+	err = runtime.BindStyledParameterWithOptions("simple", "port", r.PathValue("port"), &port, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "integer", Format: "int32", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "port", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveExposedPort(w, r, id, port)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3096,6 +3632,90 @@ func (siw *ServerInterfaceWrapper) WriteFile(w http.ResponseWriter, r *http.Requ
 	handler.ServeHTTP(w, r)
 }
 
+// DownloadArchive operation middleware
+func (siw *ServerInterfaceWrapper) DownloadArchive(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DownloadArchiveParams
+
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DownloadArchive(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UploadArchive operation middleware
+func (siw *ServerInterfaceWrapper) UploadArchive(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UploadArchiveParams
+
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UploadArchive(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListFiles operation middleware
 func (siw *ServerInterfaceWrapper) ListFiles(w http.ResponseWriter, r *http.Request) {
 
@@ -3164,6 +3784,32 @@ func (siw *ServerInterfaceWrapper) MoveFile(w http.ResponseWriter, r *http.Reque
 	handler.ServeHTTP(w, r)
 }
 
+// SearchFiles operation middleware
+func (siw *ServerInterfaceWrapper) SearchFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SearchFiles(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // StatFile operation middleware
 func (siw *ServerInterfaceWrapper) StatFile(w http.ResponseWriter, r *http.Request) {
 
@@ -3206,6 +3852,32 @@ func (siw *ServerInterfaceWrapper) StatFile(w http.ResponseWriter, r *http.Reque
 	handler.ServeHTTP(w, r)
 }
 
+// WatchFiles operation middleware
+func (siw *ServerInterfaceWrapper) WatchFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.WatchFiles(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // RefreshSandbox operation middleware
 func (siw *ServerInterfaceWrapper) RefreshSandbox(w http.ResponseWriter, r *http.Request) {
 
@@ -3223,6 +3895,58 @@ func (siw *ServerInterfaceWrapper) RefreshSandbox(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.RefreshSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxServices operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxServices(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxServices(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateSandboxServices operation middleware
+func (siw *ServerInterfaceWrapper) UpdateSandboxServices(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateSandboxServices(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3666,6 +4390,12 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}", wrapper.UpdateSandbox)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/status", wrapper.GetSandboxStatus)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/refresh", wrapper.RefreshSandbox)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.GetSandboxServices)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.UpdateSandboxServices)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxes/{id}/exposed-ports", wrapper.ClearExposedPorts)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/exposed-ports", wrapper.GetExposedPorts)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/exposed-ports", wrapper.UpdateExposedPorts)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxes/{id}/exposed-ports/{port}", wrapper.RemoveExposedPort)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/contexts", wrapper.ListContexts)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/contexts", wrapper.CreateContext)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxes/{id}/contexts/{context_id}", wrapper.DeleteContext)
@@ -3683,6 +4413,10 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/stat", wrapper.StatFile)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/list", wrapper.ListFiles)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/move", wrapper.MoveFile)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/watch", wrapper.WatchFiles)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/archive", wrapper.DownloadArchive)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/archive", wrapper.UploadArchive)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/search", wrapper.SearchFiles)
 
 	return m
 }

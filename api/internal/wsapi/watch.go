@@ -37,7 +37,7 @@ func (s *Server) Watch(w http.ResponseWriter, r *http.Request, to dataplane.Targ
 	if !websocket.IsWebSocketUpgrade(r) {
 		return errdefs.New(errdefs.InvalidArgument, "this is a WebSocket: an upgrade is required")
 	}
-	leave, err := s.enter(to.Team)
+	leave, err := s.enter(to)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,60 @@
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+)
+
+// maxSearchLine bounds a line of a search's answer.
+const maxSearchLine = 1 << 20
+
+// ReadArchive opens a file or a directory as a tar stream; the caller closes it. An
+// error may also come while reading: what was read before is not the whole of it.
+func (c *Client) ReadArchive(ctx context.Context, sandboxID, path string) (io.ReadCloser, error) {
+	resp, err := c.send(ctx, call{method: http.MethodGet, path: filePath(sandboxID, "archive"), query: pathQuery(path)})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// WriteArchive unpacks a tar archive below path, a directory that need not exist.
+func (c *Client) WriteArchive(ctx context.Context, sandboxID, path string, archive io.Reader) (*FileArchiveResult, error) {
+	header := http.Header{"Content-Type": {"application/x-tar"}}
+	return do[FileArchiveResult](ctx, c, call{method: http.MethodPut, path: filePath(sandboxID, "archive"), query: pathQuery(path), header: header, body: archive})
+}
+
+// SearchFiles calls found for every match, as they come, until it fails. Without an
+// error the search has come to its end, of which the summary tells.
+func (c *Client) SearchFiles(ctx context.Context, sandboxID string, req FileSearchRequest, found func(FileSearchMatch) error) (*FileSearchSummary, error) {
+	resp, err := c.send(ctx, call{method: http.MethodPost, path: filePath(sandboxID, "search"), body: req})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, maxSearchLine)
+	for lines.Scan() {
+		var line FileSearchLine
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			return nil, fmt.Errorf("searching: line of the server: %w", err)
+		}
+		if line.Summary != nil {
+			return line.Summary, nil
+		}
+		if line.Match == nil {
+			continue // newer than this client
+		}
+		if err := found(*line.Match); err != nil {
+			return nil, err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("searching: %w", err)
+	}
+	return nil, fmt.Errorf("searching: %w", io.ErrUnexpectedEOF)
+}
