@@ -74,16 +74,6 @@ func (k Kind) entry() struct {
 	return kinds[Internal]
 }
 
-// KindOfStatus is the inverse of [Kind.HTTPStatus]; an unknown status is Internal.
-func KindOfStatus(status int) Kind {
-	for k := range kinds {
-		if kinds[k].status == status {
-			return Kind(k)
-		}
-	}
-	return Internal
-}
-
 // Error is an error that may be shown to a tenant: Code and Message only.
 type Error struct {
 	Kind       Kind

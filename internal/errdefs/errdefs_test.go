@@ -23,18 +23,20 @@ func TestFromFindsTheErrorOrHidesIt(t *testing.T) {
 	}
 }
 
-func TestStatusesAreInvertible(t *testing.T) {
+func TestEveryKindHasItsOwnStatus(t *testing.T) {
 	t.Parallel()
+	seen := map[int]Kind{}
 	for k := range kinds {
 		kind := Kind(k)
 		if kind.HTTPStatus() == 0 || kind.Code() == "" {
 			t.Errorf("kind %d has no status or code", k)
 		}
-		if got := KindOfStatus(kind.HTTPStatus()); got != kind {
-			t.Errorf("KindOfStatus(%d) = %d, want %d", kind.HTTPStatus(), got, kind)
+		if other, taken := seen[kind.HTTPStatus()]; taken {
+			t.Errorf("kinds %d and %d have the status %d", other, kind, kind.HTTPStatus())
 		}
+		seen[kind.HTTPStatus()] = kind
 	}
-	if KindOfStatus(299) != Internal || Kind(200).HTTPStatus() != 500 {
+	if Kind(200).HTTPStatus() != 500 {
 		t.Error("what is unknown must be internal")
 	}
 }
