@@ -6,7 +6,9 @@
 // It translates between the wire and the packages that decide; it keeps nothing
 // but the buckets of its rate limits. Every answer, whatever went wrong, has the
 // contract's envelope and an X-Request-Id; what is not meant for the caller is
-// logged under that id and never sent.
+// logged under that id and never sent. The exception is what is no HTTP request:
+// two Host headers, or 64 KiB of headers, net/http itself answers, with a 400 or
+// 431 in plain text, and closes the connection. It has no hook for that.
 package httpapi
 
 import (
