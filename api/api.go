@@ -28,6 +28,11 @@ type Config struct {
 	RegionID string // named by API keys; defaults to local
 	Cluster  string // named by sandbox ids; defaults to local
 
+	// PublicDomain is the domain below which sandboxes' services have their names,
+	// <id>--p<port>.<region>.<domain>, https unless it starts with http://. It must
+	// be the same for all replicas; the default serves this machine alone.
+	PublicDomain string
+
 	AdminEmail    string                       // of the first user; defaults to admin@example.com
 	AdminPassword string                       // of the first user; generated when empty
 	OnBootstrap   func(email, password string) // called once, when the first user was made

@@ -16,14 +16,18 @@ import (
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
+	"s0.run/api/internal/exposure"
 	"s0.run/api/internal/httpapi"
 	"s0.run/api/internal/identity"
 	"s0.run/api/internal/lifecycle"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/pools"
+	"s0.run/api/internal/runtimes"
+	"s0.run/api/internal/services"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
+	"s0.run/api/internal/tunnel"
 	"s0.run/api/internal/wsapi"
 	"s0.run/internal/daemon"
 	"s0.run/internal/errdefs"
@@ -52,6 +56,9 @@ type server struct {
 	lifecycle *lifecycle.Keeper
 	claimer   *claim.Claimer
 	sockets   *wsapi.Server
+	domain    services.Domain
+	runtimes  *runtimes.Starter
+	exposure  *exposure.Proxy
 	http      *http.Server
 	metrics   http.Handler
 }
@@ -72,6 +79,9 @@ func open(ctx context.Context, cfg Config) (s *server, err error) {
 		if s.admin, err = daemon.ListenUnix(cfg.AdminSocket); err != nil {
 			return nil, err
 		}
+	}
+	if s.domain, err = s.publicDomain(); err != nil {
+		return nil, err
 	}
 	key, err := auth.LoadKey(cfg.KeyFile)
 	if err != nil {
@@ -133,7 +143,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	log, reg := s.cfg.Log, prometheus.NewRegistry()
 	s.metrics = promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 	s.auth = auth.NewAuthenticator(signer, s.store)
-	s.catalog = templates.NewCatalog(s.store, s.appDomain(), log)
+	s.catalog = templates.NewCatalog(s.store, s.domain.String(), log)
 	s.table = placement.New()
 	s.nodes = nodes.New(nodes.Config{
 		Sockets: s.cfg.Nodes, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
@@ -146,11 +156,13 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Metrics: claim.NewMetrics(reg), Log: log,
 	})
 	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes})
+	s.wireExposure(plane)
 	hosts := httpapi.NewHostList(s.hostNames())
 	s.sockets = wsapi.New(wsapi.Config{Plane: plane, CheckOrigin: hosts.SameOrigin, Log: log})
 	s.http = httpapi.New(httpapi.Config{
 		Store: s.store, Auth: s.auth, Identity: id, Catalog: s.catalog, Table: s.table, Claimer: s.claimer,
-		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Registry: reg, Log: log,
+		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
+		Registry: reg, Log: log,
 		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics,
 	}).Server()
 	s.http.RegisterOnShutdown(s.sockets.Close)
@@ -163,10 +175,32 @@ func gauge(name, help string, f func() float64) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 }
 
-// appDomain is where a sandbox's services will be found from outside.
-func (s *server) appDomain() string {
-	_, port, _ := net.SplitHostPort(s.listener.Addr().String())
-	return s.cfg.RegionID + ".s0.localhost:" + port
+// publicDomain is where sandboxes' services are found from outside: by default
+// on this machine, whose every name below localhost is itself.
+func (s *server) publicDomain() (services.Domain, error) {
+	root := s.cfg.PublicDomain
+	if root == "" {
+		_, port, _ := net.SplitHostPort(s.listener.Addr().String())
+		root = "http://s0.localhost:" + port
+	}
+	return services.NewDomain(s.cfg.RegionID, root)
+}
+
+// wireExposure makes what serves sandboxes' ports.
+func (s *server) wireExposure(plane *dataplane.Plane) {
+	s.runtimes = runtimes.New(runtimes.Config{Plane: plane, Tunnels: tunnel.New(plane), Log: s.cfg.Log})
+	s.exposure = exposure.New(exposure.Config{
+		Store: s.store, Runtimes: s.runtimes, Resumer: noResume{}, Domain: s.domain,
+		OurToken: s.auth.MayBeOurs, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Log: s.cfg.Log,
+	})
+}
+
+// noResume stands in while no sandbox is ever paused.
+type noResume struct{}
+
+// Resume implements exposure.Resumer.
+func (noResume) Resume(context.Context, dataplane.Target) error {
+	return errdefs.New(errdefs.Unavailable, "this server does not resume sandboxes")
 }
 
 func (s *server) hostNames() []string {
@@ -206,6 +240,8 @@ func (s *server) run(ctx context.Context) error {
 	}
 	err := daemon.Serve(serving, s.http, s.listener, stopGrace)
 	s.sockets.Close()
+	s.exposure.Close()
+	s.runtimes.Close()
 	s.claimer.Wait()
 	stopBackground()
 	if failed := g.Wait(); failed != nil {

@@ -73,6 +73,13 @@ func (a *Authenticator) Known(token string) (id Identity, known bool, err error)
 	return c.id, true, nil
 }
 
+// MayBeOurs reports whether a token looks like an API key or is an access token
+// that holds: what must not be passed on to anybody.
+func (a *Authenticator) MayBeOurs(token string) bool {
+	_, known, err := a.Known(token)
+	return isAPIKey(token) || known && err == nil
+}
+
 // Lookup verifies an API key against the store and remembers it. Many callers
 // with one key share one lookup.
 func (a *Authenticator) Lookup(ctx context.Context, token string) (Identity, error) {

@@ -39,13 +39,17 @@ var procdCodes = map[string]errdefs.Kind{
 	"process_finished":    errdefs.Gone,
 	"file_too_large":      errdefs.TooLarge,
 	"too_many_contexts":   errdefs.Exhausted,
-	"create_failed":       errdefs.Internal,
-	"restart_failed":      errdefs.Internal,
-	"write_failed":        errdefs.Internal,
-	"resize_failed":       errdefs.Internal,
-	"signal_failed":       errdefs.Internal,
-	"exec_failed":         errdefs.Internal,
-	"operation_failed":    errdefs.Internal,
+
+	procapi.CodePortRefused:    errdefs.Unavailable,
+	procapi.CodeTooManyTunnels: errdefs.Exhausted,
+
+	"create_failed":    errdefs.Internal,
+	"restart_failed":   errdefs.Internal,
+	"write_failed":     errdefs.Internal,
+	"resize_failed":    errdefs.Internal,
+	"signal_failed":    errdefs.Internal,
+	"exec_failed":      errdefs.Internal,
+	"operation_failed": errdefs.Internal,
 }
 
 // ContextNotFound is procd's code for a context that it does not have.

@@ -27,6 +27,8 @@ type entry struct {
 	team   uuid.UUID
 	route  string
 	status int
+
+	exposed bool // a tenant's own service answers: its errors are his, not ours
 }
 
 type entryKey struct{}
@@ -42,11 +44,18 @@ type recorder struct {
 
 // WriteHeader implements http.ResponseWriter.
 func (w *recorder) WriteHeader(status int) {
-	if w.entry.status == 0 {
+	if w.entry.status == 0 && status >= http.StatusOK {
 		w.entry.status = status
-		w.Header().Set("Server-Timing", fmt.Sprintf("total;dur=%.3f", time.Since(w.entry.began).Seconds()*1000))
+		w.timing()
 	}
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// timing leaves a tenant's own answer as it is.
+func (w *recorder) timing() {
+	if !w.entry.exposed {
+		w.Header().Set("Server-Timing", fmt.Sprintf("total;dur=%.3f", time.Since(w.entry.began).Seconds()*1000))
+	}
 }
 
 // Write implements http.ResponseWriter.
@@ -152,7 +161,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	entry := entryOf(r)
 	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
 		e, status = errdefs.New(errdefs.Unavailable, "the request was given up"), http.StatusServiceUnavailable
-	} else if status >= 500 {
+	} else if status >= 500 && (!entry.exposed || e.Code == errdefs.Internal.Code()) {
 		a.cfg.Log.Error("request failed", "request", entry.id, "route", entry.route, "team", entry.team, "status", status, "err", err)
 	}
 	body := openapi.ErrorEnvelope{Error: openapi.ErrorBody{Code: e.Code, Message: e.Message}}

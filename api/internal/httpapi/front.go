@@ -53,13 +53,19 @@ func (l *HostList) SameOrigin(r *http.Request) bool {
 	return false
 }
 
-// front refuses what no operation shall see.
+// front refuses what no operation shall see, and gives what is a sandbox's to it.
 func (a *API) front(next http.Handler) http.Handler {
 	crossOrigin := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		byHost, exposed, hostErr := a.cfg.Exposure.Parse(r)
+		byPair, paired, pairErr := a.cfg.Exposure.ParsePair(r)
 		switch {
+		case exposed:
+			a.expose(w, r, byHost, hostErr)
 		case !a.cfg.Hosts.Allows(r.Host):
 			a.fail(w, r, errdefs.New(errdefs.PermissionDenied, "this server does not answer to that name; its operator can allow it"))
+		case paired: // of another origin or not: no credential of ours comes with it
+			a.expose(w, r, byPair, pairErr)
 		case crossOrigin.Check(r) != nil:
 			a.fail(w, r, errdefs.New(errdefs.PermissionDenied, "cross-origin request"))
 		case encoded(r):

@@ -17,16 +17,21 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
+	"s0.run/api/internal/exposure"
 	"s0.run/api/internal/identity"
+	"s0.run/api/internal/inflight"
 	"s0.run/api/internal/lifecycle"
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/ratelimit"
+	"s0.run/api/internal/runtimes"
+	"s0.run/api/internal/services"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/api/internal/wsapi"
@@ -55,6 +60,9 @@ type Config struct {
 	Lifecycle *lifecycle.Keeper
 	Plane     *dataplane.Plane
 	Sockets   *wsapi.Server
+	Exposure  *exposure.Proxy
+	Runtimes  *runtimes.Starter
+	Domain    services.Domain // under which sandboxes' services are found
 	Registry  *prometheus.Registry
 	Log       *slog.Logger
 
@@ -70,6 +78,7 @@ type API struct {
 	cfg         Config
 	teams       *ratelimit.Limiter
 	hosts       *ratelimit.Limiter
+	waits       *inflight.Counter[uuid.UUID]
 	signInHosts *ratelimit.Limiter // by address
 	signInUsers *ratelimit.Limiter // by who is to be signed in
 	timing      *prometheus.HistogramVec
@@ -81,6 +90,7 @@ var _ openapi.ServerInterface = (*API)(nil)
 func New(cfg Config) *API {
 	a := &API{
 		cfg: cfg, teams: ratelimit.New(cfg.Rate, cfg.Burst), hosts: ratelimit.New(cfg.Rate, cfg.Burst),
+		waits:       inflight.New[uuid.UUID](waitsPerTeam),
 		signInHosts: ratelimit.New(cfg.Rate/100, max(1, cfg.Burst/10)), signInUsers: ratelimit.New(cfg.Rate/1000, max(1, cfg.Burst/20)),
 		timing: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "s0_api_request_seconds", Help: "Time to answer a request, by route and class of status.",

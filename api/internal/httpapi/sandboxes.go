@@ -10,6 +10,7 @@ import (
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/quantity"
+	"s0.run/api/internal/services"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/internal/errdefs"
@@ -51,9 +52,17 @@ func (a *API) claim(r *http.Request, req openapi.ClaimRequest, key string) (stor
 	if err := checkClaim(req, key); err != nil {
 		return store.Sandbox{}, err
 	}
+	config := value(req.Config)
+	if err := normalize(&config.Services, &config.ExposedPorts); err != nil {
+		return store.Sandbox{}, err
+	}
+	exposed := services.Config{Services: config.Services, ExposedPorts: config.ExposedPorts, AutoResume: config.AutoResume}
+	if err := exposed.Check(); err != nil {
+		return store.Sandbox{}, err
+	}
 	p := principalOf(r)
 	return a.cfg.Claimer.Claim(r.Context(), claim.Request{
-		TeamID: p.TeamID, UserID: p.UserID, Template: name, Config: value(req.Config), Key: key,
+		TeamID: p.TeamID, UserID: p.UserID, Template: name, Config: config, Key: key,
 	})
 }
 
@@ -72,18 +81,13 @@ func checkClaim(req openapi.ClaimRequest, key string) error {
 	if c.Webhook != nil {
 		return notServed("config.webhook")
 	}
-	return checkConfig(c.EnvVars, c.Network != nil, len(c.Services) > 0, len(c.ExposedPorts) > 0)
+	return checkConfig(c.EnvVars, c.Network != nil)
 }
 
 // checkConfig checks what claims and updates have in common.
-func checkConfig(env map[string]string, network, services, ports bool) error {
-	switch {
-	case network:
+func checkConfig(env map[string]string, network bool) error {
+	if network {
 		return templates.ErrNoNetworkPolicy
-	case services:
-		return notServed("config.services")
-	case ports:
-		return notServed("config.exposed_ports")
 	}
 	if err := templates.CheckEnv(env); err != nil {
 		return errdefs.New(errdefs.InvalidArgument, "config.env_vars: %v", err)
@@ -171,7 +175,7 @@ func (a *API) sandbox(r *http.Request, id string) (store.Sandbox, error) {
 // GetSandbox implements GET /api/v1/sandboxes/{id}.
 func (a *API) GetSandbox(w http.ResponseWriter, r *http.Request, id string) {
 	sb, err := a.sandbox(r, id)
-	a.answer(w, r, http.StatusOK, sandboxOut(sb), err)
+	a.answer(w, r, http.StatusOK, a.sandboxOut(sb), err)
 }
 
 // GetSandboxStatus implements GET /api/v1/sandboxes/{id}/status.
@@ -190,17 +194,16 @@ func (a *API) UpdateSandbox(w http.ResponseWriter, r *http.Request, id string) {
 	err := decode(w, r, controlBytes, &req, "config")
 	c := req.Config
 	if err == nil {
-		err = checkConfig(c.EnvVars, c.Network != nil, len(c.Services) > 0, len(c.ExposedPorts) > 0)
+		err = checkConfig(c.EnvVars, c.Network != nil)
 	}
-	var parsed sandbox.ID
 	if err == nil {
-		parsed, err = sandboxID(id)
+		err = normalize(&c.Services, &c.ExposedPorts)
 	}
 	var sb store.Sandbox
 	if err == nil {
-		sb, err = a.cfg.Lifecycle.Update(r.Context(), principalOf(r).TeamID, parsed, c)
+		sb, err = a.updateConfig(r, id, func(store.Sandbox) (openapi.SandboxUpdateConfig, error) { return c, nil })
 	}
-	a.answer(w, r, http.StatusOK, sandboxOut(sb), err)
+	a.answer(w, r, http.StatusOK, a.sandboxOut(sb), err)
 }
 
 // RefreshSandbox implements POST /api/v1/sandboxes/{id}/refresh.
@@ -228,14 +231,17 @@ func (a *API) DeleteSandbox(w http.ResponseWriter, r *http.Request, id string) {
 	parsed, err := sandboxID(id)
 	if err == nil {
 		err = a.cfg.Lifecycle.Delete(r.Context(), principalOf(r).TeamID, parsed)
+		a.cfg.Exposure.Changed(parsed)
 	}
 	a.answer(w, r, http.StatusOK, openapi.Message{Message: "sandbox terminated successfully"}, err)
 }
 
-func sandboxOut(sb store.Sandbox) openapi.Sandbox {
+func (a *API) sandboxOut(sb store.Sandbox) openapi.Sandbox {
+	exposed, _ := services.Stored(sb.Config) // was read before it was stored; a zero row has none
 	out := openapi.Sandbox{
 		ID: string(sb.ID), TemplateID: sb.TemplateID, TeamID: sb.TeamID.String(), UserID: new(sb.UserID.String()),
 		Status: openapi.SandboxState(sb.Status), Paused: sb.Status == sandbox.Paused, AutoResume: autoResume(sb.Config),
+		Services: exposed.Views(sb.ID, a.cfg.Domain), ExposedPorts: exposed.PortViews(sb.ID, a.cfg.Domain),
 		Resources: &openapi.SandboxResources{Memory: new(quantity.FormatMemory(sb.MemoryBytes))},
 		PodName:   string(sb.ID), RuntimeGeneration: int64(sb.Generation),
 		ExpiresAt: timeOut(sb.ExpiresAt), HardExpiresAt: timeOut(sb.HardExpiresAt),

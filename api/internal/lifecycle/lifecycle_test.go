@@ -270,7 +270,10 @@ func TestUpdate(t *testing.T) {
 	f := run(t, time.Hour)
 	sb := f.claimed(func(n *store.NewSandbox) { n.HardTTLSeconds = 100 })
 	memory, ttl, long := "2Gi", int32(50), int32(1000)
-	got, err := f.keep.Update(t.Context(), f.team, sb.ID, openapi.SandboxUpdateConfig{
+	update := func(team uuid.UUID, c openapi.SandboxUpdateConfig) (store.Sandbox, error) {
+		return f.keep.Change(t.Context(), team, sb.ID, func(store.Sandbox) (openapi.SandboxUpdateConfig, error) { return c, nil })
+	}
+	got, err := update(f.team, openapi.SandboxUpdateConfig{
 		EnvVars: map[string]string{"A": "1"}, Resources: &openapi.SandboxResources{Memory: &memory}, TTL: &ttl,
 	})
 	if err != nil || got.MemoryBytes != 2<<30 || got.TTLSeconds != 50 || got.ExpiresAt == nil {
@@ -280,20 +283,20 @@ func TestUpdate(t *testing.T) {
 	if at.GetMemoryBytes() != 2<<30 || at.GetCpuMillis() != 500 || at.GetEnv()["A"] != "1" {
 		t.Errorf("%v", at)
 	}
-	if got, err = f.keep.Update(t.Context(), f.team, sb.ID, openapi.SandboxUpdateConfig{EnvVars: map[string]string{}}); err != nil {
+	if got, err = update(f.team, openapi.SandboxUpdateConfig{EnvVars: map[string]string{}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, kept := f.node.Sandboxes()[string(sb.ID)].GetEnv()["A"]; kept || got.MemoryBytes != 2<<30 {
 		t.Error("an empty map clears the variables and nothing else")
 	}
-	if _, err := f.keep.Update(t.Context(), f.team, sb.ID, openapi.SandboxUpdateConfig{TTL: &long}); !errdefs.Is(err, errdefs.InvalidArgument) {
+	if _, err := update(f.team, openapi.SandboxUpdateConfig{TTL: &long}); !errdefs.Is(err, errdefs.InvalidArgument) {
 		t.Errorf("a ttl beyond the stored hard_ttl: %v", err)
 	}
-	if _, err := f.keep.Update(t.Context(), uuid.New(), sb.ID, openapi.SandboxUpdateConfig{TTL: &ttl}); !errdefs.Is(err, errdefs.NotFound) {
+	if _, err := update(uuid.New(), openapi.SandboxUpdateConfig{TTL: &ttl}); !errdefs.Is(err, errdefs.NotFound) {
 		t.Errorf("A01: %v", err)
 	}
 	f.node.Stop()
-	if _, err := f.keep.Update(t.Context(), f.team, sb.ID, openapi.SandboxUpdateConfig{EnvVars: map[string]string{"B": "2"}}); !errdefs.Is(err, errdefs.Unavailable) {
+	if _, err := update(f.team, openapi.SandboxUpdateConfig{EnvVars: map[string]string{"B": "2"}}); !errdefs.Is(err, errdefs.Unavailable) {
 		t.Errorf("without its node: %v", err)
 	}
 	if row := f.row(sb.ID); string(row.Config) != `{"ttl": 50, "env_vars": {}, "resources": {"memory": "2Gi"}}` {

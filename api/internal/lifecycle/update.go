@@ -11,6 +11,7 @@ import (
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/openapi"
+	"s0.run/api/internal/services"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/internal/errdefs"
@@ -22,16 +23,23 @@ import (
 // under it.
 const updateAttempts = 3
 
-// Update changes a sandbox's config. The node is told first: what it refuses is
-// not stored. Both are told the whole new value, so that repeating an update that
-// failed half way makes it whole.
-func (k *Keeper) Update(ctx context.Context, team uuid.UUID, id sandbox.ID, c openapi.SandboxUpdateConfig) (store.Sandbox, error) {
-	patch, err := json.Marshal(c)
-	if err != nil {
-		return store.Sandbox{}, err
-	}
+// Change changes a sandbox's config into what change makes of its row, which is
+// asked again when the row has changed meanwhile. The node is told first: what it
+// refuses is not stored. Both are told the whole new value, so that repeating a
+// change that failed half way makes it whole.
+func (k *Keeper) Change(
+	ctx context.Context, team uuid.UUID, id sandbox.ID, change func(store.Sandbox) (openapi.SandboxUpdateConfig, error),
+) (store.Sandbox, error) {
 	for range updateAttempts {
 		row, err := k.cfg.Store.Sandbox(ctx, team, id)
+		if err != nil {
+			return store.Sandbox{}, err
+		}
+		c, err := change(row)
+		if err != nil {
+			return store.Sandbox{}, err
+		}
+		patch, err := json.Marshal(c)
 		if err != nil {
 			return store.Sandbox{}, err
 		}
@@ -64,8 +72,12 @@ func checkUpdate(row store.Sandbox, c openapi.SandboxUpdateConfig, u *store.Sand
 	if err := claim.CheckTTLs(ttl, hardTTL); err != nil {
 		return err
 	}
-	if c.Resources == nil || c.Resources.Memory == nil {
-		return nil
+	exposed, err := services.Stored(row.Config)
+	if err == nil {
+		err = exposed.With(c).Check()
+	}
+	if err != nil || c.Resources == nil || c.Resources.Memory == nil {
+		return err
 	}
 	memory, err := claim.Memory(c.Resources, row.MemoryBytes)
 	u.MemoryBytes = &memory

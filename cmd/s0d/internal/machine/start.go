@@ -175,7 +175,8 @@ func (s *server) startAPI(ctx context.Context, image string) error {
 		RegionID: "local", Cluster: s.cfg.Cluster,
 		AdminEmail: s.cfg.AdminEmail, AdminPassword: s.cfg.AdminPassword, OnBootstrap: s.bootstrapped,
 		DefaultImage: image, PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax, AllowedHosts: s.cfg.AllowedHosts,
-		RateLimit: s.cfg.RateLimit, RateBurst: s.cfg.RateBurst,
+		PublicDomain: s.cfg.PublicDomain,
+		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst,
 		Log: s.log.With("daemon", "api"),
 		Ready: func(addr string) {
 			s.mu.Lock()
