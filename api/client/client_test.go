@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -175,5 +176,42 @@ func TestCancelledCall(t *testing.T) {
 	defer cancel()
 	if _, err := c.GetSandbox(ctx, "sb"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// The server waits for a process as long as the caller does.
+func TestTheDeadlineIsTold(t *testing.T) {
+	t.Parallel()
+	told := make(chan string, 1)
+	c := newClient(t, func(w http.ResponseWriter, r *http.Request) {
+		told <- r.Header.Get("Request-Timeout")
+		answer(http.StatusOK, nil, `{"success":true,"data":{}}`)(w, r)
+	})
+	wait := true
+	for name, d := range map[string]time.Duration{"none": 0, "an hour": time.Hour, "a week": 7 * 24 * time.Hour} {
+		ctx, cancel := t.Context(), func() {}
+		if d > 0 {
+			ctx, cancel = context.WithTimeout(ctx, d)
+		}
+		defer cancel()
+		if _, err := c.CreateContext(ctx, "sb", client.CreateContextRequest{WaitUntilDone: &wait}); err != nil {
+			t.Fatal(err)
+		}
+		created := <-told
+		if _, err := c.ExecContext(ctx, "sb", "cx", "1"); err != nil {
+			t.Fatal(err)
+		}
+		for _, got := range []string{created, <-told} {
+			seconds, err := strconv.ParseFloat(got, 64)
+			if most := min(d.Seconds(), 86400); d == 0 && got != "" || d > 0 && (err != nil || seconds > most || seconds < most-60) {
+				t.Errorf("deadline in %s: told %q", name, got)
+			}
+		}
+	}
+	if _, err := c.CreateContext(t.Context(), "sb", client.CreateContextRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-told; got != "" {
+		t.Errorf("a call that does not wait told %q", got)
 	}
 }

@@ -199,3 +199,39 @@ func TestAttachRefused(t *testing.T) {
 		t.Errorf("got %v, want the server's error", err)
 	}
 }
+
+// A reader whose connection broke goes on where it was, gaps and bytes that are
+// no text included.
+func TestAttachAt(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 2)
+	c := newClient(t, func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.RawQuery
+		conn, err := (&websocket.Upgrader{}).Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		texts(conn, `{"type":"output","source":"stdout","data":"é"}`, `{"type":"gap","lost_bytes":10}`,
+			`{"type":"output","source":"stdout","data":"\ufffd","data_base64":"/w=="}`)
+		closing(conn, websocket.CloseServiceRestart, "attach again")
+	})
+	offset := uint64(0)
+	for _, want := range []struct {
+		query  string
+		offset uint64
+	}{{"", 13}, {"offset=13", 26}} {
+		s, err := c.AttachAt(t.Context(), "sb", "cx", offset)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = s.Next()
+		}
+		s.Close()
+		offset = s.Offset()
+		if got := <-asked; got != want.query || offset != want.offset {
+			t.Errorf("attached with %q and came to %d, want %q and %d", got, offset, want.query, want.offset)
+		}
+	}
+}

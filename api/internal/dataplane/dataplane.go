@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -84,7 +85,9 @@ func (p *Plane) Call(ctx context.Context, to Target, req Request, in, out any, c
 			return err
 		}
 		req.Body, req.Length = bytes.NewReader(b), int64(len(b))
-		req.Header = http.Header{"Content-Type": {"application/json"}}
+		header := http.Header{"Content-Type": {"application/json"}}
+		maps.Copy(header, req.Header)
+		req.Header = header
 	}
 	resp, err := p.Stream(ctx, to, req)
 	if err != nil {

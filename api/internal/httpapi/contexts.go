@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"strconv"
 	"time"
 
 	"s0.run/api/internal/dataplane"
 	"s0.run/api/internal/openapi"
+	"s0.run/api/internal/wsapi"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
 )
@@ -43,7 +45,7 @@ func (a *API) callContext(r *http.Request, id, contextID string, c call) error {
 		}
 		return errdefs.WithCode(errdefs.NotFound, dataplane.ContextNotFound, "context not found")
 	}
-	req := dataplane.Request{Method: c.method, Path: base + c.op, Timeout: c.timeout}
+	req := dataplane.Request{Method: c.method, Path: base + c.op, Header: c.header, Timeout: c.timeout}
 	if req.Timeout == 0 {
 		req.Timeout = dataplane.CallTimeout
 	}
@@ -54,9 +56,44 @@ func (a *API) callContext(r *http.Request, id, contextID string, c call) error {
 type call struct {
 	method  string
 	op      string
+	header  http.Header
 	timeout time.Duration // 0: CallTimeout
 	in, out any
 	check   func() error
+}
+
+const (
+	// waitsPerTeam bounds the requests that wait for a process, each of which holds
+	// a connection and may be patient for a day (A23).
+	waitsPerTeam = 512
+
+	// answerTime is what an answer takes beside the wait.
+	answerTime = dataplane.WaitTimeout - procapi.DefaultTimeout
+)
+
+// wait is a request that waits for a process.
+type wait struct {
+	timeout time.Duration // for procd's answer
+	header  http.Header   // tells procd
+	done    func()
+}
+
+// wait lets a request wait for as long as its client says.
+func (a *API) wait(w http.ResponseWriter, r *http.Request, seconds *float64) (*wait, error) {
+	patience := procapi.DefaultTimeout
+	if seconds != nil {
+		if !(*seconds > 0 && *seconds <= procapi.MaxTimeout.Seconds()) { // NaN is neither
+			return nil, errdefs.New(errdefs.InvalidArgument, "Request-Timeout: want seconds, above 0 and at most %.0f", procapi.MaxTimeout.Seconds())
+		}
+		patience = max(time.Millisecond, time.Duration(*seconds*float64(time.Second)))
+	}
+	done, ok := a.waits.Enter(principalOf(r).TeamID)
+	if !ok {
+		return nil, errdefs.New(errdefs.Exhausted, "%d requests of the team wait for processes, the most that may", waitsPerTeam).WithRetryAfter(time.Second)
+	}
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience + replyTimeout))
+	ms := strconv.FormatInt(patience.Milliseconds(), 10)
+	return &wait{timeout: patience + answerTime, header: http.Header{procapi.TimeoutHeader: {ms}}, done: done}, nil
 }
 
 // ListContexts implements GET /api/v1/sandboxes/{id}/contexts.
@@ -101,7 +138,7 @@ func checkState(s *openapi.ContextState) error {
 }
 
 // CreateContext implements POST /api/v1/sandboxes/{id}/contexts.
-func (a *API) CreateContext(w http.ResponseWriter, r *http.Request, id string) {
+func (a *API) CreateContext(w http.ResponseWriter, r *http.Request, id string, params openapi.CreateContextParams) {
 	var req openapi.CreateContextRequest
 	err := decode(w, r, inputBytes, &req)
 	if err == nil && !req.Type.Valid() {
@@ -111,11 +148,17 @@ func (a *API) CreateContext(w http.ResponseWriter, r *http.Request, id string) {
 	if err == nil {
 		to, err = target(r, id)
 	}
+	call := dataplane.Request{Method: http.MethodPost, Path: procapi.PathContexts, Timeout: dataplane.WaitTimeout}
+	if err == nil && req.WaitUntilDone != nil && *req.WaitUntilDone {
+		var wait *wait
+		if wait, err = a.wait(w, r, params.RequestTimeout); err == nil {
+			defer wait.done()
+			call.Header, call.Timeout = wait.header, wait.timeout
+		}
+	}
 	var out openapi.ContextResponse
 	if err == nil {
-		err = a.cfg.Plane.Call(r.Context(), to, dataplane.Request{
-			Method: http.MethodPost, Path: procapi.PathContexts, Timeout: dataplane.WaitTimeout,
-		}, req, &out, func() error { return checkContext(&out) })
+		err = a.cfg.Plane.Call(r.Context(), to, call, req, &out, func() error { return checkContext(&out) })
 	}
 	a.answer(w, r, http.StatusCreated, out, err)
 }
@@ -143,13 +186,19 @@ func (a *API) RestartContext(w http.ResponseWriter, r *http.Request, id, context
 }
 
 // ExecContext implements POST …/contexts/{context_id}/exec.
-func (a *API) ExecContext(w http.ResponseWriter, r *http.Request, id, contextID string) {
+func (a *API) ExecContext(w http.ResponseWriter, r *http.Request, id, contextID string, params openapi.ExecContextParams) {
 	var req openapi.ContextExecRequest
 	err := decode(w, r, inputBytes, &req, "data")
+	var wait *wait
+	if err == nil {
+		wait, err = a.wait(w, r, params.RequestTimeout)
+	}
 	var out openapi.ContextExecResponse
 	if err == nil {
+		defer wait.done()
 		err = a.callContext(r, id, contextID, call{
-			method: http.MethodPost, op: "/exec", timeout: dataplane.WaitTimeout, in: req, out: &out, check: func() error { return checkState(out.State) },
+			method: http.MethodPost, op: "/exec", header: wait.header, timeout: wait.timeout,
+			in: req, out: &out, check: func() error { return checkState(out.State) },
 		})
 	}
 	a.answer(w, r, http.StatusOK, out, err)
@@ -203,10 +252,14 @@ func (a *API) GetContextStats(w http.ResponseWriter, r *http.Request, id, contex
 }
 
 // AttachContext implements GET …/contexts/{context_id}/ws.
-func (a *API) AttachContext(w http.ResponseWriter, r *http.Request, id, contextID string) {
-	to, err := target(r, id)
-	if err == nil {
-		err = a.cfg.Sockets.Attach(w, r, to, contextPath(contextID))
+func (a *API) AttachContext(w http.ResponseWriter, r *http.Request, id, contextID string, params openapi.AttachContextParams) {
+	want := wsapi.Session{ContextPath: contextPath(contextID)}
+	if params.Offset != nil {
+		want.Offset = *params.Offset
+	}
+	var err error
+	if want.To, err = target(r, id); err == nil {
+		err = a.cfg.Sockets.Attach(w, r, want)
 	}
 	if err != nil {
 		a.fail(w, r, err)

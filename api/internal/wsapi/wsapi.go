@@ -15,6 +15,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"strconv"
 	"sync"
 	"time"
 
@@ -22,8 +24,10 @@ import (
 	"github.com/gorilla/websocket"
 
 	"s0.run/api/internal/dataplane"
+	"s0.run/api/internal/inflight"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
+	"s0.run/internal/sandbox"
 )
 
 const (
@@ -37,7 +41,10 @@ const (
 	// consists of control characters.
 	maxMessageBytes = procapi.MaxInputBytes + 64<<10
 
-	sessionsPerTeam = 500
+	// What idle sessions may cost this server and a sandbox's node (A23). A thousand
+	// readers of one context are served.
+	sessionsPerTeam    = 2048
+	sessionsPerSandbox = 1024
 )
 
 // Config names what sessions need.
@@ -53,16 +60,20 @@ type Server struct {
 	cfg          Config
 	writeTimeout time.Duration
 	stopping     chan struct{}
+	teams        *inflight.Counter[uuid.UUID]
+	sandboxes    *inflight.Counter[sandbox.ID]
 	sessions     sync.WaitGroup
 
 	mu     sync.Mutex
 	closed bool
-	byTeam map[uuid.UUID]int
 }
 
 // New makes a Server.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, writeTimeout: writeTimeout, stopping: make(chan struct{}), byTeam: map[uuid.UUID]int{}}
+	return &Server{
+		cfg: cfg, writeTimeout: writeTimeout, stopping: make(chan struct{}),
+		teams: inflight.New[uuid.UUID](sessionsPerTeam), sandboxes: inflight.New[sandbox.ID](sessionsPerSandbox),
+	}
 }
 
 // Close tells every client to come back (1012) and waits for the sessions' ends.
@@ -79,37 +90,53 @@ func (s *Server) Close() {
 var errStopping = errdefs.New(errdefs.Unavailable, "the server is stopping").WithRetryAfter(time.Second)
 
 // enter counts a session in.
-func (s *Server) enter(team uuid.UUID) (leave func(), err error) {
+func (s *Server) enter(to dataplane.Target) (leave func(), err error) {
+	ofTeam, ok := s.teams.Enter(to.Team)
+	if !ok {
+		return nil, tooMany("the team", sessionsPerTeam)
+	}
+	ofSandbox, ok := s.sandboxes.Enter(to.ID)
+	if !ok {
+		ofTeam()
+		return nil, tooMany("the sandbox", sessionsPerSandbox)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.closed:
+	if s.closed {
+		ofTeam()
+		ofSandbox()
 		return nil, errStopping
-	case s.byTeam[team] >= sessionsPerTeam:
-		return nil, errdefs.New(errdefs.Exhausted, "too many open WebSockets").WithRetryAfter(time.Second)
 	}
-	s.byTeam[team]++
 	s.sessions.Add(1)
 	return func() {
-		defer s.sessions.Done()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.byTeam[team]--; s.byTeam[team] == 0 {
-			delete(s.byTeam, team)
-		}
+		ofTeam()
+		ofSandbox()
+		s.sessions.Done()
 	}, nil
 }
 
-// Attach serves one WebSocket until it ends. contextPath is the context's at
-// procd, "" for an id that none has. An error means that nothing was answered
-// yet. The sandbox is asked first, so that what is wrong with it is an ordinary
-// HTTP answer; an unknown context alone is told on the socket, for so the
+func tooMany(whose string, most int) error {
+	return errdefs.New(errdefs.Exhausted, "%s has %d open WebSockets, the most it may", whose, most).WithRetryAfter(time.Second)
+}
+
+// Session says what a WebSocket is attached to.
+type Session struct {
+	To dataplane.Target
+	// ContextPath is the context's at procd, "" for an id that none has.
+	ContextPath string
+	// Offset is of the first byte of output that is wanted.
+	Offset uint64
+}
+
+// Attach serves one WebSocket until it ends. An error means that nothing was
+// answered yet. The sandbox is asked first, so that what is wrong with it is an
+// ordinary HTTP answer; an unknown context alone is told on the socket, for so the
 // contract says.
-func (s *Server) Attach(w http.ResponseWriter, r *http.Request, to dataplane.Target, contextPath string) error {
+func (s *Server) Attach(w http.ResponseWriter, r *http.Request, want Session) error {
 	if !websocket.IsWebSocketUpgrade(r) {
 		return errdefs.New(errdefs.InvalidArgument, "this is a WebSocket: an upgrade is required")
 	}
-	leave, err := s.enter(to.Team)
+	leave, err := s.enter(want.To)
 	if err != nil {
 		return err
 	}
@@ -117,7 +144,7 @@ func (s *Server) Attach(w http.ResponseWriter, r *http.Request, to dataplane.Tar
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	ss := &session{cancel: cancel, done: make(chan struct{}), writeTimeout: s.writeTimeout}
-	frames, err := s.open(ctx, ss, to, contextPath)
+	frames, err := s.open(ctx, ss, want)
 	if err != nil {
 		return err
 	}
@@ -135,16 +162,20 @@ func (s *Server) Attach(w http.ResponseWriter, r *http.Request, to dataplane.Tar
 
 // open attaches to the context and answers procd's frames, nil when there is no
 // such context. Both directions end with ctx.
-func (s *Server) open(ctx context.Context, ss *session, to dataplane.Target, contextPath string) (io.Reader, error) {
+func (s *Server) open(ctx context.Context, ss *session, want Session) (io.Reader, error) {
 	input, output := io.Pipe()
 	ss.input = output
 	context.AfterFunc(ctx, func() { input.CloseWithError(context.Canceled) })
-	if contextPath == "" {
-		return nil, s.cfg.Plane.Check(ctx, to)
+	if want.ContextPath == "" {
+		return nil, s.cfg.Plane.Check(ctx, want.To)
 	}
-	resp, err := s.cfg.Plane.Stream(ctx, to, dataplane.Request{
-		Method: http.MethodPost, Path: contextPath + "/attach", Body: input, Length: -1, Timeout: attachTimeout,
-	})
+	req := dataplane.Request{
+		Method: http.MethodPost, Path: want.ContextPath + "/attach", Body: input, Length: -1, Timeout: attachTimeout,
+	}
+	if want.Offset > 0 {
+		req.Query = url.Values{"offset": {strconv.FormatUint(want.Offset, 10)}}
+	}
+	resp, err := s.cfg.Plane.Stream(ctx, want.To, req)
 	if err != nil {
 		if errdefs.From(err).Code == dataplane.ContextNotFound {
 			return nil, nil

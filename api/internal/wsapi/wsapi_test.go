@@ -56,17 +56,22 @@ type fixture struct {
 	url  string
 	node *fakenode.Node
 	id   string
+
+	offset uint64
+	query  chan string // of the attach call
 }
 
 // serve runs a server whose sandbox's contexts do what the script says.
 func serve(t *testing.T, do script) *fixture {
 	t.Helper()
+	queries := make(chan string, 1000)
 	proc := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/contexts/ctx-00000001/attach" {
 			w.WriteHeader(http.StatusNotFound)
 			json.NewEncoder(w).Encode(procapi.Error{Code: "context_not_found", Message: "no such context"})
 			return
 		}
+		queries <- r.URL.RawQuery
 		p := &procd{w: w, rc: http.NewResponseController(w)}
 		p.rc.Flush()
 		do(r.Body, p)
@@ -76,7 +81,7 @@ func serve(t *testing.T, do script) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(db.Close)
-	f := &fixture{node: fakenode.Start(t, &fakenode.Node{Proc: proc})}
+	f := &fixture{query: queries, node: fakenode.Start(t, &fakenode.Node{Proc: proc})}
 	table, log := placement.New(), slog.New(slog.DiscardHandler)
 	set := nodes.New(nodes.Config{
 		Sockets: []string{f.node.Socket}, Cluster: "local", Table: table, Log: log,
@@ -103,7 +108,7 @@ func serve(t *testing.T, do script) *fixture {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		to := dataplane.Target{Team: team, ID: sandbox.ID(r.URL.Query().Get("sandbox"))}
 		w.Header().Set("X-Request-Id", "req-1")
-		if err := f.Attach(w, r, to, "/contexts/"+r.URL.Query().Get("context")); err != nil {
+		if err := f.Attach(w, r, Session{To: to, ContextPath: "/contexts/" + r.URL.Query().Get("context"), Offset: f.offset}); err != nil {
 			http.Error(w, errdefs.From(err).Message, errdefs.From(err).Kind.HTTPStatus())
 		}
 	}))
@@ -453,31 +458,54 @@ func TestA11_AClientThatStopsReadingIsDropped(t *testing.T) {
 	}
 }
 
-func TestA23_SessionsOfATeamAreBounded(t *testing.T) {
+func TestA23_SessionsAreBounded(t *testing.T) {
 	t.Parallel()
 	s := New(Config{})
-	team := uuid.New()
+	to := dataplane.Target{Team: uuid.New(), ID: "s0-a"}
 	var leaves []func()
-	for range sessionsPerTeam {
-		leave, err := s.enter(team)
-		if err != nil {
+	enter := func(to dataplane.Target) error {
+		leave, err := s.enter(to)
+		if err == nil {
+			leaves = append(leaves, leave)
+		}
+		return err
+	}
+	for range sessionsPerSandbox {
+		if err := enter(to); err != nil {
 			t.Fatal(err)
 		}
-		leaves = append(leaves, leave)
 	}
-	if _, err := s.enter(team); !errdefs.Is(err, errdefs.Exhausted) {
-		t.Errorf("one too many: %v", err)
+	if err := enter(to); !errdefs.Is(err, errdefs.Exhausted) || errdefs.From(err).RetryAfter == 0 {
+		t.Errorf("one too many of a sandbox: %v", err)
 	}
-	other, err := s.enter(uuid.New())
-	if err != nil {
+	for i := range sessionsPerTeam - sessionsPerSandbox {
+		if err := enter(dataplane.Target{Team: to.Team, ID: sandbox.ID(fmt.Sprint("s0-b", i))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := enter(dataplane.Target{Team: to.Team, ID: "s0-c"}); !errdefs.Is(err, errdefs.Exhausted) {
+		t.Errorf("one too many of a team: %v", err)
+	}
+	if err := enter(dataplane.Target{Team: uuid.New(), ID: "s0-d"}); err != nil {
 		t.Errorf("another team: %v", err)
 	}
-	other()
 	for _, leave := range leaves {
 		leave()
 	}
-	if len(s.byTeam) != 0 {
-		t.Error("teams without sessions must be forgotten")
+	if err := enter(to); err != nil {
+		t.Errorf("after all have left: %v", err)
+	}
+}
+
+func TestAttachFromAnOffset(t *testing.T) {
+	t.Parallel()
+	f := serve(t, func(_ io.Reader, p *procd) { p.exit(0, "stopped") })
+	for offset, want := range map[uint64]string{0: "", 5 << 30: "offset=5368709120"} {
+		f.offset = offset
+		rest(f.dial(t, "ctx-00000001"))
+		if got := <-f.query; got != want {
+			t.Errorf("offset %d: procd was asked with %q, want %q", offset, got, want)
+		}
 	}
 }
 
