@@ -22,15 +22,13 @@ const (
 	maxHelloField = 128
 )
 
-// WaitReady waits until procd is connected and says that it is ready.
-func (c *Channel) WaitReady(ctx context.Context) (procapi.Hello, error) {
+// WaitHello waits until procd is connected and says what it is. How its warm
+// processes are is another matter: see [Channel.FollowWarm].
+func (c *Channel) WaitHello(ctx context.Context) (procapi.Hello, error) {
 	for {
 		hello, err := c.hello(ctx)
-		if err == nil && hello.Ready {
-			return hello, nil
-		}
 		if err == nil {
-			err = fmt.Errorf("procd %s is not ready", hello.Version)
+			return hello, nil
 		}
 		select {
 		case <-ctx.Done():
@@ -64,8 +62,8 @@ func (c *Channel) Init(ctx context.Context, in procapi.Init) error {
 }
 
 // SetEnv replaces the environment that Init gave.
-func (c *Channel) SetEnv(ctx context.Context, env map[string]string) error {
-	return c.call(ctx, http.MethodPut, procapi.PathEnv, procapi.Env{Env: env}, &struct{}{})
+func (c *Channel) SetEnv(ctx context.Context, env procapi.Env) error {
+	return c.call(ctx, http.MethodPut, procapi.PathEnv, env, &struct{}{})
 }
 
 // KeepEvents makes procd keep events of what happens inside.

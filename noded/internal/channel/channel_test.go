@@ -115,7 +115,7 @@ func hello(boot string) http.HandlerFunc {
 
 func mustHello(t *testing.T, h *harness, boot string) {
 	t.Helper()
-	got, err := h.WaitReady(bounded(t))
+	got, err := h.WaitHello(bounded(t))
 	if err != nil || got.BootID != boot {
 		t.Fatalf("hello %+v (%v), want %s", got, err, boot)
 	}
@@ -185,7 +185,7 @@ func TestLatestConnectionWins(t *testing.T) {
 	procd(t, h.dir, hello("new"))
 	deadline := bounded(t)
 	for {
-		got, err := h.WaitReady(deadline)
+		got, err := h.WaitHello(deadline)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -230,7 +230,6 @@ func TestX30_HostileAnswers(t *testing.T) {
 		"error status":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, strings.Repeat("e", 1<<12), 500) },
 		"redirect":      func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/contexts", http.StatusFound) },
 		"huge header":   func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", 1<<20)) },
-		"never ready":   answer(`{"version":"v1","boot_id":"b","ready":false}`),
 		"silence":       func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"endless": func(w http.ResponseWriter, r *http.Request) {
 			for r.Context().Err() == nil {
@@ -246,7 +245,7 @@ func TestX30_HostileAnswers(t *testing.T) {
 			procd(t, h.dir, handler)
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 			defer cancel()
-			got, err := h.WaitReady(ctx)
+			got, err := h.WaitHello(ctx)
 			if err == nil {
 				t.Fatalf("accepted %+v", got)
 			}

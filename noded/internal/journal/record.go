@@ -47,6 +47,7 @@ type Claim struct {
 	Team        string            `json:"team"`
 	User        string            `json:"user,omitempty"`
 	Env         map[string]string `json:"env,omitempty"`
+	EnvReplaced bool              `json:"env_replaced,omitempty"` // since the claim: warm processes may have the older one
 	MemoryBytes int64             `json:"memory_bytes"`
 	CPUMillis   int64             `json:"cpu_millis"`
 	Time        time.Time         `json:"time"`

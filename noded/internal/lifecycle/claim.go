@@ -186,12 +186,12 @@ func (m *Manager) claimCold(ctx context.Context, req ClaimRequest) (Sandbox, err
 	default:
 		return Sandbox{}, errdefs.New(errdefs.Exhausted, "too many sandboxes are starting").WithRetryAfter(coldRetryAfter)
 	}
-	inst, err := m.start(ctx, req.PoolKey, req.Spec, false)
+	inst, err := m.start(ctx, startRequest{poolKey: req.PoolKey, spec: req.Spec, env: req.Env})
 	if err != nil {
 		return Sandbox{}, startError(err)
 	}
 	defer inst.endTurn()
-	m.change(inst, func() { inst.binding = true })
+	defer m.keepWarm(inst)
 	return m.bind(ctx, inst, req)
 }
 
@@ -235,7 +235,7 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 		}
 		committed <- err
 	}()
-	err := m.claimEnv(ctx, inst, before, rec)
+	err := m.claimEnv(ctx, inst, rec)
 	if err == nil {
 		err = m.keepEvents(ctx, inst, rec)
 	}
@@ -247,11 +247,12 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 
 // claimEnv gives procd the claim's environment. One that does not change needs no
 // round trip, which costs more than the rest of a claim: there procd's open
-// connection is proof enough, for nothing of a tenant's has run beside it yet.
-func (m *Manager) claimEnv(ctx context.Context, inst *instance, before, rec journal.Record) error {
+// connection is proof enough, for nothing of a tenant's has run beside it yet. One
+// that does restarts the warm processes that would see it.
+func (m *Manager) claimEnv(ctx context.Context, inst *instance, rec journal.Record) error {
 	env := environment(rec)
-	if !maps.Equal(environment(before), env) {
-		return m.setEnv(ctx, inst, env)
+	if !maps.Equal(inst.told, env) {
+		return m.setEnv(ctx, inst, env, true)
 	}
 	if !m.connected(inst) {
 		return channel.ErrDisconnected
@@ -259,14 +260,20 @@ func (m *Manager) claimEnv(ctx context.Context, inst *instance, before, rec jour
 	return nil
 }
 
-func (m *Manager) setEnv(ctx context.Context, inst *instance, env map[string]string) error {
+// setEnv gives procd an environment. The caller has the turn.
+func (m *Manager) setEnv(ctx context.Context, inst *instance, env map[string]string, restartWarm bool) error {
 	ch, err := m.channelOf(inst)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, envTimeout)
 	defer cancel()
-	return ch.SetEnv(ctx, env)
+	inst.told = nil // until procd has it, nobody knows what it has
+	if err := ch.SetEnv(ctx, procapi.Env{Env: env, RestartWarm: restartWarm}); err != nil {
+		return err
+	}
+	inst.told = env
+	return nil
 }
 
 func (r ClaimRequest) claim(spec sandbox.Spec) *journal.Claim {

@@ -25,8 +25,10 @@ const shimGroup = 16
 
 // Create warms a slot of a pool. It returns when the slot is free, or when it is
 // decided that it will not be; the rest of a failed one is cleared in the background.
-func (m *Manager) Create(ctx context.Context, poolKey string, spec sandbox.Spec) error {
-	inst, err := m.start(ctx, poolKey, spec, true)
+// It calls started, unless that is nil, when all that is left to do is to wait for
+// the slot's warm processes.
+func (m *Manager) Create(ctx context.Context, poolKey string, spec sandbox.Spec, started func()) error {
+	inst, err := m.start(ctx, startRequest{poolKey: poolKey, spec: spec, idle: true, started: started})
 	if err != nil {
 		return err
 	}
@@ -35,31 +37,37 @@ func (m *Manager) Create(ctx context.Context, poolKey string, spec sandbox.Spec)
 		inst.endTurn() // before anybody is told: a claim only tries the turn
 	})
 	m.log(m.record(inst)).Info("slot is free", "pool", poolKey)
+	m.keepWarm(inst)
 	return nil
 }
 
-// start brings up a sandbox and returns it with its turn taken. An idle one
-// yields the CPU to everything else until it is claimed.
-func (m *Manager) start(ctx context.Context, poolKey string, spec sandbox.Spec, idle bool) (*instance, error) {
-	image, err := m.cfg.Images.Ensure(ctx, spec.Image)
+// startRequest is what a start needs to know.
+type startRequest struct {
+	poolKey string
+	spec    sandbox.Spec
+	env     map[string]string // of the claim that it is for
+	idle    bool              // yields the CPU to everything else until it is claimed
+	started func()            // see Create
+}
+
+// start brings up a sandbox and returns it with its turn taken.
+func (m *Manager) start(ctx context.Context, req startRequest) (*instance, error) {
+	image, err := m.cfg.Images.Ensure(ctx, req.spec.Image)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", spec.Image, err)
+		return nil, fmt.Errorf("image %s: %w", req.spec.Image, err)
 	}
-	ctx, timeout := context.WithTimeout(ctx, startTimeout)
-	defer timeout()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	inst, err := m.reserve(poolKey, spec, cancel)
+	inst, err := m.reserve(req, cancel)
 	if err != nil {
 		return nil, err
 	}
-	begin := time.Now()
-	err = m.runSteps(ctx, m.createSteps(inst, image, idle))
+	err = m.bringUp(ctx, inst, image, req)
 	m.mu.Lock()
 	inst.cancel = nil // from here on an end waits for the turn
 	m.mu.Unlock()
-	if cause := context.Cause(ctx); cause != nil {
-		err = fmt.Errorf("%w (%v)", cause, err) // the step's error alone says only that it was interrupted
+	if err == nil {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		m.cfg.Metrics.startFailures.Inc()
@@ -67,12 +75,37 @@ func (m *Manager) start(ctx context.Context, poolKey string, spec sandbox.Spec, 
 		inst.endTurn()
 		return nil, fmt.Errorf("starting %s: %w", inst.id, err)
 	}
-	m.cfg.Metrics.startSeconds.Observe(time.Since(begin).Seconds())
 	return inst, nil
 }
 
+// bringUp takes the steps of a creation and waits for the warm processes.
+func (m *Manager) bringUp(ctx context.Context, inst *instance, image string, req startRequest) error {
+	begin := time.Now()
+	starting, timeout := context.WithTimeout(ctx, startTimeout)
+	defer timeout()
+	if err := m.runSteps(starting, m.createSteps(inst, image, req)); err != nil {
+		return because(starting, err)
+	}
+	m.cfg.Metrics.startSeconds.Observe(time.Since(begin).Seconds())
+	if req.started != nil {
+		req.started()
+	}
+	if err := m.awaitWarm(ctx, inst); err != nil {
+		return because(ctx, fmt.Errorf("warm: %w", err))
+	}
+	return nil
+}
+
+// because adds why a step was interrupted, if it was: its error alone does not say.
+func because(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return fmt.Errorf("%w (%w)", cause, err)
+	}
+	return err
+}
+
 // reserve makes the instance, with its turn taken, its id and its index.
-func (m *Manager) reserve(poolKey string, spec sandbox.Spec, cancel context.CancelCauseFunc) (*instance, error) {
+func (m *Manager) reserve(req startRequest, cancel context.CancelCauseFunc) (*instance, error) {
 	id, err := sandbox.NewID(m.cfg.Cluster)
 	if err != nil {
 		return nil, err
@@ -87,11 +120,12 @@ func (m *Manager) reserve(poolKey string, spec sandbox.Spec, cancel context.Canc
 		return nil, errFull.WithRetryAfter(indexRest)
 	}
 	inst := newInstance(journal.Record{
-		ID: id, Generation: 1, State: journal.Slot, PoolKey: poolKey, Spec: spec,
+		ID: id, Generation: 1, State: journal.Slot, PoolKey: req.poolKey, Spec: req.spec,
 		NetIndex: index, IP: m.cfg.Network.Slot(id, index).IP, Created: time.Now().UTC(),
 	})
 	inst.tryTurn()
 	inst.cancel = cancel
+	inst.binding = !req.idle // what is started for a claim is no slot for another
 	m.instances[id] = inst
 	m.kick()
 	return inst, nil
@@ -117,17 +151,17 @@ type step struct {
 	do   func(context.Context) error
 }
 
-func (m *Manager) createSteps(inst *instance, image string, idle bool) []step {
+func (m *Manager) createSteps(inst *instance, image string, req startRequest) []step {
 	rec := inst.rec // nobody else changes it while the creation has the turn
 	id := rec.ID
 	return []step{
 		{"intent", func(ctx context.Context) error { return m.cfg.Journal.Put(ctx, rec) }},
 		{"netns", func(context.Context) error { return m.cfg.Network.Add(m.cfg.Network.Slot(id, rec.NetIndex)) }},
-		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(id, limits(rec.Spec, nil, idle)) }},
+		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(id, limits(rec.Spec, nil, req.idle)) }},
 		{"dirs", func(context.Context) error { return m.makeDirs(id) }},
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, m.container(rec, image)) }},
-		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst) }},
+		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, req.env) }},
 	}
 }
 
@@ -185,16 +219,21 @@ func (m *Manager) listen(inst *instance) error {
 	return nil
 }
 
-func (m *Manager) handshake(ctx context.Context, inst *instance) error {
+// handshake tells procd all that is known already, so that a claim need not: of a
+// cold start that is everything.
+func (m *Manager) handshake(ctx context.Context, inst *instance, env map[string]string) error {
 	ch, err := m.channelOf(inst)
 	if err != nil {
 		return err
 	}
-	if _, err = ch.WaitReady(ctx); err != nil {
+	if _, err = ch.WaitHello(ctx); err != nil {
 		return err
 	}
-	// All that a tenant will not change is set here, so that a claim need not.
-	return m.introduce(ctx, inst, m.record(inst))
+	rec := m.record(inst)
+	if env != nil {
+		rec.Claim = &journal.Claim{Env: env}
+	}
+	return m.introduce(ctx, inst, rec)
 }
 
 // introduce tells procd which sandbox it is. Once it knows, it heeds no repetition.
@@ -205,8 +244,10 @@ func (m *Manager) introduce(ctx context.Context, inst *instance, rec journal.Rec
 	}
 	ctx, cancel := context.WithTimeout(ctx, envTimeout)
 	defer cancel()
+	inst.told = environment(rec)
 	return ch.Init(ctx, procapi.Init{
-		SandboxID: string(rec.ID), Generation: uint64(rec.Generation), Env: environment(rec), Hostname: string(rec.ID), Now: time.Now(),
+		SandboxID: string(rec.ID), Generation: uint64(rec.Generation), Env: inst.told, Hostname: string(rec.ID), Now: time.Now(),
+		Warm: rec.Spec.Warm,
 	})
 }
 

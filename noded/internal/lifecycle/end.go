@@ -53,15 +53,29 @@ func (m *Manager) Delete(ctx context.Context, id sandbox.ID, gen sandbox.Generat
 	return nil
 }
 
-// Drain ends a slot that nobody has claimed; one that was just claimed stays.
+// Drain ends a slot that nobody has claimed, also one that is warming; one that was
+// just claimed stays.
 func (m *Manager) Drain(ctx context.Context, id sandbox.ID) {
 	inst := m.find(id)
-	if inst == nil || !inst.tryTurn() {
-		return // it is warming or being claimed: whoever wants it drained looks again
+	if inst == nil {
+		return
+	}
+	m.cancelWarming(inst)
+	if !inst.tryTurn() {
+		return // it is being claimed, or its start unwinds
 	}
 	defer inst.endTurn()
 	if m.record(inst).State == journal.Slot {
 		m.abandon(ctx, inst, "drained")
+	}
+}
+
+// cancelWarming ends a creation that is for no claim.
+func (m *Manager) cancelWarming(inst *instance) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if inst.cancel != nil && !inst.binding {
+		inst.cancel(errors.New("drained"))
 	}
 }
 
@@ -111,6 +125,7 @@ func (m *Manager) end(ctx context.Context, inst *instance, reason string) {
 	rec := m.record(inst)
 	switch rec.State {
 	case journal.Slot:
+		m.tellLoss(inst, reason)
 		m.abandon(ctx, inst, reason)
 	case journal.Claimed:
 		rec.State, rec.Reason = journal.Failed, reason

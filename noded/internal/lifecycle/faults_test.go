@@ -38,7 +38,7 @@ func TestX01_CreateUndoesEverything(t *testing.T) {
 				return nil
 			}
 			n := m.boot()
-			if err := n.Create(n.ctx(), "pool", spec); !errors.Is(err, refused) {
+			if err := n.Create(n.ctx(), "pool", spec, nil); !errors.Is(err, refused) {
 				t.Fatalf("create: %v", err)
 			}
 			n.nothingLeft()
@@ -70,7 +70,7 @@ func TestX02_FailpointMatrix(t *testing.T) {
 			}
 			switch verb {
 			case "create":
-				if err := n.Create(n.ctx(), "pool", spec); err == nil {
+				if err := n.Create(n.ctx(), "pool", spec, nil); err == nil {
 					t.Fatal("create succeeded")
 				}
 			case "claim":
@@ -423,7 +423,7 @@ func TestG04_DeleteDuringCreate(t *testing.T) {
 	}
 	n := m.boot()
 	created := make(chan error, 1)
-	go func() { created <- n.Create(n.ctx(), "pool", spec) }()
+	go func() { created <- n.Create(n.ctx(), "pool", spec, nil) }()
 	id := <-starting
 	deleted := make(chan error, 1)
 	go func() { deleted <- n.Delete(n.ctx(), id, 0, "changed my mind") }()
@@ -451,7 +451,7 @@ func TestG04_StaleDeleteDuringCreate(t *testing.T) {
 	}
 	n := m.boot()
 	created := make(chan error, 1)
-	go func() { created <- n.Create(n.ctx(), "pool", spec) }()
+	go func() { created <- n.Create(n.ctx(), "pool", spec, nil) }()
 	kind(t, n.Delete(n.ctx(), <-starting, 7, "stale"), errdefs.Conflict)
 	close(held)
 	if err := <-created; err != nil {

@@ -21,6 +21,8 @@ type instance struct {
 	specHash string
 	turn     chan struct{} // holds a value while somebody has the turn
 
+	told map[string]string // the environment that procd has; nil if that is not known; the turn guards it
+
 	// Manager.mu guards what follows. rec is replaced whole; what it points to
 	// never changes.
 	rec       journal.Record

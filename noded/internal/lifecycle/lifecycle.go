@@ -38,6 +38,9 @@ import (
 const (
 	// startTimeout bounds runtime and handshake of a start on a loaded machine.
 	startTimeout = 60 * time.Second
+	// warmUpTimeout bounds how long the warm processes of a slot may be unhealthy,
+	// from its start or since they were healthy last.
+	warmUpTimeout = 5 * time.Minute
 	// envTimeout bounds procd's part of a claim; the slot is given up after it.
 	envTimeout = 5 * time.Second
 	// commitTimeout bounds the wait for the journal where no caller's deadline does.
@@ -59,6 +62,8 @@ const (
 	// sweepInterval keeps what nobody owns below the promised 10 minutes;
 	// sweepRetry is the pace until the first sweep after a start has succeeded.
 	sweepInterval, sweepRetry = 2 * time.Minute, 2 * time.Second
+	// maxLosses is how many losses wait for package slots.
+	maxLosses = 256
 	// coldRetryAfter is what a refused cold start is told to wait.
 	coldRetryAfter = time.Second
 )
@@ -163,8 +168,9 @@ type Manager struct {
 	stopped chan struct{}              // closed when Run takes no more tasks
 	changed chan struct{}              // holds a value when pools should look
 	cold    chan struct{}              // holds a value per cold start under way
+	losses  chan Loss
 
-	adoptGrace time.Duration // the constant, but in tests
+	adoptGrace, warmUpTimeout time.Duration // the constants, but in tests
 
 	mu        sync.Mutex
 	instances map[sandbox.ID]*instance
@@ -180,11 +186,12 @@ func New(cfg Config) *Manager {
 		stopped:   make(chan struct{}),
 		changed:   make(chan struct{}, 1),
 		cold:      make(chan struct{}, cfg.ColdStarts),
+		losses:    make(chan Loss, maxLosses),
 		instances: map[sandbox.ID]*instance{},
 		claims:    map[string]*claimed{},
 		indexes:   newIndexes(cfg.Network.MaxIndex()),
 
-		adoptGrace: adoptGrace,
+		adoptGrace: adoptGrace, warmUpTimeout: warmUpTimeout,
 	}
 }
 

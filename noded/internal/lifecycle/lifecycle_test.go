@@ -110,7 +110,7 @@ func (n *noded) ctx() context.Context {
 func (n *noded) warm(count int) []sandbox.ID {
 	n.t.Helper()
 	for range count {
-		if err := n.Create(n.ctx(), "pool", spec); err != nil {
+		if err := n.Create(n.ctx(), "pool", spec, nil); err != nil {
 			n.t.Fatal(err)
 		}
 	}
@@ -453,11 +453,11 @@ func TestNodeIsFull(t *testing.T) {
 	t.Parallel()
 	n := newMachine(t).boot(func(c *lifecycle.Config) { c.Max = 2 })
 	ids := n.warm(2)
-	kind(t, n.Create(n.ctx(), "pool", spec), errdefs.Exhausted)
+	kind(t, n.Create(n.ctx(), "pool", spec, nil), errdefs.Exhausted)
 	if err := n.Delete(n.ctx(), ids[0], 0, "room"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "room for another", func() bool { return n.Create(n.ctx(), "pool", spec) == nil })
+	eventually(t, "room for another", func() bool { return n.Create(n.ctx(), "pool", spec, nil) == nil })
 }
 
 func TestUpdate(t *testing.T) {
@@ -498,7 +498,7 @@ func BenchmarkClaim(b *testing.B) {
 	n := m.boot(func(c *lifecycle.Config) { c.Max = 1 << 15 })
 	took := make([]time.Duration, 0, b.N)
 	for range b.N {
-		if err := n.Create(n.ctx(), "pool", spec); err != nil {
+		if err := n.Create(n.ctx(), "pool", spec, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

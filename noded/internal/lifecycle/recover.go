@@ -107,7 +107,7 @@ func (m *Manager) readopt(ctx context.Context, inst *instance) error {
 	if err != nil {
 		return err
 	}
-	if _, err := ch.WaitReady(ctx); err != nil {
+	if _, err := ch.WaitHello(ctx); err != nil {
 		return err
 	}
 	for {
@@ -136,12 +136,13 @@ func (m *Manager) restore(ctx context.Context, inst *instance) error {
 	}
 	m.change(inst, func() {
 		if err == nil {
-			inst.unseen, inst.ready = false, rec.State == journal.Slot
+			inst.unseen, inst.ready = false, rec.State == journal.Slot && len(rec.Spec.Warm) == 0
 		}
 		inst.endTurn() // before anybody is told: a claim only tries the turn
 	})
 	if err == nil {
 		m.log(rec).Info("sandbox is adopted", "state", rec.State)
+		m.keepWarm(inst) // lets a slot with warm processes be claimed once they are healthy
 	}
 	return err
 }
@@ -154,7 +155,9 @@ func (m *Manager) reinstate(ctx context.Context, inst *instance, rec journal.Rec
 	if err := m.introduce(ctx, inst, rec); err != nil {
 		return err
 	}
-	return m.enforce(ctx, inst, rec)
+	// What warm processes see is part of that, until a change of the environment has
+	// let them keep what they saw.
+	return m.enforce(ctx, inst, rec, rec.Claim == nil || !rec.Claim.EnvReplaced)
 }
 
 // keepAnyway is the end of a grace in which procd answered and the record could

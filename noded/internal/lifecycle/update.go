@@ -54,7 +54,7 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 		return Sandbox{}, err
 	}
 	m.change(inst, func() { inst.rec = rec })
-	if err := m.enforce(ctx, inst, rec); err != nil {
+	if err := m.enforce(ctx, inst, rec, false); err != nil {
 		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be changed", rec.ID).WithCause(err)
 	}
 	return m.Get(req.ID)
@@ -79,11 +79,11 @@ func (m *Manager) commitUpdate(ctx context.Context, old, rec journal.Record) err
 
 // enforce brings limits, environment and the keeping of events in line with the
 // record.
-func (m *Manager) enforce(ctx context.Context, inst *instance, rec journal.Record) error {
+func (m *Manager) enforce(ctx context.Context, inst *instance, rec journal.Record, restartWarm bool) error {
 	if err := m.cfg.Groups.Create(rec.ID, limits(rec.Spec, rec.Claim, rec.State == journal.Slot)); err != nil {
 		return err
 	}
-	if err := m.setEnv(ctx, inst, environment(rec)); err != nil {
+	if err := m.setEnv(ctx, inst, environment(rec), restartWarm); err != nil {
 		return err
 	}
 	return m.keepEvents(ctx, inst, rec)
@@ -92,7 +92,7 @@ func (m *Manager) enforce(ctx context.Context, inst *instance, rec journal.Recor
 func (req UpdateRequest) apply(rec journal.Record) journal.Record {
 	claim := *rec.Claim
 	if req.ReplaceEnv {
-		claim.Env = req.Env
+		claim.Env, claim.EnvReplaced = req.Env, true
 	}
 	if req.MemoryBytes != 0 {
 		claim.MemoryBytes = req.MemoryBytes

@@ -31,6 +31,10 @@ type Node struct {
 	// handshake. It is set before first use.
 	Handler http.Handler
 
+	// Unhealthy: warm processes are not ready until SetWarm says so. It is set
+	// before first use.
+	Unhealthy bool
+
 	exits chan lifecycle.Exit
 
 	mu         sync.Mutex
@@ -98,7 +102,7 @@ func (r Runtime) Start(ctx context.Context, c lifecycle.Container) error {
 	if r.containers[c.ID] != nil {
 		return fmt.Errorf("container %s exists", c.ID)
 	}
-	r.containers[c.ID] = startProcess(c.SlotDir, r.Handler)
+	r.containers[c.ID] = startProcess(c.SlotDir, r.Handler, newWarmth(!r.Unhealthy))
 	return nil
 }
 
@@ -185,6 +189,21 @@ func (r Runtime) SetEnv(id sandbox.ID, env map[string]string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.containers[id].env.Store(&env)
+}
+
+// SetWarm has a sandbox's warm processes be healthy, or not, or fail.
+func (r Runtime) SetWarm(id sandbox.ID, status procapi.WarmStatus) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.containers[id].warm.set(status)
+}
+
+// WarmRestarts counts how often the sandbox's procd was told to restart what a new
+// environment makes stale.
+func (r Runtime) WarmRestarts(id sandbox.ID) int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.containers[id].warm.restarts.Load()
 }
 
 // Images is a lifecycle.Images that has every image.

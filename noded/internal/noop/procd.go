@@ -24,17 +24,18 @@ const minRedial, maxRedial = 2 * time.Millisecond, 200 * time.Millisecond
 type process struct {
 	env   atomic.Pointer[map[string]string]
 	init  atomic.Pointer[procapi.Init] // nil until it was told who it is
+	warm  *warmth
 	other http.Handler
 	end   context.CancelFunc
 	done  chan struct{}
 }
 
-func startProcess(slotDir string, other http.Handler) *process {
+func startProcess(slotDir string, other http.Handler, warm *warmth) *process {
 	if other == nil {
 		other = http.HandlerFunc(unknown)
 	}
 	ctx, cancel := context.WithCancel(context.Background()) // ends with kill, as a process does
-	p := &process{other: other, end: cancel, done: make(chan struct{})}
+	p := &process{other: other, warm: warm, end: cancel, done: make(chan struct{})}
 	go p.run(ctx, slotDir)
 	return p
 }
@@ -99,6 +100,7 @@ func (p *process) handler() http.Handler {
 	})
 	mux.HandleFunc("POST "+procapi.PathInit, p.introduce)
 	mux.HandleFunc("PUT "+procapi.PathEnv, p.setEnv)
+	mux.Handle("GET "+procapi.PathWarm, p.warm)
 	mux.Handle("/", p.other)
 	return mux
 }
@@ -123,6 +125,9 @@ func (p *process) setEnv(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.env.Store(&in.Env)
+	if in.RestartWarm {
+		p.warm.restarts.Add(1)
+	}
 	io.WriteString(w, "{}")
 }
 

@@ -123,7 +123,7 @@ func (n *node) ctx() context.Context {
 // slot warms a slot; sandbox claims one.
 func (n *node) slot() string {
 	n.t.Helper()
-	if err := n.manager.Create(n.ctx(), "pool", spec); err != nil {
+	if err := n.manager.Create(n.ctx(), "pool", spec, nil); err != nil {
 		n.t.Fatal(err)
 	}
 	for _, s := range n.manager.Slots() {

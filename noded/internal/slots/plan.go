@@ -28,8 +28,8 @@ type counts struct {
 	taken   int
 }
 
-// count sorts the node's slots by pool. stale are the free ones that no pool
-// wants any more: of pools that are gone and of specs that were replaced.
+// count sorts the node's slots by pool. stale are those that no pool wants any more
+// and nobody has: of pools that are gone and of specs that were replaced.
 func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*counts, stale []sandbox.ID) {
 	byKey = map[string]*counts{}
 	for _, s := range have {
@@ -46,11 +46,11 @@ func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*cou
 		switch {
 		case s.State == lifecycle.Taken:
 			c.taken++
-		case s.State == lifecycle.Free && current:
-			c.idle = append(c.idle, s.ID)
-		case s.State == lifecycle.Free:
+		case !current:
 			stale = append(stale, s.ID)
-		case current:
+		case s.State == lifecycle.Free:
+			c.idle = append(c.idle, s.ID)
+		default:
 			c.warming++
 		}
 	}

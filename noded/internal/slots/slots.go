@@ -31,6 +31,9 @@ const (
 	settle, lateLook = 10 * time.Millisecond, 250 * time.Millisecond
 	// A pool that fails is retried from the first pause to the longest.
 	firstRetry, lastRetry = 500 * time.Millisecond, time.Minute
+	// calm is how long a pool must not have lost a free slot until a warm-up that
+	// succeeds proves that all is well again.
+	calm = 5 * time.Minute
 	// pullTimeout bounds one attempt to get an image.
 	pullTimeout = 15 * time.Minute
 	// pulls is how many pools fetch their images at a time.
@@ -41,10 +44,11 @@ const (
 
 // Lifecycle makes and ends slots; package lifecycle has the contract.
 type Lifecycle interface {
-	Create(ctx context.Context, poolKey string, spec sandbox.Spec) error
+	Create(ctx context.Context, poolKey string, spec sandbox.Spec, started func()) error
 	Drain(ctx context.Context, id sandbox.ID)
 	Slots() []lifecycle.Slot
 	Changed() <-chan struct{}
+	Losses() <-chan lifecycle.Loss
 }
 
 // Config wires Pools. Every field is required.
@@ -71,7 +75,7 @@ type Pools struct {
 	// The rest belongs to Run.
 	pools   map[string]*pool // nil until they were first set
 	told    map[string]*nodeapi.PoolStatus
-	warming int // creations under way
+	warming int // starts under way
 	pulling int // images being fetched
 }
 
@@ -84,7 +88,8 @@ type pool struct {
 	inFlight  int // creations under way
 	failures  int // in a row
 	retryAt   time.Time
-	lastError string
+	lastLoss  time.Time // when a free slot ended by itself
+	lastError error
 	taken     int // at the last look, or unknown
 	demand    []time.Time
 }
@@ -183,6 +188,8 @@ func (p *Pools) Run(ctx context.Context) error {
 			}
 			continue
 		case <-p.cfg.Lifecycle.Changed():
+		case loss := <-p.cfg.Lifecycle.Losses():
+			p.lost(loss, time.Now())
 		case apply := <-p.results:
 			apply()
 		case <-p.kick:
@@ -241,14 +248,7 @@ func (p *Pools) look(ctx context.Context, work *sync.WaitGroup, now time.Time) t
 func (p *Pools) supply(ctx context.Context, work *sync.WaitGroup, w *pool) {
 	switch {
 	case w.hasImage && p.warming < p.cfg.Warmups:
-		p.warming++
-		w.inFlight++
-		p.do(ctx, work, func() error { return p.cfg.Lifecycle.Create(ctx, w.Key, w.Spec) }, func(err error) {
-			p.warming--
-			w.inFlight--
-			p.warmups.WithLabelValues(result(err)).Inc()
-			w.note(err, time.Now())
-		})
+		p.warm(ctx, work, w)
 	case !w.hasImage && !w.pulling && p.pulling < pulls:
 		p.pulling++
 		w.pulling = true
@@ -262,6 +262,33 @@ func (p *Pools) supply(ctx context.Context, work *sync.WaitGroup, w *pool) {
 	}
 }
 
+// warm warms a slot. Its place among the warm-ups is free again when it has started:
+// while it waits for its warm processes, other pools must not.
+func (p *Pools) warm(ctx context.Context, work *sync.WaitGroup, w *pool) {
+	p.warming++
+	w.inFlight++
+	leave := sync.OnceFunc(func() { p.warming-- })
+	started := func() { p.tellRun(ctx, leave) }
+	p.do(ctx, work, func() error { return p.cfg.Lifecycle.Create(ctx, w.Key, w.Spec, started) }, func(err error) {
+		leave()
+		w.inFlight--
+		p.warmups.WithLabelValues(result(err)).Inc()
+		w.note(err, time.Now())
+	})
+}
+
+// lost notes that a free slot has ended by itself.
+func (p *Pools) lost(loss lifecycle.Loss, now time.Time) {
+	w := p.pools[loss.PoolKey]
+	if w == nil || w.hash != loss.SpecHash {
+		return
+	}
+	w.lastLoss = now
+	if now.After(w.retryAt) { // many that end at once are one failure
+		w.note(loss.Err, now)
+	}
+}
+
 // do works in the background; done runs in Run, unless that has ended.
 func (p *Pools) do(ctx context.Context, work *sync.WaitGroup, f func() error, done func(error)) {
 	work.Go(func() {
@@ -269,11 +296,16 @@ func (p *Pools) do(ctx context.Context, work *sync.WaitGroup, f func() error, do
 		if err != nil && ctx.Err() == nil {
 			p.cfg.Log.Warn("pool is short of slots", "error", err)
 		}
-		select {
-		case p.results <- func() { done(err) }:
-		case <-ctx.Done():
-		}
+		p.tellRun(ctx, func() { done(err) })
 	})
+}
+
+// tellRun has Run call f, unless it has ended.
+func (p *Pools) tellRun(ctx context.Context, f func()) {
+	select {
+	case p.results <- f:
+	case <-ctx.Done():
+	}
 }
 
 func (p *Pools) pull(ctx context.Context, image string) error {
@@ -289,13 +321,16 @@ func (p *Pools) pull(ctx context.Context, image string) error {
 // asked for again: it may be what is missing.
 func (w *pool) note(err error, now time.Time) {
 	if err == nil {
-		w.failures, w.lastError, w.retryAt = 0, "", time.Time{}
+		w.lastError = nil
+		if now.Sub(w.lastLoss) >= calm {
+			w.failures, w.retryAt = 0, time.Time{}
+		}
 		return
 	}
 	pause := min(firstRetry<<min(w.failures, 16), lastRetry)
 	w.failures++
 	w.retryAt = now.Add(pause/2 + rand.N(pause)) // not all pools at once after an outage
-	w.lastError = err.Error()
+	w.lastError = err
 	w.hasImage = false
 }
 

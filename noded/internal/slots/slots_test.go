@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/events"
@@ -29,6 +30,7 @@ func spec(image string) sandbox.Spec {
 // node is a lifecycle and an image store in memory; warming takes a second.
 type node struct {
 	changed chan struct{}
+	losses  chan lifecycle.Loss
 
 	mu      sync.Mutex
 	slots   map[sandbox.ID]lifecycle.Slot
@@ -36,12 +38,13 @@ type node struct {
 	running int
 	most    int // creations at a time
 	created []time.Time
-	fail    error // of creations
+	fail    error           // of creations
+	unready map[string]bool // pools whose warm processes never get healthy
 	pull    error
 }
 
 func newNode() *node {
-	return &node{changed: make(chan struct{}, 1), slots: map[sandbox.ID]lifecycle.Slot{}}
+	return &node{changed: make(chan struct{}, 1), losses: make(chan lifecycle.Loss, 10), slots: map[sandbox.ID]lifecycle.Slot{}, unready: map[string]bool{}}
 }
 
 func (n *node) kick() {
@@ -51,7 +54,7 @@ func (n *node) kick() {
 	}
 }
 
-func (n *node) Create(ctx context.Context, key string, s sandbox.Spec) error {
+func (n *node) Create(ctx context.Context, key string, s sandbox.Spec, started func()) error {
 	n.mu.Lock()
 	n.created = append(n.created, time.Now())
 	if n.fail != nil {
@@ -70,9 +73,17 @@ func (n *node) Create(ctx context.Context, key string, s sandbox.Spec) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	started()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.running--
+	if n.unready[key] {
+		n.mu.Unlock()
+		<-time.After(5 * time.Minute)
+		n.mu.Lock()
+		delete(n.slots, id)
+		return errUnready
+	}
 	slot.State = lifecycle.Free
 	n.slots[id] = slot
 	n.kick()
@@ -97,6 +108,23 @@ func (n *node) Slots() []lifecycle.Slot {
 }
 
 func (n *node) Changed() <-chan struct{} { return n.changed }
+
+func (n *node) Losses() <-chan lifecycle.Loss { return n.losses }
+
+var errUnready = fmt.Errorf("starting x: %w", errdefs.New(errdefs.Unavailable, "warm process web is not ready"))
+
+// lose ends all free slots of a pool.
+func (n *node) lose(key string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id, s := range n.slots {
+		if s.PoolKey == key && s.State == lifecycle.Free {
+			delete(n.slots, id)
+			n.losses <- lifecycle.Loss{PoolKey: key, SpecHash: s.SpecHash, Err: errdefs.New(errdefs.Unavailable, "warm process web exited")}
+		}
+	}
+	n.kick()
+}
 
 func (n *node) Ensure(context.Context, string) (string, error) {
 	n.mu.Lock()
@@ -333,6 +361,73 @@ func TestMissingImageHoldsUpNobody(t *testing.T) {
 		pass(5 * time.Second)
 		if s := status(hub, "a"); s.Idle != 1 {
 			t.Errorf("status when the registry is back %v", s)
+		}
+	})
+}
+
+// A pool whose warm processes never get healthy holds up nobody else's, and says why.
+func TestWaitingForWarmProcessesHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	run(t, 1, func(n *node, p *Pools, hub *events.Hub) {
+		n.set(func() { n.unready["a"] = true })
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 3, Max: 3}, Pool{Key: "b", Spec: spec("b"), Min: 2, Max: 2})
+		pass(10 * time.Second)
+		if got := n.count("b", lifecycle.Free); got != 2 {
+			t.Errorf("the other pool has %d free slots, want 2", got)
+		}
+		if s := status(hub, "a"); s.Warming != 3 || s.LastError != "" {
+			t.Errorf("status while it waits: %v", s)
+		}
+		pass(5 * time.Minute)
+		if s := status(hub, "a"); s.LastError != errUnready.Error() || s.Message != "warm process web is not ready" {
+			t.Errorf("status after it waited in vain: %v", s)
+		}
+		// A repaired template's slots are not waited for.
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a2"), Min: 1, Max: 1})
+		n.set(func() { n.unready["a"] = false })
+		pass(20 * time.Second)
+		if got := n.count("a", lifecycle.Warming); got != 0 {
+			t.Errorf("%d slots of the old spec still warm", got)
+		}
+		if s := status(hub, "a"); s.Idle != 1 || s.LastError != "" || s.Message != "" {
+			t.Errorf("status of the repaired one: %v", s)
+		}
+		pass(10 * time.Minute) // what waits ends by itself
+	})
+}
+
+// Slots that end soon after they were free are made again, ever more seldom.
+func TestG14_LossesBackOff(t *testing.T) {
+	t.Parallel()
+	run(t, 4, func(n *node, p *Pools, hub *events.Hub) {
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 3, Max: 3})
+		pass(3 * time.Second)
+		if got := n.count("a", lifecycle.Free); got != 3 {
+			t.Fatalf("%d free slots", got)
+		}
+		n.lose("a") // three at once are one failure
+		pass(2500 * time.Millisecond)
+		if got := n.count("a", lifecycle.Free); got != 3 {
+			t.Errorf("%d free slots soon after a first loss", got)
+		}
+		n.set(func() { n.created = nil })
+		for range 600 {
+			n.lose("a")
+			pass(time.Second)
+		}
+		if got := len(n.created); got < 20 || got > 80 {
+			t.Errorf("%d starts in 10 minutes of slots that end at once", got)
+		}
+		n.lose("a")
+		pass(time.Second)
+		if s := status(hub, "a"); s.Idle != 0 || s.LastError != "warm process web exited" || s.Message != s.LastError {
+			t.Errorf("status: %v", s)
+		}
+		pass(10 * time.Minute)
+		n.claim(t, "a", 1)
+		pass(3 * time.Second)
+		if got := n.count("a", lifecycle.Free); got != 3 {
+			t.Errorf("%d free slots after a calm time and a claim", got)
 		}
 	})
 }

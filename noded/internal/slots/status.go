@@ -3,6 +3,7 @@ package slots
 import (
 	"google.golang.org/protobuf/proto"
 
+	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 )
 
@@ -35,9 +36,21 @@ func (p *Pools) status(key string, c *counts) *nodeapi.PoolStatus {
 	s := &nodeapi.PoolStatus{Key: key, Idle: uint32(len(c.idle)), Warming: uint32(c.warming), Claimed: uint32(c.taken)}
 	if w := p.pools[key]; w != nil {
 		s.Warming = uint32(max(c.warming, w.inFlight))
-		s.LastError = nodeapi.Text(w.lastError)
+		s.LastError, s.Message = explain(w.lastError)
 	}
 	return s
+}
+
+// explain says why a pool is short of slots: all of it for the operator, and what is
+// meant for tenants for the template's owner.
+func explain(err error) (all, message string) {
+	if err == nil {
+		return "", ""
+	}
+	if e := errdefs.From(err); e.Kind != errdefs.Internal {
+		message = e.Message
+	}
+	return nodeapi.Text(err.Error()), nodeapi.Text(message)
 }
 
 func (p *Pools) publish(s *nodeapi.PoolStatus) {
