@@ -919,7 +919,7 @@ type PoolStatus struct {
 	Warming       uint32                 `protobuf:"varint,3,opt,name=warming,proto3" json:"warming,omitempty"`
 	Claimed       uint32                 `protobuf:"varint,4,opt,name=claimed,proto3" json:"claimed,omitempty"`
 	LastError     string                 `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"` // why the last warm-up failed; empty when it did not
-	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`                      // of it, what the template's owner may see
+	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`                      // of it, or of why slots still warm, what the template's owner may see
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

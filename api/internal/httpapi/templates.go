@@ -158,11 +158,11 @@ func (a *API) templateStatus(t *templates.Template) *openapi.TemplateStatus {
 	switch {
 	case present.LastError != "":
 		ready.Status, ready.Reason, ready.Message = "False", new("WarmUpFailed"), new("a sandbox of this template could not be started")
-		if present.Message != "" {
-			ready.Message = &present.Message
-		}
 	case idle < t.MinIdle:
 		ready.Status, ready.Reason = "False", new("Warming")
+	}
+	if ready.Status == "False" && present.Message != "" {
+		ready.Message = &present.Message
 	}
 	return &openapi.TemplateStatus{
 		IdleCount: &idle, ActiveCount: new(int32(a.cfg.Table.Claimed(t.OfPool))), Conditions: []openapi.TemplateCondition{ready},

@@ -43,7 +43,7 @@ type Pool struct {
 	Key       string
 	Warming   uint32
 	LastError string // why the last warm-up failed, for the operator; empty when it did not
-	Message   string // the same for the template's owner, as far as it is for him
+	Message   string // what of it, or of why slots still warm, the template's owner may see
 }
 
 // Snapshot is all that a node has, told at once.
@@ -266,7 +266,10 @@ func (t *Table) Pools(match func(key string) bool) Pool {
 			}
 			sum.Warming += p.Warming
 			if p.LastError != "" {
-				sum.LastError, sum.Message = p.LastError, p.Message
+				sum.LastError = p.LastError
+			}
+			if p.Message != "" {
+				sum.Message = p.Message
 			}
 		}
 	}

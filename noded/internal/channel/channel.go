@@ -43,9 +43,9 @@ const (
 	maxHeaderBytes = 64 << 10
 	maxFrameBytes  = 256 << 10 // of an answer, in one piece
 	// One unread response holds up to streamWindow. It is what a fast stream needs:
-	// each time that a window is used up, the sandbox has to be woken for more. All
-	// of a sandbox's together hold up to connWindow, which is more than the API
-	// server's sessions with one sandbox take: slow readers must not stop the others.
+	// each time that a window is used up, the sandbox has to be woken for more. The
+	// connection's is beyond what the API server's sessions with one sandbox can
+	// hold: slow readers must not stop the others.
 	streamWindow = 512 << 10
 	connWindow   = 1 << 30
 )

@@ -51,6 +51,9 @@ func (c *Channel) FollowWarm(ctx context.Context, tell func(procapi.WarmStatus) 
 		if status.Failed {
 			status.Ready = false
 		}
+		if status.Ready {
+			status.Reason = ""
+		}
 		if !tell(status) {
 			return nil
 		}

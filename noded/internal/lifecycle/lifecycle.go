@@ -268,6 +268,7 @@ type Slot struct {
 	PoolKey  string
 	SpecHash string
 	State    SlotState
+	Reason   string // why it still warms, as its warm processes tell it
 }
 
 // Slots lists what pools count.
@@ -276,7 +277,7 @@ func (m *Manager) Slots() []Slot {
 	defer m.mu.Unlock()
 	all := make([]Slot, 0, len(m.instances))
 	for id, inst := range m.instances {
-		s := Slot{ID: id, PoolKey: inst.rec.PoolKey, SpecHash: inst.specHash}
+		s := Slot{ID: id, PoolKey: inst.rec.PoolKey, SpecHash: inst.specHash, Reason: inst.unhealthy}
 		switch {
 		case inst.rec.State == journal.Claimed || inst.rec.State == journal.Slot && inst.binding:
 			s.State = Taken

@@ -48,6 +48,7 @@ func (m *Manager) awaitWarm(ctx context.Context, inst *instance) error {
 	status := procapi.WarmStatus{Reason: "its warm processes did not answer"}
 	m.followWarm(ctx, inst, func(s procapi.WarmStatus) bool {
 		status = s
+		m.warmChanged(inst, s)
 		return !s.Ready && !s.Failed
 	})
 	if status.Ready {
@@ -94,7 +95,7 @@ func (m *Manager) keepWarm(inst *instance) {
 				m.end(ctx, inst, s.Reason)
 				return false
 			}
-			m.warmChanged(inst, s.Ready)
+			m.warmChanged(inst, s)
 			if giveUp != nil {
 				giveUp.Stop()
 				giveUp = nil
@@ -109,11 +110,13 @@ func (m *Manager) keepWarm(inst *instance) {
 	})
 }
 
-// warmChanged lets a slot be claimed, or not. A claimed sandbox stays claimed.
-func (m *Manager) warmChanged(inst *instance, ready bool) {
+// warmChanged lets a slot be claimed, or not. One that is being created is left to
+// its creation, and a claimed sandbox stays claimed.
+func (m *Manager) warmChanged(inst *instance, s procapi.WarmStatus) {
 	m.change(inst, func() {
-		if inst.rec.State == journal.Slot && !inst.binding {
-			inst.ready = ready
+		inst.unhealthy = s.Reason
+		if inst.rec.State == journal.Slot && !inst.binding && inst.cancel == nil {
+			inst.ready = s.Ready
 		}
 	})
 }

@@ -80,6 +80,7 @@ func TestASlotIsFreeWhenItsProcessesAreHealthy(t *testing.T) {
 		t.Errorf("a claim of a slot that is not ready: %v", err)
 	}
 	m.setWarm(id, unhealthy)
+	eventually(t, "the reason", func() bool { return n.Slots()[0].Reason == unhealthy.Reason })
 	m.setWarm(id, healthy)
 	if err := result(t, created); err != nil {
 		t.Fatal(err)

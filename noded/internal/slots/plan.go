@@ -25,6 +25,7 @@ const demandWindow = 5 * time.Minute
 type counts struct {
 	idle    []sandbox.ID
 	warming int
+	waits   string // why one of those that warm does, if it is known
 	taken   int
 }
 
@@ -52,6 +53,9 @@ func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*cou
 			c.idle = append(c.idle, s.ID)
 		default:
 			c.warming++
+			if s.Reason != "" {
+				c.waits = s.Reason
+			}
 		}
 	}
 	return byKey, stale

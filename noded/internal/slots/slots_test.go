@@ -64,6 +64,9 @@ func (n *node) Create(ctx context.Context, key string, s sandbox.Spec, started f
 	n.next++
 	id := sandbox.ID(fmt.Sprint(key, "-", n.next))
 	slot := lifecycle.Slot{ID: id, PoolKey: key, SpecHash: s.Hash(), State: lifecycle.Warming}
+	if n.unready[key] {
+		slot.Reason = "status 503"
+	}
 	n.slots[id] = slot
 	n.running++
 	n.most = max(n.most, n.running)
@@ -375,7 +378,7 @@ func TestWaitingForWarmProcessesHoldsUpNobody(t *testing.T) {
 		if got := n.count("b", lifecycle.Free); got != 2 {
 			t.Errorf("the other pool has %d free slots, want 2", got)
 		}
-		if s := status(hub, "a"); s.Warming != 3 || s.LastError != "" {
+		if s := status(hub, "a"); s.Warming != 3 || s.LastError != "" || s.Message != "status 503" {
 			t.Errorf("status while it waits: %v", s)
 		}
 		pass(5 * time.Minute)

@@ -36,7 +36,9 @@ func (p *Pools) status(key string, c *counts) *nodeapi.PoolStatus {
 	s := &nodeapi.PoolStatus{Key: key, Idle: uint32(len(c.idle)), Warming: uint32(c.warming), Claimed: uint32(c.taken)}
 	if w := p.pools[key]; w != nil {
 		s.Warming = uint32(max(c.warming, w.inFlight))
-		s.LastError, s.Message = explain(w.lastError)
+		if s.LastError, s.Message = explain(w.lastError); w.lastError == nil && c.waits != "" {
+			s.Message = nodeapi.Text(c.waits)
+		}
 	}
 	return s
 }
