@@ -44,6 +44,12 @@ const (
 	readyTimeout = 3 * time.Second
 	// maxStreams is per connection: api has every attached reader on one.
 	maxStreams = 10000
+	// maxFrameBytes is what a client keeps for each request whose body goes on.
+	maxFrameBytes = 32 << 10
+	// A request whose sandbox does not read it holds up to streamWindow. All of them
+	// together must never use up connWindow: one connection carries every tenant's.
+	streamWindow = 256 << 10
+	connWindow   = 1 << 30
 )
 
 // Run runs a noded until ctx ends. Sandboxes outlive it; the next Run with the
@@ -149,7 +155,10 @@ func serve(cfg Config, s *stack, stopping chan<- struct{}, h http.Handler) error
 	}
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
-		Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrameBytes,
+			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow,
+		},
 	}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)

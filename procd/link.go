@@ -22,9 +22,9 @@ const (
 	// One connection carries everything of a sandbox: many readers that stay, and
 	// uploads whose window is not the bottleneck.
 	maxStreams     = 4096
-	maxFrameBytes  = 256 << 10
+	maxFrameBytes  = 64 << 10 // noded keeps that much for each request whose body goes on
 	streamWindow   = 1 << 20
-	connWindow     = 3 << 20 // of all uploads; HTTP2Config takes less than 4 MiB
+	connWindow     = 1 << 30 // of all uploads: input that a process doesn't read must not stop the others
 	maxHeaderBytes = 32 << 10
 )
 

@@ -89,7 +89,7 @@ func (n *Node) Listen(t testing.TB) {
 	mux.HandleFunc(nodeapi.ProcPrefix+"{id}/{path...}", n.proxy)
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{Handler: mux, Protocols: protocols}
+	srv := &http.Server{Handler: mux, Protocols: protocols, HTTP2: &http.HTTP2Config{MaxReadFrameSize: 32 << 10}} // as noded's
 	n.mu.Lock()
 	n.srv = srv
 	n.mu.Unlock()

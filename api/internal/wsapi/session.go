@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"time"
 	"unicode/utf8"
 
@@ -54,6 +55,14 @@ func (ss *session) reject(code int, text string) {
 	ss.linger()
 }
 
+// wasTold tells whether a failed read has made the library say goodbye: the client
+// broke the protocol, and it neither left nor fell silent.
+func wasTold(err error) bool {
+	_, left := errors.AsType[*websocket.CloseError](err)
+	_, silent := errors.AsType[net.Error](err)
+	return !left && !silent && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, errGone)
+}
+
 func (ss *session) linger() {
 	raw := ss.conn.NetConn()
 	raw.SetReadDeadline(time.Now().Add(closeWait))
@@ -71,10 +80,14 @@ func (ss *session) readClient() {
 		// reading, and then no pong is seen.
 		ss.conn.SetReadDeadline(time.Now().Add(pongWait))
 		kind, msg, err := ss.conn.ReadMessage()
-		if errors.Is(err, websocket.ErrReadLimit) {
-			ss.linger() // the client was told
+		if errors.Is(err, websocket.ErrReadLimit) { // of some the library does not tell
+			ss.reject(websocket.CloseMessageTooBig, "message too long")
+			return
 		}
 		if err != nil {
+			if wasTold(err) {
+				ss.linger()
+			}
 			return
 		}
 		if kind == websocket.TextMessage && !utf8.Valid(msg) {

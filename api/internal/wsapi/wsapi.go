@@ -12,6 +12,7 @@ package wsapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -199,12 +200,23 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Con
 	conn, err := up.Upgrade(w, r, http.Header{"X-Request-Id": w.Header().Values("X-Request-Id")})
 	if err == nil {
 		conn.SetReadLimit(maxMessageBytes)
+		conn.SetPingHandler(func(data string) error { return s.pong(conn, data) })
 		return conn, nil
 	}
 	if refused == http.StatusForbidden {
 		return nil, errdefs.New(errdefs.PermissionDenied, "pages of this origin may not open a WebSocket").WithCause(err)
 	}
 	return nil, errdefs.New(errdefs.InvalidArgument, "the WebSocket handshake is wrong").WithCause(err)
+}
+
+// pong answers a ping. A client that asks and does not read the answers is gone:
+// reading on would cost as much as it likes to send.
+func (s *Server) pong(conn *websocket.Conn, data string) error {
+	err := conn.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(s.writeTimeout))
+	if err == nil || errors.Is(err, websocket.ErrCloseSent) {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errGone, err)
 }
 
 // serve runs a session's goroutines until one of them ends it. write says how
