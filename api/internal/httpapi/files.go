@@ -20,7 +20,7 @@ import (
 // uploadTimeout bounds one file's way into a sandbox: 100 MiB over a slow line.
 const uploadTimeout = 15 * time.Minute
 
-var copyBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+var copyBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 func fileQuery(path string) url.Values { return url.Values{"path": {path}} }
 
@@ -82,7 +82,7 @@ func writeBase64(w http.ResponseWriter, body io.Reader) error {
 // copyPaced copies to a client that has to take each chunk in time (A09).
 func copyPaced(w http.ResponseWriter, dst io.Writer, src io.Reader) error {
 	rc := http.NewResponseController(w)
-	buf := copyBuffers.Get().(*[32 << 10]byte)
+	buf := copyBuffers.Get().(*[64 << 10]byte)
 	defer copyBuffers.Put(buf)
 	for {
 		n, err := src.Read(buf[:])
