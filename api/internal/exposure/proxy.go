@@ -131,6 +131,7 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 	out, h := pr.Out, pr.Out.Header
 	out.URL.Scheme, out.URL.Host = "http", ex.pool()
 	out.Host = ex.host(p.cfg.Domain)
+	out.URL.RawQuery = pr.In.URL.RawQuery // as it came: nothing of ours depends on it
 	ex.route.rewritePath(out.URL)
 	for name := range h {
 		if services.PlatformHeader(name) {
