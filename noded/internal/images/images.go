@@ -28,8 +28,13 @@ import (
 	"s0.run/internal/errdefs"
 )
 
-// pullTimeout bounds one pull with its unpacking, however many wait for it.
-const pullTimeout = 15 * time.Minute
+const (
+	// pullTimeout bounds one pull with its unpacking, however many wait for it.
+	pullTimeout = 15 * time.Minute
+	// maxPulls is how many images come at a time: each takes network, disk and CPU
+	// from the sandboxes that run. queueTimeout bounds the wait for the others.
+	maxPulls, queueTimeout = 4, 5 * time.Minute
+)
 
 // Bounds of one image, checked before its layers are fetched.
 const (
@@ -53,10 +58,28 @@ type Config struct {
 type Images struct {
 	cfg   Config
 	pulls singleflight.Group
+	room  chan struct{} // holds a value per pull under way
+	stall time.Duration // the constant, but in tests
 }
 
 // New makes an Images; it does not speak to containerd yet.
-func New(cfg Config) *Images { return &Images{cfg: cfg} }
+func New(cfg Config) *Images {
+	return &Images{cfg: cfg, room: make(chan struct{}, maxPulls), stall: stallTime}
+}
+
+// Has tells whether Ensure would return without a pull.
+func (i *Images) Has(ctx context.Context, ref string) bool {
+	name, err := normalize(ref)
+	if err != nil {
+		return false
+	}
+	img, err := i.cfg.Client.GetImage(ctx, name)
+	if err != nil {
+		return false
+	}
+	ok, err := img.IsUnpacked(ctx, i.cfg.Snapshotter)
+	return err == nil && ok
+}
 
 // Ensure returns when the image is on the node and unpacked. A reference that
 // was pulled once is not asked for again: a tag stays what it was, and a node
@@ -68,9 +91,7 @@ func (i *Images) Ensure(ctx context.Context, ref string) (Image, error) {
 		return Image{}, err
 	}
 	done := i.pulls.DoChan(name, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pullTimeout)
-		defer cancel()
-		return i.ensure(ctx, name)
+		return i.ensure(context.WithoutCancel(ctx), name)
 	})
 	select {
 	case r := <-done:
@@ -84,6 +105,8 @@ func (i *Images) Ensure(ctx context.Context, ref string) (Image, error) {
 }
 
 func (i *Images) ensure(ctx context.Context, name string) (Image, error) {
+	ctx, cancel := context.WithTimeout(ctx, pullTimeout+queueTimeout)
+	defer cancel()
 	img, err := i.cfg.Client.GetImage(ctx, name)
 	switch {
 	case err == nil:
@@ -110,11 +133,29 @@ func (i *Images) unpack(ctx context.Context, img containerd.Image) error {
 }
 
 func (i *Images) pull(ctx context.Context, name string) (containerd.Image, error) {
+	select {
+	case i.room <- struct{}{}:
+		defer func() { <-i.room }()
+	case <-time.After(queueTimeout):
+		return nil, errdefs.New(errdefs.Unavailable, "too many other images are being pulled")
+	}
+	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
+	defer cancel()
+	ctx, p := i.watchProgress(ctx)
+	defer p.end()
+	img, err := i.fetch(ctx, name, p)
+	if err != nil && context.Cause(ctx) != nil {
+		err = fmt.Errorf("%w (%w)", context.Cause(ctx), err)
+	}
+	return img, err
+}
+
+func (i *Images) fetch(ctx context.Context, name string, p *progress) (containerd.Image, error) {
 	begin := time.Now()
 	img, err := i.cfg.Client.Pull(ctx, name,
 		containerd.WithPullUnpack,
 		containerd.WithPullSnapshotter(i.cfg.Snapshotter),
-		containerd.WithResolver(i.resolver()),
+		containerd.WithResolver(i.resolver(p)),
 		containerd.WithImageHandlerWrapper(bounded),
 	)
 	if err != nil {
@@ -124,8 +165,10 @@ func (i *Images) pull(ctx context.Context, name string) (containerd.Image, error
 	return img, nil
 }
 
-func (i *Images) resolver() remotes.Resolver {
-	return docker.NewResolver(docker.ResolverOptions{Hosts: i.registries})
+func (i *Images) resolver(p *progress) remotes.Resolver {
+	return docker.NewResolver(docker.ResolverOptions{Hosts: func(host string) ([]docker.RegistryHost, error) {
+		return i.registries(host, p)
+	}})
 }
 
 // bounded refuses a manifest whose layers are too many or too big, before they
@@ -184,6 +227,8 @@ func classify(ref string, err error) error {
 		return errdefs.New(errdefs.Unprocessable, "image %s does not exist or does not fit this node", ref).WithCause(err)
 	case denied:
 		return errdefs.New(errdefs.Unprocessable, "image %s: the registry denies access", ref).WithCause(err)
+	case errors.Is(err, errStalled):
+		return errdefs.New(errdefs.Timeout, "image %s: its registry sends nothing, or next to nothing", ref).WithCause(err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return errdefs.New(errdefs.Timeout, "image %s: pulling took longer than %v", ref, pullTimeout).WithCause(err)
 	}

@@ -59,6 +59,34 @@ func TestEnsure(t *testing.T) {
 		t.Errorf("the image is not unpacked: %v", err)
 	}
 
+	// D12: pulls are few at a time, and what is there waits for none of them.
+	for range maxPulls {
+		im.room <- struct{}{}
+	}
+	if !im.Has(ctx, ref) || im.Has(ctx, reg.Host+"/a/b:2") {
+		t.Errorf("it has what was pulled: %v, and what was not: %v", im.Has(ctx, ref), im.Has(ctx, reg.Host+"/a/b:2"))
+	}
+	if _, err := im.Ensure(ctx, ref); err != nil {
+		t.Errorf("an image that is there, while others are pulled: %v", err)
+	}
+	manifests.Store(0)
+	waits := make(chan error, 1)
+	go func() {
+		_, err := im.Ensure(ctx, reg.Host+"/a/b:9")
+		waits <- err
+	}()
+	select {
+	case err := <-waits:
+		t.Errorf("a pull too many: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	for range maxPulls {
+		<-im.room
+	}
+	if err := <-waits; !errdefs.Is(err, errdefs.Unprocessable) {
+		t.Errorf("the pull that waited: %v", err)
+	}
+
 	if _, err := im.Ensure(ctx, reg.Host+"/a/b:2"); !errdefs.Is(err, errdefs.Unprocessable) {
 		t.Errorf("an image that does not exist: %v", err)
 	}

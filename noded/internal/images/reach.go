@@ -26,7 +26,7 @@ const (
 
 // registries answers how to speak to a registry: a tenant names it, and it names
 // others in turn, where tokens are given out and where layers are kept.
-func (i *Images) registries(host string) ([]docker.RegistryHost, error) {
+func (i *Images) registries(host string, p *progress) ([]docker.RegistryHost, error) {
 	plain := slices.Contains(i.cfg.PlainHTTPHosts, host)
 	defaults := docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(func(string) (bool, error) { return plain, nil }))
 	hosts, err := defaults(host)
@@ -34,7 +34,7 @@ func (i *Images) registries(host string) ([]docker.RegistryHost, error) {
 		return nil, err
 	}
 	for n := range hosts {
-		r := newReach(hosts[n].Host, plain)
+		r := counted{newReach(hosts[n].Host, plain), p}
 		hosts[n].Client = &http.Client{Transport: r, CheckRedirect: redirects}
 		token := &http.Client{Transport: short{r}, CheckRedirect: redirects, Timeout: tokenTimeout}
 		hosts[n].Authorizer = docker.NewDockerAuthorizer(docker.WithAuthClient(token))

@@ -65,21 +65,9 @@ func (r *tokenRegistry) fetch(t *testing.T) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	im := New(Config{PlainHTTPHosts: []string{r.host}, Log: slog.New(slog.DiscardHandler)})
-	resolver := im.resolver()
-	name, desc, err := resolver.Resolve(ctx, r.host+"/a/b:1")
-	if err != nil {
-		return "", err
-	}
-	fetcher, err := resolver.Fetcher(ctx, name)
-	if err != nil {
-		return "", err
-	}
-	body, err := fetcher.Fetch(ctx, desc)
-	if err != nil {
-		return "", err
-	}
-	defer body.Close()
-	b, err := io.ReadAll(body)
+	ctx, p := im.watchProgress(ctx)
+	defer p.end()
+	b, err := im.resolvedManifest(ctx, p, r.host+"/a/b:1")
 	return string(b), err
 }
 

@@ -1,0 +1,93 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"s0.run/internal/errdefs"
+)
+
+// D12: a registry that accepts and then says nothing, or next to nothing, ends its
+// pull, not the others' patience.
+func TestD12_StalledPullEnds(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]func(http.ResponseWriter, *http.Request){
+		"silent": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"drips": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Header().Set("Content-Length", "1000000")
+			w.Header().Set("Docker-Content-Digest", sum([]byte("manifest")))
+			for r.Method == http.MethodGet && r.Context().Err() == nil {
+				_, _ = io.WriteString(w, "x")
+				w.(http.Flusher).Flush()
+				select {
+				case <-time.After(10 * time.Millisecond):
+				case <-r.Context().Done():
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := httptest.NewServer(http.HandlerFunc(answer))
+			defer s.Close()
+			defer s.CloseClientConnections() // or Close waits for a handler that drips
+			host := strings.TrimPrefix(s.URL, "http://")
+			im := New(Config{PlainHTTPHosts: []string{host}, Log: slog.New(slog.DiscardHandler)})
+			im.stall = 100 * time.Millisecond
+			bounded, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			ctx, p := im.watchProgress(bounded)
+			defer p.end()
+			_, err := im.resolvedManifest(ctx, p, host+"/a/b:1")
+			if err == nil || !errors.Is(context.Cause(ctx), errStalled) {
+				t.Errorf("the pull ended with %v, its context with %v", err, context.Cause(ctx))
+			}
+		})
+	}
+	if err := classify("reg/x", errStalled); !errdefs.Is(err, errdefs.Timeout) {
+		t.Errorf("a stalled pull is told as %v", err)
+	}
+}
+
+// resolvedManifest is the first part of a pull, which needs no containerd.
+func (i *Images) resolvedManifest(ctx context.Context, p *progress, ref string) ([]byte, error) {
+	resolver := i.resolver(p)
+	name, desc, err := resolver.Resolve(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	fetcher, err := resolver.Fetcher(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	body, err := fetcher.Fetch(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(body)
+}
+
+// Work that is not the network's takes the time it takes.
+func TestUnpackingIsNoStall(t *testing.T) {
+	t.Parallel()
+	im := New(Config{})
+	im.stall = 10 * time.Millisecond
+	ctx, p := im.watchProgress(t.Context())
+	defer p.end()
+	select {
+	case <-ctx.Done():
+		t.Errorf("ended: %v", context.Cause(ctx))
+	case <-time.After(10 * im.stall):
+	}
+}
