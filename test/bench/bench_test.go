@@ -61,6 +61,7 @@ func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row
 		{"warm claims", func() ([]row, error) { return c.warmClaims(ctx, template, *samples, *pool) }},
 		{"the machine", func() ([]row, error) { return floor(ctx, *samples) }},
 		{"inside a sandbox", func() ([]row, error) { return c.inside(ctx, template, *samples) }},
+		{"files", func() ([]row, error) { return c.files(ctx, template) }},
 		{"bursts and refill", func() ([]row, error) { return c.claimBurst(ctx, template, *pool, 8) }},
 		{"cold starts", func() ([]row, error) { return c.coldClaims(ctx, cold, *samples/10) }},
 		{"the plain tools", func() ([]row, error) { return besides(ctx, stack, *samples/10) }},
