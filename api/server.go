@@ -20,7 +20,9 @@ import (
 	"s0.run/api/internal/httpapi"
 	"s0.run/api/internal/identity"
 	"s0.run/api/internal/lifecycle"
+	"s0.run/api/internal/ndjson"
 	"s0.run/api/internal/nodes"
+	"s0.run/api/internal/observe"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/pools"
 	"s0.run/api/internal/runtimes"
@@ -56,6 +58,7 @@ type server struct {
 	lifecycle *lifecycle.Keeper
 	claimer   *claim.Claimer
 	sockets   *wsapi.Server
+	watches   *ndjson.Server
 	domain    services.Domain
 	runtimes  *runtimes.Starter
 	exposure  *exposure.Proxy
@@ -158,14 +161,17 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes})
 	s.wireExposure(plane)
 	hosts := httpapi.NewHostList(s.hostNames())
+	s.watches = ndjson.New()
 	s.sockets = wsapi.New(wsapi.Config{Plane: plane, CheckOrigin: hosts.SameOrigin, Log: log})
 	s.http = httpapi.New(httpapi.Config{
 		Store: s.store, Auth: s.auth, Identity: id, Catalog: s.catalog, Table: s.table, Claimer: s.claimer,
-		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
+		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Watches: s.watches,
+		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
 		Registry: reg, Log: log,
 		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics,
 	}).Server()
 	s.http.RegisterOnShutdown(s.sockets.Close)
+	s.http.RegisterOnShutdown(s.watches.Close)
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("s0_api_free_slots", "Slots that can be claimed.", func() float64 { return float64(s.table.Free()) }),
 		gauge("s0_api_synced_nodes", "Nodes whose stream is whole.", func() float64 { return float64(len(s.table.Synced())) }))
@@ -240,6 +246,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	err := daemon.Serve(serving, s.http, s.listener, stopGrace)
 	s.sockets.Close()
+	s.watches.Close()
 	s.exposure.Close()
 	s.runtimes.Close()
 	s.claimer.Wait()

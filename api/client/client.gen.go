@@ -658,6 +658,27 @@ func (e SandboxAppServiceViewPublishBlockers) Valid() bool {
 	}
 }
 
+// Defines values for SandboxLogStream.
+const (
+	SandboxLogStreamPTY    SandboxLogStream = "pty"
+	SandboxLogStreamStderr SandboxLogStream = "stderr"
+	SandboxLogStreamStdout SandboxLogStream = "stdout"
+)
+
+// Valid indicates whether the value is a known member of the SandboxLogStream enum.
+func (e SandboxLogStream) Valid() bool {
+	switch e {
+	case SandboxLogStreamPTY:
+		return true
+	case SandboxLogStreamStderr:
+		return true
+	case SandboxLogStreamStdout:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SandboxNetworkPolicyMode.
 const (
 	SandboxNetworkPolicyModeAllowAll SandboxNetworkPolicyMode = "allow-all"
@@ -670,6 +691,189 @@ func (e SandboxNetworkPolicyMode) Valid() bool {
 	case SandboxNetworkPolicyModeAllowAll:
 		return true
 	case SandboxNetworkPolicyModeBlockAll:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricFreshnessStatus.
+const (
+	SandboxRuntimeMetricFreshnessStatusFresh   SandboxRuntimeMetricFreshnessStatus = "fresh"
+	SandboxRuntimeMetricFreshnessStatusMissing SandboxRuntimeMetricFreshnessStatus = "missing"
+	SandboxRuntimeMetricFreshnessStatusStale   SandboxRuntimeMetricFreshnessStatus = "stale"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricFreshnessStatus enum.
+func (e SandboxRuntimeMetricFreshnessStatus) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricFreshnessStatusFresh:
+		return true
+	case SandboxRuntimeMetricFreshnessStatusMissing:
+		return true
+	case SandboxRuntimeMetricFreshnessStatusStale:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricGapReason.
+const (
+	SandboxRuntimeMetricGapReasonCollectionError SandboxRuntimeMetricGapReason = "collection_error"
+	SandboxRuntimeMetricGapReasonNoData          SandboxRuntimeMetricGapReason = "no_data"
+	SandboxRuntimeMetricGapReasonSeriesReset     SandboxRuntimeMetricGapReason = "series_reset"
+	SandboxRuntimeMetricGapReasonUnavailable     SandboxRuntimeMetricGapReason = "unavailable"
+	SandboxRuntimeMetricGapReasonUnsupported     SandboxRuntimeMetricGapReason = "unsupported"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricGapReason enum.
+func (e SandboxRuntimeMetricGapReason) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricGapReasonCollectionError:
+		return true
+	case SandboxRuntimeMetricGapReasonNoData:
+		return true
+	case SandboxRuntimeMetricGapReasonSeriesReset:
+		return true
+	case SandboxRuntimeMetricGapReasonUnavailable:
+		return true
+	case SandboxRuntimeMetricGapReasonUnsupported:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricKind.
+const (
+	SandboxRuntimeMetricKindCounter SandboxRuntimeMetricKind = "counter"
+	SandboxRuntimeMetricKindGauge   SandboxRuntimeMetricKind = "gauge"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricKind enum.
+func (e SandboxRuntimeMetricKind) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricKindCounter:
+		return true
+	case SandboxRuntimeMetricKindGauge:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricName.
+const (
+	SandboxRuntimeMetricNameSandboxCPULimit             SandboxRuntimeMetricName = "sandbox.cpu.limit"
+	SandboxRuntimeMetricNameSandboxCPUTime              SandboxRuntimeMetricName = "sandbox.cpu.time"
+	SandboxRuntimeMetricNameSandboxCPUUsage             SandboxRuntimeMetricName = "sandbox.cpu.usage"
+	SandboxRuntimeMetricNameSandboxCPUUtilization       SandboxRuntimeMetricName = "sandbox.cpu.utilization"
+	SandboxRuntimeMetricNameSandboxMemoryAvailable      SandboxRuntimeMetricName = "sandbox.memory.available"
+	SandboxRuntimeMetricNameSandboxMemoryLimit          SandboxRuntimeMetricName = "sandbox.memory.limit"
+	SandboxRuntimeMetricNameSandboxMemoryUsage          SandboxRuntimeMetricName = "sandbox.memory.usage"
+	SandboxRuntimeMetricNameSandboxMemoryUtilization    SandboxRuntimeMetricName = "sandbox.memory.utilization"
+	SandboxRuntimeMetricNameSandboxMemoryWorkingSet     SandboxRuntimeMetricName = "sandbox.memory.working_set"
+	SandboxRuntimeMetricNameSandboxNetworkErrors        SandboxRuntimeMetricName = "sandbox.network.errors"
+	SandboxRuntimeMetricNameSandboxNetworkIo            SandboxRuntimeMetricName = "sandbox.network.io"
+	SandboxRuntimeMetricNameSandboxProcessCount         SandboxRuntimeMetricName = "sandbox.process.count"
+	SandboxRuntimeMetricNameSandboxRootfsWritableInodes SandboxRuntimeMetricName = "sandbox.rootfs.writable.inodes"
+	SandboxRuntimeMetricNameSandboxRootfsWritableUsage  SandboxRuntimeMetricName = "sandbox.rootfs.writable.usage"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricName enum.
+func (e SandboxRuntimeMetricName) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricNameSandboxCPULimit:
+		return true
+	case SandboxRuntimeMetricNameSandboxCPUTime:
+		return true
+	case SandboxRuntimeMetricNameSandboxCPUUsage:
+		return true
+	case SandboxRuntimeMetricNameSandboxCPUUtilization:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryAvailable:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryLimit:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryUsage:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryUtilization:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryWorkingSet:
+		return true
+	case SandboxRuntimeMetricNameSandboxNetworkErrors:
+		return true
+	case SandboxRuntimeMetricNameSandboxNetworkIo:
+		return true
+	case SandboxRuntimeMetricNameSandboxProcessCount:
+		return true
+	case SandboxRuntimeMetricNameSandboxRootfsWritableInodes:
+		return true
+	case SandboxRuntimeMetricNameSandboxRootfsWritableUsage:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricStatistic.
+const (
+	SandboxRuntimeMetricStatisticAuto    SandboxRuntimeMetricStatistic = "auto"
+	SandboxRuntimeMetricStatisticAverage SandboxRuntimeMetricStatistic = "average"
+	SandboxRuntimeMetricStatisticLast    SandboxRuntimeMetricStatistic = "last"
+	SandboxRuntimeMetricStatisticMaximum SandboxRuntimeMetricStatistic = "maximum"
+	SandboxRuntimeMetricStatisticMinimum SandboxRuntimeMetricStatistic = "minimum"
+	SandboxRuntimeMetricStatisticRate    SandboxRuntimeMetricStatistic = "rate"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricStatistic enum.
+func (e SandboxRuntimeMetricStatistic) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricStatisticAuto:
+		return true
+	case SandboxRuntimeMetricStatisticAverage:
+		return true
+	case SandboxRuntimeMetricStatisticLast:
+		return true
+	case SandboxRuntimeMetricStatisticMaximum:
+		return true
+	case SandboxRuntimeMetricStatisticMinimum:
+		return true
+	case SandboxRuntimeMetricStatisticRate:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricUnit.
+const (
+	SandboxRuntimeMetricUnitBytes          SandboxRuntimeMetricUnit = "bytes"
+	SandboxRuntimeMetricUnitBytesPerSecond SandboxRuntimeMetricUnit = "bytes_per_second"
+	SandboxRuntimeMetricUnitCores          SandboxRuntimeMetricUnit = "cores"
+	SandboxRuntimeMetricUnitCount          SandboxRuntimeMetricUnit = "count"
+	SandboxRuntimeMetricUnitCountPerSecond SandboxRuntimeMetricUnit = "count_per_second"
+	SandboxRuntimeMetricUnitRatio          SandboxRuntimeMetricUnit = "ratio"
+	SandboxRuntimeMetricUnitSeconds        SandboxRuntimeMetricUnit = "seconds"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricUnit enum.
+func (e SandboxRuntimeMetricUnit) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricUnitBytes:
+		return true
+	case SandboxRuntimeMetricUnitBytesPerSecond:
+		return true
+	case SandboxRuntimeMetricUnitCores:
+		return true
+	case SandboxRuntimeMetricUnitCount:
+		return true
+	case SandboxRuntimeMetricUnitCountPerSecond:
+		return true
+	case SandboxRuntimeMetricUnitRatio:
+		return true
+	case SandboxRuntimeMetricUnitSeconds:
 		return true
 	default:
 		return false
@@ -697,6 +901,36 @@ func (e SandboxState) Valid() bool {
 	case SandboxStateStarting:
 		return true
 	case SandboxStateTerminating:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxWatchLineType.
+const (
+	SandboxWatchLineTypeError        SandboxWatchLineType = "error"
+	SandboxWatchLineTypeEvent        SandboxWatchLineType = "event"
+	SandboxWatchLineTypeHeartbeat    SandboxWatchLineType = "heartbeat"
+	SandboxWatchLineTypeLog          SandboxWatchLineType = "log"
+	SandboxWatchLineTypeMetricSample SandboxWatchLineType = "metric_sample"
+	SandboxWatchLineTypeWatermark    SandboxWatchLineType = "watermark"
+)
+
+// Valid indicates whether the value is a known member of the SandboxWatchLineType enum.
+func (e SandboxWatchLineType) Valid() bool {
+	switch e {
+	case SandboxWatchLineTypeError:
+		return true
+	case SandboxWatchLineTypeEvent:
+		return true
+	case SandboxWatchLineTypeHeartbeat:
+		return true
+	case SandboxWatchLineTypeLog:
+		return true
+	case SandboxWatchLineTypeMetricSample:
+		return true
+	case SandboxWatchLineTypeWatermark:
 		return true
 	default:
 		return false
@@ -1903,6 +2137,65 @@ type SandboxList struct {
 	Sandboxes []SandboxSummary `json:"sandboxes"`
 }
 
+// SandboxLogEntry A line that a process printed. Its text is the sandbox's; nothing in it is to be trusted.
+type SandboxLogEntry struct {
+	Attributes map[string]interface{} `json:"attributes,omitempty,omitzero"`
+	ClusterID  string                 `json:"cluster_id"`
+	ContextID  *string                `json:"context_id,omitempty"`
+	Cursor     string                 `json:"cursor"`
+	IngestedAt time.Time              `json:"ingested_at"`
+	Message    string                 `json:"message"`
+	OccurredAt time.Time              `json:"occurred_at"`
+
+	// ProcessID The pid inside the sandbox.
+	ProcessID *string           `json:"process_id,omitempty"`
+	RegionID  string            `json:"region_id"`
+	SandboxID string            `json:"sandbox_id"`
+	Stream    *SandboxLogStream `json:"stream,omitempty"`
+	TeamID    string            `json:"team_id"`
+}
+
+// SandboxLogList defines model for SandboxLogList.
+type SandboxLogList struct {
+	Logs []SandboxLogEntry `json:"logs"`
+
+	// NextCursor Set when there are more.
+	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// Watermark Where to go on later: everything up to here has been looked at.
+	Watermark *string `json:"watermark,omitempty"`
+}
+
+// SandboxLogStream defines model for SandboxLogStream.
+type SandboxLogStream string
+
+// SandboxMetricSample defines model for SandboxMetricSample.
+type SandboxMetricSample struct {
+	// Attributes kind (gauge or counter), and the metric's dimensions.
+	Attributes map[string]interface{} `json:"attributes,omitempty,omitzero"`
+	ClusterID  string                 `json:"cluster_id"`
+	ContextID  *string                `json:"context_id,omitempty"`
+	Cursor     string                 `json:"cursor"`
+	IngestedAt time.Time              `json:"ingested_at"`
+	Name       string                 `json:"name"`
+	OccurredAt time.Time              `json:"occurred_at"`
+	RegionID   string                 `json:"region_id"`
+	SandboxID  string                 `json:"sandbox_id"`
+	TeamID     string                 `json:"team_id"`
+	Unit       *string                `json:"unit,omitempty"`
+	Value      float64                `json:"value"`
+}
+
+// SandboxMetricSampleList defines model for SandboxMetricSampleList.
+type SandboxMetricSampleList struct {
+	// NextCursor Set when there are more.
+	NextCursor *string               `json:"next_cursor,omitempty"`
+	Samples    []SandboxMetricSample `json:"samples"`
+
+	// Watermark Where to go on later.
+	Watermark *string `json:"watermark,omitempty"`
+}
+
 // SandboxNetworkPolicy defines model for SandboxNetworkPolicy.
 type SandboxNetworkPolicy struct {
 	// CredentialBindings Absent keeps them, `[]` clears them.
@@ -1918,6 +2211,91 @@ type SandboxNetworkPolicyMode string
 type SandboxResources struct {
 	// Memory A quantity from 128Mi to 32Gi.
 	Memory *string `json:"memory,omitempty"`
+}
+
+// SandboxRuntimeMetricDescriptor defines model for SandboxRuntimeMetricDescriptor.
+type SandboxRuntimeMetricDescriptor struct {
+	Description string                   `json:"description"`
+	Dimensions  []string                 `json:"dimensions"`
+	Kind        SandboxRuntimeMetricKind `json:"kind"`
+	Name        SandboxRuntimeMetricName `json:"name"`
+	Unit        SandboxRuntimeMetricUnit `json:"unit"`
+}
+
+// SandboxRuntimeMetricFreshness How old the newest sample is, seen from end_time.
+type SandboxRuntimeMetricFreshness struct {
+	AgeSeconds       *float64                            `json:"age_seconds,omitempty"`
+	NewestObservedAt *time.Time                          `json:"newest_observed_at,omitempty"`
+	Status           SandboxRuntimeMetricFreshnessStatus `json:"status"`
+}
+
+// SandboxRuntimeMetricFreshnessStatus defines model for SandboxRuntimeMetricFreshness.Status.
+type SandboxRuntimeMetricFreshnessStatus string
+
+// SandboxRuntimeMetricGap defines model for SandboxRuntimeMetricGap.
+type SandboxRuntimeMetricGap struct {
+	Dimensions map[string]string             `json:"dimensions,omitempty,omitzero"`
+	EndTime    time.Time                     `json:"end_time"`
+	Metric     SandboxRuntimeMetricName      `json:"metric"`
+	Reason     SandboxRuntimeMetricGapReason `json:"reason"`
+	StartTime  time.Time                     `json:"start_time"`
+}
+
+// SandboxRuntimeMetricGapReason defines model for SandboxRuntimeMetricGap.Reason.
+type SandboxRuntimeMetricGapReason string
+
+// SandboxRuntimeMetricKind defines model for SandboxRuntimeMetricKind.
+type SandboxRuntimeMetricKind string
+
+// SandboxRuntimeMetricName defines model for SandboxRuntimeMetricName.
+type SandboxRuntimeMetricName string
+
+// SandboxRuntimeMetricPoint defines model for SandboxRuntimeMetricPoint.
+type SandboxRuntimeMetricPoint struct {
+	// Time Where the point's step begins.
+	Time  time.Time `json:"time"`
+	Value float64   `json:"value"`
+}
+
+// SandboxRuntimeMetricSegment Points without a gap or a reset between them.
+type SandboxRuntimeMetricSegment struct {
+	Points []SandboxRuntimeMetricPoint `json:"points"`
+}
+
+// SandboxRuntimeMetricSeries defines model for SandboxRuntimeMetricSeries.
+type SandboxRuntimeMetricSeries struct {
+	Dimensions map[string]string             `json:"dimensions,omitempty,omitzero"`
+	Kind       SandboxRuntimeMetricKind      `json:"kind"`
+	Metric     SandboxRuntimeMetricName      `json:"metric"`
+	Segments   []SandboxRuntimeMetricSegment `json:"segments"`
+	Statistic  SandboxRuntimeMetricStatistic `json:"statistic"`
+	Unit       SandboxRuntimeMetricUnit      `json:"unit"`
+}
+
+// SandboxRuntimeMetricStatistic defines model for SandboxRuntimeMetricStatistic.
+type SandboxRuntimeMetricStatistic string
+
+// SandboxRuntimeMetricUnit defines model for SandboxRuntimeMetricUnit.
+type SandboxRuntimeMetricUnit string
+
+// SandboxRuntimeMetrics defines model for SandboxRuntimeMetrics.
+type SandboxRuntimeMetrics struct {
+	EndTime time.Time `json:"end_time"`
+
+	// Freshness How old the newest sample is, seen from end_time.
+	Freshness SandboxRuntimeMetricFreshness `json:"freshness"`
+	Gaps      []SandboxRuntimeMetricGap     `json:"gaps"`
+
+	// Partial Whether something that was asked for is missing.
+	Partial     bool                         `json:"partial"`
+	Series      []SandboxRuntimeMetricSeries `json:"series"`
+	StartTime   time.Time                    `json:"start_time"`
+	StepSeconds int                          `json:"step_seconds"`
+}
+
+// SandboxRuntimeMetricsCatalog defines model for SandboxRuntimeMetricsCatalog.
+type SandboxRuntimeMetricsCatalog struct {
+	Metrics []SandboxRuntimeMetricDescriptor `json:"metrics"`
 }
 
 // SandboxServices defines model for SandboxServices.
@@ -1981,6 +2359,21 @@ type SandboxUpdateConfig struct {
 	// too: this server can't pause it instead yet.
 	TTL *TTL `json:"ttl,omitempty"`
 }
+
+// SandboxWatchLine One line of a watch. An `event`, `log` or `metric_sample` has data; a
+// `watermark` follows each batch of them with the cursor to go on from; a
+// `heartbeat` says that there is nothing new; an `error` is the last line.
+type SandboxWatchLine struct {
+	Cursor    *string                `json:"cursor,omitempty"`
+	Data      map[string]interface{} `json:"data,omitempty,omitzero"`
+	Error     *string                `json:"error,omitempty"`
+	Time      *time.Time             `json:"time,omitempty"`
+	Type      SandboxWatchLineType   `json:"type"`
+	Watermark *string                `json:"watermark,omitempty"`
+}
+
+// SandboxWatchLineType defines model for SandboxWatchLine.Type.
+type SandboxWatchLineType string
 
 // SecurityContext System admins only.
 type SecurityContext struct {

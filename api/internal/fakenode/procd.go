@@ -20,6 +20,8 @@ type Procd struct {
 	contexts map[string]*procapi.Context // by sandbox and id
 	files    map[string][]byte           // by sandbox and path; nil: a directory
 	made     int
+	logs     map[string][]procapi.LogLine // by sandbox
+	printed  chan struct{}                // closed when there are more
 }
 
 // NewProcd makes an empty Procd.
@@ -41,6 +43,8 @@ func reply(w http.ResponseWriter, status int, v any) {
 func (p *Procd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	sandbox := r.Header.Get(SandboxHeader)
 	switch {
+	case r.URL.Path == procapi.PathLogs:
+		p.serveLogs(w, r, sandbox)
 	case strings.HasPrefix(r.URL.Path, procapi.PathFiles):
 		p.serveFiles(w, r, sandbox)
 	case r.URL.Path == procapi.PathContexts && r.Method == http.MethodPost:
@@ -97,7 +101,7 @@ func (p *Procd) serveContext(w http.ResponseWriter, r *http.Request, key, op str
 		json.NewDecoder(r.Body).Decode(&req)
 		reply(w, http.StatusOK, procapi.ExecResult{OutputRaw: req.Data, State: "running"})
 	case "stats":
-		reply(w, http.StatusOK, procapi.ContextStats{PID: 7, Processes: 1, CPUNanos: 1000, RSSBytes: 4096})
+		reply(w, http.StatusOK, procapi.ContextStats{Type: c.Type, Running: true, PID: 7, Threads: 1, VMSBytes: 8192, Processes: 1, CPUNanos: 1000, RSSBytes: 4096})
 	case "attach":
 		b, _ := json.Marshal(procapi.Exit{ExitCode: 0, State: "stopped"})
 		w.Write(procapi.AppendFrame(nil, procapi.FrameExit, b))

@@ -27,6 +27,8 @@ import (
 	"s0.run/api/internal/identity"
 	"s0.run/api/internal/inflight"
 	"s0.run/api/internal/lifecycle"
+	"s0.run/api/internal/ndjson"
+	"s0.run/api/internal/observe"
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/ratelimit"
@@ -60,6 +62,8 @@ type Config struct {
 	Lifecycle *lifecycle.Keeper
 	Plane     *dataplane.Plane
 	Sockets   *wsapi.Server
+	Observe   *observe.Observer
+	Watches   *ndjson.Server
 	Exposure  *exposure.Proxy
 	Runtimes  *runtimes.Starter
 	Domain    services.Domain // under which sandboxes' services are found

@@ -665,6 +665,27 @@ func (e SandboxAppServiceViewPublishBlockers) Valid() bool {
 	}
 }
 
+// Defines values for SandboxLogStream.
+const (
+	SandboxLogStreamPTY    SandboxLogStream = "pty"
+	SandboxLogStreamStderr SandboxLogStream = "stderr"
+	SandboxLogStreamStdout SandboxLogStream = "stdout"
+)
+
+// Valid indicates whether the value is a known member of the SandboxLogStream enum.
+func (e SandboxLogStream) Valid() bool {
+	switch e {
+	case SandboxLogStreamPTY:
+		return true
+	case SandboxLogStreamStderr:
+		return true
+	case SandboxLogStreamStdout:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SandboxNetworkPolicyMode.
 const (
 	SandboxNetworkPolicyModeAllowAll SandboxNetworkPolicyMode = "allow-all"
@@ -677,6 +698,189 @@ func (e SandboxNetworkPolicyMode) Valid() bool {
 	case SandboxNetworkPolicyModeAllowAll:
 		return true
 	case SandboxNetworkPolicyModeBlockAll:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricFreshnessStatus.
+const (
+	SandboxRuntimeMetricFreshnessStatusFresh   SandboxRuntimeMetricFreshnessStatus = "fresh"
+	SandboxRuntimeMetricFreshnessStatusMissing SandboxRuntimeMetricFreshnessStatus = "missing"
+	SandboxRuntimeMetricFreshnessStatusStale   SandboxRuntimeMetricFreshnessStatus = "stale"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricFreshnessStatus enum.
+func (e SandboxRuntimeMetricFreshnessStatus) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricFreshnessStatusFresh:
+		return true
+	case SandboxRuntimeMetricFreshnessStatusMissing:
+		return true
+	case SandboxRuntimeMetricFreshnessStatusStale:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricGapReason.
+const (
+	SandboxRuntimeMetricGapReasonCollectionError SandboxRuntimeMetricGapReason = "collection_error"
+	SandboxRuntimeMetricGapReasonNoData          SandboxRuntimeMetricGapReason = "no_data"
+	SandboxRuntimeMetricGapReasonSeriesReset     SandboxRuntimeMetricGapReason = "series_reset"
+	SandboxRuntimeMetricGapReasonUnavailable     SandboxRuntimeMetricGapReason = "unavailable"
+	SandboxRuntimeMetricGapReasonUnsupported     SandboxRuntimeMetricGapReason = "unsupported"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricGapReason enum.
+func (e SandboxRuntimeMetricGapReason) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricGapReasonCollectionError:
+		return true
+	case SandboxRuntimeMetricGapReasonNoData:
+		return true
+	case SandboxRuntimeMetricGapReasonSeriesReset:
+		return true
+	case SandboxRuntimeMetricGapReasonUnavailable:
+		return true
+	case SandboxRuntimeMetricGapReasonUnsupported:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricKind.
+const (
+	SandboxRuntimeMetricKindCounter SandboxRuntimeMetricKind = "counter"
+	SandboxRuntimeMetricKindGauge   SandboxRuntimeMetricKind = "gauge"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricKind enum.
+func (e SandboxRuntimeMetricKind) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricKindCounter:
+		return true
+	case SandboxRuntimeMetricKindGauge:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricName.
+const (
+	SandboxRuntimeMetricNameSandboxCPULimit             SandboxRuntimeMetricName = "sandbox.cpu.limit"
+	SandboxRuntimeMetricNameSandboxCPUTime              SandboxRuntimeMetricName = "sandbox.cpu.time"
+	SandboxRuntimeMetricNameSandboxCPUUsage             SandboxRuntimeMetricName = "sandbox.cpu.usage"
+	SandboxRuntimeMetricNameSandboxCPUUtilization       SandboxRuntimeMetricName = "sandbox.cpu.utilization"
+	SandboxRuntimeMetricNameSandboxMemoryAvailable      SandboxRuntimeMetricName = "sandbox.memory.available"
+	SandboxRuntimeMetricNameSandboxMemoryLimit          SandboxRuntimeMetricName = "sandbox.memory.limit"
+	SandboxRuntimeMetricNameSandboxMemoryUsage          SandboxRuntimeMetricName = "sandbox.memory.usage"
+	SandboxRuntimeMetricNameSandboxMemoryUtilization    SandboxRuntimeMetricName = "sandbox.memory.utilization"
+	SandboxRuntimeMetricNameSandboxMemoryWorkingSet     SandboxRuntimeMetricName = "sandbox.memory.working_set"
+	SandboxRuntimeMetricNameSandboxNetworkErrors        SandboxRuntimeMetricName = "sandbox.network.errors"
+	SandboxRuntimeMetricNameSandboxNetworkIo            SandboxRuntimeMetricName = "sandbox.network.io"
+	SandboxRuntimeMetricNameSandboxProcessCount         SandboxRuntimeMetricName = "sandbox.process.count"
+	SandboxRuntimeMetricNameSandboxRootfsWritableInodes SandboxRuntimeMetricName = "sandbox.rootfs.writable.inodes"
+	SandboxRuntimeMetricNameSandboxRootfsWritableUsage  SandboxRuntimeMetricName = "sandbox.rootfs.writable.usage"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricName enum.
+func (e SandboxRuntimeMetricName) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricNameSandboxCPULimit:
+		return true
+	case SandboxRuntimeMetricNameSandboxCPUTime:
+		return true
+	case SandboxRuntimeMetricNameSandboxCPUUsage:
+		return true
+	case SandboxRuntimeMetricNameSandboxCPUUtilization:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryAvailable:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryLimit:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryUsage:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryUtilization:
+		return true
+	case SandboxRuntimeMetricNameSandboxMemoryWorkingSet:
+		return true
+	case SandboxRuntimeMetricNameSandboxNetworkErrors:
+		return true
+	case SandboxRuntimeMetricNameSandboxNetworkIo:
+		return true
+	case SandboxRuntimeMetricNameSandboxProcessCount:
+		return true
+	case SandboxRuntimeMetricNameSandboxRootfsWritableInodes:
+		return true
+	case SandboxRuntimeMetricNameSandboxRootfsWritableUsage:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricStatistic.
+const (
+	SandboxRuntimeMetricStatisticAuto    SandboxRuntimeMetricStatistic = "auto"
+	SandboxRuntimeMetricStatisticAverage SandboxRuntimeMetricStatistic = "average"
+	SandboxRuntimeMetricStatisticLast    SandboxRuntimeMetricStatistic = "last"
+	SandboxRuntimeMetricStatisticMaximum SandboxRuntimeMetricStatistic = "maximum"
+	SandboxRuntimeMetricStatisticMinimum SandboxRuntimeMetricStatistic = "minimum"
+	SandboxRuntimeMetricStatisticRate    SandboxRuntimeMetricStatistic = "rate"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricStatistic enum.
+func (e SandboxRuntimeMetricStatistic) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricStatisticAuto:
+		return true
+	case SandboxRuntimeMetricStatisticAverage:
+		return true
+	case SandboxRuntimeMetricStatisticLast:
+		return true
+	case SandboxRuntimeMetricStatisticMaximum:
+		return true
+	case SandboxRuntimeMetricStatisticMinimum:
+		return true
+	case SandboxRuntimeMetricStatisticRate:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxRuntimeMetricUnit.
+const (
+	SandboxRuntimeMetricUnitBytes          SandboxRuntimeMetricUnit = "bytes"
+	SandboxRuntimeMetricUnitBytesPerSecond SandboxRuntimeMetricUnit = "bytes_per_second"
+	SandboxRuntimeMetricUnitCores          SandboxRuntimeMetricUnit = "cores"
+	SandboxRuntimeMetricUnitCount          SandboxRuntimeMetricUnit = "count"
+	SandboxRuntimeMetricUnitCountPerSecond SandboxRuntimeMetricUnit = "count_per_second"
+	SandboxRuntimeMetricUnitRatio          SandboxRuntimeMetricUnit = "ratio"
+	SandboxRuntimeMetricUnitSeconds        SandboxRuntimeMetricUnit = "seconds"
+)
+
+// Valid indicates whether the value is a known member of the SandboxRuntimeMetricUnit enum.
+func (e SandboxRuntimeMetricUnit) Valid() bool {
+	switch e {
+	case SandboxRuntimeMetricUnitBytes:
+		return true
+	case SandboxRuntimeMetricUnitBytesPerSecond:
+		return true
+	case SandboxRuntimeMetricUnitCores:
+		return true
+	case SandboxRuntimeMetricUnitCount:
+		return true
+	case SandboxRuntimeMetricUnitCountPerSecond:
+		return true
+	case SandboxRuntimeMetricUnitRatio:
+		return true
+	case SandboxRuntimeMetricUnitSeconds:
 		return true
 	default:
 		return false
@@ -704,6 +908,36 @@ func (e SandboxState) Valid() bool {
 	case SandboxStateStarting:
 		return true
 	case SandboxStateTerminating:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxWatchLineType.
+const (
+	SandboxWatchLineTypeError        SandboxWatchLineType = "error"
+	SandboxWatchLineTypeEvent        SandboxWatchLineType = "event"
+	SandboxWatchLineTypeHeartbeat    SandboxWatchLineType = "heartbeat"
+	SandboxWatchLineTypeLog          SandboxWatchLineType = "log"
+	SandboxWatchLineTypeMetricSample SandboxWatchLineType = "metric_sample"
+	SandboxWatchLineTypeWatermark    SandboxWatchLineType = "watermark"
+)
+
+// Valid indicates whether the value is a known member of the SandboxWatchLineType enum.
+func (e SandboxWatchLineType) Valid() bool {
+	switch e {
+	case SandboxWatchLineTypeError:
+		return true
+	case SandboxWatchLineTypeEvent:
+		return true
+	case SandboxWatchLineTypeHeartbeat:
+		return true
+	case SandboxWatchLineTypeLog:
+		return true
+	case SandboxWatchLineTypeMetricSample:
+		return true
+	case SandboxWatchLineTypeWatermark:
 		return true
 	default:
 		return false
@@ -1910,6 +2144,65 @@ type SandboxList struct {
 	Sandboxes []SandboxSummary `json:"sandboxes"`
 }
 
+// SandboxLogEntry A line that a process printed. Its text is the sandbox's; nothing in it is to be trusted.
+type SandboxLogEntry struct {
+	Attributes map[string]interface{} `json:"attributes,omitempty,omitzero"`
+	ClusterID  string                 `json:"cluster_id"`
+	ContextID  *string                `json:"context_id,omitempty"`
+	Cursor     string                 `json:"cursor"`
+	IngestedAt time.Time              `json:"ingested_at"`
+	Message    string                 `json:"message"`
+	OccurredAt time.Time              `json:"occurred_at"`
+
+	// ProcessID The pid inside the sandbox.
+	ProcessID *string           `json:"process_id,omitempty"`
+	RegionID  string            `json:"region_id"`
+	SandboxID string            `json:"sandbox_id"`
+	Stream    *SandboxLogStream `json:"stream,omitempty"`
+	TeamID    string            `json:"team_id"`
+}
+
+// SandboxLogList defines model for SandboxLogList.
+type SandboxLogList struct {
+	Logs []SandboxLogEntry `json:"logs"`
+
+	// NextCursor Set when there are more.
+	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// Watermark Where to go on later: everything up to here has been looked at.
+	Watermark *string `json:"watermark,omitempty"`
+}
+
+// SandboxLogStream defines model for SandboxLogStream.
+type SandboxLogStream string
+
+// SandboxMetricSample defines model for SandboxMetricSample.
+type SandboxMetricSample struct {
+	// Attributes kind (gauge or counter), and the metric's dimensions.
+	Attributes map[string]interface{} `json:"attributes,omitempty,omitzero"`
+	ClusterID  string                 `json:"cluster_id"`
+	ContextID  *string                `json:"context_id,omitempty"`
+	Cursor     string                 `json:"cursor"`
+	IngestedAt time.Time              `json:"ingested_at"`
+	Name       string                 `json:"name"`
+	OccurredAt time.Time              `json:"occurred_at"`
+	RegionID   string                 `json:"region_id"`
+	SandboxID  string                 `json:"sandbox_id"`
+	TeamID     string                 `json:"team_id"`
+	Unit       *string                `json:"unit,omitempty"`
+	Value      float64                `json:"value"`
+}
+
+// SandboxMetricSampleList defines model for SandboxMetricSampleList.
+type SandboxMetricSampleList struct {
+	// NextCursor Set when there are more.
+	NextCursor *string               `json:"next_cursor,omitempty"`
+	Samples    []SandboxMetricSample `json:"samples"`
+
+	// Watermark Where to go on later.
+	Watermark *string `json:"watermark,omitempty"`
+}
+
 // SandboxNetworkPolicy defines model for SandboxNetworkPolicy.
 type SandboxNetworkPolicy struct {
 	// CredentialBindings Absent keeps them, `[]` clears them.
@@ -1925,6 +2218,91 @@ type SandboxNetworkPolicyMode string
 type SandboxResources struct {
 	// Memory A quantity from 128Mi to 32Gi.
 	Memory *string `json:"memory,omitempty"`
+}
+
+// SandboxRuntimeMetricDescriptor defines model for SandboxRuntimeMetricDescriptor.
+type SandboxRuntimeMetricDescriptor struct {
+	Description string                   `json:"description"`
+	Dimensions  []string                 `json:"dimensions"`
+	Kind        SandboxRuntimeMetricKind `json:"kind"`
+	Name        SandboxRuntimeMetricName `json:"name"`
+	Unit        SandboxRuntimeMetricUnit `json:"unit"`
+}
+
+// SandboxRuntimeMetricFreshness How old the newest sample is, seen from end_time.
+type SandboxRuntimeMetricFreshness struct {
+	AgeSeconds       *float64                            `json:"age_seconds,omitempty"`
+	NewestObservedAt *time.Time                          `json:"newest_observed_at,omitempty"`
+	Status           SandboxRuntimeMetricFreshnessStatus `json:"status"`
+}
+
+// SandboxRuntimeMetricFreshnessStatus defines model for SandboxRuntimeMetricFreshness.Status.
+type SandboxRuntimeMetricFreshnessStatus string
+
+// SandboxRuntimeMetricGap defines model for SandboxRuntimeMetricGap.
+type SandboxRuntimeMetricGap struct {
+	Dimensions map[string]string             `json:"dimensions,omitempty,omitzero"`
+	EndTime    time.Time                     `json:"end_time"`
+	Metric     SandboxRuntimeMetricName      `json:"metric"`
+	Reason     SandboxRuntimeMetricGapReason `json:"reason"`
+	StartTime  time.Time                     `json:"start_time"`
+}
+
+// SandboxRuntimeMetricGapReason defines model for SandboxRuntimeMetricGap.Reason.
+type SandboxRuntimeMetricGapReason string
+
+// SandboxRuntimeMetricKind defines model for SandboxRuntimeMetricKind.
+type SandboxRuntimeMetricKind string
+
+// SandboxRuntimeMetricName defines model for SandboxRuntimeMetricName.
+type SandboxRuntimeMetricName string
+
+// SandboxRuntimeMetricPoint defines model for SandboxRuntimeMetricPoint.
+type SandboxRuntimeMetricPoint struct {
+	// Time Where the point's step begins.
+	Time  time.Time `json:"time"`
+	Value float64   `json:"value"`
+}
+
+// SandboxRuntimeMetricSegment Points without a gap or a reset between them.
+type SandboxRuntimeMetricSegment struct {
+	Points []SandboxRuntimeMetricPoint `json:"points"`
+}
+
+// SandboxRuntimeMetricSeries defines model for SandboxRuntimeMetricSeries.
+type SandboxRuntimeMetricSeries struct {
+	Dimensions map[string]string             `json:"dimensions,omitempty,omitzero"`
+	Kind       SandboxRuntimeMetricKind      `json:"kind"`
+	Metric     SandboxRuntimeMetricName      `json:"metric"`
+	Segments   []SandboxRuntimeMetricSegment `json:"segments"`
+	Statistic  SandboxRuntimeMetricStatistic `json:"statistic"`
+	Unit       SandboxRuntimeMetricUnit      `json:"unit"`
+}
+
+// SandboxRuntimeMetricStatistic defines model for SandboxRuntimeMetricStatistic.
+type SandboxRuntimeMetricStatistic string
+
+// SandboxRuntimeMetricUnit defines model for SandboxRuntimeMetricUnit.
+type SandboxRuntimeMetricUnit string
+
+// SandboxRuntimeMetrics defines model for SandboxRuntimeMetrics.
+type SandboxRuntimeMetrics struct {
+	EndTime time.Time `json:"end_time"`
+
+	// Freshness How old the newest sample is, seen from end_time.
+	Freshness SandboxRuntimeMetricFreshness `json:"freshness"`
+	Gaps      []SandboxRuntimeMetricGap     `json:"gaps"`
+
+	// Partial Whether something that was asked for is missing.
+	Partial     bool                         `json:"partial"`
+	Series      []SandboxRuntimeMetricSeries `json:"series"`
+	StartTime   time.Time                    `json:"start_time"`
+	StepSeconds int                          `json:"step_seconds"`
+}
+
+// SandboxRuntimeMetricsCatalog defines model for SandboxRuntimeMetricsCatalog.
+type SandboxRuntimeMetricsCatalog struct {
+	Metrics []SandboxRuntimeMetricDescriptor `json:"metrics"`
 }
 
 // SandboxServices defines model for SandboxServices.
@@ -1988,6 +2366,21 @@ type SandboxUpdateConfig struct {
 	// too: this server can't pause it instead yet.
 	TTL *TTL `json:"ttl,omitempty"`
 }
+
+// SandboxWatchLine One line of a watch. An `event`, `log` or `metric_sample` has data; a
+// `watermark` follows each batch of them with the cursor to go on from; a
+// `heartbeat` says that there is nothing new; an `error` is the last line.
+type SandboxWatchLine struct {
+	Cursor    *string                `json:"cursor,omitempty"`
+	Data      map[string]interface{} `json:"data,omitempty,omitzero"`
+	Error     *string                `json:"error,omitempty"`
+	Time      *time.Time             `json:"time,omitempty"`
+	Type      SandboxWatchLineType   `json:"type"`
+	Watermark *string                `json:"watermark,omitempty"`
+}
+
+// SandboxWatchLineType defines model for SandboxWatchLine.Type.
+type SandboxWatchLineType string
 
 // SecurityContext System admins only.
 type SecurityContext struct {
@@ -2403,6 +2796,74 @@ type StatFileParams struct {
 	Path FilePath `form:"path" json:"path"`
 }
 
+// ListSandboxLogsByOldPathParams defines parameters for ListSandboxLogsByOldPath.
+type ListSandboxLogsByOldPathParams struct {
+	// ContextID Lines of one context alone.
+	ContextID *string           `form:"context_id,omitempty" json:"context_id,omitempty"`
+	Stream    *SandboxLogStream `form:"stream,omitempty" json:"stream,omitempty"`
+	StartTime *time.Time        `form:"start_time,omitempty" json:"start_time,omitempty"`
+	EndTime   *time.Time        `form:"end_time,omitempty" json:"end_time,omitempty"`
+	Limit     *int              `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Lines behind it: an entry's, or a watermark.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Watch Follow as NDJSON, one line an entry. Goes without end_time.
+	Watch *bool `form:"watch,omitempty" json:"watch,omitempty"`
+}
+
+// GetSandboxMetricsParams defines parameters for GetSandboxMetrics.
+type GetSandboxMetricsParams struct {
+	// StartTime An hour before end_time by default.
+	StartTime *time.Time `form:"start_time,omitempty" json:"start_time,omitempty"`
+
+	// EndTime Now by default.
+	EndTime *time.Time `form:"end_time,omitempty" json:"end_time,omitempty"`
+
+	// Metrics Comma-separated names; all of the catalog by default.
+	Metrics *string `form:"metrics,omitempty" json:"metrics,omitempty"`
+
+	// StepSeconds Width of a point, at least. As wide as max_points needs by default, 15 or more.
+	StepSeconds *int `form:"step_seconds,omitempty" json:"step_seconds,omitempty"`
+
+	// Statistic auto, the default, is average of a gauge and rate of a counter. Other statistics of a counter but `last` are of its rate.
+	Statistic *SandboxRuntimeMetricStatistic `form:"statistic,omitempty" json:"statistic,omitempty"`
+	MaxPoints *int                           `form:"max_points,omitempty" json:"max_points,omitempty"`
+}
+
+// ListSandboxLogsParams defines parameters for ListSandboxLogs.
+type ListSandboxLogsParams struct {
+	// ContextID Lines of one context alone.
+	ContextID *string           `form:"context_id,omitempty" json:"context_id,omitempty"`
+	Stream    *SandboxLogStream `form:"stream,omitempty" json:"stream,omitempty"`
+	StartTime *time.Time        `form:"start_time,omitempty" json:"start_time,omitempty"`
+	EndTime   *time.Time        `form:"end_time,omitempty" json:"end_time,omitempty"`
+	Limit     *int              `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Lines behind it: an entry's, or a watermark.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Watch Follow as NDJSON, one line an entry. Goes without end_time.
+	Watch *bool `form:"watch,omitempty" json:"watch,omitempty"`
+}
+
+// ListSandboxMetricSamplesParams defines parameters for ListSandboxMetricSamples.
+type ListSandboxMetricSamplesParams struct {
+	// ContextID A context's process tree in place of the sandbox, as it is now.
+	ContextID *string `form:"context_id,omitempty" json:"context_id,omitempty"`
+
+	// Name Metrics by name; all without it. `name[]` and comma-separated `names` mean the same.
+	Name      []string   `form:"name,omitempty" json:"name,omitempty,omitzero"`
+	Names     *string    `form:"names,omitempty" json:"names,omitempty"`
+	StartTime *time.Time `form:"start_time,omitempty" json:"start_time,omitempty"`
+	EndTime   *time.Time `form:"end_time,omitempty" json:"end_time,omitempty"`
+	Limit     *int       `form:"limit,omitempty" json:"limit,omitempty"`
+	Cursor    *string    `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Watch Follow as NDJSON, one line a sample. Goes without end_time and context_id.
+	Watch *bool `form:"watch,omitempty" json:"watch,omitempty"`
+}
+
 // CreateAPIKeyJSONRequestBody defines body for CreateAPIKey for application/json ContentType.
 type CreateAPIKeyJSONRequestBody = CreateAPIKeyRequest
 
@@ -2567,6 +3028,23 @@ type ServerInterface interface {
 	// WatchFiles Watch directories through a WebSocket
 	// (GET /api/v1/sandboxes/{id}/files/watch)
 	WatchFiles(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ListSandboxLogsByOldPath The same as …/observability/logs
+	// (GET /api/v1/sandboxes/{id}/logs)
+	//
+	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	ListSandboxLogsByOldPath(w http.ResponseWriter, r *http.Request, id SandboxID, params ListSandboxLogsByOldPathParams)
+	// GetSandboxMetrics Get series of what a sandbox used, ready for a chart
+	// (GET /api/v1/sandboxes/{id}/metrics)
+	GetSandboxMetrics(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxMetricsParams)
+	// GetSandboxMetricsCatalog Get the names, kinds and units of …/metrics
+	// (GET /api/v1/sandboxes/{id}/metrics/catalog)
+	GetSandboxMetricsCatalog(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ListSandboxLogs List what a sandbox's processes printed, oldest first
+	// (GET /api/v1/sandboxes/{id}/observability/logs)
+	ListSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params ListSandboxLogsParams)
+	// ListSandboxMetricSamples List samples of what a sandbox uses, oldest first
+	// (GET /api/v1/sandboxes/{id}/observability/metrics)
+	ListSandboxMetricSamples(w http.ResponseWriter, r *http.Request, id SandboxID, params ListSandboxMetricSamplesParams)
 	// RefreshSandbox Start the sandbox's ttl and hard_ttl again from now
 	// (POST /api/v1/sandboxes/{id}/refresh)
 	RefreshSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -3878,6 +4356,512 @@ func (siw *ServerInterfaceWrapper) WatchFiles(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// ListSandboxLogsByOldPath operation middleware
+func (siw *ServerInterfaceWrapper) ListSandboxLogsByOldPath(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListSandboxLogsByOldPathParams
+
+	// ------------- Optional query parameter "context_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "context_id", r.URL.Query(), &params.ContextID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "context_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "context_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "stream" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "stream", r.URL.Query(), &params.Stream, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "stream"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "stream", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "start_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "start_time", r.URL.Query(), &params.StartTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "start_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "start_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "end_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "end_time", r.URL.Query(), &params.EndTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "end_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "end_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "watch" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "watch", r.URL.Query(), &params.Watch, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "watch"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "watch", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSandboxLogsByOldPath(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxMetrics operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxMetrics(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetSandboxMetricsParams
+
+	// ------------- Optional query parameter "start_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "start_time", r.URL.Query(), &params.StartTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "start_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "start_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "end_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "end_time", r.URL.Query(), &params.EndTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "end_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "end_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "metrics" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "metrics", r.URL.Query(), &params.Metrics, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "metrics"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "metrics", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "step_seconds" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "step_seconds", r.URL.Query(), &params.StepSeconds, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "step_seconds"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "step_seconds", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "statistic" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "statistic", r.URL.Query(), &params.Statistic, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "statistic"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "statistic", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "max_points" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "max_points", r.URL.Query(), &params.MaxPoints, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "max_points"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "max_points", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxMetrics(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxMetricsCatalog operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxMetricsCatalog(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxMetricsCatalog(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListSandboxLogs operation middleware
+func (siw *ServerInterfaceWrapper) ListSandboxLogs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListSandboxLogsParams
+
+	// ------------- Optional query parameter "context_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "context_id", r.URL.Query(), &params.ContextID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "context_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "context_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "stream" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "stream", r.URL.Query(), &params.Stream, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "stream"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "stream", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "start_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "start_time", r.URL.Query(), &params.StartTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "start_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "start_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "end_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "end_time", r.URL.Query(), &params.EndTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "end_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "end_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "watch" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "watch", r.URL.Query(), &params.Watch, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "watch"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "watch", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSandboxLogs(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListSandboxMetricSamples operation middleware
+func (siw *ServerInterfaceWrapper) ListSandboxMetricSamples(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListSandboxMetricSamplesParams
+
+	// ------------- Optional query parameter "context_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "context_id", r.URL.Query(), &params.ContextID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "context_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "context_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "name", r.URL.Query(), &params.Name, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "name"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "names" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "names", r.URL.Query(), &params.Names, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "names"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "names", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "start_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "start_time", r.URL.Query(), &params.StartTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "start_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "start_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "end_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "end_time", r.URL.Query(), &params.EndTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "end_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "end_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "watch" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "watch", r.URL.Query(), &params.Watch, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "watch"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "watch", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSandboxMetricSamples(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // RefreshSandbox operation middleware
 func (siw *ServerInterfaceWrapper) RefreshSandbox(w http.ResponseWriter, r *http.Request) {
 
@@ -4417,6 +5401,11 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/archive", wrapper.DownloadArchive)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/archive", wrapper.UploadArchive)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/search", wrapper.SearchFiles)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/observability/logs", wrapper.ListSandboxLogs)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/logs", wrapper.ListSandboxLogsByOldPath)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/observability/metrics", wrapper.ListSandboxMetricSamples)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/metrics", wrapper.GetSandboxMetrics)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/metrics/catalog", wrapper.GetSandboxMetricsCatalog)
 
 	return m
 }
