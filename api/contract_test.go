@@ -46,12 +46,12 @@ func (o operation) example(sandboxID, contextID, templateID, keyID string) reque
 	if strings.HasPrefix(path, "/api-keys/") {
 		path = strings.ReplaceAll(path, "{id}", keyID)
 	}
-	path = strings.NewReplacer("{id}", sandboxID, "{context_id}", contextID, "{template_id}", templateID).Replace(path)
+	path = strings.NewReplacer("{id}", sandboxID, "{context_id}", contextID, "{template_id}", templateID, "{port}", "8080").Replace(path)
 	if strings.Contains(path, "/files") && !strings.HasSuffix(path, "/move") {
 		path += "?path=a"
 	}
 	bodies := map[string]string{
-		"updateSandbox": `{"config":{"ttl":1}}`, "updateTemplate": `{"spec":{"mainContainer":{"image":"x","resources":{"memory":"1Gi"}}}}`,
+		"updateSandbox": `{"config":{"ttl":1}}`, "updateSandboxServices": `{"services":[]}`, "updateExposedPorts": `{"ports":[{"port":8080,"resume":false}]}`, "updateTemplate": `{"spec":{"mainContainer":{"image":"x","resources":{"memory":"1Gi"}}}}`,
 		"createContext": `{"type":"repl"}`, "execContext": `{"data":"x"}`, "writeContextInput": `{"data":"x"}`,
 		"resizeContext": `{"rows":1,"cols":1}`, "signalContext": `{"signal":"INT"}`, "moveFile": `{"source":"a","destination":"b"}`, "writeFile": "x",
 	}

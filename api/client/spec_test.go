@@ -73,12 +73,20 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"listSandboxes": result(func() (any, error) {
 			return c.ListSandboxes(ctx, client.ListSandboxesOptions{Status: client.SandboxStateRunning, TemplateID: "t", Paused: &yes, Limit: 7, Offset: 3})
 		}),
-		"getSandbox":       result(func() (any, error) { return c.GetSandbox(ctx, sb) }),
-		"getSandboxStatus": result(func() (any, error) { return c.GetSandboxStatus(ctx, sb) }),
-		"updateSandbox":    result(func() (any, error) { return c.UpdateSandbox(ctx, sb, client.SandboxUpdateConfig{}) }),
-		"refreshSandbox":   result(func() (any, error) { return c.RefreshSandbox(ctx, sb, nil) }),
-		"deleteSandbox":    func() error { return c.DeleteSandbox(ctx, sb) },
-		"listContexts":     result(func() (any, error) { return c.ListContexts(ctx, sb) }),
+		"getSandbox":         result(func() (any, error) { return c.GetSandbox(ctx, sb) }),
+		"getSandboxStatus":   result(func() (any, error) { return c.GetSandboxStatus(ctx, sb) }),
+		"updateSandbox":      result(func() (any, error) { return c.UpdateSandbox(ctx, sb, client.SandboxUpdateConfig{}) }),
+		"refreshSandbox":     result(func() (any, error) { return c.RefreshSandbox(ctx, sb, nil) }),
+		"deleteSandbox":      func() error { return c.DeleteSandbox(ctx, sb) },
+		"getSandboxServices": result(func() (any, error) { return c.SandboxServices(ctx, sb) }),
+		"updateSandboxServices": result(func() (any, error) {
+			return c.UpdateSandboxServices(ctx, sb, []client.SandboxAppService{{ID: "web", Port: new(int32(80))}})
+		}),
+		"getExposedPorts":    result(func() (any, error) { return c.ExposedPorts(ctx, sb) }),
+		"updateExposedPorts": result(func() (any, error) { return c.UpdateExposedPorts(ctx, sb, []client.ExposedPort{{Port: 80}}) }),
+		"clearExposedPorts":  result(func() (any, error) { return c.ClearExposedPorts(ctx, sb) }),
+		"removeExposedPort":  result(func() (any, error) { return c.RemoveExposedPort(ctx, sb, 80) }),
+		"listContexts":       result(func() (any, error) { return c.ListContexts(ctx, sb) }),
 		"createContext": result(func() (any, error) {
 			return c.CreateContext(ctx, sb, client.CreateContextRequest{Type: client.ContextTypeREPL})
 		}),
