@@ -12,13 +12,14 @@ import (
 	"s0.run/noded/internal/netns"
 	"s0.run/noded/internal/noop"
 	"s0.run/noded/internal/runtime"
+	"s0.run/noded/internal/slots"
 	"s0.run/noded/internal/stats"
 )
 
 // machine is what package lifecycle drives.
 type machine struct {
 	runtime lifecycle.Runtime
-	images  lifecycle.Images
+	images  slots.Images
 	network lifecycle.Network
 	groups  lifecycle.Groups
 	usage   stats.Groups
@@ -135,3 +136,5 @@ func (r resolver) Ensure(ctx context.Context, ref string) (string, error) {
 	img, err := r.store.Ensure(ctx, ref)
 	return img.Ref, err
 }
+
+func (r resolver) Has(ctx context.Context, ref string) bool { return r.store.Has(ctx, ref) }

@@ -178,15 +178,20 @@ func errTaken(id sandbox.ID) error {
 	return errdefs.WithCode(errdefs.Conflict, CodeSlotTaken, "slot %s is not free", id)
 }
 
-// claimCold starts a sandbox for this claim, within the node's bound.
+// claimCold starts a sandbox for this claim, within the node's bound. Waiting for
+// an image is no start: it keeps nobody else from one.
 func (m *Manager) claimCold(ctx context.Context, req ClaimRequest) (Sandbox, error) {
+	image, err := m.image(ctx, req.Spec)
+	if err != nil {
+		return Sandbox{}, startError(err)
+	}
 	select {
 	case m.cold <- struct{}{}:
 		defer func() { <-m.cold }()
 	default:
 		return Sandbox{}, errdefs.New(errdefs.Exhausted, "too many sandboxes are starting").WithRetryAfter(coldRetryAfter)
 	}
-	inst, err := m.start(ctx, startRequest{poolKey: req.PoolKey, spec: req.Spec, env: req.Env})
+	inst, err := m.start(ctx, image, startRequest{poolKey: req.PoolKey, spec: req.Spec, env: req.Env})
 	if err != nil {
 		return Sandbox{}, startError(err)
 	}

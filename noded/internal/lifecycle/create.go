@@ -28,7 +28,11 @@ const shimGroup = 16
 // It calls started, unless that is nil, when all that is left to do is to wait for
 // the slot's warm processes.
 func (m *Manager) Create(ctx context.Context, poolKey string, spec sandbox.Spec, started func()) error {
-	inst, err := m.start(ctx, startRequest{poolKey: poolKey, spec: spec, idle: true, started: started})
+	image, err := m.image(ctx, spec)
+	if err != nil {
+		return err
+	}
+	inst, err := m.start(ctx, image, startRequest{poolKey: poolKey, spec: spec, idle: true, started: started})
 	if err != nil {
 		return err
 	}
@@ -50,12 +54,17 @@ type startRequest struct {
 	started func()            // see Create
 }
 
-// start brings up a sandbox and returns it with its turn taken.
-func (m *Manager) start(ctx context.Context, req startRequest) (*instance, error) {
-	image, err := m.cfg.Images.Ensure(ctx, req.spec.Image)
+// image makes sure of the spec's image, however long its pull takes.
+func (m *Manager) image(ctx context.Context, spec sandbox.Spec) (string, error) {
+	image, err := m.cfg.Images.Ensure(ctx, spec.Image)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", req.spec.Image, err)
+		return "", fmt.Errorf("image %s: %w", spec.Image, err)
 	}
+	return image, nil
+}
+
+// start brings up a sandbox and returns it with its turn taken.
+func (m *Manager) start(ctx context.Context, image string, req startRequest) (*instance, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	inst, err := m.reserve(req, cancel)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -446,6 +447,42 @@ func TestColdStart(t *testing.T) {
 	}
 	if free := n.free(); len(free) != 0 {
 		t.Errorf("cold starts were free for others: %v", free)
+	}
+}
+
+// D12: a claim that waits for an image's pull takes no place from the others.
+func TestD12_PullTakesNoColdStart(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	pulling, release := make(chan struct{}, 10), make(chan struct{})
+	var first atomic.Int64
+	m.node.Fault = func(effect string, _ sandbox.ID) error {
+		if effect == "images.Ensure" && first.Add(1) <= 2 {
+			pulling <- struct{}{}
+			<-release
+		}
+		return nil
+	}
+	n := m.boot() // 2 cold starts at a time
+	cold := func(claimID string) error {
+		req := claimOf("", claimID)
+		req.Spec = spec
+		_, _, err := n.Claim(n.ctx(), req)
+		return err
+	}
+	results := make(chan error, 2)
+	for i := range 2 {
+		go func() { results <- cold(fmt.Sprint("pulls", i)) }()
+		<-pulling
+	}
+	if err := cold("has its image"); err != nil {
+		t.Errorf("a cold start while others wait for their images: %v", err)
+	}
+	close(release)
+	for range 2 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

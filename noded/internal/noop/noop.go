@@ -214,6 +214,9 @@ func (i Images) Ensure(_ context.Context, ref string) (string, error) {
 	return ref, i.fault("images.Ensure", "")
 }
 
+// Has implements slots.Images.
+func (i Images) Has(context.Context, string) bool { return true }
+
 // Network is a lifecycle.Network.
 type Network struct{ *Node }
 

@@ -91,6 +91,10 @@ type need struct {
 	fill float64 // how full the pool is; the emptiest comes first
 }
 
+// failing sorts pools that fail behind all others: each attempt may take a place
+// for long, and there are few.
+func failing(p *pool) int { return min(p.failures, 1) }
+
 // needs lists what is to be warmed, in the order in which to do it.
 func needs(pools map[string]*pool, byKey map[string]*counts, now time.Time) []need {
 	var all []need
@@ -106,7 +110,7 @@ func needs(pools map[string]*pool, byKey map[string]*counts, now time.Time) []ne
 		}
 	}
 	slices.SortFunc(all, func(a, b need) int {
-		return cmp.Or(cmp.Compare(a.fill, b.fill), cmp.Compare(a.pool.Key, b.pool.Key))
+		return cmp.Or(failing(a.pool)-failing(b.pool), cmp.Compare(a.fill, b.fill), cmp.Compare(a.pool.Key, b.pool.Key))
 	})
 	return all
 }

@@ -51,10 +51,17 @@ type Lifecycle interface {
 	Losses() <-chan lifecycle.Loss
 }
 
+// Images gets a pool's image before the pool's first slot.
+type Images interface {
+	lifecycle.Images
+	// Has tells whether Ensure would return without a pull.
+	Has(ctx context.Context, ref string) bool
+}
+
 // Config wires Pools. Every field is required.
 type Config struct {
 	Lifecycle Lifecycle
-	Images    lifecycle.Images
+	Images    Images
 	Warmups   int // at a time
 	Hub       *events.Hub
 	Metrics   prometheus.Registerer
@@ -84,9 +91,10 @@ type pool struct {
 	Pool
 	hash      string
 	hasImage  bool
-	pulling   bool
-	inFlight  int // creations under way
-	failures  int // in a row
+	lacks     bool // it was looked for and is not on the node
+	getting   bool // it is being looked for, or fetched
+	inFlight  int  // creations under way
+	failures  int  // in a row
 	retryAt   time.Time
 	lastLoss  time.Time // when a free slot ended by itself
 	lastError error
@@ -249,17 +257,33 @@ func (p *Pools) supply(ctx context.Context, work *sync.WaitGroup, w *pool) {
 	switch {
 	case w.hasImage && p.warming < p.cfg.Warmups:
 		p.warm(ctx, work, w)
-	case !w.hasImage && !w.pulling && p.pulling < pulls:
-		p.pulling++
-		w.pulling = true
-		p.do(ctx, work, func() error { return p.pull(ctx, w.Spec.Image) }, func(err error) {
-			p.pulling--
-			w.pulling = false
-			if w.hasImage = err == nil; err != nil {
-				w.note(err, time.Now()) // only a slot proves that all is well again
-			}
-		})
+	case !w.hasImage && !w.getting && !w.lacks:
+		p.findImage(ctx, work, w)
+	case !w.hasImage && !w.getting && p.pulling < pulls:
+		p.getImage(ctx, work, w)
 	}
+}
+
+// findImage looks whether the image is there: then the pool need not wait for
+// those that fetch theirs.
+func (p *Pools) findImage(ctx context.Context, work *sync.WaitGroup, w *pool) {
+	w.getting = true
+	has := false
+	p.do(ctx, work, func() error { has = p.cfg.Images.Has(ctx, w.Spec.Image); return nil }, func(error) {
+		w.getting, w.hasImage, w.lacks = false, has, !has
+	})
+}
+
+func (p *Pools) getImage(ctx context.Context, work *sync.WaitGroup, w *pool) {
+	p.pulling++
+	w.getting = true
+	p.do(ctx, work, func() error { return p.pull(ctx, w.Spec.Image) }, func(err error) {
+		p.pulling--
+		w.getting = false
+		if w.hasImage = err == nil; err != nil {
+			w.note(err, time.Now()) // only a slot proves that all is well again
+		}
+	})
 }
 
 // warm warms a slot. Its place among the warm-ups is free again when it has started:
@@ -331,7 +355,7 @@ func (w *pool) note(err error, now time.Time) {
 	w.failures++
 	w.retryAt = now.Add(pause/2 + rand.N(pause)) // not all pools at once after an outage
 	w.lastError = err
-	w.hasImage = false
+	w.hasImage, w.lacks = false, false
 }
 
 func result(err error) string {

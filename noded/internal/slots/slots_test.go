@@ -41,6 +41,7 @@ type node struct {
 	fail    error           // of creations
 	unready map[string]bool // pools whose warm processes never get healthy
 	pull    error
+	hanging map[string]time.Duration // pulls that fail after so long, by image
 }
 
 func newNode() *node {
@@ -129,11 +130,22 @@ func (n *node) lose(key string) {
 	n.kick()
 }
 
-func (n *node) Ensure(context.Context, string) (string, error) {
+func (n *node) Ensure(ctx context.Context, ref string) (string, error) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	return "", n.pull
+	err, hangs := n.pull, n.hanging[ref]
+	n.mu.Unlock()
+	if hangs == 0 {
+		return "", err
+	}
+	select {
+	case <-time.After(hangs):
+		return "", errors.New("stalled")
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 }
+
+func (n *node) Has(_ context.Context, ref string) bool { return ref == "here" }
 
 func (n *node) set(f func()) {
 	n.mu.Lock()
@@ -347,15 +359,46 @@ func TestG14_LastErrorIsText(t *testing.T) {
 	})
 }
 
+// D12: pools whose images hang take every place for a pull. Who has his image, and
+// who has failed less, does not wait behind them.
+func TestD12_HangingPullsHoldUpNobody(t *testing.T) {
+	t.Parallel()
+	run(t, 1, func(n *node, p *Pools, hub *events.Hub) {
+		n.set(func() { n.hanging = map[string]time.Duration{} })
+		var all []Pool
+		for i := range 10 * pulls {
+			image := fmt.Sprint("black-hole-", i)
+			n.set(func() { n.hanging[image] = 30 * time.Second })
+			all = append(all, Pool{Key: image, Spec: spec(image), Min: 1, Max: 1})
+		}
+		mustSet(t, p, all...)
+		pass(time.Second)
+		mustSet(t, p, append(all, Pool{Key: "here", Spec: spec("here"), Min: 1, Max: 1})...)
+		pass(3 * time.Second)
+		if s := status(hub, "here"); s.GetIdle() != 1 {
+			t.Errorf("with its image on the node: %v", s)
+		}
+		pass(10 * time.Minute) // all of them have failed
+		mustSet(t, p, append(all, Pool{Key: "zz", Spec: spec("pullable"), Min: 1, Max: 1})...)
+		pass(35 * time.Second) // a place is free when the first that has one stalls
+		if s := status(hub, "zz"); s.GetIdle() != 1 {
+			t.Errorf("with an image that can be pulled: %v", s)
+		}
+	})
+}
+
 // A pool whose image is missing warms nothing and does not hold up the others.
 func TestMissingImageHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	run(t, 1, func(n *node, p *Pools, hub *events.Hub) {
 		n.set(func() { n.pull = errors.New("registry is away") })
-		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 1, Max: 1})
-		pass(time.Second)
-		if len(n.created) != 0 {
+		mustSet(t, p, Pool{Key: "a", Spec: spec("a"), Min: 1, Max: 1}, Pool{Key: "b", Spec: spec("here"), Min: 1, Max: 1})
+		pass(3 * time.Second)
+		if n.count("a", lifecycle.Free) != 0 {
 			t.Error("a slot was warmed without its image")
+		}
+		if n.count("b", lifecycle.Free) != 1 {
+			t.Error("the neighbour, whose image is there, has no slot")
 		}
 		if s := status(hub, "a"); s.LastError != "image a: registry is away" {
 			t.Errorf("status %v", s)
@@ -469,6 +512,20 @@ func TestNothingDrainsBeforePoolsAreSet(t *testing.T) {
 			t.Error("a slot of no pool is kept")
 		}
 	})
+}
+
+func TestFailingPoolsLast(t *testing.T) {
+	t.Parallel()
+	pools := map[string]*pool{
+		"a": {Pool: Pool{Key: "a", Min: 1, Max: 1}, failures: 3}, "b": {Pool: Pool{Key: "b", Min: 2, Max: 2}}, "c": {Pool: Pool{Key: "c", Min: 1, Max: 1}, failures: 9},
+	}
+	var order []string
+	for _, n := range needs(pools, map[string]*counts{"b": {idle: make([]sandbox.ID, 1)}}, time.Now()) {
+		order = append(order, n.pool.Key)
+	}
+	if want := []string{"b", "a", "c"}; !slices.Equal(order, want) {
+		t.Errorf("order %v, want %v", order, want)
+	}
 }
 
 func TestEmptiestPoolFirst(t *testing.T) {
