@@ -1,0 +1,264 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"s0.run/api/client"
+	"s0.run/internal/s0test"
+)
+
+// TestWarmProcesses keeps pools of sandboxes in which something runs already.
+func TestWarmProcesses(t *testing.T) {
+	s := s0test.Start(t, s0test.Options{Pool: 0, MaxSandboxes: 12})
+	t.Run("ready before the claim", func(t *testing.T) { testWarmClaim(t, s) })
+	t.Run("what a claim changes", func(t *testing.T) { testWarmEnv(t, s) })
+	t.Run("never ready", func(t *testing.T) { testNeverReady(t, s) })
+	t.Run("ends in the pool", func(t *testing.T) { testWarmEnds(t, s) })
+	t.Run("ends in a claimed sandbox", func(t *testing.T) { testWarmEndsClaimed(t, s) })
+	t.Run("noded restarts", func(t *testing.T) { testWarmRestart(t, s) })
+	s.CheckOwned()
+	if left := s.Sandboxes(); len(left) > 0 {
+		t.Errorf("sandboxes %v are left; every test deletes its own", left)
+	}
+}
+
+// web is an HTTP server with a probe, repl a Python that waits.
+const (
+	web = `{"name":"web","type":"cmd","command":["sh","-c","echo \"$GREETING\" > /tmp/greeting; exec python3 -m http.server 8000"],
+		"probes":{"readiness":{"httpGet":{"port":8000,"path":"/"},"periodSeconds":1},"liveness":{"tcpSocket":{"port":8000}}}}`
+	repl = `{"name":"python","type":"repl","alias":"python"}`
+)
+
+// warmTemplate makes a template with a pool of one slot, which goes with the test.
+func (u *user) warmTemplate(id string, processes ...string) {
+	u.t.Helper()
+	base, err := u.c.GetTemplate(u.ctx(), "default")
+	must(u, "reading the default template", base, err)
+	spec := fmt.Sprintf(`{"mainContainer":{"image":%q,"resources":{"memory":"512Mi"}},"envVars":{"GREETING":"template"},
+		"pool":{"minIdle":1,"maxIdle":1},"warmProcesses":[%s]}`, base.Spec.MainContainer.Image, strings.Join(processes, ","))
+	var decoded client.TemplateSpec
+	if err := json.Unmarshal([]byte(spec), &decoded); err != nil {
+		u.t.Fatal(err)
+	}
+	tmpl, err := u.c.CreateTemplate(u.ctx(), id, decoded)
+	must(u, "creating template "+id, tmpl, err)
+	u.t.Cleanup(func() {
+		if _, err := u.c.DeleteTemplate(u.ctx(), id); err != nil {
+			u.t.Errorf("deleting template %s: %v", id, err)
+		}
+	})
+}
+
+// poolReady is the condition of a template's pool.
+func (u *user) poolReady(id string) (idle int32, ready client.TemplateCondition) {
+	u.t.Helper()
+	tmpl, err := u.c.GetTemplate(u.ctx(), id)
+	must(u, "reading template "+id, tmpl, err)
+	for _, c := range tmpl.Status.Conditions {
+		if c.Type == "PoolReady" {
+			return *tmpl.Status.IdleCount, c
+		}
+	}
+	u.t.Fatalf("template %s has no condition PoolReady: %+v", id, tmpl.Status)
+	return 0, ready
+}
+
+func (u *user) awaitIdle(template string) {
+	u.t.Helper()
+	u.stack.Eventually("a free slot of "+template, func() error {
+		if idle, ready := u.poolReady(template); idle < 1 {
+			return fmt.Errorf("%d idle, %s %s", idle, ready.Status, text(ready.Message))
+		}
+		return nil
+	})
+}
+
+func text(p *string) string {
+	if p == nil {
+		return ""
+	}
+	return *p
+}
+
+func (u *user) claimOf(template string, env map[string]string) (id string) {
+	u.t.Helper()
+	began := time.Now()
+	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: template, Config: &client.SandboxConfig{EnvVars: env}})
+	must(u, "claiming a sandbox of "+template, sb, err)
+	u.t.Logf("a claim of %s with %d variables took %s", template, len(env), time.Since(began).Round(100*time.Microsecond))
+	u.t.Cleanup(func() { u.remove(sb.SandboxID) })
+	return sb.SandboxID
+}
+
+const ask = `import urllib.request; print(urllib.request.urlopen("http://localhost:8000").status)`
+
+func testWarmClaim(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	u.warmTemplate("warm", web, repl)
+	u.awaitIdle("warm")
+	id := u.claimOf("warm", nil)
+
+	list, err := u.c.ListContexts(u.ctx(), id)
+	must(u, "listing contexts", list, err)
+	if len(list.Contexts) != 2 || list.Contexts[0].Type != client.ContextTypeCMD || text(list.Contexts[1].Alias) != "python" || !list.Contexts[0].Running || !list.Contexts[1].Running {
+		t.Fatalf("contexts %+v", list.Contexts)
+	}
+	began := time.Now()
+	if first := u.python(id); first != list.Contexts[1].ID {
+		t.Errorf("a client that asks for Python got %s, not %s, which waits", first, list.Contexts[1].ID)
+	}
+	u.wantExec(id, list.Contexts[1].ID, "print(6 * 7)", "42")
+	t.Logf("the first code took %s", time.Since(began).Round(100*time.Microsecond))
+	u.wantExec(id, list.Contexts[1].ID, ask, "200")
+	if second := u.python(id); second == list.Contexts[1].ID {
+		t.Error("two clients share an interpreter that neither asked to share")
+	}
+	if got := u.read(id, "/tmp/greeting"); got != "template\n" {
+		t.Errorf("the server saw %q", got)
+	}
+}
+
+func testWarmEnv(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	u.warmTemplate("env", web, repl)
+	u.awaitIdle("env")
+	id := u.claimOf("env", map[string]string{"GREETING": "claim"})
+	python := u.python(id)
+	u.wantExec(id, python, `import os; print(os.environ["GREETING"])`, "claim")
+	s.Eventually("the server's new view", func() error {
+		if got := u.read(id, "/tmp/greeting"); got != "claim\n" {
+			return fmt.Errorf("it saw %q", got)
+		}
+		return nil
+	})
+	// The old server is gone: the new one has its port.
+	s.Eventually("the server", func() error {
+		if got := u.exec(id, python, ask); got != "200" {
+			return fmt.Errorf("%q", got)
+		}
+		return nil
+	})
+	sb, err := u.c.UpdateSandbox(u.ctx(), id, client.SandboxUpdateConfig{EnvVars: map[string]string{"GREETING": "update"}})
+	must(u, "updating "+id, sb, err)
+	if got := u.run(id, "sh", "-c", "echo $GREETING; cat /tmp/greeting"); text(got.Stdout) != "update\nclaim\n" {
+		t.Errorf("after an update a new process and the old server saw %q", text(got.Stdout))
+	}
+}
+
+func testNeverReady(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	u.warmTemplate("never", strings.Replace(web, `"port":8000,"path":"/"`, `"port":8000,"path":"/missing"`, 1))
+	s.Eventually("the reason", func() error {
+		idle, ready := u.poolReady("never")
+		if idle != 0 {
+			t.Fatalf("a slot that is not ready can be claimed")
+		}
+		if ready.Status != "False" || text(ready.Message) != "warm process web is not ready: GET http://localhost:8000/missing: status 404" {
+			return fmt.Errorf("%s %s %q", ready.Status, text(ready.Reason), text(ready.Message))
+		}
+		return nil
+	})
+	u.warmTemplate("broken", `{"name":"app","type":"cmd","command":["python3","-c","import nothing_of_this_name"],
+		"probes":{"startup":{"tcpSocket":{"port":9000},"periodSeconds":1,"failureThreshold":60}}}`)
+	s.Eventually("the reason", func() error {
+		_, ready := u.poolReady("broken")
+		if text(ready.Reason) != "WarmUpFailed" || text(ready.Message) != "warm process app exited with code 1: ModuleNotFoundError: No module named 'nothing_of_this_name'" {
+			return fmt.Errorf("%s %s %q", ready.Status, text(ready.Reason), text(ready.Message))
+		}
+		return nil
+	})
+	if sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "broken"}); !isStatus(err, 503) {
+		t.Errorf("a claim of a template that can't start: %+v, %v", sb, err)
+	}
+}
+
+// slots are the free slots of the node.
+func (u *user) slots() []string {
+	u.t.Helper()
+	live, err := u.stack.Live()
+	must(u, "asking the node", live, err)
+	maps.DeleteFunc(live, func(_, what string) bool { return what != "slot" })
+	return slices.Sorted(maps.Keys(live))
+}
+
+func testWarmEnds(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	// The server is killed once it was ready for a while.
+	killer := `{"name":"killer","type":"cmd","command":["sh","-c","sleep 5; pkill -f http.server; sleep 1000"]}`
+	u.warmTemplate("ends", web, killer)
+	u.awaitIdle("ends")
+	first := u.slots()
+	if len(first) != 1 {
+		t.Fatalf("slots %v", first)
+	}
+	s.Eventually("why the slot went", func() error {
+		_, ready := u.poolReady("ends")
+		if !strings.HasPrefix(text(ready.Message), "warm process web was killed") {
+			return fmt.Errorf("%s %s %q", ready.Status, text(ready.Reason), text(ready.Message))
+		}
+		return nil
+	})
+	s.Eventually("another slot in its place", func() error {
+		if now := u.slots(); len(now) != 1 || now[0] == first[0] {
+			return fmt.Errorf("slots %v", now)
+		}
+		return nil
+	})
+}
+
+func testWarmEndsClaimed(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	u.warmTemplate("claimed", web, repl)
+	u.awaitIdle("claimed")
+	id := u.claimOf("claimed", nil)
+	python := u.python(id)
+	if _, err := u.c.ExecContext(u.ctx(), id, python, "exit()"); err != nil { // a used REPL is its user's to end
+		t.Fatal(err)
+	}
+	if got := u.run(id, "echo", "alive"); text(got.Stdout) != "alive\n" {
+		t.Errorf("after the end of a used REPL: %+v", got)
+	}
+	began := time.Now()
+	kill := []string{"pkill", "-f", "http.server"}
+	_, _ = u.c.CreateContext(u.ctx(), id, client.CreateContextRequest{Type: client.ContextTypeCMD, CMD: &client.CMDRequest{Command: kill}})
+	s.Eventually("the sandbox's failure", func() error {
+		sb, err := u.c.GetSandbox(u.ctx(), id)
+		if err != nil {
+			return err
+		}
+		if sb.Status != "failed" {
+			return errors.New(string(sb.Status))
+		}
+		return nil
+	})
+	t.Logf("it was known after %s", time.Since(began).Round(time.Millisecond))
+	_, err := u.c.ListContexts(u.ctx(), id)
+	var refused *client.APIError
+	if !errors.As(err, &refused) {
+		t.Errorf("a failed sandbox answers %v", err)
+	} else {
+		t.Logf("a failed sandbox answers %d %s", refused.StatusCode, refused.Message)
+	}
+}
+
+func testWarmRestart(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	u.warmTemplate("restart", web, repl)
+	u.awaitIdle("restart")
+	slot := u.slots()
+	s.Kill()
+	s.Up()
+	u.awaitIdle("restart")
+	if now := u.slots(); len(slot) != 1 || !slices.Equal(now, slot) {
+		t.Errorf("before the restart the slots were %v, now they are %v", slot, now)
+	}
+	id := u.claimOf("restart", nil)
+	u.wantExec(id, u.python(id), ask, "200")
+}
