@@ -41,7 +41,7 @@ func patience(ctx context.Context) http.Header {
 	return http.Header{"Request-Timeout": {strconv.FormatFloat(left.Seconds(), 'f', 3, 64)}}
 }
 
-// GetContext returns a context with what it printed so far.
+// GetContext describes a context. What it prints comes by [Client.Attach].
 func (c *Client) GetContext(ctx context.Context, sandboxID, contextID string) (*ContextResponse, error) {
 	return do[ContextResponse](ctx, c, call{method: http.MethodGet, path: contextPath(sandboxID, contextID)})
 }

@@ -215,12 +215,20 @@ type SignalRequest struct {
 	Signal string `json:"signal"`
 }
 
-// ContextStats is the resource usage of a context's process tree.
+// ContextStats is a context and the resource usage of its process tree, all zero
+// once the process has ended.
 type ContextStats struct {
+	Type    string `json:"type"`
+	Alias   string `json:"alias,omitempty"`
+	Running bool   `json:"running"`
+	Paused  bool   `json:"paused"`
+
 	PID       int   `json:"pid"`
 	Processes int   `json:"processes"`
+	Threads   int   `json:"threads"`
 	CPUNanos  int64 `json:"cpu_nanos"`
 	RSSBytes  int64 `json:"rss_bytes"`
+	VMSBytes  int64 `json:"vms_bytes"`
 }
 
 // FileInfo is the contract's FileInfo.

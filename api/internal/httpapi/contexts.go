@@ -240,15 +240,29 @@ func (a *API) SignalContext(w http.ResponseWriter, r *http.Request, id, contextI
 // GetContextStats implements GET …/contexts/{context_id}/stats.
 func (a *API) GetContextStats(w http.ResponseWriter, r *http.Request, id, contextID string) {
 	var said procapi.ContextStats
-	err := a.callContext(r, id, contextID, call{method: http.MethodGet, op: "/stats", out: &said, check: func() error {
-		if said.Processes < 0 || said.CPUNanos < 0 || said.RSSBytes < 0 {
-			return errors.New("negative usage")
-		}
-		return nil
-	}})
-	a.answer(w, r, http.StatusOK, openapi.ContextStats{ContextID: &contextID, Usage: &openapi.ResourceUsage{
-		CPUNanos: &said.CPUNanos, Processes: &said.Processes, MemoryRss: &said.RSSBytes, MemoryBytes: &said.RSSBytes,
-	}}, err)
+	err := a.callContext(r, id, contextID, call{method: http.MethodGet, op: "/stats", out: &said, check: func() error { return checkStats(&said) }})
+	kind := openapi.ContextType(said.Type)
+	out := openapi.ContextStats{
+		ContextID: &contextID, Type: &kind, Running: &said.Running, Paused: &said.Paused,
+		Usage: &openapi.ResourceUsage{
+			CPUNanos: &said.CPUNanos, Processes: &said.Processes, ThreadCount: &said.Threads,
+			MemoryRss: &said.RSSBytes, MemoryBytes: &said.RSSBytes, MemoryVms: &said.VMSBytes,
+		},
+	}
+	if said.Alias != "" {
+		out.Alias = &said.Alias
+	}
+	a.answer(w, r, http.StatusOK, out, err)
+}
+
+func checkStats(s *procapi.ContextStats) error {
+	if !openapi.ContextType(s.Type).Valid() {
+		return fmt.Errorf("context of type %.20q", s.Type)
+	}
+	if s.Processes < 0 || s.Threads < 0 || s.CPUNanos < 0 || s.RSSBytes < 0 || s.VMSBytes < 0 {
+		return errors.New("negative usage")
+	}
+	return nil
 }
 
 // AttachContext implements GET …/contexts/{context_id}/ws.

@@ -107,7 +107,9 @@ func (t *Table) Stats(id string) (procapi.ContextStats, error) {
 	if err != nil {
 		return procapi.ContextStats{}, err
 	}
-	return e.current().Process.Stats(), nil
+	c, s := e.describe(), e.current().Process.Stats()
+	s.Type, s.Alias, s.Running, s.Paused = c.Type, c.Alias, c.Running, c.Paused
+	return s, nil
 }
 
 // Attach returns the context's process for somebody who follows it, which keeps

@@ -183,7 +183,9 @@ func (p *Process) Stats() procapi.ContextStats {
 	for _, m := range family(p.PID()) {
 		s.Processes++
 		s.CPUNanos += m.cpuTicks * clockTick
+		s.Threads += m.threads
 		s.RSSBytes += m.rssPages * int64(os.Getpagesize())
+		s.VMSBytes += m.vmsBytes
 	}
 	return s
 }

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"os"
 	"sync"
 	"syscall"
@@ -42,6 +43,7 @@ type Config struct {
 	Env  []string
 
 	Size    *procapi.PTYSize // optional: run on a terminal of this size
+	Keep    int              // optional: bytes of output that the log keeps; procapi.LogBytes without it
 	NoInput bool             // without a terminal: read from /dev/null instead of a pipe
 	Expect  bool             // somebody is about to attach to the log; see [Log.Expect]
 	Observe func([]byte)     // optional: called with all output, after it is in the log; must not block
@@ -66,7 +68,7 @@ type Process struct {
 
 // Start runs a process. An error of the kernel's is returned as it is.
 func Start(r *reap.Reaper, cfg Config) (*Process, error) {
-	p := &Process{log: NewLog(procapi.LogBytes), done: make(chan struct{}), killed: make(chan struct{})}
+	p := &Process{log: NewLog(cmp.Or(cfg.Keep, procapi.LogBytes)), done: make(chan struct{}), killed: make(chan struct{})}
 	ends, err := p.open(cfg)
 	if err != nil {
 		p.closeStreams()

@@ -325,7 +325,7 @@ func TestKillTakesTheWholeSession(t *testing.T) {
 	p := launch(t, "set -m; sleep 1000 & (setsid sleep 1000) & sh -c 'sleep 1000' & echo started; wait")
 	awaitOutput(t, p, "started")
 	eventually(t, "children run", func() bool { return len(family(p.PID())) >= 4 })
-	if s := p.Stats(); s.PID != p.PID() || s.Processes < 4 || s.RSSBytes == 0 {
+	if s := p.Stats(); s.PID != p.PID() || s.Processes < 4 || s.Threads < 4 || s.RSSBytes == 0 || s.VMSBytes < s.RSSBytes {
 		t.Errorf("stats %+v", s)
 	}
 	p.Close()
@@ -403,7 +403,7 @@ func TestParseStat(t *testing.T) {
 	t.Parallel()
 	line := "7 (a) b (c) S 1 7 7 0 -1 0 0 0 0 0 11 22 0 0 20 0 1 0 100 4096 33 0"
 	s, ok := parseStat(7, []byte(line))
-	if want := (stat{pid: 7, ppid: 1, session: 7, state: 'S', cpuTicks: 33, rssPages: 33}); !ok || s != want {
+	if want := (stat{pid: 7, ppid: 1, session: 7, state: 'S', threads: 1, cpuTicks: 33, rssPages: 33, vmsBytes: 4096}); !ok || s != want {
 		t.Errorf("parsed %+v, %v", s, ok)
 	}
 	for _, bad := range []string{"", "7", "7 (a)", "7 (a) S 1"} {

@@ -14,8 +14,10 @@ const clockTick = 10_000_000 // nanoseconds
 type stat struct {
 	pid, ppid, session int
 	state              byte
+	threads            int
 	cpuTicks           int64
 	rssPages           int64
+	vmsBytes           int64
 }
 
 // readStat parses /proc/PID/stat; ok is false when there is no such process.
@@ -46,7 +48,7 @@ func parseStat(pid int, b []byte) (s stat, ok bool) {
 	}
 	return stat{
 		pid: pid, ppid: int(number(4)), session: int(number(6)), state: f[0][0],
-		cpuTicks: number(14) + number(15), rssPages: number(24),
+		threads: int(number(20)), cpuTicks: number(14) + number(15), vmsBytes: number(23), rssPages: number(24),
 	}, true
 }
 

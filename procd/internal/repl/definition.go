@@ -55,7 +55,10 @@ type Definition struct {
 	Exact        bool   // each line is answered by one Prompt or Continuation
 	CloseBlock   bool   // an empty line ends an unfinished statement
 
-	StartupDelay time.Duration // > 0: ready after this time instead of at the first prompt
+	// When it takes input for the first time: after StartupDelay if that is above
+	// 0, else at the first prompt, or the first after ReadyToken if there is one.
+	StartupDelay time.Duration
+	ReadyToken   string
 }
 
 // Define finds the definition that a request asks for. terminal tells that the
@@ -100,8 +103,8 @@ func custom(c *procapi.REPLConfig) (Definition, error) {
 	if err := d.setReady(c.Ready); err != nil {
 		return Definition{}, err
 	}
-	if len(d.Prompt) > maxTokenBytes {
-		return Definition{}, invalid("repl_config: prompt of more than %d bytes", maxTokenBytes)
+	if max(len(d.Prompt), len(d.ReadyToken)) > maxTokenBytes {
+		return Definition{}, invalid("repl_config: prompt or token of more than %d bytes", maxTokenBytes)
 	}
 	return d, d.setEnv(c)
 }
@@ -133,10 +136,14 @@ func (d *Definition) setReady(r *procapi.Ready) error {
 	}
 	switch mode {
 	case "prompt_token":
-		if r.Token == "" {
-			return invalid("repl_config.ready.token is required in mode prompt_token")
+		// What shows that it is up need not be what shows that it waits again.
+		d.ReadyToken = r.Token
+		if d.Prompt == "" {
+			d.Prompt = r.Token
 		}
-		d.Prompt = r.Token
+		if d.Prompt == "" {
+			return invalid("repl_config.ready.token is required in mode prompt_token, unless there is a custom_prompt")
+		}
 	case "", "startup_delay":
 		d.StartupDelay = time.Duration(r.StartupDelayMS) * time.Millisecond
 		if r.StartupDelayMS == 0 {

@@ -24,7 +24,7 @@ const (
 	settledTime = 20 * time.Millisecond
 
 	// lateTime is how late a prompt may be seen on a busy machine.
-	lateTime = 100 * time.Millisecond
+	lateTime = 250 * time.Millisecond
 
 	// maxStartup is how long input is held back from a REPL that shows no prompt.
 	maxStartup = 10 * time.Second
@@ -62,6 +62,7 @@ type Session struct {
 	doubt   bool      // but for a line that may not be answered
 	last    time.Time // of output, or of input
 	settles uint64    // times that the REPL was found waiting by the contract's rule
+	up      bool      // the definition's ReadyToken was seen, if it has one
 	ready   bool
 	waiting int // execs in the queue
 	wakes   []chan struct{}
@@ -71,7 +72,7 @@ type Session struct {
 // must go to [Session.Observe] from its first byte on.
 func NewSession(def Definition) *Session {
 	return &Session{
-		def: def, slot: make(chan struct{}, 1), exact: def.Exact, due: 1,
+		def: def, slot: make(chan struct{}, 1), exact: def.Exact, due: 1, up: def.ReadyToken == "",
 		out: tracker{prompt: def.Prompt, continuation: def.Continuation},
 	}
 }
@@ -108,12 +109,13 @@ func (s *Session) setReadyLocked() {
 func (s *Session) Observe(data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.up = s.up || s.out.count(data, s.def.ReadyToken) > 0
 	s.out.observe(data)
 	s.last = time.Now()
 	if s.ready {
 		s.due = max(s.due, s.out.prompts) // one that nobody asked for, after an interrupt
 		s.doubt = s.doubt && s.due > s.out.prompts
-	} else if s.def.StartupDelay == 0 && s.out.atPrompt() && !s.out.atContinuation() {
+	} else if s.up && s.def.StartupDelay == 0 && s.out.atPrompt() && !s.out.atContinuation() {
 		s.setReadyLocked()
 	}
 	s.wakeLocked()

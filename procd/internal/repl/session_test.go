@@ -384,6 +384,19 @@ func TestCustom(t *testing.T) {
 			Name: "mine", Candidates: shell, Env: []procapi.EnvVar{{Name: "PS1", Value: "ask> "}},
 			Prompt: &procapi.Prompt{CustomPrompt: "ask> "},
 		},
+		"a token of its own": {
+			Name: "mine", Candidates: []procapi.Candidate{{Name: "sh", Args: []string{"-c", "sleep 0.1; echo I am up; sleep 0.1; exec sh -i"}}},
+			Env:    []procapi.EnvVar{{Name: "PS1", ValueFrom: "prompt"}},
+			Prompt: &procapi.Prompt{CustomPrompt: "ask> "}, Ready: &procapi.Ready{Mode: "prompt_token", Token: "am up"},
+		},
+		"the prompt is the token": {
+			Name: "mine", Candidates: shell, Env: []procapi.EnvVar{{Name: "PS1", ValueFrom: "prompt"}},
+			Prompt: &procapi.Prompt{CustomPrompt: "ask> "}, Ready: &procapi.Ready{Mode: "prompt_token"},
+		},
+		"startup_delay": {
+			Name: "mine", Candidates: shell, Env: []procapi.EnvVar{{Name: "PS1", ValueFrom: "prompt"}, {Name: "KIND", ValueFrom: "term"}},
+			DefaultTerm: "dumb", Prompt: &procapi.Prompt{CustomPrompt: "ask> "}, Ready: &procapi.Ready{Mode: "startup_delay", StartupDelayMS: 500},
+		},
 		"learned prompt": {Name: "mine", Candidates: shell, Env: []procapi.EnvVar{{Name: "PS1", Value: "? "}}},
 	} {
 		t.Run(name, func(t *testing.T) {
