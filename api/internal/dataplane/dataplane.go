@@ -218,7 +218,11 @@ func (p *Plane) find(ctx context.Context, to Target) (place, error) {
 }
 
 func notRunning(row store.Sandbox) error {
-	return errdefs.New(errdefs.Unavailable, "the sandbox is not running: it is %s", row.Status)
+	why := ""
+	if row.Status == sandbox.Failed && row.Reason != "" {
+		why = " (" + clean(row.Reason) + ")"
+	}
+	return errdefs.New(errdefs.Unavailable, "the sandbox is not running: it is %s%s", row.Status, why)
 }
 
 func (at place) request(ctx context.Context, id sandbox.ID, req Request) (*http.Request, error) {

@@ -15,9 +15,9 @@ import (
 const (
 	// maxControlBytes bounds the answers that noded itself reads.
 	maxControlBytes = 16 << 10
-	// helloTimeout bounds one question; a warming sandbox is asked again.
+	// helloTimeout bounds one question; a sandbox that is starting is asked again.
 	helloTimeout = 5 * time.Second
-	// helloInterval paces the questions to a procd that is not ready yet.
+	// helloInterval paces the questions to a procd that does not answer yet.
 	helloInterval = 50 * time.Millisecond
 	maxHelloField = 128
 )
