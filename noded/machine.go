@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"s0.run/noded/internal/cgroup"
+	"s0.run/noded/internal/disk"
 	"s0.run/noded/internal/images"
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/netns"
@@ -20,6 +21,7 @@ import (
 type machine struct {
 	runtime lifecycle.Runtime
 	images  slots.Images
+	disk    lifecycle.Disk
 	network lifecycle.Network
 	groups  lifecycle.Groups
 	usage   stats.Groups
@@ -31,7 +33,7 @@ func simulated(s *stack) machine {
 	n := noop.New()
 	s.push(n.Close)
 	return machine{
-		runtime: noop.Runtime{Node: n}, images: noop.Images{Node: n}, network: noop.Network{Node: n}, groups: noop.Groups{Node: n},
+		runtime: noop.Runtime{Node: n}, images: noop.Images{Node: n}, disk: noop.Disk{Node: n}, network: noop.Network{Node: n}, groups: noop.Groups{Node: n},
 		usage: noop.Groups{Node: n}, traffic: noop.Network{Node: n},
 		ready: func(context.Context) error { return nil },
 	}
@@ -67,8 +69,9 @@ func openMachine(cfg Config, s *stack) (machine, error) {
 	})
 	adapter := &containers{Runtime: rt, scope: cfg.scope(), exits: make(chan lifecycle.Exit)}
 	s.start("runtime", adapter.Run)
-	store := images.New(images.Config{Client: rt.Client(), Snapshotter: cfg.Snapshotter, PlainHTTPHosts: cfg.PlainHTTPRegistries, Log: cfg.Log})
-	return machine{runtime: adapter, images: resolver{store}, network: network, groups: groups, usage: groups, traffic: network, ready: rt.Ready}, nil
+	room := disk.New(cfg.DataDir)
+	store := images.New(images.Config{Client: rt.Client(), Snapshotter: cfg.Snapshotter, PlainHTTPHosts: cfg.PlainHTTPRegistries, Room: room.Room, Log: cfg.Log})
+	return machine{runtime: adapter, images: resolver{store}, disk: room, network: network, groups: groups, usage: groups, traffic: network, ready: rt.Ready}, nil
 }
 
 // scopeLabel marks our containers with whose they are.

@@ -94,7 +94,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
 		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), RunDir: filepath.Join(cfg.RunDir, "sandboxes"), BinDir: cfg.ProcdDir,
-		Journal: j, Runtime: m.runtime, Images: m.images, Network: m.network, Groups: m.groups,
+		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Network: m.network, Groups: m.groups,
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
 	})
 	if err := manager.Load(); err != nil {

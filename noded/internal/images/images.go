@@ -51,7 +51,9 @@ type Config struct {
 	// PlainHTTPHosts are the registries, host or host:port, that are spoken to
 	// without TLS: the one-machine registry on the loopback.
 	PlainHTTPHosts []string
-	Log            *slog.Logger
+	// Room says why there is no room for another image, if there is none.
+	Room func() error
+	Log  *slog.Logger
 }
 
 // Images makes sure of images. Its methods are safe for concurrent use.
@@ -138,6 +140,9 @@ func (i *Images) pull(ctx context.Context, name string) (containerd.Image, error
 		defer func() { <-i.room }()
 	case <-time.After(queueTimeout):
 		return nil, errdefs.New(errdefs.Unavailable, "too many other images are being pulled")
+	}
+	if err := i.cfg.Room(); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
 	defer cancel()

@@ -31,10 +31,15 @@ func TestEnsure(t *testing.T) {
 	rootfs := nodetest.Rootfs(t)
 	ref := reg.Push(t, "a/b:1", rootfs, v1.Config{Env: []string{"A=1"}, Cmd: []string{"sh"}, WorkingDir: "/w"})
 	client := ctd.Client(t)
-	im := New(Config{Client: client, Snapshotter: "overlayfs", PlainHTTPHosts: []string{reg.Host}, Log: slog.New(slog.DiscardHandler)})
+	var full error = errdefs.New(errdefs.Exhausted, "full")
+	im := New(Config{Client: client, Snapshotter: "overlayfs", PlainHTTPHosts: []string{reg.Host}, Room: func() error { return full }, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 
+	if _, err := im.Ensure(ctx, ref); !errdefs.Is(err, errdefs.Exhausted) {
+		t.Errorf("D04: a pull onto a full disk: %v", err)
+	}
+	full = nil
 	manifests.Store(0)
 	var wg sync.WaitGroup
 	for range 20 { // D12: one pull for all

@@ -5,7 +5,8 @@
 // does not undo it; when it has returned an error, the outcome is unknown and
 // the caller writes what shall be true again. One goroutine ([Journal.Run])
 // commits everything that waits in one transaction, so that writers that come
-// together share one pair of fdatasyncs. The package decides nothing about
+// together share one pair of fdatasyncs. Beside its file lies a reserve of disk
+// space, which it gives up when the disk is full. The package decides nothing about
 // sandboxes and keeps no copy of the records in memory.
 package journal
 
@@ -48,14 +49,18 @@ const (
 	initialMmap = 16 << 20
 )
 
+// reserveSuffix makes the reserve's name of the journal's.
+const reserveSuffix = ".reserve"
+
 // ErrClosed is returned for writes after the journal's Run has ended.
 var ErrClosed = errors.New("journal is closed")
 
 // Journal is safe for concurrent use.
 type Journal struct {
-	db   *bbolt.DB
-	ops  chan op
-	done chan struct{} // closed when Run has ended
+	db      *bbolt.DB
+	reserve reserve // Run's
+	ops     chan op
+	done    chan struct{} // closed when Run has ended
 }
 
 type op struct {
@@ -80,7 +85,9 @@ func Open(path string) (*Journal, error) {
 		db.Close()
 		return nil, fmt.Errorf("opening journal %s: %w", path, err)
 	}
-	return &Journal{db: db, ops: make(chan op), done: make(chan struct{})}, nil
+	j := &Journal{db: db, reserve: reserve{path: path + reserveSuffix}, ops: make(chan op), done: make(chan struct{})}
+	j.reserve.hold(time.Now())
+	return j, nil
 }
 
 func initialise(tx *bbolt.Tx) error {
@@ -131,7 +138,20 @@ func (j *Journal) gather(first op) []op {
 }
 
 func (j *Journal) commit(batch []op) {
-	err := j.db.Update(func(tx *bbolt.Tx) error {
+	err := j.write(batch)
+	if noRoom(err) && j.reserve.release() {
+		err = j.write(batch)
+	}
+	if err == nil {
+		j.reserve.hold(time.Now())
+	}
+	for _, o := range batch {
+		o.result <- err // buffered: nobody can hold up the writer
+	}
+}
+
+func (j *Journal) write(batch []op) error {
+	return j.db.Update(func(tx *bbolt.Tx) error {
 		if err := failpoint.Hit("journal.commit"); err != nil {
 			return err
 		}
@@ -143,9 +163,6 @@ func (j *Journal) commit(batch []op) {
 		}
 		return nil
 	})
-	for _, o := range batch {
-		o.result <- err // buffered: nobody can hold up the writer
-	}
 }
 
 func (o op) apply(b *bbolt.Bucket) error {

@@ -115,6 +115,9 @@ func because(ctx context.Context, err error) error {
 
 // reserve makes the instance, with its turn taken, its id and its index.
 func (m *Manager) reserve(req startRequest, cancel context.CancelCauseFunc) (*instance, error) {
+	if err := m.cfg.Disk.Room(); err != nil {
+		return nil, err // a slot that is warm has its place and may still be claimed
+	}
 	id, err := sandbox.NewID(m.cfg.Cluster)
 	if err != nil {
 		return nil, err

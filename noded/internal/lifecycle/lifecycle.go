@@ -121,6 +121,10 @@ type Images interface {
 	Ensure(ctx context.Context, ref string) (string, error)
 }
 
+// Disk says whether there is room for more sandboxes and images; package disk has
+// the contract.
+type Disk interface{ Room() error }
+
 // Network and Groups are the faces of packages netns and cgroup, where the
 // contracts are.
 type Network interface {
@@ -154,6 +158,7 @@ type Config struct {
 	Journal    *journal.Journal
 	Runtime    Runtime
 	Images     Images
+	Disk       Disk
 	Network    Network
 	Groups     Groups
 	Hub        *events.Hub

@@ -63,7 +63,7 @@ func (m *machine) prepare(mutate ...func(*lifecycle.Config)) *noded {
 	cfg := lifecycle.Config{
 		Cluster: "local", Scope: "test", Max: 200, ColdStarts: 2,
 		DataDir: filepath.Join(m.dir, "data"), RunDir: filepath.Join(m.dir, "run"), BinDir: "/bin",
-		Journal: j, Runtime: noop.Runtime{Node: m.node}, Images: noop.Images{Node: m.node},
+		Journal: j, Runtime: noop.Runtime{Node: m.node}, Images: noop.Images{Node: m.node}, Disk: noop.Disk{Node: m.node},
 		Network: noop.Network{Node: m.node}, Groups: noop.Groups{Node: m.node},
 		Hub: n.hub, Metrics: lifecycle.NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
@@ -495,6 +495,35 @@ func TestNodeIsFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "room for another", func() bool { return n.Create(n.ctx(), "pool", spec, nil) == nil })
+}
+
+// D04, X41: on a full disk nothing new begins; what is warm may be claimed, and
+// what runs may be ended.
+func TestD04_FullDiskRefusesNewWork(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	var full atomic.Bool
+	m.node.Fault = func(effect string, _ sandbox.ID) error {
+		if effect == "disk.Room" && full.Load() {
+			return errdefs.New(errdefs.Exhausted, "the disk is full").WithRetryAfter(time.Second)
+		}
+		return nil
+	}
+	n := m.boot()
+	id := n.warm(1)[0]
+	full.Store(true)
+	kind(t, n.Create(n.ctx(), "pool", spec, nil), errdefs.Exhausted)
+	cold := claimOf("", "cold")
+	cold.Spec = spec
+	_, _, err := n.Claim(n.ctx(), cold)
+	kind(t, err, errdefs.Exhausted)
+	n.claim(id)
+	if err := n.Delete(n.ctx(), id, 0, "room"); err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+	full.Store(false)
+	n.claim(n.warm(1)[0])
 }
 
 func TestUpdate(t *testing.T) {

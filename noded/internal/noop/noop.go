@@ -217,6 +217,12 @@ func (i Images) Ensure(_ context.Context, ref string) (string, error) {
 // Has implements slots.Images.
 func (i Images) Has(context.Context, string) bool { return true }
 
+// Disk is a lifecycle.Disk that has room.
+type Disk struct{ *Node }
+
+// Room implements lifecycle.Disk.
+func (d Disk) Room() error { return d.fault("disk.Room", "") }
+
 // Network is a lifecycle.Network.
 type Network struct{ *Node }
 

@@ -50,7 +50,7 @@ func newNode(t testing.TB) *node {
 		Labels:  map[string]string{"io.containerd.s0.evil": "1"},
 		User:    "nobody",
 	})
-	im := images.New(images.Config{Client: n.rt.Client(), Snapshotter: "overlayfs", PlainHTTPHosts: []string{reg.Host}, Log: slog.New(slog.DiscardHandler)})
+	im := images.New(images.Config{Client: n.rt.Client(), Snapshotter: "overlayfs", PlainHTTPHosts: []string{reg.Host}, Room: func() error { return nil }, Log: slog.New(slog.DiscardHandler)})
 	var err error
 	n.image, err = im.Ensure(n.ctx(), ref)
 	n.ok(err)

@@ -61,7 +61,7 @@ func start(t *testing.T, procd http.Handler) *node {
 	n.manager = lifecycle.New(lifecycle.Config{
 		Cluster: "local", Scope: "test", Max: 100, ColdStarts: 1,
 		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), BinDir: "/bin",
-		Journal: j, Runtime: n.runtime, Images: noop.Images{Node: machine},
+		Journal: j, Runtime: n.runtime, Images: noop.Images{Node: machine}, Disk: noop.Disk{Node: machine},
 		Network: noop.Network{Node: machine}, Groups: noop.Groups{Node: machine},
 		Hub: n.hub, Metrics: lifecycle.NewMetrics(reg), Log: log,
 	})
