@@ -45,6 +45,10 @@ type Config struct {
 	RateLimit    float64  // requests a second of each team and each address; defaults to 100
 	RateBurst    int      // requests at once; defaults to 200
 
+	// WebhookAllowPrivate lets webhooks reach loopback and private networks, and
+	// this machine itself: whatever this server reaches, every tenant may then call.
+	WebhookAllowPrivate bool
+
 	Log   *slog.Logger
 	Ready func(addr string) // called when requests are served
 }

@@ -16,6 +16,7 @@ import (
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
+	"s0.run/api/internal/events"
 	"s0.run/api/internal/exposure"
 	"s0.run/api/internal/httpapi"
 	"s0.run/api/internal/identity"
@@ -30,6 +31,7 @@ import (
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/api/internal/tunnel"
+	"s0.run/api/internal/webhook"
 	"s0.run/api/internal/wsapi"
 	"s0.run/internal/daemon"
 	"s0.run/internal/errdefs"
@@ -56,6 +58,8 @@ type server struct {
 	nodes     *nodes.Set
 	pools     *pools.Keeper
 	lifecycle *lifecycle.Keeper
+	webhooks  *webhook.Dispatcher
+	events    *events.Feed
 	claimer   *claim.Claimer
 	sockets   *wsapi.Server
 	watches   *ndjson.Server
@@ -150,13 +154,19 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	s.table = placement.New()
 	s.nodes = nodes.New(nodes.Config{
 		Sockets: s.cfg.Nodes, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
-		OnSync: func(string) { s.pools.Kick() },
-		OnEnd:  func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
+		OnSync: func(node string) {
+			s.pools.Kick()
+			s.events.Follow(node)
+		},
+		OnEnd: func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
 	})
 	s.pools = pools.New(pools.Config{Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Log: log})
 	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
+	hooks := webhook.Policy{AllowPrivate: s.cfg.WebhookAllowPrivate}
+	s.webhooks = webhook.New(webhook.Config{Store: s.store, Policy: hooks, Metrics: reg, Log: log})
+	s.events = events.New(events.Config{Store: s.store, Nodes: s.nodes, Changed: s.webhooks.Kick, Log: log})
 	s.claimer = claim.New(claim.Config{
-		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Metrics: claim.NewMetrics(reg), Log: log,
+		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Hooks: hooks, Metrics: claim.NewMetrics(reg), Log: log,
 	})
 	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes})
 	s.wireExposure(plane)
@@ -166,6 +176,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	s.http = httpapi.New(httpapi.Config{
 		Store: s.store, Auth: s.auth, Identity: id, Catalog: s.catalog, Table: s.table, Claimer: s.claimer,
 		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Watches: s.watches,
+		Events:  &events.View{Store: s.store, Feed: s.events, RegionID: s.cfg.RegionID},
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
 		Registry: reg, Log: log,
 		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics,
@@ -237,6 +248,8 @@ func (s *server) run(ctx context.Context) error {
 	g.Go(func() error { return s.nodes.Run(background) })
 	g.Go(func() error { return s.pools.Run(background) })
 	g.Go(func() error { return s.lifecycle.Run(background) })
+	g.Go(func() error { return s.events.Run(background) })
+	g.Go(func() error { return s.webhooks.Run(background) })
 	g.Go(func() error { return s.followChanges(background) })
 	if s.admin != nil {
 		g.Go(func() error { return s.serveAdmin(background) })

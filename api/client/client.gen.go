@@ -658,6 +658,174 @@ func (e SandboxAppServiceViewPublishBlockers) Valid() bool {
 	}
 }
 
+// Defines values for SandboxEventPhase.
+const (
+	SandboxEventPhaseAttempt SandboxEventPhase = "attempt"
+	SandboxEventPhaseEffect  SandboxEventPhase = "effect"
+	SandboxEventPhaseResult  SandboxEventPhase = "result"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventPhase enum.
+func (e SandboxEventPhase) Valid() bool {
+	switch e {
+	case SandboxEventPhaseAttempt:
+		return true
+	case SandboxEventPhaseEffect:
+		return true
+	case SandboxEventPhaseResult:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventActorKind.
+const (
+	SandboxEventActorKindAPIKey             SandboxEventActorKind = "api_key"
+	SandboxEventActorKindAnonymous          SandboxEventActorKind = "anonymous"
+	SandboxEventActorKindExposureCredential SandboxEventActorKind = "exposure_credential"
+	SandboxEventActorKindHuman              SandboxEventActorKind = "human"
+	SandboxEventActorKindSSHUser            SandboxEventActorKind = "ssh_user"
+	SandboxEventActorKindSandboxWorkload    SandboxEventActorKind = "sandbox_workload"
+	SandboxEventActorKindService            SandboxEventActorKind = "service"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventActorKind enum.
+func (e SandboxEventActorKind) Valid() bool {
+	switch e {
+	case SandboxEventActorKindAPIKey:
+		return true
+	case SandboxEventActorKindAnonymous:
+		return true
+	case SandboxEventActorKindExposureCredential:
+		return true
+	case SandboxEventActorKindHuman:
+		return true
+	case SandboxEventActorKindSSHUser:
+		return true
+	case SandboxEventActorKindSandboxWorkload:
+		return true
+	case SandboxEventActorKindService:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventIntegritySignatureStatus.
+const (
+	SandboxEventIntegritySignatureStatusInvalid     SandboxEventIntegritySignatureStatus = "invalid"
+	SandboxEventIntegritySignatureStatusUnavailable SandboxEventIntegritySignatureStatus = "unavailable"
+	SandboxEventIntegritySignatureStatusVerified    SandboxEventIntegritySignatureStatus = "verified"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventIntegritySignatureStatus enum.
+func (e SandboxEventIntegritySignatureStatus) Valid() bool {
+	switch e {
+	case SandboxEventIntegritySignatureStatusInvalid:
+		return true
+	case SandboxEventIntegritySignatureStatusUnavailable:
+		return true
+	case SandboxEventIntegritySignatureStatusVerified:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventOutcome.
+const (
+	SandboxEventOutcomeAccepted  SandboxEventOutcome = "accepted"
+	SandboxEventOutcomeCompleted SandboxEventOutcome = "completed"
+	SandboxEventOutcomeDenied    SandboxEventOutcome = "denied"
+	SandboxEventOutcomeError     SandboxEventOutcome = "error"
+	SandboxEventOutcomeFailed    SandboxEventOutcome = "failed"
+	SandboxEventOutcomeSucceeded SandboxEventOutcome = "succeeded"
+	SandboxEventOutcomeUnknown   SandboxEventOutcome = "unknown"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventOutcome enum.
+func (e SandboxEventOutcome) Valid() bool {
+	switch e {
+	case SandboxEventOutcomeAccepted:
+		return true
+	case SandboxEventOutcomeCompleted:
+		return true
+	case SandboxEventOutcomeDenied:
+		return true
+	case SandboxEventOutcomeError:
+		return true
+	case SandboxEventOutcomeFailed:
+		return true
+	case SandboxEventOutcomeSucceeded:
+		return true
+	case SandboxEventOutcomeUnknown:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventSource.
+const (
+	SandboxEventSourceClusterGateway SandboxEventSource = "cluster_gateway"
+	SandboxEventSourceCtld           SandboxEventSource = "ctld"
+	SandboxEventSourceManager        SandboxEventSource = "manager"
+	SandboxEventSourceNetd           SandboxEventSource = "netd"
+	SandboxEventSourceProcd          SandboxEventSource = "procd"
+	SandboxEventSourceStorageProxy   SandboxEventSource = "storage_proxy"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventSource enum.
+func (e SandboxEventSource) Valid() bool {
+	switch e {
+	case SandboxEventSourceClusterGateway:
+		return true
+	case SandboxEventSourceCtld:
+		return true
+	case SandboxEventSourceManager:
+		return true
+	case SandboxEventSourceNetd:
+		return true
+	case SandboxEventSourceProcd:
+		return true
+	case SandboxEventSourceStorageProxy:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventType.
+const (
+	SandboxEventTypeAPIAccess    SandboxEventType = "api_access"
+	SandboxEventTypeFile         SandboxEventType = "file"
+	SandboxEventTypeLifecycle    SandboxEventType = "lifecycle"
+	SandboxEventTypeNetworkAudit SandboxEventType = "network_audit"
+	SandboxEventTypeProcess      SandboxEventType = "process"
+	SandboxEventTypeRuntimeStats SandboxEventType = "runtime_stats"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventType enum.
+func (e SandboxEventType) Valid() bool {
+	switch e {
+	case SandboxEventTypeAPIAccess:
+		return true
+	case SandboxEventTypeFile:
+		return true
+	case SandboxEventTypeLifecycle:
+		return true
+	case SandboxEventTypeNetworkAudit:
+		return true
+	case SandboxEventTypeProcess:
+		return true
+	case SandboxEventTypeRuntimeStats:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SandboxLogStream.
 const (
 	SandboxLogStreamPTY    SandboxLogStream = "pty"
@@ -2129,6 +2297,88 @@ type SandboxConfig struct {
 	TTL     *TTL           `json:"ttl,omitempty"`
 	Webhook *WebhookConfig `json:"webhook,omitempty"`
 }
+
+// SandboxEvent defines model for SandboxEvent.
+type SandboxEvent struct {
+	Action        string                 `json:"action"`
+	Actor         SandboxEventActor      `json:"actor"`
+	Attributes    map[string]interface{} `json:"attributes,omitempty,omitzero"`
+	ClusterID     string                 `json:"cluster_id"`
+	Cursor        string                 `json:"cursor"`
+	EventID       string                 `json:"event_id"`
+	EventType     SandboxEventType       `json:"event_type"`
+	IngestedAt    time.Time              `json:"ingested_at"`
+	Integrity     SandboxEventIntegrity  `json:"integrity"`
+	OccurredAt    time.Time              `json:"occurred_at"`
+	OperationID   string                 `json:"operation_id"`
+	Outcome       SandboxEventOutcome    `json:"outcome"`
+	Phase         SandboxEventPhase      `json:"phase"`
+	Producer      SandboxEventProducer   `json:"producer"`
+	RegionID      string                 `json:"region_id"`
+	Resource      SandboxEventResource   `json:"resource"`
+	SandboxID     string                 `json:"sandbox_id"`
+	SchemaVersion int                    `json:"schema_version"`
+	Source        SandboxEventSource     `json:"source"`
+	TeamID        string                 `json:"team_id"`
+}
+
+// SandboxEventPhase defines model for SandboxEvent.Phase.
+type SandboxEventPhase string
+
+// SandboxEventActor defines model for SandboxEventActor.
+type SandboxEventActor struct {
+	ID   *string               `json:"id,omitempty"`
+	Kind SandboxEventActorKind `json:"kind"`
+}
+
+// SandboxEventActorKind defines model for SandboxEventActorKind.
+type SandboxEventActorKind string
+
+// SandboxEventIntegrity defines model for SandboxEventIntegrity.
+type SandboxEventIntegrity struct {
+	Algorithm string `json:"algorithm"`
+
+	// PayloadHash SHA-256 of the payload.
+	PayloadHash     string                               `json:"payload_hash"`
+	Signature       string                               `json:"signature"`
+	SignatureStatus SandboxEventIntegritySignatureStatus `json:"signature_status"`
+	SigningKeyID    string                               `json:"signing_key_id"`
+}
+
+// SandboxEventIntegritySignatureStatus defines model for SandboxEventIntegrity.SignatureStatus.
+type SandboxEventIntegritySignatureStatus string
+
+// SandboxEventList defines model for SandboxEventList.
+type SandboxEventList struct {
+	Events []SandboxEvent `json:"events"`
+
+	// NextCursor There may be more behind it.
+	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// Watermark The cursor to go on from.
+	Watermark *string `json:"watermark,omitempty"`
+}
+
+// SandboxEventOutcome defines model for SandboxEventOutcome.
+type SandboxEventOutcome string
+
+// SandboxEventProducer defines model for SandboxEventProducer.
+type SandboxEventProducer struct {
+	Sequence *int64 `json:"sequence,omitempty"`
+	Service  string `json:"service"`
+}
+
+// SandboxEventResource defines model for SandboxEventResource.
+type SandboxEventResource struct {
+	ID   string `json:"id"`
+	Type string `json:"type"`
+}
+
+// SandboxEventSource defines model for SandboxEventSource.
+type SandboxEventSource string
+
+// SandboxEventType defines model for SandboxEventType.
+type SandboxEventType string
 
 // SandboxList defines model for SandboxList.
 type SandboxList struct {

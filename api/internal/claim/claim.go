@@ -6,8 +6,8 @@
 //	           └─ store: INSERT row ─┘  else: undo the half that was done
 //
 // On the quick path the halves run at the same time. A claim with an idempotency
-// key, and one without a free slot, ask the node first: their row must not be
-// seen before the sandbox is theirs. A write whose outcome is unknown is repeated
+// key or a webhook, and one without a free slot, ask the node first: their row must
+// not be seen, or told of, before the sandbox is theirs. A write whose outcome is unknown is repeated
 // until it is known, which the row's claim id makes safe; what can't be undone in
 // time is left to reconciliation, which compares claim ids.
 //
@@ -28,6 +28,7 @@ import (
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
+	"s0.run/api/internal/webhook"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
 )
@@ -56,6 +57,7 @@ type Config struct {
 	Catalog *templates.Catalog
 	Table   *placement.Table
 	Nodes   *nodes.Set
+	Hooks   webhook.Policy
 	Metrics *Metrics
 	Log     *slog.Logger
 }
@@ -156,7 +158,7 @@ func (c *Claimer) attempt(ctx context.Context, p *plan) (store.Sandbox, error) {
 		return store.Sandbox{}, errNoSlot
 	}
 	h := c.half(p, slot.Node, slot.ID, slot.Generation)
-	if p.req.Key != "" {
+	if p.req.Key != "" || p.row.Webhook != nil {
 		if err := c.claimSlot(ctx, h); err != nil {
 			return store.Sandbox{}, c.slotFailed(ctx, h, err)
 		}

@@ -42,6 +42,9 @@ func (h *half) request() *nodeapi.ClaimRequest {
 	if p.row.MemoryBytes != p.tmpl.Slot.MemoryBytes {
 		req.MemoryBytes, req.CpuMillis = p.row.MemoryBytes, p.cpuMillis
 	}
+	if w := p.row.Webhook; w != nil {
+		req.Events = &nodeapi.EventsConfig{WatchDir: w.WatchDir}
+	}
 	return req
 }
 

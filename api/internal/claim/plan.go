@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -12,6 +13,7 @@ import (
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 )
 
@@ -54,7 +56,13 @@ func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
 	if err := CheckTTLs(ttl, hardTTL); err != nil {
 		return nil, err
 	}
-	config, err := json.Marshal(req.Config)
+	hook, err := c.webhook(req.Config.Webhook)
+	if err != nil {
+		return nil, err
+	}
+	stored := req.Config
+	stored.Webhook = nil // it has a place of its own, from which nothing reads it back
+	config, err := json.Marshal(stored)
 	if err != nil {
 		return nil, err
 	}
@@ -62,13 +70,31 @@ func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
 		req: req, tmpl: tmpl, env: req.Config.EnvVars, cpuMillis: templates.CPUFor(memory),
 		row: store.NewSandbox{
 			TeamID: req.TeamID, UserID: req.UserID, TemplateID: tmpl.Row.TemplateID,
-			Config: config, MemoryBytes: memory, TTLSeconds: ttl, HardTTLSeconds: hardTTL,
+			Config: config, MemoryBytes: memory, TTLSeconds: ttl, HardTTLSeconds: hardTTL, Webhook: hook,
 		},
 	}
 	if req.Key != "" {
 		p.row.IdempotencyKey, p.row.RequestHash = req.Key, req.hash()
 	}
 	return p, nil
+}
+
+func (c *Claimer) webhook(w *openapi.WebhookConfig) (*store.NewWebhook, error) {
+	if w == nil {
+		return nil, nil
+	}
+	hook := &store.NewWebhook{}
+	for field, from := range map[*string]*string{&hook.URL: w.URL, &hook.Secret: w.Secret, &hook.WatchDir: w.WatchDir} {
+		if from != nil {
+			*field = *from
+		}
+	}
+	if len(hook.WatchDir) > procapi.MaxWatchDir || strings.ContainsRune(hook.WatchDir, 0) {
+		return nil, errdefs.New(errdefs.InvalidArgument, "config.webhook.watch_dir: want a path of at most %d bytes", procapi.MaxWatchDir)
+	}
+	var err error
+	hook.Destination, err = c.cfg.Hooks.Check(hook.URL, hook.Secret)
+	return hook, err
 }
 
 // hash identifies what was asked for, however it was spelled.

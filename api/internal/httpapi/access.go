@@ -73,6 +73,7 @@ var operations = map[string]access{
 	"GET /api/v1/sandboxes/{id}/contexts/{context_id}/stats":    {anyInTeam, auth.SandboxRead},
 	"GET /api/v1/sandboxes/{id}/contexts/{context_id}/ws":       {anyInTeam, auth.SandboxWrite},
 
+	"GET /api/v1/sandboxes/{id}/observability/events":  {anyInTeam, auth.SandboxRead},
 	"GET /api/v1/sandboxes/{id}/observability/logs":    {anyInTeam, auth.SandboxRead},
 	"GET /api/v1/sandboxes/{id}/logs":                  {anyInTeam, auth.SandboxRead},
 	"GET /api/v1/sandboxes/{id}/observability/metrics": {anyInTeam, auth.SandboxRead},

@@ -23,6 +23,7 @@ import (
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
+	"s0.run/api/internal/events"
 	"s0.run/api/internal/exposure"
 	"s0.run/api/internal/identity"
 	"s0.run/api/internal/inflight"
@@ -63,6 +64,7 @@ type Config struct {
 	Plane     *dataplane.Plane
 	Sockets   *wsapi.Server
 	Observe   *observe.Observer
+	Events    *events.View
 	Watches   *ndjson.Server
 	Exposure  *exposure.Proxy
 	Runtimes  *runtimes.Starter

@@ -78,9 +78,6 @@ func checkClaim(req openapi.ClaimRequest, key string) error {
 		return notServed("mounts")
 	}
 	c := value(req.Config)
-	if c.Webhook != nil {
-		return notServed("config.webhook")
-	}
 	return checkConfig(c.EnvVars, c.Network != nil)
 }
 

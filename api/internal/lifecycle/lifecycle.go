@@ -39,6 +39,7 @@ const (
 
 	purgeEvery         = time.Hour
 	tombstoneRetention = 24 * time.Hour // longer than any retry of a claim by its key
+	eventRetention     = 90 * 24 * time.Hour
 )
 
 // Config names what the Keeper works with. The zero durations mean the defaults.
@@ -178,6 +179,9 @@ func (k *Keeper) finishAll(ctx context.Context, list []store.Sandbox) {
 func (k *Keeper) purge(ctx context.Context) {
 	if err := k.cfg.Store.PurgeDeleted(ctx, tombstoneRetention); err != nil {
 		k.logFailure(ctx, "could not purge tombstones", err)
+	}
+	if err := k.cfg.Store.PurgeEvents(ctx, eventRetention); err != nil {
+		k.logFailure(ctx, "could not purge events", err)
 	}
 	if err := k.cfg.Store.PurgeRefreshTokens(ctx); err != nil {
 		k.logFailure(ctx, "could not purge refresh tokens", err)

@@ -665,6 +665,174 @@ func (e SandboxAppServiceViewPublishBlockers) Valid() bool {
 	}
 }
 
+// Defines values for SandboxEventPhase.
+const (
+	SandboxEventPhaseAttempt SandboxEventPhase = "attempt"
+	SandboxEventPhaseEffect  SandboxEventPhase = "effect"
+	SandboxEventPhaseResult  SandboxEventPhase = "result"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventPhase enum.
+func (e SandboxEventPhase) Valid() bool {
+	switch e {
+	case SandboxEventPhaseAttempt:
+		return true
+	case SandboxEventPhaseEffect:
+		return true
+	case SandboxEventPhaseResult:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventActorKind.
+const (
+	SandboxEventActorKindAPIKey             SandboxEventActorKind = "api_key"
+	SandboxEventActorKindAnonymous          SandboxEventActorKind = "anonymous"
+	SandboxEventActorKindExposureCredential SandboxEventActorKind = "exposure_credential"
+	SandboxEventActorKindHuman              SandboxEventActorKind = "human"
+	SandboxEventActorKindSSHUser            SandboxEventActorKind = "ssh_user"
+	SandboxEventActorKindSandboxWorkload    SandboxEventActorKind = "sandbox_workload"
+	SandboxEventActorKindService            SandboxEventActorKind = "service"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventActorKind enum.
+func (e SandboxEventActorKind) Valid() bool {
+	switch e {
+	case SandboxEventActorKindAPIKey:
+		return true
+	case SandboxEventActorKindAnonymous:
+		return true
+	case SandboxEventActorKindExposureCredential:
+		return true
+	case SandboxEventActorKindHuman:
+		return true
+	case SandboxEventActorKindSSHUser:
+		return true
+	case SandboxEventActorKindSandboxWorkload:
+		return true
+	case SandboxEventActorKindService:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventIntegritySignatureStatus.
+const (
+	SandboxEventIntegritySignatureStatusInvalid     SandboxEventIntegritySignatureStatus = "invalid"
+	SandboxEventIntegritySignatureStatusUnavailable SandboxEventIntegritySignatureStatus = "unavailable"
+	SandboxEventIntegritySignatureStatusVerified    SandboxEventIntegritySignatureStatus = "verified"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventIntegritySignatureStatus enum.
+func (e SandboxEventIntegritySignatureStatus) Valid() bool {
+	switch e {
+	case SandboxEventIntegritySignatureStatusInvalid:
+		return true
+	case SandboxEventIntegritySignatureStatusUnavailable:
+		return true
+	case SandboxEventIntegritySignatureStatusVerified:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventOutcome.
+const (
+	SandboxEventOutcomeAccepted  SandboxEventOutcome = "accepted"
+	SandboxEventOutcomeCompleted SandboxEventOutcome = "completed"
+	SandboxEventOutcomeDenied    SandboxEventOutcome = "denied"
+	SandboxEventOutcomeError     SandboxEventOutcome = "error"
+	SandboxEventOutcomeFailed    SandboxEventOutcome = "failed"
+	SandboxEventOutcomeSucceeded SandboxEventOutcome = "succeeded"
+	SandboxEventOutcomeUnknown   SandboxEventOutcome = "unknown"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventOutcome enum.
+func (e SandboxEventOutcome) Valid() bool {
+	switch e {
+	case SandboxEventOutcomeAccepted:
+		return true
+	case SandboxEventOutcomeCompleted:
+		return true
+	case SandboxEventOutcomeDenied:
+		return true
+	case SandboxEventOutcomeError:
+		return true
+	case SandboxEventOutcomeFailed:
+		return true
+	case SandboxEventOutcomeSucceeded:
+		return true
+	case SandboxEventOutcomeUnknown:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventSource.
+const (
+	SandboxEventSourceClusterGateway SandboxEventSource = "cluster_gateway"
+	SandboxEventSourceCtld           SandboxEventSource = "ctld"
+	SandboxEventSourceManager        SandboxEventSource = "manager"
+	SandboxEventSourceNetd           SandboxEventSource = "netd"
+	SandboxEventSourceProcd          SandboxEventSource = "procd"
+	SandboxEventSourceStorageProxy   SandboxEventSource = "storage_proxy"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventSource enum.
+func (e SandboxEventSource) Valid() bool {
+	switch e {
+	case SandboxEventSourceClusterGateway:
+		return true
+	case SandboxEventSourceCtld:
+		return true
+	case SandboxEventSourceManager:
+		return true
+	case SandboxEventSourceNetd:
+		return true
+	case SandboxEventSourceProcd:
+		return true
+	case SandboxEventSourceStorageProxy:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxEventType.
+const (
+	SandboxEventTypeAPIAccess    SandboxEventType = "api_access"
+	SandboxEventTypeFile         SandboxEventType = "file"
+	SandboxEventTypeLifecycle    SandboxEventType = "lifecycle"
+	SandboxEventTypeNetworkAudit SandboxEventType = "network_audit"
+	SandboxEventTypeProcess      SandboxEventType = "process"
+	SandboxEventTypeRuntimeStats SandboxEventType = "runtime_stats"
+)
+
+// Valid indicates whether the value is a known member of the SandboxEventType enum.
+func (e SandboxEventType) Valid() bool {
+	switch e {
+	case SandboxEventTypeAPIAccess:
+		return true
+	case SandboxEventTypeFile:
+		return true
+	case SandboxEventTypeLifecycle:
+		return true
+	case SandboxEventTypeNetworkAudit:
+		return true
+	case SandboxEventTypeProcess:
+		return true
+	case SandboxEventTypeRuntimeStats:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SandboxLogStream.
 const (
 	SandboxLogStreamPTY    SandboxLogStream = "pty"
@@ -2137,6 +2305,88 @@ type SandboxConfig struct {
 	Webhook *WebhookConfig `json:"webhook,omitempty"`
 }
 
+// SandboxEvent defines model for SandboxEvent.
+type SandboxEvent struct {
+	Action        string                 `json:"action"`
+	Actor         SandboxEventActor      `json:"actor"`
+	Attributes    map[string]interface{} `json:"attributes,omitempty,omitzero"`
+	ClusterID     string                 `json:"cluster_id"`
+	Cursor        string                 `json:"cursor"`
+	EventID       string                 `json:"event_id"`
+	EventType     SandboxEventType       `json:"event_type"`
+	IngestedAt    time.Time              `json:"ingested_at"`
+	Integrity     SandboxEventIntegrity  `json:"integrity"`
+	OccurredAt    time.Time              `json:"occurred_at"`
+	OperationID   string                 `json:"operation_id"`
+	Outcome       SandboxEventOutcome    `json:"outcome"`
+	Phase         SandboxEventPhase      `json:"phase"`
+	Producer      SandboxEventProducer   `json:"producer"`
+	RegionID      string                 `json:"region_id"`
+	Resource      SandboxEventResource   `json:"resource"`
+	SandboxID     string                 `json:"sandbox_id"`
+	SchemaVersion int                    `json:"schema_version"`
+	Source        SandboxEventSource     `json:"source"`
+	TeamID        string                 `json:"team_id"`
+}
+
+// SandboxEventPhase defines model for SandboxEvent.Phase.
+type SandboxEventPhase string
+
+// SandboxEventActor defines model for SandboxEventActor.
+type SandboxEventActor struct {
+	ID   *string               `json:"id,omitempty"`
+	Kind SandboxEventActorKind `json:"kind"`
+}
+
+// SandboxEventActorKind defines model for SandboxEventActorKind.
+type SandboxEventActorKind string
+
+// SandboxEventIntegrity defines model for SandboxEventIntegrity.
+type SandboxEventIntegrity struct {
+	Algorithm string `json:"algorithm"`
+
+	// PayloadHash SHA-256 of the payload.
+	PayloadHash     string                               `json:"payload_hash"`
+	Signature       string                               `json:"signature"`
+	SignatureStatus SandboxEventIntegritySignatureStatus `json:"signature_status"`
+	SigningKeyID    string                               `json:"signing_key_id"`
+}
+
+// SandboxEventIntegritySignatureStatus defines model for SandboxEventIntegrity.SignatureStatus.
+type SandboxEventIntegritySignatureStatus string
+
+// SandboxEventList defines model for SandboxEventList.
+type SandboxEventList struct {
+	Events []SandboxEvent `json:"events"`
+
+	// NextCursor There may be more behind it.
+	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// Watermark The cursor to go on from.
+	Watermark *string `json:"watermark,omitempty"`
+}
+
+// SandboxEventOutcome defines model for SandboxEventOutcome.
+type SandboxEventOutcome string
+
+// SandboxEventProducer defines model for SandboxEventProducer.
+type SandboxEventProducer struct {
+	Sequence *int64 `json:"sequence,omitempty"`
+	Service  string `json:"service"`
+}
+
+// SandboxEventResource defines model for SandboxEventResource.
+type SandboxEventResource struct {
+	ID   string `json:"id"`
+	Type string `json:"type"`
+}
+
+// SandboxEventSource defines model for SandboxEventSource.
+type SandboxEventSource string
+
+// SandboxEventType defines model for SandboxEventType.
+type SandboxEventType string
+
 // SandboxList defines model for SandboxList.
 type SandboxList struct {
 	Count     int              `json:"count"`
@@ -2831,6 +3081,32 @@ type GetSandboxMetricsParams struct {
 	MaxPoints *int                           `form:"max_points,omitempty" json:"max_points,omitempty"`
 }
 
+// ListSandboxEventsParams defines parameters for ListSandboxEvents.
+type ListSandboxEventsParams struct {
+	StartTime *time.Time `form:"start_time,omitempty" json:"start_time,omitempty"`
+	EndTime   *time.Time `form:"end_time,omitempty" json:"end_time,omitempty"`
+	Limit     *int       `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor Events behind it: an event's, or a watermark.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Watch Follow as NDJSON, one line an event. Goes without end_time.
+	Watch     *bool                  `form:"watch,omitempty" json:"watch,omitempty"`
+	Source    *SandboxEventSource    `form:"source,omitempty" json:"source,omitempty"`
+	EventType *SandboxEventType      `form:"event_type,omitempty" json:"event_type,omitempty"`
+	Outcome   *SandboxEventOutcome   `form:"outcome,omitempty" json:"outcome,omitempty"`
+	ActorKind *SandboxEventActorKind `form:"actor_kind,omitempty" json:"actor_kind,omitempty"`
+	ActorID   *string                `form:"actor_id,omitempty" json:"actor_id,omitempty"`
+
+	// Action The event's type as webhooks call it, such as `process.exited`.
+	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// ResourceType sandbox, process or file.
+	ResourceType *string `form:"resource_type,omitempty" json:"resource_type,omitempty"`
+	OperationID  *string `form:"operation_id,omitempty" json:"operation_id,omitempty"`
+	EventID      *string `form:"event_id,omitempty" json:"event_id,omitempty"`
+}
+
 // ListSandboxLogsParams defines parameters for ListSandboxLogs.
 type ListSandboxLogsParams struct {
 	// ContextID Lines of one context alone.
@@ -3039,6 +3315,9 @@ type ServerInterface interface {
 	// GetSandboxMetricsCatalog Get the names, kinds and units of …/metrics
 	// (GET /api/v1/sandboxes/{id}/metrics/catalog)
 	GetSandboxMetricsCatalog(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ListSandboxEvents List what happened to a sandbox and in it, oldest first
+	// (GET /api/v1/sandboxes/{id}/observability/events)
+	ListSandboxEvents(w http.ResponseWriter, r *http.Request, id SandboxID, params ListSandboxEventsParams)
 	// ListSandboxLogs List what a sandbox's processes printed, oldest first
 	// (GET /api/v1/sandboxes/{id}/observability/logs)
 	ListSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params ListSandboxLogsParams)
@@ -4609,6 +4888,217 @@ func (siw *ServerInterfaceWrapper) GetSandboxMetricsCatalog(w http.ResponseWrite
 	handler.ServeHTTP(w, r)
 }
 
+// ListSandboxEvents operation middleware
+func (siw *ServerInterfaceWrapper) ListSandboxEvents(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListSandboxEventsParams
+
+	// ------------- Optional query parameter "start_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "start_time", r.URL.Query(), &params.StartTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "start_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "start_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "end_time" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "end_time", r.URL.Query(), &params.EndTime, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "end_time"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "end_time", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "watch" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "watch", r.URL.Query(), &params.Watch, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "watch"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "watch", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "source" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "source", r.URL.Query(), &params.Source, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "source"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "source", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "event_type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "event_type", r.URL.Query(), &params.EventType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "event_type"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "event_type", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "outcome" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "outcome", r.URL.Query(), &params.Outcome, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "outcome"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "outcome", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "actor_kind" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "actor_kind", r.URL.Query(), &params.ActorKind, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "actor_kind"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "actor_kind", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "actor_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "actor_id", r.URL.Query(), &params.ActorID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "actor_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "actor_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "action" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "action", r.URL.Query(), &params.Action, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "action"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "action", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "resource_type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "resource_type", r.URL.Query(), &params.ResourceType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "resource_type"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "resource_type", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "operation_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "operation_id", r.URL.Query(), &params.OperationID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "operation_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "operation_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "event_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "event_id", r.URL.Query(), &params.EventID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "event_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "event_id", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSandboxEvents(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListSandboxLogs operation middleware
 func (siw *ServerInterfaceWrapper) ListSandboxLogs(w http.ResponseWriter, r *http.Request) {
 
@@ -5401,6 +5891,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/archive", wrapper.DownloadArchive)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/archive", wrapper.UploadArchive)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/files/search", wrapper.SearchFiles)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/observability/events", wrapper.ListSandboxEvents)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/observability/logs", wrapper.ListSandboxLogs)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/logs", wrapper.ListSandboxLogsByOldPath)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/observability/metrics", wrapper.ListSandboxMetricSamples)

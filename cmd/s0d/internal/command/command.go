@@ -88,6 +88,7 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.StringVar(&c.PublicDomain, "public-domain", "", "domain below which sandboxes' services have their names; empty: this machine's alone")
 	f.Float64Var(&c.RateLimit, "rate-limit", 100, "requests a second of each team and each address")
 	f.IntVar(&c.RateBurst, "rate-burst", 200, "requests at once of each team and each address")
+	f.BoolVar(&c.HooksPrivate, "webhook-allow-private", false, "let webhooks reach loopback and private networks, for development")
 	f.StringVar(&c.RegistryListen, "registry-listen", "127.0.0.1:30081", "loopback address of the local registry")
 	f.StringVar(&c.DatabaseURL, "database-url", "", "a PostgreSQL to use instead of a private one")
 	f.StringVar(&c.DefaultImage, "default-image", "", "image of the builtin template, by reference (default the one in --image-dir)")

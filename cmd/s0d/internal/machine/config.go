@@ -42,6 +42,7 @@ type Config struct {
 	PublicDomain   string   // below which sandboxes' services have their names; "" is this machine's own
 	RateLimit      float64  // requests a second of each team and each address
 	RateBurst      int      // requests at once
+	HooksPrivate   bool     // webhooks may reach loopback and private networks
 	RegistryListen string   // of the local registry; loopback
 	DatabaseURL    string   // "" runs a private PostgreSQL
 	DefaultImage   string   // reference of the builtin template's image; "" serves ImageDir from the local registry

@@ -177,7 +177,8 @@ func (s *server) startAPI(ctx context.Context, image string) error {
 		DefaultImage: image, PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax, AllowedHosts: s.cfg.AllowedHosts,
 		PublicDomain: s.cfg.PublicDomain,
 		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst,
-		Log: s.log.With("daemon", "api"),
+		WebhookAllowPrivate: s.cfg.HooksPrivate,
+		Log:                 s.log.With("daemon", "api"),
 		Ready: func(addr string) {
 			s.mu.Lock()
 			s.status.API = "http://" + addr
