@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,8 @@ func (a *app) files() *cobra.Command {
 	return a.inSandbox(&sandbox, group("files", "Files in a sandbox; relative paths are below /workspace",
 		"  s0 sandbox files -s ID ls /\n  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID cat result.txt",
 		a.filesLs(&sandbox), a.filesCat(&sandbox), a.filesStat(&sandbox), a.filesMkdir(&sandbox), a.filesRm(&sandbox),
-		a.filesMv(&sandbox), a.filesUpload(&sandbox), a.filesDownload(&sandbox), a.filesWrite(&sandbox)))
+		a.filesMv(&sandbox), a.filesUpload(&sandbox), a.filesDownload(&sandbox), a.filesWrite(&sandbox),
+		a.filesWatch(&sandbox), a.filesSearch(&sandbox)))
 }
 
 func (a *app) filesLs(sandbox *string) *cobra.Command {
@@ -134,19 +136,25 @@ func (a *app) filesMv(sandbox *string) *cobra.Command {
 }
 
 func (a *app) filesUpload(sandbox *string) *cobra.Command {
-	return &cobra.Command{
+	var recursive bool
+	cmd := &cobra.Command{
 		Use:     "upload <local> [path]",
-		Short:   "Copy a file of yours into the sandbox",
-		Example: "  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID upload data.csv /srv/input/",
+		Short:   "Copy a file or a directory of yours into the sandbox",
+		Example: "  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID upload data.csv /srv/input/\n  s0 sandbox files -s ID upload --recursive src",
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			remote := path.Base(filepath.ToSlash(args[0]))
 			if len(args) == 2 {
 				remote = into(args[1], remote)
 			}
+			if recursive {
+				return a.uploadTree(ctx, c, *sandbox, args[0], remote)
+			}
 			return a.upload(ctx, c, *sandbox, args[0], remote)
 		}),
 	}
+	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "a directory, with all below it")
+	return cmd
 }
 
 func (a *app) upload(ctx context.Context, c *client.Client, sandbox, local, remote string) error {
@@ -160,12 +168,34 @@ func (a *app) upload(ctx context.Context, c *client.Client, sandbox, local, remo
 		return err
 	}
 	if info.IsDir() {
-		return fmt.Errorf("%s is a directory: pack it, `tar c %s | s0 sandbox exec -i ID -- tar x`", local, local)
+		return fmt.Errorf("%s is a directory: say --recursive to copy it", local)
 	}
 	if err := c.WriteFile(ctx, sandbox, remote, f); err != nil {
 		return err
 	}
 	return a.done("Uploaded %s to %s (%s).", local, remote, output.Bytes(info.Size()))
+}
+
+// uploadTree sends a directory as an archive: all of it arrives, or nothing.
+func (a *app) uploadTree(ctx context.Context, c *client.Client, sandbox, local, remote string) error {
+	if info, err := os.Stat(local); err != nil || !info.IsDir() {
+		return errors.Join(err, fmt.Errorf("%s is no directory", local))
+	}
+	r, w := io.Pipe()
+	packed := make(chan struct{})
+	go func() {
+		defer close(packed)
+		archive := tar.NewWriter(w)
+		err := archive.AddFS(os.DirFS(local))
+		w.CloseWithError(errors.Join(err, archive.Close()))
+	}()
+	got, err := c.WriteArchive(ctx, sandbox, remote, r)
+	r.Close()
+	<-packed
+	if err != nil {
+		return err
+	}
+	return a.printer.Print(got, output.Text(fmt.Sprintf("Uploaded %s to %s (%d files, %s).", local, remote, got.Files, output.Bytes(got.Bytes))))
 }
 
 func (a *app) filesDownload(sandbox *string) *cobra.Command {

@@ -55,6 +55,22 @@ func (p Printer) Print(data any, view View) error {
 	return view.write(p.W, p.Width)
 }
 
+// PrintLine prints one of many results that come by and by: JSON on a line of its
+// own, YAML as a document.
+func (p Printer) PrintLine(data any, view View) error {
+	switch p.Format {
+	case JSON:
+		enc := json.NewEncoder(p.W)
+		enc.SetEscapeHTML(false)
+		return enc.Encode(data)
+	case YAML:
+		if _, err := io.WriteString(p.W, "---\n"); err != nil {
+			return err
+		}
+	}
+	return p.Print(data, view)
+}
+
 func writeJSON(w io.Writer, data any) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)

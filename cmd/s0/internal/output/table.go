@@ -46,7 +46,7 @@ func writeAligned(w io.Writer, rows [][]string, cut []bool, width int) error {
 	var widths []int
 	for _, row := range rows {
 		for i := range row {
-			row[i] = plain(row[i])
+			row[i] = Plain(row[i])
 			if i == len(widths) {
 				widths = append(widths, 0)
 			}
@@ -96,9 +96,9 @@ func shorten(s string, cells int) string {
 	return string([]rune(s)[:cells-1]) + "…"
 }
 
-// plain keeps what comes from a sandbox or another user from moving the cursor,
+// Plain keeps what comes from a sandbox or another user from moving the cursor,
 // changing colours or adding lines.
-func plain(s string) string {
+func Plain(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || (r >= 0x7f && r < 0xa0) {
 			return '?'
