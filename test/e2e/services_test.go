@@ -196,7 +196,7 @@ func testManualService(u *user) {
 	if got := byHeaders.get("/x", "X-Sandbox-ID", id, "X-Exposure-Port", "9000"); got.Target != "/x" || got.Headers["host"] != "localhost:9000" {
 		u.t.Errorf("by headers: %+v", got)
 	}
-	if resp, body := v.send(http.MethodPost, "/", io.LimitReader(zeros{}, 1000), "Content-Length", "1000"); resp.StatusCode != 200 {
+	if resp, body := v.send(http.MethodPost, "/", strings.NewReader(strings.Repeat("x", 1000)), "Content-Length", "1000"); resp.StatusCode != 200 {
 		u.t.Errorf("POST: %d %s", resp.StatusCode, body)
 	}
 	u.visit(id, 22).refused(404, "not_found", "/")
@@ -368,7 +368,7 @@ func testFunctionService(u *user) {
 	}
 	want("GET", "/", nil, 200, `{"calls": 1, "route": "r", "method": "GET", "body": 0}`)
 	want("POST", "/", strings.NewReader("abc"), 200, `{"calls": 2, "route": "r", "method": "POST", "body": 3}`) // one process, which stays
-	want("POST", "/", io.LimitReader(zeros{}, 8<<20), 200, `{"calls": 3, "route": "r", "method": "POST", "body": 8388608}`)
+	want("POST", "/", strings.NewReader(strings.Repeat("x", 8<<20)), 200, `{"calls": 3, "route": "r", "method": "POST", "body": 8388608}`)
 	if resp := want("GET", "/form", nil, 201, "made"); resp.Header.Get("X-Own") != "v" {
 		u.t.Errorf("headers %v", resp.Header)
 	}
@@ -380,7 +380,7 @@ func testFunctionService(u *user) {
 		u.t.Errorf("the visitor sees %s", body)
 	}
 	v.refused(504, "unavailable", "/slow")
-	if resp, body := v.send("POST", "/", io.LimitReader(zeros{}, 8<<20+1)); resp.StatusCode != 413 || !strings.Contains(body, `"request_too_large"`) {
+	if resp, body := v.send("POST", "/", strings.NewReader(strings.Repeat("x", 8<<20+1))); resp.StatusCode != 413 || !strings.Contains(body, `"request_too_large"`) {
 		u.t.Errorf("too large: %d %s", resp.StatusCode, body)
 	}
 	c := v.socket("/chat")
