@@ -56,7 +56,8 @@ func (c *Channel) hello(ctx context.Context) (procapi.Hello, error) {
 	return h, nil
 }
 
-// Init gives the sandbox to its tenant. It returns when procd has applied it.
+// Init tells procd which sandbox it is, before anybody claims it. It returns when
+// procd has applied it.
 func (c *Channel) Init(ctx context.Context, in procapi.Init) error {
 	return c.call(ctx, http.MethodPost, procapi.PathInit, in, &struct{}{})
 }

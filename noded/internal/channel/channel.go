@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +40,10 @@ const (
 	connectWait = 2 * time.Second
 	// writeTimeout ends a connection whose other end has stopped reading.
 	writeTimeout = 10 * time.Second
+	// A connection that says nothing for quietTime is asked whether it lives, which
+	// costs an idle sandbox next to nothing, and ended when it doesn't answer in
+	// answerTime: long, for a busy machine may keep a sandbox waiting.
+	quietTime, answerTime = 30 * time.Second, 20 * time.Second
 
 	maxHeaderBytes = 64 << 10
 	maxFrameBytes  = 256 << 10 // of an answer, in one piece
@@ -57,21 +62,24 @@ var ErrDisconnected = errors.New("procd is not connected")
 type Config struct {
 	Dir string // the slot's directory, which exists
 	// Lost is called when a connection was lost and no new one came within
-	// Grace. It must not block.
-	Lost  func()
+	// Grace. silent tells that the other end has not closed it, but stopped
+	// answering: it may yet come back. Lost must not block.
+	Lost  func(silent bool)
 	Grace time.Duration
 }
 
 // Channel is safe for concurrent use.
 type Channel struct {
-	cfg      Config
-	listener *net.UnixListener
-	done     chan struct{} // closed by Close
+	cfg       Config
+	listener  *net.UnixListener
+	transport *http.Transport
+	done      chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	current *link         // nil while procd is not connected
 	arrived chan struct{} // closed while current is set
 	loss    *time.Timer   // running while a lost connection's Grace does; nil otherwise
+	silent  bool          // how the last connection was lost
 	closed  bool
 }
 
@@ -81,6 +89,15 @@ type link struct {
 	client *http.ClientConn
 	lost   func(*link) // told when the connection is closed from either side
 	dead   bool
+	hungUp atomic.Bool // by the other end
+}
+
+func (l *link) Read(b []byte) (int, error) {
+	n, err := l.Conn.Read(b)
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		l.hungUp.Store(true)
+	}
+	return n, err
 }
 
 // Close is how the HTTP/2 client says that the connection has ended.
@@ -97,7 +114,7 @@ func Listen(cfg Config) (*Channel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listening for procd in %s: %w", cfg.Dir, err)
 	}
-	return &Channel{cfg: cfg, listener: l, done: make(chan struct{}), arrived: make(chan struct{})}, nil
+	return &Channel{cfg: cfg, listener: l, transport: transport, done: make(chan struct{}), arrived: make(chan struct{})}, nil
 }
 
 func listen(dir string) (*net.UnixListener, error) {
@@ -166,7 +183,7 @@ func (c *Channel) Close() {
 // attach makes conn the channel's connection.
 func (c *Channel) attach(ctx context.Context, conn net.Conn) {
 	l := &link{Conn: conn, lost: c.detach}
-	client, err := transport.NewClientConn(context.WithValue(ctx, linkKey{}, l), "http", "procd:80")
+	client, err := c.transport.NewClientConn(context.WithValue(ctx, linkKey{}, l), "http", "procd:80")
 	if err != nil {
 		l.Conn.Close()
 		return
@@ -208,6 +225,7 @@ func (c *Channel) detach(l *link) {
 		return
 	}
 	c.current = nil
+	c.silent = !l.hungUp.Load()
 	c.arrived = make(chan struct{})
 	if !c.closed {
 		c.loss = time.AfterFunc(c.cfg.Grace, c.report)
@@ -216,10 +234,10 @@ func (c *Channel) detach(l *link) {
 
 func (c *Channel) report() {
 	c.mu.Lock()
-	lost := c.current == nil && !c.closed
+	lost, silent := c.current == nil && !c.closed, c.silent
 	c.mu.Unlock()
 	if lost {
-		c.cfg.Lost()
+		c.cfg.Lost(silent)
 	}
 }
 
@@ -264,9 +282,9 @@ func (c *Channel) RoundTrip(req *http.Request) (*http.Response, error) {
 type linkKey struct{}
 
 // transport makes the HTTP/2 clients; it holds no connection of its own.
-var transport = newTransport()
+var transport = newTransport(quietTime, answerTime)
 
-func newTransport() *http.Transport {
+func newTransport(quiet, answer time.Duration) *http.Transport {
 	t := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return ctx.Value(linkKey{}).(*link), nil
@@ -279,6 +297,8 @@ func newTransport() *http.Transport {
 			MaxReceiveBufferPerStream:     streamWindow,
 			MaxReceiveBufferPerConnection: connWindow,
 			WriteByteTimeout:              writeTimeout,
+			SendPingTimeout:               quiet,
+			PingTimeout:                   answer,
 		},
 	}
 	t.Protocols.SetUnencryptedHTTP2(true)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,17 +25,18 @@ const patience = 10 * time.Second
 type harness struct {
 	*Channel
 	dir  string
-	lost chan struct{}
+	lost chan bool // silent
 	stop func()
 }
 
 func start(t *testing.T, dir string) *harness {
 	t.Helper()
-	h := &harness{dir: dir, lost: make(chan struct{}, 16)}
-	c, err := Listen(Config{Dir: dir, Grace: 50 * time.Millisecond, Lost: func() { h.lost <- struct{}{} }})
+	h := &harness{dir: dir, lost: make(chan bool, 16)}
+	c, err := Listen(Config{Dir: dir, Grace: 50 * time.Millisecond, Lost: func(silent bool) { h.lost <- silent }})
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.transport = newTransport(200*time.Millisecond, time.Second)
 	h.Channel = c
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -89,7 +91,12 @@ func dial(t *testing.T, dir string) net.Conn {
 // procd dials like procd does and serves handler; hangup cuts the connection.
 func procd(t *testing.T, dir string, handler http.Handler) (hangup func()) {
 	t.Helper()
-	conn := dial(t, dir)
+	return serve(t, dial(t, dir), handler)
+}
+
+// serve is procd on a connection.
+func serve(t *testing.T, conn net.Conn, handler http.Handler) (hangup func()) {
+	t.Helper()
 	l := &oneConn{Conn: conn, closed: make(chan struct{})}
 	srv := &http.Server{Handler: handler, Protocols: new(http.Protocols)}
 	srv.Protocols.SetUnencryptedHTTP2(true)
@@ -207,7 +214,10 @@ func TestLossIsReportedOnce(t *testing.T) {
 	mustHello(t, h, "b1")
 	hangup()
 	select {
-	case <-h.lost:
+	case silent := <-h.lost:
+		if silent {
+			t.Error("one that hung up is called silent")
+		}
 	case <-bounded(t).Done():
 		t.Fatal("no report of the loss")
 	}
@@ -216,6 +226,54 @@ func TestLossIsReportedOnce(t *testing.T) {
 	if n := len(h.lost); n != 0 {
 		t.Errorf("%d further reports", n)
 	}
+}
+
+// mute is a connection whose reader can be stopped, as a process can.
+type mute struct {
+	net.Conn
+	stopped atomic.Bool
+	closed  chan struct{}
+	once    sync.Once
+}
+
+func (m *mute) Read(b []byte) (int, error) {
+	n, err := m.Conn.Read(b)
+	if m.stopped.Load() {
+		<-m.closed
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func (m *mute) Close() error {
+	m.once.Do(func() { close(m.closed) })
+	return m.Conn.Close()
+}
+
+// X30: a procd that hangs is noticed though it has said nothing; one that is idle
+// is left alone.
+func TestX30_SilenceIsNoticed(t *testing.T) {
+	t.Parallel()
+	h := start(t, t.TempDir())
+	m := &mute{Conn: dial(t, h.dir), closed: make(chan struct{})}
+	serve(t, m, hello("b1"))
+	mustHello(t, h, "b1")
+	select {
+	case <-h.lost:
+		t.Fatal("an idle connection was lost")
+	case <-time.After(2 * time.Second): // several times asked, and answered
+	}
+	m.stopped.Store(true)
+	select {
+	case silent := <-h.lost:
+		if !silent {
+			t.Error("one that hangs is said to have hung up")
+		}
+	case <-bounded(t).Done():
+		t.Fatal("nobody notices that procd hangs")
+	}
+	procd(t, h.dir, hello("b1")) // it goes on, and finds its connection closed
+	mustHello(t, h, "b1")
 }
 
 // X30, B13: whatever sits at the other end, noded gets a bounded error in bounded time.

@@ -212,7 +212,7 @@ func (m *Manager) binDir(id sandbox.ID) string {
 func (m *Manager) listen(inst *instance) error {
 	ch, err := channel.Listen(channel.Config{
 		Dir: m.slotDir(inst.id), Grace: redialGrace,
-		Lost: func() { m.background(func(ctx context.Context) { m.end(ctx, inst, "procd lost") }) },
+		Lost: func(silent bool) { m.background(func(ctx context.Context) { m.lost(ctx, inst, silent) }) },
 	})
 	if err != nil {
 		return err

@@ -115,6 +115,47 @@ func (m *Manager) exitReason(exit Exit) string {
 	return exit.Reason
 }
 
+// lost handles the loss of procd's connection. One that procd closed was its end.
+// When procd is silent it may hang, or the machine may keep it waiting: a tenant's
+// sandbox is not ended for that, but shown as what it is, unknown, until procd says
+// something, the runtime says that it has ended, or its tenant has it deleted.
+func (m *Manager) lost(ctx context.Context, inst *instance, silent bool) {
+	if !silent {
+		m.end(ctx, inst, "procd lost")
+		return
+	}
+	m.endSlot(ctx, inst, "procd does not answer", func() bool { return true })
+	waits := false
+	m.change(inst, func() {
+		waits = inst.rec.State == journal.Claimed && !inst.unseen
+		inst.unseen = inst.unseen || waits
+	})
+	if !waits {
+		return
+	}
+	rec := m.record(inst)
+	m.log(rec).Warn("procd does not answer")
+	if err := m.readopt(ctx, inst); err != nil {
+		m.log(rec).Debug("a silent sandbox did not come back", "error", err)
+	}
+}
+
+// endSlot gives up a slot that is no good, unless it has become somebody's. still,
+// called with mu held, tells whether it is no good when its turn has come.
+func (m *Manager) endSlot(ctx context.Context, inst *instance, reason string, still func() bool) {
+	if inst.takeTurn(ctx) != nil {
+		return
+	}
+	defer inst.endTurn()
+	m.mu.Lock()
+	end := inst.rec.State == journal.Slot && still()
+	m.mu.Unlock()
+	if end {
+		m.tellLoss(inst, reason)
+		m.abandon(ctx, inst, reason)
+	}
+}
+
 // end takes note that a sandbox has ended by itself: a slot goes, a claimed one
 // becomes failed and keeps its record, so that its tenant learns why.
 func (m *Manager) end(ctx context.Context, inst *instance, reason string) {

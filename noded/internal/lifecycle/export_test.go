@@ -1,12 +1,22 @@
 package lifecycle
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"s0.run/internal/sandbox"
+)
 
 // SetAdoptGrace is for tests that wait for its end.
 func (m *Manager) SetAdoptGrace(d time.Duration) { m.adoptGrace = d }
 
 // SetWarmUpTimeout is for tests that wait for its end.
 func (m *Manager) SetWarmUpTimeout(d time.Duration) { m.warmUpTimeout = d }
+
+// FallSilent is what happens when procd has not answered for long.
+func (m *Manager) FallSilent(id sandbox.ID) {
+	m.lost(context.Background(), m.find(id), true)
+}
 
 // IndexesInUse counts what is neither free nor resting.
 func (m *Manager) IndexesInUse() int {

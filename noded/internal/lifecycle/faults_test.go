@@ -394,6 +394,29 @@ func TestG12_FailedKeepsNoIndex(t *testing.T) {
 	}
 }
 
+// X30, R6: a procd that does not answer is no dead one. Its sandbox is unknown until
+// it does, a free slot is not kept.
+func TestX30_Silence(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(2)
+	n.claim(slots[0])
+	_, w := n.watch()
+	n.FallSilent(slots[0])
+	w.until(slots[0], "unknown")
+	w.until(slots[0], "running") // this one answers when it is asked again
+	n.FallSilent(slots[1])
+	w.until(slots[1], "taken")
+	if loss := <-n.Losses(); loss.Err.Error() != "procd does not answer" {
+		t.Errorf("%+v", loss)
+	}
+	if err := n.Delete(n.ctx(), slots[0], 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+}
+
 // B12, X30: the processes' end that nobody reports shows in the broken channel.
 func TestB12_ProcdLost(t *testing.T) {
 	t.Parallel()

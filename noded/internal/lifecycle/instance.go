@@ -27,6 +27,7 @@ type instance struct {
 	// never changes.
 	rec       journal.Record
 	ready     bool                    // a slot that may be claimed
+	warmKept  bool                    // its warm processes are followed
 	unhealthy string                  // why its warm processes keep it from being ready
 	binding   bool                    // a slot whose claim is under way
 	unseen    bool                    // since this noded started, procd has not answered

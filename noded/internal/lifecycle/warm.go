@@ -80,7 +80,11 @@ func (m *Manager) followWarm(ctx context.Context, inst *instance, tell func(proc
 // as long as it lives: a slot is free while they are healthy, and their failure is
 // the sandbox's. Nobody asks: procd tells.
 func (m *Manager) keepWarm(inst *instance) {
-	if len(m.record(inst).Spec.Warm) == 0 {
+	m.mu.Lock()
+	kept := inst.warmKept || len(inst.rec.Spec.Warm) == 0
+	inst.warmKept = true
+	m.mu.Unlock()
+	if kept {
 		return
 	}
 	m.background(func(ctx context.Context) {
@@ -102,7 +106,9 @@ func (m *Manager) keepWarm(inst *instance) {
 			}
 			if !s.Ready {
 				giveUp = time.AfterFunc(m.warmUpTimeout, func() {
-					m.background(func(ctx context.Context) { m.endUnready(ctx, inst, s.Reason) })
+					m.background(func(ctx context.Context) {
+						m.endSlot(ctx, inst, s.Reason, func() bool { return !inst.ready })
+					})
 				})
 			}
 			return true
@@ -119,19 +125,4 @@ func (m *Manager) warmChanged(inst *instance, s procapi.WarmStatus) {
 			inst.ready = s.Ready
 		}
 	})
-}
-
-// endUnready gives up a slot whose processes have not been healthy for too long.
-func (m *Manager) endUnready(ctx context.Context, inst *instance, reason string) {
-	if inst.takeTurn(ctx) != nil {
-		return
-	}
-	defer inst.endTurn()
-	m.mu.Lock()
-	unready := inst.rec.State == journal.Slot && !inst.ready
-	m.mu.Unlock()
-	if unready {
-		m.tellLoss(inst, reason)
-		m.abandon(ctx, inst, reason)
-	}
 }
