@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"s0.run/internal/sandbox"
 )
@@ -107,6 +108,9 @@ func (c Config) validate() error {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("%s %q: want an absolute path", name, path)
 		}
+	}
+	if strings.ContainsAny(c.DataDir, ":,") {
+		return fmt.Errorf("data dir %q: want a path without ':' and ',', which mean something to runsc in the path of a sandbox's upper layer", c.DataDir)
 	}
 	if c.Simulate {
 		return nil

@@ -76,6 +76,8 @@ func TestConfigIsChecked(t *testing.T) {
 	t.Parallel()
 	for name, mutate := range map[string]func(*noded.Config){
 		"relative data dir": func(c *noded.Config) { c.DataDir = "data" },
+		"colon in data dir": func(c *noded.Config) { c.DataDir += ":" },
+		"comma in data dir": func(c *noded.Config) { c.DataDir += ",x" },
 		"bad cluster":       func(c *noded.Config) { c.Cluster = "No Good" },
 		"negative bound":    func(c *noded.Config) { c.MaxSandboxes = -1 },
 		"no runsc": func(c *noded.Config) {
