@@ -111,8 +111,7 @@ func exit(e runtime.Exit) lifecycle.Exit {
 
 func (c *containers) Start(ctx context.Context, spec lifecycle.Container) error {
 	spec.Labels = map[string]string{scopeLabel: c.scope}
-	_, err := c.Runtime.Start(ctx, runtime.Container(spec))
-	return err
+	return c.Runtime.Start(ctx, runtime.Container(spec))
 }
 
 // List leaves out what another noded has in the same namespace.

@@ -16,7 +16,7 @@ type Spec struct {
 	Env          map[string]string `json:"env,omitempty"` // seen by every process, under the claim's own
 	MemoryBytes  int64             `json:"memory_bytes"`
 	CPUMillis    int64             `json:"cpu_millis"`
-	DiskBytes    int64             `json:"disk_bytes,omitempty"` // limit of the rootfs' upper layer; 0 is the node's default
+	DiskBytes    int64             `json:"disk_bytes,omitempty"` // limit of the rootfs' upper layer; 0: as much as the node's disk has
 	PidsLimit    int64             `json:"pids_limit,omitempty"` // 0 is the node's default
 	RuntimeClass RuntimeClass      `json:"runtime_class"`
 	Warm         []warm.Process    `json:"warm,omitempty"` // run before anybody claims the slot

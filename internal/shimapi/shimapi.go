@@ -29,7 +29,4 @@ const (
 	// OverlaySizeAnnotation limits that upper layer to so many bytes; writes beyond
 	// fail with ENOSPC inside. Absent: as much as the directory's disk has.
 	OverlaySizeAnnotation = "run.s0.shim/overlay-size"
-
-	// DebugLogAnnotation, when set, is a directory for runsc's debug logs.
-	DebugLogAnnotation = "run.s0.shim/debug-log"
 )

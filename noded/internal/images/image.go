@@ -22,10 +22,7 @@ type Image struct {
 	ChainID string // names the snapshot of its root filesystem
 
 	// From the image's configuration. Everything else there is ignored.
-	Env             []string
-	Cmd, Entrypoint []string
-	User            string
-	WorkingDir      string
+	Env []string
 }
 
 // Bounds of what is taken from an image's configuration.
@@ -48,27 +45,21 @@ func Load(ctx context.Context, client *containerd.Client, ref string) (Image, er
 		return Image{}, errdefs.New(errdefs.Unprocessable, "image %s: %v", ref, err)
 	}
 	return Image{
-		Ref:        ref,
-		Digest:     img.Target().Digest.String(),
-		ChainID:    identity.ChainID(spec.RootFS.DiffIDs).String(),
-		Env:        environment(spec.Config.Env),
-		Cmd:        spec.Config.Cmd,
-		Entrypoint: spec.Config.Entrypoint,
-		User:       spec.Config.User,
-		WorkingDir: spec.Config.WorkingDir,
+		Ref:     ref,
+		Digest:  img.Target().Digest.String(),
+		ChainID: identity.ChainID(spec.RootFS.DiffIDs).String(),
+		Env:     environment(spec.Config.Env),
 	}, nil
 }
 
 // check refuses a configuration that no honest image has.
 func check(c ocispec.ImageConfig) error {
-	if len(c.Env)+len(c.Cmd)+len(c.Entrypoint) > maxEntries {
-		return fmt.Errorf("its configuration has more than %d entries", maxEntries)
+	if len(c.Env) > maxEntries {
+		return fmt.Errorf("its configuration has more than %d variables", maxEntries)
 	}
-	for _, list := range [][]string{c.Env, c.Cmd, c.Entrypoint, {c.User, c.WorkingDir}} {
-		for _, s := range list {
-			if len(s) > maxEntryBytes || strings.ContainsRune(s, 0) || !utf8.ValidString(s) {
-				return fmt.Errorf("its configuration has an entry that is too long or no text")
-			}
+	for _, s := range c.Env {
+		if len(s) > maxEntryBytes || strings.ContainsRune(s, 0) || !utf8.ValidString(s) {
+			return fmt.Errorf("its configuration has a variable that is too long or no text")
 		}
 	}
 	return nil

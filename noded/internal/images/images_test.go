@@ -48,9 +48,9 @@ func TestC02_ConfigIsBounded(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]ocispec.ImageConfig{
 		"many":  {Env: make([]string, maxEntries+1)},
-		"long":  {WorkingDir: strings.Repeat("x", maxEntryBytes+1)},
-		"nul":   {Cmd: []string{"a\x00b"}},
-		"bytes": {User: "\xff"},
+		"long":  {Env: []string{strings.Repeat("x", maxEntryBytes+1)}},
+		"nul":   {Env: []string{"A=a\x00b"}},
+		"bytes": {Env: []string{"A=\xff"}},
 	} {
 		if check(c) == nil {
 			t.Errorf("%s: accepted", name)

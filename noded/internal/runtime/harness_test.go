@@ -141,11 +141,7 @@ func (n *node) newBox(class sandbox.RuntimeClass) *box {
 func (n *node) start(class sandbox.RuntimeClass) *box {
 	n.Helper()
 	b := n.newBox(class)
-	pid, err := n.rt.Start(n.ctx(), b.c)
-	n.ok(err)
-	if pid <= 0 {
-		n.Errorf("pid %d", pid)
-	}
+	n.ok(n.rt.Start(n.ctx(), b.c))
 	rt := n.rt
 	n.Cleanup(func() {
 		if err := rt.Remove(context.Background(), b.c.ID); err != nil && !n.Failed() {

@@ -47,7 +47,6 @@ type Config struct {
 	Snapshotter string // such as overlayfs
 	Runsc       string // absolute path of the runsc binary
 	RunscRoot   string // runsc's state directory
-	DebugLogDir string // a directory for runsc's debug logs; empty: none
 	AllowRunc   bool   // runtime class runc, which shares the host's kernel
 	Log         *slog.Logger
 }

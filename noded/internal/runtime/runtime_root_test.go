@@ -90,7 +90,7 @@ func TestD04_DiskLimit(t *testing.T) {
 	n := newNode(t)
 	b := n.newBox(sandbox.GVisor)
 	b.c.Spec.DiskBytes = 8 << 20
-	_, err := n.rt.Start(n.ctx(), b.c)
+	err := n.rt.Start(n.ctx(), b.c)
 	n.ok(err)
 	a := b.accept()
 	if out, code := a.do("fill", "/etc/small", "1"); code != 0 {
@@ -213,7 +213,7 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	} {
 		b := n.newBox(sandbox.GVisor)
 		spoil(&b.c)
-		if _, err := n.rt.Start(n.ctx(), b.c); err == nil {
+		if err := n.rt.Start(n.ctx(), b.c); err == nil {
 			t.Errorf("%s: started", name)
 		} else {
 			t.Logf("%s: %v", name, err)
@@ -223,7 +223,7 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	cancelled, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	b := n.newBox(sandbox.GVisor)
-	if _, err := n.rt.Start(cancelled, b.c); err == nil {
+	if err := n.rt.Start(cancelled, b.c); err == nil {
 		t.Error("started within 100 ms: the test needs a shorter time")
 	}
 	n.wantNothing()
@@ -265,7 +265,7 @@ func TestD01_ForkBomb(t *testing.T) {
 	neighbour := n.start(sandbox.GVisor).accept()
 	b := n.newBox(sandbox.GVisor)
 	b.c.Spec.PidsLimit = 200
-	_, err := n.rt.Start(n.ctx(), b.c)
+	err := n.rt.Start(n.ctx(), b.c)
 	n.ok(err)
 	a := b.accept()
 	if out, code, err := a.try("fork", "1000"); err != nil {

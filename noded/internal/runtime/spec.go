@@ -112,9 +112,6 @@ func (r *Runtime) annotations(c Container) map[string]string {
 			a[shimapi.OverlaySizeAnnotation] = strconv.FormatInt(c.Spec.DiskBytes, 10)
 		}
 	}
-	if r.cfg.DebugLogDir != "" {
-		a[shimapi.DebugLogAnnotation] = r.cfg.DebugLogDir
-	}
 	return a
 }
 

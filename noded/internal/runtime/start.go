@@ -22,23 +22,22 @@ import (
 // gcRoot keeps containerd's collector off a snapshot that no container names yet.
 const gcRoot = "containerd.io/gc.root"
 
-// Start brings up the container and returns when its first process runs, with
-// the sandbox's pid on the host. After an error nothing of it is left; where
+// Start brings up the container and returns when its first process runs.
+// After an error nothing of it is left; where
 // removing it failed, too, [Runtime.List] still finds the rest.
-func (r *Runtime) Start(ctx context.Context, c Container) (int, error) {
+func (r *Runtime) Start(ctx context.Context, c Container) error {
 	name, err := r.runtimeName(c.Spec.RuntimeClass)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	img, err := r.image(ctx, c.Image)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	r.seen.begin(c.ID)
 	defer r.seen.begun(c.ID)
-	pid, err := r.start(ctx, c, name, img)
-	if err == nil {
-		return pid, nil
+	if err = r.start(ctx, c, name, img); err == nil {
+		return nil
 	}
 	err = fmt.Errorf("starting %s: %w", c.ID, err)
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
@@ -46,7 +45,7 @@ func (r *Runtime) Start(ctx context.Context, c Container) (int, error) {
 	if uerr := r.Remove(undo, c.ID); uerr != nil {
 		err = errors.Join(err, fmt.Errorf("undoing it: %w", uerr))
 	}
-	return 0, err
+	return err
 }
 
 func (r *Runtime) runtimeName(class sandbox.RuntimeClass) (string, error) {
@@ -61,14 +60,14 @@ func (r *Runtime) runtimeName(class sandbox.RuntimeClass) (string, error) {
 	return "", errdefs.New(errdefs.Unprocessable, "runtime class %q is not offered by this node", class)
 }
 
-func (r *Runtime) start(ctx context.Context, c Container, runtimeName string, img images.Image) (int, error) {
+func (r *Runtime) start(ctx context.Context, c Container, runtimeName string, img images.Image) error {
 	spec, err := typeurl.MarshalAny(r.spec(c, img))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	mounts, err := r.snapshot(ctx, c, img)
 	if err != nil {
-		return 0, fmt.Errorf("snapshot: %w", err)
+		return fmt.Errorf("snapshot: %w", err)
 	}
 	_, err = r.client.ContainerService().Create(ctx, containers.Container{
 		ID:          string(c.ID),
@@ -80,16 +79,16 @@ func (r *Runtime) start(ctx context.Context, c Container, runtimeName string, im
 		Snapshotter: r.cfg.Snapshotter,
 	})
 	if err != nil {
-		return 0, fmt.Errorf("container: %w", err)
+		return fmt.Errorf("container: %w", err)
 	}
-	created, err := r.client.TaskService().Create(ctx, &tasksapi.CreateTaskRequest{ContainerID: string(c.ID), Rootfs: mount.ToProto(mounts)})
+	_, err = r.client.TaskService().Create(ctx, &tasksapi.CreateTaskRequest{ContainerID: string(c.ID), Rootfs: mount.ToProto(mounts)})
 	if err != nil {
-		return 0, fmt.Errorf("creating the task: %w", err)
+		return fmt.Errorf("creating the task: %w", err)
 	}
 	if _, err := r.client.TaskService().Start(ctx, &tasksapi.StartRequest{ContainerID: string(c.ID)}); err != nil {
-		return 0, fmt.Errorf("starting the task: %w", err)
+		return fmt.Errorf("starting the task: %w", err)
 	}
-	return int(created.Pid), nil
+	return nil
 }
 
 // snapshot makes the container's root filesystem. It is writable also where gVisor

@@ -15,7 +15,7 @@ const maxHostname = 64
 // identity is which sandbox this is.
 type identity struct {
 	mu         sync.Mutex
-	generation uint64 // 0: still warm
+	generation uint64 // 0: nobody has told it yet
 }
 
 func (s *server) hello(w http.ResponseWriter, _ *http.Request) error {
@@ -23,8 +23,10 @@ func (s *server) hello(w http.ResponseWriter, _ *http.Request) error {
 	return ok(w, procapi.Hello{Version: s.cfg.Version, BootID: s.cfg.BootID, Ready: status.Ready})
 }
 
-// init makes the sandbox a tenant's. It is repeated when its answer got lost, and
-// a late one of an earlier generation must not undo a later one.
+// init tells which sandbox this is, once for each generation and before anybody
+// claims it; a claim changes the environment alone. It is repeated when its answer
+// got lost and when noded has restarted, and a late one of an earlier generation
+// must not undo a later one.
 func (s *server) init(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.Init
 	if err := decode(w, r, &in); err != nil {

@@ -47,7 +47,6 @@ type Spec struct {
 	Root        string
 	OverlayDir  string
 	OverlaySize string
-	DebugLog    string
 }
 
 // Open reads the bundle's spec and checks that it names a runtime.
@@ -72,7 +71,6 @@ func Open(dir string) (*Bundle, error) {
 		Root:        oci.Annotations[shimapi.RootAnnotation],
 		OverlayDir:  oci.Annotations[shimapi.OverlayDirAnnotation],
 		OverlaySize: oci.Annotations[shimapi.OverlaySizeAnnotation],
-		DebugLog:    oci.Annotations[shimapi.DebugLogAnnotation],
 	}}
 	if !filepath.IsAbs(b.Spec.Runsc) || !filepath.IsAbs(b.Spec.Root) {
 		return nil, fmt.Errorf("spec: annotations %s and %s must be absolute paths", shimapi.RunscAnnotation, shimapi.RootAnnotation)

@@ -25,14 +25,14 @@ func writeSpec(t *testing.T, text string) string {
 
 func TestOpen(t *testing.T) {
 	t.Parallel()
-	spec := fmt.Sprintf(`{"linux": {"cgroupsPath": "/g"}, "annotations": {%q: "/runsc", %q: "/root", %q: "g", %q: "/ov", %q: "7", %q: "/log"}}`,
+	spec := fmt.Sprintf(`{"linux": {"cgroupsPath": "/g"}, "annotations": {%q: "/runsc", %q: "/root", %q: "g", %q: "/ov", %q: "7"}}`,
 		shimapi.RunscAnnotation, shimapi.RootAnnotation, shimapi.GroupAnnotation,
-		shimapi.OverlayDirAnnotation, shimapi.OverlaySizeAnnotation, shimapi.DebugLogAnnotation)
+		shimapi.OverlayDirAnnotation, shimapi.OverlaySizeAnnotation)
 	b, err := Open(writeSpec(t, spec))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Spec{CgroupsPath: "/g", Group: "g", Runsc: "/runsc", Root: "/root", OverlayDir: "/ov", OverlaySize: "7", DebugLog: "/log"}
+	want := Spec{CgroupsPath: "/g", Group: "g", Runsc: "/runsc", Root: "/root", OverlayDir: "/ov", OverlaySize: "7"}
 	if b.Spec != want {
 		t.Errorf("spec %+v, want %+v", b.Spec, want)
 	}

@@ -2,9 +2,10 @@
 // are handed to it because it is a subreaper.
 //
 // One loop calls wait4 for all: a process that nobody asked about is reaped and
-// forgotten, never left a zombie. The package owns the table of awaited pids and
-// is the only place that waits or signals by pid, so that a signal can't reach a
-// process that took over the number of a dead one.
+// forgotten, never left a zombie. The package owns the table of awaited pids, is
+// the only place that waits, and signals a child with its end locked out, so that
+// no signal reaches a process that took over the number of a dead one. Whoever
+// kills what is not this process's child, as package clean does, looks it up anew.
 package reap
 
 import (

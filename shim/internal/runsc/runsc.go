@@ -15,7 +15,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -50,7 +49,6 @@ type Config struct {
 	OverlayDir string // where the rootfs' upper layer goes; empty: writes go to the rootfs itself
 	// OverlaySize limits the upper layer, in bytes; empty: no limit.
 	OverlaySize string
-	DebugLog    string // a directory for debug logs; empty: none
 }
 
 // Runsc calls runsc for one container. Its methods are safe for concurrent use.
@@ -73,7 +71,6 @@ func ForBundle(b *bundle.Bundle, id string, reaper *reap.Reaper) *Runsc {
 		ErrorLog:    b.ErrorLog(),
 		OverlayDir:  b.Spec.OverlayDir,
 		OverlaySize: b.Spec.OverlaySize,
-		DebugLog:    b.Spec.DebugLog,
 	}, id, reaper)
 }
 
@@ -87,7 +84,7 @@ func (r *Runsc) flags(errorLog string) []string {
 			overlay += ",size=" + r.cfg.OverlaySize
 		}
 	}
-	flags := []string{
+	return []string{
 		"--root=" + r.cfg.Root,
 		"--platform=systrap",
 		"--network=sandbox",
@@ -96,10 +93,6 @@ func (r *Runsc) flags(errorLog string) []string {
 		"--log=" + errorLog,
 		"--log-format=json",
 	}
-	if r.cfg.DebugLog != "" {
-		flags = append(flags, "--debug", "--debug-log="+filepath.Join(r.cfg.DebugLog, r.id+".%COMMAND%.log"))
-	}
-	return flags
 }
 
 // command makes a command that says on its standard error why it failed.
