@@ -73,11 +73,14 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"listSandboxes": result(func() (any, error) {
 			return c.ListSandboxes(ctx, client.ListSandboxesOptions{Status: client.SandboxStateRunning, TemplateID: "t", Paused: &yes, Limit: 7, Offset: 3})
 		}),
-		"getSandbox":         result(func() (any, error) { return c.GetSandbox(ctx, sb) }),
-		"getSandboxStatus":   result(func() (any, error) { return c.GetSandboxStatus(ctx, sb) }),
-		"updateSandbox":      result(func() (any, error) { return c.UpdateSandbox(ctx, sb, client.SandboxUpdateConfig{}) }),
-		"refreshSandbox":     result(func() (any, error) { return c.RefreshSandbox(ctx, sb, nil) }),
-		"deleteSandbox":      func() error { return c.DeleteSandbox(ctx, sb) },
+		"getSandbox":       result(func() (any, error) { return c.GetSandbox(ctx, sb) }),
+		"getSandboxStatus": result(func() (any, error) { return c.GetSandboxStatus(ctx, sb) }),
+		"updateSandbox":    result(func() (any, error) { return c.UpdateSandbox(ctx, sb, client.SandboxUpdateConfig{}) }),
+		"refreshSandbox":   result(func() (any, error) { return c.RefreshSandbox(ctx, sb, nil) }),
+		"deleteSandbox":    func() error { return c.DeleteSandbox(ctx, sb) },
+		"listSandboxEvents": result(func() (any, error) {
+			return c.ListSandboxEvents(ctx, sb, client.ListSandboxEventsOptions{Action: "process.exited", Cursor: "e1", Limit: 7})
+		}),
 		"getSandboxServices": result(func() (any, error) { return c.SandboxServices(ctx, sb) }),
 		"updateSandboxServices": result(func() (any, error) {
 			return c.UpdateSandboxServices(ctx, sb, []client.SandboxAppService{{ID: "web", Port: new(int32(80))}})
@@ -98,6 +101,12 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"resizeContext":     func() error { return c.ResizeContext(ctx, sb, cx, client.PTYSize{Rows: 24, Cols: 80}) },
 		"signalContext":     func() error { return c.SignalContext(ctx, sb, cx, "TERM") },
 		"getContextStats":   result(func() (any, error) { return c.ContextStats(ctx, sb, cx) }),
+		"listSandboxLogs":   result(func() (any, error) { return c.ListSandboxLogs(ctx, sb, client.SandboxLogsOptions{}) }),
+		"listSandboxMetricSamples": result(func() (any, error) {
+			return c.ListSandboxMetricSamples(ctx, sb, client.MetricSamplesOptions{})
+		}),
+		"getSandboxMetrics":        result(func() (any, error) { return c.SandboxMetrics(ctx, sb, client.MetricsOptions{}) }),
+		"getSandboxMetricsCatalog": result(func() (any, error) { return c.SandboxMetricsCatalog(ctx, sb) }),
 		"readFile": func() error {
 			r, err := c.ReadFile(ctx, sb, f)
 			if err != nil {
@@ -141,7 +150,7 @@ type specServer struct {
 
 // Operations that the client has no method for, or none that is one request: the
 // streams have tests of their own, the others are for probes and scrapers.
-var withoutMethod = []string{"attachContext", "watchFiles", "getHealth", "getMetrics"}
+var withoutMethod = []string{"attachContext", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics"}
 
 func newSpecServer(t *testing.T) *specServer {
 	t.Helper()

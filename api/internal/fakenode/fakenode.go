@@ -274,7 +274,7 @@ func (n *Node) claim(req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) 
 	}
 	sb := &nodeapi.Sandbox{
 		Id: id, Generation: 1, PoolKey: req.GetPoolKey(), State: string(sandbox.Running), Team: req.GetTeam(), User: req.GetUser(),
-		ClaimId: req.GetClaimId(), ClaimedUnixNano: time.Now().UnixNano(), MemoryBytes: req.GetMemoryBytes(), CpuMillis: req.GetCpuMillis(), Env: req.GetEnv(),
+		ClaimId: req.GetClaimId(), ClaimedUnixNano: time.Now().UnixNano(), MemoryBytes: req.GetMemoryBytes(), CpuMillis: req.GetCpuMillis(), Env: req.GetEnv(), Events: req.GetEvents(),
 	}
 	n.sandboxes[id] = sb
 	n.claimed[sb.GetPoolKey()]++

@@ -89,7 +89,7 @@ func (p Policy) checkHost(host string) error {
 	switch {
 	case last == "" || strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x"):
 		return errors.New("this host is neither a name nor an address in its plain form")
-	case !p.AllowPrivate && last == "localhost":
+	case !p.AllowPrivate && (last == "localhost" || len(labels) == 1): // names of this machine and its network
 		return errors.New("this address is not allowed")
 	}
 	return nil

@@ -101,7 +101,7 @@ func TestA17_URLs(t *testing.T) {
 		"https:example.com", "https://", "https://:443/", "https://user@example.com/", "https://user:password@example.com/",
 		"https://exa mple.com/", "https://example.com/\r\nX: y", "https://example.com/\x00", "https://bücher.example/",
 		"https://" + strings.Repeat("a", 2048), "http://[::1", "http://example.com:99999999/",
-		"http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/", "http://127.0.0.1/", "http://localhost/", "http://a.localhost./",
+		"http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/", "http://127.0.0.1/", "http://localhost/", "http://a.localhost./", "http://postgres:5432/",
 		"http://[::ffff:10.0.0.1]/", "http://[::1]/", "http://169.254.169.254/latest/meta-data", "http://10.0.0.1/", "http://[64:ff9b::a00:1]/",
 	} {
 		if dest, err := (Policy{}).Check(raw, "s"); !errdefs.Is(err, errdefs.InvalidArgument) {
