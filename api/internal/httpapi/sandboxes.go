@@ -23,7 +23,7 @@ const (
 	maxOffset   = 1_000_000
 	maxKeyBytes = 128
 
-	// silenceIsAnswer is how long a sandbox's node may be silent before what the
+	// silenceIsAnswer is how long a sandbox or its node may be silent before what the
 	// row says is not shown as the truth any more: a daemon that restarts takes less.
 	silenceIsAnswer = 10 * time.Second
 )
@@ -144,13 +144,13 @@ func sandboxID(id string) (sandbox.ID, error) {
 	return parsed, nil
 }
 
-// unreachable reports whether a sandbox's state can't be told, for its node has
+// unreachable reports whether a sandbox's state can't be told, for it or its node has
 // been silent: what is shown is true, or said to be unknown (R6). The contract has
 // no such state. Whoever asks about one sandbox is answered 503 and may ask again;
 // a list still has to name it, for its owner must be able to find and to delete
 // it, and marks it. nil stands for false.
 func (a *API) unreachable(sb store.Sandbox) *bool {
-	if sb.Status != sandbox.Running || a.cfg.Table.Silence(sb.Node) <= silenceIsAnswer {
+	if sb.Status != sandbox.Running || a.cfg.Table.SilenceOf(sb.Node, sb.ID) <= silenceIsAnswer {
 		return nil
 	}
 	return new(true)

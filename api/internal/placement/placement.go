@@ -35,6 +35,8 @@ type Sandbox struct {
 	Reason     string
 	Team       string
 	ClaimID    string
+
+	silent time.Time // since when its node can't tell its state; zero while it can
 }
 
 // Pool is what a node says of one of its pools, beside its slots and sandboxes,
@@ -239,6 +241,18 @@ func (t *Table) IsSynced(name string) bool {
 	return n != nil && n.synced
 }
 
+// SilenceOf is for how long nobody could tell how a sandbox is: its node could not be
+// asked, or its node gets no answer from it.
+func (t *Table) SilenceOf(name string, id sandbox.ID) time.Duration {
+	silence := t.Silence(name)
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if sb := t.sandboxes[id]; sb != nil && sb.Node == name && !sb.silent.IsZero() {
+		silence = max(silence, time.Since(sb.silent))
+	}
+	return silence
+}
+
 // Silence is for how long a node could not be asked; 0 while its stream is whole.
 func (t *Table) Silence(name string) time.Duration {
 	t.mu.RLock()
@@ -333,7 +347,8 @@ func (t *Table) dropSlots(n *node) {
 // putSandbox ignores a sandbox that another node has in a later generation: the
 // teller is a node that was fenced.
 func (t *Table) putSandbox(n *node, sb Sandbox) {
-	if old := t.sandboxes[sb.ID]; old != nil && old.Node != n.Name {
+	old := t.sandboxes[sb.ID]
+	if old != nil && old.Node != n.Name {
 		if old.Generation >= sb.Generation {
 			return
 		}
@@ -341,6 +356,12 @@ func (t *Table) putSandbox(n *node, sb Sandbox) {
 	}
 	t.dropSandbox(sb.ID)
 	n.own[sb.ID] = true
+	sb.silent = time.Time{}
+	if sb.State == sandbox.Unknown {
+		if sb.silent = time.Now(); old != nil && !old.silent.IsZero() {
+			sb.silent = old.silent
+		}
+	}
 	t.sandboxes[sb.ID] = &sb
 	t.claimed[sb.PoolKey]++
 }

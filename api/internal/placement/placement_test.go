@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"s0.run/internal/sandbox"
 )
@@ -204,4 +206,39 @@ func check(t *testing.T, table *Table) {
 	if n := table.Claimed(func(string) bool { return true }); n != owned {
 		t.Fatalf("%d sandboxes are counted, %d are there", n, owned)
 	}
+}
+
+// R6: how long nobody can tell how a sandbox is, is counted for each of them.
+func TestSilenceOf(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		table := New()
+		snapshot := NewSnapshot()
+		hung := Sandbox{Node: "n", ID: "hung", State: sandbox.Running}
+		snapshot.Sandboxes["hung"] = hung
+		snapshot.Sandboxes["well"] = Sandbox{Node: "n", ID: "well", State: sandbox.Running}
+		table.Sync(Node{Name: "n"}, snapshot)
+		time.Sleep(time.Minute) // of the bubble's clock
+		hung.State = sandbox.Unknown
+		for range 2 {
+			table.SandboxChanged(hung)
+			time.Sleep(time.Minute)
+		}
+		if got := table.SilenceOf("n", "hung"); got != 2*time.Minute {
+			t.Errorf("silent for %s", got)
+		}
+		if got := table.SilenceOf("n", "well"); got != 0 {
+			t.Errorf("its neighbour is silent for %s", got)
+		}
+		hung.State = sandbox.Running
+		table.SandboxChanged(hung)
+		if got := table.SilenceOf("n", "hung"); got != 0 {
+			t.Errorf("it answers again, but is silent for %s", got)
+		}
+		table.Lost("n")
+		time.Sleep(time.Minute)
+		if got := table.SilenceOf("n", "well"); got != time.Minute {
+			t.Errorf("its node is away, and it is silent for %s", got)
+		}
+	})
 }
