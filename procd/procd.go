@@ -89,18 +89,20 @@ func Run(ctx context.Context, cfg Config) error {
 	queue := events.NewQueue(time.Now)
 	book := logbook.New(procapi.LogJournalBytes)
 	table := contexts.New(contexts.Config{Reaper: reaper, Workspace: cfg.Workspace, Env: os.Environ(), Now: time.Now, Observe: queue.Add, Follow: book.Follow})
+	dir := events.NewDir(queue, cfg.Log)
 	inside := local.New(local.Config{Address: cfg.Local, Log: cfg.Log})
 	inside.Handle("POST "+events.PublishPath, http.HandlerFunc(queue.ServePublish))
 	names := &names{etc: "/etc", log: cfg.Log}
 	kept := warm.New(warm.Config{Contexts: table, Reaper: reaper})
 	link := newLink(cfg.Socket, rpc.New(rpc.Config{
-		Version: cfg.Version, BootID: bootID(), Contexts: table, Warm: kept, Identify: names.set, Events: queue, Logs: book, WatchDir: func(string) {}, Log: cfg.Log,
+		Version: cfg.Version, BootID: bootID(), Contexts: table, Warm: kept, Identify: names.set, Events: queue, Logs: book, WatchDir: dir.Set, Log: cfg.Log,
 	}), cfg.Log)
 
 	var children, work sync.WaitGroup
 	children.Go(func() { reaper.Run(reaping) })
 	work.Go(func() { link.run(ctx) })
 	work.Go(func() { inside.Run(ctx) })
+	work.Go(func() { dir.Run(ctx) })
 	var failure error // of a warm process, without which the sandbox is not what it was to be
 	work.Go(func() {
 		if failure = kept.Run(ctx); failure != nil {

@@ -24,6 +24,10 @@ import (
 // batchLines is how many events a reader gets at a time.
 const batchLines = 32
 
+// fileEvents is how much of the queue changes of files may take: a build that
+// writes thousands must not keep its own end from being told.
+const fileEvents = procapi.MaxEvents * 3 / 4
+
 // retryAfter is when a publisher may try again that found the queue full.
 const retryAfter = time.Second
 
@@ -64,7 +68,7 @@ func (q *Queue) Add(eventType string, payload any) {
 		return
 	}
 	q.tellDropped()
-	if !q.add(newID(), eventType, payload) {
+	if eventType == procapi.EventFileModified && len(q.kept) >= fileEvents || !q.add(newID(), eventType, payload) {
 		q.dropped++
 	}
 }
@@ -90,10 +94,10 @@ func (q *Queue) Publish(id string, payload json.RawMessage) (string, error) {
 	return id, nil
 }
 
-// tellDropped tells how many events got lost, once there is room for it and for
-// one more.
+// tellDropped tells how many events got lost, once the queue is half empty: while
+// it is full, more are about to be.
 func (q *Queue) tellDropped() {
-	if q.dropped == 0 || len(q.kept) > procapi.MaxEvents-2 {
+	if q.dropped == 0 || len(q.kept) > procapi.MaxEvents/2 {
 		return
 	}
 	if q.add(newID(), procapi.EventsDropped, procapi.DroppedEvents{Count: q.dropped}) {

@@ -86,7 +86,7 @@ func TestB07_OverflowIsCountedAndTold(t *testing.T) {
 	t.Parallel()
 	q := queue(t)
 	for range procapi.MaxEvents + 7 {
-		q.Add(procapi.EventFileModified, procapi.FileModified{Path: "/x"})
+		q.Add(procapi.EventProcessStarted, procapi.ProcessStarted{PID: 1})
 	}
 	if _, err := q.Publish("mine", json.RawMessage("{}")); !errdefs.Is(err, errdefs.Exhausted) {
 		t.Errorf("publishing into a full queue: %v", err)
@@ -156,5 +156,24 @@ func TestPublish(t *testing.T) {
 	}
 	if n := len(told(t, q, 0)); n != 2 {
 		t.Errorf("refused events were kept: %d", n)
+	}
+}
+
+// Changes of files leave room for what matters more.
+func TestB07_FilesDoNotCrowdOutTheRest(t *testing.T) {
+	t.Parallel()
+	q := queue(t)
+	for range procapi.MaxEvents {
+		q.Add(procapi.EventFileModified, procapi.FileModified{Path: "/x"})
+	}
+	q.Add(procapi.EventProcessExited, procapi.ProcessEnded{})
+	all := told(t, q, 0)
+	last := all[len(all)-1]
+	if last.Type != procapi.EventProcessExited {
+		t.Errorf("%d events, the last one is %s", len(all), last.Type)
+	}
+	q.Ack(uint64(len(all)))
+	if rest := told(t, q, 0); len(rest) != 1 || fmt.Sprint(rest[0].Payload) != "map[count:64]" {
+		t.Errorf("told of the lost ones: %+v", rest)
 	}
 }

@@ -1,0 +1,144 @@
+package events
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"s0.run/internal/procapi"
+	"s0.run/procd/internal/watch"
+)
+
+// dirPoll is how soon a directory is watched that was not there.
+const dirPoll = time.Second
+
+// Dir makes what changes below one directory events.
+type Dir struct {
+	queue   *Queue
+	log     *slog.Logger
+	watches watch.Watcher
+	changed chan struct{} // holds a value when another directory is to be watched
+
+	mu   sync.Mutex
+	path string              // "": none
+	next *watch.Subscription // of path; nil when Run has it, or there is none
+}
+
+// NewDir makes a Dir that watches nothing yet.
+func NewDir(q *Queue, log *slog.Logger) *Dir {
+	return &Dir{queue: q, log: log, changed: make(chan struct{}, 1)}
+}
+
+// Set watches a directory, in place of the one before: what happens below it from
+// now on is told. It makes the directory if there is none. One that can't be
+// watched is told as events that are missing, and tried again.
+func (d *Dir) Set(path string) {
+	d.mu.Lock()
+	same := path == d.path
+	d.path = path
+	d.mu.Unlock()
+	if same {
+		return
+	}
+	sub, err := d.watches.Subscribe(path, true)
+	if err != nil {
+		d.missing(path, err)
+	}
+	d.mu.Lock()
+	stale := d.next
+	d.next = sub
+	d.mu.Unlock()
+	if stale != nil {
+		stale.Close()
+	}
+	d.wake()
+}
+
+func (d *Dir) wake() {
+	select {
+	case d.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (d *Dir) missing(path string, err error) {
+	d.log.Warn("watching a directory", "path", path, "err", err)
+	d.queue.Add(procapi.EventFileModified, procapi.FileModified{EventType: procapi.WatchInvalidate, Path: path})
+}
+
+// Run tells changes until ctx ends.
+func (d *Dir) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		path, sub := d.take()
+		if sub != nil {
+			d.follow(ctx, path, sub)
+		}
+		var again <-chan time.Time
+		if path != "" {
+			again = time.After(dirPoll)
+		}
+		select {
+		case <-d.changed:
+		case <-again:
+			d.retry(path)
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (d *Dir) take() (string, *watch.Subscription) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	sub := d.next
+	d.next = nil
+	return d.path, sub
+}
+
+// retry watches a directory that is there again. It is not made: whoever removed
+// it wanted that.
+func (d *Dir) retry(path string) {
+	if info, err := os.Lstat(path); err != nil || !info.IsDir() {
+		return
+	}
+	sub, err := d.watches.Subscribe(path, true)
+	if err != nil {
+		return
+	}
+	d.queue.Add(procapi.EventFileModified, procapi.FileModified{EventType: procapi.WatchInvalidate, Path: path})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.path != path || d.next != nil {
+		sub.Close()
+		return
+	}
+	d.next = sub
+}
+
+// follow tells what happens below a directory until it is gone or another one is
+// to be watched.
+func (d *Dir) follow(ctx context.Context, path string, sub *watch.Subscription) {
+	defer sub.Close()
+	ctx, stop := context.WithCancel(ctx)
+	var replaced sync.WaitGroup
+	defer replaced.Wait()
+	defer stop()
+	replaced.Go(func() {
+		select {
+		case <-d.changed:
+			d.wake() // Run has to see it, too
+			stop()
+		case <-ctx.Done():
+		}
+	})
+	err := sub.Run(ctx, func(lines []procapi.WatchLine) error {
+		for _, l := range lines {
+			d.queue.Add(procapi.EventFileModified, procapi.FileModified{EventType: l.Event, Path: l.Path, OldPath: l.OldPath})
+		}
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		d.missing(path, err)
+	}
+}
