@@ -283,7 +283,7 @@ func testCommandService(u *user) {
 	u.serve(id, broken)
 	v.refused(404, "not_found", "/")
 	u.stack.Eventually("the process of the removed service to end", func() error {
-		if out := deref(u.run(id, "sh", "-c", "pgrep -f site.py || true").OutputRaw); strings.TrimSpace(out) != "" {
+		if out := deref(u.run(id, "sh", "-c", "pgrep -f '[s]ite.py' || true").OutputRaw); strings.TrimSpace(out) != "" {
 			return errors.New(out)
 		}
 		return nil
