@@ -122,7 +122,8 @@ func (v visitor) refused(status int, code, path string, header ...string) {
 
 func (v visitor) socket(path string) *websocket.Conn {
 	v.u.t.Helper()
-	c, resp, err := websocket.DefaultDialer.DialContext(v.u.ctx(), strings.Replace(v.u.stack.URL, "http", "ws", 1)+path, http.Header{"Host": {v.host}})
+	dialer := websocket.Dialer{WriteBufferSize: 64 << 10} // what is larger goes out in fragments
+	c, resp, err := dialer.DialContext(v.u.ctx(), strings.Replace(v.u.stack.URL, "http", "ws", 1)+path, http.Header{"Host": {v.host}})
 	if err != nil {
 		v.u.t.Fatalf("WebSocket %s: %v, %v", path, err, resp)
 	}
