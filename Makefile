@@ -71,6 +71,10 @@ lint: tools ## gofmt, vet, staticcheck, the import table
 	@$(BIN)/staticcheck ./...
 	@go test ./internal/archtest
 
+test-vm: build tools images ## try s0 on a stock Debian in an emulated machine (minutes; amd64)
+	@hack/deps.sh vm
+	@hack/vm/run.sh
+
 bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build/bench
 	@mkdir -p build/bench
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 40m ./test/bench -args -raw $(CURDIR)/build/bench/samples.csv
@@ -89,4 +93,4 @@ test/compat/client/node_modules/.package-lock.json: test/compat/client/package-l
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: up down reset doctor demo build tools images gen clean test test-unit lint bench test-deps help
+.PHONY: up down reset doctor demo build tools images gen clean test test-unit test-vm lint bench test-deps help

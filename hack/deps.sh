@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the named purposes need and that are missing.
-# usage: hack/deps.sh run|test...
+# usage: hack/deps.sh run|test|vm...
 set -euo pipefail
 
 packages=()
@@ -16,6 +16,8 @@ for purpose in "$@"; do
       packages+=(lua5.4 nodejs perl php-cli python3 r-base-core redis-tools ruby sqlite3 zsh)
       command -v npm >/dev/null || packages+=(npm)
       ;;
+    # The virtual machine that a stock Debian is tried in.
+    vm) packages+=(cpio debootstrap e2fsprogs kmod qemu-system-x86) ;;
     *) echo "deps: no such purpose: $purpose" >&2; exit 2 ;;
   esac
 done
