@@ -166,8 +166,10 @@ func (b *Book) read(q Query) procapi.LogPage {
 	q.After = min(q.After, next-1)
 	page := procapi.LogPage{Epoch: b.epoch, Lines: []procapi.LogLine{}, Next: q.After}
 	if q.After+1 < b.first {
-		page.Dropped = b.first - 1 - q.After
 		page.Next = b.first - 1
+		if !b.reachesLocked(q.Since) {
+			page.Dropped = b.first - 1 - q.After
+		}
 	}
 	size := 0
 	for n := page.Next + 1; n < next; n++ {
@@ -183,6 +185,11 @@ func (b *Book) read(q Query) procapi.LogPage {
 		page.Next = n
 	}
 	return page
+}
+
+// reachesLocked tells whether all that is gone was printed before a time.
+func (b *Book) reachesLocked(t time.Time) bool {
+	return !t.IsZero() && b.gone < len(b.lines) && b.lines[b.gone].time < t.UnixNano()
 }
 
 // nextLocked is the number of the next line.

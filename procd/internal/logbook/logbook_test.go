@@ -181,6 +181,9 @@ func TestD07_FloodAndHugeLines(t *testing.T) {
 	if got[0].Seq != dropped+1 {
 		t.Errorf("first kept is %d after %d dropped", got[0].Seq, dropped)
 	}
+	if p := b.Read(withLimit(Query{Since: time.Now()})); p.Dropped != 0 || len(p.Lines) != 0 {
+		t.Errorf("of what is printed from now on %d lines are missing", p.Dropped)
+	}
 }
 
 // B08: of a process that prints faster than the journal takes it, the end is
