@@ -303,18 +303,26 @@ func (h *host) interrupted(after time.Duration, interfere func()) {
 	h.ok(c.Delete(h.ctx()))
 }
 
-// A shim that hangs while containerd restarts is given up, with its sandboxes.
-// When it goes on, it notices that nobody will ask for them again.
+// R3: a shim that hangs while containerd restarts is given up, but its sandboxes
+// live: a slow answer is no death. Whoever owns them ends them by their processes;
+// the shim, when it goes on, removes what is left and nobody will ask for again.
 func TestX28_ShimHangsWhileContainerdRestarts(t *testing.T) {
 	h := newHost(t)
 	check := h.baseline()
 	c, _, _ := h.run(want{id: "a", group: "g"})
-	shim := h.shims()[0]
+	shim, sentry, gofer := h.shims()[0], h.find("runsc-sandbox", "a"), h.find("runsc-gofer", "a")
 	h.Kill()
 	h.ok(syscall.Kill(shim, syscall.SIGSTOP))
 	h.Start(h.T)
-	h.eventually("the task is gone", func() bool { _, err := c.Task(h.ctx(), nil); return err != nil })
+	h.eventually("containerd has given the task up", func() bool { _, err := c.Task(h.ctx(), nil); return err != nil })
 	h.ok(syscall.Kill(shim, syscall.SIGCONT))
+	if now := h.find("runsc-sandbox", "a"); now != sentry {
+		t.Errorf("the sentry is %d, was %d", now, sentry)
+	}
+	if now := h.find("runsc-gofer", "a"); now != gofer {
+		t.Errorf("the gofer is %d, was %d", now, gofer)
+	}
+	h.killPid(sentry)
 	h.ok(c.Delete(h.ctx()))
 	check()
 }

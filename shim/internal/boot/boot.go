@@ -115,7 +115,8 @@ func serve(listener *os.File, key group.Key) error {
 	return cmd.Process.Release()
 }
 
-// Stop removes a container whose shim has died, and tells how it ended.
+// Stop removes a container whose shim has died, and tells how it ended. What a
+// living shim serves is not touched.
 func (m Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if _, err := namespaces.NamespaceRequired(ctx); err != nil {
 		return shim.StopStatus{}, err
@@ -134,11 +135,21 @@ func (m Manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 		slog.Warn("the container's record is lost", "sandbox", id, "error", err)
 	}
 	if !rec.Deleted {
+		if rec.Pid != 0 && !rec.Exited && served(ctx, b) {
+			// containerd gives up a shim that is slow to answer when it starts. Its
+			// sandboxes live, and who owns them can end them without containerd.
+			return shim.StopStatus{}, fmt.Errorf("%s is served by a shim that lives", id)
+		}
 		if err := m.destroy(ctx, b, id); err != nil {
 			return shim.StopStatus{}, fmt.Errorf("removing what is left of %s: %w", id, err)
 		}
 	}
 	return status(rec), nil
+}
+
+func served(ctx context.Context, b *bundle.Bundle) bool {
+	address, err := b.Socket()
+	return err == nil && group.SocketAt(address).Served(ctx)
 }
 
 // destroy removes a container that nobody serves any more, and the socket of

@@ -30,6 +30,9 @@ import (
 // a machine that may be busy refilling a pool.
 const joinTimeout = 10 * time.Second
 
+// dyingGrace is how long a process that was killed may still seem to listen.
+const dyingGrace, dyingPoll = 500 * time.Millisecond, 20 * time.Millisecond
+
 // prefix tells our sockets from those of other shims in the directory.
 const prefix = "s0-"
 
@@ -153,6 +156,29 @@ func (s Socket) Retire(m Mark) error {
 		return err
 	}
 	return os.Remove(s.path)
+}
+
+// Served reports whether a process listens, even one that does not answer. One
+// that is dying may take a moment to stop.
+func (s Socket) Served(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, dyingGrace)
+	defer cancel()
+	tick := time.NewTicker(dyingPoll)
+	defer tick.Stop()
+	for {
+		conn, err := net.DialTimeout("unix", s.path, dyingGrace)
+		if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+		if err == nil {
+			conn.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return true
+		}
+	}
 }
 
 // Bury removes the socket if nobody listens on it.

@@ -196,3 +196,23 @@ func TestBuryRemovesDeadSocket(t *testing.T) {
 		t.Errorf("the dead one's socket is still there: %v", err)
 	}
 }
+
+// A process that hangs still listens; one that died leaves a file on which nobody does.
+func TestServed(t *testing.T) {
+	t.Parallel()
+	s := testSocket(t)
+	if s.Served(t.Context()) {
+		t.Error("no socket is served")
+	}
+	l, err := s.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.Served(t.Context()) {
+		t.Error("a listener that accepts nothing is not served")
+	}
+	l.Close()
+	if s.Served(t.Context()) {
+		t.Error("a dead process's socket is served")
+	}
+}
