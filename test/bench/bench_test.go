@@ -20,6 +20,7 @@ var (
 	rawFile = flag.String("raw", "", "write every sample to this CSV file")
 	samples = flag.Int("samples", 200, "samples of each quick figure")
 	pool    = flag.Int("pool", 50, "warm slots")
+	only    = flag.String("only", "", "the one step to measure, such as streams")
 )
 
 const (
@@ -62,11 +63,15 @@ func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row
 		{"the machine", func() ([]row, error) { return floor(ctx, *samples) }},
 		{"inside a sandbox", func() ([]row, error) { return c.inside(ctx, template, *samples) }},
 		{"files", func() ([]row, error) { return c.files(ctx, template) }},
+		{"streams", func() ([]row, error) { return c.streams(ctx, stack, template, *samples) }},
 		{"bursts and refill", func() ([]row, error) { return c.claimBurst(ctx, template, *pool, 8) }},
 		{"cold starts", func() ([]row, error) { return c.coldClaims(ctx, cold, *samples/10) }},
 		{"the plain tools", func() ([]row, error) { return besides(ctx, stack, *samples/10) }},
 	}
 	for _, s := range steps {
+		if *only != "" && *only != s.name {
+			continue
+		}
 		begin := time.Now()
 		more, err := s.measure()
 		rows = append(rows, more...)
