@@ -6,11 +6,11 @@
 // of a stray signal. It trusts nobody inside the sandbox and is trusted by nobody
 // outside; it holds no secret. Its parts are under internal/: reap owns the
 // children, proc a process and its output, repl what an interpreter says, warm the
-// processes that a template wants to run before there is a tenant, contexts
-// the table, logbook the lines that processes print, files the file calls, rpc the
-// wire, events what noded shall hear of, local what the sandbox's own processes
-// may ask. This package wires them, owns the connection, and gives the sandbox its
-// name.
+// processes that a template wants to run before there is a tenant, contexts the
+// table, sessions the commands that outlive their readers, logbook the lines that
+// processes print, files the file calls, rpc the wire, events what noded shall
+// hear of, local what the sandbox's own processes may ask. This package wires
+// them, owns the connection, and gives the sandbox its name.
 package procd
 
 import (
@@ -38,6 +38,7 @@ import (
 	"s0.run/procd/internal/logbook"
 	"s0.run/procd/internal/reap"
 	"s0.run/procd/internal/rpc"
+	"s0.run/procd/internal/sessions"
 	"s0.run/procd/internal/warm"
 )
 
@@ -90,18 +91,20 @@ func Run(ctx context.Context, cfg Config) error {
 	book := logbook.New(procapi.LogJournalBytes)
 	table := contexts.New(contexts.Config{Reaper: reaper, Workspace: cfg.Workspace, Env: os.Environ(), Now: time.Now, Observe: queue.Add, Follow: book.Follow})
 	dir := events.NewDir(queue, cfg.Log)
+	supervised := sessions.New(sessions.Config{Start: func(req procapi.CreateContext, keep int) (sessions.Process, error) { return table.Launch(req, keep) }})
 	inside := local.New(local.Config{Address: cfg.Local, Log: cfg.Log})
 	inside.Handle("POST "+events.PublishPath, http.HandlerFunc(queue.ServePublish))
 	names := &names{etc: "/etc", log: cfg.Log}
 	kept := warm.New(warm.Config{Contexts: table, Reaper: reaper})
 	link := newLink(cfg.Socket, rpc.New(rpc.Config{
-		Version: cfg.Version, BootID: bootID(), Contexts: table, Warm: kept, Identify: names.set, Events: queue, Logs: book, WatchDir: dir.Set, Log: cfg.Log,
+		Version: cfg.Version, BootID: bootID(), Contexts: table, Sessions: supervised, Warm: kept, Identify: names.set, Events: queue, Logs: book, WatchDir: dir.Set, Log: cfg.Log,
 	}), cfg.Log)
 
 	var children, work sync.WaitGroup
 	children.Go(func() { reaper.Run(reaping) })
 	work.Go(func() { link.run(ctx) })
 	work.Go(func() { inside.Run(ctx) })
+	work.Go(func() { supervised.Run(ctx) })
 	work.Go(func() { dir.Run(ctx) })
 	var failure error // of a warm process, without which the sandbox is not what it was to be
 	work.Go(func() {

@@ -21,8 +21,8 @@ import (
 // headers those that both sides have a use for: a sandbox sets nothing else on
 // our connections.
 var (
-	proxiedPaths    = []string{procapi.PathContexts, procapi.PathFiles, procapi.PathTunnel, procapi.PathLogs}
-	requestHeaders  = []string{"Accept", "Content-Type", "If-None-Match", "Range", procapi.TimeoutHeader}
+	proxiedPaths    = []string{procapi.PathContexts, procapi.PathFiles, procapi.PathSessions, procapi.PathTunnel, procapi.PathLogs}
+	requestHeaders  = []string{"Accept", "Content-Type", "If-None-Match", "Range", procapi.IdempotencyHeader, procapi.TimeoutHeader}
 	responseHeaders = []string{"Accept-Ranges", "Content-Range", "Content-Type", "Etag", "Last-Modified"}
 )
 

@@ -57,6 +57,7 @@ func (s *server) init(w http.ResponseWriter, r *http.Request) error {
 	}
 	first := s.identity.generation == 0 // a later generation of this procd has them from the first
 	s.identity.generation = in.Generation
+	s.cfg.Sessions.SetGeneration(in.Generation)
 	if first {
 		s.cfg.Warm.Start(in.Warm)
 	}

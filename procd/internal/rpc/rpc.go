@@ -19,6 +19,7 @@ import (
 	"s0.run/procd/internal/contexts"
 	"s0.run/procd/internal/events"
 	"s0.run/procd/internal/logbook"
+	"s0.run/procd/internal/sessions"
 	"s0.run/procd/internal/tunnel"
 	"s0.run/procd/internal/warm"
 	"s0.run/procd/internal/watch"
@@ -29,6 +30,7 @@ type Config struct {
 	Version  string
 	BootID   string
 	Contexts *contexts.Table
+	Sessions *sessions.Table
 	Warm     *warm.Manager
 	Identify func(hostname string) // gives the sandbox its name, as far as it can
 	Events   *events.Queue
@@ -65,6 +67,19 @@ func New(cfg Config) http.Handler {
 		"POST " + procapi.PathContexts + "/{id}/signal":  s.signalContext,
 		"GET " + procapi.PathContexts + "/{id}/stats":    s.statContext,
 		"POST " + procapi.PathContexts + "/{id}/attach":  s.attachContext,
+
+		"GET " + procapi.PathSessions:                         s.listSessions,
+		"POST " + procapi.PathSessions:                        s.createSession,
+		"GET " + procapi.PathSessions + "/{id}":               s.getSession,
+		"PUT " + procapi.PathSessions + "/{id}":               s.updateSession,
+		"DELETE " + procapi.PathSessions + "/{id}":            s.deleteSession,
+		"PUT " + procapi.PathSessions + "/{id}/desired-state": s.setSessionState,
+		"POST " + procapi.PathSessions + "/{id}/attempts":     s.createAttempt,
+		"POST " + procapi.PathSessions + "/{id}/inputs":       s.inputSession,
+		"POST " + procapi.PathSessions + "/{id}/signals":      s.signalSession,
+		"PUT " + procapi.PathSessions + "/{id}/terminal":      s.resizeSession,
+		"GET " + procapi.PathSessions + "/{id}/events":        s.listSessionEvents,
+		"GET " + procapi.PathSessions + "/{id}/events/stream": s.streamSession,
 
 		"GET " + procapi.PathFiles:            s.readFile,
 		"POST " + procapi.PathFiles:           s.writeFile,
