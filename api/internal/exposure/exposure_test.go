@@ -444,6 +444,12 @@ func TestStreams(t *testing.T) {
 				c.WriteMessage(kind, append([]byte(r.Host+" "), b...))
 			}
 		}
+		if r.URL.Path == "/" {
+			if r.Header.Get("Upgrade")+r.Header.Get("Http2-Settings") == "" {
+				w.WriteHeader(http.StatusNoContent)
+			}
+			return
+		}
 		w.Header().Set("Content-Type", "text/event-stream")
 		for i := range 3 {
 			fmt.Fprintf(w, "data: %d\n\n", i)
@@ -480,6 +486,10 @@ func TestStreams(t *testing.T) {
 		if _, b, err := c.ReadMessage(); err != nil || string(b) != name+":30080 "+text {
 			t.Fatalf("%.80q, %v", b, err)
 		}
+	}
+	resp2 := w.raw("GET / HTTP/1.1\r\nHost: " + name + "\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n")
+	if !strings.HasPrefix(resp2, "HTTP/1.1 204") {
+		t.Errorf("an upgrade to HTTP/2 came through: %s", resp2)
 	}
 	w.proxy.Close()
 	if _, _, err := c.ReadMessage(); err == nil {

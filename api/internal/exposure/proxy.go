@@ -146,6 +146,10 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 	h.Set("X-Forwarded-Host", out.Host)
 	h.Set("X-Request-Id", ex.header.Get("X-Request-Id"))
 	p.dropCredentials(ex, h)
+	if !strings.EqualFold(h.Get("Upgrade"), "websocket") { // such as h2c, whose requests no route would see
+		h.Del("Upgrade")
+		h.Del("Connection")
+	}
 	if ex.route.function {
 		h.Set(headerRoute, ex.route.id)
 		h.Set(headerTimeout, strconv.FormatFloat(ex.route.timeout.Seconds(), 'f', -1, 64))

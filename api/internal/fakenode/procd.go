@@ -1,9 +1,11 @@
 package fakenode
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"sort"
 	"strings"
@@ -16,6 +18,8 @@ import (
 // Procd is a procd for sandboxes of a fake node: contexts that echo and files in
 // memory, enough for every route to answer.
 type Procd struct {
+	Service string // where every tunnel leads, set before it is used; "": nothing listens
+
 	mu       sync.Mutex
 	contexts map[string]*procapi.Context // by sandbox and id
 	files    map[string][]byte           // by sandbox and path; nil: a directory
@@ -45,6 +49,8 @@ func (p *Procd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == procapi.PathLogs:
 		p.serveLogs(w, r, sandbox)
+	case r.URL.Path == procapi.PathTunnel:
+		p.tunnel(w, r)
 	case strings.HasPrefix(r.URL.Path, procapi.PathFiles):
 		p.serveFiles(w, r, sandbox)
 	case r.URL.Path == procapi.PathContexts && r.Method == http.MethodPost:
@@ -163,5 +169,27 @@ func (p *Procd) serveFiles(w http.ResponseWriter, r *http.Request, sandbox strin
 		reply(w, http.StatusOK, info)
 	default:
 		w.Write(content)
+	}
+}
+
+func (p *Procd) tunnel(w http.ResponseWriter, r *http.Request) {
+	conn, err := net.Dial("tcp", p.Service)
+	if err != nil {
+		refuse(w, http.StatusServiceUnavailable, procapi.CodePortRefused)
+		return
+	}
+	defer conn.Close()
+	defer context.AfterFunc(r.Context(), func() { conn.Close() })()
+	go io.Copy(conn, r.Body) // ends with the connection or the body
+	rc := http.NewResponseController(w)
+	rc.Flush()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := conn.Read(buf)
+		w.Write(buf[:n])
+		rc.Flush()
+		if err != nil {
+			return
+		}
 	}
 }

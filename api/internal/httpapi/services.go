@@ -11,6 +11,7 @@ import (
 	"s0.run/api/internal/services"
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
 )
 
 // servicesBytes leaves room for functions' code as JSON.
@@ -153,7 +154,7 @@ func (a *API) updateConfig(r *http.Request, id string, change func(store.Sandbox
 		return sb, err
 	}
 	a.cfg.Exposure.Changed(parsed)
-	if changed.Services != nil {
+	if changed.Services != nil && sb.Status == sandbox.Running {
 		a.stopRemoved(r.Context(), sb, changed.Services)
 	}
 	return sb, nil
