@@ -2073,7 +2073,7 @@ type PreStop struct {
 	TimeoutSeconds *int32   `json:"timeoutSeconds,omitempty"`
 }
 
-// Probe defines model for Probe.
+// Probe Exactly one action, repeated. The startup probe comes first; its failure and that of the liveness probe end the sandbox, the readiness probe decides whether it can be claimed. Numbers that are absent or 0 are 10 s between attempts, 5 s for one, 1 success and 3 failures in a row; until it has passed once, a probe is tried more often, and fails after failureThreshold × periodSeconds.
 type Probe struct {
 	Exec                *ExecProbe `json:"exec,omitempty"`
 	FailureThreshold    *int32     `json:"failureThreshold,omitempty"`
@@ -2918,23 +2918,37 @@ type ValueMatch struct {
 	Values  []string `json:"values,omitempty,omitzero"`
 }
 
-// WarmProcess defines model for WarmProcess.
+// WarmProcess A context that runs before a sandbox is claimed, which can't happen until all of them are healthy. It is listed like any other; a REPL answers the first request for its alias that asks for nothing else. When it ends, so does the sandbox, unless it was a REPL that somebody has used or was deleted.
 type WarmProcess struct {
-	Alias          *string            `json:"alias,omitempty"`
-	Command        []string           `json:"command,omitempty,omitzero"`
-	Cwd            *string            `json:"cwd,omitempty"`
-	EnvVars        map[string]string  `json:"envVars,omitempty,omitzero"`
-	Name           *string            `json:"name,omitempty"`
-	Probes         *WarmProcessProbes `json:"probes,omitempty"`
-	RestartOnClaim *bool              `json:"restartOnClaim,omitempty"`
-	Type           ContextType        `json:"type"`
+	// Alias Of a REPL; `python` when absent.
+	Alias *string `json:"alias,omitempty"`
+
+	// Command Of a cmd, which needs one: an argv, never a shell line.
+	Command []string          `json:"command,omitempty,omitzero"`
+	Cwd     *string           `json:"cwd,omitempty"`
+	EnvVars map[string]string `json:"envVars,omitempty,omitzero"`
+
+	// Name A DNS label, unique in the template; `process-1`, … by position when absent.
+	Name *string `json:"name,omitempty"`
+
+	// Probes Without any, a cmd is healthy when it runs and a REPL when it shows its prompt.
+	Probes *WarmProcessProbes `json:"probes,omitempty"`
+
+	// RestartOnClaim Whether a claim that changes what the process sees restarts it.
+	RestartOnClaim *bool       `json:"restartOnClaim,omitempty"`
+	Type           ContextType `json:"type"`
 }
 
-// WarmProcessProbes defines model for WarmProcessProbes.
+// WarmProcessProbes Without any, a cmd is healthy when it runs and a REPL when it shows its prompt.
 type WarmProcessProbes struct {
-	Liveness  *Probe `json:"liveness,omitempty"`
+	// Liveness Exactly one action, repeated. The startup probe comes first; its failure and that of the liveness probe end the sandbox, the readiness probe decides whether it can be claimed. Numbers that are absent or 0 are 10 s between attempts, 5 s for one, 1 success and 3 failures in a row; until it has passed once, a probe is tried more often, and fails after failureThreshold × periodSeconds.
+	Liveness *Probe `json:"liveness,omitempty"`
+
+	// Readiness Exactly one action, repeated. The startup probe comes first; its failure and that of the liveness probe end the sandbox, the readiness probe decides whether it can be claimed. Numbers that are absent or 0 are 10 s between attempts, 5 s for one, 1 success and 3 failures in a row; until it has passed once, a probe is tried more often, and fails after failureThreshold × periodSeconds.
 	Readiness *Probe `json:"readiness,omitempty"`
-	Startup   *Probe `json:"startup,omitempty"`
+
+	// Startup Exactly one action, repeated. The startup probe comes first; its failure and that of the liveness probe end the sandbox, the readiness probe decides whether it can be claimed. Numbers that are absent or 0 are 10 s between attempts, 5 s for one, 1 success and 3 failures in a row; until it has passed once, a probe is tried more often, and fails after failureThreshold × periodSeconds.
+	Startup *Probe `json:"startup,omitempty"`
 }
 
 // WebhookConfig defines model for WebhookConfig.

@@ -14,7 +14,8 @@
 //	                     │                         └───────► failed ─────┘   │
 //	                     └───────────────────────────────────────────────────┘
 //
-// A claimed sandbox never becomes a slot again. Who changes a sandbox holds its
+// A claimed sandbox never becomes a slot again. A slot is free while its warm
+// processes are healthy, which procd tells. Who changes a sandbox holds its
 // turn ([instance]); the table of instances lives in memory and is rebuilt from
 // the journal at start. The package starts no process itself and knows no wire.
 package lifecycle

@@ -4,8 +4,9 @@
 // warm-up's end), compares what the pools should have with what package
 // lifecycle says there is, and warms or drains the difference: a plan from a
 // picture, with no memory of steps. One goroutine ([Pools.Run]) owns the pools'
-// state. Warm-ups are few at a time and wait for a moment without claims; a pool
-// whose warm-ups fail is tried ever more seldom. The package never touches a
+// state. Warm-ups are few at a time and wait for a moment without claims; one that
+// only waits for its warm processes is not counted. A pool whose warm-ups fail, or
+// whose free slots end by themselves, is tried ever more seldom. The package never touches a
 // sandbox that is not free.
 package slots
 
