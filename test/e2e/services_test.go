@@ -399,7 +399,7 @@ func testFunctionService(u *user) {
 func testServicesOfAClaim(u *user) {
 	sum := "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae" // foo
 	mode := client.ServiceRouteAuthModeBearer
-	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{Services: []client.SandboxAppService{{
+	_, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{Services: []client.SandboxAppService{{
 		ID: "Web", Port: new(int32(8080)), Runtime: &client.ServiceRuntime{Type: client.ServiceRuntimeTypeCMD, Command: []string{"python3", "-m", "http.server", "8080"}},
 		Ingress: client.ServiceIngress{Public: true, Routes: []client.ServiceRoute{{
 			ID: "r", Auth: &client.ServiceRouteAuth{Mode: &mode, BearerTokenSha256: &sum}, Methods: []string{"GET"}, RewritePrefix: new("/."), Resume: true,
@@ -408,7 +408,7 @@ func testServicesOfAClaim(u *user) {
 	if !isStatus(err, 400) {
 		u.t.Fatalf("a rewrite_prefix that leads elsewhere: %v", err)
 	}
-	sb, err = u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{Services: []client.SandboxAppService{{
+	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{Services: []client.SandboxAppService{{
 		ID: "Web", Port: new(int32(8080)), Runtime: &client.ServiceRuntime{Type: client.ServiceRuntimeTypeCMD, Command: []string{"python3", "-m", "http.server", "8080"}},
 		Ingress: client.ServiceIngress{Public: true, Routes: []client.ServiceRoute{{
 			ID: "r", Auth: &client.ServiceRouteAuth{Mode: &mode, BearerTokenSha256: &sum}, Methods: []string{"GET"}, Resume: true,

@@ -390,7 +390,7 @@ func TestTimeouts(t *testing.T) {
 	w := serve(t, one(`{"id":"r","timeout_seconds":1}`), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/stream" {
 			w.(http.Flusher).Flush()
-			time.Sleep(1200 * time.Millisecond) // the answer has begun: it may take its time
+			<-time.After(1200 * time.Millisecond) // the answer has begun: it may take its time
 			io.WriteString(w, "late")
 			return
 		}
