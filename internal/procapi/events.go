@@ -29,7 +29,7 @@ const (
 )
 
 // EventsConfig turns the keeping of events on, for the sandbox's life. Before it
-// none are kept. It may be repeated; another WatchDir takes the place of the one
+// none are kept. It may be repeated; its WatchDir takes the place of the one
 // before.
 type EventsConfig struct {
 	WatchDir string `json:"watch_dir,omitempty"` // absolute or below Workspace; empty: none

@@ -166,6 +166,23 @@ func (r Runtime) Env(id sandbox.ID) map[string]string {
 	return nil
 }
 
+// Keeps is what the sandbox's procd was told to keep of events; nil: nothing.
+func (r Runtime) Keeps(id sandbox.ID) *procapi.EventsConfig {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.containers[id]; p != nil {
+		return p.keeps.Load()
+	}
+	return nil
+}
+
+// StopKeeping makes the sandbox's procd keep no events, as one that was restored does.
+func (r Runtime) StopKeeping(id sandbox.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.containers[id].keeps.Store(nil)
+}
+
 // Identity is what the sandbox's procd was told to be.
 func (r Runtime) Identity(id sandbox.ID) procapi.Init {
 	r.mu.Lock()

@@ -24,6 +24,7 @@ const minRedial, maxRedial = 2 * time.Millisecond, 200 * time.Millisecond
 type process struct {
 	env   atomic.Pointer[map[string]string]
 	init  atomic.Pointer[procapi.Init] // nil until it was told who it is
+	keeps atomic.Pointer[procapi.EventsConfig]
 	warm  *warmth
 	other http.Handler
 	end   context.CancelFunc
@@ -101,6 +102,8 @@ func (p *process) handler() http.Handler {
 	mux.HandleFunc("POST "+procapi.PathInit, p.introduce)
 	mux.HandleFunc("PUT "+procapi.PathEnv, p.setEnv)
 	mux.Handle("GET "+procapi.PathWarm, p.warm)
+	mux.HandleFunc("PUT "+procapi.PathEventsConfig, p.keepEvents)
+	mux.HandleFunc("GET "+procapi.PathEvents, tellNothing)
 	mux.Handle("/", p.other)
 	return mux
 }
@@ -129,6 +132,23 @@ func (p *process) setEnv(w http.ResponseWriter, r *http.Request) {
 		p.warm.restarts.Add(1)
 	}
 	io.WriteString(w, "{}")
+}
+
+func (p *process) keepEvents(w http.ResponseWriter, r *http.Request) {
+	var in procapi.EventsConfig
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	p.keeps.Store(&in)
+	io.WriteString(w, "{}")
+}
+
+// tellNothing is the events of a sandbox in which nothing happens.
+func tellNothing(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush()
+	<-r.Context().Done()
 }
 
 func unknown(w http.ResponseWriter, _ *http.Request) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -31,10 +32,13 @@ func NewDir(q *Queue, log *slog.Logger) *Dir {
 	return &Dir{queue: q, log: log, changed: make(chan struct{}, 1)}
 }
 
-// Set watches a directory, in place of the one before: what happens below it from
-// now on is told. It makes the directory if there is none. One that can't be
-// watched is told as events that are missing, and tried again.
+// Set watches a directory, or none for "", in place of the one before: what happens
+// below it from now on is told. It makes the directory if there is none. One that
+// can't be watched is told as events that are missing, and tried again.
 func (d *Dir) Set(path string) {
+	if path != "" {
+		path = filepath.Clean(path)
+	}
 	d.mu.Lock()
 	same := path == d.path
 	d.path = path
@@ -42,9 +46,12 @@ func (d *Dir) Set(path string) {
 	if same {
 		return
 	}
-	sub, err := d.watches.Subscribe(path, true)
-	if err != nil {
-		d.missing(path, err)
+	var sub *watch.Subscription
+	if path != "" {
+		var err error
+		if sub, err = d.watches.Subscribe(path, true); err != nil {
+			d.missing(path, err)
+		}
 	}
 	d.mu.Lock()
 	stale := d.next

@@ -3,6 +3,7 @@ package events
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -43,7 +44,7 @@ func write(t *testing.T, path string) {
 func TestAWatchedDirectory(t *testing.T) {
 	t.Parallel()
 	q := queue(t)
-	d := NewDir(q, slog.New(slog.DiscardHandler))
+	d := NewDir(q, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -83,6 +84,19 @@ func TestAWatchedDirectory(t *testing.T) {
 	d.Set(other)
 	write(t, filepath.Join(other, "d"))
 	changes(t, q, procapi.WatchCreate, filepath.Join(other, "d"))
+
+	// C15: what another claim wanted to know is not told any more.
+	d.Set("")
+	eventually := time.After(20 * time.Second)
+	for before := -1; before != len(told(t, q, 0)); {
+		before = len(told(t, q, 0))
+		write(t, filepath.Join(other, fmt.Sprint("e", before)))
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-eventually:
+			t.Fatal("changes are still told")
+		}
+	}
 }
 
 // What can't be watched is told, and is no reason to fail.

@@ -23,12 +23,10 @@ func (s *server) configureEvents(w http.ResponseWriter, r *http.Request) error {
 		return invalid("watch_dir: want a path of at most %d bytes", procapi.MaxWatchDir)
 	}
 	s.cfg.Events.Enable()
-	if in.WatchDir != "" {
-		if !filepath.IsAbs(in.WatchDir) {
-			in.WatchDir = filepath.Join(procapi.Workspace, in.WatchDir)
-		}
-		s.cfg.WatchDir(filepath.Clean(in.WatchDir))
+	if in.WatchDir != "" && !filepath.IsAbs(in.WatchDir) {
+		in.WatchDir = filepath.Join(procapi.Workspace, in.WatchDir)
 	}
+	s.cfg.WatchDir(in.WatchDir)
 	return ok(w, struct{}{})
 }
 

@@ -34,7 +34,7 @@ type Config struct {
 	Warm     *warm.Manager
 	Identify func(hostname string) // gives the sandbox its name, as far as it can
 	Events   *events.Queue
-	WatchDir func(dir string) // makes changes below a directory events
+	WatchDir func(dir string) // makes changes below a directory events; "": of none
 	Logs     *logbook.Book
 	Log      *slog.Logger
 }
