@@ -91,7 +91,7 @@ func compare(live map[string]string, traces []Trace) error {
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, compareShared(live, traces))...)
 }
 
 // Live is what the node says it has: ids of free slots and of claimed sandboxes.
@@ -148,14 +148,19 @@ func (s *Stack) Traces() ([]Trace, error) {
 // however many sandboxes come and go.
 var infrastructure = []string{"_dataplane", "null-netns"}
 
-// Leftovers lists what a stopped stack has left that it should not have.
+// Leftovers lists what a stopped stack has left that it should not have: in the
+// kernel, among the files, and in containerd's memory.
 func (s *Stack) Leftovers() []string {
 	var left []string
-	files, err := s.files()
-	if err != nil {
-		left = append(left, err.Error())
+	found := s.kernelTraces()
+	for _, list := range []func() ([]Trace, error){s.files, s.storedObjects, s.links} {
+		traces, err := list()
+		if err != nil {
+			left = append(left, err.Error())
+		}
+		found = append(found, traces...)
 	}
-	for _, t := range slices.Concat(s.kernelTraces(), files) {
+	for _, t := range found {
 		if !slices.Contains(infrastructure, filepath.Base(t.Name)) {
 			left = append(left, t.String())
 		}

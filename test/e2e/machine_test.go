@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,10 +31,13 @@ func TestMachine(t *testing.T) {
 	t.Run("restarts", func(t *testing.T) { testRestarts(t, s) })
 	t.Run("dead sandbox", func(t *testing.T) { testDeadSandbox(t, s) })
 	t.Run("reboot", func(t *testing.T) { testReboot(t, s) })
+	s.Eventually("every sandbox to be gone: every test deletes its own", func() error {
+		if left := s.Sandboxes(); len(left) > 0 {
+			return fmt.Errorf("%v are left", left)
+		}
+		return nil
+	})
 	s.CheckOwned()
-	if left := s.Sandboxes(); len(left) > 0 {
-		t.Errorf("sandboxes %v are left; every test deletes its own", left)
-	}
 }
 
 // testDemo runs what `make demo` runs.
@@ -91,10 +95,6 @@ func testRestarts(t *testing.T, s *s0test.Stack) {
 	id := u.claim()
 	repl := u.python(id)
 	u.exec(id, repl, "x = 41")
-	slots, err := s.Live()
-	if err != nil {
-		t.Fatal(err)
-	}
 	answers := func(after string) {
 		t.Helper()
 		s.Eventually("the sandbox to answer after "+after, func() error {
@@ -118,39 +118,38 @@ func testRestarts(t *testing.T, s *s0test.Stack) {
 		u.remove(fresh)
 	}
 
-	t.Run("orderly stop and start", func(t *testing.T) {
+	// Each slot and sandbox of before is there after, none made anew in its place.
+	survives := func(name, what string, happen func()) {
+		t.Run(name, func(t *testing.T) {
+			s.CheckOwned() // quiet: the pool is full
+			before, err := s.Live()
+			if err != nil {
+				t.Fatal(err)
+			}
+			happen()
+			s.Eventually("all of before to be there after "+what, func() error {
+				now, err := s.Live()
+				for id, was := range before {
+					if err == nil && now[id] != was {
+						err = fmt.Errorf("%s %s is %q", was, id, now[id])
+					}
+				}
+				return err
+			})
+			answers(what)
+		})
+	}
+	survives("orderly stop and start", "a restart of s0d", func() {
 		s.Down(true)
 		s.Up()
-		answers("a restart of s0d")
 	})
-	t.Run("TestX01_KillServer", func(t *testing.T) {
+	survives("TestX25_KillServer", "kill -9 of s0d", func() {
 		s.Kill()
 		s.Up()
-		answers("kill -9 of s0d")
 	})
-	t.Run("TestX02_KillContainerd", func(t *testing.T) {
-		s.KillChild("containerd")
-		answers("kill -9 of containerd")
-	})
-	t.Run("TestX34_KillPostgreSQL", func(t *testing.T) {
-		s.KillChild("PostgreSQL")
-		answers("kill -9 of PostgreSQL")
-	})
+	survives("TestX28_KillContainerd", "kill -9 of containerd", func() { s.KillChild("containerd") })
+	survives("TestX34_KillPostgreSQL", "kill -9 of PostgreSQL", func() { s.KillChild("PostgreSQL") })
 
-	now, err := s.Live()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if now[id] != "sandbox" {
-		t.Errorf("the node calls %s %q", id, now[id])
-	}
-	var survived int
-	for id := range slots {
-		if now[id] != "" {
-			survived++
-		}
-	}
-	t.Logf("%d of %d slots and sandboxes of before are there after four crashes and the claims between", survived, len(slots))
 	u.remove(id)
 	s.CheckOwned()
 }
