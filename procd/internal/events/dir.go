@@ -81,6 +81,7 @@ func (d *Dir) Run(ctx context.Context) {
 		path, sub := d.take()
 		if sub != nil {
 			d.follow(ctx, path, sub)
+			continue
 		}
 		var again <-chan time.Time
 		if path != "" {
@@ -93,6 +94,14 @@ func (d *Dir) Run(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// isReplaced reports whether something else than this directory, as it was
+// subscribed to last, is to be watched.
+func (d *Dir) isReplaced(path string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.path != path || d.next != nil
 }
 
 func (d *Dir) take() (string, *watch.Subscription) {
@@ -132,12 +141,14 @@ func (d *Dir) follow(ctx context.Context, path string, sub *watch.Subscription) 
 	defer replaced.Wait()
 	defer stop()
 	replaced.Go(func() {
-		select {
-		case <-d.changed:
-			d.wake() // Run has to see it, too
-			stop()
-		case <-ctx.Done():
+		for !d.isReplaced(path) {
+			select {
+			case <-d.changed:
+			case <-ctx.Done():
+				return
+			}
 		}
+		stop()
 	})
 	err := sub.Run(ctx, func(lines []procapi.WatchLine) error {
 		for _, l := range lines {
