@@ -14,6 +14,7 @@
 package procd
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -59,18 +60,17 @@ type Config struct {
 	Local     string // address for the sandbox's own processes; defaults to 127.0.0.1:procapi.EventPort
 }
 
+func (c Config) withDefaults() Config {
+	c.Socket = cmp.Or(c.Socket, procapi.Socket)
+	c.Workspace = cmp.Or(c.Workspace, procapi.Workspace)
+	c.Local = cmp.Or(c.Local, net.JoinHostPort("127.0.0.1", strconv.Itoa(procapi.EventPort)))
+	return c
+}
+
 // Run serves until ctx ends, the sandbox's host sends SIGTERM, or a warm process
 // fails, which it returns. Then it kills everything that it started.
 func Run(ctx context.Context, cfg Config) error {
-	if cfg.Socket == "" {
-		cfg.Socket = procapi.Socket
-	}
-	if cfg.Workspace == "" {
-		cfg.Workspace = procapi.Workspace
-	}
-	if cfg.Local == "" {
-		cfg.Local = net.JoinHostPort("127.0.0.1", strconv.Itoa(procapi.EventPort))
-	}
+	cfg = cfg.withDefaults()
 	if err := os.MkdirAll(cfg.Workspace, workspaceMode); err != nil {
 		cfg.Log.Warn("making the workspace", "err", err) // a process that needs it will say so
 	}
