@@ -292,6 +292,207 @@ func (e EgressProxyType) Valid() bool {
 	}
 }
 
+// Defines values for ExecutionSessionClientMessageType.
+const (
+	ExecutionSessionClientMessageTypeInput  ExecutionSessionClientMessageType = "input"
+	ExecutionSessionClientMessageTypeResize ExecutionSessionClientMessageType = "resize"
+	ExecutionSessionClientMessageTypeSignal ExecutionSessionClientMessageType = "signal"
+)
+
+// Valid indicates whether the value is a known member of the ExecutionSessionClientMessageType enum.
+func (e ExecutionSessionClientMessageType) Valid() bool {
+	switch e {
+	case ExecutionSessionClientMessageTypeInput:
+		return true
+	case ExecutionSessionClientMessageTypeResize:
+		return true
+	case ExecutionSessionClientMessageTypeSignal:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ExecutionSessionDesiredState.
+const (
+	ExecutionSessionDesiredStateRunning ExecutionSessionDesiredState = "running"
+	ExecutionSessionDesiredStateStopped ExecutionSessionDesiredState = "stopped"
+)
+
+// Valid indicates whether the value is a known member of the ExecutionSessionDesiredState enum.
+func (e ExecutionSessionDesiredState) Valid() bool {
+	switch e {
+	case ExecutionSessionDesiredStateRunning:
+		return true
+	case ExecutionSessionDesiredStateStopped:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ExecutionSessionIOMode.
+const (
+	ExecutionSessionIOModePTY   ExecutionSessionIOMode = "pty"
+	ExecutionSessionIOModePipes ExecutionSessionIOMode = "pipes"
+)
+
+// Valid indicates whether the value is a known member of the ExecutionSessionIOMode enum.
+func (e ExecutionSessionIOMode) Valid() bool {
+	switch e {
+	case ExecutionSessionIOModePTY:
+		return true
+	case ExecutionSessionIOModePipes:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ExecutionSessionPhase.
+const (
+	ExecutionSessionPhaseBackoff   ExecutionSessionPhase = "backoff"
+	ExecutionSessionPhaseExited    ExecutionSessionPhase = "exited"
+	ExecutionSessionPhaseFailed    ExecutionSessionPhase = "failed"
+	ExecutionSessionPhasePaused    ExecutionSessionPhase = "paused"
+	ExecutionSessionPhasePending   ExecutionSessionPhase = "pending"
+	ExecutionSessionPhaseRunning   ExecutionSessionPhase = "running"
+	ExecutionSessionPhaseStarting  ExecutionSessionPhase = "starting"
+	ExecutionSessionPhaseStopped   ExecutionSessionPhase = "stopped"
+	ExecutionSessionPhaseStopping  ExecutionSessionPhase = "stopping"
+	ExecutionSessionPhaseSuspended ExecutionSessionPhase = "suspended"
+)
+
+// Valid indicates whether the value is a known member of the ExecutionSessionPhase enum.
+func (e ExecutionSessionPhase) Valid() bool {
+	switch e {
+	case ExecutionSessionPhaseBackoff:
+		return true
+	case ExecutionSessionPhaseExited:
+		return true
+	case ExecutionSessionPhaseFailed:
+		return true
+	case ExecutionSessionPhasePaused:
+		return true
+	case ExecutionSessionPhasePending:
+		return true
+	case ExecutionSessionPhaseRunning:
+		return true
+	case ExecutionSessionPhaseStarting:
+		return true
+	case ExecutionSessionPhaseStopped:
+		return true
+	case ExecutionSessionPhaseStopping:
+		return true
+	case ExecutionSessionPhaseSuspended:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ExecutionSessionReadinessType.
+const (
+	ExecutionSessionReadinessTypeDelay   ExecutionSessionReadinessType = "delay"
+	ExecutionSessionReadinessTypeOutput  ExecutionSessionReadinessType = "output"
+	ExecutionSessionReadinessTypeProcess ExecutionSessionReadinessType = "process"
+)
+
+// Valid indicates whether the value is a known member of the ExecutionSessionReadinessType enum.
+func (e ExecutionSessionReadinessType) Valid() bool {
+	switch e {
+	case ExecutionSessionReadinessTypeDelay:
+		return true
+	case ExecutionSessionReadinessTypeOutput:
+		return true
+	case ExecutionSessionReadinessTypeProcess:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ExecutionSessionRestartPolicy.
+const (
+	ExecutionSessionRestartPolicyAlways    ExecutionSessionRestartPolicy = "always"
+	ExecutionSessionRestartPolicyNever     ExecutionSessionRestartPolicy = "never"
+	ExecutionSessionRestartPolicyOnFailure ExecutionSessionRestartPolicy = "on_failure"
+)
+
+// Valid indicates whether the value is a known member of the ExecutionSessionRestartPolicy enum.
+func (e ExecutionSessionRestartPolicy) Valid() bool {
+	switch e {
+	case ExecutionSessionRestartPolicyAlways:
+		return true
+	case ExecutionSessionRestartPolicyNever:
+		return true
+	case ExecutionSessionRestartPolicyOnFailure:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ExecutionSessionRuntimeRecoveryPolicy.
+const (
+	ExecutionSessionRuntimeRecoveryPolicyRestart ExecutionSessionRuntimeRecoveryPolicy = "restart"
+	ExecutionSessionRuntimeRecoveryPolicyStop    ExecutionSessionRuntimeRecoveryPolicy = "stop"
+)
+
+// Valid indicates whether the value is a known member of the ExecutionSessionRuntimeRecoveryPolicy enum.
+func (e ExecutionSessionRuntimeRecoveryPolicy) Valid() bool {
+	switch e {
+	case ExecutionSessionRuntimeRecoveryPolicyRestart:
+		return true
+	case ExecutionSessionRuntimeRecoveryPolicyStop:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ExecutionSessionServerMessageType.
+const (
+	ExecutionSessionServerMessageTypeAck   ExecutionSessionServerMessageType = "ack"
+	ExecutionSessionServerMessageTypeError ExecutionSessionServerMessageType = "error"
+	ExecutionSessionServerMessageTypeEvent ExecutionSessionServerMessageType = "event"
+)
+
+// Valid indicates whether the value is a known member of the ExecutionSessionServerMessageType enum.
+func (e ExecutionSessionServerMessageType) Valid() bool {
+	switch e {
+	case ExecutionSessionServerMessageTypeAck:
+		return true
+	case ExecutionSessionServerMessageTypeError:
+		return true
+	case ExecutionSessionServerMessageTypeEvent:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ExecutionSessionStream.
+const (
+	ExecutionSessionStreamPTY    ExecutionSessionStream = "pty"
+	ExecutionSessionStreamStderr ExecutionSessionStream = "stderr"
+	ExecutionSessionStreamStdout ExecutionSessionStream = "stdout"
+)
+
+// Valid indicates whether the value is a known member of the ExecutionSessionStream enum.
+func (e ExecutionSessionStream) Valid() bool {
+	switch e {
+	case ExecutionSessionStreamPTY:
+		return true
+	case ExecutionSessionStreamStderr:
+		return true
+	case ExecutionSessionStreamStdout:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for FileContentEncoding.
 const (
 	FileContentEncodingBase64 FileContentEncoding = "base64"
@@ -1319,6 +1520,11 @@ type APIKeyList struct {
 // APIKeyScope defines model for APIKeyScope.
 type APIKeyScope string
 
+// Accepted defines model for Accepted.
+type Accepted struct {
+	Accepted bool `json:"accepted"`
+}
+
 // AllowDeny defines model for AllowDeny.
 type AllowDeny struct {
 	Allowed []string `json:"allowed,omitempty,omitzero"`
@@ -1545,6 +1751,11 @@ type CreateContextRequest struct {
 	WaitUntilDone  *bool             `json:"wait_until_done,omitempty"`
 }
 
+// CreateExecutionSessionAttemptRequest defines model for CreateExecutionSessionAttemptRequest.
+type CreateExecutionSessionAttemptRequest struct {
+	ReplaceCurrent *bool `json:"replace_current,omitempty"`
+}
+
 // CreateTemplateRequest defines model for CreateTemplateRequest.
 type CreateTemplateRequest struct {
 	Spec TemplateSpec `json:"spec"`
@@ -1698,6 +1909,289 @@ type ErrorEnvelope struct {
 // ExecProbe defines model for ExecProbe.
 type ExecProbe struct {
 	Command []string `json:"command"`
+}
+
+// ExecutionSession defines model for ExecutionSession.
+type ExecutionSession struct {
+	// Attempt The latest process of a session.
+	Attempt   *ExecutionSessionAttempt `json:"attempt,omitempty"`
+	CreatedAt time.Time                `json:"created_at"`
+
+	// Cursor The numbers of the oldest and the newest event; none is kept if the first is above the second.
+	Cursor         ExecutionSessionEventCursor `json:"cursor"`
+	ID             string                      `json:"id"`
+	LastActivityAt time.Time                   `json:"last_activity_at"`
+
+	// Phase `starting`: not ready yet. `running`: ready. `paused`: its process was stopped
+	// by a signal. `stopping`: on its way to an end. `stopped`: as it shall be.
+	// `exited`: by itself, with 0. `backoff`: before a restart. `failed`: and not
+	// tried again. `suspended`: with its sandbox.
+	Phase ExecutionSessionPhase `json:"phase"`
+
+	// RestartCount Attempts that nobody asked for.
+	RestartCount int64 `json:"restart_count"`
+
+	// RuntimeGeneration The sandbox's.
+	RuntimeGeneration int64 `json:"runtime_generation"`
+
+	// Spec Answers show every default.
+	Spec ExecutionSessionSpec `json:"spec"`
+
+	// SpecVersion Counts replacements of the spec.
+	SpecVersion int64     `json:"spec_version"`
+	UpdatedAt   time.Time `json:"updated_at"`
+}
+
+// ExecutionSessionAttempt The latest process of a session.
+type ExecutionSessionAttempt struct {
+	// ExitCode 128 and the signal's number, if one ended it.
+	ExitCode   *int       `json:"exit_code,omitempty"`
+	FinishedAt *time.Time `json:"finished_at,omitempty"`
+	ID         string     `json:"id"`
+	Number     int64      `json:"number"`
+	Pid        *int       `json:"pid,omitempty"`
+
+	// Reason Why it ended: exited, killed, stopped, updated, replaced, deleted, idle_timeout, max_lifetime, readiness_timeout, or `start_failed: ` and why.
+	Reason            *string    `json:"reason,omitempty"`
+	RuntimeGeneration int64      `json:"runtime_generation"`
+	StartedAt         *time.Time `json:"started_at,omitempty"`
+}
+
+// ExecutionSessionClientMessage A frame that the client sends on a session's WebSocket. Its fields beside `type` and `request_id` are those of the calls that do the same.
+type ExecutionSessionClientMessage struct {
+	// Cols resize
+	Cols *uint16 `json:"cols,omitempty"`
+
+	// DataBase64 input
+	DataBase64 []byte `json:"data_base64,omitempty,omitzero"`
+
+	// EOF input
+	EOF               *bool   `json:"eof,omitempty"`
+	ExpectedAttemptID *string `json:"expected_attempt_id,omitempty"`
+
+	// InputID input
+	InputID *string `json:"input_id,omitempty"`
+
+	// RequestID Comes back with the answer.
+	RequestID *string `json:"request_id,omitempty"`
+
+	// Rows resize
+	Rows *uint16 `json:"rows,omitempty"`
+
+	// Signal signal
+	Signal *string                           `json:"signal,omitempty"`
+	Type   ExecutionSessionClientMessageType `json:"type"`
+}
+
+// ExecutionSessionClientMessageType defines model for ExecutionSessionClientMessage.Type.
+type ExecutionSessionClientMessageType string
+
+// ExecutionSessionDesiredState defines model for ExecutionSessionDesiredState.
+type ExecutionSessionDesiredState string
+
+// ExecutionSessionDesiredStateRequest defines model for ExecutionSessionDesiredStateRequest.
+type ExecutionSessionDesiredStateRequest struct {
+	State ExecutionSessionDesiredState `json:"state"`
+}
+
+// ExecutionSessionEvent defines model for ExecutionSessionEvent.
+type ExecutionSessionEvent struct {
+	AttemptID         *string   `json:"attempt_id,omitempty"`
+	DataBase64        []byte    `json:"data_base64,omitempty,omitzero"`
+	ExitCode          *int      `json:"exit_code,omitempty"`
+	OccurredAt        time.Time `json:"occurred_at"`
+	Reason            *string   `json:"reason,omitempty"`
+	RuntimeGeneration int64     `json:"runtime_generation"`
+
+	// Seq Counts from 1 in a session's life.
+	Seq       int64                   `json:"seq"`
+	SessionID string                  `json:"session_id"`
+	Stream    *ExecutionSessionStream `json:"stream,omitempty"`
+
+	// Type `session.created`, `session.updated`, `session.deleted`; `session.` and a
+	// phase that it has got into, with the `reason`; `attempt.started`,
+	// `attempt.failed` (could not be started), `attempt.exited` (with `exit_code`
+	// and `reason`); `output` (with `stream` and `data_base64`) and `output.lost`
+	// (printed faster than it could be kept). There may be more.
+	Type string `json:"type"`
+}
+
+// ExecutionSessionEventCursor The numbers of the oldest and the newest event; none is kept if the first is above the second.
+type ExecutionSessionEventCursor struct {
+	Earliest int64 `json:"earliest"`
+	Latest   int64 `json:"latest"`
+}
+
+// ExecutionSessionEventPage defines model for ExecutionSessionEventPage.
+type ExecutionSessionEventPage struct {
+	// Cursor The numbers of the oldest and the newest event; none is kept if the first is above the second.
+	Cursor ExecutionSessionEventCursor `json:"cursor"`
+	Events []ExecutionSessionEvent     `json:"events"`
+}
+
+// ExecutionSessionEventRetentionSpec defines model for ExecutionSessionEventRetentionSpec.
+type ExecutionSessionEventRetentionSpec struct {
+	// MaxAgeSeconds 0: no bound.
+	MaxAgeSeconds *int64 `json:"max_age_seconds,omitempty"`
+	MaxBytes      *int64 `json:"max_bytes,omitempty"`
+}
+
+// ExecutionSessionIOMode defines model for ExecutionSessionIOMode.
+type ExecutionSessionIOMode string
+
+// ExecutionSessionIOSpec defines model for ExecutionSessionIOSpec.
+type ExecutionSessionIOSpec struct {
+	Mode *ExecutionSessionIOMode `json:"mode,omitempty"`
+
+	// Terminal Of mode `pty` alone.
+	Terminal *ExecutionSessionTerminalSpec `json:"terminal,omitempty"`
+}
+
+// ExecutionSessionInputRequest defines model for ExecutionSessionInputRequest.
+type ExecutionSessionInputRequest struct {
+	// DataBase64 Up to 1 MiB.
+	DataBase64 []byte `json:"data_base64,omitempty,omitzero"`
+
+	// EOF No more input follows.
+	EOF *bool `json:"eof,omitempty"`
+
+	// ExpectedAttemptID Any other latest attempt is 409 `attempt_mismatch`.
+	ExpectedAttemptID *string `json:"expected_attempt_id,omitempty"`
+	InputID           string  `json:"input_id"`
+}
+
+// ExecutionSessionInputResponse defines model for ExecutionSessionInputResponse.
+type ExecutionSessionInputResponse struct {
+	Accepted  bool   `json:"accepted"`
+	AttemptID string `json:"attempt_id"`
+
+	// Duplicate It was there already.
+	Duplicate bool   `json:"duplicate"`
+	InputID   string `json:"input_id"`
+}
+
+// ExecutionSessionLifecycleSpec defines model for ExecutionSessionLifecycleSpec.
+type ExecutionSessionLifecycleSpec struct {
+	DesiredState *ExecutionSessionDesiredState `json:"desired_state,omitempty"`
+
+	// IdleTimeoutSeconds Without input, output, signal or resize it is stopped after this time; 0: never.
+	IdleTimeoutSeconds *int64 `json:"idle_timeout_seconds,omitempty"`
+
+	// MaxLifetimeSeconds After it was told to run it is stopped after this time, restarts included; 0: never.
+	MaxLifetimeSeconds *int64                       `json:"max_lifetime_seconds,omitempty"`
+	Restart            *ExecutionSessionRestartSpec `json:"restart,omitempty"`
+
+	// RuntimeRecovery What becomes of it when the sandbox comes back without its memory.
+	RuntimeRecovery *ExecutionSessionRuntimeRecoveryPolicy `json:"runtime_recovery,omitempty"`
+
+	// StopGracePeriodSeconds Between TERM and KILL.
+	StopGracePeriodSeconds *int64 `json:"stop_grace_period_seconds,omitempty"`
+}
+
+// ExecutionSessionList defines model for ExecutionSessionList.
+type ExecutionSessionList struct {
+	Sessions []ExecutionSession `json:"sessions"`
+}
+
+// ExecutionSessionPhase `starting`: not ready yet. `running`: ready. `paused`: its process was stopped
+// by a signal. `stopping`: on its way to an end. `stopped`: as it shall be.
+// `exited`: by itself, with 0. `backoff`: before a restart. `failed`: and not
+// tried again. `suspended`: with its sandbox.
+type ExecutionSessionPhase string
+
+// ExecutionSessionReadinessSpec defines model for ExecutionSessionReadinessSpec.
+type ExecutionSessionReadinessSpec struct {
+	// DelayMs Of type `delay`.
+	DelayMs *int64 `json:"delay_ms,omitempty"`
+
+	// Output Of type `output`: what one of the streams shall print.
+	Output *string `json:"output,omitempty"`
+
+	// TimeoutMs An attempt that is not ready by then is ended and has failed; 0: no bound.
+	TimeoutMs *int64                         `json:"timeout_ms,omitempty"`
+	Type      *ExecutionSessionReadinessType `json:"type,omitempty"`
+}
+
+// ExecutionSessionReadinessType defines model for ExecutionSessionReadinessType.
+type ExecutionSessionReadinessType string
+
+// ExecutionSessionRestartPolicy defines model for ExecutionSessionRestartPolicy.
+type ExecutionSessionRestartPolicy string
+
+// ExecutionSessionRestartSpec defines model for ExecutionSessionRestartSpec.
+type ExecutionSessionRestartSpec struct {
+	// InitialBackoffMs Before the first restart; it doubles until an attempt lasts as long as `max_backoff_ms`.
+	InitialBackoffMs *int64 `json:"initial_backoff_ms,omitempty"`
+	MaxBackoffMs     *int64 `json:"max_backoff_ms,omitempty"`
+
+	// MaxRestarts One more and it is `failed`; 0: no bound.
+	MaxRestarts *int64                         `json:"max_restarts,omitempty"`
+	Policy      *ExecutionSessionRestartPolicy `json:"policy,omitempty"`
+
+	// WindowSeconds In which restarts count; 0: since it was told to run.
+	WindowSeconds *int64 `json:"window_seconds,omitempty"`
+}
+
+// ExecutionSessionRuntimeRecoveryPolicy What becomes of it when the sandbox comes back without its memory.
+type ExecutionSessionRuntimeRecoveryPolicy string
+
+// ExecutionSessionServerMessage A frame that the server sends on a session's WebSocket.
+type ExecutionSessionServerMessage struct {
+	// Code error: for programs
+	Code *string `json:"code,omitempty"`
+
+	// Error error: for people
+	Error *string                `json:"error,omitempty"`
+	Event *ExecutionSessionEvent `json:"event,omitempty"`
+
+	// RequestID ack, error: of the message that this answers.
+	RequestID *string                           `json:"request_id,omitempty"`
+	Type      ExecutionSessionServerMessageType `json:"type"`
+}
+
+// ExecutionSessionServerMessageType defines model for ExecutionSessionServerMessage.Type.
+type ExecutionSessionServerMessageType string
+
+// ExecutionSessionSignalRequest defines model for ExecutionSessionSignalRequest.
+type ExecutionSessionSignalRequest struct {
+	ExpectedAttemptID *string `json:"expected_attempt_id,omitempty"`
+
+	// Signal Such as `TERM`, `SIGTERM` or `15`.
+	Signal string `json:"signal"`
+}
+
+// ExecutionSessionSpec Answers show every default.
+type ExecutionSessionSpec struct {
+	// Command The argv; no shell reads it. Together with the environment 64 KiB at most.
+	Command []string `json:"command"`
+
+	// Cwd Absolute or below `/workspace`.
+	Cwd *string `json:"cwd,omitempty"`
+
+	// Env Over the sandbox's own environment.
+	Env            map[string]string                   `json:"env,omitempty,omitzero"`
+	EventRetention *ExecutionSessionEventRetentionSpec `json:"event_retention,omitempty"`
+	Io             *ExecutionSessionIOSpec             `json:"io,omitempty"`
+	Lifecycle      *ExecutionSessionLifecycleSpec      `json:"lifecycle,omitempty"`
+	Name           *string                             `json:"name,omitempty"`
+	Readiness      *ExecutionSessionReadinessSpec      `json:"readiness,omitempty"`
+}
+
+// ExecutionSessionStream defines model for ExecutionSessionStream.
+type ExecutionSessionStream string
+
+// ExecutionSessionTerminalResizeRequest defines model for ExecutionSessionTerminalResizeRequest.
+type ExecutionSessionTerminalResizeRequest struct {
+	Cols              uint16  `json:"cols"`
+	ExpectedAttemptID *string `json:"expected_attempt_id,omitempty"`
+	Rows              uint16  `json:"rows"`
+}
+
+// ExecutionSessionTerminalSpec Of mode `pty` alone.
+type ExecutionSessionTerminalSpec struct {
+	Cols *uint16 `json:"cols,omitempty"`
+	Rows *uint16 `json:"rows,omitempty"`
+	Term *string `json:"term,omitempty"`
 }
 
 // ExposedPort defines model for ExposedPort.

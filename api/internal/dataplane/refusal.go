@@ -20,7 +20,7 @@ const (
 	maxMessageBytes = 1 << 10
 )
 
-// procdCodes are the contract's codes of contexts and files, each with its
+// procdCodes are the contract's codes of contexts, sessions and files, each with its
 // status. procd may say these and nothing else.
 var procdCodes = map[string]errdefs.Kind{
 	"invalid_request":     errdefs.InvalidArgument,
@@ -39,6 +39,13 @@ var procdCodes = map[string]errdefs.Kind{
 	"process_finished":    errdefs.Gone,
 	"file_too_large":      errdefs.TooLarge,
 	"too_many_contexts":   errdefs.Exhausted,
+
+	procapi.CodeSessionNotFound: errdefs.NotFound,
+	procapi.CodeAttemptRunning:  errdefs.Conflict,
+	procapi.CodeAttemptMismatch: errdefs.Conflict,
+	procapi.CodeInputConflict:   errdefs.Conflict,
+	procapi.CodeKeyReused:       errdefs.Unprocessable,
+	procapi.CodeTooManySessions: errdefs.Exhausted,
 
 	procapi.CodePortRefused:    errdefs.Unavailable,
 	procapi.CodeTooManyTunnels: errdefs.Exhausted,

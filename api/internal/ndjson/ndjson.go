@@ -107,26 +107,33 @@ func (s *Server) enter(team uuid.UUID) (leave func(), err error) {
 	}, nil
 }
 
-// Serve answers a request with a watch until one side ends it. The first batch is
-// the caller's, so that what is wrong with the request is an ordinary answer; so
-// is an error of Serve's, which has answered nothing then.
-func (s *Server) Serve(w http.ResponseWriter, r *http.Request, team uuid.UUID, first []Line, next Source) error {
-	leave, err := s.enter(team)
+// Enter counts in an answer that goes on, for one that isn't written here. Its
+// context ends with [Server.Close], which waits for leave to be called.
+func (s *Server) Enter(ctx context.Context, team uuid.UUID) (entered context.Context, leave func(), err error) {
+	left, err := s.enter(team)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer leave()
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	stop := make(chan struct{})
-	defer close(stop)
+	entered, cancel := context.WithCancel(ctx)
 	s.watches.Go(func() {
 		select {
 		case <-s.stopping:
 			cancel()
-		case <-stop:
+		case <-entered.Done():
 		}
 	})
+	return entered, func() { cancel(); left() }, nil
+}
+
+// Serve answers a request with a watch until one side ends it. The first batch is
+// the caller's, so that what is wrong with the request is an ordinary answer; so
+// is an error of Serve's, which has answered nothing then.
+func (s *Server) Serve(w http.ResponseWriter, r *http.Request, team uuid.UUID, first []Line, next Source) error {
+	ctx, leave, err := s.Enter(r.Context(), team)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
 	out := &writer{w, http.NewResponseController(w), s.timeout}
