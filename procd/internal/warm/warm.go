@@ -104,18 +104,26 @@ func (m *Manager) awaitReport(ctx context.Context) {
 	}
 }
 
-// Start starts the processes. It is called once. One that can't be started is a
-// failure like any other: an error in the answer would only say it twice.
+// Start has the processes started; it doesn't wait for that. It is called once. One
+// that can't be started is a failure like any other.
 func (m *Manager) Start(specs []warm.Process) {
+	if len(specs) == 0 {
+		return
+	}
+	m.mu.Lock()
+	m.publishLocked(procapi.WarmStatus{Reason: "warm processes are being started"})
+	m.mu.Unlock()
+	m.run(func(ctx context.Context) { m.start(ctx, specs) })
+}
+
+func (m *Manager) start(ctx context.Context, specs []warm.Process) {
 	m.restarting.Lock()
 	defer m.restarting.Unlock()
-	if len(specs) > 0 {
-		m.mu.Lock()
-		m.publishLocked(procapi.WarmStatus{Reason: "warm processes are being started"})
-		m.mu.Unlock()
-	}
 	started := make([]*process, 0, len(specs))
 	for _, spec := range specs {
+		if ctx.Err() != nil {
+			return
+		}
 		p := &process{spec: spec, reason: "has not started yet"}
 		var err error
 		if p.context, err = m.cfg.Contexts.StartWarm(request(spec)); err != nil {
@@ -129,11 +137,15 @@ func (m *Manager) Start(specs []warm.Process) {
 	m.updateLocked()
 	m.mu.Unlock()
 	for _, p := range started {
-		select {
-		case m.tasks <- func(ctx context.Context) { m.keep(ctx, p) }:
-		case <-m.stopped:
-			return
-		}
+		m.run(func(ctx context.Context) { m.keep(ctx, p) })
+	}
+}
+
+// run has Run run a task, unless it has ended.
+func (m *Manager) run(task func(context.Context)) {
+	select {
+	case m.tasks <- task:
+	case <-m.stopped:
 	}
 }
 
