@@ -19,6 +19,7 @@ import (
 	"s0.run/api"
 	"s0.run/api/internal/fakenode"
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/s0test"
 )
 
 const hookSecret = "whsec_canary_5f1d"
@@ -381,4 +382,52 @@ func TestB13_EventsThatMakeNoSense(t *testing.T) {
 	}
 	i.send(request{method: "DELETE", path: "/api/v1/sandboxes/" + id, token: key}).want(200, nil)
 	h.wait(id, "sandbox.deleted")
+}
+
+// X34: what happens while the database is away is told when it is back.
+func TestX34_EventsWaitForTheDatabase(t *testing.T) {
+	t.Parallel()
+	pg := s0test.NewPostgresCluster(t, "fsync=off")
+	i := start(t, privateHooks, func(c *api.Config, _ *fakenode.Node) { c.DatabaseURL = pg.Database(t) })
+	i.dsn = "" // the helpers must not use the other database
+	key, h := i.key("developer"), newHook(t)
+	id := i.claimHooked(key, h, "")
+	h.wait(id, "sandbox.ready")
+	pg.Stop()
+	i.node.Tell(id, agentEvent("meanwhile", "{}"))
+	fakenode.Eventually(t, "storing it has failed", func() bool { return strings.Contains(i.log.String(), "hints about events") })
+	if i.node.Untold() != 1 {
+		t.Error("the node may forget what nobody has stored")
+	}
+	if err := pg.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if e := h.wait(id, "agent.event"); e.EventID != "meanwhile" {
+		t.Errorf("%+v", e)
+	}
+	fakenode.Eventually(t, "the node may forget", func() bool { return i.node.Untold() == 0 })
+}
+
+// X40: two servers deliver from one outbox, and a sandbox's receiver gets each
+// event once.
+func TestX40_TwoServersDeliver(t *testing.T) {
+	t.Parallel()
+	i := start(t, privateHooks)
+	key, h := i.key("developer"), newHook(t)
+	second := &instance{t: t, dsn: i.dsn, node: i.node, log: &logBuffer{}}
+	ready := make(chan string, 1)
+	second.run(api.Config{
+		Listen: "127.0.0.1:0", DatabaseURL: i.dsn, KeyFile: i.keyFile, Nodes: []string{"unix://" + i.node.Socket}, WebhookAllowPrivate: true,
+		RateLimit: 10_000, RateBurst: 10_000, Log: slog.New(slog.DiscardHandler), Ready: func(addr string) { ready <- addr },
+	}, ready)
+	id := i.claimHooked(key, h, "")
+	want := []string{"sandbox.ready"}
+	for n := range 30 {
+		i.node.Tell(id, agentEvent(fmt.Sprint("n", n), "{}"))
+		want = append(want, "agent.event")
+	}
+	fakenode.Eventually(t, "all is told", func() bool { return len(h.types(id)) >= len(want) && i.node.Untold() == 0 })
+	if got := h.types(id); !slices.Equal(got, want) {
+		t.Errorf("told %d events", len(got))
+	}
 }
