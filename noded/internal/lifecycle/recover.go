@@ -176,6 +176,7 @@ func (m *Manager) keepAnyway(ctx context.Context, inst *instance, err error) err
 		return err
 	}
 	m.log(m.record(inst)).Error("a sandbox lives, but not with the limits and the environment of its record", "error", err)
+	m.keepWarm(inst)
 	return nil
 }
 
