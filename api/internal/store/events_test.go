@@ -122,7 +122,7 @@ func TestPauseAndResumeAreTold(t *testing.T) {
 	t.Parallel()
 	s, conn := open(t)
 	n := hooked(t, s, uuid.New())
-	for _, state := range []string{"paused", "running", "paused"} {
+	for _, state := range []string{"paused", "starting", "running", "paused"} {
 		if _, err := conn.Exec(t.Context(), "UPDATE sandboxes SET status = $2 WHERE id = $1", n.ID, state); err != nil {
 			t.Fatal(err)
 		}

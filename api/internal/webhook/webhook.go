@@ -41,7 +41,7 @@ const (
 	leaseTime = 30 * time.Second
 	batch     = 32 // events of one lease
 
-	perAll, perTeam, perDestination = 64, 16, 4
+	perAll, perTeam, perDestination = 256, 16, 4
 
 	// idleLook is how soon an event is seen that nobody told of; busyLook how
 	// soon after all places were taken.
