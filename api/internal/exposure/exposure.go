@@ -68,6 +68,7 @@ type Proxy struct {
 	rates     *rates
 	reverse   *httputil.ReverseProxy
 	transport *http.Transport
+	pace      time.Duration
 
 	life context.Context
 	end  context.CancelFunc
@@ -78,7 +79,7 @@ type Proxy struct {
 func New(cfg Config) *Proxy {
 	p := &Proxy{
 		cfg: cfg, directory: newDirectory(cfg.Store), lookups: ratelimit.New(cfg.Rate, cfg.Burst), rates: newRates(),
-		transport: newTransport(cfg.Runtimes),
+		transport: newTransport(cfg.Runtimes), pace: paceTimeout,
 	}
 	p.life, p.end = context.WithCancel(context.Background())
 	p.reverse = &httputil.ReverseProxy{

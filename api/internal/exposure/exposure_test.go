@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -402,6 +403,39 @@ func TestTimeouts(t *testing.T) {
 	w.want(request{path: "/"}, 504, "unavailable")
 	if b, _ := io.ReadAll(w.want(request{path: "/stream"}, 200, "").Body); string(b) != "late" {
 		t.Errorf("a stream was cut: %q", b)
+	}
+}
+
+func TestA09_StalledClients(t *testing.T) {
+	t.Parallel()
+	ended := make(chan error, 1)
+	w := serve(t, one(`{"id":"r"}`), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var err error
+		if r.Method == http.MethodPost {
+			_, err = io.Copy(io.Discard, r.Body)
+		} else {
+			_, err = io.Copy(w, zeros{})
+		}
+		ended <- err
+	}))
+	w.proxy.pace = 200 * time.Millisecond
+	for name, head := range map[string]string{
+		"body": "POST / HTTP/1.1\r\nHost: " + name + "\r\nContent-Length: 10\r\n\r\nabc", "answer": "GET / HTTP/1.1\r\nHost: " + name + "\r\n\r\n",
+	} {
+		c, err := net.Dial("tcp", w.front.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, head) // and then neither sends nor reads
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Errorf("%s: complete for the service", name)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s: a client that stalls holds the service", name)
+		}
+		c.Close()
 	}
 }
 

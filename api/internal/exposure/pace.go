@@ -15,12 +15,13 @@ const paceTimeout = time.Minute
 // way through Unwrap.
 type pacedWriter struct {
 	http.ResponseWriter
-	rc *http.ResponseController
+	rc   *http.ResponseController
+	pace time.Duration
 }
 
 // Write implements io.Writer.
 func (w *pacedWriter) Write(b []byte) (int, error) {
-	w.rc.SetWriteDeadline(time.Now().Add(paceTimeout))
+	w.rc.SetWriteDeadline(time.Now().Add(w.pace))
 	return w.ResponseWriter.Write(b)
 }
 
@@ -31,6 +32,7 @@ func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 type paced struct {
 	body io.ReadCloser
 	rc   *http.ResponseController
+	pace time.Duration
 
 	mu      sync.Mutex
 	stopped bool
@@ -39,7 +41,7 @@ type paced struct {
 
 // pacedBody wraps a request's body, nil when it has none. That of a function is
 // bounded.
-func pacedBody(w http.ResponseWriter, r *http.Request, function bool) io.ReadCloser {
+func (w *pacedWriter) pacedBody(r *http.Request, function bool) io.ReadCloser {
 	if r.ContentLength == 0 {
 		return nil
 	}
@@ -47,12 +49,12 @@ func pacedBody(w http.ResponseWriter, r *http.Request, function bool) io.ReadClo
 	if function {
 		body = http.MaxBytesReader(nil, body, maxFunctionBody)
 	}
-	return &paced{body: body, rc: http.NewResponseController(w)}
+	return &paced{body: body, rc: w.rc, pace: w.pace}
 }
 
 // Read implements io.Reader.
 func (p *paced) Read(b []byte) (int, error) {
-	if !p.pace() {
+	if !p.extend() {
 		return 0, errStopped
 	}
 	n, err := p.body.Read(b)
@@ -67,11 +69,12 @@ func (p *paced) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (p *paced) pace() bool {
+// extend gives the next bytes their time, unless nobody may read any more.
+func (p *paced) extend() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.stopped && !p.ended {
-		p.rc.SetReadDeadline(time.Now().Add(paceTimeout))
+		p.rc.SetReadDeadline(time.Now().Add(p.pace))
 	}
 	return !p.stopped
 }

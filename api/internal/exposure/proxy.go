@@ -84,15 +84,13 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, ex *exchange) e
 	if ex.route.function && r.ContentLength > maxFunctionBody {
 		return errRequestTooLarge
 	}
-	in := r.WithContext(ctx)
-	body := pacedBody(w, r, ex.route.function)
-	if body != nil {
+	in, out := r.WithContext(ctx), &pacedWriter{w, http.NewResponseController(w), p.pace}
+	if body := out.pacedBody(r, ex.route.function); body != nil {
 		in.Body = body
 	}
-	out := &pacedWriter{w, http.NewResponseController(w)}
 	out.rc.SetWriteDeadline(time.Time{}) // the front's is for short answers
 	p.reverse.ServeHTTP(out, in)
-	out.rc.SetWriteDeadline(time.Now().Add(paceTimeout)) // for what is still buffered
+	out.rc.SetWriteDeadline(time.Now().Add(p.pace)) // for what is still buffered
 	if ex.err == nil {
 		return nil
 	}
