@@ -19,6 +19,7 @@ func TestWarmProcesses(t *testing.T) {
 	s := s0test.Start(t, s0test.Options{Pool: 0, MaxSandboxes: 12})
 	t.Run("ready before the claim", func(t *testing.T) { testWarmClaim(t, s) })
 	t.Run("what a claim changes", func(t *testing.T) { testWarmEnv(t, s) })
+	t.Run("a cold start", func(t *testing.T) { testWarmCold(t, s) })
 	t.Run("never ready", func(t *testing.T) { testNeverReady(t, s) })
 	t.Run("ends in the pool", func(t *testing.T) { testWarmEnds(t, s) })
 	t.Run("ends in a claimed sandbox", func(t *testing.T) { testWarmEndsClaimed(t, s) })
@@ -36,13 +37,13 @@ const (
 	repl = `{"name":"python","type":"repl","alias":"python"}`
 )
 
-// warmTemplate makes a template with a pool of one slot, which goes with the test.
-func (u *user) warmTemplate(id string, processes ...string) {
+// warmTemplate makes a template with a pool of so many slots, which goes with the test.
+func (u *user) warmTemplate(id string, slots int, processes ...string) {
 	u.t.Helper()
 	base, err := u.c.GetTemplate(u.ctx(), "default")
 	must(u, "reading the default template", base, err)
 	spec := fmt.Sprintf(`{"mainContainer":{"image":%q,"resources":{"memory":"512Mi"}},"envVars":{"GREETING":"template"},
-		"pool":{"minIdle":1,"maxIdle":1},"warmProcesses":[%s]}`, base.Spec.MainContainer.Image, strings.Join(processes, ","))
+		"pool":{"minIdle":%d,"maxIdle":%[2]d},"warmProcesses":[%s]}`, base.Spec.MainContainer.Image, slots, strings.Join(processes, ","))
 	var decoded client.TemplateSpec
 	if err := json.Unmarshal([]byte(spec), &decoded); err != nil {
 		u.t.Fatal(err)
@@ -101,7 +102,7 @@ const ask = `import urllib.request; print(urllib.request.urlopen("http://localho
 
 func testWarmClaim(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
-	u.warmTemplate("warm", web, repl)
+	u.warmTemplate("warm", 1, web, repl)
 	u.awaitIdle("warm")
 	id := u.claimOf("warm", nil)
 
@@ -127,7 +128,7 @@ func testWarmClaim(t *testing.T, s *s0test.Stack) {
 
 func testWarmEnv(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
-	u.warmTemplate("env", web, repl)
+	u.warmTemplate("env", 1, web, repl)
 	u.awaitIdle("env")
 	id := u.claimOf("env", map[string]string{"GREETING": "claim"})
 	python := u.python(id)
@@ -152,9 +153,21 @@ func testWarmEnv(t *testing.T, s *s0test.Stack) {
 	}
 }
 
+// A sandbox that is started for its claim is given away when its processes are
+// healthy, and they never saw anything but the claim.
+func testWarmCold(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	u.warmTemplate("cold", 0, strings.Replace(web, "> /tmp/greeting", ">> /tmp/greeting", 1), repl)
+	id := u.claimOf("cold", map[string]string{"GREETING": "claim"})
+	u.wantExec(id, u.python(id), ask, "200")
+	if got := u.read(id, "/tmp/greeting"); got != "claim\n" {
+		t.Errorf("the server saw %q", got)
+	}
+}
+
 func testNeverReady(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
-	u.warmTemplate("never", strings.Replace(web, `"port":8000,"path":"/"`, `"port":8000,"path":"/missing"`, 1))
+	u.warmTemplate("never", 1, strings.Replace(web, `"port":8000,"path":"/"`, `"port":8000,"path":"/missing"`, 1))
 	s.Eventually("the reason", func() error {
 		idle, ready := u.poolReady("never")
 		if idle != 0 {
@@ -165,7 +178,7 @@ func testNeverReady(t *testing.T, s *s0test.Stack) {
 		}
 		return nil
 	})
-	u.warmTemplate("broken", `{"name":"app","type":"cmd","command":["python3","-c","import nothing_of_this_name"],
+	u.warmTemplate("broken", 1, `{"name":"app","type":"cmd","command":["python3","-c","import nothing_of_this_name"],
 		"probes":{"startup":{"tcpSocket":{"port":9000},"periodSeconds":1,"failureThreshold":60}}}`)
 	s.Eventually("the reason", func() error {
 		_, ready := u.poolReady("broken")
@@ -192,7 +205,7 @@ func testWarmEnds(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
 	// The server is killed once it was ready for a while.
 	killer := `{"name":"killer","type":"cmd","command":["sh","-c","sleep 5; pkill -f http.server; sleep 1000"]}`
-	u.warmTemplate("ends", web, killer)
+	u.warmTemplate("ends", 1, web, killer)
 	u.awaitIdle("ends")
 	first := u.slots()
 	if len(first) != 1 {
@@ -215,7 +228,7 @@ func testWarmEnds(t *testing.T, s *s0test.Stack) {
 
 func testWarmEndsClaimed(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
-	u.warmTemplate("claimed", web, repl)
+	u.warmTemplate("claimed", 1, web, repl)
 	u.awaitIdle("claimed")
 	id := u.claimOf("claimed", nil)
 	python := u.python(id)
@@ -248,7 +261,7 @@ func testWarmEndsClaimed(t *testing.T, s *s0test.Stack) {
 
 func testWarmRestart(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
-	u.warmTemplate("restart", web, repl)
+	u.warmTemplate("restart", 1, web, repl)
 	u.awaitIdle("restart")
 	slot := u.slots()
 	s.Kill()

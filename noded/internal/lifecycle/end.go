@@ -124,7 +124,7 @@ func (m *Manager) lost(ctx context.Context, inst *instance, silent bool) {
 		m.end(ctx, inst, "procd lost")
 		return
 	}
-	m.endSlot(ctx, inst, "procd does not answer", func() bool { return true })
+	m.endSlot(ctx, inst, "procd does not answer", func() bool { return inst.channel == nil || !inst.channel.Connected() })
 	waits := false
 	m.change(inst, func() {
 		waits = inst.rec.State == journal.Claimed && !inst.unseen

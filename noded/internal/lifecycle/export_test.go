@@ -15,7 +15,9 @@ func (m *Manager) SetWarmUpTimeout(d time.Duration) { m.warmUpTimeout = d }
 
 // FallSilent is what happens when procd has not answered for long.
 func (m *Manager) FallSilent(id sandbox.ID) {
-	m.lost(context.Background(), m.find(id), true)
+	if inst := m.find(id); inst != nil {
+		m.lost(context.Background(), inst, true)
+	}
 }
 
 // IndexesInUse counts what is neither free nor resting.

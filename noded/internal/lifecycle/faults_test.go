@@ -406,8 +406,11 @@ func TestX30_Silence(t *testing.T) {
 	n.FallSilent(slots[0])
 	w.until(slots[0], "unknown")
 	w.until(slots[0], "running") // this one answers when it is asked again
-	n.FallSilent(slots[1])
-	w.until(slots[1], "taken")
+	noop.Runtime{Node: m.node}.Kill(slots[1], false)
+	eventually(t, "the slot goes", func() bool {
+		n.FallSilent(slots[1])
+		return len(n.free()) == 0
+	})
 	if loss := <-n.Losses(); loss.Err.Error() != "procd does not answer" {
 		t.Errorf("%+v", loss)
 	}
