@@ -25,9 +25,15 @@ import (
 	"s0.run/procd/internal/reap"
 )
 
-// reportTime is how long a failure waits for somebody who wants to know, before
-// procd exits without having told.
-const reportTime = time.Second
+const (
+	// reportTime is how long a failure waits for somebody who wants to know, before
+	// procd exits without having told.
+	reportTime = time.Second
+
+	// heardTime is how long procd lives on when it has told: whoever was told ends
+	// the sandbox with that reason, and must not learn of an exit first.
+	heardTime = 500 * time.Millisecond
+)
 
 // Config of a manager. All fields are required.
 type Config struct {
@@ -99,6 +105,7 @@ func (m *Manager) awaitReport(ctx context.Context) {
 	defer timer.Stop()
 	select {
 	case <-m.reported:
+		sleep(ctx, heardTime)
 	case <-timer.C:
 	case <-ctx.Done():
 	}
