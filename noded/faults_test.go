@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -198,6 +200,16 @@ func TestX28_ContainerdKilled(t *testing.T) {
 func TestX29_PartsKilled(t *testing.T) {
 	m := newMachine(t)
 	d := m.run()
+	// A whole shim's share is taken, and rests when it is given back: who comes
+	// later has another shim than the first.
+	const slots = 16
+	d.setPool(m.spec, slots)
+	neighbour := m.byIndex(d.untilFree(slots))[0]
+	d.claim(neighbour)
+	d.setPool(m.spec, 0)
+	d.until("the neighbour alone", func(p *picture) bool { return len(p.free) == 0 })
+	m.alone(neighbour)
+	shim := m.shims()
 	for _, part := range []string{"sentry", "gofer", "shim"} {
 		t.Run(part, func(t *testing.T) {
 			m.TB, d.t = t, t
@@ -206,7 +218,7 @@ func TestX29_PartsKilled(t *testing.T) {
 			d.claim(id)
 			d.setPool(m.spec, 0)
 			d.until("quiet", func(p *picture) bool { return len(p.free) == 0 })
-			m.kill(part, id)
+			m.kill(part, id, shim[0])
 			begin := time.Now()
 			p := d.until("the failure", func(p *picture) bool { return p.sandboxes[id] == "failed" })
 			if took := time.Since(begin); took > 5*time.Second {
@@ -217,16 +229,80 @@ func TestX29_PartsKilled(t *testing.T) {
 				t.Errorf("%v: reason %q (%v)", p.sandboxes, sb.GetReason(), err)
 			}
 			t.Logf("%s killed: %s", part, sb.GetReason())
-			m.gone() // the record alone stays
+			m.alone(neighbour) // of the other the record alone stays
 			d.delete(id)
-			d.until("the end", func(p *picture) bool { return len(p.sandboxes) == 0 })
+			d.until("the end", func(p *picture) bool { return p.sandboxes[id] == "" })
+			d.mustServe(neighbour)
+			if now := m.shims(); !slices.Equal(now, shim) {
+				t.Errorf("shims %v, want the neighbour's %v", now, shim)
+			}
 		})
 		m.TB, d.t = t, t
 	}
+	d.delete(neighbour)
+	m.gone()
 }
 
-// kill kills a part of a sandbox on the host.
-func (m *machine) kill(part, id string) {
+// alone waits until the host has one sandbox and its shim.
+func (m *machine) alone(id string) {
+	m.Helper()
+	m.eventually("nothing but "+id, func() error {
+		var others []string
+		for _, s := range m.present() {
+			if other := anyID.FindString(s); other != "" && other != id {
+				others = append(others, s)
+			}
+		}
+		if links, shims := m.veths(), m.shims(); len(others) > 0 || len(links) != 1 || len(shims) != 1 {
+			return fmt.Errorf("%v, links %v, shims %v", others, links, shims)
+		}
+		return nil
+	})
+}
+
+var anyID = regexp.MustCompile(`test-[a-z2-7]{26}`)
+
+// byIndex sorts sandboxes by the number of their links: neighbours share a shim.
+func (m *machine) byIndex(ids []string) []string {
+	m.Helper()
+	out, err := exec.Command("nsenter", "--net="+filepath.Join(m.cfg.RunDir, "netns", "_dataplane"), "ip", "-o", "link", "show", "type", "veth").Output()
+	if err != nil {
+		m.Fatal(err)
+	}
+	index := map[string]int{}
+	for line := range strings.Lines(string(out)) {
+		n, _, _ := strings.Cut(line, ":")
+		for _, id := range ids {
+			if strings.Contains(line, id) {
+				index[id], _ = strconv.Atoi(n)
+			}
+		}
+	}
+	if len(index) != len(ids) {
+		m.Fatalf("%d of %d sandboxes have a link:\n%s", len(index), len(ids), out)
+	}
+	slices.SortFunc(ids, func(a, b string) int { return index[a] - index[b] })
+	return ids
+}
+
+// shims lists the pids of the node's shims.
+func (m *machine) shims() []int {
+	var pids []int
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		program, _, _ := strings.Cut(string(raw), "\x00")
+		if err == nil && bytes.Contains(raw, []byte(m.ctd.Dir)) && filepath.Base(program) == "containerd-shim-s0-v1" {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids
+}
+
+// kill kills a part of a sandbox on the host; spare is another's shim.
+func (m *machine) kill(part, id string, spare int) {
 	m.Helper()
 	killed := 0
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -236,12 +312,12 @@ func (m *machine) kill(part, id string) {
 			continue
 		}
 		args := strings.Split(string(raw), "\x00")
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
 		is := map[string]bool{
 			"sentry": slices.Contains(args, "boot") && bytes.Contains(raw, []byte(id)),
 			"gofer":  slices.Contains(args, "gofer") && bytes.Contains(raw, []byte(id)),
-			"shim":   strings.HasSuffix(args[0], "containerd-shim-s0-v1"),
+			"shim":   strings.HasSuffix(args[0], "containerd-shim-s0-v1") && pid != spare,
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
 		if err == nil && is[part] && syscall.Kill(pid, syscall.SIGKILL) == nil {
 			killed++
 		}
