@@ -75,7 +75,7 @@ type NodeRow struct {
 // them, by id, for reconciliation. A row is settled when it has not changed for
 // that long: a younger one's node may not have told about it yet.
 func (s *Store) SandboxesOn(ctx context.Context, node string, after sandbox.ID, settled time.Duration, limit int) ([]NodeRow, error) {
-	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+`, updated_at <= now() - $3::interval FROM sandboxes
+	rows, _ := s.pool.Query(ctx, "SELECT "+listColumns+`, updated_at <= now() - $3::interval FROM sandboxes
 		WHERE node = $1 AND deleted_at IS NULL AND id > $2 ORDER BY id LIMIT $4`, node, after, settled, limit)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[NodeRow])
 	return list, classify(err, "reading a node's sandboxes")

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -42,6 +43,10 @@ type Sandbox struct {
 const sandboxColumns = `id, team_id, user_id, claim_id, template_id, node, generation, status, reason, config,
 	memory_bytes, ttl_seconds, hard_ttl_seconds, expires_at, hard_expires_at, request_hash,
 	claimed_at, created_at, updated_at, deleted_at`
+
+// listColumns leave the config out: a function's code makes it large, and who
+// reads many rows at once needs none.
+var listColumns = strings.Replace(sandboxColumns, "config", "'{}'::jsonb", 1)
 
 // NewSandbox is what a claim stores. Without an IdempotencyKey, RequestHash is nil.
 type NewSandbox struct {
@@ -193,7 +198,8 @@ type SandboxFilter struct {
 	Offset     int
 }
 
-// Sandboxes lists a team's sandboxes, newest first, and counts all that match.
+// Sandboxes lists a team's sandboxes, newest first and without their configs, and
+// counts all that match.
 func (s *Store) Sandboxes(ctx context.Context, team uuid.UUID, f SandboxFilter) ([]Sandbox, int, error) {
 	const matching = ` FROM sandboxes
 		WHERE team_id = $1 AND deleted_at IS NULL
@@ -205,7 +211,7 @@ func (s *Store) Sandboxes(ctx context.Context, team uuid.UUID, f SandboxFilter) 
 	if err := s.pool.QueryRow(ctx, "SELECT count(*)"+matching, args...).Scan(&total); err != nil {
 		return nil, 0, classify(err, doing)
 	}
-	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+matching+
+	rows, _ := s.pool.Query(ctx, "SELECT "+listColumns+matching+
 		" ORDER BY created_at DESC, id LIMIT $5 OFFSET $6", append(args, f.Limit, f.Offset)...)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
 	return list, total, classify(err, doing)
