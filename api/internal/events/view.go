@@ -207,7 +207,7 @@ func (v *View) show(e store.Event) openapi.SandboxEvent {
 		Source: openapi.SandboxEventSource(e.Source), EventType: openapi.SandboxEventType(k.eventType),
 		Phase: openapi.SandboxEventPhase(k.phase), Outcome: openapi.SandboxEventOutcome(k.outcome),
 		Actor: actor, Action: e.Type, Resource: resource, OperationID: e.EventID,
-		Producer:   openapi.SandboxEventProducer{Service: e.Source, Sequence: new(e.Seq)},
+		Producer:   openapi.SandboxEventProducer{Service: e.Source},
 		Integrity:  openapi.SandboxEventIntegrity{Algorithm: "ed25519-sha256-v1", PayloadHash: hex.EncodeToString(hash[:]), SignatureStatus: "unavailable"},
 		Attributes: attributes, Cursor: cursor(e.Seq),
 	}

@@ -2865,8 +2865,7 @@ type SandboxEventOutcome string
 
 // SandboxEventProducer defines model for SandboxEventProducer.
 type SandboxEventProducer struct {
-	Sequence *int64 `json:"sequence,omitempty"`
-	Service  string `json:"service"`
+	Service string `json:"service"`
 }
 
 // SandboxEventResource defines model for SandboxEventResource.
