@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// pause is what passes between two looks at a process that prints: lines get
-	// their time this exactly, and a chatty process costs few wake-ups.
+	// pause is what passes between two looks at a process that prints, and between
+	// its first output and the first look: lines get their time this exactly, and a
+	// chatty process costs few wake-ups.
 	pause = 20 * time.Millisecond
 	// A process is busy when it prints this much between two looks. Then the
 	// journal rests share times longer than it has worked, whoever asks meanwhile:
@@ -35,7 +36,7 @@ type follower struct {
 	mu      sync.Mutex
 	reader  *proc.Reader
 	streams map[proc.Source]*stream
-	rest    time.Time // until when, after much work
+	rest    time.Time // of the last time that there was much to do: until when
 	ended   bool
 }
 
@@ -70,10 +71,10 @@ func (f *follower) run() {
 		if left == nothing {
 			return
 		}
-		time.Sleep(rest)
 		if left == unknown {
 			<-f.reader.Ready()
 		}
+		time.Sleep(max(pause, rest.Sub(f.book.now()))) // whoever waits for this output goes first
 	}
 }
 
@@ -96,9 +97,9 @@ func (f *follower) catchUp() {
 	}
 }
 
-// take writes down what the log holds, as far as it may at a time. It says how
-// long to leave the process alone then.
-func (f *follower) take() (rest time.Duration, left left) {
+// take writes down what the log holds, as far as it may at a time. It says until
+// when to leave the process alone then.
+func (f *follower) take() (rest time.Time, left left) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	began, from := f.book.now(), f.reader.Offset()
@@ -106,12 +107,10 @@ func (f *follower) take() (rest time.Duration, left left) {
 	for left = some; left == some && worked < maxWork; worked = f.book.now().Sub(began) {
 		left = f.next(began)
 	}
-	if f.reader.Offset()-from < busyBytes {
-		return pause, left
+	if f.reader.Offset()-from >= busyBytes {
+		f.rest = began.Add((share + 1) * worked)
 	}
-	rest = max(pause, share*worked)
-	f.rest = began.Add(worked + rest)
-	return rest, left
+	return f.rest, left
 }
 
 func (f *follower) next(now time.Time) left {
