@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -46,20 +47,22 @@ func (o operation) example(sandboxID, contextID, templateID, keyID string) reque
 	if strings.HasPrefix(path, "/api-keys/") {
 		path = strings.ReplaceAll(path, "{id}", keyID)
 	}
-	path = strings.NewReplacer("{id}", sandboxID, "{context_id}", contextID, "{template_id}", templateID, "{port}", "8080").Replace(path)
+	path = strings.NewReplacer("{id}", sandboxID, "{context_id}", contextID, "{session_id}", "sess-000000000001", "{template_id}", templateID, "{port}", "8080").Replace(path)
 	if strings.Contains(path, "/files") && !strings.HasSuffix(path, "/move") {
 		path += "?path=a"
 	}
 	bodies := map[string]string{
 		"updateSandbox": `{"config":{"ttl":1}}`, "updateSandboxServices": `{"services":[]}`, "updateExposedPorts": `{"ports":[{"port":8080,"resume":false}]}`, "updateTemplate": `{"spec":{"mainContainer":{"image":"x","resources":{"memory":"1Gi"}}}}`,
 		"createContext": `{"type":"repl"}`, "execContext": `{"data":"x"}`, "writeContextInput": `{"data":"x"}`,
-		"resizeContext": `{"rows":1,"cols":1}`, "signalContext": `{"signal":"INT"}`, "moveFile": `{"source":"a","destination":"b"}`, "writeFile": "x",
+		"resizeContext": `{"rows":1,"cols":1}`, "signalContext": `{"signal":"INT"}`, "createSession": `{"command":["true"]}`, "updateSession": `{"command":["true"]}`, "setSessionDesiredState": `{"state":"stopped"}`,
+		"createSessionAttempt": `{}`, "writeSessionInput": `{"input_id":"1","eof":true}`, "sendSessionSignal": `{"signal":"INT"}`, "resizeSessionTerminal": `{"rows":1,"cols":1}`,
+		"searchFiles": `{"pattern":"x"}`, "moveFile": `{"source":"a","destination":"b"}`, "writeFile": "x",
 	}
 	r := request{method: o.method, path: path}
 	if b, ok := bodies[o.op.OperationID]; ok {
 		r.body = b
 	}
-	if o.op.OperationID == "attachContext" {
+	if slices.Contains([]string{"attachContext", "connectSession", "watchFiles"}, o.op.OperationID) {
 		r.header = http.Header{
 			"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
 		}

@@ -18,7 +18,8 @@ import (
 // Procd is a procd for sandboxes of a fake node: contexts that echo and files in
 // memory, enough for every route to answer.
 type Procd struct {
-	Service string // where every tunnel leads, set before it is used; "": nothing listens
+	Sessions Sessions
+	Service  string // where every tunnel leads, set before it is used; "": nothing listens
 
 	mu       sync.Mutex
 	contexts map[string]*procapi.Context // by sandbox and id
@@ -51,6 +52,8 @@ func (p *Procd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.serveLogs(w, r, sandbox)
 	case r.URL.Path == procapi.PathTunnel:
 		p.tunnel(w, r)
+	case strings.HasPrefix(r.URL.Path, procapi.PathSessions):
+		p.Sessions.ServeHTTP(w, r)
 	case strings.HasPrefix(r.URL.Path, procapi.PathFiles):
 		p.serveFiles(w, r, sandbox)
 	case r.URL.Path == procapi.PathContexts && r.Method == http.MethodPost:
