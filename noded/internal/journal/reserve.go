@@ -3,9 +3,8 @@ package journal
 import (
 	"errors"
 	"os"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -47,12 +46,12 @@ func allocate(path string) error {
 	if err != nil {
 		return err
 	}
-	err = unix.Fallocate(int(f.Fd()), 0, 0, reserveBytes)
-	if errors.Is(err, unix.EOPNOTSUPP) {
+	err = syscall.Fallocate(int(f.Fd()), 0, 0, reserveBytes)
+	if errors.Is(err, syscall.EOPNOTSUPP) {
 		_, err = f.Write(make([]byte, reserveBytes))
 	}
 	return errors.Join(err, f.Close())
 }
 
 // noRoom reports whether a write failed for want of room.
-func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+func noRoom(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
