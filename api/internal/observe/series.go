@@ -231,38 +231,48 @@ func (m *metric) rate(at moment, n int) (float64, bool) {
 
 // segments puts values into steps. A new segment begins where a moment continues none.
 func (p *plan) segments(row []moment, statistic openapi.SandboxRuntimeMetricStatistic, read func(moment) (float64, bool)) []openapi.SandboxRuntimeMetricSegment {
-	var all []openapi.SandboxRuntimeMetricSegment
-	var points []openapi.SandboxRuntimeMetricPoint
-	var values []float64
-	var step time.Time
-	flush := func() {
-		if len(values) > 0 {
-			points = append(points, openapi.SandboxRuntimeMetricPoint{Time: step, Value: summarize(values, statistic)})
-			values = nil
-		}
-	}
-	end := func() {
-		if flush(); len(points) > 0 {
-			all = append(all, openapi.SandboxRuntimeMetricSegment{Points: points})
-			points = nil
-		}
-	}
+	c := chart{statistic: statistic}
 	for _, m := range row {
 		if m.before == nil {
-			end()
+			c.endSegment()
 		}
-		v, ok := read(m)
-		if !ok {
-			continue
+		if v, ok := read(m); ok {
+			c.add(p.stepOf(m.at()), v)
 		}
-		if at := p.stepOf(m.at()); !at.Equal(step) {
-			flush()
-			step = at
-		}
-		values = append(values, v)
 	}
-	end()
-	return all
+	c.endSegment()
+	return c.segments
+}
+
+// chart is segments in the making.
+type chart struct {
+	statistic openapi.SandboxRuntimeMetricStatistic
+	segments  []openapi.SandboxRuntimeMetricSegment
+	points    []openapi.SandboxRuntimeMetricPoint // of the segment that is under way
+	step      time.Time                           // that is under way
+	values    []float64                           // of the step
+}
+
+func (c *chart) add(step time.Time, value float64) {
+	if !step.Equal(c.step) {
+		c.endStep()
+		c.step = step
+	}
+	c.values = append(c.values, value)
+}
+
+func (c *chart) endStep() {
+	if len(c.values) > 0 {
+		c.points = append(c.points, openapi.SandboxRuntimeMetricPoint{Time: c.step, Value: summarize(c.values, c.statistic)})
+		c.values = nil
+	}
+}
+
+func (c *chart) endSegment() {
+	if c.endStep(); len(c.points) > 0 {
+		c.segments = append(c.segments, openapi.SandboxRuntimeMetricSegment{Points: c.points})
+		c.points = nil
+	}
 }
 
 // stepOf is where the step of a time begins. The last one is as long as it must be.
