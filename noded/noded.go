@@ -107,7 +107,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	if err := serveAdmin(cfg, s, metrics, manager, m.ready); err != nil {
 		return err
 	}
-	sampler := stats.New(stats.Config{Sandboxes: manager, Groups: m.usage, Traffic: m.traffic, Log: cfg.Log})
+	sampler := stats.New(stats.Config{Sandboxes: manager, Groups: m.usage, Traffic: m.traffic, Metrics: metrics, Log: cfg.Log})
 	s.start("stats", sampler.Run)
 	stopping := make(chan struct{})
 	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})

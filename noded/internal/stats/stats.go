@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/cgroup"
 	"s0.run/noded/internal/lifecycle"
@@ -69,13 +71,16 @@ type Config struct {
 	Sandboxes Sandboxes
 	Groups    Groups
 	Traffic   Traffic
+	Metrics   prometheus.Registerer
 	Log       *slog.Logger
 }
 
 // Sampler is safe for concurrent use.
 type Sampler struct {
-	cfg Config
-	now func() time.Time
+	cfg      Config
+	now      func() time.Time
+	sweeps   prometheus.Histogram
+	failures prometheus.Counter
 
 	mu     sync.Mutex
 	series map[sandbox.ID]*series
@@ -90,7 +95,15 @@ type series struct {
 
 // New makes a sampler without samples.
 func New(cfg Config) *Sampler {
-	return &Sampler{cfg: cfg, now: time.Now, series: map[sandbox.ID]*series{}}
+	s := &Sampler{
+		cfg: cfg, now: time.Now, series: map[sandbox.ID]*series{},
+		sweeps: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "s0_node_sample_seconds", Help: "Time to take a sample of every claimed sandbox.", Buckets: prometheus.ExponentialBuckets(.001, 3, 9),
+		}),
+		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "s0_node_sample_failures_total", Help: "Samples that could not be taken."}),
+	}
+	cfg.Metrics.MustRegister(s.sweeps, s.failures)
+	return s
 }
 
 // Run takes samples until ctx ends.
@@ -109,6 +122,8 @@ func (s *Sampler) Run(ctx context.Context) error {
 
 // sweep takes a sample of every claimed sandbox and forgets those that are gone.
 func (s *Sampler) sweep(ctx context.Context) {
+	began := time.Now()
+	defer func() { s.sweeps.Observe(time.Since(began).Seconds()) }()
 	all := s.cfg.Sandboxes.AllRunning()
 	traffic, err := s.cfg.Traffic.Traffic()
 	if err != nil {
@@ -139,6 +154,7 @@ func (s *Sampler) sweep(ctx context.Context) {
 func (s *Sampler) keep(r lifecycle.Running, passed *netns.Traffic) {
 	sample, err := s.sample(r, passed)
 	if err != nil {
+		s.failures.Inc()
 		s.cfg.Log.Debug("no sample", "sandbox", r.ID, "gen", r.Generation, "err", err) // it may be ending
 		return
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
@@ -88,7 +89,7 @@ func (m *machine) TrafficOf(s netns.Slot) (netns.Traffic, error) { return m.traf
 
 // newSampler has a clock that a test sets.
 func newSampler(m *machine) (s *Sampler, advance func(time.Duration)) {
-	s = New(Config{Sandboxes: m, Groups: m, Traffic: m, Log: slog.New(slog.DiscardHandler)})
+	s = New(Config{Sandboxes: m, Groups: m, Traffic: m, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	now := time.Unix(1_000_000, 0)
 	s.now = func() time.Time { return now }
 	return s, func(d time.Duration) { now = now.Add(d) }
@@ -163,6 +164,16 @@ func TestWhatCantBeReadIsLeftOut(t *testing.T) {
 	s.sweep(t.Context())
 	if _, err := s.Samples(id, 0, time.Time{}); err == nil {
 		t.Error("a sample without control group")
+	}
+	families, err := s.cfg.Metrics.(*prometheus.Registry).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if v := f.GetMetric()[0]; f.GetName() == "s0_node_sample_failures_total" && v.GetCounter().GetValue() != 1 ||
+			f.GetName() == "s0_node_sample_seconds" && v.GetHistogram().GetSampleCount() != 2 {
+			t.Errorf("%s: %v", f.GetName(), v)
+		}
 	}
 	m.broken = nil
 	got, err := s.Samples(id, 0, time.Time{})
@@ -255,7 +266,7 @@ func BenchmarkSweep(b *testing.B) {
 		}
 		defer f.Close()
 	}
-	s := New(Config{Sandboxes: m, Groups: withSelf{groups}, Traffic: m, Log: slog.New(slog.DiscardHandler)})
+	s := New(Config{Sandboxes: m, Groups: withSelf{groups}, Traffic: m, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	s.sweep(b.Context()) // finds the files
 	var before, after unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
