@@ -68,7 +68,7 @@ var rules = []rule{
 	}, deny: []string{module + "/api/internal", module + "/noded/internal"}},
 	{in: "cmd/procd", own: []string{"procd"}},
 	{in: "cmd/containerd-shim-s0-v1", own: []string{"shim"}, third: []string{"github.com/containerd/containerd/v2/pkg/shim"}},
-	{in: "hack", own: []string{"api/client"}, third: []string{"github.com/google/go-containerregistry"}},
+	{in: "hack", own: []string{"api/client"}, third: []string{"github.com/google/go-containerregistry", "golang.org/x/sys"}},
 }
 
 var containerd = []string{

@@ -97,8 +97,12 @@ func (k *Keeper) tell(ctx context.Context, node string, list []*nodeapi.Pool) er
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := rpc.SetPools(ctx, &nodeapi.SetPoolsRequest{Pools: list}); err != nil {
+	resp, err := rpc.SetPools(ctx, &nodeapi.SetPoolsRequest{Pools: list})
+	if err != nil {
 		return fmt.Errorf("setting %d pools: %w", len(list), err)
+	}
+	for _, r := range resp.GetRefused() { // telling it again would not help
+		k.cfg.Log.Warn("a node refuses a pool", "node", node, "pool", r.GetKey(), "reason", nodeapi.Text(r.GetReason()))
 	}
 	k.cfg.Log.Debug("set a node's pools", "node", node, "pools", len(list))
 	return nil

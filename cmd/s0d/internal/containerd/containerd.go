@@ -63,6 +63,10 @@ disabled_plugins = [
   path = %[6]q
 [plugins."io.containerd.shim.v1.manager"]
   socket_dir = %[7]q
+
+# A shim serves many sandboxes: on a busy machine it is worth waiting for.
+[timeouts]
+  "io.containerd.timeout.shim.load" = "30s"
 `
 
 // Prepare makes the directories and writes the configuration.
