@@ -79,7 +79,7 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"refreshSandbox":   result(func() (any, error) { return c.RefreshSandbox(ctx, sb, nil) }),
 		"deleteSandbox":    func() error { return c.DeleteSandbox(ctx, sb) },
 		"listSandboxEvents": result(func() (any, error) {
-			return c.ListSandboxEvents(ctx, sb, client.ListSandboxEventsOptions{Action: "process.exited", Cursor: "e1", Limit: 7})
+			return c.ListSandboxEvents(ctx, sb, client.SandboxEventsOptions{Action: "process.exited", Cursor: "e1", Limit: 7})
 		}),
 		"getSandboxServices": result(func() (any, error) { return c.SandboxServices(ctx, sb) }),
 		"updateSandboxServices": result(func() (any, error) {

@@ -206,7 +206,7 @@ func TestWebhooks(t *testing.T) {
 
 	t.Run("the list says the same", func(t *testing.T) {
 		var actions []string
-		opts := client.ListSandboxEventsOptions{Limit: 10}
+		opts := client.SandboxEventsOptions{Limit: 10}
 		s.Eventually("every event to be listed as delivered", func() error {
 			actions, opts.Cursor = nil, ""
 			for {

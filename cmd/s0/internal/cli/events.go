@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"s0.run/api/client"
+	"s0.run/cmd/s0/internal/output"
+)
+
+func (a *app) sandboxEvents() *cobra.Command {
+	var opts client.SandboxEventsOptions
+	var source, eventType, outcome string
+	var when period
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "events <id>",
+		Short: "Show what happened to a sandbox and in it",
+		Long: `Show what happened to a sandbox, oldest first, and what happened in it if it was
+claimed with a webhook. Events outlive their sandbox.`,
+		Example:           "  s0 sandbox events ID\n  s0 sandbox events ID --action process.crashed --since 1h\n  s0 sandbox events ID --watch",
+		Args:              want("the sandbox's id"),
+		ValidArgsFunction: a.completeSandboxes,
+		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+			opts.Start, opts.End = when.from(), when.end.Time
+			opts.Source, opts.EventType, opts.Outcome = client.SandboxEventSource(source), client.SandboxEventType(eventType), client.SandboxEventOutcome(outcome)
+			if watch {
+				return a.watchEvents(ctx, c, args[0], opts)
+			}
+			return a.listEvents(ctx, c, args[0], opts)
+		}),
+	}
+	when.register(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&source, "source", "", "events of manager, netd or procd alone")
+	flags.StringVar(&eventType, "type", "", "events of lifecycle, process or file alone")
+	flags.StringVar(&outcome, "outcome", "", "events that completed, succeeded or failed alone")
+	flags.StringVar(&opts.Action, "action", "", "events of one kind alone, such as process.exited")
+	flags.StringVar(&opts.Cursor, "cursor", "", "events behind a cursor")
+	flags.IntVar(&opts.Limit, "limit", 0, "how many at most (default all)")
+	flags.BoolVarP(&watch, "watch", "w", false, "go on with what happens, until interrupted or the sandbox's end")
+	complete(cmd, "source", "manager", "netd", "procd")
+	complete(cmd, "type", "lifecycle", "process", "file")
+	complete(cmd, "outcome", "completed", "succeeded", "failed")
+	cmd.MarkFlagsMutuallyExclusive("watch", "end-time")
+	cmd.MarkFlagsMutuallyExclusive("watch", "limit")
+	return cmd
+}
+
+// listEvents prints page after page, up to the limit if there is one.
+func (a *app) listEvents(ctx context.Context, c *client.Client, id string, opts client.SandboxEventsOptions) error {
+	for left := opts.Limit; ; {
+		opts.Limit = logPage
+		if left > 0 {
+			opts.Limit = min(left, logPage)
+		}
+		page, err := c.ListSandboxEvents(ctx, id, opts)
+		if err != nil {
+			return err
+		}
+		for _, e := range page.Events {
+			if err := a.printEvent(e); err != nil {
+				return err
+			}
+		}
+		if left -= len(page.Events); page.NextCursor == nil || left == 0 {
+			return nil
+		}
+		opts.Cursor = *page.NextCursor
+	}
+}
+
+// errEnded ends the watch of a sandbox that has ended.
+var errEnded = errors.New("the sandbox has ended")
+
+// watchEvents follows until it is interrupted or the sandbox's end. A watch that
+// breaks off is begun again behind its last event.
+func (a *app) watchEvents(ctx context.Context, c *client.Client, id string, opts client.SandboxEventsOptions) error {
+	for alive := time.Now(); ; {
+		err := c.FollowSandboxEvents(ctx, id, opts, func(e client.SandboxEvent) error {
+			opts.Cursor, alive = e.Cursor, time.Now()
+			if err := a.printEvent(e); err != nil || e.Action != "sandbox.deleted" {
+				return err
+			}
+			return errEnded
+		})
+		switch {
+		case ctx.Err() != nil, errors.Is(err, errEnded):
+			return nil
+		case !passes(err) || time.Since(alive) > rewatchTime:
+			return err
+		}
+		select {
+		case <-time.After(rewatchPause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// eventDetails are the attributes that say most of an event.
+var eventDetails = []string{"command", "alias", "exit_code", "state", "event_type", "path", "old_path", "reason", "count"}
+
+func (a *app) printEvent(e client.SandboxEvent) error {
+	text := fmt.Sprintf("%s %-16s", e.OccurredAt.Local().Format("2006-01-02T15:04:05.000"), e.Action)
+	if e.Resource.Type == "process" {
+		text += " " + e.Resource.ID
+	}
+	for _, name := range eventDetails {
+		if v, ok := e.Attributes[name]; ok {
+			text += fmt.Sprintf(" %s=%v", name, v)
+		}
+	}
+	return a.printer.PrintLine(e, output.Text(output.Plain(text)))
+}
