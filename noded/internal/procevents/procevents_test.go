@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
@@ -306,4 +307,23 @@ func TestNobodyWantsToKnow(t *testing.T) {
 	if len(r.boxes) != 1 {
 		t.Errorf("%d boxes", len(r.boxes))
 	}
+}
+
+// Whatever a sandbox writes is refused, or is an event that every reader behind
+// understands in the same way.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(line(1)))
+	f.Add([]byte("{\"seq\":1,\"id\":\"x\",\"type\":\"file.modified\",\"payload\":{\"path\":\"\\u0000\xff\"}}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		now := time.Now()
+		e, err := parse(b, now)
+		if err != nil {
+			return
+		}
+		w := e.wire
+		if !types[w.GetType()] || !idPattern.MatchString(w.GetId()) || !json.Valid(w.GetPayload()) || !utf8.Valid(w.GetPayload()) ||
+			len(w.GetPayload()) > 3*len(b) || now.Sub(time.Unix(0, w.GetUnixNano())).Abs() > timeSlack {
+			t.Errorf("%q became %v", b, w)
+		}
+	})
 }
