@@ -91,7 +91,10 @@ func Run(ctx context.Context, cfg Config) error {
 	book := logbook.New(procapi.LogJournalBytes)
 	table := contexts.New(contexts.Config{Reaper: reaper, Workspace: cfg.Workspace, Env: os.Environ(), Now: time.Now, Observe: queue.Add, Follow: book.Follow})
 	dir := events.NewDir(queue, cfg.Log)
-	supervised := sessions.New(sessions.Config{Start: func(req procapi.CreateContext, keep int) (sessions.Process, error) { return table.Launch(req, keep) }})
+	supervised := sessions.New(sessions.Config{
+		Start:  func(req procapi.CreateContext, keep int) (sessions.Process, error) { return table.Launch(req, keep) },
+		Follow: book.Follow,
+	})
 	inside := local.New(local.Config{Address: cfg.Local, Log: cfg.Log})
 	inside.Handle("POST "+events.PublishPath, http.HandlerFunc(queue.ServePublish))
 	names := &names{etc: "/etc", log: cfg.Log}

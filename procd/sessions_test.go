@@ -130,6 +130,11 @@ func TestASessionOnATerminal(t *testing.T) {
 			t.Errorf("event %d: %+v", i, ev)
 		}
 	}
+	var logs procapi.LogPage
+	c.Call(t, "GET", procapi.PathLogs+"?context_id="+s.ID, nil, &logs)
+	if len(logs.Lines) == 0 || logs.Lines[0].Message != "30 100" || logs.Lines[0].PID != s.Attempt.PID {
+		t.Errorf("logs %+v", logs)
+	}
 	var page procapi.SessionEventPage
 	c.Call(t, "GET", atSession(s.ID, "/events?after=2&limit=3"), nil, &page)
 	if len(page.Events) != 3 || page.Events[0].Seq != 3 || page.Cursor.Latest != uint64(len(all)) {

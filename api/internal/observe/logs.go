@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	contextPattern = regexp.MustCompile(`^ctx-[0-9a-f]{8}$`)
+	contextPattern = regexp.MustCompile(`^(ctx-[0-9a-f]{8}|sess-[0-9a-f]{12})$`) // of a session too
 	epochPattern   = regexp.MustCompile(`^[0-9a-f]{16}$`)
 	cursorPattern  = regexp.MustCompile(`^[0-9a-f]{16}\.[0-9]{1,19}$`)
 )

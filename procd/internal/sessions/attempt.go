@@ -25,7 +25,8 @@ type attempt struct {
 	generation uint64
 	started    time.Time
 
-	process Process // nil if it could not be started
+	process Process // nil once it has ended: its log is large
+	pid     int
 	inputs  inputs
 
 	finished time.Time // zero while it is live
@@ -35,10 +36,7 @@ type attempt struct {
 
 func (a *attempt) view() procapi.SessionAttempt {
 	v := procapi.SessionAttempt{
-		ID: a.id, Number: a.number, RuntimeGeneration: a.generation, StartedAt: a.started.UTC(), Reason: a.reason,
-	}
-	if a.process != nil {
-		v.PID = a.process.PID()
+		ID: a.id, Number: a.number, RuntimeGeneration: a.generation, PID: a.pid, StartedAt: a.started.UTC(), Reason: a.reason,
 	}
 	if !a.finished.IsZero() {
 		v.FinishedAt = a.finished.UTC()
@@ -58,17 +56,21 @@ func (s *session) launch() error {
 	a := &attempt{id: newID("att-"), number: s.attempts, generation: s.table.generation.Load(), started: time.Now()}
 	s.attempt, s.again, s.due = a, false, due{}
 	var err error
-	a.process, err = s.table.start(command(s.spec, s.size), keepOutput)
+	a.process, err = s.table.cfg.Start(command(s.spec, s.size), keepOutput)
 	if err != nil {
 		a.process, a.finished, a.reason = nil, time.Now(), clip("start_failed: "+errdefs.From(err).Message)
 		s.emit(procapi.SessionEvent{Type: procapi.AttemptFailed, AttemptID: a.id, Reason: a.reason})
 		return err
 	}
+	a.pid = a.process.PID()
+	if follow := s.table.cfg.Follow; follow != nil {
+		s.table.work.Go(follow(s.id, a.pid, a.process.Log()))
+	}
 	s.touch()
 	s.emit(procapi.SessionEvent{Type: procapi.AttemptStarted, AttemptID: a.id})
 	s.setPhase(procapi.PhaseStarting, "")
 	s.awaitReady()
-	f := &follower{session: s, attempt: a}
+	f := &follower{session: s, attempt: a, process: a.process}
 	if s.spec.Readiness.Type == procapi.ReadyOutput {
 		f.awaited = []byte(s.spec.Readiness.Output)
 	}
@@ -107,20 +109,21 @@ func (s *session) ready() {
 type follower struct {
 	session *session
 	attempt *attempt
+	process Process
 	awaited []byte               // output that makes the attempt ready; nil: none, or it has come
 	tails   [proc.PTY + 1][]byte // ends of the output so far in which it may begin, by source
 }
 
 func (f *follower) run() {
 	f.copy()
-	<-f.attempt.process.Done()
-	f.attempt.process.Close()
+	<-f.process.Done()
+	f.process.Close()
 	// The owner is there until it has heard of this.
 	f.session.calls <- func() { f.session.ended(f.attempt) }
 }
 
 func (f *follower) copy() {
-	r := f.attempt.process.Log().Attach(0)
+	r := f.process.Log().Attach(0)
 	defer r.Close()
 	for {
 		c, err := r.Next()

@@ -178,7 +178,7 @@ func inputDigest(in procapi.SessionInput) [sha256.Size]byte {
 // finish tells the process that no more input follows, if that is due. It is tried
 // again when the input is repeated.
 func (a *attempt) finish(r *receipt) error {
-	if !r.eof {
+	if !r.eof || a.process == nil {
 		return nil
 	}
 	err := a.process.CloseInput()

@@ -167,7 +167,7 @@ func (s *session) ended(a *attempt) {
 			a.reason = reasonKilled
 		}
 	}
-	s.ending, s.due = "", due{}
+	a.process, s.ending, s.due = nil, "", due{}
 	s.emit(procapi.SessionEvent{Type: procapi.AttemptExited, AttemptID: a.id, ExitCode: &exit.ExitCode, Reason: a.reason})
 	if a.finished.Sub(a.started) >= time.Duration(s.spec.Lifecycle.Restart.MaxBackoffMS)*time.Millisecond {
 		s.backoff = 0 // it was well for a while

@@ -45,16 +45,20 @@ type Process interface {
 	Close()      // kills what is left and waits for it
 }
 
-// Config of a table. All fields are required.
+// Config of a table. All fields but Follow are required.
 type Config struct {
 	// Start starts a command in the sandbox's environment. Its log keeps so many
 	// bytes. An error says to the client what is wrong.
 	Start func(req procapi.CreateContext, keep int) (Process, error)
+
+	// Follow, if it is set, is told of every process. run is called on a goroutine of
+	// the table's; it returns after the log's end.
+	Follow func(sessionID string, pid int, log *proc.Log) (run func())
 }
 
 // Table holds the sessions. Its methods are safe for concurrent use.
 type Table struct {
-	start      func(procapi.CreateContext, int) (Process, error)
+	cfg        Config
 	generation atomic.Uint64
 
 	work sync.WaitGroup // the sessions' goroutines
@@ -69,7 +73,7 @@ type Table struct {
 
 // New returns an empty table.
 func New(cfg Config) *Table {
-	return &Table{start: cfg.Start, sessions: map[string]*session{}}
+	return &Table{cfg: cfg, sessions: map[string]*session{}}
 }
 
 // SetGeneration says which generation of the sandbox events and attempts are of
