@@ -46,12 +46,15 @@ func newCORS(r openapi.ServiceRoute) *cors {
 // apply sets the headers of an answer and reports whether the request was a
 // preflight, which is answered by them alone.
 func (c *cors) apply(h http.Header, r *http.Request) (preflight bool) {
+	if c == nil {
+		return false
+	}
+	h.Add("Vary", "Origin") // also without one: what is cached may be asked for with it
 	origin := r.Header.Get("Origin")
-	if c == nil || origin == "" {
+	if origin == "" {
 		return false
 	}
 	preflight = r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != ""
-	h.Add("Vary", "Origin")
 	switch {
 	case slices.Contains(c.origins, "*"):
 		h.Set("Access-Control-Allow-Origin", "*")

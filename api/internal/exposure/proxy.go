@@ -242,6 +242,9 @@ func (p *Proxy) modify(resp *http.Response) error {
 		}
 	}
 	ownCookies(resp.Header, ex.req.Pair)
+	if ex.req.Pair {
+		ex.header.Add("Vary", headerID+", "+headerPort)
+	}
 	// The front's own words are for its own answers.
 	ex.header.Del("Cache-Control")
 	ex.header.Del("X-Content-Type-Options")
