@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
@@ -15,17 +16,18 @@ import (
 )
 
 // stage is the hidden directory that an archive is unpacked into: beside a target
-// that does not exist, within one that does.
+// that does not exist, within one that does. Every step goes through base, the
+// directory that both are in: whatever takes its name meanwhile, what was begun in
+// it ends in it.
 type stage struct {
-	target string
-	path   string
-	root   *os.Root
-	within bool
+	base *os.Root
+	name string // of the stage, below base
+	to   string // of the target, below base: "." if that is base
+	root *os.Root
 }
 
-func newStage(target string) (_ *stage, err error) {
-	s := &stage{target: target}
-	in := filepath.Dir(target)
+func newStage(target string) (*stage, error) {
+	in, to := filepath.Dir(target), filepath.Base(target)
 	switch info, err := os.Stat(target); {
 	case errors.Is(err, fs.ErrNotExist):
 		if _, err := os.Lstat(target); err == nil {
@@ -39,14 +41,19 @@ func newStage(target string) (_ *stage, err error) {
 	case !info.IsDir():
 		return nil, conflict("path_not_directory", "the path is no directory")
 	default:
-		s.within, in = true, target
+		in, to = target, "."
 	}
-	if s.path, err = os.MkdirTemp(in, files.StagedTree); err != nil {
+	base, err := os.OpenRoot(in)
+	if err != nil {
 		return nil, err
 	}
-	if s.root, err = os.OpenRoot(s.path); err != nil {
-		os.RemoveAll(s.path)
+	s := &stage{base: base, name: files.StagedTree + rand.Text(), to: to}
+	if err := base.Mkdir(s.name, dirMode); err != nil {
+		base.Close()
 		return nil, err
+	}
+	if s.root, err = base.OpenRoot(s.name); err != nil {
+		return nil, errors.Join(err, base.Remove(s.name), base.Close())
 	}
 	return s, nil
 }
@@ -54,40 +61,41 @@ func newStage(target string) (_ *stage, err error) {
 // discard removes what was not published.
 func (s *stage) discard() {
 	s.root.Close()
-	os.RemoveAll(s.path)
+	_ = s.base.RemoveAll(s.name) // who finds it left over may delete it
+	s.base.Close()
 }
 
 // publish puts the tree in its place.
 func (s *stage) publish() error {
-	if s.within {
-		return s.merge(s.target)
+	if s.to == "." {
+		return s.merge()
 	}
-	if err := s.root.Chmod(".", dirMode); err != nil {
+	dir, err := s.base.Open(".")
+	if err != nil {
 		return err
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, s.path, unix.AT_FDCWD, s.target, unix.RENAME_NOREPLACE)
+	defer dir.Close()
+	fd := int(dir.Fd())
+	err = unix.Renameat2(fd, s.name, fd, s.to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) { // somebody was quicker
-		return s.merge(filepath.Dir(s.target))
+		return s.merge()
 	}
 	return err
 }
 
-// merge moves the tree's files into the target. base is the directory that the
-// stage is in: every step is taken below it, whatever is a symlink there.
-func (s *stage) merge(base string) error {
-	root, err := os.OpenRoot(base)
-	if err != nil {
-		return err
+// merge moves the tree's files into the target.
+func (s *stage) merge() error {
+	m := merger{root: s.base, from: s.name, to: s.to}
+	for _, step := range []func(*walk.Entry) error{m.check, m.move} {
+		dir, err := s.root.Open(".")
+		if err == nil {
+			err = walk.In(dir, step)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	defer root.Close()
-	m := merger{root: root, from: filepath.Base(s.path), to: "."}
-	if base != s.target {
-		m.to = filepath.Base(s.target)
-	}
-	if err := walk.Walk(s.path, m.check); err != nil {
-		return err
-	}
-	return walk.Walk(s.path, m.move)
+	return nil
 }
 
 type merger struct {

@@ -1,13 +1,16 @@
 // Package files reads and writes the sandbox's files for the host.
 //
-// It runs inside the sandbox, as its root: every path is the sandbox's own, so a
-// symlink leads no further than a command of the tenant's would. What it guards
-// is procd itself: it never blocks on a FIFO or a device, never reads more than
+// It runs inside the sandbox, as its root: an absolute path is the sandbox's own, a
+// relative one lies below the workspace, and a tenant may name every file there is,
+// whatever symlinks lead to it, as its commands may. That nothing leads out of the
+// sandbox is the runtime's part; no code outside ever opens such a path. What this
+// package guards is procd itself: it never blocks on a FIFO or a device, never reads more than
 // a file had when it was opened, never writes more than it was told to, and
 // never leaves half a file under the name that was asked for. It keeps no state.
 package files
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -118,19 +121,29 @@ func Write(path string, r io.Reader, limit int64) error {
 	if old != nil {
 		staged, mode = StagedChange, old.Mode().Perm()
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, newDirMode); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), newDirMode); err != nil {
 		return Failure(err, "creating the parent directory")
 	}
-	tmp, err := os.CreateTemp(dir, staged)
+	// The directory is held: whatever takes its name meanwhile, what was begun in it
+	// ends in it.
+	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
 		return Failure(err, "writing")
 	}
-	defer os.Remove(tmp.Name()) // a no-op after the rename
-	if err := fill(tmp, r, limit, mode); err != nil {
+	defer dir.Close()
+	staged += rand.Text()
+	f, err := dir.OpenFile(staged, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
 		return Failure(err, "writing")
 	}
-	return Failure(os.Rename(tmp.Name(), path), "writing")
+	err = fill(f, r, limit, mode)
+	if err == nil {
+		err = dir.Rename(staged, filepath.Base(path))
+	}
+	if err != nil {
+		_ = dir.Remove(staged) // who finds it left over may delete it
+	}
+	return Failure(err, "writing")
 }
 
 // target follows symlinks to the file that shall be replaced; old is nil when there

@@ -2,6 +2,7 @@ package files
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -238,4 +239,51 @@ func TestList(t *testing.T) {
 	expect(t, "nothing", err, "directory_not_found")
 	_, err = List(filepath.Join(dir, "a"))
 	expect(t, "a file", err, "path_not_directory")
+}
+
+// B02: while a directory and a symlink to another one are exchanged all the time, a
+// file in it is read whole and written whole, in one or the other; and a FIFO that
+// appears in its place is waited for by nobody.
+func TestB02_PathsThatSwap(t *testing.T) {
+	t.Parallel()
+	box := t.TempDir()
+	path := func(elem ...string) string { return filepath.Join(append([]string{box}, elem...)...) }
+	write(t, path("d", "f"), "1111")
+	write(t, path("other", "f"), "1111")
+	if err := errors.Join(os.Mkdir(path("fifo"), 0o755), unix.Mkfifo(path("fifo", "f"), 0o644), os.Symlink("other", path("s1")), os.Symlink("fifo", path("s2"))); err != nil {
+		t.Fatal(err)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			for _, s := range []string{"s1", "s2"} {
+				for range 2 {
+					_ = unix.Renameat2(unix.AT_FDCWD, path("d"), unix.AT_FDCWD, path(s), unix.RENAME_EXCHANGE)
+				}
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	for range 1000 {
+		if f, size, err := Open(path("d", "f")); err == nil {
+			b, err := io.ReadAll(io.LimitReader(f, size))
+			if f.Close(); err != nil || len(b) != 4 {
+				t.Errorf("read %q, %v", b, err)
+			}
+		}
+		_ = Write(path("d", "f"), strings.NewReader("2222"), 4) // refused where the FIFO is
+	}
+	close(stop)
+	<-stopped
+	for _, dir := range []string{"d", "other", "s1"} {
+		entries, err := os.ReadDir(path(dir))
+		if err != nil || len(entries) != 1 {
+			t.Errorf("in %s there is %v, %v", dir, entries, err)
+		}
+	}
 }

@@ -87,9 +87,14 @@ func Walk(root string, visit func(*Entry) error) error {
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: root, Err: err}
 	}
-	dir := os.NewFile(uintptr(fd), root)
+	return In(os.NewFile(uintptr(fd), root), visit)
+}
+
+// In is Walk for a directory that is open. It closes it.
+func In(dir *os.File, visit func(*Entry) error) error {
 	defer dir.Close()
-	e := &Entry{Path: ".", parent: unix.AT_FDCWD, name: root}
+	fd := int(dir.Fd())
+	e := &Entry{Path: ".", parent: unix.AT_FDCWD, name: dir.Name()}
 	if err := unix.Fstat(fd, &e.Stat); err != nil {
 		return err
 	}
