@@ -7,6 +7,7 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -39,6 +40,9 @@ func (d *Daemon) Socket() string { return filepath.Join(d.cfg.State, "containerd
 
 // StopSignal ends containerd; shims and sandboxes go on.
 const StopSignal = syscall.SIGTERM
+
+// tasks is where containerd keeps its tasks' directories, below both roots.
+const tasks = "io.containerd.runtime.v2.task"
 
 // The plugins that are off: Kubernetes' interface, which nobody asks for here,
 // and the snapshotters that would probe the host at each start.
@@ -78,7 +82,7 @@ func (d *Daemon) Prepare() error {
 	}
 	// At its start containerd removes the working directories of tasks that are
 	// gone, but only in namespaces that it finds here, and after a boot it finds none.
-	if err := os.MkdirAll(filepath.Join(d.cfg.State, "io.containerd.runtime.v2.task", d.cfg.Namespace), 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Join(d.cfg.State, tasks, d.cfg.Namespace), 0o711); err != nil {
 		return err
 	}
 	text := fmt.Sprintf(config, d.cfg.Root, d.cfg.State, filepath.Join(d.cfg.Root, "tmp"),
@@ -86,8 +90,9 @@ func (d *Daemon) Prepare() error {
 	return os.WriteFile(d.configFile(), []byte(text), 0o600)
 }
 
-// Command runs containerd in the foreground.
+// Command runs containerd in the foreground. It is called while none runs.
 func (d *Daemon) Command(ctx context.Context) *exec.Cmd {
+	d.removeRemains()
 	args := []string{d.cfg.Binary, "--config", d.configFile()}
 	if d.cfg.Nice != 0 {
 		args = append([]string{"nice", "-n", strconv.Itoa(d.cfg.Nice)}, args...)
@@ -96,6 +101,20 @@ func (d *Daemon) Command(ctx context.Context) *exec.Cmd {
 	cmd.Dir = "/"
 	cmd.Env = environ(d.cfg.ShimDir)
 	return cmd
+}
+
+// removeRemains removes the directories of tasks that a containerd was removing
+// when it was killed: it renames them to hidden ones first, and forgets those.
+// One that still has a root is left alone: a mount may be on it.
+func (d *Daemon) removeRemains() {
+	for _, parent := range []string{d.cfg.State, d.cfg.Root} {
+		hidden, _ := filepath.Glob(filepath.Join(parent, tasks, d.cfg.Namespace, ".*"))
+		for _, dir := range hidden {
+			if _, err := os.Lstat(filepath.Join(dir, "rootfs")); errors.Is(err, os.ErrNotExist) {
+				_ = os.RemoveAll(dir) // the next start tries again
+			}
+		}
+	}
 }
 
 // environ is small and fixed: shims, runsc and gofers inherit it, and whoever
