@@ -23,6 +23,7 @@ func TestContexts(t *testing.T) {
 	t.Run("output", func(t *testing.T) { testOutput(t, s) })
 	t.Run("custom REPL", func(t *testing.T) { testCustomREPL(t, s) })
 	t.Run("error codes", func(t *testing.T) { testContextErrors(t, s) })
+	t.Run("B12: out of reach", func(t *testing.T) { testProcdIsOutOfReach(t, s) })
 	t.Run("deadlines", func(t *testing.T) { testDeadlines(t, s) })
 	t.Run("stalled input", func(t *testing.T) { testStalledInput(t, s) })
 	t.Run("restarts", func(t *testing.T) { testContextsOutliveRestarts(t, s) })
@@ -238,6 +239,52 @@ func testContextErrors(t *testing.T, s *s0test.Stack) {
 		if !errors.As(c.err, &e) || e.StatusCode != c.status || e.Code != c.code {
 			t.Errorf("%s: %v, want %d %s", what, c.err, c.status, c.code)
 		}
+	}
+}
+
+// attackProcd tries what one process can do to another of the same user, and then
+// to fill the process table with daemons that nobody waits for.
+const attackProcd = `
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+ATTACH, SEIZE = 16, 0x4206
+for request in ATTACH, SEIZE:
+    if libc.ptrace(request, 1, 0, 0) == 0:
+        print('procd was traced')
+try:
+    os.close(os.open('/proc/1/mem', os.O_RDWR))
+    print("procd's memory was opened")
+except OSError:
+    pass
+for i in range(300):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os._exit(0)
+        os._exit(0)
+    os.wait()
+def zombies():
+    n = 0
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            n += open('/proc/%s/stat' % pid).read().rsplit(')', 1)[1].split()[0] == 'Z'
+        except OSError:
+            pass
+    return n
+deadline = time.time() + 10
+while zombies() and time.time() < deadline:
+    time.sleep(0.01)
+print(zombies(), 'zombies')
+`
+
+func testProcdIsOutOfReach(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	id := u.claim()
+	if c := u.run(id, "python3", "-c", attackProcd); c.Stdout == nil || *c.Stdout != "0 zombies\n" {
+		t.Errorf("the attack printed %+v", c)
+	}
+	if c := u.run(id, "echo", "alive"); c.Stdout == nil || *c.Stdout != "alive\n" {
+		t.Errorf("afterwards: %+v", c)
 	}
 }
 
