@@ -83,18 +83,20 @@ func (c *Claimer) webhook(w *openapi.WebhookConfig) (*store.NewWebhook, error) {
 	if w == nil {
 		return nil, nil
 	}
-	hook := &store.NewWebhook{}
-	for field, from := range map[*string]*string{&hook.URL: w.URL, &hook.Secret: w.Secret, &hook.WatchDir: w.WatchDir} {
-		if from != nil {
-			*field = *from
-		}
-	}
+	hook := &store.NewWebhook{URL: value(w.URL), Secret: store.Secret(value(w.Secret)), WatchDir: value(w.WatchDir)}
 	if len(hook.WatchDir) > procapi.MaxWatchDir || strings.ContainsRune(hook.WatchDir, 0) {
 		return nil, errdefs.New(errdefs.InvalidArgument, "config.webhook.watch_dir: want a path of at most %d bytes", procapi.MaxWatchDir)
 	}
 	var err error
 	hook.Destination, err = c.cfg.Hooks.Check(hook.URL, hook.Secret)
 	return hook, err
+}
+
+func value(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
 }
 
 // hash identifies what was asked for, however it was spelled.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -278,6 +279,20 @@ func lease(t *testing.T, s *store.Store, life time.Duration) (store.WebhookLease
 		t.Fatal(err)
 	}
 	return l, ok
+}
+
+func TestF10_SecretsAreNotShown(t *testing.T) {
+	t.Parallel()
+	l := store.WebhookLease{Secret: "canary"}
+	b, err := json.Marshal(l)
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "lease", l, "secret", l.Secret)
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "lease", l, "secret", l.Secret)
+	for _, shown := range []string{string(b), log.String(), fmt.Sprint(l), fmt.Sprintf("%v %+v %#v %s %q", l, l, l, l.Secret, l.Secret)} {
+		if err != nil || strings.Contains(shown, "canary") || !strings.Contains(shown, "REDACTED") {
+			t.Errorf("%s, %v", shown, err)
+		}
+	}
 }
 
 // One at a time delivers a sandbox's events; one that died is followed by another,

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,10 +15,28 @@ import (
 // NewWebhook is where a claim wants to be told of events.
 type NewWebhook struct {
 	URL         string
-	Secret      string
+	Secret      Secret
 	Destination string // host:port of the URL
 	WatchDir    string
 }
+
+// Secret is a tenant's word that is used and never shown: whatever prints it says
+// so. Converting it is the one way to its text.
+type Secret string
+
+const redacted = "REDACTED"
+
+// String implements fmt.Stringer.
+func (Secret) String() string { return redacted }
+
+// GoString implements fmt.GoStringer.
+func (Secret) GoString() string { return redacted }
+
+// LogValue implements slog.LogValuer.
+func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText implements encoding.TextMarshaler.
+func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // insertHookedSandboxSQL is insertSandboxSQL with a webhook and the first event
 // for it, in the same statement.
@@ -34,7 +53,7 @@ const insertHookedSandboxSQL = `
 func (n NewSandbox) insertion() (sql string, args []any) {
 	args = n.args()
 	if w := n.Webhook; w != nil {
-		return insertHookedSandboxSQL, append(args, w.URL, w.Secret, w.Destination, w.WatchDir)
+		return insertHookedSandboxSQL, append(args, w.URL, string(w.Secret), w.Destination, w.WatchDir)
 	}
 	return insertSandboxSQL, args
 }
@@ -45,7 +64,7 @@ type WebhookLease struct {
 	TeamID      uuid.UUID
 	Token       uuid.UUID
 	URL         string
-	Secret      string
+	Secret      Secret
 	Destination string
 }
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
 )
 
@@ -30,7 +31,7 @@ type Policy struct {
 
 // Check refuses a webhook that can't be or must not be, as far as its text tells.
 // What its name resolves to is looked at when it is dialled, each time (A17).
-func (p Policy) Check(raw, secret string) (destination string, err error) {
+func (p Policy) Check(raw string, secret store.Secret) (destination string, err error) {
 	u, err := parse(raw)
 	if err != nil {
 		return "", errdefs.New(errdefs.InvalidArgument, "config.webhook.url: %v", err)

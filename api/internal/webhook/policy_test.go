@@ -108,7 +108,7 @@ func TestA17_URLs(t *testing.T) {
 			t.Errorf("%q: %q, %v", raw, dest, err)
 		}
 	}
-	if _, err := (Policy{}).Check("https://example.com/", strings.Repeat("s", 1025)); err == nil {
+	if _, err := (Policy{}).Check("https://example.com/", store.Secret(strings.Repeat("s", 1025))); err == nil {
 		t.Error("a secret without end")
 	}
 	for raw, ok := range map[string]bool{"http://127.0.0.1:8080/": true, "http://localhost/": true, "http://169.254.169.254/": false, "http://2130706433/": false} {

@@ -40,8 +40,8 @@ func body(e store.Event) ([]byte, error) {
 }
 
 // sign signs a body.
-func sign(secret string, body []byte) string {
-	mac := hmac.New(sha256.New, []byte(secret))
+func sign(secret store.Secret, body []byte) string {
+	mac := hmac.New(sha256.New, []byte(string(secret)))
 	mac.Write(body)
 	return hex.EncodeToString(mac.Sum(nil))
 }

@@ -25,8 +25,8 @@ const (
 	firstPause, longestPause = 50 * time.Millisecond, 5 * time.Second
 
 	// A sandbox may tell burst events at once, and one each pace on average.
-	pace  = 20 * time.Millisecond
-	burst = 100
+	pace  = 50 * time.Millisecond
+	burst = 200
 
 	// ackTimeout bounds the acknowledgement to a procd that does not answer.
 	ackTimeout = 5 * time.Second
