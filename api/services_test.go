@@ -8,19 +8,21 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"s0.run/api"
 	"s0.run/api/internal/fakenode"
+	"s0.run/internal/s0test"
 )
 
 // exposing starts a server whose sandboxes' ports are all served by h.
-func exposing(t *testing.T, h http.Handler) *instance {
+func exposing(t *testing.T, h http.Handler, opts ...option) *instance {
 	t.Helper()
 	service := httptest.NewServer(h)
 	t.Cleanup(service.Close)
-	return start(t, func(_ *api.Config, n *fakenode.Node) {
+	return start(t, append(opts, func(_ *api.Config, n *fakenode.Node) {
 		n.Proc.(*fakenode.Procd).Service = service.Listener.Addr().String()
-	})
+	})...)
 }
 
 type servicesAnswer struct {
@@ -177,4 +179,42 @@ func TestPublicDomain(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	i.visit("http://"+id+"--p80.eu-1.apps.example.com/").refused(503, "unavailable") // nothing listens
+}
+
+func TestX40_ServicesOfAnotherReplica(t *testing.T) {
+	t.Parallel()
+	a := exposing(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "served") }))
+	b := replica(t, a)
+	key := a.key("admin")
+	id := a.claim(key)
+	path := "/api/v1/sandboxes/" + id + "/exposed-ports"
+	a.send(request{method: "PUT", path: path, token: key, body: `{"ports":[{"port":80,"resume":false}]}`}).want(200, nil)
+	visit := func() answer { return b.visit(b.url+"/", "X-Sandbox-ID", id, "X-Exposure-Port", "80") }
+	fakenode.Eventually(t, "the other replica serves the port", func() bool { return string(visit().raw) == "served" })
+	a.send(request{method: "DELETE", path: path, token: key}).want(200, nil)
+	began := time.Now()
+	fakenode.Eventually(t, "the other replica serves it no more", func() bool { return visit().status == 404 })
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("what is withdrawn was served for %s", took)
+	}
+}
+
+func TestX34_ExposedPortsGoOnWithoutTheDatabase(t *testing.T) {
+	t.Parallel()
+	pg := s0test.NewPostgresCluster(t, "fsync=off")
+	i := exposing(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "served") }),
+		func(c *api.Config, _ *fakenode.Node) { c.DatabaseURL = pg.Database(t) })
+	key := i.key("admin")
+	id := i.claim(key)
+	i.send(request{method: "PUT", path: "/api/v1/sandboxes/" + id + "/exposed-ports", token: key, body: `{"ports":[{"port":80,"resume":false}]}`}).want(200, nil)
+	visit := func() answer { return i.visit(i.url+"/", "X-Sandbox-ID", id, "X-Exposure-Port", "80") }
+	if a := visit(); string(a.raw) != "served" {
+		t.Fatalf("%d %s", a.status, a.raw)
+	}
+	pg.Stop()
+	for began := time.Now(); time.Since(began) < 2*time.Second; { // longer than a config is fresh
+		if a := visit(); string(a.raw) != "served" {
+			t.Fatalf("without the database: %d %s", a.status, a.raw)
+		}
+	}
 }

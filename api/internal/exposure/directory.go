@@ -36,7 +36,8 @@ type entry struct {
 	gen     sandbox.Generation
 	resumes bool
 	routes  map[int32][]*route // by port; longer prefixes first
-	read    time.Time
+	read    time.Time          // from the store
+	tried   time.Time          // to read again, in vain
 }
 
 // directory remembers what sandboxes expose.
@@ -51,13 +52,21 @@ type directory struct {
 
 func newDirectory(s Store) *directory { return &directory{store: s, entries: map[sandbox.ID]*entry{}} }
 
-// known is an entry that is fresh, nil when there is none.
-func (d *directory) known(id sandbox.ID) *entry { return d.remembered(id, freshFor) }
+// known is an entry that needs no reading now, nil when there is none. Without the
+// database not every request shall wait for it.
+func (d *directory) known(id sandbox.ID) *entry {
+	e := d.usable(id)
+	if e == nil || time.Since(e.read) >= freshFor && time.Since(e.tried) >= freshFor {
+		return nil
+	}
+	return e
+}
 
-func (d *directory) remembered(id sandbox.ID, age time.Duration) *entry {
+// usable is an entry that will do when there is no other.
+func (d *directory) usable(id sandbox.ID) *entry {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if e := d.entries[id]; e != nil && time.Since(e.read) < age {
+	if e := d.entries[id]; e != nil && time.Since(e.read) < usableFor {
 		return e
 	}
 	return nil
@@ -94,8 +103,11 @@ func (d *directory) load(ctx context.Context, id sandbox.ID) (*entry, error) {
 	d.mu.Unlock()
 	row, err := d.store.ExposedSandbox(ctx, id)
 	if errdefs.Is(err, errdefs.Unavailable) {
-		if old := d.remembered(id, usableFor); old != nil {
-			return old, nil
+		if old := d.usable(id); old != nil {
+			again := *old
+			again.tried = time.Now()
+			d.remember(&again, epoch)
+			return &again, nil
 		}
 	}
 	if err != nil {
@@ -121,7 +133,7 @@ func (d *directory) remember(e *entry, epoch uint64) {
 	}
 	if len(d.entries) >= maxEntries {
 		for id, old := range d.entries {
-			if time.Since(old.read) > freshFor {
+			if time.Since(old.read) > usableFor {
 				delete(d.entries, id)
 			}
 		}

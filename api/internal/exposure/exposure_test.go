@@ -354,7 +354,13 @@ func TestX34_ExposedServicesGoOnWithoutTheDatabase(t *testing.T) {
 		if e, err := d.read(t.Context(), id); err != nil || len(e.routes) != 1 {
 			t.Errorf("without the database: %v", err)
 		}
+		if d.known(id) == nil {
+			t.Error("the next request waits for the database again")
+		}
 		time.Sleep(2 * time.Second)
+		if d.known(id) != nil {
+			t.Error("an entry lives for ever without the database")
+		}
 		if _, err := d.read(t.Context(), id); !errdefs.Is(err, errdefs.Unavailable) {
 			t.Errorf("after %s: %v", usableFor, err)
 		}
