@@ -90,8 +90,9 @@ func TestB08_ASlowReaderCostsABoundedTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLog(holdLimit)
+		r := l.Attach(0)
 		took := produce(l, holdTotal)
-		got, lost := follow(t, l.Attach(0), 2*time.Second) // 32 KiB a second
+		got, lost := follow(t, r, 2*time.Second) // 32 KiB a second
 		if lost == 0 || got+lost != holdTotal {
 			t.Errorf("read %d, lost %d of %d", got, lost, holdTotal)
 		}
@@ -139,6 +140,7 @@ func TestAPlaceIsKeptForTheLastReader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLog(holdLimit)
+		l.Expect()
 		took := produce(l, holdTotal)
 		var got uint64
 		for lost := uint64(0); got < holdTotal; { // a connection that breaks again and again
