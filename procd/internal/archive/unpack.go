@@ -221,7 +221,7 @@ func (u *unpacker) file(name string, h *tar.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{f}, content, u.buf)
+	n, err := files.Copy(f, content, u.buf)
 	if err := errors.Join(err, f.Chmod(fs.FileMode(h.Mode)&0o777), f.Close()); err != nil {
 		return err
 	}

@@ -168,8 +168,7 @@ func target(path string) (real string, old fs.FileInfo, err error) {
 }
 
 func fill(f *os.File, r io.Reader, limit int64, mode fs.FileMode) error {
-	// In pieces of copyBuffer: left alone, os.File would copy in small ones.
-	n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(r, limit+1), make([]byte, copyBuffer))
+	n, err := Copy(f, io.LimitReader(r, limit+1), make([]byte, copyBuffer))
 	if err == nil && n > limit {
 		err = TooLarge(limit)
 	}
@@ -177,6 +176,29 @@ func fill(f *os.File, r io.Reader, limit int64, mode fs.FileMode) error {
 		err = f.Chmod(mode)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// Copy is io.CopyBuffer that fills buf before it writes: what comes over a connection
+// comes in small pieces, and a system call is dear in a sandbox.
+func Copy(w io.Writer, r io.Reader, buf []byte) (n int64, err error) {
+	for err == nil {
+		filled := 0
+		for filled < len(buf) && err == nil {
+			var m int
+			m, err = r.Read(buf[filled:])
+			filled += m
+		}
+		if filled > 0 {
+			if _, err := w.Write(buf[:filled]); err != nil {
+				return n, err
+			}
+			n += int64(filled)
+		}
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return n, err
 }
 
 // TooLarge is the answer to more than limit bytes.
