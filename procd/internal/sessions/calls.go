@@ -54,6 +54,9 @@ func (s *session) update(spec procapi.SessionSpec) {
 	case !sameProcess(old, spec):
 		s.ask()
 		s.replace(reasonUpdated)
+	case spec.Lifecycle.Restart.Policy == procapi.RestartNever && !s.due.retry.IsZero():
+		s.due.retry = time.Time{}
+		s.setPhase(procapi.PhaseFailed, reasonUpdated)
 	}
 }
 

@@ -265,6 +265,20 @@ func TestStopInBackoff(t *testing.T) {
 	})
 }
 
+func TestNoRestartsAnyMore(t *testing.T) {
+	inBubble(t, func(b *bundle) {
+		id := b.create(func(s *procapi.SessionSpec) { s.Lifecycle.Restart.Policy = procapi.RestartAlways })
+		b.latest(1).end(1, proc.StateCrashed)
+		b.wantPhase(id, procapi.PhaseBackoff)
+		if _, err := b.Update(id, procapi.SessionSpec{Command: []string{"work"}}); err != nil {
+			t.Fatal(err)
+		}
+		b.pass(time.Hour)
+		b.wantPhase(id, procapi.PhaseFailed)
+		b.latest(1)
+	})
+}
+
 func TestIdleAndLifetime(t *testing.T) {
 	t.Parallel()
 	t.Run("idle", func(t *testing.T) {
