@@ -1,5 +1,5 @@
 // Package store keeps what s0 must not forget in PostgreSQL: identities,
-// templates and sandboxes.
+// templates, sandboxes, and what happens to them.
 //
 // It owns the schema and every SQL statement of the API server. Each state
 // change is one statement with the expected state in its WHERE; time that
