@@ -8,9 +8,10 @@
 // children, proc a process and its output, repl what an interpreter says, warm the
 // processes that a template wants to run before there is a tenant, contexts the
 // table, sessions the commands that outlive their readers, logbook the lines that
-// processes print, files the file calls, rpc the wire, events what noded shall
-// hear of, local what the sandbox's own processes may ask. This package wires
-// them, owns the connection, and gives the sandbox its name.
+// processes print, files, watch, archive and search the file calls, walk the way
+// through a tree, rpc the wire, events what noded shall hear of, local what the
+// sandbox's own processes may ask. This package wires them, owns the connection, and
+// gives the sandbox its name.
 package procd
 
 import (

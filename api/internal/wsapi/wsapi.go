@@ -1,7 +1,8 @@
-// Package wsapi serves a context's WebSocket: the contract's JSON frames towards
-// the client, procapi's frames towards the sandbox.
+// Package wsapi serves WebSockets, the contract's JSON frames towards the client: a
+// context's, of which the other end is procapi's frames, and that of file watches
+// ([Server.Watch]), each a stream of procapi's lines.
 //
-// A session is three goroutines that end together: one reads the socket into the
+// A context's session is three goroutines that end together: one reads the socket into the
 // sandbox, one writes what the sandbox says, one pings. Nothing queues in
 // between: a client that reads slowly makes the sandbox's log wait, and one that
 // stops reading is dropped; what it missed is still in the log for its next
