@@ -3558,7 +3558,7 @@ type StatFileParams struct {
 
 // ListSandboxLogsByOldPathParams defines parameters for ListSandboxLogsByOldPath.
 type ListSandboxLogsByOldPathParams struct {
-	// ContextID Lines of one context alone
+	// ContextID Lines of one context or execution session alone.
 	ContextID *string           `form:"context_id,omitempty" json:"context_id,omitempty"`
 	Stream    *SandboxLogStream `form:"stream,omitempty" json:"stream,omitempty"`
 	StartTime *time.Time        `form:"start_time,omitempty" json:"start_time,omitempty"`
@@ -3619,7 +3619,7 @@ type ListSandboxEventsParams struct {
 
 // ListSandboxLogsParams defines parameters for ListSandboxLogs.
 type ListSandboxLogsParams struct {
-	// ContextID Lines of one context alone
+	// ContextID Lines of one context or execution session alone.
 	ContextID *string           `form:"context_id,omitempty" json:"context_id,omitempty"`
 	Stream    *SandboxLogStream `form:"stream,omitempty" json:"stream,omitempty"`
 	StartTime *time.Time        `form:"start_time,omitempty" json:"start_time,omitempty"`
