@@ -36,7 +36,8 @@ const (
 	maxListBytes = procapi.MaxJSONBytes * 3 / 4
 	entryBytes   = 150 // of an entry without its name
 
-	copyBuffer = 256 << 10
+	copyBuffer   = 256 << 10
+	resolveTries = 3
 
 	newDirMode  = 0o755
 	newFileMode = 0o644
@@ -163,7 +164,12 @@ func target(path string) (real string, old fs.FileInfo, err error) {
 	case !info.Mode().IsRegular():
 		return "", nil, notRegular()
 	}
-	real, err = filepath.EvalSymlinks(path)
+	// A symlink that turns into a directory between two steps is EINVAL.
+	for range resolveTries {
+		if real, err = filepath.EvalSymlinks(path); !errors.Is(err, unix.EINVAL) {
+			break
+		}
+	}
 	return real, info, err
 }
 
@@ -361,6 +367,7 @@ var kernelErrors = []struct {
 	{unix.EROFS, errdefs.PermissionDenied, "permission_denied"},
 	{unix.EBUSY, errdefs.PermissionDenied, "permission_denied"},
 	{unix.ELOOP, errdefs.InvalidArgument, "invalid_request"},
+	{unix.EINVAL, errdefs.InvalidArgument, "invalid_request"},
 	{unix.ENAMETOOLONG, errdefs.InvalidArgument, "invalid_request"},
 	{unix.ENXIO, errdefs.InvalidArgument, "invalid_request"}, // a socket, a FIFO without its other end
 	{unix.ENODEV, errdefs.InvalidArgument, "invalid_request"},

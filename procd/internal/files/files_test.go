@@ -275,8 +275,13 @@ func TestB02_PathsThatSwap(t *testing.T) {
 			if f.Close(); err != nil || len(b) != 4 {
 				t.Errorf("read %q, %v", b, err)
 			}
+		} else if code(err) == "operation_failed" {
+			t.Errorf("reading: %v", err)
 		}
-		_ = Write(path("d", "f"), strings.NewReader("2222"), 4) // refused where the FIFO is
+		// Where the FIFO is, it is refused.
+		if err := Write(path("d", "f"), strings.NewReader("2222"), 4); code(err) == "operation_failed" {
+			t.Errorf("writing: %v", err)
+		}
 	}
 	close(stop)
 	<-stopped
