@@ -44,7 +44,8 @@ func TestMethodsMatchSpec(t *testing.T) {
 
 // methods maps operation ids to calls of the methods that serve them.
 func methods(ctx context.Context, c *client.Client) map[string]func() error {
-	const sb, cx, f = "local-abc", "ctx-00000001", "a b/ü?#%.txt"
+	const sb, cx, se, f = "local-abc", "ctx-00000001", "ses-00000001", "a b/ü?#%.txt"
+	session := client.ExecutionSessionSpec{Command: []string{"true"}}
 	yes := true
 	spec := client.TemplateSpec{MainContainer: client.ContainerSpec{Image: "debian"}}
 	return map[string]func() error{
@@ -107,6 +108,25 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		}),
 		"getSandboxMetrics":        result(func() (any, error) { return c.SandboxMetrics(ctx, sb, client.MetricsOptions{}) }),
 		"getSandboxMetricsCatalog": result(func() (any, error) { return c.SandboxMetricsCatalog(ctx, sb) }),
+		"listSessions":             result(func() (any, error) { return c.ListSessions(ctx, sb) }),
+		"createSession":            result(func() (any, error) { return c.CreateSession(ctx, sb, "key", session) }),
+		"getSession":               result(func() (any, error) { return c.GetSession(ctx, sb, se) }),
+		"updateSession":            result(func() (any, error) { return c.UpdateSession(ctx, sb, se, session) }),
+		"deleteSession":            func() error { return c.DeleteSession(ctx, sb, se) },
+		"createSessionAttempt":     result(func() (any, error) { return c.CreateSessionAttempt(ctx, sb, se, true) }),
+		"setSessionDesiredState": result(func() (any, error) {
+			return c.SetSessionState(ctx, sb, se, client.ExecutionSessionDesiredState("stopped"))
+		}),
+		"writeSessionInput": result(func() (any, error) {
+			return c.WriteSessionInput(ctx, sb, se, client.ExecutionSessionInputRequest{InputID: "1", DataBase64: []byte("x")})
+		}),
+		"sendSessionSignal": func() error {
+			return c.SignalSession(ctx, sb, se, client.ExecutionSessionSignalRequest{Signal: "TERM"})
+		},
+		"resizeSessionTerminal": func() error {
+			return c.ResizeSession(ctx, sb, se, client.ExecutionSessionTerminalResizeRequest{Rows: 24, Cols: 80})
+		},
+		"listSessionEvents": result(func() (any, error) { return c.ListSessionEvents(ctx, sb, se, 7, 10) }),
 		"readFile": func() error {
 			r, err := c.ReadFile(ctx, sb, f)
 			if err != nil {
@@ -150,7 +170,7 @@ type specServer struct {
 
 // Operations that the client has no method for, or none that is one request: the
 // streams have tests of their own, the others are for probes and scrapers.
-var withoutMethod = []string{"attachContext", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics"}
+var withoutMethod = []string{"attachContext", "connectSession", "streamSessionEvents", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics"}
 
 func newSpecServer(t *testing.T) *specServer {
 	t.Helper()
