@@ -194,14 +194,14 @@ func TestA22_ErrorsAreOpaque(t *testing.T) {
 	t.Parallel()
 	i := start(t)
 	key := i.key("admin")
-	i.claim(key)
+	id := i.claim(key)
 	exec(t, i.dsn, "ALTER TABLE sandboxes RENAME COLUMN config TO elsewhere")
-	a := i.send(request{method: "GET", path: "/api/v1/sandboxes", token: key}).refused(500, "internal_error")
+	a := i.send(request{method: "GET", path: "/api/v1/sandboxes/" + id, token: key}).refused(500, "internal_error")
 	if a.msg != "internal error" || strings.Contains(string(a.raw), "config") {
 		t.Errorf("%s", a.raw)
 	}
-	if id := a.header.Get("X-Request-Id"); !strings.Contains(string(a.raw), id) || !strings.Contains(i.log.String(), id) {
-		t.Errorf("request %s is not in the answer and the log: %s", id, a.raw)
+	if req := a.header.Get("X-Request-Id"); !strings.Contains(string(a.raw), req) || !strings.Contains(i.log.String(), req) {
+		t.Errorf("request %s is not in the answer and the log: %s", req, a.raw)
 	}
 }
 

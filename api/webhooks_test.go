@@ -393,6 +393,11 @@ func TestX34_EventsWaitForTheDatabase(t *testing.T) {
 	key, h := i.key("developer"), newHook(t)
 	id := i.claimHooked(key, h, "")
 	h.wait(id, "sandbox.ready")
+	// A delivery whose end can't be stored keeps its lease for longer than we wait.
+	fakenode.Eventually(t, "the delivery is recorded", func() bool {
+		list := i.events(key, id, "?action=sandbox.ready")
+		return len(list.Events) == 1 && strings.Contains(fmt.Sprint(list.Events[0].Attributes["webhook_delivery"]), "state:delivered")
+	})
 	pg.Stop()
 	i.node.Tell(id, agentEvent("meanwhile", "{}"))
 	fakenode.Eventually(t, "storing it has failed", func() bool { return strings.Contains(i.log.String(), "hints about events") })

@@ -39,6 +39,7 @@ var procdCodes = map[string]errdefs.Kind{
 	"process_finished":    errdefs.Gone,
 	"file_too_large":      errdefs.TooLarge,
 	"too_many_contexts":   errdefs.Exhausted,
+	"too_many_watches":    errdefs.Exhausted,
 
 	procapi.CodeSessionNotFound: errdefs.NotFound,
 	procapi.CodeAttemptRunning:  errdefs.Conflict,

@@ -404,7 +404,7 @@ func TestMissingImageHoldsUpNobody(t *testing.T) {
 			t.Errorf("status %v", s)
 		}
 		n.set(func() { n.pull = nil })
-		pass(5 * time.Second)
+		pass(15 * time.Second) // however long the pause was to be
 		if s := status(hub, "a"); s.Idle != 1 {
 			t.Errorf("status when the registry is back %v", s)
 		}

@@ -47,8 +47,9 @@ type Dialer struct{ open atomic.Int64 }
 
 // Tunnel is one open connection to a service. Its owner calls Close.
 type Tunnel struct {
-	conn  halfConn
-	close func()
+	conn     halfConn
+	close    func()
+	complete atomic.Bool // the input has come to its end
 }
 
 // halfConn is what both TCP and unix sockets are.
@@ -69,7 +70,7 @@ func (d *Dialer) Dial(ctx context.Context, to Target) (*Tunnel, error) {
 	for _, address := range to.addresses {
 		conn, err := new(net.Dialer).DialContext(ctx, to.network, address)
 		if err == nil {
-			return &Tunnel{conn.(halfConn), sync.OnceFunc(func() {
+			return &Tunnel{conn: conn.(halfConn), close: sync.OnceFunc(func() {
 				conn.Close()
 				d.open.Add(-1)
 			})}, nil
@@ -83,6 +84,15 @@ func (d *Dialer) Dial(ctx context.Context, to Target) (*Tunnel, error) {
 // Close ends the tunnel in both directions at once.
 func (t *Tunnel) Close() { t.close() }
 
+// abandon ends a tunnel whose peer has gone. Input that broke off breaks the
+// connection: to the service a clean end would look complete.
+func (t *Tunnel) abandon() {
+	if tcp, ok := t.conn.(*net.TCPConn); ok && !t.complete.Load() {
+		_ = tcp.SetLinger(0)
+	}
+	t.Close()
+}
+
 // Peer is the host's end of a tunnel.
 type Peer struct {
 	Input io.Reader          // what is for the service
@@ -92,7 +102,7 @@ type Peer struct {
 
 // Carry copies both ways. It returns nil at the service's end and when ctx ends.
 func (t *Tunnel) Carry(ctx context.Context, peer Peer) error {
-	defer context.AfterFunc(ctx, t.Close)()
+	defer context.AfterFunc(ctx, t.abandon)()
 	var sending sync.WaitGroup
 	sending.Go(func() { t.send(peer.Input) })
 	defer sending.Wait()
@@ -115,18 +125,15 @@ func (t *Tunnel) Carry(ctx context.Context, peer Peer) error {
 	}
 }
 
-// send copies input to the service. Input that broke off breaks the connection:
-// a clean end would look complete.
+// send copies input to the service.
 func (t *Tunnel) send(input io.Reader) {
 	buf := make([]byte, copyBytes)
 	_, err := io.CopyBuffer(struct{ io.Writer }{t.conn}, struct{ io.Reader }{input}, buf)
 	if err == nil {
+		t.complete.Store(true)
 		err = t.conn.CloseWrite()
 	}
-	if err != nil && !errors.Is(err, net.ErrClosed) {
-		if tcp, ok := t.conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0)
-		}
-		t.Close()
+	if err != nil {
+		t.abandon()
 	}
 }
