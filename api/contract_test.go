@@ -242,6 +242,28 @@ func TestRawRequests(t *testing.T) {
 	}
 }
 
+// A10: attacks on HTTP/2 meet no HTTP/2: the server neither takes its preface nor
+// an upgrade to it. (The node's socket speaks it, to us alone.)
+func TestA10_NoHTTP2(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	for name, request := range map[string]string{
+		"preface": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+		"upgrade": "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n",
+	} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(i.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		go io.WriteString(conn, request)
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.ProtoMajor != 1 || resp.StatusCode == http.StatusSwitchingProtocols {
+			t.Errorf("%s: %v, %v", name, resp, err)
+		}
+		conn.Close()
+	}
+}
+
 func TestHealthAndMetrics(t *testing.T) {
 	t.Parallel()
 	i := start(t)

@@ -27,6 +27,7 @@ func TestMachine(t *testing.T) {
 	t.Run("sandbox", func(t *testing.T) { testSandbox(t, s) })
 	t.Run("TestA01_Tenants", func(t *testing.T) { testTenants(t, s) })
 	t.Run("REPLs", func(t *testing.T) { testREPLs(t, s) })
+	t.Run("TestB05_B14_HostileInside", func(t *testing.T) { testHostileInside(t, s) })
 	t.Run("bad input", func(t *testing.T) { testBadInput(t, s) })
 	t.Run("restarts", func(t *testing.T) { testRestarts(t, s) })
 	t.Run("dead sandbox", func(t *testing.T) { testDeadSandbox(t, s) })
