@@ -41,10 +41,17 @@ func must[T any](u *user, what string, v T, err error) T {
 }
 
 // claim takes a sandbox of the template `default`, which is deleted with the test.
+// Told to wait, as beside a restart of containerd, it does.
 func (u *user) claim() (id string) {
 	u.t.Helper()
-	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default"})
-	must(u, "claiming a sandbox", sb, err)
+	var sb *client.ClaimResponse
+	u.stack.Eventually("a claim", func() (err error) {
+		sb, err = u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default"})
+		if err != nil && !isStatus(err, 503) && !isStatus(err, 429) {
+			u.t.Fatalf("claiming a sandbox: %v", err)
+		}
+		return err
+	})
 	u.t.Cleanup(func() {
 		if err := u.c.DeleteSandbox(u.ctx(), sb.SandboxID); err != nil && !isStatus(err, 404) {
 			u.t.Errorf("deleting %s: %v", sb.SandboxID, err)
