@@ -176,7 +176,6 @@ func (c *client) manyReaders(ctx context.Context, runDir, sandbox string) ([]row
 		value("attaching all of them", "s", attached.Seconds()),
 		value("each gets 1 MiB, until the last has it", "s", time.Since(begin).Seconds()),
 		value("the daemon's memory for an idle reader", "KiB", 1024*(after.daemon-before.daemon)/readers),
-		value("the sandbox's memory for an idle reader", "KiB", 1024*(after.sentry-before.sentry)/readers),
 	}, nil
 }
 

@@ -69,6 +69,8 @@ type entry struct {
 	seen     uint64    // output at that sweep
 	attached int       // readers that follow now
 	fresh    bool      // a warm REPL that nobody has used
+	end      uint64    // when its process ended, in order of ends
+	starting bool      // a restart is under way: its process may have ended, it has not
 }
 
 // use returns the process and notes that somebody is interested in it.
@@ -83,6 +85,29 @@ func (e *entry) replace(l *Live, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.live, e.used, e.seen = l, now, 0
+}
+
+// restarting says whether a restart is under way.
+func (e *entry) restarting(is bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.starting = is
+}
+
+// note remembers when the process ended, unless it is not the context's any more.
+func (e *entry) note(l *Live, end uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.live == l {
+		e.end = end
+	}
+}
+
+// over tells of a context that has ended, and when.
+func (e *entry) over() (live *Live, end uint64, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.live, e.end, !e.starting && e.live.ended()
 }
 
 // overdue tells whether the context's time is up.

@@ -6,8 +6,10 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"maps"
+	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"s0.run/internal/errdefs"
@@ -52,6 +54,7 @@ type Table struct {
 	kick chan struct{}     // a context with a limit was made
 
 	work sync.WaitGroup // goroutines beyond a call
+	ends atomic.Uint64  // processes that have ended
 
 	mu      sync.Mutex
 	entries map[string]*entry
@@ -279,25 +282,35 @@ func (t *Table) watchEnd(e *entry, live *Live) {
 	t.work.Go(func() {
 		<-live.Process.Done()
 		t.ended(e, live, began)
+		e.note(live, t.ends.Add(1))
 		t.release()
 		t.evict()
 	})
 }
 
-// evict forgets the oldest ended contexts beyond the bounds. What they left
+// evict forgets the contexts that ended first, beyond the bounds. What they left
 // running goes on.
 func (t *Table) evict() {
-	entries := t.list()
-	count, bytes := 0, 0
-	for _, e := range slices.Backward(entries) {
-		live := e.current()
-		if !live.ended() {
-			continue
+	type finished struct {
+		*entry
+		end  uint64
+		kept int
+	}
+	var list []finished
+	for _, e := range t.list() {
+		if live, end, ok := e.over(); ok {
+			if end == 0 { // of this moment: the newest
+				end = math.MaxUint64
+			}
+			list = append(list, finished{e, end, live.Process.Log().Kept()})
 		}
-		count++
-		bytes += live.Process.Log().Kept()
-		if count > maxFinished || bytes > maxFinishedBytes {
-			t.remove(e)
+	}
+	slices.SortStableFunc(list, func(a, b finished) int { return cmp.Compare(b.end, a.end) })
+	bytes := 0
+	for i, f := range list {
+		bytes += f.kept
+		if i >= maxFinished || bytes > maxFinishedBytes {
+			t.remove(f.entry)
 		}
 	}
 }
@@ -364,6 +377,8 @@ func (t *Table) Restart(id string) (procapi.Context, error) {
 	}
 	e.restart.Lock()
 	defer e.restart.Unlock()
+	e.restarting(true) // what is between two processes is not to be evicted
+	defer e.restarting(false)
 	if _, err := t.get(id); err != nil { // deleted meanwhile
 		return procapi.Context{}, err
 	}
@@ -376,7 +391,11 @@ func (t *Table) Restart(id string) (procapi.Context, error) {
 		t.release()
 		return procapi.Context{}, err
 	}
-	t.watchEnd(e, live)
 	e.replace(live, t.cfg.Now())
+	t.watchEnd(e, live)
+	if _, err := t.get(id); err != nil { // deleted, or evicted in the last moment
+		live.Process.Close()
+		return procapi.Context{}, err
+	}
 	return e.describe(), nil
 }

@@ -438,6 +438,37 @@ func TestEndedContextsAreBounded(t *testing.T) {
 	eventually(t, "the number of ended contexts is bounded", func() bool { return len(b.List().Contexts) <= maxFinished })
 }
 
+// What was made first and ends last is the newest of the ended, and a restart does
+// not make a context one of them.
+func TestWhatEndsLastIsKept(t *testing.T) {
+	t.Parallel()
+	b := newTable(t)
+	cmd := func(argv ...string) procapi.CreateContext {
+		return procapi.CreateContext{Type: "cmd", CMD: &procapi.CMDRequest{Command: argv}}
+	}
+	early, again := b.create(t, cmd("cat")), b.create(t, cmd("cat"))
+	for range maxFinished {
+		b.create(t, waiting(cmd("true")))
+	}
+	for range 5 {
+		if c, err := b.Restart(again.ID); err != nil || !c.Running {
+			t.Fatalf("restart: %+v, %v", c, err)
+		}
+		b.evict()
+		if _, err := b.Get(again.ID); err != nil {
+			t.Fatalf("after a restart: %v", err)
+		}
+	}
+	if err := b.Signal(early.ID, "KILL"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it has ended", func() bool { c, err := b.Get(early.ID); return err != nil || !c.Running })
+	b.create(t, waiting(cmd("true")))
+	if c, err := b.Get(early.ID); err != nil || c.ExitCode == nil || *c.ExitCode != 137 {
+		t.Errorf("the one that ended last: %+v, %v", c, err)
+	}
+}
+
 func TestLiveContextsAreBounded(t *testing.T) {
 	t.Parallel()
 	b := newTable(t)

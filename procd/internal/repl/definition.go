@@ -145,12 +145,12 @@ func (d *Definition) setReady(r *procapi.Ready) error {
 			return invalid("repl_config.ready.token is required in mode prompt_token, unless there is a custom_prompt")
 		}
 	case "", "startup_delay":
+		if r.StartupDelayMS < 0 || int64(r.StartupDelayMS) > maxStartupDelay.Milliseconds() {
+			return invalid("repl_config.ready.startup_delay_ms: want 0 to %d", maxStartupDelay.Milliseconds())
+		}
 		d.StartupDelay = time.Duration(r.StartupDelayMS) * time.Millisecond
 		if r.StartupDelayMS == 0 {
 			d.StartupDelay = defaultStartupDelay
-		}
-		if r.StartupDelayMS < 0 || d.StartupDelay > maxStartupDelay {
-			return invalid("repl_config.ready.startup_delay_ms: want 0 to %d", maxStartupDelay.Milliseconds())
 		}
 	default:
 		return invalid("repl_config.ready.mode %.64q: want prompt_token or startup_delay", r.Mode)
