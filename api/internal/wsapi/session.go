@@ -94,7 +94,7 @@ func (ss *session) readClient() {
 			ss.reject(websocket.CloseInvalidFramePayloadData, "invalid UTF-8")
 			return
 		}
-		if buf, err = toFrame(buf[:0], msg); err != nil {
+		if buf, err = toFrame(buf[:0], kind, msg); err != nil {
 			ss.reject(websocket.ClosePolicyViolation, err.Error())
 			return
 		}
@@ -106,10 +106,11 @@ func (ss *session) readClient() {
 }
 
 // toFrame translates a client's message. What is none of the contract's messages
-// is input as it stands.
-func toFrame(dst, msg []byte) ([]byte, error) {
+// is input as it stands, and so is every binary one: bytes that somebody pipes in
+// must not become commands because they look like some.
+func toFrame(dst []byte, kind int, msg []byte) ([]byte, error) {
 	var m openapi.ContextClientMessage
-	if json.Unmarshal(msg, &m) != nil || !m.Type.Valid() {
+	if kind != websocket.TextMessage || json.Unmarshal(msg, &m) != nil || !m.Type.Valid() {
 		return input(dst, "", msg)
 	}
 	switch m.Type {
