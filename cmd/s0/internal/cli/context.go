@@ -62,7 +62,7 @@ func (a *app) contextList(sandbox *string) *cobra.Command {
 func (a *app) contextGet(sandbox *string) *cobra.Command {
 	return &cobra.Command{
 		Use:     "get <context>",
-		Short:   "Show a context; -o json also shows what it printed",
+		Short:   "Show a context; `s0 sandbox logs` shows what it printed",
 		Example: "  s0 sandbox context -s ID get ctx-1a2b3c4d",
 		Args:    want("the context's id"),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
