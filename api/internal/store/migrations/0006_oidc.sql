@@ -1,0 +1,1 @@
+SELECT 1; -- reserved: replaced by what the name says
