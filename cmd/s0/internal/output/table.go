@@ -58,7 +58,7 @@ func writeAligned(w io.Writer, rows [][]string, cut []bool, width int) error {
 	for _, row := range rows {
 		var line strings.Builder
 		for i, cell := range row {
-			cell = shorten(cell, widths[i])
+			cell = Shorten(cell, widths[i])
 			line.WriteString(cell)
 			line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+columnGap))
 		}
@@ -89,7 +89,8 @@ func fit(widths []int, cut []bool, width int) {
 	}
 }
 
-func shorten(s string, cells int) string {
+// Shorten cuts text to a number of cells, 1 at least.
+func Shorten(s string, cells int) string {
 	if utf8.RuneCountInString(s) <= cells {
 		return s
 	}

@@ -17,6 +17,9 @@ import (
 // Is reports whether f is a terminal.
 func Is(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
+// CanRedraw reports whether f is a terminal whose lines can be drawn over.
+func CanRedraw(f *os.File) bool { return Is(f) && os.Getenv("TERM") != "dumb" }
+
 // Width is the terminal's width in cells, 0 if f is none.
 func Width(f *os.File) int {
 	cols, _, err := term.GetSize(int(f.Fd()))
