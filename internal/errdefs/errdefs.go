@@ -74,12 +74,13 @@ func (k Kind) entry() struct {
 	return kinds[Internal]
 }
 
-// Error is an error that may be shown to a tenant: Code and Message only.
+// Error is an error that may be shown to a tenant: Code, Message and Details only.
 type Error struct {
 	Kind       Kind
-	Code       string        // the contract's code; never empty on errors made by this package
-	Message    string        // safe for the tenant
-	RetryAfter time.Duration // > 0 on errors that pass by themselves; sent in whole seconds, at least 1
+	Code       string         // the contract's code; never empty on errors made by this package
+	Message    string         // safe for the tenant
+	RetryAfter time.Duration  // > 0 on errors that pass by themselves; sent in whole seconds, at least 1
+	Details    map[string]any // what programs may want to know more, safe for the tenant; nil: nothing
 	cause      error
 }
 
@@ -104,6 +105,13 @@ func (e *Error) WithCause(cause error) *Error {
 func (e *Error) WithRetryAfter(d time.Duration) *Error {
 	c := *e
 	c.RetryAfter = d
+	return &c
+}
+
+// WithDetails returns a copy that tells programs more than the message.
+func (e *Error) WithDetails(details map[string]any) *Error {
+	c := *e
+	c.Details = details
 	return &c
 }
 

@@ -164,7 +164,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	} else if status >= 500 && (!entry.exposed || e.Code == errdefs.Internal.Code()) {
 		a.cfg.Log.Error("request failed", "request", entry.id, "route", entry.route, "team", entry.team, "status", status, "err", err)
 	}
-	body := openapi.ErrorEnvelope{Error: openapi.ErrorBody{Code: e.Code, Message: e.Message}}
+	body := openapi.ErrorEnvelope{Error: openapi.ErrorBody{Code: e.Code, Message: e.Message, Details: e.Details}}
 	if status >= 500 {
 		body.Error.Details = map[string]any{"request_id": entry.id}
 	}
