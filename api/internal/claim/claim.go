@@ -24,6 +24,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"s0.run/api/internal/audit"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
@@ -91,7 +92,10 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 			return sb, err
 		}
 	}
-	ctx = context.WithoutCancel(ctx)
+	// The row carries the record of the call; nothing else that a claim does is a
+	// change of its tenant's.
+	p.row.Audit = audit.Of(ctx)
+	ctx = audit.Without(context.WithoutCancel(ctx))
 	sb, err := c.warm(ctx, p)
 	kind := kindWarm
 	if errors.Is(err, errNoSlot) {
@@ -102,6 +106,9 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 		return c.earlier(ctx, p)
 	}
 	c.cfg.Metrics.total(kind, time.Since(began), err)
+	if err == nil && p.row.Audit != nil {
+		p.row.Audit.Carried(string(sb.ID))
+	}
 	return sb, err
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"s0.run/api/internal/audit"
 	"s0.run/internal/sandbox"
 )
 
@@ -63,7 +64,8 @@ type NewSandbox struct {
 	HardTTLSeconds int32
 	IdempotencyKey string
 	RequestHash    []byte
-	Webhook        *NewWebhook // nil: none
+	Webhook        *NewWebhook   // nil: none
+	Audit          *audit.Record // of the call that claims; nil: nobody's
 }
 
 // Why a claim's row could not be stored.
@@ -102,7 +104,7 @@ func (s *Store) InsertSandbox(ctx context.Context, n NewSandbox) (Sandbox, error
 	return insertSandbox(ctx, s.pool, n)
 }
 
-const insertSandboxSQL = `
+const insertSandboxRowSQL = `
 	INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
 		memory_bytes, ttl_seconds, hard_ttl_seconds, expires_at, hard_expires_at, idempotency_key, request_hash)
 	VALUES ($1, $2, $3, $4, $5, $6, $7, 'running', $8, $9, $10, $11,
@@ -112,10 +114,24 @@ const insertSandboxSQL = `
 	ON CONFLICT DO NOTHING
 	RETURNING ` + sandboxColumns
 
+// auditClaim is the audit record of the row s, in its statement.
+const auditClaim = `audited AS (
+		INSERT INTO audit_records (` + auditColumns + `)
+		SELECT $14::uuid, s.team_id, s.user_id, $15::uuid, $16::text, s.id, 'succeeded', '', $17::text, $18::text
+		FROM s WHERE $14 IS NOT NULL` + auditOnce + `
+	)`
+
+const insertSandboxSQL = `WITH s AS (` + insertSandboxRowSQL + `), ` + auditClaim + ` SELECT ` + sandboxColumns + ` FROM s`
+
 func (n NewSandbox) args() []any {
+	by := n.Audit
+	if by == nil {
+		by = &audit.Record{}
+	}
 	return []any{
 		n.ID, n.TeamID, n.UserID, n.ClaimID, n.TemplateID, n.Node, n.Generation, n.Config,
 		n.MemoryBytes, n.TTLSeconds, n.HardTTLSeconds, n.IdempotencyKey, n.RequestHash,
+		orNull(by.ID), orNull(by.KeyID), by.Operation, by.Address, by.RequestID,
 	}
 }
 

@@ -90,9 +90,21 @@ func (s *Store) Ready(ctx context.Context) error {
 	return classify(s.conns.Ping(ctx), "asking the database")
 }
 
-// inTx runs f in one transaction, all of it within callTimeout: f's context says so.
+// inTx runs f in one transaction, all of it within callTimeout: f's context says
+// so. What it changes is recorded in it.
 func (s *Store) inTx(ctx context.Context, doing string, f func(ctx context.Context, tx pgx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return classify(pgx.BeginFunc(ctx, s.conns, func(tx pgx.Tx) error { return f(ctx, tx) }), doing)
+	recorded := func() {}
+	err := pgx.BeginFunc(ctx, s.conns, func(tx pgx.Tx) (err error) {
+		if err := f(ctx, tx); err != nil {
+			return err
+		}
+		recorded, err = auditChange(ctx, tx)
+		return err
+	})
+	if err == nil {
+		recorded()
+	}
+	return classify(err, doing)
 }

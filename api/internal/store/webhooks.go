@@ -41,9 +41,9 @@ func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 // insertHookedSandboxSQL is insertSandboxSQL with a webhook and the first event
 // for it, in the same statement.
 const insertHookedSandboxSQL = `
-	WITH s AS (` + insertSandboxSQL + `), hook AS (
+	WITH s AS (` + insertSandboxRowSQL + `), ` + auditClaim + `, hook AS (
 		INSERT INTO sandbox_webhooks (sandbox_id, team_id, claim_id, url, secret, destination, watch_dir, wake_at)
-		SELECT s.id, s.team_id, s.claim_id, $14, $15, $16, $17, now() FROM s
+		SELECT s.id, s.team_id, s.claim_id, $19, $20, $21, $22, now() FROM s
 	), ready AS (
 		INSERT INTO sandbox_events (team_id, sandbox_id, event_id, type, source, payload, occurred_at, delivery)
 		SELECT s.team_id, s.id, 'evt_sandbox_ready_' || s.id, 'sandbox.ready', 'manager', ` + readyEvent + `, now(), 'pending' FROM s
