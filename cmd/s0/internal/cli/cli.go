@@ -80,7 +80,7 @@ configuration file:
 		Version:           a.version,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
-		PersistentPreRunE: func(*cobra.Command, []string) error { return a.open() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.prepare(cmd) },
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.options.APIURL, "api-url", "", "the server, such as "+session.DefaultURL)
@@ -90,11 +90,20 @@ configuration file:
 	flags.StringVar(&a.options.Token, "token", "", "API key or access token")
 	complete(root, "output", "table", "json", "yaml")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, err) })
-	root.AddCommand(a.auth(), a.user(), a.team(), a.apikey(), a.template(), a.sandbox())
+	root.AddCommand(a.auth(), a.user(), a.team(), a.apikey(), a.template(), a.sandbox(), completion(), a.versionCommand())
 	return root
 }
 
-// open resolves the configuration before a command runs.
+// prepare is done before a command runs.
+func (a *app) prepare(cmd *cobra.Command) error {
+	// cobra would check these later, and say no more than what is wrong.
+	if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
+		return usageError(cmd, err)
+	}
+	return a.open()
+}
+
+// open resolves the configuration.
 func (a *app) open() error {
 	a.options.Getenv = os.Getenv
 	a.options.UserAgent = "s0-cli/" + a.version
@@ -111,7 +120,7 @@ func (a *app) open() error {
 	if err != nil {
 		return err
 	}
-	a.printer = output.Printer{W: os.Stdout, Format: f, Width: tty.Width(os.Stdout)}
+	a.printer = output.Printer{W: os.Stdout, Notes: os.Stderr, Format: f, Width: tty.Width(os.Stdout)}
 	return nil
 }
 
@@ -146,8 +155,10 @@ func (a *app) done(format string, args ...any) error {
 	return a.printer.Print(client.Message{Message: text}, output.Text(text))
 }
 
-// note tells something beside the result.
-func note(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+// note tells something beside the result, in one line.
+func note(format string, args ...any) {
+	fmt.Fprintln(os.Stderr, output.Plain(fmt.Sprintf(format, args...)))
+}
 
 // group makes a command that only holds others.
 func group(use, short, example string, commands ...*cobra.Command) *cobra.Command {
@@ -159,14 +170,6 @@ func group(use, short, example string, commands ...*cobra.Command) *cobra.Comman
 	}}
 	cmd.AddCommand(commands...)
 	return cmd
-}
-
-// complete offers words for a flag's value.
-func complete(cmd *cobra.Command, flag string, words ...string) {
-	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
-	if err != nil {
-		panic(err) // the flag was made two lines above
-	}
 }
 
 func deref[T any](p *T) T {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -13,17 +14,22 @@ import (
 	"github.com/spf13/cobra"
 
 	"s0.run/api/client"
+	"s0.run/cmd/s0/internal/output"
 	"s0.run/cmd/s0/internal/session"
 )
 
 // explain is what the user reads of an error: what went wrong, and on a second
-// line what to do about it where we know.
+// line what to do about it where we know. A server's or a sandbox's words are shown
+// and not obeyed by the terminal.
 func explain(err error, s *session.Session) string {
-	text := "s0: " + describe(err) + "\n"
-	if h := hint(err, s); h != "" {
-		text += "    " + h + "\n"
+	var text strings.Builder
+	for line := range strings.Lines("s0: " + strings.TrimRight(describe(err), "\n")) {
+		text.WriteString(output.Plain(strings.NewReplacer("\n", "", "\t", "    ").Replace(line)) + "\n")
 	}
-	return text
+	if h := hint(err, s); h != "" {
+		text.WriteString("    " + output.Plain(h) + "\n")
+	}
+	return text.String()
 }
 
 // describe leaves out what Go's network errors say twice.
@@ -112,24 +118,20 @@ func usageError(cmd *cobra.Command, err error) error {
 }
 
 // want checks the number of arguments and names those that are missing.
-func want(names ...string) cobra.PositionalArgs {
+func want(names ...string) cobra.PositionalArgs { return wantUpTo(0, names...) }
+
+// wantUpTo is want for arguments behind which there may be some more.
+func wantUpTo(more int, names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < len(names):
 			return usageError(cmd, fmt.Errorf("%s is missing", strings.Join(names[len(args):], " and ")))
-		case len(args) > len(names):
-			return usageError(cmd, fmt.Errorf("%q is one argument too many", args[len(names)]))
+		case len(args) > len(names)+more:
+			return usageError(cmd, fmt.Errorf("%q is one argument too many", args[len(names)+more]))
 		}
 		return nil
 	}
 }
 
 // wantSome is want for one or more of the same.
-func wantSome(name string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return usageError(cmd, fmt.Errorf("%s is missing", name))
-		}
-		return nil
-	}
-}
+func wantSome(name string) cobra.PositionalArgs { return wantUpTo(math.MaxInt/2, name) }

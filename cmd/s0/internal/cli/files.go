@@ -31,7 +31,7 @@ func (a *app) filesLs(sandbox *string) *cobra.Command {
 		Use:     "ls [path]",
 		Short:   "List a directory",
 		Example: "  s0 sandbox files -s ID ls\n  s0 sandbox files -s ID ls /etc",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    wantUpTo(1),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			dir := "."
 			if len(args) == 1 {
@@ -141,7 +141,7 @@ func (a *app) filesUpload(sandbox *string) *cobra.Command {
 		Use:     "upload <local> [path]",
 		Short:   "Copy a file or a directory of yours into the sandbox",
 		Example: "  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID upload data.csv /srv/input/\n  s0 sandbox files -s ID upload --recursive src",
-		Args:    cobra.RangeArgs(1, 2),
+		Args:    wantUpTo(1, "the path"),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			remote := path.Base(filepath.ToSlash(args[0]))
 			if len(args) == 2 {
@@ -203,7 +203,7 @@ func (a *app) filesDownload(sandbox *string) *cobra.Command {
 		Use:     "download <path> [local]",
 		Short:   "Copy a file of the sandbox to yours",
 		Example: "  s0 sandbox files -s ID download result.csv\n  s0 sandbox files -s ID download /var/log/app.log logs/",
-		Args:    cobra.RangeArgs(1, 2),
+		Args:    wantUpTo(1, "the path"),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			local := path.Base(args[0])
 			if len(args) == 2 {

@@ -5,16 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"s0.run/api/client"
 	"s0.run/cmd/s0/internal/output"
 )
-
-// completionTimeout bounds what pressing Tab may cost.
-const completionTimeout = 2 * time.Second
 
 func (a *app) sandbox() *cobra.Command {
 	return group("sandbox", "Claim sandboxes and work in them",
@@ -298,39 +294,4 @@ func sandboxFields(s *client.Sandbox) output.Fields {
 		fields = append(fields, [2]string{"Mount", m.MountPoint + " ← " + m.SandboxvolumeID})
 	}
 	return fields
-}
-
-func (a *app) completeSandboxes(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	if len(args) > 0 && cmd.Name() != "delete" {
-		return nil, cobra.ShellCompDirectiveDefault
-	}
-	return a.completeFrom(cmd.Context(), func(ctx context.Context, c *client.Client) (words []cobra.Completion, _ error) {
-		list, err := c.ListSandboxes(ctx, client.ListSandboxesOptions{Limit: 200})
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range list.Sandboxes {
-			words = append(words, cobra.CompletionWithDesc(s.ID, string(s.Status)+", "+s.TemplateID+", "+since(s.CreatedAt)))
-		}
-		return words, nil
-	})
-}
-
-// completeFrom asks the server for words; a server that does not answer in time
-// has none.
-func (a *app) completeFrom(ctx context.Context, ask func(context.Context, *client.Client) ([]cobra.Completion, error)) ([]cobra.Completion, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
-	defer cancel()
-	if err := a.open(); err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	c, err := a.session.Client(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	words, err := ask(ctx, c)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	return words, cobra.ShellCompDirectiveNoFileComp
 }

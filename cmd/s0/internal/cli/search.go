@@ -15,13 +15,13 @@ func (a *app) filesSearch(sandbox *string) *cobra.Command {
 	var regexp, ignoreCase bool
 	var limit int
 	cmd := &cobra.Command{
-		Use:   "search [pattern] [path]",
+		Use:   "search <pattern> [path]",
 		Short: "Search files by content and name",
 		Long: `Search prints the lines that contain a pattern, or, with an empty pattern, the
 names of files. A glob without a slash is matched with a file's name, one with a
 slash with its path below the one that is searched; ** stands for any directories.`,
 		Example: "  s0 sandbox files -s ID search TODO src --include '*.go'\n  s0 sandbox files -s ID search '' --include '*.log'",
-		Args:    cobra.RangeArgs(1, 2),
+		Args:    wantUpTo(1, "the pattern"),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			req.Pattern = &args[0]
 			if len(args) == 2 {

@@ -21,7 +21,7 @@ func (a *app) filesWatch(sandbox *string) *cobra.Command {
 interrupted. A directory that does not exist is made. After an "invalidate" look
 again: events below its path are missing.`,
 		Example: "  s0 sandbox files -s ID watch\n  s0 sandbox files -s ID watch --recursive src",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    wantUpTo(1),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			dir := "."
 			if len(args) == 1 {

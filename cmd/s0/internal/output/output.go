@@ -40,6 +40,7 @@ type View interface {
 // Printer prints to W.
 type Printer struct {
 	W      io.Writer
+	Notes  io.Writer // what is said beside the result; nothing where nil
 	Format Format
 	Width  int // of the terminal, in cells; 0 where lines may be as long as they like
 }
@@ -52,7 +53,22 @@ func (p Printer) Print(data any, view View) error {
 	case YAML:
 		return writeYAML(p.W, data)
 	}
+	if rows, ok := view.(Rows); ok && len(rows.Rows) == 0 {
+		return p.none(rows.None)
+	}
 	return view.write(p.W, p.Width)
+}
+
+// none says that a list is empty, where a program that counts lines does not see it.
+func (p Printer) none(text string) error {
+	if p.Notes == nil {
+		return nil
+	}
+	if text == "" {
+		text = "There are none."
+	}
+	_, err := fmt.Fprintln(p.Notes, text)
+	return err
 }
 
 // PrintLine prints one of many results that come by and by: JSON on a line of its

@@ -63,6 +63,35 @@ func TestRows(t *testing.T) {
 	}
 }
 
+// Letters of two cells are counted and cut as such.
+func TestWideLetters(t *testing.T) {
+	t.Parallel()
+	rows := output.Rows{Columns: []string{"NAME~", "AGE"}, Rows: [][]string{{"漢字漢字漢字", "5m"}, {"e\u0301", "7m"}}}
+	for width, want := range map[int]string{
+		0:  "NAME          AGE\n漢字漢字漢字  5m\ne\u0301             7m\n",
+		15: "NAME        AGE\n漢字漢字…   5m\ne\u0301           7m\n",
+	} {
+		if got := print(t, output.Printer{Width: width}, nil, rows); got != want {
+			t.Errorf("width %d:\n%s\nwant\n%s", width, got, want)
+		}
+	}
+}
+
+// An empty list is no table, and whoever counts lines counts none.
+func TestNone(t *testing.T) {
+	t.Parallel()
+	var notes strings.Builder
+	rows := output.Rows{Columns: []string{"ID"}, None: "No sandboxes."}
+	p := output.Printer{Notes: &notes}
+	if got := print(t, p, nil, rows); got != "" || notes.String() != "No sandboxes.\n" {
+		t.Errorf("got %q, notes %q", got, &notes)
+	}
+	p.Format = output.JSON
+	if got := print(t, p, []int{}, rows); got != "[]\n" || notes.String() != "No sandboxes.\n" {
+		t.Errorf("got %q, notes %q", got, &notes)
+	}
+}
+
 func TestFields(t *testing.T) {
 	t.Parallel()
 	got := print(t, output.Printer{}, nil, output.Fields{{"ID", "x"}, {"Empty", ""}, {"Status", "running"}})
@@ -74,8 +103,8 @@ func TestFields(t *testing.T) {
 // A file's name may hold what would repaint the user's terminal.
 func TestCellsAreHarmless(t *testing.T) {
 	t.Parallel()
-	got := print(t, output.Printer{}, nil, output.Fields{{"Name", "a\x1b[2Jb\nc\u009b"}})
-	if want := "Name  a?[2Jb?c?\n"; got != want {
+	got := print(t, output.Printer{}, nil, output.Fields{{"Name", "a\x1b[2Jb\nc\u009b\u202ed\u2028e"}})
+	if want := "Name  a?[2Jb?c??d?e\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -3,7 +3,10 @@ package output
 import (
 	"io"
 	"strings"
+	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/text/width"
 )
 
 const (
@@ -16,33 +19,34 @@ const (
 type Rows struct {
 	Columns []string
 	Rows    [][]string
+	None    string // said in place of an empty table; defaults to "There are none."
 }
 
 // Fields is one thing, a field a line; fields without a value are left out.
 type Fields [][2]string
 
-func (f Fields) write(w io.Writer, width int) error {
+func (f Fields) write(w io.Writer, cells int) error {
 	var rows [][]string
 	for _, field := range f {
 		if field[1] != "" {
 			rows = append(rows, []string{field[0], field[1]})
 		}
 	}
-	return writeAligned(w, rows, nil, width)
+	return writeAligned(w, rows, nil, cells)
 }
 
-func (t Rows) write(w io.Writer, width int) error {
+func (t Rows) write(w io.Writer, cells int) error {
 	titles := make([]string, len(t.Columns))
 	cut := make([]bool, len(t.Columns))
 	for i, c := range t.Columns {
 		titles[i], cut[i] = strings.CutSuffix(c, "~")
 	}
-	return writeAligned(w, append([][]string{titles}, t.Rows...), cut, width)
+	return writeAligned(w, append([][]string{titles}, t.Rows...), cut, cells)
 }
 
 // writeAligned writes rows with their columns below each other. A cell that
 // could speak to the terminal or break the table is made harmless first.
-func writeAligned(w io.Writer, rows [][]string, cut []bool, width int) error {
+func writeAligned(w io.Writer, rows [][]string, cut []bool, cells int) error {
 	var widths []int
 	for _, row := range rows {
 		for i := range row {
@@ -50,17 +54,17 @@ func writeAligned(w io.Writer, rows [][]string, cut []bool, width int) error {
 			if i == len(widths) {
 				widths = append(widths, 0)
 			}
-			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
+			widths[i] = max(widths[i], Cells(row[i]))
 		}
 	}
-	fit(widths, cut, width)
+	fit(widths, cut, cells)
 	var b strings.Builder
 	for _, row := range rows {
 		var line strings.Builder
 		for i, cell := range row {
 			cell = Shorten(cell, widths[i])
 			line.WriteString(cell)
-			line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+columnGap))
+			line.WriteString(strings.Repeat(" ", widths[i]-Cells(cell)+columnGap))
 		}
 		b.WriteString(strings.TrimRight(line.String(), " "))
 		b.WriteByte('\n')
@@ -70,12 +74,12 @@ func writeAligned(w io.Writer, rows [][]string, cut []bool, width int) error {
 }
 
 // fit takes cells from the widest columns that may be cut until the row fits.
-func fit(widths []int, cut []bool, width int) {
+func fit(widths []int, cut []bool, cells int) {
 	total := columnGap * (len(widths) - 1)
 	for _, w := range widths {
 		total += w
 	}
-	for ; width > 0 && total > width; total-- {
+	for ; cells > 0 && total > cells; total-- {
 		widest := -1
 		for i := range cut {
 			if cut[i] && widths[i] > minCells && (widest < 0 || widths[i] > widths[widest]) {
@@ -89,19 +93,45 @@ func fit(widths []int, cut []bool, width int) {
 	}
 }
 
+// Cells is how much room text takes on a terminal: East Asian letters and emoji two
+// cells, what is drawn over the letter before none.
+func Cells(s string) (n int) {
+	for _, r := range s {
+		n += runeCells(r)
+	}
+	return n
+}
+
+func runeCells(r rune) int {
+	if unicode.In(r, unicode.Mn, unicode.Me) {
+		return 0
+	}
+	switch width.LookupRune(r).Kind() {
+	case width.EastAsianWide, width.EastAsianFullwidth:
+		return 2
+	}
+	return 1
+}
+
 // Shorten cuts text to a number of cells, 1 at least.
 func Shorten(s string, cells int) string {
-	if utf8.RuneCountInString(s) <= cells {
+	if Cells(s) <= cells {
 		return s
 	}
-	return string([]rune(s)[:cells-1]) + "…"
+	room := cells - 1
+	for i, r := range s {
+		if room -= runeCells(r); room < 0 {
+			return s[:i] + "…"
+		}
+	}
+	return s
 }
 
 // Plain keeps what comes from a sandbox or another user from moving the cursor,
-// changing colours or adding lines.
+// changing colours, adding lines or turning the direction of writing.
 func Plain(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || (r >= 0x7f && r < 0xa0) {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Bidi_Control, unicode.Zl, unicode.Zp) || r == utf8.RuneError {
 			return '?'
 		}
 		return r

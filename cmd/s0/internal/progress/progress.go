@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"s0.run/cmd/s0/internal/output"
 	"s0.run/cmd/s0/internal/tty"
@@ -126,9 +125,9 @@ func (b *Bar) line(elapsed time.Duration, width int) string {
 	what, done, total := output.Plain(b.what), b.done, b.total
 	b.mu.Unlock()
 	tail := amount(done, total, elapsed)
-	room := width - 1 - utf8.RuneCountInString(tail) - len("  ") // the last cell would wrap the line
+	room := width - 1 - output.Cells(tail) - len("  ") // the last cell would wrap the line
 	if total > 0 {
-		if cells := min(room-utf8.RuneCountInString(what)-len("  []"), maxBar); cells >= minBar {
+		if cells := min(room-output.Cells(what)-len("  []"), maxBar); cells >= minBar {
 			what += "  [" + fill(done, total, cells) + "]"
 		}
 	}

@@ -6,7 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
+
+	"s0.run/cmd/s0/internal/output"
 )
 
 func TestLine(t *testing.T) {
@@ -33,7 +34,7 @@ func TestLine(t *testing.T) {
 		if c.width == 80 && c.total > 0 { // the bar gives way first
 			c.want = strings.Replace(c.want, strings.Repeat("=", 15)+strings.Repeat(" ", 15), got[strings.Index(got, "[")+1:strings.Index(got, "]")], 1)
 		}
-		if n := utf8.RuneCountInString(got); n >= c.width {
+		if n := output.Cells(got); n >= c.width {
 			t.Errorf("%d cells of %d: %q", n, c.width, got)
 		}
 		if got != c.want {
