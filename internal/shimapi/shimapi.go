@@ -30,3 +30,16 @@ const (
 	// fail with ENOSPC inside. Absent: as much as the directory's disk has.
 	OverlaySizeAnnotation = "run.s0.shim/overlay-size"
 )
+
+// A checkpoint's options are runc's, as containerd knows no others. Its image path
+// is a directory that exists and is empty; a task made with that path as its
+// CriuImagePath starts from it.
+const (
+	// NoProcesses among EmptyNamespaces saves the root filesystem's writable layer alone.
+	// Without it the image has all processes and all memory, too.
+	NoProcesses = "pid"
+
+	// FilesImage is the file by which an image of files alone is told from one with
+	// processes.
+	FilesImage = "fscheckpoint.pb"
+)

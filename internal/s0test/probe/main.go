@@ -28,6 +28,7 @@ var words = map[string]func(args []string) error{
 	"cat":   cat,
 	"echo":  func(a []string) error { _, err := fmt.Println(a); return err },
 	"term":  term,
+	"count": count,
 	"eat":   eat,
 	"fork":  fork,
 	"write": func(a []string) error { return os.WriteFile(a[0], []byte(a[1]), 0o600) },
@@ -71,6 +72,21 @@ func cat([]string) error {
 		err = io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// count writes into a file how many SIGUSR1 have come, which only its memory knows.
+func count(a []string) error {
+	ch := make(chan os.Signal, 8)
+	signal.Notify(ch, syscall.SIGUSR1)
+	for n := 0; ; n++ {
+		if err := os.WriteFile(a[0]+".new", []byte(strconv.Itoa(n)), 0o600); err != nil {
+			return err
+		}
+		if err := os.Rename(a[0]+".new", a[0]); err != nil {
+			return err
+		}
+		<-ch
+	}
 }
 
 // term ends with status 42 on SIGTERM.

@@ -30,6 +30,8 @@ import (
 const (
 	startTimeout   = 60 * time.Second
 	commandTimeout = 20 * time.Second
+	// Writing or reading an image takes as long as its bytes do: 32 GiB on a slow disk.
+	imageTimeout = 15 * time.Minute
 	// After a command's end or kill, how long its pipes may stay open: a child
 	// that it left behind must not hold the caller.
 	pipeDelay = time.Second
@@ -128,11 +130,18 @@ func (s Stdio) set(cmd *exec.Cmd) {
 
 // Create makes the sandbox and stops before its first process. The sentry's pid
 // is in pidFile afterwards; sentry and gofer have become children of the
-// subreaper above this process.
-func (r *Runsc) Create(ctx context.Context, bundle, pidFile string, io Stdio) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+// subreaper above this process. The root filesystem's writable layer is that of
+// the files image, unless that is empty.
+func (r *Runsc) Create(ctx context.Context, bundle, pidFile, files string, io Stdio) error {
+	args := []string{"--bundle", bundle, "--pid-file", pidFile}
+	timeout := startTimeout
+	if files != "" {
+		args = append(args, "--fs-restore-image-path", files)
+		timeout = imageTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	cmd := r.loggedCommand(ctx, r.cfg.ErrorLog, "create", "--bundle", bundle, "--pid-file", pidFile)
+	cmd := r.loggedCommand(ctx, r.cfg.ErrorLog, "create", args...)
 	io.set(cmd)
 	status, err := r.run(cmd)
 	return r.failure("create", status, err, Errors(r.cfg.ErrorLog))
@@ -140,6 +149,32 @@ func (r *Runsc) Create(ctx context.Context, bundle, pidFile string, io Stdio) er
 
 // Start lets the first process run.
 func (r *Runsc) Start(ctx context.Context) error { return r.call(ctx, startTimeout, "start") }
+
+// Restore takes up the processes of an image instead of starting the first one.
+// What is in memory is read on demand and in the background, so the image must
+// stay as it is until the sandbox has ended.
+func (r *Runsc) Restore(ctx context.Context, image string) error {
+	return r.call(ctx, imageTimeout, "restore", "--detach", "--background", "--image-path", image)
+}
+
+// Checkpoint writes all processes, memory and files into a directory that exists.
+// Unless leaveRunning, the sandbox ends with it.
+func (r *Runsc) Checkpoint(ctx context.Context, image string, leaveRunning bool) error {
+	return r.save(ctx, "checkpoint", image, leaveRunning)
+}
+
+// CheckpointFiles writes the root filesystem's writable layer alone.
+func (r *Runsc) CheckpointFiles(ctx context.Context, image string, leaveRunning bool) error {
+	return r.save(ctx, "fscheckpoint", image, leaveRunning)
+}
+
+func (r *Runsc) save(ctx context.Context, verb, image string, leaveRunning bool) error {
+	args := []string{"--image-path", image}
+	if leaveRunning {
+		args = append(args, "--leave-running")
+	}
+	return r.call(ctx, imageTimeout, verb, args...)
+}
 
 // Pause freezes all processes in place.
 func (r *Runsc) Pause(ctx context.Context) error { return r.call(ctx, commandTimeout, "pause") }

@@ -37,6 +37,8 @@ type container struct {
 	cgroup  cgroup.Group
 	log     *slog.Logger
 	logFile *os.File
+	image   string // whose processes Start takes up; empty: it starts the first one
+	files   string // an image of the root filesystem's writable layer, or empty
 	paths   stdio.Paths
 	stdio   *stdio.Stdio
 
@@ -80,7 +82,11 @@ func (c *container) change(ctx context.Context, from, to typestask.Status, do fu
 }
 
 func (c *container) start(ctx context.Context) error {
-	return c.change(ctx, typestask.Status_CREATED, typestask.Status_RUNNING, c.runsc.Start,
+	do := c.runsc.Start
+	if c.image != "" {
+		do = func(ctx context.Context) error { return c.runsc.Restore(ctx, c.image) }
+	}
+	return c.change(ctx, typestask.Status_CREATED, typestask.Status_RUNNING, do,
 		&events.TaskStart{ContainerID: c.id, Pid: uint32(c.pid)})
 }
 

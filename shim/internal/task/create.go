@@ -2,8 +2,11 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +16,7 @@ import (
 	typestask "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/mount"
 
+	"s0.run/internal/shimapi"
 	"s0.run/shim/internal/bundle"
 	"s0.run/shim/internal/cgroup"
 	"s0.run/shim/internal/clean"
@@ -47,9 +51,28 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*co
 	return c, nil
 }
 
+// images tells what is in the image that a container starts from, if there is one.
+func images(dir string) (processes, files string, err error) {
+	if dir == "" {
+		return "", "", nil
+	}
+	_, err = os.Stat(filepath.Join(dir, shimapi.FilesImage))
+	switch {
+	case err == nil:
+		return "", dir, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return dir, "", nil
+	}
+	return "", "", fmt.Errorf("image: %w", err)
+}
+
 // prepare reads what the container is; it acquires nothing but the log.
 func (s *Service) prepare(r *taskapi.CreateTaskRequest) (*container, error) {
 	b, err := bundle.Open(r.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	processes, files, err := images(r.Checkpoint)
 	if err != nil {
 		return nil, err
 	}
@@ -62,6 +85,8 @@ func (s *Service) prepare(r *taskapi.CreateTaskRequest) (*container, error) {
 		cgroup:  cgroup.Open(b.Spec.CgroupsPath),
 		log:     log,
 		logFile: logFile,
+		image:   processes,
+		files:   files,
 		paths:   stdio.Paths{In: r.Stdin, Out: r.Stdout, Err: r.Stderr},
 		ops:     make(chan struct{}, 1),
 		end:     newEnd(),
@@ -80,7 +105,7 @@ func (c *container) boot(ctx context.Context, r *taskapi.CreateTaskRequest, rec 
 		return err
 	}
 	c.stdio = io
-	if err := c.runsc.Create(ctx, c.bundle.Dir, c.bundle.PidFile(), runsc.Stdio{In: io.In, Out: io.Out, Err: io.Err}); err != nil {
+	if err := c.runsc.Create(ctx, c.bundle.Dir, c.bundle.PidFile(), c.files, runsc.Stdio{In: io.In, Out: io.Out, Err: io.Err}); err != nil {
 		return err
 	}
 	io.Started()

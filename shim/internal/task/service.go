@@ -81,11 +81,9 @@ func (s *Service) container(id string) (*container, error) {
 	return nil, errgrpc.ToGRPCf(errdefs.ErrNotFound, "container %s", id)
 }
 
-// Create makes the sandbox, with its first process not yet running.
+// Create makes the sandbox, with its first process not yet running. From an image
+// of processes it takes them up at Start; files are there before.
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	if r.Checkpoint != "" {
-		return nil, errgrpc.ToGRPCf(errdefs.ErrNotImplemented, "creating %s from a checkpoint", r.ID)
-	}
 	if r.Terminal {
 		return nil, errgrpc.ToGRPCf(errdefs.ErrNotImplemented, "a terminal for the first process of %s", r.ID)
 	}
@@ -187,11 +185,6 @@ func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*empty,
 // Update changes the container's limits in place.
 func (s *Service) Update(_ context.Context, r *taskapi.UpdateTaskRequest) (*empty, error) {
 	return s.on(r.ID, func(c *container) error { return c.update(r.Resources) })
-}
-
-// Checkpoint is not offered yet.
-func (s *Service) Checkpoint(_ context.Context, r *taskapi.CheckpointTaskRequest) (*empty, error) {
-	return nil, errgrpc.ToGRPCf(errdefs.ErrNotImplemented, "checkpoint of %s", r.ID)
 }
 
 // on does something with a container.

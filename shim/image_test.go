@@ -1,0 +1,142 @@
+package shim_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"s0.run/internal/shimapi"
+)
+
+// overlaid gives a container an upper layer of its own.
+func (h *host) overlaid(id string) func(*specs.Spec) {
+	h.Helper()
+	dir := filepath.Join(h.TempDir(), id)
+	h.ok(os.Mkdir(dir, 0o700))
+	return func(s *specs.Spec) { s.Annotations[shimapi.OverlayDirAnnotation] = dir }
+}
+
+func (h *host) checkpoint(id string, opts *options.CheckpointOptions) error {
+	h.Helper()
+	o, err := typeurl.MarshalAnyToProto(opts)
+	h.ok(err)
+	_, err = h.client.TaskService().Checkpoint(h.ctx(), &tasksapi.CheckpointTaskRequest{ContainerID: id, Options: o})
+	return err
+}
+
+// restore starts a container from an image.
+func (h *host) restore(id, image string) (containerd.Container, containerd.Task) {
+	h.Helper()
+	c, err := h.client.NewContainer(h.ctx(), id, containerd.WithRuntime(shimapi.Runtime, nil),
+		containerd.WithNewSpec(h.spec(want{id: id, args: counter, spec: h.overlaid(id)})))
+	h.ok(err)
+	o, err := typeurl.MarshalAnyToProto(&options.Options{CriuImagePath: image})
+	h.ok(err)
+	_, err = h.client.TaskService().Create(h.ctx(), &tasksapi.CreateTaskRequest{ContainerID: id, Rootfs: mount.ToProto(h.mounts()), Options: o})
+	h.ok(err)
+	_, err = h.client.TaskService().Start(h.ctx(), &tasksapi.StartRequest{ContainerID: id})
+	h.ok(err)
+	task, err := c.Task(h.ctx(), nil)
+	h.ok(err)
+	return c, task
+}
+
+var counter = []string{"/bin/probe", "count", "/n"}
+
+// counted waits until the counter has counted to n.
+func (h *host) counted(c containerd.Container, n int) {
+	h.Helper()
+	h.eventually("counting to "+strconv.Itoa(n), func() bool {
+		got, _ := h.exec(c, "", "/bin/probe", "read", "/n")
+		return got == strconv.Itoa(n)
+	})
+}
+
+func (h *host) end(c containerd.Container, task containerd.Task) {
+	h.Helper()
+	exit, err := task.Wait(context.Background())
+	h.ok(err)
+	h.ok(task.Kill(h.ctx(), syscall.SIGKILL))
+	h.exited(exit)
+	h.remove(c, task)
+}
+
+// One image of processes, memory and files starts any number of sandboxes.
+func TestCheckpointAndRestore(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	image := t.TempDir()
+	c, task, exit := h.run(want{id: "a", args: counter, spec: h.overlaid("first")})
+	h.counted(c, 0)
+	h.ok(task.Kill(h.ctx(), syscall.SIGUSR1))
+	h.counted(c, 1)
+	if _, code := h.exec(c, "", "/bin/probe", "write", "/f", "kept"); code != 0 {
+		t.Fatalf("write ended with %d", code)
+	}
+	h.ok(h.checkpoint("a", &options.CheckpointOptions{ImagePath: image, Exit: true}))
+	if code := h.exited(exit); code != 0 {
+		t.Errorf("the sandbox ended with %d", code)
+	}
+	h.remove(c, task)
+
+	for _, id := range []string{"a", "b"} {
+		c, task := h.restore(id, image)
+		h.counted(c, 1)
+		h.ok(task.Kill(h.ctx(), syscall.SIGUSR1))
+		h.counted(c, 2)
+		if got, _ := h.exec(c, "", "/bin/probe", "read", "/f"); got != "kept" {
+			t.Errorf("%s: the file holds %q", id, got)
+		}
+		defer h.end(c, task)
+	}
+	t.Cleanup(check)
+}
+
+// An image of files alone starts the first process anew.
+func TestCheckpointOfFiles(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	image := t.TempDir()
+	c, task, _ := h.run(want{id: "a", args: counter, spec: h.overlaid("first")})
+	h.ok(task.Kill(h.ctx(), syscall.SIGUSR1))
+	h.exec(c, "", "/bin/probe", "write", "/f", "kept")
+	h.ok(h.checkpoint("a", &options.CheckpointOptions{ImagePath: image, EmptyNamespaces: []string{shimapi.NoProcesses}}))
+	if _, code := h.exec(c, "", "/bin/probe", "write", "/f", "changed"); code != 0 {
+		t.Errorf("the sandbox runs no more: write ended with %d", code)
+	}
+	h.end(c, task)
+	if entries, err := os.ReadDir(image); err != nil || len(entries) == 0 {
+		t.Fatalf("image: %v, %v", entries, err)
+	}
+
+	c, task = h.restore("b", image)
+	h.counted(c, 0)
+	if got, _ := h.exec(c, "", "/bin/probe", "read", "/f"); got != "kept" {
+		t.Errorf("the file holds %q", got)
+	}
+	h.end(c, task)
+	check()
+}
+
+func TestCheckpointIsRefused(t *testing.T) {
+	h := newHost(t)
+	c, task := h.create(want{id: "a", spec: h.overlaid("a")})
+	if err := h.checkpoint("a", &options.CheckpointOptions{ImagePath: t.TempDir()}); err == nil {
+		t.Error("what has not started was saved")
+	}
+	h.ok(task.Start(h.ctx()))
+	if err := h.checkpoint("a", &options.CheckpointOptions{ImagePath: "relative"}); err == nil {
+		t.Error("an image was written to a relative path")
+	}
+	h.end(c, task)
+}

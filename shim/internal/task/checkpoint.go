@@ -1,0 +1,80 @@
+package task
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/containerd/api/events"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	typestask "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"s0.run/internal/shimapi"
+)
+
+// image is what a checkpoint shall write.
+type image struct {
+	dir   string // existing, empty, the caller's
+	files bool   // the root filesystem alone, without processes
+	exit  bool   // the sandbox ends with it
+}
+
+// checkpointImage reads the request. Its options are runc's, the only ones that
+// containerd hands on: whose new pid namespace is to be empty is saved without
+// processes.
+func checkpointImage(path string, any *anypb.Any) (image, error) {
+	im := image{dir: path}
+	if any != nil {
+		v, err := typeurl.UnmarshalAny(any)
+		if err != nil {
+			return image{}, fmt.Errorf("options of a checkpoint: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		opts, ok := v.(*options.CheckpointOptions)
+		if !ok {
+			return image{}, fmt.Errorf("options of a checkpoint are %T: %w", v, errdefs.ErrInvalidArgument)
+		}
+		im.exit = opts.Exit
+		im.files = slices.Contains(opts.EmptyNamespaces, shimapi.NoProcesses)
+	}
+	if !filepath.IsAbs(im.dir) {
+		return image{}, fmt.Errorf("image directory %q is no absolute path: %w", im.dir, errdefs.ErrInvalidArgument)
+	}
+	return im, nil
+}
+
+// Checkpoint writes an image of the sandbox into a directory. After an error the
+// image is worth nothing, and the sandbox may have ended.
+func (s *Service) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*empty, error) {
+	return s.on(r.ID, func(c *container) error {
+		im, err := checkpointImage(r.Path, r.Options)
+		if err != nil {
+			return err
+		}
+		return c.checkpoint(ctx, im)
+	})
+}
+
+func (c *container) checkpoint(ctx context.Context, im image) error {
+	unlock, err := c.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock() // lets watch report the end that exit asks for
+	if got := c.getState(); got != typestask.Status_RUNNING && got != typestask.Status_PAUSED {
+		return fmt.Errorf("container %s is %s: %w", c.id, got, errdefs.ErrFailedPrecondition)
+	}
+	save := c.runsc.Checkpoint
+	if im.files {
+		save = c.runsc.CheckpointFiles
+	}
+	if err := save(ctx, im.dir, !im.exit); err != nil {
+		return err
+	}
+	c.svc.publish(&events.TaskCheckpointed{ContainerID: c.id, Checkpoint: im.dir})
+	return nil
+}
