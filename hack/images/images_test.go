@@ -63,8 +63,8 @@ func TestRecipeHashDecidesRebuild(t *testing.T) {
 	}
 }
 
-// tree makes the same content with another build's times, in another order.
-func tree(t *testing.T, began time.Time, names ...string) string {
+// files makes the same content with another build's times, in another order.
+func files(t *testing.T, began time.Time, names ...string) string {
 	t.Helper()
 	root := t.TempDir()
 	packaged := time.Unix(1_600_000_000, 0)
@@ -100,10 +100,10 @@ func TestLayerDependsOnContentAlone(t *testing.T) {
 	// Symlinks get the time of now, so both builds must have begun before.
 	var one, two bytes.Buffer
 	early, late := time.Unix(1_700_000_000, 0), time.Unix(1_700_009_999, 0)
-	if err := writeTree(tree(t, early, "a", "b", "d/made"), early, &one); err != nil {
+	if err := writeTree(tree{root: files(t, early, "a", "b", "d/made"), began: early}, &one); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeTree(tree(t, late, "d/made", "b", "a"), late, &two); err != nil {
+	if err := writeTree(tree{root: files(t, late, "d/made", "b", "a"), began: late}, &two); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(one.Bytes(), two.Bytes()) {

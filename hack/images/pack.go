@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"syscall"
 	"time"
@@ -21,19 +23,27 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// pack makes an OCI layout of one image with one layer from rootfs, which was
-// installed since began.
-func pack(r recipe, rootfs string, began time.Time, out string) (v1.Hash, error) {
+// A tree is a root file system that was installed since began, over a base.
+type tree struct {
+	root  string
+	began time.Time
+	base  v1.Image        // nil: there is none
+	marks map[string]mark // of the base's files
+}
+
+// pack makes an OCI layout of one image: the base and one layer more, which holds
+// what the tree has beyond it.
+func pack(r recipe, t tree, out string) (v1.Hash, error) {
 	tarPath := out + ".tar.gz"
 	defer os.Remove(tarPath)
-	if err := writeLayer(rootfs, began, tarPath); err != nil {
+	if err := writeLayer(t, tarPath); err != nil {
 		return v1.Hash{}, fmt.Errorf("packing the layer: %w", err)
 	}
 	layer, err := tarball.LayerFromFile(tarPath, tarball.WithMediaType(types.OCILayer))
 	if err != nil {
 		return v1.Hash{}, err
 	}
-	img, err := image(r, layer)
+	img, err := image(r, t.base, layer)
 	if err != nil {
 		return v1.Hash{}, err
 	}
@@ -50,9 +60,11 @@ func pack(r recipe, rootfs string, began time.Time, out string) (v1.Hash, error)
 	return img.Digest()
 }
 
-func image(r recipe, layer v1.Layer) (v1.Image, error) {
-	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
-	img, err := mutate.AppendLayers(img, layer)
+func image(r recipe, base v1.Image, layer v1.Layer) (v1.Image, error) {
+	if base == nil {
+		base = mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	}
+	img, err := mutate.AppendLayers(base, layer)
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +76,7 @@ func image(r recipe, layer v1.Layer) (v1.Image, error) {
 	file.OS, file.Architecture = "linux", r.Arch
 	file.Config.WorkingDir = r.Workdir
 	file.Config.Cmd = []string{"/bin/bash"}
+	file.Config.Env = nil
 	for k, v := range r.Env {
 		file.Config.Env = append(file.Config.Env, k+"="+v)
 	}
@@ -71,7 +84,7 @@ func image(r recipe, layer v1.Layer) (v1.Image, error) {
 	return mutate.ConfigFile(img, file)
 }
 
-func writeLayer(rootfs string, began time.Time, to string) error {
+func writeLayer(t tree, to string) error {
 	f, err := os.Create(to)
 	if err != nil {
 		return err
@@ -82,7 +95,7 @@ func writeLayer(rootfs string, began time.Time, to string) error {
 	if err != nil {
 		return err
 	}
-	if err := writeTree(rootfs, began, z); err != nil {
+	if err := writeTree(t, z); err != nil {
 		return err
 	}
 	if err := z.Close(); err != nil {
@@ -97,22 +110,50 @@ func writeLayer(rootfs string, began time.Time, to string) error {
 // A treeWriter turns a tree into a tar that depends on its content alone: names
 // sorted, owners by number, no times of this build.
 type treeWriter struct {
-	root   string
+	tree   // files of this build are as new as began or newer
 	tar    *tar.Writer
-	began  time.Time         // files of this build are this new or newer
 	latest time.Time         // what their time becomes: that of the newest packaged file
 	linked map[uint64]string // inode to the name that was written first
+	found  map[string]bool   // names of the base's that are there still
 }
 
-func writeTree(root string, began time.Time, w io.Writer) error {
-	t := &treeWriter{root: root, tar: tar.NewWriter(w), began: began, linked: map[uint64]string{}}
-	if err := filepath.WalkDir(root, t.age); err != nil {
+func writeTree(of tree, w io.Writer) error {
+	t := &treeWriter{tree: of, tar: tar.NewWriter(w), linked: map[uint64]string{}, found: map[string]bool{}}
+	if err := filepath.WalkDir(t.root, t.age); err != nil {
 		return err
 	}
-	if err := filepath.WalkDir(root, t.add); err != nil { // in lexical order
+	if err := filepath.WalkDir(t.root, t.add); err != nil { // in lexical order
+		return err
+	}
+	if err := t.whiteouts(); err != nil {
 		return err
 	}
 	return t.tar.Close()
+}
+
+// whiteouts marks what the base had and is gone.
+func (t *treeWriter) whiteouts() error {
+	for _, name := range slices.Sorted(maps.Keys(t.marks)) {
+		dir, file := filepath.Split(name)
+		if t.found[name] || dir != "" && !t.found[filepath.Clean(dir)] {
+			continue // there, or gone with its directory
+		}
+		if err := t.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: dir + ".wh." + file, Mode: 0o600, Format: tar.FormatPAX}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// same reports whether the base has the file already.
+func (t *treeWriter) same(path, name string, info fs.FileInfo) (bool, error) {
+	old, ok := t.marks[name]
+	if !ok {
+		return false, nil
+	}
+	t.found[name] = true
+	now, err := markOf(path, info)
+	return now == old, err
 }
 
 // age finds the newest file that dpkg unpacked with its package's own time.
@@ -141,6 +182,9 @@ func (t *treeWriter) add(path string, d fs.DirEntry, err error) error {
 	}
 	name, err := filepath.Rel(t.root, path)
 	if err != nil {
+		return err
+	}
+	if same, err := t.same(path, name, info); same || err != nil {
 		return err
 	}
 	h, err := t.header(path, name, info)
