@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"s0.run/api/internal/audit"
 	"s0.run/internal/sandbox"
@@ -73,29 +72,6 @@ var (
 	ErrIDTaken  = errors.New("another claim has a row with this sandbox id")
 	ErrKeyTaken = errors.New("another claim has used this idempotency key")
 )
-
-// Reservation is a connection held for one claim's row: with it in hand, a
-// claim knows that the database is there before it takes a slot.
-type Reservation struct{ conn *pgxpool.Conn }
-
-// Reserve waits for a connection until ctx ends. The caller releases it.
-func (s *Store) Reserve(ctx context.Context) (*Reservation, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	conn, err := s.conns.Acquire(ctx)
-	if err != nil {
-		return nil, classify(err, "reserving a connection")
-	}
-	return &Reservation{conn}, nil
-}
-
-// Release gives the connection back. Releasing twice is fine.
-func (r *Reservation) Release() { r.conn.Release() }
-
-// InsertSandbox stores a claim's row over the reserved connection.
-func (r *Reservation) InsertSandbox(ctx context.Context, n NewSandbox) (Sandbox, error) {
-	return insertSandbox(ctx, bounded{r.conn}, n)
-}
 
 // InsertSandbox stores a claim's row. Repeating it with the same claim id
 // answers the same row, so that a write of unknown outcome is resolved by

@@ -36,8 +36,9 @@ const (
 
 // Store is safe for concurrent use.
 type Store struct {
-	conns *pgxpool.Pool
-	pool  bounded // conns, for single statements
+	conns  *pgxpool.Pool
+	pool   bounded // conns, for single statements
+	claims *committer
 }
 
 // Open connects to the database and brings its schema up to date.
@@ -56,7 +57,7 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	return &Store{conns: pool, pool: bounded{pool}}, nil
+	return &Store{conns: pool, pool: bounded{pool}, claims: newCommitter(pool)}, nil
 }
 
 func setRuntimeParams(cfg *pgx.ConnConfig) {
@@ -72,8 +73,11 @@ func setRuntimeParams(cfg *pgx.ConnConfig) {
 	}
 }
 
-// Close ends every connection.
-func (s *Store) Close() { s.conns.Close() }
+// Close ends every connection, after what goes on over them.
+func (s *Store) Close() {
+	s.claims.lanes.Wait()
+	s.conns.Close()
+}
 
 // hangUp ends a connection that is not of the pool, without waiting long for a
 // server that does not answer.
