@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,6 +27,11 @@ const (
 	writeTimeout = 30 * time.Second
 	// closeTimeout is how long a polite goodbye may take.
 	closeTimeout = time.Second
+	// handshakeTimeout bounds the way from a name to an open stream.
+	handshakeTimeout = 30 * time.Second
+	// silence is how long a server that has pinged may say nothing at all: more than
+	// two of its pings, which come every 25 s.
+	silence = 60 * time.Second
 )
 
 // Stream is a context attached through a WebSocket: it first replays what the
@@ -93,6 +100,7 @@ func (c *Client) AttachAt(ctx context.Context, sandboxID, contextID string, offs
 		return nil, fmt.Errorf("attaching to context %s: %w", contextID, err)
 	}
 	conn.SetReadLimit(maxMessageBytes)
+	expectPings(conn)
 	// Closing the connection is the one way to wake a reader.
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	return &Stream{conn: conn, stop: stop, offset: offset}, nil
@@ -101,11 +109,21 @@ func (c *Client) AttachAt(ctx context.Context, sandboxID, contextID string, offs
 // dialer speaks to the server in the same way as the HTTP client does, as far
 // as a WebSocket can.
 func (c *Client) dialer() *websocket.Dialer {
-	d := &websocket.Dialer{Proxy: http.ProxyFromEnvironment}
+	d := &websocket.Dialer{Proxy: http.ProxyFromEnvironment, HandshakeTimeout: handshakeTimeout}
 	if t, ok := c.cfg.HTTPClient.Transport.(*http.Transport); ok {
 		d.Proxy, d.NetDialContext, d.TLSClientConfig = t.Proxy, t.DialContext, t.TLSClientConfig
 	}
 	return d
+}
+
+// expectPings makes reading fail where the server's pings stop: nothing else tells
+// that the network between has gone.
+func expectPings(conn *websocket.Conn) {
+	answer := conn.PingHandler()
+	conn.SetPingHandler(func(data string) error {
+		conn.SetReadDeadline(time.Now().Add(silence))
+		return answer(data)
+	})
 }
 
 // Next waits for the next event. It returns io.EOF once the server has closed
@@ -164,10 +182,39 @@ func closeError(err error) error {
 		return err
 	case closed.Code == websocket.CloseNormalClosure && closed.Text == "":
 		return io.EOF
-	case closed.Text != "":
-		return fmt.Errorf("the server ended the stream: %s", closed.Text)
 	}
-	return fmt.Errorf("the server ended the stream: close code %d", closed.Code)
+	return &ClosedError{Code: closed.Code, Reason: closed.Text}
+}
+
+// ClosedError is a stream that the server has ended before its time.
+type ClosedError struct {
+	Code   int    // of RFC 6455
+	Reason string // for people; may be empty
+}
+
+func (e *ClosedError) Error() string {
+	if e.Reason != "" {
+		return "the server ended the stream: " + e.Reason
+	}
+	return fmt.Sprintf("the server ended the stream: close code %d", e.Code)
+}
+
+// CanReattach reports whether a stream that ended with err, or could not be opened,
+// may be gone on with by [Client.AttachAt]: the connection broke, or the server
+// restarts. Any other end is one.
+func CanReattach(err error) bool {
+	var closed *ClosedError
+	var answer *APIError
+	var broken net.Error
+	switch {
+	case errors.As(err, &closed):
+		return slices.Contains([]int{
+			websocket.CloseGoingAway, websocket.CloseAbnormalClosure, websocket.CloseServiceRestart, websocket.CloseTryAgainLater,
+		}, closed.Code)
+	case errors.As(err, &answer):
+		return answer.StatusCode == http.StatusBadGateway || answer.RetryAfter > 0
+	}
+	return errors.As(err, &broken) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
 }
 
 // OutputLostError tells how much output never arrived, of a context that printed

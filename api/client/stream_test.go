@@ -113,6 +113,35 @@ func TestStreamCopyCutShort(t *testing.T) {
 	}
 }
 
+// What is over is told from what was cut short.
+func TestCanReattach(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		serve func(*websocket.Conn)
+		want  bool
+	}{
+		"context not found": {func(c *websocket.Conn) { closing(c, websocket.CloseNormalClosure, "context not found") }, false},
+		"nonsense":          {func(c *websocket.Conn) { closing(c, websocket.CloseInternalServerErr, "") }, false},
+		"server restarts":   {func(c *websocket.Conn) { closing(c, websocket.CloseServiceRestart, "") }, true},
+		"connection lost":   {func(c *websocket.Conn) { c.NetConn().Close() }, true},
+		"no JSON":           {func(c *websocket.Conn) { texts(c, "hello") }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := attach(t, c.serve).Copy(io.Discard, io.Discard)
+			if got := client.CanReattach(err); got != c.want {
+				t.Errorf("%v: %v", err, got)
+			}
+		})
+	}
+	for status, want := range map[int]bool{http.StatusNotFound: false, http.StatusBadGateway: true} {
+		c := newClient(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+		if _, err := c.Attach(t.Context(), "sb", "cx"); client.CanReattach(err) != want {
+			t.Errorf("%d: %v", status, err)
+		}
+	}
+}
+
 func TestStreamInput(t *testing.T) {
 	t.Parallel()
 	type frame struct {
