@@ -9,12 +9,19 @@ package api
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 )
+
+// contract is what the server serves, in the words that its clients read.
+//
+//go:embed openapi.yaml
+var contract []byte
 
 // Config is an API server's configuration. Every field without a default is
 // required.
@@ -42,8 +49,12 @@ type Config struct {
 	PoolMax      int    // and may grow to
 
 	AllowedHosts []string // names that this server answers to, beside loopback's and addresses
-	RateLimit    float64  // requests a second of each team and each address; defaults to 100
-	RateBurst    int      // requests at once; defaults to 200
+	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells where a
+	// request comes from; of anybody else it is not read.
+	TrustedProxies []netip.Prefix
+
+	RateLimit float64 // requests a second of each team and each address; defaults to 100
+	RateBurst int     // requests at once; defaults to 200
 
 	// WebhookAllowPrivate lets webhooks reach loopback and private networks, and
 	// this machine itself: whatever this server reaches, every tenant may then call.

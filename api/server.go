@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"s0.run/api/internal/apidoc"
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
@@ -68,12 +69,13 @@ type server struct {
 	exposure  *exposure.Proxy
 	http      *http.Server
 	metrics   http.Handler
+	doc       *apidoc.Doc
 }
 
 // open acquires what a server needs: listeners, keys, a database with the first
 // user and the builtin template in it. Nothing runs yet.
-func open(ctx context.Context, cfg Config) (s *server, err error) {
-	s = &server{cfg: cfg}
+func open(ctx context.Context, cfg Config) (_ *server, err error) {
+	s := &server{cfg: cfg}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -105,6 +107,11 @@ func open(ctx context.Context, cfg Config) (s *server, err error) {
 	if err := s.bootstrap(ctx, id); err != nil {
 		return nil, err
 	}
+	doc, err := apidoc.New(contract)
+	if err != nil {
+		return nil, err
+	}
+	s.doc = doc
 	s.wire(signer, id)
 	return s, s.catalog.Load(ctx)
 }
@@ -180,6 +187,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
 		Registry: reg, Log: log,
 		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics,
+		Doc: s.doc, TrustedProxies: s.cfg.TrustedProxies,
 	}).Server()
 	s.http.RegisterOnShutdown(s.sockets.Close)
 	s.http.RegisterOnShutdown(s.watches.Close)

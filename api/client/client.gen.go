@@ -25,6 +25,30 @@ func (e APIKeyScope) Valid() bool {
 	}
 }
 
+// Defines values for AuditRecordOutcome.
+const (
+	AuditRecordOutcomeBegun     AuditRecordOutcome = "begun"
+	AuditRecordOutcomeFailed    AuditRecordOutcome = "failed"
+	AuditRecordOutcomeRefused   AuditRecordOutcome = "refused"
+	AuditRecordOutcomeSucceeded AuditRecordOutcome = "succeeded"
+)
+
+// Valid indicates whether the value is a known member of the AuditRecordOutcome enum.
+func (e AuditRecordOutcome) Valid() bool {
+	switch e {
+	case AuditRecordOutcomeBegun:
+		return true
+	case AuditRecordOutcomeFailed:
+		return true
+	case AuditRecordOutcomeRefused:
+		return true
+	case AuditRecordOutcomeSucceeded:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for AuthProviderType.
 const (
 	AuthProviderTypeBuiltin AuthProviderType = "builtin"
@@ -1530,6 +1554,50 @@ type AllowDeny struct {
 	Allowed []string `json:"allowed,omitempty,omitzero"`
 	Denied  []string `json:"denied,omitempty,omitzero"`
 }
+
+// AuditRecord defines model for AuditRecord.
+type AuditRecord struct {
+	// Address Of the client.
+	Address string `json:"address"`
+
+	// APIKeyID Absent when a user called.
+	APIKeyID *string   `json:"api_key_id,omitempty"`
+	At       time.Time `json:"at"`
+
+	// Code Of the error that was answered; empty if none was.
+	Code string `json:"code"`
+	ID   string `json:"id"`
+
+	// Operation The operationId in this contract.
+	Operation string `json:"operation"`
+
+	// Outcome `succeeded`: carried out. `refused`: the caller's fault. `failed`: the server's;
+	// a part of it may have been carried out. `begun`: it may have been carried out.
+	Outcome AuditRecordOutcome `json:"outcome"`
+
+	// RequestID The answer's X-Request-Id.
+	RequestID string `json:"request_id"`
+
+	// Resource What it changed: the ids in its path, or of what it made.
+	Resource string `json:"resource"`
+
+	// TeamID Absent when the call was of no team.
+	TeamID *string `json:"team_id,omitempty"`
+
+	// UserID Who called; of an API key, who made it.
+	UserID *string `json:"user_id,omitempty"`
+}
+
+// AuditRecordList defines model for AuditRecordList.
+type AuditRecordList struct {
+	// NextCursor Absent on the last page.
+	NextCursor *string       `json:"next_cursor,omitempty"`
+	Records    []AuditRecord `json:"records"`
+}
+
+// AuditRecordOutcome `succeeded`: carried out. `refused`: the caller's fault. `failed`: the server's;
+// a part of it may have been carried out. `begun`: it may have been carried out.
+type AuditRecordOutcome string
 
 // AuthProvider defines model for AuthProvider.
 type AuthProvider struct {

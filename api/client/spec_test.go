@@ -90,7 +90,11 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"updateExposedPorts": result(func() (any, error) { return c.UpdateExposedPorts(ctx, sb, []client.ExposedPort{{Port: 80}}) }),
 		"clearExposedPorts":  result(func() (any, error) { return c.ClearExposedPorts(ctx, sb) }),
 		"removeExposedPort":  result(func() (any, error) { return c.RemoveExposedPort(ctx, sb, 80) }),
-		"listContexts":       result(func() (any, error) { return c.ListContexts(ctx, sb) }),
+		"listAuditRecords": result(func() (any, error) {
+			return c.ListAuditRecords(ctx, client.AuditOptions{Operation: "createSandbox", Limit: 7})
+		}),
+		"listAllAuditRecords": result(func() (any, error) { return c.ListAllAuditRecords(ctx, client.AuditOptions{}) }),
+		"listContexts":        result(func() (any, error) { return c.ListContexts(ctx, sb) }),
 		"createContext": result(func() (any, error) {
 			return c.CreateContext(ctx, sb, client.CreateContextRequest{Type: client.ContextTypeREPL})
 		}),
@@ -170,7 +174,7 @@ type specServer struct {
 
 // Operations that the client has no method for, or none that is one request: the
 // streams have tests of their own, the others are for probes and scrapers.
-var withoutMethod = []string{"attachContext", "connectSession", "streamSessionEvents", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics"}
+var withoutMethod = []string{"attachContext", "connectSession", "streamSessionEvents", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics", "getDocs", "getOpenAPIYAML", "getOpenAPIJSON"}
 
 func newSpecServer(t *testing.T) *specServer {
 	t.Helper()

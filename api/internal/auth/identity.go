@@ -1,6 +1,8 @@
 package auth
 
 import (
+	"time"
+
 	"github.com/google/uuid"
 
 	"s0.run/internal/errdefs"
@@ -9,9 +11,10 @@ import (
 // Identity is a caller whose credential was verified, before a team is chosen.
 type Identity struct {
 	UserID  uuid.UUID
-	Grants  []Grant   // of a user: one for each team
-	IsAdmin bool      // of a user: of the whole system
+	Grants  []Grant   // of a user: one for each team, as it is now
+	IsAdmin bool      // of a user: of the whole system, as it is now
 	KeyID   uuid.UUID // of an API key; uuid.Nil for a user
+	Expires time.Time // of a user: when the access token does
 
 	key keyIdentity
 }
@@ -27,10 +30,25 @@ type Grant struct {
 	TeamID       uuid.UUID `json:"team_id"`
 	TeamRole     string    `json:"team_role"`
 	HomeRegionID string    `json:"home_region_id"`
+	Owner        bool      `json:"-"` // of the team
 }
 
 // IsKey reports whether the caller came with an API key.
 func (id *Identity) IsKey() bool { return id.KeyID != uuid.Nil }
+
+// Operator reports whether the caller administers the whole system: a system
+// admin, or a platform key.
+func (id *Identity) Operator() bool { return id.IsAdmin || id.IsKey() && id.key.platform }
+
+// Grant is what the caller, a user, is in a team.
+func (id *Identity) Grant(team uuid.UUID) (Grant, bool) {
+	for _, g := range id.Grants {
+		if g.TeamID == team {
+			return g, true
+		}
+	}
+	return Grant{}, false
+}
 
 // Principal is a caller who acts within a team.
 type Principal struct {
@@ -87,10 +105,12 @@ func (id *Identity) userInTeam(team uuid.UUID) (Principal, error) {
 	if team == uuid.Nil && len(id.Grants) != 1 {
 		return Principal{}, errdefs.New(errdefs.InvalidArgument, "X-Team-ID is required: you belong to %d teams", len(id.Grants))
 	}
-	for _, g := range id.Grants {
-		if team == uuid.Nil || g.TeamID == team {
-			return Principal{UserID: id.UserID, TeamID: g.TeamID, IsAdmin: id.IsAdmin, roles: []string{g.TeamRole}}, nil
-		}
+	if team == uuid.Nil {
+		team = id.Grants[0].TeamID
 	}
-	return Principal{}, errdefs.New(errdefs.PermissionDenied, "insufficient permissions")
+	g, member := id.Grant(team)
+	if !member {
+		return Principal{}, errdefs.New(errdefs.PermissionDenied, "insufficient permissions")
+	}
+	return Principal{UserID: id.UserID, TeamID: g.TeamID, IsAdmin: id.IsAdmin, roles: []string{g.TeamRole}}, nil
 }

@@ -1,10 +1,11 @@
 // Package auth says who is calling and what that caller may do.
 //
 // It owns the formats of passwords, access tokens and API keys, the table from
-// roles to permissions, and the memory of API keys that were verified lately.
-// What it remembers is a minute old at most and dropped whenever a key changes
-// anywhere. It never stores a secret, never logs a token and leaves the rest of
-// identity (who exists) to its callers.
+// roles to permissions, and the memory of keys and users that were looked up
+// lately. What it remembers is seconds old, a minute while the database is away,
+// and dropped whenever a key, a membership or a user's rights change anywhere. It
+// never stores a secret, never logs a token and leaves the rest of identity (who
+// exists) to its callers.
 package auth
 
 import (
@@ -26,6 +27,8 @@ const (
 	TemplateWrite  Permission = "template:write"
 	TemplateDelete Permission = "template:delete"
 	APIKeyManage   Permission = "apikey:manage"
+	AuditRead      Permission = "audit:read"
+	TeamManage     Permission = "team:manage"
 
 	everything Permission = "*"
 )

@@ -11,11 +11,12 @@ type access struct {
 type caller int
 
 const (
-	nobody    caller = iota // not even a token is looked at
-	user                    // a person: an API key is refused
-	userTeam                // a person who acts in a team
-	keyAlone                // an API key: a person is refused
-	anyInTeam               // a person or a key, in a team
+	nobody      caller = iota // not even a token is looked at
+	user                      // a person: an API key is refused
+	userTeam                  // a person who acts in a team
+	keyAlone                  // an API key: a person is refused
+	anyInTeam                 // a person or a key, in a team
+	systemAdmin               // an admin of the whole system, or a platform key
 )
 
 // operations says of every route who may call it. A route that is not listed is
@@ -25,6 +26,13 @@ var operations = map[string]access{
 	"GET /readyz":   {who: nobody},
 	"GET /metadata": {who: nobody},
 	"GET /metrics":  {who: nobody},
+
+	"GET /docs":         {who: nobody},
+	"GET /openapi.yaml": {who: nobody},
+	"GET /openapi.json": {who: nobody},
+
+	"GET /api/v1/audit":      {anyInTeam, auth.AuditRead},
+	"GET /internal/v1/audit": {who: systemAdmin},
 
 	"GET /auth/providers":        {who: nobody},
 	"POST /auth/login":           {who: nobody},

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"runtime/debug"
 	"strconv"
 	"time"
@@ -22,11 +23,13 @@ import (
 
 // entry is what is logged about a request.
 type entry struct {
-	id     string
+	id     string // the request's
+	client string // its address
 	began  time.Time
 	team   uuid.UUID
 	route  string
 	status int
+	code   string // of the error that was answered
 
 	exposed bool // a tenant's own service answers: its errors are his, not ours
 }
@@ -74,7 +77,7 @@ func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (a *API) envelope(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
-		e := &entry{id: newRequestID(), began: began}
+		e := &entry{id: requestID(r), client: clientOf(r, a.cfg.TrustedProxies), began: began}
 		rec := &recorder{w, e}
 		rc := http.NewResponseController(w)
 		rc.SetWriteDeadline(began.Add(replyTimeout))
@@ -111,7 +114,14 @@ func drain(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func newRequestID() string {
+// wellFormedID is a request id that may be taken over from a client: into a header,
+// a log and a record.
+var wellFormedID = regexp.MustCompile(`^[A-Za-z0-9._-]{8,64}$`)
+
+func requestID(r *http.Request) string {
+	if own := r.Header.Values("X-Request-Id"); len(own) == 1 && wellFormedID.MatchString(own[0]) {
+		return own[0]
+	}
 	var b [12]byte
 	rand.Read(b[:]) // never fails
 	return "req-" + hex.EncodeToString(b[:])
@@ -164,6 +174,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	} else if status >= 500 && (!entry.exposed || e.Code == errdefs.Internal.Code()) {
 		a.cfg.Log.Error("request failed", "request", entry.id, "route", entry.route, "team", entry.team, "status", status, "err", err)
 	}
+	entry.code = e.Code
 	body := openapi.ErrorEnvelope{Error: openapi.ErrorBody{Code: e.Code, Message: e.Message, Details: e.Details}}
 	if status >= 500 {
 		body.Error.Details = map[string]any{"request_id": entry.id}
@@ -172,6 +183,17 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("Retry-After", retryAfter(e.RetryAfter))
 	}
 	a.send(w, r, status, body)
+}
+
+// serveText sends a document of ours.
+func (a *API) serveText(w http.ResponseWriter, r *http.Request, contentType string, b []byte) {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		w.Write(b) // a client that is gone needs no answer
+	}
 }
 
 func (a *API) send(w http.ResponseWriter, r *http.Request, status int, body any) {

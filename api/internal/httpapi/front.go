@@ -63,13 +63,13 @@ func (a *API) front(next http.Handler) http.Handler {
 		case exposed:
 			a.expose(w, r, byHost, hostErr)
 		case !a.cfg.Hosts.Allows(r.Host):
-			a.fail(w, r, errdefs.New(errdefs.PermissionDenied, "this server does not answer to that name; its operator can allow it"))
+			a.refuse(w, r, errdefs.New(errdefs.PermissionDenied, "this server does not answer to that name; its operator can allow it"))
 		case paired: // of another origin or not: no credential of ours comes with it
 			a.expose(w, r, byPair, pairErr)
 		case crossOrigin.Check(r) != nil:
-			a.fail(w, r, errdefs.New(errdefs.PermissionDenied, "cross-origin request"))
+			a.refuse(w, r, errdefs.New(errdefs.PermissionDenied, "cross-origin request"))
 		case encoded(r):
-			a.fail(w, r, errdefs.New(errdefs.InvalidArgument, "Content-Encoding is not supported"))
+			a.refuse(w, r, errdefs.New(errdefs.InvalidArgument, "Content-Encoding is not supported"))
 		default:
 			next.ServeHTTP(w, r)
 		}
@@ -93,7 +93,7 @@ type routes struct {
 
 func (rt routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path.Clean(r.URL.Path) != r.URL.Path { // the mux would redirect
-		rt.api.fail(w, r, errdefs.New(errdefs.NotFound, "no such route"))
+		rt.api.refuse(w, r, errdefs.New(errdefs.NotFound, "no such route"))
 		return
 	}
 	_, pattern := rt.mux.Handler(r)
@@ -104,11 +104,11 @@ func (rt routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	allowed := rt.methods(r)
 	if len(allowed) == 0 {
-		rt.api.fail(w, r, errdefs.New(errdefs.NotFound, "no such route"))
+		rt.api.refuse(w, r, errdefs.New(errdefs.NotFound, "no such route"))
 		return
 	}
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
-	rt.api.fail(w, r, errdefs.New(errdefs.MethodNotAllowed, "this route does not take %.16q", r.Method))
+	rt.api.refuse(w, r, errdefs.New(errdefs.MethodNotAllowed, "this route does not take %.16q", r.Method))
 }
 
 // methods lists what a path would take.

@@ -3,9 +3,7 @@ package httpapi
 import (
 	"context"
 	"math"
-	"net"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -31,27 +29,44 @@ func principalOf(r *http.Request) auth.Principal { return callerOf(r).principal 
 // guard lets a request through to its operation that may call it.
 func (a *API) guard(pattern string, operation http.HandlerFunc) http.HandlerFunc {
 	acc, listed := operations[pattern]
+	serve := a.audited(pattern, operation)
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !listed {
-			a.fail(w, r, errdefs.New(errdefs.PermissionDenied, "insufficient permissions"))
+			a.refuse(w, r, errdefs.New(errdefs.PermissionDenied, "insufficient permissions"))
 			return
 		}
 		caller, err := a.admit(w, r, acc)
-		if err != nil {
-			a.fail(w, r, err)
+		if err != nil && caller == nil {
+			a.refuse(w, r, err)
 			return
 		}
 		if entry := entryOf(r); caller != nil {
 			entry.team = caller.principal.TeamID
 		}
-		operation(w, r.WithContext(context.WithValue(r.Context(), whoKey{}, caller)))
+		serve := serve
+		if err != nil {
+			serve = a.audited(pattern, func(w http.ResponseWriter, r *http.Request) { a.fail(w, r, err) })
+		}
+		serve(w, r.WithContext(context.WithValue(r.Context(), whoKey{}, caller)))
 	}
 }
 
-// admit finds out who calls, whether he may, and whether it is not too often.
+// refuse is fail for a request that no operation sees. It costs its sender's
+// address like one that does.
+func (a *API) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if w.Header().Get(limitHeader) == "" {
+		if limited := a.limit(w, a.hosts, network(entryOf(r).client)); limited != nil {
+			err = limited
+		}
+	}
+	a.fail(w, r, err)
+}
+
+// admit finds out who calls, whether he may, and whether it is not too often. With
+// an error and a caller it is he who may not.
 func (a *API) admit(w http.ResponseWriter, r *http.Request, acc access) (*who, error) {
 	if acc.who == nobody {
-		return nil, a.limit(w, a.hosts, remoteHost(r))
+		return nil, a.limit(w, a.hosts, network(entryOf(r).client))
 	}
 	id, err := a.authenticate(w, r)
 	if err != nil {
@@ -62,7 +77,7 @@ func (a *API) admit(w http.ResponseWriter, r *http.Request, acc access) (*who, e
 	}
 	caller := &who{identity: id}
 	bucket := id.UserID
-	if acc.who != user {
+	if acc.who != user && acc.who != systemAdmin {
 		if caller.principal, err = a.inTeam(r, &id); err != nil {
 			return nil, err
 		}
@@ -71,8 +86,8 @@ func (a *API) admit(w http.ResponseWriter, r *http.Request, acc access) (*who, e
 	if err := a.limit(w, a.teams, bucket.String()); err != nil {
 		return nil, err
 	}
-	if acc.perm != "" && !caller.principal.Can(acc.perm) {
-		return nil, errdefs.New(errdefs.PermissionDenied, "insufficient permissions")
+	if acc.perm != "" && !caller.principal.Can(acc.perm) || acc.who == systemAdmin && !id.Operator() {
+		return caller, errdefs.New(errdefs.PermissionDenied, "insufficient permissions")
 	}
 	return caller, nil
 }
@@ -88,7 +103,7 @@ func (a *API) authenticate(w http.ResponseWriter, r *http.Request) (auth.Identit
 	if known && err == nil {
 		return id, nil
 	}
-	if limited := a.limit(w, a.hosts, remoteHost(r)); limited != nil {
+	if limited := a.limit(w, a.hosts, network(entryOf(r).client)); limited != nil {
 		return auth.Identity{}, limited
 	}
 	if known {
@@ -120,30 +135,19 @@ func (a *API) inTeam(r *http.Request, id *auth.Identity) (auth.Principal, error)
 	return p, err
 }
 
-const rateLimited = "rate_limited"
+const (
+	rateLimited = "rate_limited"
+	limitHeader = "X-RateLimit-Limit"
+)
 
 func (a *API) limit(w http.ResponseWriter, l *ratelimit.Limiter, key string) error {
 	v := l.Take(key)
-	w.Header().Set("X-RateLimit-Limit", strconv.Itoa(v.Limit))
+	w.Header().Set(limitHeader, strconv.Itoa(v.Limit))
 	w.Header().Set("X-RateLimit-Remaining", strconv.Itoa(v.Remaining))
 	if v.OK {
 		return nil
 	}
 	return errdefs.WithCode(errdefs.Exhausted, rateLimited, "too many requests").WithRetryAfter(v.RetryAfter)
-}
-
-// remoteHost is the sender's address. An IPv6 client has a /64 of them.
-func remoteHost(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	if ip, err := netip.ParseAddr(host); err == nil && ip.Unmap().Is6() {
-		if prefix, err := ip.WithZone("").Prefix(64); err == nil {
-			return prefix.String()
-		}
-	}
-	return host
 }
 
 func retryAfter(d time.Duration) string {

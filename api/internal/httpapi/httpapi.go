@@ -15,11 +15,13 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"s0.run/api/internal/apidoc"
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
@@ -77,6 +79,8 @@ type Config struct {
 	Rate             float64               // requests a second, of each team and of each address
 	Burst            int                   // requests at once
 	Metrics          http.Handler          // answers GET /metrics to this machine alone
+	Doc              *apidoc.Doc           // the contract
+	TrustedProxies   []netip.Prefix        // whose X-Forwarded-For is believed; may be empty
 }
 
 // API implements the generated ServerInterface.

@@ -25,7 +25,7 @@ func (a *API) expose(w http.ResponseWriter, r *http.Request, req exposure.Reques
 	entry := entryOf(r)
 	entry.route, entry.exposed = exposureRoute, true
 	if err == nil {
-		req.Remote = remoteHost(r)
+		req.Remote = network(entryOf(r).client)
 		err = a.cfg.Exposure.Serve(w, r, req)
 	}
 	if err != nil {

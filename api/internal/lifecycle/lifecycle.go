@@ -40,6 +40,7 @@ const (
 	purgeEvery         = time.Hour
 	tombstoneRetention = 24 * time.Hour // longer than any retry of a claim by its key
 	eventRetention     = 90 * 24 * time.Hour
+	auditRetention     = 400 * 24 * time.Hour
 )
 
 // Config names what the Keeper works with. The zero durations mean the defaults.
@@ -185,6 +186,9 @@ func (k *Keeper) purge(ctx context.Context) {
 	}
 	if err := k.cfg.Store.PurgeRefreshTokens(ctx); err != nil {
 		k.logFailure(ctx, "could not purge refresh tokens", err)
+	}
+	if err := k.cfg.Store.PurgeAudit(ctx, auditRetention); err != nil {
+		k.logFailure(ctx, "could not purge audit records", err)
 	}
 }
 
