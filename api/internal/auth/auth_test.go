@@ -21,6 +21,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/uuid"
 
+	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
 )
 
@@ -48,14 +49,20 @@ func forge(key []byte, header, payload map[string]any) string {
 func TestA05_OnlyOurTokensHold(t *testing.T) {
 	t.Parallel()
 	s := testSigner(t)
-	a := NewAuthenticator(s, nil)
 	user, team := uuid.New(), uuid.New()
+	a := NewAuthenticator(s, oneUser{user, team})
 	good, expires, err := s.Sign(user, []Grant{{TeamID: team, TeamRole: RoleAdmin, HomeRegionID: "local"}}, true)
 	if err != nil || time.Until(expires) > accessTokenLife || time.Until(expires) < accessTokenLife-time.Minute {
 		t.Fatalf("expires %v: %v", expires, err)
 	}
+	if _, known, err := a.Known(good); known || err != nil {
+		t.Fatalf("a user whom nobody looked up is not known: %v %v", known, err)
+	}
+	if _, err := a.Lookup(t.Context(), good); err != nil {
+		t.Fatal(err)
+	}
 	id, known, err := a.Known(good)
-	if err != nil || !known || id.UserID != user || !id.IsAdmin || len(id.Grants) != 1 || id.Grants[0].TeamID != team {
+	if err != nil || !known || id.UserID != user || !id.IsAdmin || len(id.Grants) != 1 || id.Grants[0].TeamID != team || !id.Expires.Equal(expires.Truncate(time.Second)) {
 		t.Fatalf("%+v %v: %v", id, known, err)
 	}
 
@@ -111,7 +118,33 @@ func TestA05_OnlyOurTokensHold(t *testing.T) {
 		if id, known, err := a.Known(token); !known || !errdefs.Is(err, errdefs.Unauthenticated) {
 			t.Errorf("%s: %+v %v %v", name, id, known, err)
 		}
+		if id, err := a.Lookup(t.Context(), token); !errdefs.Is(err, errdefs.Unauthenticated) {
+			t.Errorf("%s: %+v %v", name, id, err)
+		}
+		if a.MayBeOurs(token) {
+			t.Errorf("%s is taken for a token of ours", name)
+		}
 	}
+}
+
+// oneUser is a database with one user, an admin with one team.
+type oneUser struct{ user, team uuid.UUID }
+
+func (o oneUser) APIKeyByPrefix(context.Context, string) (store.APIKey, error) {
+	return store.APIKey{}, errdefs.New(errdefs.NotFound, "api key not found")
+}
+
+func (o oneUser) TouchAPIKey(context.Context, uuid.UUID, uuid.UUID) error { return nil }
+
+func (o oneUser) User(_ context.Context, id uuid.UUID) (store.User, error) {
+	if id != o.user {
+		return store.User{}, errdefs.New(errdefs.NotFound, "user not found")
+	}
+	return store.User{ID: id, IsAdmin: true}, nil
+}
+
+func (o oneUser) Grants(context.Context, uuid.UUID) ([]store.Grant, error) {
+	return []store.Grant{{TeamID: o.team, Role: RoleAdmin, Owner: true}}, nil
 }
 
 func TestTeamSelection(t *testing.T) {

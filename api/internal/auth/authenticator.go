@@ -6,127 +6,194 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"errors"
-	"sync"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/singleflight"
 
+	"s0.run/api/internal/audit"
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
 )
 
 const (
-	// cacheLife bounds how long a key that was revoked can go on while nobody
-	// can tell this replica: the database is away, and running sandboxes shall
-	// stay usable (X34).
-	cacheLife     = 60 * time.Second
-	cacheEntries  = 10_000
 	lookupTimeout = 3 * time.Second
+	// patience is how long a caller whose credential held a moment ago waits for
+	// the database before that counts.
+	patience = 500 * time.Millisecond
 )
 
-// keyStore is where API keys are kept.
-type keyStore interface {
+// records are where credentials, and what users may do, are kept.
+type records interface {
 	// APIKeyByPrefix fails with NotFound for a prefix that no key has.
 	APIKeyByPrefix(ctx context.Context, prefix string) (store.APIKey, error)
 	TouchAPIKey(ctx context.Context, team, id uuid.UUID) error
+	// User fails with NotFound for a user that does not exist.
+	User(ctx context.Context, id uuid.UUID) (store.User, error)
+	Grants(ctx context.Context, user uuid.UUID) ([]store.Grant, error)
 }
 
-// Authenticator verifies tokens. It is safe for concurrent use.
+// Authenticator verifies tokens. What a user may do is what the database says,
+// whatever his token was told when it was signed. It is safe for concurrent use.
 type Authenticator struct {
 	signer  *Signer
-	keys    keyStore
+	records records
 	lookups singleflight.Group
-
-	mu    sync.RWMutex
-	cache map[[sha256.Size]byte]cached // by the hash of the whole key
-	epoch uint64                       // counts Forget: what was read before is not cached after
-}
-
-type cached struct {
-	id    Identity
-	until time.Time
+	keys    *memory[[sha256.Size]byte, Identity] // by the hash of the whole key
+	users   *memory[uuid.UUID, Identity]         // without what is a token's own
 }
 
 // NewAuthenticator makes an Authenticator.
-func NewAuthenticator(signer *Signer, keys keyStore) *Authenticator {
-	return &Authenticator{signer: signer, keys: keys, cache: map[[sha256.Size]byte]cached{}}
+func NewAuthenticator(signer *Signer, r records) *Authenticator {
+	return &Authenticator{signer: signer, records: r, keys: newMemory[[sha256.Size]byte, Identity](), users: newMemory[uuid.UUID, Identity]()}
 }
 
-// Known verifies a token from memory alone: an access token, or a key that was
-// verified lately. It reports false for a key that has to be looked up.
+// Known verifies a token from memory alone. It reports false for one whose key or
+// user has to be looked up.
 func (a *Authenticator) Known(token string) (id Identity, known bool, err error) {
 	if len(token) > maxTokenBytes {
 		return Identity{}, true, ErrUnauthenticated
 	}
-	if !isAPIKey(token) {
-		id, err = a.signer.verify(token)
-		return id, true, err
+	if isAPIKey(token) {
+		id, known = a.keys.get(sha256.Sum256([]byte(token)))
+		return id, known, nil
 	}
-	sum := sha256.Sum256([]byte(token))
-	a.mu.RLock()
-	c, ok := a.cache[sum]
-	a.mu.RUnlock()
-	if !ok || time.Now().After(c.until) {
-		return Identity{}, false, nil
+	c, err := a.signer.verify(token)
+	if err != nil {
+		return Identity{}, true, err
 	}
-	return c.id, true, nil
+	id, known = a.users.get(c.UserID)
+	return id.with(c), known, nil
 }
 
 // MayBeOurs reports whether a token looks like an API key or is an access token
-// that holds: what must not be passed on to anybody.
+// of ours: what must not be passed on to anybody.
 func (a *Authenticator) MayBeOurs(token string) bool {
-	_, known, err := a.Known(token)
-	return isAPIKey(token) || known && err == nil
+	if isAPIKey(token) {
+		return true
+	}
+	_, err := a.signer.verify(token)
+	return err == nil
 }
 
-// Lookup verifies an API key against the store and remembers it. Many callers
-// with one key share one lookup.
+// Lookup verifies a token against the store and remembers it. Many callers with
+// one credential share one lookup.
 func (a *Authenticator) Lookup(ctx context.Context, token string) (Identity, error) {
+	if len(token) > maxTokenBytes {
+		return Identity{}, ErrUnauthenticated
+	}
+	if !isAPIKey(token) {
+		c, err := a.signer.verify(token)
+		if err != nil {
+			return Identity{}, err
+		}
+		id, err := ask(ctx, &a.lookups, a.users, c.UserID, c.UserID.String(), a.readUser)
+		return id.with(c), err
+	}
 	prefix, ok := keyPrefix(token)
 	if !ok {
 		return Identity{}, ErrUnauthenticated
 	}
 	sum := sha256.Sum256([]byte(token))
-	found := a.lookups.DoChan(hex.EncodeToString(sum[:]), func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTimeout)
-		defer cancel()
-		return a.lookup(ctx, prefix, sum)
+	return ask(ctx, &a.lookups, a.keys, sum, hex.EncodeToString(sum[:]), func(ctx context.Context, sum [sha256.Size]byte) (Identity, time.Time, error) {
+		return a.readKey(ctx, prefix, sum)
 	})
-	select {
-	case r := <-found:
-		if r.Err != nil {
+}
+
+// A reader reads a credential's identity, and until when it holds at most.
+type reader[K any] func(context.Context, K) (Identity, time.Time, error)
+
+// ask reads an identity into memory, once for all who ask at the same time. What
+// is remembered serves while the store gives no answer, or is slow to.
+func ask[K comparable](ctx context.Context, flights *singleflight.Group, m *memory[K, Identity], key K, name string, read reader[K]) (Identity, error) {
+	epoch := m.now()
+	answer := flights.DoChan(fmt.Sprint(name, epoch), func() (any, error) { // who asks after a change shares no older look
+		ctx, cancel := context.WithTimeout(audit.Without(context.WithoutCancel(ctx)), lookupTimeout)
+		defer cancel()
+		return learn(ctx, m, key, epoch, read)
+	})
+	impatient := time.NewTimer(patience)
+	defer impatient.Stop()
+	for {
+		select {
+		case r := <-answer:
+			if r.Err == nil {
+				return r.Val.(Identity), nil
+			}
+			if known, held := m.hold(key); held {
+				return known, nil
+			}
 			return Identity{}, r.Err
+		case <-impatient.C:
+			if known, held := m.hold(key); held {
+				return known, nil
+			}
+		case <-ctx.Done():
+			return Identity{}, ctx.Err()
 		}
-		return r.Val.(Identity), nil
-	case <-ctx.Done():
-		return Identity{}, ctx.Err()
 	}
 }
 
-// lookup does the same work whether the prefix exists or not (A04).
-func (a *Authenticator) lookup(ctx context.Context, prefix string, sum [sha256.Size]byte) (Identity, error) {
-	a.mu.RLock()
-	epoch := a.epoch
-	a.mu.RUnlock()
-	k, err := a.keys.APIKeyByPrefix(ctx, prefix)
+// learn reads an identity and remembers it, or that there is none.
+func learn[K comparable](ctx context.Context, m *memory[K, Identity], key K, epoch uint64, read reader[K]) (Identity, error) {
+	id, until, err := read(ctx, key)
+	if errdefs.Is(err, errdefs.Unauthenticated) {
+		m.drop(key)
+	}
+	if err == nil {
+		m.put(key, id, until, epoch)
+	}
+	return id, err
+}
+
+// readKey does the same work whether the prefix exists or not (A04).
+func (a *Authenticator) readKey(ctx context.Context, prefix string, sum [sha256.Size]byte) (id Identity, until time.Time, err error) {
+	k, err := a.records.APIKeyByPrefix(ctx, prefix)
 	exists := err == nil
 	if err != nil && !errdefs.Is(err, errdefs.NotFound) {
-		return Identity{}, err
+		return id, until, err
 	}
 	stored := make([]byte, sha256.Size)
 	copy(stored, k.Hash)
 	matches := subtle.ConstantTimeCompare(stored, sum[:]) == 1
 	if !exists || !matches || !k.Active || k.Expired {
-		return Identity{}, ErrUnauthenticated.WithCause(errors.New("API key does not hold"))
+		return id, until, ErrUnauthenticated.WithCause(errors.New("API key does not hold"))
 	}
-	id := Identity{UserID: k.CreatedBy, KeyID: k.ID, key: keyIdentity{team: k.TeamID, roles: k.Roles, platform: k.Scope == ScopePlatform}}
+	id = Identity{UserID: k.CreatedBy, KeyID: k.ID, key: keyIdentity{team: k.TeamID, roles: k.Roles, platform: k.Scope == ScopePlatform}}
 	if id.key.platform {
 		id.key.roles = []string{RoleAdmin}
 	}
-	a.remember(sum, id, k.ExpiresAt, epoch)
-	_ = a.keys.TouchAPIKey(ctx, k.TeamID, k.ID) // for people to read; nothing depends on it
-	return id, nil
+	if k.ExpiresAt != nil {
+		until = *k.ExpiresAt
+	}
+	_ = a.records.TouchAPIKey(ctx, k.TeamID, k.ID) // for people to read; nothing depends on it
+	return id, until, nil
+}
+
+// readUser reads what a user may do.
+func (a *Authenticator) readUser(ctx context.Context, user uuid.UUID) (id Identity, until time.Time, err error) {
+	u, err := a.records.User(ctx, user)
+	if errdefs.Is(err, errdefs.NotFound) || err == nil && u.Disabled {
+		return id, until, ErrUnauthenticated.WithCause(errors.New("the token's user is gone or disabled"))
+	}
+	if err != nil {
+		return id, until, err
+	}
+	grants, err := a.records.Grants(ctx, user)
+	if err != nil {
+		return id, until, err
+	}
+	return Identity{UserID: user, IsAdmin: u.IsAdmin, Grants: GrantsOf(grants)}, until, nil
+}
+
+// GrantsOf makes grants of what is stored.
+func GrantsOf(rows []store.Grant) []Grant {
+	grants := make([]Grant, 0, len(rows))
+	for _, g := range rows {
+		grants = append(grants, Grant{TeamID: g.TeamID, TeamRole: g.Role, HomeRegionID: g.HomeRegionID, Owner: g.Owner})
+	}
+	return grants
 }
 
 // The scopes of API keys: of one team, or of the whole system.
@@ -135,26 +202,9 @@ const (
 	ScopePlatform = "platform"
 )
 
-func (a *Authenticator) remember(sum [sha256.Size]byte, id Identity, expires *time.Time, epoch uint64) {
-	until := time.Now().Add(cacheLife)
-	if expires != nil && expires.Before(until) {
-		until = *expires
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.epoch != epoch {
-		return // a key changed while this one was read: it may be stale
-	}
-	if len(a.cache) >= cacheEntries {
-		clear(a.cache) // rare, and each key is one read away
-	}
-	a.cache[sum] = cached{id: id, until: until}
-}
-
-// Forget drops every key from memory: one of them has changed somewhere.
+// Forget drops from memory every key, and what every user may do: something of
+// that has changed somewhere.
 func (a *Authenticator) Forget() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.epoch++
-	clear(a.cache)
+	a.keys.forget()
+	a.users.forget()
 }

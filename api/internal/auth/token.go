@@ -25,6 +25,10 @@ const (
 	tokenLeeway   = 30 * time.Second // clocks of replicas differ
 	signingBytes  = 32
 	maxTokenBytes = 8 << 10
+
+	// maxTokenGrants bounds what a token tells its holder of his teams, so that no
+	// number of them makes it too large. Whoever verifies it asks the database.
+	maxTokenGrants = 16
 )
 
 // Signer makes and verifies access tokens with one key and one algorithm. What
@@ -54,8 +58,10 @@ func NewSigner(key []byte) (*Signer, error) {
 	)}, nil
 }
 
-// Sign makes the access token of a user, and says when it expires.
+// Sign makes the access token of a user, and says when it expires. What it tells
+// about teams and rights is for its holder to read.
 func (s *Signer) Sign(user uuid.UUID, grants []Grant, isAdmin bool) (string, time.Time, error) {
+	grants = grants[:min(len(grants), maxTokenGrants)]
 	now := time.Now()
 	expires := now.Add(accessTokenLife)
 	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, claims{
@@ -68,13 +74,19 @@ func (s *Signer) Sign(user uuid.UUID, grants []Grant, isAdmin bool) (string, tim
 	return token, expires, err
 }
 
-func (s *Signer) verify(token string) (Identity, error) {
+func (s *Signer) verify(token string) (claims, error) {
 	var c claims
 	_, err := s.parser.ParseWithClaims(token, &c, func(*jwt.Token) (any, error) { return s.key, nil })
 	if err != nil || c.TokenType != "access" || c.UserID == uuid.Nil {
-		return Identity{}, ErrUnauthenticated.WithCause(errors.New("access token does not hold"))
+		return claims{}, ErrUnauthenticated.WithCause(errors.New("access token does not hold"))
 	}
-	return Identity{UserID: c.UserID, Grants: c.Grants, IsAdmin: c.IsAdmin}, nil
+	return c, nil
+}
+
+// with is the identity of the user that a token was signed for.
+func (id Identity) with(c claims) Identity {
+	id.UserID, id.Expires = c.UserID, c.ExpiresAt.Time
+	return id
 }
 
 // NewRefreshToken makes a refresh token and the hash it is stored as.

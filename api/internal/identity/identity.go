@@ -128,14 +128,10 @@ func (s *Service) session(ctx context.Context, user store.User, refresh string) 
 		return Session{}, err
 	}
 	out := Session{RefreshToken: refresh, User: user}
-	inToken := make([]auth.Grant, 0, len(grants))
-	for _, g := range grants {
-		inToken = append(inToken, auth.Grant{TeamID: g.TeamID, TeamRole: g.Role, HomeRegionID: g.HomeRegionID})
-	}
 	if len(grants) > 0 {
 		out.DefaultTeam = grants[0].TeamID
 	}
-	out.AccessToken, out.Expires, err = s.cfg.Signer.Sign(user.ID, inToken, user.IsAdmin)
+	out.AccessToken, out.Expires, err = s.cfg.Signer.Sign(user.ID, auth.GrantsOf(grants), user.IsAdmin)
 	return out, err
 }
 

@@ -47,7 +47,7 @@ func TestASession(t *testing.T) {
 	if err != nil || first.DefaultTeam == uuid.Nil {
 		t.Fatalf("%+v: %v", first, err)
 	}
-	id, _, err := a.Known(first.AccessToken)
+	id, err := a.Lookup(t.Context(), first.AccessToken)
 	if err != nil || id.UserID != first.User.ID || len(id.Grants) != 1 || id.Grants[0].TeamRole != auth.RoleAdmin || !id.IsAdmin {
 		t.Fatalf("%+v: %v", id, err)
 	}
@@ -120,7 +120,7 @@ func TestKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, _, err := a.Known(session.AccessToken)
+	id, err := a.Lookup(t.Context(), session.AccessToken)
 	if err != nil {
 		t.Fatal(err)
 	}

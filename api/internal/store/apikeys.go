@@ -54,9 +54,11 @@ func (s *Store) APIKeys(ctx context.Context, team uuid.UUID) ([]APIKey, error) {
 }
 
 // APIKeyByPrefix finds a key by its public part, for authentication alone: the
-// caller has no team yet.
+// caller has no team yet. A key is there as long as who made it may have it: a
+// user who is not disabled, and for a platform key an admin of the system.
 func (s *Store) APIKeyByPrefix(ctx context.Context, prefix string) (APIKey, error) {
-	rows, _ := s.pool.Query(ctx, "SELECT "+apiKeyColumns+" FROM api_keys WHERE prefix = $1", prefix)
+	rows, _ := s.pool.Query(ctx, "SELECT "+apiKeyColumns+` FROM api_keys WHERE prefix = $1 AND EXISTS (
+		SELECT FROM users u WHERE u.id = created_by AND u.disabled_at IS NULL AND (scope = 'team' OR u.is_admin))`, prefix)
 	k, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[APIKey])
 	return k, found(err, "reading an API key", "api key")
 }
@@ -68,9 +70,10 @@ func (s *Store) APIKeyByID(ctx context.Context, id uuid.UUID) (APIKey, error) {
 	return k, found(err, "reading an API key", "api key")
 }
 
-// TouchAPIKey notes that a key was used.
+// TouchAPIKey notes that a key was used, to the minute.
 func (s *Store) TouchAPIKey(ctx context.Context, team, id uuid.UUID) error {
-	_, err := s.pool.Exec(ctx, "UPDATE api_keys SET last_used_at = now() WHERE team_id = $1 AND id = $2", team, id)
+	_, err := s.pool.Exec(ctx, `UPDATE api_keys SET last_used_at = now()
+		WHERE team_id = $1 AND id = $2 AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')`, team, id)
 	return classify(err, "noting an API key's use")
 }
 

@@ -6,6 +6,9 @@ import "context"
 const (
 	TableAPIKeys   = "api_keys"
 	TableTemplates = "templates"
+	TableUsers     = "users"        // who is disabled, who is an admin of the system
+	TableTeams     = "teams"        // who owns a team
+	TableMembers   = "team_members" // who is what in a team
 )
 
 // Listen calls changed with a table's name after each change of it that any

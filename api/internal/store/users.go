@@ -16,7 +16,9 @@ type User struct {
 	ID           uuid.UUID
 	Email        string
 	Name         string
-	PasswordHash string
+	AvatarURL    string
+	Verified     bool   // that the email is the user's
+	PasswordHash string // empty: none
 	IsAdmin      bool
 	Disabled     bool
 	CreatedAt    time.Time
@@ -28,17 +30,7 @@ type Grant struct {
 	TeamID       uuid.UUID
 	Role         string
 	HomeRegionID string
-}
-
-// Team is a tenant.
-type Team struct {
-	ID           uuid.UUID
-	Name         string
-	Slug         string
-	OwnerID      uuid.UUID
-	HomeRegionID string
-	CreatedAt    time.Time
-	UpdatedAt    time.Time
+	Owner        bool
 }
 
 // FirstAdmin is the first user, with a team of its own.
@@ -67,8 +59,8 @@ func (s *Store) CreateFirstAdmin(ctx context.Context, a FirstAdmin) (bool, error
 		}
 		tag, err := tx.Exec(ctx, `
 			WITH admin AS (
-				INSERT INTO users (email, name, password_hash, is_admin)
-				SELECT $1, $2, $3, true WHERE NOT EXISTS (SELECT FROM users)
+				INSERT INTO users (email, name, password_hash, is_admin, email_verified)
+				SELECT $1, $2, $3, true, true WHERE NOT EXISTS (SELECT FROM users)
 				RETURNING id
 			), team AS (
 				INSERT INTO teams (name, slug, owner_id, home_region_id)
@@ -83,11 +75,11 @@ func (s *Store) CreateFirstAdmin(ctx context.Context, a FirstAdmin) (bool, error
 	return created && err == nil, err
 }
 
-const userColumns = "id, email, name, password_hash, is_admin, disabled_at IS NOT NULL, created_at, updated_at"
+const userColumns = "id, email, name, avatar_url, email_verified, password_hash, is_admin, disabled_at IS NOT NULL, created_at, updated_at"
 
 func scanUser(row pgx.CollectableRow) (User, error) {
 	var u User
-	err := row.Scan(&u.ID, &u.Email, &u.Name, &u.PasswordHash, &u.IsAdmin, &u.Disabled, &u.CreatedAt, &u.UpdatedAt)
+	err := row.Scan(&u.ID, &u.Email, &u.Name, &u.AvatarURL, &u.Verified, &u.PasswordHash, &u.IsAdmin, &u.Disabled, &u.CreatedAt, &u.UpdatedAt)
 	return u, err
 }
 
@@ -108,28 +100,11 @@ func (s *Store) User(ctx context.Context, id uuid.UUID) (User, error) {
 // Grants reads what a user is in which teams.
 func (s *Store) Grants(ctx context.Context, user uuid.UUID) ([]Grant, error) {
 	rows, _ := s.pool.Query(ctx, `
-		SELECT m.team_id, m.role, t.home_region_id
+		SELECT m.team_id, m.role, t.home_region_id, t.owner_id = m.user_id
 		FROM team_members m JOIN teams t ON t.id = m.team_id
 		WHERE m.user_id = $1 ORDER BY t.created_at, t.id`, user)
 	grants, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Grant])
 	return grants, classify(err, "reading a user's teams")
-}
-
-// Teams reads the teams of a user.
-func (s *Store) Teams(ctx context.Context, user uuid.UUID) ([]Team, error) {
-	rows, _ := s.pool.Query(ctx, `
-		SELECT t.id, t.name, t.slug, t.owner_id, t.home_region_id, t.created_at, t.updated_at
-		FROM team_members m JOIN teams t ON t.id = m.team_id
-		WHERE m.user_id = $1 ORDER BY t.created_at, t.id`, user)
-	teams, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Team])
-	return teams, classify(err, "reading a user's teams")
-}
-
-// TeamExists fails with NotFound for a team that does not exist.
-func (s *Store) TeamExists(ctx context.Context, team uuid.UUID) error {
-	var one int
-	err := s.pool.QueryRow(ctx, "SELECT 1 FROM teams WHERE id = $1", team).Scan(&one)
-	return found(err, "looking for a team", "team")
 }
 
 // maxOfTeam bounds how many of a kind of thing a team can have, so that a list

@@ -49,3 +49,13 @@ CREATE TRIGGER teams_changed AFTER UPDATE OF owner_id
     ON teams FOR EACH STATEMENT EXECUTE FUNCTION s0_notify_changed();
 CREATE TRIGGER users_changed AFTER DELETE OR UPDATE OF is_admin, disabled_at
     ON users FOR EACH STATEMENT EXECUTE FUNCTION s0_notify_changed();
+
+-- Teams that were. A claim that was under way when its team went may leave a
+-- sandbox behind: whatever is found of these teams is ended.
+CREATE TABLE deleted_teams (
+    team_id    uuid PRIMARY KEY,
+    slug       text NOT NULL,
+    owner_id   uuid NOT NULL,
+    deleted_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX deleted_teams_time ON deleted_teams (deleted_at);
