@@ -115,6 +115,17 @@ func (a *app) completeFirst(ask words) cobra.CompletionFunc {
 	}
 }
 
+// completeSignal completes a command of an id and a signal.
+func (a *app) completeSignal(ids words) cobra.CompletionFunc {
+	first := a.completeFirst(ids)
+	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) == 1 {
+			return []cobra.Completion{"INT", "TERM", "HUP", "QUIT", "KILL", "USR1", "USR2", "STOP", "CONT"}, cobra.ShellCompDirectiveNoFileComp
+		}
+		return first(cmd, args, word)
+	}
+}
+
 // completeSandboxes completes the first argument, of `delete` all of them. What
 // `exec` has behind it are often files' names.
 func (a *app) completeSandboxes(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {

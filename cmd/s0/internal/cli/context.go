@@ -16,7 +16,7 @@ import (
 // inSandbox makes a group of commands about things in one sandbox, which -s names.
 func (a *app) inSandbox(sandbox *string, cmd *cobra.Command) *cobra.Command {
 	cmd.PersistentFlags().StringVarP(sandbox, "sandbox", "s", "", "the sandbox's id (required)")
-	cmd.RegisterFlagCompletionFunc("sandbox", func(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	completeFlag(cmd, "sandbox", func(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return a.completeSandboxes(cmd, nil, word)
 	})
 	for _, sub := range cmd.Commands() {
@@ -50,7 +50,10 @@ func (a *app) contextList(sandbox *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows := output.Rows{Columns: []string{"ID", "TYPE", "WHAT~", "STATE", "EXIT", "CREATED"}}
+			rows := output.Rows{
+				Columns: []string{"ID", "TYPE", "WHAT~", "STATE", "EXIT", "CREATED"},
+				None:    "No contexts: nothing was started in this sandbox.",
+			}
 			for _, x := range list.Contexts {
 				rows.Rows = append(rows.Rows, []string{x.ID, string(x.Type), contextWhat(x), contextState(x), contextExit(x), since(x.CreatedAt)})
 			}
@@ -61,10 +64,11 @@ func (a *app) contextList(sandbox *string) *cobra.Command {
 
 func (a *app) contextGet(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "get <context>",
-		Short:   "Show a context; `s0 sandbox logs` shows what it printed",
-		Example: "  s0 sandbox context -s ID get ctx-1a2b3c4d",
-		Args:    want("the context's id"),
+		Use:               "get <context>",
+		Short:             "Show a context; `s0 sandbox logs` shows what it printed",
+		Example:           "  s0 sandbox context -s ID get ctx-1a2b3c4d",
+		Args:              want("the context's id"),
+		ValidArgsFunction: a.completeFirst(contextWords(sandbox)),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			x, err := c.GetContext(ctx, *sandbox, args[0])
 			if err != nil {
@@ -162,10 +166,11 @@ func replRequest(alias string) *client.REPLRequest {
 
 func (a *app) contextExec(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "exec <context> <input>",
-		Short:   "Write a line to a context and show what it prints",
-		Example: "  s0 sandbox context -s ID exec ctx-1a2b3c4d 'print(6 * 7)'",
-		Args:    want("the context's id", "the input"),
+		Use:               "exec <context> <input>",
+		Short:             "Write a line to a context and show what it prints",
+		Example:           "  s0 sandbox context -s ID exec ctx-1a2b3c4d 'print(6 * 7)'",
+		Args:              want("the context's id", "the input"),
+		ValidArgsFunction: a.completeFirst(contextWords(sandbox)),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			return a.execContext(ctx, c, *sandbox, args[0], args[1])
 		}),
@@ -174,10 +179,11 @@ func (a *app) contextExec(sandbox *string) *cobra.Command {
 
 func (a *app) contextSignal(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "signal <context> <signal>",
-		Short:   "Signal a context's process",
-		Example: "  s0 sandbox context -s ID signal ctx-1a2b3c4d INT",
-		Args:    want("the context's id", "the signal"),
+		Use:               "signal <context> <signal>",
+		Short:             "Signal a context's process",
+		Example:           "  s0 sandbox context -s ID signal ctx-1a2b3c4d INT",
+		Args:              want("the context's id", "the signal"),
+		ValidArgsFunction: a.completeSignal(contextWords(sandbox)),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.SignalContext(ctx, *sandbox, args[0], args[1]); err != nil {
 				return err
@@ -189,10 +195,11 @@ func (a *app) contextSignal(sandbox *string) *cobra.Command {
 
 func (a *app) contextRestart(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "restart <context>",
-		Short:   "Start a context's process anew, under the same id",
-		Example: "  s0 sandbox context -s ID restart ctx-1a2b3c4d",
-		Args:    want("the context's id"),
+		Use:               "restart <context>",
+		Short:             "Start a context's process anew, under the same id",
+		Example:           "  s0 sandbox context -s ID restart ctx-1a2b3c4d",
+		Args:              want("the context's id"),
+		ValidArgsFunction: a.completeFirst(contextWords(sandbox)),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			x, err := c.RestartContext(ctx, *sandbox, args[0])
 			if err != nil {
@@ -205,10 +212,11 @@ func (a *app) contextRestart(sandbox *string) *cobra.Command {
 
 func (a *app) contextStats(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "stats <context>",
-		Short:   "Show what a context's processes use",
-		Example: "  s0 sandbox context -s ID stats ctx-1a2b3c4d",
-		Args:    want("the context's id"),
+		Use:               "stats <context>",
+		Short:             "Show what a context's processes use",
+		Example:           "  s0 sandbox context -s ID stats ctx-1a2b3c4d",
+		Args:              want("the context's id"),
+		ValidArgsFunction: a.completeFirst(contextWords(sandbox)),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			stats, err := c.ContextStats(ctx, *sandbox, args[0])
 			if err != nil {
@@ -224,10 +232,11 @@ func (a *app) contextStats(sandbox *string) *cobra.Command {
 
 func (a *app) contextDelete(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "delete <context>",
-		Short:   "End a context's processes and forget it",
-		Example: "  s0 sandbox context -s ID delete ctx-1a2b3c4d",
-		Args:    want("the context's id"),
+		Use:               "delete <context>",
+		Short:             "End a context's processes and forget it",
+		Example:           "  s0 sandbox context -s ID delete ctx-1a2b3c4d",
+		Args:              want("the context's id"),
+		ValidArgsFunction: a.completeFirst(contextWords(sandbox)),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.DeleteContext(ctx, *sandbox, args[0]); err != nil {
 				return err

@@ -2,9 +2,7 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -51,62 +49,42 @@ claimed with a webhook. Events outlive their sandbox.`,
 	return cmd
 }
 
-// listEvents prints page after page, up to the limit if there is one.
 func (a *app) listEvents(ctx context.Context, c *client.Client, id string, opts client.SandboxEventsOptions) error {
-	for left := opts.Limit; ; {
-		opts.Limit = logPage
-		if left > 0 {
-			opts.Limit = min(left, logPage)
-		}
+	all := client.SandboxEventList{Events: []client.SandboxEvent{}}
+	err := paged(opts.Limit, logPage, func(limit int) (int, bool, error) {
+		opts.Limit = limit
 		page, err := c.ListSandboxEvents(ctx, id, opts)
 		if err != nil {
-			return err
+			return 0, false, err
 		}
-		for _, e := range page.Events {
-			if err := a.printEvent(e); err != nil {
-				return err
-			}
-		}
-		if left -= len(page.Events); page.NextCursor == nil || left == 0 {
-			return nil
-		}
-		opts.Cursor = *page.NextCursor
+		all.NextCursor, all.Watermark, opts.Cursor = page.NextCursor, page.Watermark, deref(page.NextCursor)
+		all.Events = append(all.Events, page.Events...)
+		return len(page.Events), page.NextCursor != nil, nil
+	})
+	if err != nil {
+		return err
 	}
+	return printAll(a, all, all.Events, a.printEvent)
 }
 
-// errEnded ends the watch of a sandbox that has ended.
-var errEnded = errors.New("the sandbox has ended")
-
-// watchEvents follows until it is interrupted or the sandbox's end. A watch that
-// breaks off is begun again behind its last event.
 func (a *app) watchEvents(ctx context.Context, c *client.Client, id string, opts client.SandboxEventsOptions) error {
-	for alive := time.Now(); ; {
-		err := c.FollowSandboxEvents(ctx, id, opts, func(e client.SandboxEvent) error {
-			opts.Cursor, alive = e.Cursor, time.Now()
+	return rewatch(ctx, func(alive func()) error {
+		return c.FollowSandboxEvents(ctx, id, opts, func(e client.SandboxEvent) error {
+			alive()
+			opts.Cursor = e.Cursor
 			if err := a.printEvent(e); err != nil || e.Action != "sandbox.deleted" {
 				return err
 			}
 			return errEnded
 		})
-		switch {
-		case ctx.Err() != nil, errors.Is(err, errEnded):
-			return nil
-		case !passes(err) || time.Since(alive) > rewatchTime:
-			return err
-		}
-		select {
-		case <-time.After(rewatchPause):
-		case <-ctx.Done():
-			return nil
-		}
-	}
+	})
 }
 
 // eventDetails are the attributes that say most of an event.
 var eventDetails = []string{"command", "alias", "exit_code", "state", "event_type", "path", "old_path", "reason", "count"}
 
 func (a *app) printEvent(e client.SandboxEvent) error {
-	text := fmt.Sprintf("%s %-16s", e.OccurredAt.Local().Format("2006-01-02T15:04:05.000"), e.Action)
+	text := fmt.Sprintf("%s %-16s", e.OccurredAt.Local().Format(stamp), e.Action)
 	if e.Resource.Type == "process" {
 		text += " " + e.Resource.ID
 	}

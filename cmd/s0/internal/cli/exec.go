@@ -3,13 +3,8 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"os/signal"
-	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,7 +33,10 @@ func (a *app) sandboxExec() *cobra.Command {
 		Long: `Run a command in a sandbox, show what it prints as it comes, and exit with its
 exit code. No shell reads the command: use sh -c for one.
 
-Interrupting s0 interrupts the command; interrupting it again ends it.`,
+Interrupting s0 interrupts the command; interrupting it again ends s0. With -it every
+key goes to the command. Where the connection breaks s0 attaches again, for a
+minute, and goes on where it was; Ctrl-C gives that up. Input from a file or another
+command can't be gone on with: nobody knows how much of it has arrived.`,
 		Example: `  s0 sandbox exec ID -- uname -a
   s0 sandbox exec ID -- sh -c 'echo $HOME; ls | wc -l'
   s0 sandbox exec -it ID -- bash
@@ -104,7 +102,7 @@ func (a *app) exec(ctx context.Context, c *client.Client, sandbox string, comman
 	if err != nil {
 		return err
 	}
-	return follow(ctx, c, sandbox, started.ID, e)
+	return a.attach(ctx, c, place{sandbox, started.ID}, e)
 }
 
 // execAtOnce runs a command in one request.
@@ -115,7 +113,7 @@ func (a *app) execAtOnce(ctx context.Context, c *client.Client, sandbox string, 
 	if err != nil {
 		return err
 	}
-	defer forget(ctx, c, sandbox, result.ID)
+	defer forget(ctx, c, place{sandbox, result.ID})
 	if a.printer.Format != output.Table {
 		err = a.printer.Print(result, nil)
 	} else {
@@ -141,102 +139,12 @@ func printResult(r *client.ContextResponse) error {
 	return errors.Join(err, err2)
 }
 
-// follow attaches to a command that has just started until it ends.
-func follow(ctx context.Context, c *client.Client, sandbox, id string, e execution) error {
-	// An interrupt is for the command, not for us: see relaySignals.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	s, err := c.Attach(ctx, sandbox, id)
-	if err != nil {
-		return lost(err, sandbox, id)
-	}
-	defer s.Close()
-	if e.terminal && e.interactive {
-		restore, err := tty.Raw(os.Stdin)
-		if err != nil {
-			return err
-		}
-		defer restore()
-	}
-	wait := relay(ctx, cancel, s, e)
-	exit, err := s.Copy(os.Stdout, os.Stderr)
-	interrupted := ctx.Err() != nil
-	cancel()
-	wait()
-	var missing *client.OutputLostError
-	var ours *fs.PathError // a reader behind s0 that has seen enough, a full disk
-	switch {
-	case interrupted:
-		err = context.Canceled
-	case errors.As(err, &missing) && exit.Code != 0:
-		note("s0: %v", missing)
-		err = nil
-	case err != nil && missing == nil && !errors.As(err, &ours):
-		return lost(err, sandbox, id)
-	}
-	forget(ctx, c, sandbox, id)
-	if err != nil {
-		return err
-	}
-	return exitCode(exit.Code)
-}
-
-// lost tells how to find a command that we could not follow to its end.
-func lost(err error, sandbox, id string) error {
-	return fmt.Errorf("following the command: %w; it may still run: `s0 sandbox context -s %s get %s`", err, sandbox, id)
-}
-
-// relay passes on what happens on our side until ctx ends; wait returns when it
-// has stopped. Reading stdin can't be stopped: that goroutine ends with the process.
-func relay(ctx context.Context, cancel context.CancelFunc, s *client.Stream, e execution) (wait func()) {
-	var side sync.WaitGroup
-	side.Go(func() { relaySignals(ctx, cancel, s) })
-	if e.terminal {
-		side.Go(func() {
-			tty.OnResize(ctx, os.Stdout, func(size tty.Size) { s.Resize(client.PTYSize(size)) })
-		})
-	}
-	switch {
-	case e.interactive:
-		go func() {
-			io.Copy(s, os.Stdin)
-			s.CloseInput()
-		}()
-	case !e.terminal: // what reads nevertheless shall not wait for us
-		side.Go(func() { s.CloseInput() })
-	}
-	return side.Wait
-}
-
-// relaySignals interrupts the command, and with the second signal ends it.
-func relaySignals(ctx context.Context, cancel context.CancelFunc, s *client.Stream) {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-	for n := 0; ; n++ {
-		select {
-		case <-ctx.Done():
-			return
-		case sig := <-signals:
-			if n > 0 {
-				cancel()
-				return
-			}
-			name := "INT"
-			if sig == syscall.SIGTERM {
-				name = "TERM"
-			}
-			s.Signal(name)
-		}
-	}
-}
-
 // forget deletes a context that nobody will ask for again. The sandbox's end
 // does the same, so that failing is no news.
-func forget(ctx context.Context, c *client.Client, sandbox, id string) {
+func forget(ctx context.Context, c *client.Client, at place) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
 	defer cancel()
-	c.DeleteContext(ctx, sandbox, id)
+	c.DeleteContext(ctx, at.sandbox, at.context)
 }
 
 func exitCode(code int) error {

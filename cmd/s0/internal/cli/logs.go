@@ -4,23 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"s0.run/api/client"
 	"s0.run/cmd/s0/internal/output"
-)
-
-const (
-	// rewatchPause is what passes before a watch that broke off is begun again, and
-	// rewatchTime for how long that is tried.
-	rewatchPause = time.Second
-	rewatchTime  = time.Minute
-
-	logPage = 1000 // lines that one question asks for
 )
 
 // period is the flags for a range of time.
@@ -92,63 +81,38 @@ func (a *app) sandboxLogs() *cobra.Command {
 	flags.IntVar(&opts.Limit, "limit", 0, "how many at most (default all)")
 	flags.BoolVarP(&watch, "watch", "w", false, "go on with what is printed, until interrupted")
 	complete(cmd, "stream", "stdout", "stderr", "pty")
+	a.completeContextFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("watch", "end-time")
 	cmd.MarkFlagsMutuallyExclusive("watch", "limit")
 	return cmd
 }
 
-// listLogs prints page after page, up to the limit if there is one.
 func (a *app) listLogs(ctx context.Context, c *client.Client, id string, opts client.SandboxLogsOptions) error {
-	for left := opts.Limit; ; {
-		opts.Limit = logPage
-		if left > 0 {
-			opts.Limit = min(left, logPage)
-		}
+	all := client.SandboxLogList{Logs: []client.SandboxLogEntry{}}
+	err := paged(opts.Limit, logPage, func(limit int) (int, bool, error) {
+		opts.Limit = limit
 		page, err := c.ListSandboxLogs(ctx, id, opts)
 		if err != nil {
-			return err
+			return 0, false, err
 		}
-		for _, e := range page.Logs {
-			if err := a.printLog(e); err != nil {
-				return err
-			}
-		}
-		if left -= len(page.Logs); page.NextCursor == nil || left == 0 {
-			return nil
-		}
-		opts.Cursor = *page.NextCursor
+		all.NextCursor, all.Watermark, opts.Cursor = page.NextCursor, page.Watermark, deref(page.NextCursor)
+		all.Logs = append(all.Logs, page.Logs...)
+		return len(page.Logs), page.NextCursor != nil, nil
+	})
+	if err != nil {
+		return err
 	}
+	return printAll(a, all, all.Logs, a.printLog)
 }
 
-// watchLogs follows until it is interrupted or the sandbox has ended. A watch
-// that breaks off is begun again behind its last line.
 func (a *app) watchLogs(ctx context.Context, c *client.Client, id string, opts client.SandboxLogsOptions) error {
-	for alive := time.Now(); ; {
-		err := c.FollowSandboxLogs(ctx, id, opts, func(e client.SandboxLogEntry) error {
-			opts.Cursor, alive = e.Cursor, time.Now()
+	return rewatch(ctx, func(alive func()) error {
+		return c.FollowSandboxLogs(ctx, id, opts, func(e client.SandboxLogEntry) error {
+			alive()
+			opts.Cursor = e.Cursor
 			return a.printLog(e)
 		})
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case !passes(err) || time.Since(alive) > rewatchTime:
-			return err
-		}
-		select {
-		case <-time.After(rewatchPause):
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// passes tells a server that restarts from one that says no.
-func passes(err error) bool {
-	var answer *client.APIError
-	if errors.As(err, &answer) {
-		return answer.StatusCode == 502 || answer.RetryAfter > 0
-	}
-	return !errors.Is(err, client.ErrWatchEnded) && !errors.Is(err, syscall.EPIPE)
+	})
 }
 
 func (a *app) printLog(e client.SandboxLogEntry) error {
@@ -161,6 +125,6 @@ func (a *app) printLog(e client.SandboxLogEntry) error {
 	if e.Stream != nil {
 		stream = string(*e.Stream)
 	}
-	text := fmt.Sprintf("%s %-6s %s", e.OccurredAt.Local().Format("2006-01-02T15:04:05.000"), stream, output.Plain(strings.ReplaceAll(e.Message, "\t", "    ")))
+	text := fmt.Sprintf("%s %-6s %s", e.OccurredAt.Local().Format(stamp), stream, output.Plain(trimLine(e.Message)))
 	return a.printer.PrintLine(e, output.Text(text))
 }

@@ -44,7 +44,7 @@ point of each series, the lowest and the highest. -o json prints all points.`,
 }
 
 func metricRows(m *client.SandboxRuntimeMetrics) output.Rows {
-	rows := output.Rows{Columns: []string{"METRIC", "NEWEST", "LOWEST", "HIGHEST", "POINTS"}}
+	rows := output.Rows{Columns: []string{"METRIC", "NEWEST", "LOWEST", "HIGHEST", "POINTS"}, None: "No samples in that time."}
 	for _, s := range m.Series {
 		var values []float64
 		for _, segment := range s.Segments {

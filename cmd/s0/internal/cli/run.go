@@ -45,6 +45,7 @@ The input - is read from stdin.`,
 	}
 	cmd.Flags().StringVar(&alias, "alias", "python", "the REPL: python, node, bash, sqlite, …")
 	cmd.Flags().StringVar(&contextID, "context-id", "", "a context to run it in, instead of the alias's")
+	a.completeContextFlag(cmd)
 	complete(cmd, "alias", "python", "node", "bash", "zsh", "ruby", "lua", "php", "r", "perl", "redis-cli", "sqlite")
 	return cmd
 }

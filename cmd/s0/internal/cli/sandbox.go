@@ -4,19 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"s0.run/api/client"
 	"s0.run/cmd/s0/internal/output"
+	"s0.run/cmd/s0/internal/tty"
 )
 
 func (a *app) sandbox() *cobra.Command {
 	return group("sandbox", "Claim sandboxes and work in them",
 		"  s0 sandbox create\n  s0 sandbox list\n  s0 sandbox run ID 'print(6 * 7)'\n  s0 sandbox exec -it ID -- bash\n  s0 sandbox delete ID",
 		a.sandboxCreate(), a.sandboxList(), a.sandboxGet(), a.sandboxStatus(), a.sandboxUpdate(), a.sandboxRefresh(), a.sandboxDelete(),
-		a.sandboxRun(), a.sandboxExec(), a.context(), a.files(), a.service(), a.ports(), a.sandboxEvents(), a.sandboxLogs(), a.sandboxMetrics())
+		a.sandboxRun(), a.sandboxExec(), a.context(), a.execSession(), a.files(), a.service(), a.ports(), a.sandboxEvents(), a.sandboxLogs(), a.sandboxMetrics())
 }
 
 // settings are the flags that create and update share.
@@ -34,9 +36,15 @@ func (s *settings) register(cmd *cobra.Command) {
 	flags.StringVar(&s.memory, "memory", "", "memory, such as 512Mi or 2Gi")
 }
 
+// claim are the flags of `create`.
+type claim struct {
+	settings
+	template, snapshot string
+	env, mounts        []string
+}
+
 func (a *app) sandboxCreate() *cobra.Command {
-	var template string
-	var s settings
+	var n claim
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Claim a sandbox",
@@ -46,48 +54,94 @@ A config file holds what the flags can't say:
 
   env_vars: {LANG: C.UTF-8}
   resources: {memory: 2Gi}
-  ttl: 900`,
+  ttl: 900
+  webhook: {url: "https://example.com/hook"}`,
 		Example: `  s0 sandbox create
-  s0 sandbox create -t mine --ttl 15m --memory 1Gi
+  s0 sandbox create -t mine --ttl 15m --memory 1Gi --env LANG=C.UTF-8
+  s0 sandbox create -f config.yaml
   ID=$(s0 sandbox create -o json | jq -r .id)`,
 		Args: want(),
 		RunE: a.run(func(ctx context.Context, c *client.Client, _ []string) error {
-			config, err := s.createConfig()
+			req, err := n.request()
 			if err != nil {
 				return err
 			}
-			claimed, err := c.CreateSandbox(ctx, client.ClaimRequest{Template: template, Config: config})
+			claimed, err := c.CreateSandbox(ctx, req)
 			if err != nil {
 				return err
 			}
 			return a.printCreated(claimed)
 		}),
 	}
-	cmd.Flags().StringVarP(&template, "template", "t", "default", "template")
-	cmd.RegisterFlagCompletionFunc("template", a.completeTemplates)
-	s.register(cmd)
+	flags := cmd.Flags()
+	flags.StringVarP(&n.template, "template", "t", "default", "template")
+	completeFlag(cmd, "template", a.completeTemplates)
+	n.register(cmd)
+	flags.StringArrayVar(&n.env, "env", nil, "NAME=VALUE, or NAME to pass on our own, for all processes; may be repeated")
+	flags.StringArrayVar(&n.mounts, "mount", nil, "volume and where it is seen, such as VOLUME:/data; may be repeated")
+	flags.StringVar(&n.snapshot, "snapshot-id", "", "start with the files of a snapshot")
 	return cmd
 }
 
-// createConfig is nil if nothing was asked for.
-func (s *settings) createConfig() (*client.SandboxConfig, error) {
-	if s.file == "" && s.ttl.value == nil && s.hardTTL.value == nil && s.memory == "" {
+func (n *claim) request() (client.ClaimRequest, error) {
+	req := client.ClaimRequest{Template: n.template}
+	if n.snapshot != "" {
+		req.SnapshotID = &n.snapshot
+	}
+	for _, m := range n.mounts {
+		volume, point, found := strings.Cut(m, ":")
+		if !found || volume == "" || !strings.HasPrefix(point, "/") {
+			return req, fmt.Errorf("--mount %q: want VOLUME:/absolute/path", m)
+		}
+		req.Mounts = append(req.Mounts, client.ClaimMount{SandboxvolumeID: volume, MountPoint: point})
+	}
+	config, err := n.config()
+	req.Config = config
+	return req, err
+}
+
+// config is nil if nothing was asked for.
+func (n *claim) config() (*client.SandboxConfig, error) {
+	env, err := parseEnv(n.env)
+	if err != nil {
+		return nil, err
+	}
+	if n.empty() && env == nil {
 		return nil, nil
 	}
-	var config client.SandboxConfig
-	if s.file != "" {
-		doc, err := readDocument(s.file)
-		if err != nil {
-			return nil, err
-		}
-		if config, err = decodeDocument[client.SandboxConfig](s.file, doc); err != nil {
-			return nil, err
-		}
+	config, err := readConfig[client.SandboxConfig](n.file)
+	if err != nil {
+		return nil, err
 	}
-	s.overlay(&config.TTL, &config.HardTTL, &config.Resources)
+	n.overlay(&config.TTL, &config.HardTTL, &config.Resources)
+	for name, value := range env {
+		if config.EnvVars == nil {
+			config.EnvVars = map[string]string{}
+		}
+		config.EnvVars[name] = value
+	}
 	return &config, nil
 }
 
+// empty tells that no flag was given.
+func (s *settings) empty() bool {
+	return s.file == "" && s.ttl.value == nil && s.hardTTL.value == nil && s.memory == ""
+}
+
+// readConfig reads a file if there is one.
+func readConfig[T any](file string) (T, error) {
+	var none T
+	if file == "" {
+		return none, nil
+	}
+	doc, err := readDocument(file)
+	if err != nil {
+		return none, err
+	}
+	return decodeDocument[T](file, doc)
+}
+
+// overlay puts the flags over what a file said.
 func (s *settings) overlay(ttl, hardTTL **int32, resources **client.SandboxResources) {
 	if s.ttl.value != nil {
 		*ttl = s.ttl.value
@@ -109,9 +163,19 @@ func (a *app) printCreated(c *client.ClaimResponse) error {
 		Status          client.SandboxState  `json:"status"`
 		BootstrapMounts []client.MountStatus `json:"bootstrap_mounts,omitempty"`
 	}{c.SandboxID, c.Template, c.ClusterID, c.PodName, c.Status, c.BootstrapMounts}
-	return a.printer.Print(data, output.Fields{
+	fields := output.Fields{
 		{"ID", c.SandboxID}, {"Template", c.Template}, {"Status", string(c.Status)}, {"Cluster", deref(c.ClusterID)},
-	})
+	}
+	for _, m := range c.BootstrapMounts {
+		fields = append(fields, [2]string{"Mount", m.MountPoint + " ← " + m.SandboxvolumeID + " (" + string(m.State) + ")"})
+	}
+	if err := a.printer.Print(data, fields); err != nil || a.printer.Format != output.Table || !tty.Is(os.Stdout) {
+		return err
+	}
+	note("")
+	note("Try:  s0 sandbox exec -it %s -- bash", c.SandboxID)
+	note("      s0 sandbox run %s 'print(6 * 7)'", c.SandboxID)
+	return nil
 }
 
 func (a *app) sandboxList() *cobra.Command {
@@ -129,7 +193,10 @@ func (a *app) sandboxList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows := output.Rows{Columns: []string{"ID", "TEMPLATE~", "STATUS", "CREATED", "EXPIRES", "HARD EXPIRY"}}
+			rows := output.Rows{
+				Columns: []string{"ID", "TEMPLATE~", "STATUS", "CREATED", "EXPIRES", "HARD EXPIRY"},
+				None:    "No sandboxes. `s0 sandbox create` claims one.",
+			}
 			for _, s := range list.Sandboxes {
 				rows.Rows = append(rows.Rows, []string{s.ID, s.TemplateID, stateOf(s), since(s.CreatedAt), until(s.ExpiresAt), until(s.HardExpiresAt)})
 			}
@@ -148,7 +215,7 @@ func (a *app) sandboxList() *cobra.Command {
 	flags.IntVar(&opts.Limit, "limit", 0, "how many, 1 to 200 (default 50)")
 	flags.IntVar(&opts.Offset, "offset", 0, "how many to leave out")
 	complete(cmd, "status", "starting", "running", "paused", "terminating", "failed")
-	cmd.RegisterFlagCompletionFunc("template-id", a.completeTemplates)
+	completeFlag(cmd, "template-id", a.completeTemplates)
 	return cmd
 }
 
@@ -224,17 +291,12 @@ func (a *app) sandboxUpdate() *cobra.Command {
 }
 
 func (s *settings) updateConfig(autoResume *bool) (client.SandboxUpdateConfig, error) {
-	var config client.SandboxUpdateConfig
-	if s.file != "" {
-		doc, err := readDocument(s.file)
-		if err != nil {
-			return config, err
-		}
-		if config, err = decodeDocument[client.SandboxUpdateConfig](s.file, doc); err != nil {
-			return config, err
-		}
-	} else if s.ttl.value == nil && s.hardTTL.value == nil && s.memory == "" && autoResume == nil {
-		return config, errors.New("nothing to change: name it with a flag or a file, see --help")
+	if s.empty() && autoResume == nil {
+		return client.SandboxUpdateConfig{}, errors.New("nothing to change: name it with a flag or a file, see --help")
+	}
+	config, err := readConfig[client.SandboxUpdateConfig](s.file)
+	if err != nil {
+		return config, err
 	}
 	s.overlay(&config.TTL, &config.HardTTL, &config.Resources)
 	if autoResume != nil {

@@ -37,7 +37,7 @@ func (a *app) serviceGet(sandbox *string) *cobra.Command {
 }
 
 func (a *app) printServices(list *client.SandboxServices) error {
-	rows := output.Rows{Columns: []string{"ID", "PORT", "RUNTIME", "PUBLIC", "ROUTES", "URL~"}}
+	rows := output.Rows{Columns: []string{"ID", "PORT", "RUNTIME", "PUBLIC", "ROUTES", "URL~"}, None: "No services."}
 	for _, s := range list.Services {
 		runtime := "manual"
 		if s.Runtime != nil {
@@ -106,10 +106,11 @@ func readServices(file string) ([]client.SandboxAppService, error) {
 
 func (a *app) serviceDelete(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "delete <service>",
-		Short:   "Remove one service",
-		Example: "  s0 sandbox service -s ID delete web",
-		Args:    want("the service's id"),
+		Use:               "delete <service>",
+		Short:             "Remove one service",
+		Example:           "  s0 sandbox service -s ID delete web",
+		Args:              want("the service's id"),
+		ValidArgsFunction: a.completeFirst(serviceWords(sandbox)),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			list, err := c.SandboxServices(ctx, *sandbox)
 			if err != nil {
@@ -173,7 +174,7 @@ func (a *app) portsList(sandbox *string) *cobra.Command {
 }
 
 func (a *app) printPorts(list *client.ExposedPorts) error {
-	rows := output.Rows{Columns: []string{"PORT", "RESUME", "URL~"}}
+	rows := output.Rows{Columns: []string{"PORT", "RESUME", "URL~"}, None: "No port is exposed."}
 	for _, p := range list.ExposedPorts {
 		rows.Rows = append(rows.Rows, []string{fmt.Sprint(p.Port), yesNo(p.Resume), deref(p.PublicURL)})
 	}
@@ -222,10 +223,11 @@ func parsePort(s string) (int32, error) {
 
 func (a *app) portsUnexpose(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "unexpose <port>",
-		Short:   "Let nobody reach a port any more",
-		Example: "  s0 sandbox ports -s ID unexpose 8080",
-		Args:    want("the port"),
+		Use:               "unexpose <port>",
+		Short:             "Let nobody reach a port any more",
+		Example:           "  s0 sandbox ports -s ID unexpose 8080",
+		Args:              want("the port"),
+		ValidArgsFunction: a.completeFirst(portWords(sandbox)),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			port, err := parsePort(args[0])
 			if err != nil {

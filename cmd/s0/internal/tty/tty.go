@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 
 	"golang.org/x/term"
 )
@@ -18,7 +19,13 @@ import (
 func Is(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
 // CanRedraw reports whether f is a terminal whose lines can be drawn over.
-func CanRedraw(f *os.File) bool { return Is(f) && os.Getenv("TERM") != "dumb" }
+func CanRedraw(f *os.File) bool {
+	if !Is(f) || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	obeyEscapes(f)
+	return true
+}
 
 // Width is the terminal's width in cells, 0 if f is none.
 func Width(f *os.File) int {
@@ -81,8 +88,8 @@ func GetSize(f *os.File) Size {
 	return Size{Rows: uint16(rows), Cols: uint16(cols)}
 }
 
-// Raw makes f pass every key on as it is. The returned func undoes it; where f
-// is no terminal nothing is done.
+// Raw makes f pass every key on as it is, and what is printed too. The returned func
+// undoes it, and may be called again; where f is no terminal nothing is done.
 func Raw(f *os.File) (restore func(), err error) {
 	if !Is(f) {
 		return func() {}, nil
@@ -91,5 +98,20 @@ func Raw(f *os.File) (restore func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("taking over the terminal: %w", err)
 	}
-	return func() { term.Restore(int(f.Fd()), state) }, nil
+	undoEscapes := obeyEscapes(os.Stdout)
+	return sync.OnceFunc(func() {
+		undoEscapes()
+		term.Restore(int(f.Fd()), state)
+	}), nil
+}
+
+// calm ends what programs that draw on a whole screen begin: another screen, no
+// cursor, reports of the mouse and of pasting, colours.
+const calm = "\x1b[?1047l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[0m"
+
+// Reset calms the terminal f behind a program that could not tidy up itself.
+func Reset(f *os.File) {
+	if CanRedraw(f) {
+		io.WriteString(f, calm)
+	}
 }
