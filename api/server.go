@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"time"
@@ -133,7 +134,7 @@ func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
 	}
 }
 
-// bootstrap makes the first user and the builtin template.
+// bootstrap makes the first user and the builtin templates.
 func (s *server) bootstrap(ctx context.Context, id *identity.Service) error {
 	password, err := id.Bootstrap(ctx, s.cfg.AdminEmail, s.cfg.AdminPassword)
 	if err != nil {
@@ -142,14 +143,12 @@ func (s *server) bootstrap(ctx context.Context, id *identity.Service) error {
 	if password != "" && s.cfg.OnBootstrap != nil {
 		s.cfg.OnBootstrap(s.cfg.AdminEmail, password)
 	}
-	if s.cfg.DefaultImage == "" {
-		return nil
+	builtins := templates.Builtins{Images: maps.Clone(s.cfg.TemplateImages), PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax}
+	if builtins.Images == nil {
+		builtins.Images = map[string]string{}
 	}
-	spec, err := templates.Builtin(s.cfg.DefaultImage, s.cfg.PoolMin, s.cfg.PoolMax)
-	if err != nil {
-		return fmt.Errorf("the builtin template: %w", err)
-	}
-	return s.store.PutPublicTemplate(ctx, "default", spec)
+	builtins.Images["default"] = s.cfg.DefaultImage
+	return builtins.Put(ctx, s.store)
 }
 
 // wire makes the parts from each other.
@@ -177,6 +176,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	})
 	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes})
 	s.wireExposure(plane)
+	proxies, _ := s.cfg.proxies() // checked before
 	hosts := httpapi.NewHostList(s.hostNames())
 	s.watches = ndjson.New()
 	s.sockets = wsapi.New(wsapi.Config{Plane: plane, CheckOrigin: hosts.SameOrigin, Log: log})
@@ -185,9 +185,9 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Watches: s.watches,
 		Events:  &events.View{Store: s.store, Feed: s.events, RegionID: s.cfg.RegionID},
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
-		Registry: reg, Log: log,
+		RegionID: s.cfg.RegionID, Registry: reg, Log: log,
 		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics,
-		Doc: s.doc, TrustedProxies: s.cfg.TrustedProxies,
+		Doc: s.doc, TrustedProxies: proxies,
 	}).Server()
 	s.http.RegisterOnShutdown(s.sockets.Close)
 	s.http.RegisterOnShutdown(s.watches.Close)

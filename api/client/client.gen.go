@@ -1420,6 +1420,45 @@ func (e TLSMode) Valid() bool {
 	}
 }
 
+// Defines values for TeamQuotaKind.
+const (
+	TeamQuotaKindCapacity TeamQuotaKind = "capacity"
+	TeamQuotaKindRate     TeamQuotaKind = "rate"
+)
+
+// Valid indicates whether the value is a known member of the TeamQuotaKind enum.
+func (e TeamQuotaKind) Valid() bool {
+	switch e {
+	case TeamQuotaKindCapacity:
+		return true
+	case TeamQuotaKindRate:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TeamQuotaSource.
+const (
+	TeamQuotaSourceRegionDefault TeamQuotaSource = "region_default"
+	TeamQuotaSourceTeamOverride  TeamQuotaSource = "team_override"
+	TeamQuotaSourceUnlimited     TeamQuotaSource = "unlimited"
+)
+
+// Valid indicates whether the value is a known member of the TeamQuotaSource enum.
+func (e TeamQuotaSource) Valid() bool {
+	switch e {
+	case TeamQuotaSourceRegionDefault:
+		return true
+	case TeamQuotaSourceTeamOverride:
+		return true
+	case TeamQuotaSourceUnlimited:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TemplateScope.
 const (
 	TemplateScopePublic TemplateScope = "public"
@@ -2523,6 +2562,42 @@ type Metadata struct {
 // MetadataGatewayMode defines model for Metadata.GatewayMode.
 type MetadataGatewayMode string
 
+// MeteringEvent defines model for MeteringEvent.
+type MeteringEvent struct {
+	ClusterID string `json:"cluster_id"`
+	EventID   string `json:"event_id"`
+
+	// EventType sandbox.claimed, sandbox.paused, sandbox.resumed or sandbox.terminated.
+	EventType   string    `json:"event_type"`
+	OccurredAt  time.Time `json:"occurred_at"`
+	RecordedAt  time.Time `json:"recorded_at"`
+	RegionID    string    `json:"region_id"`
+	SandboxID   string    `json:"sandbox_id"`
+	SubjectID   string    `json:"subject_id"`
+	SubjectType string    `json:"subject_type"`
+	TeamID      string    `json:"team_id"`
+	TemplateID  string    `json:"template_id"`
+	UserID      string    `json:"user_id"`
+}
+
+// MeteringEventPage defines model for MeteringEventPage.
+type MeteringEventPage struct {
+	Events     []MeteringEvent `json:"events"`
+	NextCursor string          `json:"next_cursor"`
+}
+
+// MeteringStatus defines model for MeteringStatus.
+type MeteringStatus struct {
+	// EventsCompleteBefore Every event before it is recorded.
+	EventsCompleteBefore time.Time `json:"events_complete_before"`
+	LastEventCursor      string    `json:"last_event_cursor"`
+	LastWindowCursor     string    `json:"last_window_cursor"`
+	RegionID             string    `json:"region_id"`
+
+	// WindowsCompleteBefore Every window before it is closed.
+	WindowsCompleteBefore time.Time `json:"windows_complete_before"`
+}
+
 // MountStatus defines model for MountStatus.
 type MountStatus struct {
 	ErrorCode          *string          `json:"error_code,omitempty"`
@@ -3288,6 +3363,18 @@ type ServiceRuntime struct {
 // ServiceRuntimeType defines model for ServiceRuntime.Type.
 type ServiceRuntimeType string
 
+// SetQuotaRequest defines model for SetQuotaRequest.
+type SetQuotaRequest struct {
+	// BurstValue Of a rate.
+	BurstValue *int64 `json:"burst_value,omitempty"`
+
+	// IntervalMs Of a rate; a month when it is absent.
+	IntervalMs *int64 `json:"interval_ms,omitempty"`
+
+	// LimitValue null: no limit, whatever the default is.
+	LimitValue *int64 `json:"limit_value"`
+}
+
 // Signaled defines model for Signaled.
 type Signaled struct {
 	Signaled bool `json:"signaled"`
@@ -3322,6 +3409,38 @@ type Team struct {
 type TeamList struct {
 	Teams []Team `json:"teams"`
 }
+
+// TeamQuota defines model for TeamQuota.
+type TeamQuota struct {
+	// BurstValue Of a rate.
+	BurstValue *int64 `json:"burst_value"`
+
+	// Current null where it is not counted; of traffic, since the month began.
+	Current   *int64 `json:"current"`
+	Dimension string `json:"dimension"`
+
+	// IntervalMs Of a rate; null is a calendar month, UTC.
+	IntervalMs *int64 `json:"interval_ms"`
+
+	// Kind A capacity is used at any time, a rate in an interval.
+	Kind TeamQuotaKind `json:"kind"`
+
+	// LimitValue null without a limit.
+	LimitValue *int64          `json:"limit_value"`
+	Remaining  *int64          `json:"remaining"`
+	Source     TeamQuotaSource `json:"source"`
+	TeamID     string          `json:"team_id"`
+
+	// Unit count, millicpu, MiB, GB (10^9), bytes, claims or requests.
+	Unit      string `json:"unit"`
+	Unlimited bool   `json:"unlimited"`
+}
+
+// TeamQuotaKind A capacity is used at any time, a rate in an interval.
+type TeamQuotaKind string
+
+// TeamQuotaSource defines model for TeamQuota.Source.
+type TeamQuotaSource string
 
 // Template defines model for Template.
 type Template struct {
@@ -3450,6 +3569,34 @@ type UpdateSandboxServicesRequest struct {
 // UpdateTemplateRequest defines model for UpdateTemplateRequest.
 type UpdateTemplateRequest struct {
 	Spec TemplateSpec `json:"spec"`
+}
+
+// UsageWindow defines model for UsageWindow.
+type UsageWindow struct {
+	ClusterID   *string   `json:"cluster_id,omitempty"`
+	RecordedAt  time.Time `json:"recorded_at"`
+	RegionID    *string   `json:"region_id,omitempty"`
+	SandboxID   *string   `json:"sandbox_id,omitempty"`
+	SubjectID   string    `json:"subject_id"`
+	SubjectType string    `json:"subject_type"`
+
+	// TeamID In the list of every team's windows.
+	TeamID      *string   `json:"team_id,omitempty"`
+	Unit        string    `json:"unit"`
+	Value       int64     `json:"value"`
+	WindowEnd   time.Time `json:"window_end"`
+	WindowID    string    `json:"window_id"`
+	WindowStart time.Time `json:"window_start"`
+
+	// WindowType sandbox.runtime_mib_milliseconds, sandbox.ingress_bytes, sandbox.egress_bytes or sandbox.rootfs_byte_hours.
+	WindowType string `json:"window_type"`
+}
+
+// UsageWindowPage defines model for UsageWindowPage.
+type UsageWindowPage struct {
+	// NextCursor Where the next page begins; the same when there was none.
+	NextCursor string        `json:"next_cursor"`
+	Windows    []UsageWindow `json:"windows"`
 }
 
 // User defines model for User.

@@ -28,6 +28,7 @@ const (
 	TemplateDelete Permission = "template:delete"
 	APIKeyManage   Permission = "apikey:manage"
 	AuditRead      Permission = "audit:read"
+	QuotaRead      Permission = "quota:read"
 	TeamManage     Permission = "team:manage"
 
 	everything Permission = "*"
@@ -51,13 +52,13 @@ var granted = map[string][]Permission{
 		SandboxCreate, SandboxRead, SandboxWrite, SandboxDelete, TemplateRead, "registry:write",
 		"credentialsource:read", "credentialsource:write", "credentialsource:delete",
 		"sandboxvolume:create", "sandboxvolume:read", "sandboxvolume:write", "sandboxvolume:delete",
-		"sandboxvolumefile:read", "sandboxvolumefile:write", "quota:read",
+		"sandboxvolumefile:read", "sandboxvolumefile:write", QuotaRead,
 	},
 	RoleBuilder: {
 		TemplateRead, "registry:write",
 	},
 	RoleViewer: {
-		SandboxRead, TemplateRead, "credentialsource:read", "sandboxvolume:read", "sandboxvolumefile:read", "quota:read",
+		SandboxRead, TemplateRead, "credentialsource:read", "sandboxvolume:read", "sandboxvolumefile:read", QuotaRead,
 	},
 }
 

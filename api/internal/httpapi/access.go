@@ -34,6 +34,15 @@ var operations = map[string]access{
 	"GET /api/v1/audit":      {anyInTeam, auth.AuditRead},
 	"GET /internal/v1/audit": {who: systemAdmin},
 
+	"GET /api/v1/quotas":                                     {anyInTeam, auth.QuotaRead},
+	"GET /api/v1/quotas/{dimension}":                         {anyInTeam, auth.QuotaRead},
+	"GET /api/v1/usage/windows":                              {anyInTeam, auth.QuotaRead},
+	"PUT /internal/v1/teams/{team_id}/quotas/{dimension}":    {who: systemAdmin},
+	"DELETE /internal/v1/teams/{team_id}/quotas/{dimension}": {who: systemAdmin},
+	"GET /internal/v1/metering/status":                       {who: systemAdmin},
+	"GET /internal/v1/metering/events":                       {who: systemAdmin},
+	"GET /internal/v1/metering/windows":                      {who: systemAdmin},
+
 	"GET /auth/providers":        {who: nobody},
 	"POST /auth/login":           {who: nobody},
 	"POST /auth/refresh":         {who: nobody},

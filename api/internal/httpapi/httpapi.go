@@ -71,6 +71,8 @@ type Config struct {
 	Exposure  *exposure.Proxy
 	Runtimes  *runtimes.Starter
 	Domain    services.Domain // under which sandboxes' services are found
+	RegionID  string
+	Cluster   string          // that this server's nodes belong to
 	Registry  *prometheus.Registry
 	Log       *slog.Logger
 

@@ -1427,6 +1427,45 @@ func (e TLSMode) Valid() bool {
 	}
 }
 
+// Defines values for TeamQuotaKind.
+const (
+	TeamQuotaKindCapacity TeamQuotaKind = "capacity"
+	TeamQuotaKindRate     TeamQuotaKind = "rate"
+)
+
+// Valid indicates whether the value is a known member of the TeamQuotaKind enum.
+func (e TeamQuotaKind) Valid() bool {
+	switch e {
+	case TeamQuotaKindCapacity:
+		return true
+	case TeamQuotaKindRate:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TeamQuotaSource.
+const (
+	TeamQuotaSourceRegionDefault TeamQuotaSource = "region_default"
+	TeamQuotaSourceTeamOverride  TeamQuotaSource = "team_override"
+	TeamQuotaSourceUnlimited     TeamQuotaSource = "unlimited"
+)
+
+// Valid indicates whether the value is a known member of the TeamQuotaSource enum.
+func (e TeamQuotaSource) Valid() bool {
+	switch e {
+	case TeamQuotaSourceRegionDefault:
+		return true
+	case TeamQuotaSourceTeamOverride:
+		return true
+	case TeamQuotaSourceUnlimited:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TemplateScope.
 const (
 	TemplateScopePublic TemplateScope = "public"
@@ -2530,6 +2569,42 @@ type Metadata struct {
 // MetadataGatewayMode defines model for Metadata.GatewayMode.
 type MetadataGatewayMode string
 
+// MeteringEvent defines model for MeteringEvent.
+type MeteringEvent struct {
+	ClusterID string `json:"cluster_id"`
+	EventID   string `json:"event_id"`
+
+	// EventType sandbox.claimed, sandbox.paused, sandbox.resumed or sandbox.terminated.
+	EventType   string    `json:"event_type"`
+	OccurredAt  time.Time `json:"occurred_at"`
+	RecordedAt  time.Time `json:"recorded_at"`
+	RegionID    string    `json:"region_id"`
+	SandboxID   string    `json:"sandbox_id"`
+	SubjectID   string    `json:"subject_id"`
+	SubjectType string    `json:"subject_type"`
+	TeamID      string    `json:"team_id"`
+	TemplateID  string    `json:"template_id"`
+	UserID      string    `json:"user_id"`
+}
+
+// MeteringEventPage defines model for MeteringEventPage.
+type MeteringEventPage struct {
+	Events     []MeteringEvent `json:"events"`
+	NextCursor string          `json:"next_cursor"`
+}
+
+// MeteringStatus defines model for MeteringStatus.
+type MeteringStatus struct {
+	// EventsCompleteBefore Every event before it is recorded.
+	EventsCompleteBefore time.Time `json:"events_complete_before"`
+	LastEventCursor      string    `json:"last_event_cursor"`
+	LastWindowCursor     string    `json:"last_window_cursor"`
+	RegionID             string    `json:"region_id"`
+
+	// WindowsCompleteBefore Every window before it is closed.
+	WindowsCompleteBefore time.Time `json:"windows_complete_before"`
+}
+
 // MountStatus defines model for MountStatus.
 type MountStatus struct {
 	ErrorCode          *string          `json:"error_code,omitempty"`
@@ -3295,6 +3370,18 @@ type ServiceRuntime struct {
 // ServiceRuntimeType defines model for ServiceRuntime.Type.
 type ServiceRuntimeType string
 
+// SetQuotaRequest defines model for SetQuotaRequest.
+type SetQuotaRequest struct {
+	// BurstValue Of a rate.
+	BurstValue *int64 `json:"burst_value,omitempty"`
+
+	// IntervalMs Of a rate; a month when it is absent.
+	IntervalMs *int64 `json:"interval_ms,omitempty"`
+
+	// LimitValue null: no limit, whatever the default is.
+	LimitValue *int64 `json:"limit_value"`
+}
+
 // Signaled defines model for Signaled.
 type Signaled struct {
 	Signaled bool `json:"signaled"`
@@ -3329,6 +3416,38 @@ type Team struct {
 type TeamList struct {
 	Teams []Team `json:"teams"`
 }
+
+// TeamQuota defines model for TeamQuota.
+type TeamQuota struct {
+	// BurstValue Of a rate.
+	BurstValue *int64 `json:"burst_value"`
+
+	// Current null where it is not counted; of traffic, since the month began.
+	Current   *int64 `json:"current"`
+	Dimension string `json:"dimension"`
+
+	// IntervalMs Of a rate; null is a calendar month, UTC.
+	IntervalMs *int64 `json:"interval_ms"`
+
+	// Kind A capacity is used at any time, a rate in an interval.
+	Kind TeamQuotaKind `json:"kind"`
+
+	// LimitValue null without a limit.
+	LimitValue *int64          `json:"limit_value"`
+	Remaining  *int64          `json:"remaining"`
+	Source     TeamQuotaSource `json:"source"`
+	TeamID     string          `json:"team_id"`
+
+	// Unit count, millicpu, MiB, GB (10^9), bytes, claims or requests.
+	Unit      string `json:"unit"`
+	Unlimited bool   `json:"unlimited"`
+}
+
+// TeamQuotaKind A capacity is used at any time, a rate in an interval.
+type TeamQuotaKind string
+
+// TeamQuotaSource defines model for TeamQuota.Source.
+type TeamQuotaSource string
 
 // Template defines model for Template.
 type Template struct {
@@ -3459,6 +3578,34 @@ type UpdateTemplateRequest struct {
 	Spec TemplateSpec `json:"spec"`
 }
 
+// UsageWindow defines model for UsageWindow.
+type UsageWindow struct {
+	ClusterID   *string   `json:"cluster_id,omitempty"`
+	RecordedAt  time.Time `json:"recorded_at"`
+	RegionID    *string   `json:"region_id,omitempty"`
+	SandboxID   *string   `json:"sandbox_id,omitempty"`
+	SubjectID   string    `json:"subject_id"`
+	SubjectType string    `json:"subject_type"`
+
+	// TeamID In the list of every team's windows.
+	TeamID      *string   `json:"team_id,omitempty"`
+	Unit        string    `json:"unit"`
+	Value       int64     `json:"value"`
+	WindowEnd   time.Time `json:"window_end"`
+	WindowID    string    `json:"window_id"`
+	WindowStart time.Time `json:"window_start"`
+
+	// WindowType sandbox.runtime_mib_milliseconds, sandbox.ingress_bytes, sandbox.egress_bytes or sandbox.rootfs_byte_hours.
+	WindowType string `json:"window_type"`
+}
+
+// UsageWindowPage defines model for UsageWindowPage.
+type UsageWindowPage struct {
+	// NextCursor Where the next page begins; the same when there was none.
+	NextCursor string        `json:"next_cursor"`
+	Windows    []UsageWindow `json:"windows"`
+}
+
 // User defines model for User.
 type User struct {
 	AvatarURL     *string   `json:"avatar_url,omitempty"`
@@ -3562,6 +3709,12 @@ type ListAuditRecordsParams struct {
 	Operation *string             `form:"operation,omitempty" json:"operation,omitempty"`
 	Resource  *string             `form:"resource,omitempty" json:"resource,omitempty"`
 	Outcome   *AuditRecordOutcome `form:"outcome,omitempty" json:"outcome,omitempty"`
+}
+
+// ListQuotasParams defines parameters for ListQuotas.
+type ListQuotasParams struct {
+	// All Also dimensions that not every client knows.
+	All *bool `form:"all,omitempty" json:"all,omitempty"`
 }
 
 // ListSandboxesParams defines parameters for ListSandboxes.
@@ -3764,6 +3917,14 @@ type ConnectSessionParams struct {
 	After *uint64 `form:"after,omitempty" json:"after,omitempty"`
 }
 
+// ListUsageWindowsParams defines parameters for ListUsageWindows.
+type ListUsageWindowsParams struct {
+	// Cursor Where the last page ended.
+	Cursor     *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+	Limit      *int    `form:"limit,omitempty" json:"limit,omitempty"`
+	WindowType *string `form:"window_type,omitempty" json:"window_type,omitempty"`
+}
+
 // ListAllAuditRecordsParams defines parameters for ListAllAuditRecords.
 type ListAllAuditRecordsParams struct {
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
@@ -3778,6 +3939,21 @@ type ListAllAuditRecordsParams struct {
 	Operation *string             `form:"operation,omitempty" json:"operation,omitempty"`
 	Resource  *string             `form:"resource,omitempty" json:"resource,omitempty"`
 	Outcome   *AuditRecordOutcome `form:"outcome,omitempty" json:"outcome,omitempty"`
+}
+
+// ListMeteringEventsParams defines parameters for ListMeteringEvents.
+type ListMeteringEventsParams struct {
+	// Cursor Where the last page ended.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+	Limit  *int    `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListMeteringWindowsParams defines parameters for ListMeteringWindows.
+type ListMeteringWindowsParams struct {
+	// Cursor Where the last page ended.
+	Cursor     *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+	Limit      *int    `form:"limit,omitempty" json:"limit,omitempty"`
+	WindowType *string `form:"window_type,omitempty" json:"window_type,omitempty"`
 }
 
 // CreateAPIKeyJSONRequestBody defines body for CreateAPIKey for application/json ContentType.
@@ -3858,6 +4034,9 @@ type LogoutJSONRequestBody = LogoutRequest
 // RefreshTokenJSONRequestBody defines body for RefreshToken for application/json ContentType.
 type RefreshTokenJSONRequestBody = RefreshTokenRequest
 
+// SetTeamQuotaJSONRequestBody defines body for SetTeamQuota for application/json ContentType.
+type SetTeamQuotaJSONRequestBody = SetQuotaRequest
+
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
 	// ListAPIKeys List the team's API keys
@@ -3878,6 +4057,12 @@ type ServerInterface interface {
 	// ListAuditRecords List what was changed in a team, newest first
 	// (GET /api/v1/audit)
 	ListAuditRecords(w http.ResponseWriter, r *http.Request, params ListAuditRecordsParams)
+	// ListQuotas List what the team may use
+	// (GET /api/v1/quotas)
+	ListQuotas(w http.ResponseWriter, r *http.Request, params ListQuotasParams)
+	// GetQuota Get what the team may use of one dimension
+	// (GET /api/v1/quotas/{dimension})
+	GetQuota(w http.ResponseWriter, r *http.Request, dimension string)
 	// ListSandboxes List the team's sandboxes, newest first
 	// (GET /api/v1/sandboxes)
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
@@ -4054,6 +4239,9 @@ type ServerInterface interface {
 	// UpdateTemplate Replace a template's spec
 	// (PUT /api/v1/templates/{template_id})
 	UpdateTemplate(w http.ResponseWriter, r *http.Request, templateID TemplateID)
+	// ListUsageWindows List what the team has used
+	// (GET /api/v1/usage/windows)
+	ListUsageWindows(w http.ResponseWriter, r *http.Request, params ListUsageWindowsParams)
 	// ChangePassword Change the caller's password
 	// (POST /auth/change-password)
 	ChangePassword(w http.ResponseWriter, r *http.Request)
@@ -4078,6 +4266,21 @@ type ServerInterface interface {
 	// ListAllAuditRecords List what was changed anywhere, newest first
 	// (GET /internal/v1/audit)
 	ListAllAuditRecords(w http.ResponseWriter, r *http.Request, params ListAllAuditRecordsParams)
+	// ListMeteringEvents List what changed what teams pay for
+	// (GET /internal/v1/metering/events)
+	ListMeteringEvents(w http.ResponseWriter, r *http.Request, params ListMeteringEventsParams)
+	// GetMeteringStatus How far metering has come
+	// (GET /internal/v1/metering/status)
+	GetMeteringStatus(w http.ResponseWriter, r *http.Request)
+	// ListMeteringWindows List what teams have used
+	// (GET /internal/v1/metering/windows)
+	ListMeteringWindows(w http.ResponseWriter, r *http.Request, params ListMeteringWindowsParams)
+	// UnsetTeamQuota Let the default limit a team again
+	// (DELETE /internal/v1/teams/{team_id}/quotas/{dimension})
+	UnsetTeamQuota(w http.ResponseWriter, r *http.Request, teamID string, dimension string)
+	// SetTeamQuota Limit a team
+	// (PUT /internal/v1/teams/{team_id}/quotas/{dimension})
+	SetTeamQuota(w http.ResponseWriter, r *http.Request, teamID string, dimension string)
 	// GetMetadata How clients should talk to this server
 	// (GET /metadata)
 	GetMetadata(w http.ResponseWriter, r *http.Request)
@@ -4319,6 +4522,65 @@ func (siw *ServerInterfaceWrapper) ListAuditRecords(w http.ResponseWriter, r *ht
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListAuditRecords(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListQuotas operation middleware
+func (siw *ServerInterfaceWrapper) ListQuotas(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListQuotasParams
+
+	// ------------- Optional query parameter "all" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "all", r.URL.Query(), &params.All, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "all"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "all", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListQuotas(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetQuota operation middleware
+func (siw *ServerInterfaceWrapper) GetQuota(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "dimension" -------------
+	var dimension string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "dimension", r.PathValue("dimension"), &dimension, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "dimension", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetQuota(w, r, dimension)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -6944,6 +7206,65 @@ func (siw *ServerInterfaceWrapper) UpdateTemplate(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// ListUsageWindows operation middleware
+func (siw *ServerInterfaceWrapper) ListUsageWindows(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListUsageWindowsParams
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "window_type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "window_type", r.URL.Query(), &params.WindowType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "window_type"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "window_type", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListUsageWindows(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ChangePassword operation middleware
 func (siw *ServerInterfaceWrapper) ChangePassword(w http.ResponseWriter, r *http.Request) {
 
@@ -7157,6 +7478,195 @@ func (siw *ServerInterfaceWrapper) ListAllAuditRecords(w http.ResponseWriter, r 
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListAllAuditRecords(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListMeteringEvents operation middleware
+func (siw *ServerInterfaceWrapper) ListMeteringEvents(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListMeteringEventsParams
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListMeteringEvents(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetMeteringStatus operation middleware
+func (siw *ServerInterfaceWrapper) GetMeteringStatus(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetMeteringStatus(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListMeteringWindows operation middleware
+func (siw *ServerInterfaceWrapper) ListMeteringWindows(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListMeteringWindowsParams
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "window_type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "window_type", r.URL.Query(), &params.WindowType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "window_type"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "window_type", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListMeteringWindows(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UnsetTeamQuota operation middleware
+func (siw *ServerInterfaceWrapper) UnsetTeamQuota(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "team_id" -------------
+	var teamID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "team_id", r.PathValue("team_id"), &teamID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "team_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "dimension" -------------
+	var dimension string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "dimension", r.PathValue("dimension"), &dimension, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "dimension", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UnsetTeamQuota(w, r, teamID, dimension)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SetTeamQuota operation middleware
+func (siw *ServerInterfaceWrapper) SetTeamQuota(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "team_id" -------------
+	var teamID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "team_id", r.PathValue("team_id"), &teamID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "team_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "dimension" -------------
+	var dimension string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "dimension", r.PathValue("dimension"), &dimension, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "dimension", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SetTeamQuota(w, r, teamID, dimension)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -7463,6 +7973,14 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/metrics/catalog", wrapper.GetSandboxMetricsCatalog)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/audit", wrapper.ListAuditRecords)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/audit", wrapper.ListAllAuditRecords)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/quotas", wrapper.ListQuotas)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/quotas/{dimension}", wrapper.GetQuota)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/usage/windows", wrapper.ListUsageWindows)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/internal/v1/teams/{team_id}/quotas/{dimension}", wrapper.UnsetTeamQuota)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/internal/v1/teams/{team_id}/quotas/{dimension}", wrapper.SetTeamQuota)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/metering/status", wrapper.GetMeteringStatus)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/metering/events", wrapper.ListMeteringEvents)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/metering/windows", wrapper.ListMeteringWindows)
 
 	return m
 }

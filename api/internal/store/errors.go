@@ -37,6 +37,8 @@ func classify(err error, doing string) error {
 	switch {
 	case err == nil, errors.Is(err, pgx.ErrNoRows), errors.As(err, &known):
 		return err
+	case is(err, stateQuotaExceeded):
+		return quotaExceeded(err)
 	case passes(err):
 		return errdefs.New(errdefs.Unavailable, "the database is not available").
 			WithRetryAfter(retryAfter).WithCause(fmt.Errorf("%s: %w", doing, err))
@@ -77,6 +79,12 @@ func Unknown(err error) bool {
 		return false
 	}
 	return passes(err) && !pgconn.SafeToRetry(err) || errors.Is(err, context.Canceled)
+}
+
+// is reports whether the server's answer is of this SQLSTATE.
+func is(err error, state string) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == state
 }
 
 // violates reports whether err says that a row with the same key exists.
