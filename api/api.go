@@ -45,13 +45,15 @@ type Config struct {
 	OnBootstrap   func(email, password string) // called once, when the first user was made
 
 	DefaultImage string // of the builtin template `default`; empty: there is none
-	PoolMin      int    // idle slots that the builtin template keeps
+	PoolMin      int    // idle slots that it keeps
 	PoolMax      int    // and may grow to
 
+	TemplateImages map[string]string // of the other builtin templates, by template; one without is listed and can't be claimed
+
 	AllowedHosts []string // names that this server answers to, beside loopback's and addresses
-	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells where a
-	// request comes from; of anybody else it is not read.
-	TrustedProxies []netip.Prefix
+	// TrustedProxies are the networks (CIDR) of proxies whose X-Forwarded-For tells
+	// where a request comes from; of anybody else it is not read.
+	TrustedProxies []string
 
 	RateLimit float64 // requests a second of each team and each address; defaults to 100
 	RateBurst int     // requests at once; defaults to 200
@@ -59,6 +61,10 @@ type Config struct {
 	// WebhookAllowPrivate lets webhooks reach loopback and private networks, and
 	// this machine itself: whatever this server reaches, every tenant may then call.
 	WebhookAllowPrivate bool
+
+	// OIDCFile is a YAML file that names the OpenID providers through which people
+	// sign in; docs/OIDC.md describes it. Empty: there are none.
+	OIDCFile string
 
 	Log   *slog.Logger
 	Ready func(addr string) // called when requests are served
@@ -103,10 +109,24 @@ func (c Config) check() error {
 	case c.RateLimit < 0 || c.RateBurst < 1:
 		return fmt.Errorf("api: rate limit of %v a second, %d at once: want more than 0", c.RateLimit, c.RateBurst)
 	}
+	if _, err := c.proxies(); err != nil {
+		return err
+	}
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		return fmt.Errorf("api: listen address: %w", err)
 	}
 	return nil
+}
+
+func (c Config) proxies() (list []netip.Prefix, err error) {
+	for _, s := range c.TrustedProxies {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("api: trusted proxies: want networks like 10.0.0.0/8: %w", err)
+		}
+		list = append(list, p.Masked())
+	}
+	return list, nil
 }
 
 // Run serves until ctx ends or a part of the server fails.

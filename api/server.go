@@ -30,6 +30,7 @@ import (
 	"s0.run/api/internal/pools"
 	"s0.run/api/internal/runtimes"
 	"s0.run/api/internal/services"
+	"s0.run/api/internal/sso"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/api/internal/tunnel"
@@ -66,6 +67,7 @@ type server struct {
 	sockets   *wsapi.Server
 	watches   *ndjson.Server
 	domain    services.Domain
+	sso       *sso.Service
 	runtimes  *runtimes.Starter
 	exposure  *exposure.Proxy
 	http      *http.Server
@@ -104,6 +106,9 @@ func open(ctx context.Context, cfg Config) (_ *server, err error) {
 	if s.store, err = openStore(ctx, cfg); err != nil {
 		return nil, err
 	}
+	if s.sso, err = s.openSSO(); err != nil {
+		return nil, err
+	}
 	id := identity.New(identity.Config{Store: s.store, Signer: signer, Hasher: auth.NewHasher(), RegionID: cfg.RegionID})
 	if err := s.bootstrap(ctx, id); err != nil {
 		return nil, err
@@ -115,6 +120,23 @@ func open(ctx context.Context, cfg Config) (_ *server, err error) {
 	s.doc = doc
 	s.wire(signer, id)
 	return s, s.catalog.Load(ctx)
+}
+
+// openSSO reads which providers there are. None of them is asked yet.
+func (s *server) openSSO() (*sso.Service, error) {
+	var settings sso.Settings
+	if s.cfg.OIDCFile != "" {
+		if err := daemon.LoadYAML(s.cfg.OIDCFile, &settings); err != nil {
+			return nil, err
+		}
+	}
+	return sso.New(sso.Config{Settings: settings, PublicURL: s.ownURL(), Store: s.store, Log: s.cfg.Log})
+}
+
+// ownURL is where this machine's own browsers find the server.
+func (s *server) ownURL() string {
+	_, port, _ := net.SplitHostPort(s.listener.Addr().String())
+	return "http://localhost:" + port
 }
 
 // openStore waits for a database that is not up yet.
@@ -181,11 +203,11 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	s.watches = ndjson.New()
 	s.sockets = wsapi.New(wsapi.Config{Plane: plane, CheckOrigin: hosts.SameOrigin, Log: log})
 	s.http = httpapi.New(httpapi.Config{
-		Store: s.store, Auth: s.auth, Identity: id, Catalog: s.catalog, Table: s.table, Claimer: s.claimer,
+		Store: s.store, Auth: s.auth, Identity: id, SSO: s.sso, Catalog: s.catalog, Table: s.table, Claimer: s.claimer,
 		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Watches: s.watches,
 		Events:  &events.View{Store: s.store, Feed: s.events, RegionID: s.cfg.RegionID},
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
-		RegionID: s.cfg.RegionID, Registry: reg, Log: log,
+		RegionID: s.cfg.RegionID, Cluster: s.cfg.Cluster, Registry: reg, Log: log,
 		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics,
 		Doc: s.doc, TrustedProxies: proxies,
 	}).Server()
@@ -230,7 +252,7 @@ func (noResume) Resume(context.Context, dataplane.Target) error {
 
 func (s *server) hostNames() []string {
 	host, _, _ := net.SplitHostPort(s.cfg.Listen)
-	return append([]string{host}, s.cfg.AllowedHosts...)
+	return append([]string{host, s.sso.PublicHost()}, s.cfg.AllowedHosts...)
 }
 
 // templatesChanged makes a change that was stored here seen here at once; other

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"s0.run/api/internal/audit"
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
@@ -26,6 +27,8 @@ type Config struct {
 	Signer   *auth.Signer
 	Hasher   *auth.Hasher
 	RegionID string
+
+	AllowRegistration bool // anybody may sign up
 }
 
 // Service is safe for concurrent use.
@@ -84,6 +87,7 @@ func (s *Service) Login(ctx context.Context, email, password string) (Session, e
 	if err != nil && !errdefs.Is(err, errdefs.NotFound) {
 		return Session{}, err
 	}
+	audit.By(ctx, user.ID)
 	ok, err := s.cfg.Hasher.Verify(ctx, password, user.PasswordHash)
 	switch {
 	case err != nil:
@@ -93,6 +97,11 @@ func (s *Service) Login(ctx context.Context, email, password string) (Session, e
 	case user.Disabled:
 		return Session{}, errdefs.New(errdefs.PermissionDenied, "this user is disabled")
 	}
+	return s.begin(ctx, user)
+}
+
+// begin opens a session for a user who has shown who he is.
+func (s *Service) begin(ctx context.Context, user store.User) (Session, error) {
 	refresh, hash := auth.NewRefreshToken()
 	if err := s.cfg.Store.AddRefreshToken(ctx, user.ID, hash, auth.RefreshTokenLife); err != nil {
 		return Session{}, err

@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"s0.run/api/internal/audit"
 )
 
 // APIKey is a key of a team. Its secret is known to its holder alone.
@@ -41,6 +43,7 @@ func (s *Store) CreateAPIKey(ctx context.Context, team uuid.UUID, k APIKey, life
 			VALUES ($1, $2, $3, $4, $5, $6, $7, CASE WHEN $8 > interval '0' THEN now() + $8 END)
 			RETURNING `+apiKeyColumns, team, k.CreatedBy, k.Name, k.Scope, k.Roles, k.Prefix, k.Hash, life)
 		created, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[APIKey])
+		audit.Resource(ctx, created.ID.String())
 		return err
 	})
 	return created, err

@@ -56,7 +56,7 @@ func TestA24_AChangeAndItsRecordAreOneWrite(t *testing.T) {
 			return s.AddRefreshToken(ctx, user.ID, []byte(uuid.NewString()), time.Hour)
 		},
 		"transaction": func(ctx context.Context) error {
-			_, err := s.CreateAPIKey(ctx, team, store.APIKey{CreatedBy: user.ID, Name: "k", Scope: "team", Prefix: uuid.NewString(), Hash: []byte("x")}, 0)
+			_, err := s.CreateAPIKey(ctx, team, store.APIKey{CreatedBy: user.ID, Name: "k", Scope: "team", Roles: []string{"viewer"}, Prefix: uuid.NewString(), Hash: []byte("x")}, 0)
 			return err
 		},
 		"claim": func(ctx context.Context) error {

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"s0.run/api/internal/audit"
 	"s0.run/internal/errdefs"
 )
 
@@ -173,6 +174,7 @@ func (s *Store) RotateRefreshToken(ctx context.Context, hash, next []byte, life 
 			SELECT $2, family, user_id, now() + $3 FROM used
 			RETURNING user_id`, hash, next, life).Scan(&user)
 		if !errors.Is(err, pgx.ErrNoRows) {
+			audit.By(ctx, user)
 			return err
 		}
 		tag, err := tx.Exec(ctx, `

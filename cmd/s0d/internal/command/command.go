@@ -85,6 +85,7 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.StringVar(&c.RunDir, "run-dir", "/run/s0", "sockets, mounts and what a reboot may take")
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:30080", "address of the API")
 	f.StringSliceVar(&c.AllowedHosts, "allowed-hosts", nil, "names that the API answers to, beside loopback's and addresses")
+	f.StringSliceVar(&c.TrustedProxies, "trusted-proxies", nil, "networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8")
 	f.StringVar(&c.PublicDomain, "public-domain", "", "domain below which sandboxes' services have their names; empty: this machine's alone")
 	f.Float64Var(&c.RateLimit, "rate-limit", 100, "requests a second of each team and each address")
 	f.IntVar(&c.RateBurst, "rate-burst", 200, "requests at once of each team and each address")

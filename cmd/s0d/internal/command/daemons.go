@@ -27,6 +27,7 @@ func apiCommand() *cobra.Command {
 	f.IntVar(&c.PoolMin, "pool-min", 2, "warm sandboxes that the builtin template keeps at least")
 	f.IntVar(&c.PoolMax, "pool-max", 8, "warm sandboxes that it keeps at most")
 	f.StringSliceVar(&c.AllowedHosts, "allowed-hosts", nil, "names that this server answers to, beside loopback's and addresses")
+	f.StringSliceVar(&c.TrustedProxies, "trusted-proxies", nil, "networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8")
 	f.StringVar(&c.PublicDomain, "public-domain", "", "domain below which sandboxes' services have their names, the same for all replicas")
 	f.Float64Var(&c.RateLimit, "rate-limit", 100, "requests a second of each team and each address")
 	f.IntVar(&c.RateBurst, "rate-burst", 200, "requests at once of each team and each address")

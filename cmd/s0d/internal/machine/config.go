@@ -39,6 +39,7 @@ type Config struct {
 
 	Listen         string   // of the API
 	AllowedHosts   []string // names that the API answers to, beside loopback's and addresses
+	TrustedProxies []string // networks of proxies whose X-Forwarded-For the API believes
 	PublicDomain   string   // below which sandboxes' services have their names; "" is this machine's own
 	RateLimit      float64  // requests a second of each team and each address
 	RateBurst      int      // requests at once

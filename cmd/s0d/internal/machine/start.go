@@ -174,7 +174,7 @@ func (s *server) startAPI(ctx context.Context, image string) error {
 		AdminSocket: s.cfg.run("api-admin.sock"), KeyFile: s.cfg.data("api.key"),
 		RegionID: "local", Cluster: s.cfg.Cluster,
 		AdminEmail: s.cfg.AdminEmail, AdminPassword: s.cfg.AdminPassword, OnBootstrap: s.bootstrapped,
-		DefaultImage: image, PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax, AllowedHosts: s.cfg.AllowedHosts,
+		DefaultImage: image, PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax, AllowedHosts: s.cfg.AllowedHosts, TrustedProxies: s.cfg.TrustedProxies,
 		PublicDomain: s.cfg.PublicDomain,
 		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst,
 		WebhookAllowPrivate: s.cfg.HooksPrivate,

@@ -1,0 +1,341 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// recorded is an audit record as the database has it.
+type recorded struct {
+	Operation, Resource, Outcome, Code, Address string
+	Team, User, Key                             *uuid.UUID
+}
+
+// records are those of one request.
+func (i *instance) records(requestID string) []recorded {
+	i.t.Helper()
+	conn := connect(i.t, i.dsn)
+	defer conn.Close(context.Background())
+	rows, _ := conn.Query(context.Background(), `SELECT operation, resource, outcome, code, address, team_id, user_id, key_id
+		FROM audit_records WHERE request_id = $1`, requestID)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[recorded])
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return list
+}
+
+// inSandboxes are the calls whose record is the sandbox's events.
+var inSandboxes = regexp.MustCompile(`^/api/v1/sandboxes/\{id\}/(contexts|sessions|files)`)
+
+// changing is every operation of the contract that changes the control plane.
+func changing(t *testing.T) (list []operation) {
+	for _, o := range operations(t) {
+		if o.method != http.MethodGet && !inSandboxes.MatchString(o.path) {
+			list = append(list, o)
+		}
+	}
+	slices.SortFunc(list, func(a, b operation) int { return strings.Compare(a.op.OperationID, b.op.OperationID) })
+	return list
+}
+
+// stage is what changes are tried on.
+type stage struct {
+	i        *instance
+	jwt, key string
+	n        int
+}
+
+func newStage(i *instance) *stage {
+	return &stage{i: i, jwt: i.signIn(), key: i.key("admin")}
+}
+
+// name gives one that nothing has yet.
+func (s *stage) name() string {
+	s.n++
+	return fmt.Sprintf("audited-%d", s.n)
+}
+
+// make sends a request that makes something, and gives a field of what it made.
+func (s *stage) make(field, method, path, token, body string) string {
+	s.i.t.Helper()
+	var made map[string]any
+	a := s.i.send(request{method: method, path: path, token: token, body: body})
+	if a.status/100 != 2 {
+		s.i.t.Fatalf("%s %s: %d %s", method, path, a.status, a.raw)
+	}
+	if err := json.Unmarshal(a.data, &made); err != nil {
+		s.i.t.Fatal(err)
+	}
+	text, _ := made[field].(string)
+	return text
+}
+
+const templateSpec = `{"mainContainer":{"image":"x","resources":{"memory":"1Gi"}}}`
+
+func (s *stage) template() string {
+	name := s.name()
+	s.make("", "POST", "/api/v1/templates", s.key, `{"template_id":"`+name+`","spec":`+templateSpec+`}`)
+	return name
+}
+
+func (s *stage) apiKey() string {
+	return s.make("id", "POST", "/api-keys", s.jwt, `{"name":"`+s.name()+`","roles":["viewer"]}`)
+}
+
+func (s *stage) refreshToken() string {
+	return s.make("refresh_token", "POST", "/auth/login", "", fmt.Sprintf(`{"email":%q,"password":%q}`, s.i.admin, s.i.pass))
+}
+
+// succeed maps each operation that changes the control plane to a request that
+// changes something.
+var succeed = map[string]func(s *stage) request{
+	"login": func(s *stage) request {
+		return request{body: fmt.Sprintf(`{"email":%q,"password":%q}`, s.i.admin, s.i.pass)}
+	},
+	"refreshToken": func(s *stage) request { return request{body: `{"refresh_token":"` + s.refreshToken() + `"}`} },
+	"logout":       func(s *stage) request { s.refreshToken(); return request{token: s.jwt} },
+	"createAPIKey": func(s *stage) request {
+		return request{token: s.jwt, body: `{"name":"` + s.name() + `","roles":["viewer"]}`}
+	},
+	"deleteAPIKey":     func(s *stage) request { return request{path: "/api-keys/" + s.apiKey(), token: s.jwt} },
+	"deactivateAPIKey": func(s *stage) request { return request{path: "/api-keys/" + s.apiKey() + "/deactivate", token: s.jwt} },
+	"createTemplate": func(s *stage) request {
+		return request{token: s.key, body: `{"template_id":"` + s.name() + `","spec":` + templateSpec + `}`}
+	},
+	"updateTemplate": func(s *stage) request {
+		return request{path: "/api/v1/templates/" + s.template(), token: s.key, body: `{"spec":` + strings.Replace(templateSpec, "1Gi", "2Gi", 1) + `}`}
+	},
+	"deleteTemplate": func(s *stage) request { return request{path: "/api/v1/templates/" + s.template(), token: s.key} },
+	"createSandbox":  func(s *stage) request { return request{token: s.key, body: `{"template":"default"}`} },
+	"updateSandbox": func(s *stage) request {
+		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key), token: s.key, body: `{"config":{"ttl":60}}`}
+	},
+	"deleteSandbox": func(s *stage) request { return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key), token: s.key} },
+	"refreshSandbox": func(s *stage) request {
+		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/refresh", token: s.key, body: `{"duration":60}`}
+	},
+	"updateSandboxServices": func(s *stage) request {
+		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/services", token: s.key, body: `{"services":[{"id":"a","port":80,"ingress":{"public":true}}]}`}
+	},
+	"updateExposedPorts": func(s *stage) request {
+		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/exposed-ports", token: s.key, body: `{"ports":[{"port":8080,"resume":false}]}`}
+	},
+	"clearExposedPorts": func(s *stage) request {
+		return request{path: s.exposed(), token: s.key}
+	},
+	"removeExposedPort": func(s *stage) request { return request{path: s.exposed() + "/8080", token: s.key} },
+	"changePassword": func(s *stage) request {
+		old := s.i.pass
+		s.i.pass = "a password " + s.name()
+		return request{token: s.jwt, body: fmt.Sprintf(`{"old_password":%q,"new_password":%q}`, old, s.i.pass)}
+	},
+}
+
+// exposed gives the path of a sandbox's exposed ports, of which there is one.
+func (s *stage) exposed() string {
+	path := "/api/v1/sandboxes/" + s.i.claim(s.key) + "/exposed-ports"
+	s.i.send(request{method: "PUT", path: path, token: s.key, body: `{"ports":[{"port":8080,"resume":false}]}`}).want(200, nil)
+	return path
+}
+
+// outsideDatabase are changes whose effect no table shows.
+var outsideDatabase = []string{"createRegistryCredentials"}
+
+// changePassword comes last: it ends every session.
+func (s *stage) each(t *testing.T, do func(o operation, r request)) {
+	all := changing(t)
+	slices.SortStableFunc(all, func(a, b operation) int {
+		last := func(o operation) int {
+			if o.op.OperationID == "changePassword" {
+				return 1
+			}
+			return 0
+		}
+		return last(a) - last(b)
+	})
+	for _, o := range all {
+		prepare, ok := succeed[o.op.OperationID]
+		if !ok {
+			t.Errorf("%s: no request that succeeds is known", o.op.OperationID)
+			continue
+		}
+		r := prepare(s)
+		r.method = o.method
+		if r.path == "" {
+			r.path = o.path
+		}
+		do(o, r)
+	}
+}
+
+// A24: every call that changes the control plane leaves exactly one record, which
+// says who, what, from where and how it ended.
+func TestA24_EveryChangeHasOneRecord(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	s := newStage(i)
+	s.each(t, func(o operation, r request) {
+		a := i.send(r)
+		if a.status/100 != 2 && a.status/100 != 3 {
+			t.Errorf("%s: %d %s", o.op.OperationID, a.status, a.raw)
+			return
+		}
+		list := i.records(a.header.Get("X-Request-Id"))
+		if len(list) != 1 {
+			t.Errorf("%s: %d records: %+v", o.op.OperationID, len(list), list)
+			return
+		}
+		rec := list[0]
+		if rec.Operation != o.op.OperationID || rec.Outcome != "succeeded" || rec.Code != "" || rec.User == nil || rec.Address != "127.0.0.1" {
+			t.Errorf("%s: %+v", o.op.OperationID, rec)
+		}
+		if byKey := strings.HasPrefix(r.token, "s0_"); byKey != (rec.Key != nil) || byKey && rec.Team == nil {
+			t.Errorf("%s: of key %v, team %v", o.op.OperationID, rec.Key, rec.Team)
+		}
+		if made := strings.HasPrefix(o.op.OperationID, "create") || strings.Contains(o.path, "{"); made && rec.Resource == "" {
+			t.Errorf("%s: what it changed is not named", o.op.OperationID)
+		}
+	})
+}
+
+// A24: while no record can be stored, nothing is changed.
+func TestA24_NoRecordNoChange(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	s := newStage(i)
+	s.each(t, func(o operation, r request) {
+		exec(t, i.dsn, "ALTER TABLE audit_records ADD CONSTRAINT no_room CHECK (false) NOT VALID")
+		before := contents(t, i.dsn)
+		a := i.send(r)
+		if a.status < 500 {
+			t.Errorf("%s: %d %s", o.op.OperationID, a.status, a.raw)
+		}
+		if after := contents(t, i.dsn); after != before {
+			t.Errorf("%s changed something without a record: %s", o.op.OperationID, difference(before, after))
+		}
+		exec(t, i.dsn, "ALTER TABLE audit_records DROP CONSTRAINT no_room")
+	})
+}
+
+// contents is every row of every table, but for what no caller changes.
+func contents(t *testing.T, dsn string) string {
+	t.Helper()
+	conn := connect(t, dsn)
+	defer conn.Close(context.Background())
+	rows, _ := conn.Query(context.Background(), `SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind = 'r' AND n.nspname = current_schema() AND c.relname NOT IN ('audit_records', 'schema_migrations') ORDER BY 1`)
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, table := range tables {
+		rows, _ := conn.Query(context.Background(), "SELECT (to_jsonb(t) - 'last_used_at')::text FROM "+pgx.Identifier{table}.Sanitize()+" t ORDER BY 1")
+		list, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range list {
+			fmt.Fprintln(&all, table, row)
+		}
+	}
+	return all.String()
+}
+
+// difference is the first line in which two texts differ.
+func difference(before, after string) string {
+	old := strings.Split(before, "\n")
+	for n, line := range strings.Split(after, "\n") {
+		if n >= len(old) || old[n] != line {
+			return line
+		}
+	}
+	return "a row is gone"
+}
+
+// A24: a call of somebody known that is refused is recorded, whatever refused it;
+// one of nobody known leaves nothing.
+func TestA24_RefusalsAreRecorded(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	owner, viewer, jwt := i.key("admin"), i.key("viewer"), i.signIn()
+	const missing = "00000000-0000-0000-0000-000000000000"
+	for _, o := range changing(t) {
+		r := o.example("local-aaaaaaaaaaaaaaaaaaaaaaaaaa", "c", "nothing", missing)
+		r.header = http.Header{"Content-Type": {"application/json"}}
+		if id := i.send(r).header.Get("X-Request-Id"); len(i.records(id)) != 0 {
+			t.Errorf("%s: a call of nobody is recorded", o.op.OperationID)
+		}
+		if o.public() {
+			continue
+		}
+		for name, token := range map[string]string{"a viewer": viewer, "an owner": owner, "a user": jwt} {
+			r.token = token
+			r.body = "{"
+			a := i.send(r)
+			list := i.records(a.header.Get("X-Request-Id"))
+			switch {
+			case a.status == 401: // a key where a user is wanted: it is not known to be anybody's
+				if len(list) != 0 {
+					t.Errorf("%s by %s: %+v", o.op.OperationID, name, list)
+				}
+			case len(list) != 1 || list[0].Operation != o.op.OperationID || list[0].User == nil:
+				t.Errorf("%s by %s (%d): %+v", o.op.OperationID, name, a.status, list)
+			case a.status >= 400 && a.status < 500 && (list[0].Outcome != "refused" || list[0].Code != a.code):
+				t.Errorf("%s by %s (%d %s): %+v", o.op.OperationID, name, a.status, a.code, list)
+			}
+		}
+	}
+	a := i.send(request{method: "POST", path: "/auth/login", body: fmt.Sprintf(`{"email":%q,"password":"wrong"}`, i.admin)}).refused(401, "unauthorized")
+	if list := i.records(a.header.Get("X-Request-Id")); len(list) != 1 || list[0].Outcome != "refused" || list[0].User == nil {
+		t.Errorf("a failed sign-in of somebody known: %+v", list)
+	}
+}
+
+// Records are their team's, and its admins'; the system's admins see all.
+func TestAuditOverTheAPI(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	key, developer, stranger := i.key("admin"), i.key("developer"), i.stranger()
+	id := i.claim(key)
+	var page struct {
+		Records    []struct{ ID, Operation, Resource, Outcome string }
+		NextCursor string `json:"next_cursor"`
+	}
+	i.send(request{method: "GET", path: "/api/v1/audit?limit=500&operation=createSandbox", token: key}).want(200, &page)
+	if len(page.Records) != 1 || page.Records[0].Resource != id || page.Records[0].Outcome != "succeeded" {
+		t.Errorf("%+v", page)
+	}
+	page.Records = nil
+	i.send(request{method: "GET", path: "/api/v1/audit?limit=1", token: key}).want(200, &page)
+	first := page.Records[0].ID
+	i.send(request{method: "GET", path: "/api/v1/audit?limit=1&cursor=" + page.NextCursor, token: key}).want(200, &page)
+	if page.Records[0].ID >= first {
+		t.Errorf("%s comes after %s", page.Records[0].ID, first)
+	}
+	page.Records = nil
+	i.send(request{method: "GET", path: "/api/v1/audit?resource=" + id, token: stranger}).want(200, &page)
+	if len(page.Records) != 0 {
+		t.Errorf("A01: a stranger sees %+v", page.Records)
+	}
+	i.send(request{method: "GET", path: "/api/v1/audit", token: developer}).refused(403, "forbidden")
+	i.send(request{method: "GET", path: "/internal/v1/audit", token: key}).refused(403, "forbidden")
+	page.Records = nil
+	i.send(request{method: "GET", path: "/internal/v1/audit?operation=login", token: i.signIn()}).want(200, &page)
+	if len(page.Records) == 0 {
+		t.Error("a system admin sees no sign-in")
+	}
+	for _, query := range []string{"limit=501", "limit=0", "cursor=x", "user_id=x", "outcome=x", "resource=%00"} { // A14
+		i.send(request{method: "GET", path: "/api/v1/audit?" + query, token: key}).refused(400, "bad_request")
+	}
+}
