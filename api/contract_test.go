@@ -47,7 +47,7 @@ func (o operation) example(sandboxID, contextID, templateID, keyID string) reque
 	if strings.HasPrefix(path, "/api-keys/") {
 		path = strings.ReplaceAll(path, "{id}", keyID)
 	}
-	path = strings.NewReplacer("{id}", sandboxID, "{context_id}", contextID, "{session_id}", "sess-000000000001", "{template_id}", templateID, "{port}", "8080").Replace(path)
+	path = strings.NewReplacer("{id}", sandboxID, "{context_id}", contextID, "{session_id}", "sess-000000000001", "{template_id}", templateID, "{port}", "8080", "{provider}", "nobody").Replace(path)
 	if strings.Contains(path, "/files") && !strings.HasSuffix(path, "/move") {
 		path += "?path=a"
 	}

@@ -301,6 +301,27 @@ func (e CredentialRuleRollout) Valid() bool {
 	}
 }
 
+// Defines values for DeviceLoginStateStatus.
+const (
+	DeviceLoginStateStatusCompleted DeviceLoginStateStatus = "completed"
+	DeviceLoginStateStatusPending   DeviceLoginStateStatus = "pending"
+	DeviceLoginStateStatusSlowDown  DeviceLoginStateStatus = "slow_down"
+)
+
+// Valid indicates whether the value is a known member of the DeviceLoginStateStatus enum.
+func (e DeviceLoginStateStatus) Valid() bool {
+	switch e {
+	case DeviceLoginStateStatusCompleted:
+		return true
+	case DeviceLoginStateStatusPending:
+		return true
+	case DeviceLoginStateStatusSlowDown:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EgressProxyType.
 const (
 	EgressProxyTypeSocks5 EgressProxyType = "socks5"
@@ -1972,6 +1993,35 @@ type DeletedTemplate struct {
 	Message         string   `json:"message"`
 }
 
+// DeviceLogin defines model for DeviceLogin.
+type DeviceLogin struct {
+	// DeviceLoginID A secret of who began; polls name it.
+	DeviceLoginID string `json:"device_login_id"`
+
+	// ExpiresAt Seconds since 1970.
+	ExpiresAt       int64  `json:"expires_at"`
+	IntervalSeconds int32  `json:"interval_seconds"`
+	UserCode        string `json:"user_code"`
+
+	// VerificationURI Where the user types the code.
+	VerificationURI string `json:"verification_uri"`
+
+	// VerificationURIComplete The same with the code in it.
+	VerificationURIComplete *string `json:"verification_uri_complete,omitempty"`
+}
+
+// DeviceLoginState defines model for DeviceLoginState.
+type DeviceLoginState struct {
+	// ExpiresAt Seconds since 1970.
+	ExpiresAt       *int64                 `json:"expires_at,omitempty"`
+	IntervalSeconds *int32                 `json:"interval_seconds,omitempty"`
+	Login           *Login                 `json:"login,omitempty"`
+	Status          DeviceLoginStateStatus `json:"status"`
+}
+
+// DeviceLoginStateStatus defines model for DeviceLoginState.Status.
+type DeviceLoginStateStatus string
+
 // EgressProxy defines model for EgressProxy.
 type EgressProxy struct {
 	// Address `host:port`
@@ -2011,6 +2061,14 @@ type ErrorEnvelope struct {
 
 	// Success Always false.
 	Success bool `json:"success"`
+}
+
+// ExchangeLoginCodeRequest defines model for ExchangeLoginCodeRequest.
+type ExchangeLoginCodeRequest struct {
+	LoginCode string `json:"login_code"`
+
+	// ReturnURL The one that the sign-in began with.
+	ReturnURL string `json:"return_url"`
 }
 
 // ExecProbe defines model for ExecProbe.
@@ -2676,6 +2734,11 @@ type PodSpec struct {
 	NodeSelector       map[string]string      `json:"nodeSelector,omitempty,omitzero"`
 	ServiceAccountName *string                `json:"serviceAccountName,omitempty"`
 	Tolerations        []Toleration           `json:"tolerations,omitempty,omitzero"`
+}
+
+// PollDeviceLoginRequest defines model for PollDeviceLoginRequest.
+type PollDeviceLoginRequest struct {
+	DeviceLoginID string `json:"device_login_id"`
 }
 
 // PoolSpec defines model for PoolSpec.

@@ -37,6 +37,8 @@ var rules = []rule{
 	{in: "internal/sandbox", own: []string{"internal/warm"}},
 	{in: "internal/policy"},
 	{in: "internal/errdefs"},
+	{in: "internal/imageref"},
+	{in: "internal/regauth"},
 	{in: "internal/procapi", own: []string{"internal/warm"}},
 	{in: "internal/shimapi"},
 	{in: "internal/failpoint"},
@@ -45,18 +47,18 @@ var rules = []rule{
 	{in: "internal/archtest"},
 
 	// Components.
-	{in: "api", own: append(leaves, "internal/nodeapi", "internal/procapi"), third: []string{
-		"connectrpc.com/connect", "github.com/golang-jwt/jwt/v5", "github.com/google/uuid", "github.com/gorilla/websocket",
+	{in: "api", own: append(leaves, "internal/imageref", "internal/nodeapi", "internal/procapi", "internal/regauth"), third: []string{
+		"connectrpc.com/connect", "github.com/coreos/go-oidc/v3", "github.com/golang-jwt/jwt/v5", "github.com/google/uuid", "github.com/gorilla/websocket",
 		"github.com/jackc/pgx/v5", "github.com/oapi-codegen/runtime", "github.com/prometheus/client_golang",
-		"golang.org/x/crypto", "golang.org/x/sync", "golang.org/x/time", "google.golang.org/protobuf",
+		"golang.org/x/crypto", "golang.org/x/oauth2", "golang.org/x/sync", "golang.org/x/time", "google.golang.org/protobuf",
 	}},
 	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
-	{in: "noded", own: append(leaves, "internal/nodeapi", "internal/procapi"), third: []string{
+	{in: "noded", own: append(leaves, "internal/imageref", "internal/nodeapi", "internal/procapi"), third: []string{
 		"connectrpc.com/connect", "github.com/prometheus/client_golang", "golang.org/x/sync", "golang.org/x/sys",
 		"github.com/vishvananda/netlink", "google.golang.org/protobuf",
 	}},
 	{in: "noded/internal/runtime", own: append(leaves, "internal/procapi", "internal/shimapi"), third: containerd},
-	{in: "noded/internal/images", own: leaves, third: containerd},
+	{in: "noded/internal/images", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: append(containerd, "github.com/klauspost/compress")},
 	{in: "noded/internal/journal", own: leaves, third: []string{"go.etcd.io/bbolt"}},
 	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/warm"}, third: []string{"golang.org/x/sys"}},
 	{in: "shim", own: []string{"internal/errdefs", "internal/shimapi"}, third: append(containerd, "github.com/containerd/ttrpc", "github.com/containerd/console", "github.com/containerd/plugin")},

@@ -6,6 +6,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -53,6 +54,21 @@ func LoadFile(flags *pflag.FlagSet, path string) error {
 		if err := flags.Set(name, scalar(v)); err != nil {
 			return fmt.Errorf("configuration %s: %s: %w", path, name, err)
 		}
+	}
+	return nil
+}
+
+// LoadYAML decodes a YAML file. A key that into has no field for is an error that
+// names it.
+func LoadYAML(path string, into any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("reading configuration: %w", err)
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec.KnownFields(true)
+	if err := dec.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("configuration %s: %w", path, err)
 	}
 	return nil
 }

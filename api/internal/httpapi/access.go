@@ -43,9 +43,16 @@ var operations = map[string]access{
 	"GET /internal/v1/metering/events":                       {who: systemAdmin},
 	"GET /internal/v1/metering/windows":                      {who: systemAdmin},
 
-	"GET /auth/providers":        {who: nobody},
-	"POST /auth/login":           {who: nobody},
-	"POST /auth/refresh":         {who: nobody},
+	"GET /auth/providers": {who: nobody},
+	"POST /auth/login":    {who: nobody},
+	"POST /auth/refresh":  {who: nobody},
+
+	"GET /auth/oidc/{provider}/login":         {who: nobody},
+	"GET /auth/oidc/{provider}/callback":      {who: nobody},
+	"POST /auth/oidc/{provider}/device/start": {who: nobody},
+	"POST /auth/oidc/{provider}/device/poll":  {who: nobody},
+	"POST /auth/web-login/exchange":           {who: nobody},
+
 	"POST /auth/logout":          {who: user},
 	"POST /auth/change-password": {who: user},
 	"GET /users/me":              {who: user},

@@ -37,9 +37,12 @@ var recordedFirst = map[string]bool{
 	"POST /api/v1/registry/credentials": true,
 }
 
+// signsIn is the only GET that changes something: a provider sends a browser to it.
+const signsIn = "GET /auth/oidc/{provider}/callback"
+
 // changes reports whether an operation changes the control plane.
 func changes(pattern string) bool {
-	return !strings.HasPrefix(pattern, http.MethodGet+" ") && !dataPlane.MatchString(pattern)
+	return pattern == signsIn || !strings.HasPrefix(pattern, http.MethodGet+" ") && !dataPlane.MatchString(pattern)
 }
 
 // audited gives the calls of an operation that changes the control plane their

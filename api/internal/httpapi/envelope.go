@@ -171,8 +171,8 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	entry := entryOf(r)
 	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
 		e, status = errdefs.New(errdefs.Unavailable, "the request was given up"), http.StatusServiceUnavailable
-	} else if status >= 500 && (!entry.exposed || e.Code == errdefs.Internal.Code()) {
-		a.cfg.Log.Error("request failed", "request", entry.id, "route", entry.route, "team", entry.team, "status", status, "err", err)
+	} else {
+		a.logFailure(r, err)
 	}
 	entry.code = e.Code
 	body := openapi.ErrorEnvelope{Error: openapi.ErrorBody{Code: e.Code, Message: e.Message, Details: e.Details}}
@@ -183,6 +183,14 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("Retry-After", retryAfter(e.RetryAfter))
 	}
 	a.send(w, r, status, body)
+}
+
+// logFailure logs an error that is not its caller's.
+func (a *API) logFailure(r *http.Request, err error) {
+	e, entry := errdefs.From(err), entryOf(r)
+	if status := e.Kind.HTTPStatus(); status >= 500 && (!entry.exposed || e.Code == errdefs.Internal.Code()) {
+		a.cfg.Log.Error("request failed", "request", entry.id, "route", entry.route, "team", entry.team, "status", status, "err", err)
+	}
 }
 
 // serveText sends a document of ours.

@@ -37,6 +37,7 @@ import (
 	"s0.run/api/internal/ratelimit"
 	"s0.run/api/internal/runtimes"
 	"s0.run/api/internal/services"
+	"s0.run/api/internal/sso"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/api/internal/wsapi"
@@ -59,6 +60,7 @@ type Config struct {
 	Store     *store.Store
 	Auth      *auth.Authenticator
 	Identity  *identity.Service
+	SSO       *sso.Service
 	Catalog   *templates.Catalog
 	Table     *placement.Table
 	Claimer   *claim.Claimer
@@ -72,7 +74,7 @@ type Config struct {
 	Runtimes  *runtimes.Starter
 	Domain    services.Domain // under which sandboxes' services are found
 	RegionID  string
-	Cluster   string          // that this server's nodes belong to
+	Cluster   string // that this server's nodes belong to
 	Registry  *prometheus.Registry
 	Log       *slog.Logger
 

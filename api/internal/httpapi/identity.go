@@ -16,13 +16,6 @@ import (
 	"s0.run/internal/errdefs"
 )
 
-// ListAuthProviders implements GET /auth/providers.
-func (a *API) ListAuthProviders(w http.ResponseWriter, r *http.Request) {
-	a.answer(w, r, http.StatusOK, openapi.AuthProviderList{Providers: []openapi.AuthProvider{{
-		ID: "builtin", Name: "Email and password", Type: openapi.AuthProviderTypeBuiltin,
-	}}}, nil)
-}
-
 // Login implements POST /auth/login.
 func (a *API) Login(w http.ResponseWriter, r *http.Request) {
 	var req openapi.LoginRequest

@@ -187,6 +187,9 @@ func (k *Keeper) purge(ctx context.Context) {
 	if err := k.cfg.Store.PurgeRefreshTokens(ctx); err != nil {
 		k.logFailure(ctx, "could not purge refresh tokens", err)
 	}
+	if err := k.cfg.Store.PurgeLogins(ctx); err != nil {
+		k.logFailure(ctx, "could not purge sign-ins", err)
+	}
 	if err := k.cfg.Store.PurgeAudit(ctx, auditRetention); err != nil {
 		k.logFailure(ctx, "could not purge audit records", err)
 	}

@@ -308,6 +308,27 @@ func (e CredentialRuleRollout) Valid() bool {
 	}
 }
 
+// Defines values for DeviceLoginStateStatus.
+const (
+	DeviceLoginStateStatusCompleted DeviceLoginStateStatus = "completed"
+	DeviceLoginStateStatusPending   DeviceLoginStateStatus = "pending"
+	DeviceLoginStateStatusSlowDown  DeviceLoginStateStatus = "slow_down"
+)
+
+// Valid indicates whether the value is a known member of the DeviceLoginStateStatus enum.
+func (e DeviceLoginStateStatus) Valid() bool {
+	switch e {
+	case DeviceLoginStateStatusCompleted:
+		return true
+	case DeviceLoginStateStatusPending:
+		return true
+	case DeviceLoginStateStatusSlowDown:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EgressProxyType.
 const (
 	EgressProxyTypeSocks5 EgressProxyType = "socks5"
@@ -1979,6 +2000,35 @@ type DeletedTemplate struct {
 	Message         string   `json:"message"`
 }
 
+// DeviceLogin defines model for DeviceLogin.
+type DeviceLogin struct {
+	// DeviceLoginID A secret of who began; polls name it.
+	DeviceLoginID string `json:"device_login_id"`
+
+	// ExpiresAt Seconds since 1970.
+	ExpiresAt       int64  `json:"expires_at"`
+	IntervalSeconds int32  `json:"interval_seconds"`
+	UserCode        string `json:"user_code"`
+
+	// VerificationURI Where the user types the code.
+	VerificationURI string `json:"verification_uri"`
+
+	// VerificationURIComplete The same with the code in it.
+	VerificationURIComplete *string `json:"verification_uri_complete,omitempty"`
+}
+
+// DeviceLoginState defines model for DeviceLoginState.
+type DeviceLoginState struct {
+	// ExpiresAt Seconds since 1970.
+	ExpiresAt       *int64                 `json:"expires_at,omitempty"`
+	IntervalSeconds *int32                 `json:"interval_seconds,omitempty"`
+	Login           *Login                 `json:"login,omitempty"`
+	Status          DeviceLoginStateStatus `json:"status"`
+}
+
+// DeviceLoginStateStatus defines model for DeviceLoginState.Status.
+type DeviceLoginStateStatus string
+
 // EgressProxy defines model for EgressProxy.
 type EgressProxy struct {
 	// Address `host:port`
@@ -2018,6 +2068,14 @@ type ErrorEnvelope struct {
 
 	// Success Always false.
 	Success bool `json:"success"`
+}
+
+// ExchangeLoginCodeRequest defines model for ExchangeLoginCodeRequest.
+type ExchangeLoginCodeRequest struct {
+	LoginCode string `json:"login_code"`
+
+	// ReturnURL The one that the sign-in began with.
+	ReturnURL string `json:"return_url"`
 }
 
 // ExecProbe defines model for ExecProbe.
@@ -2683,6 +2741,11 @@ type PodSpec struct {
 	NodeSelector       map[string]string      `json:"nodeSelector,omitempty,omitzero"`
 	ServiceAccountName *string                `json:"serviceAccountName,omitempty"`
 	Tolerations        []Toleration           `json:"tolerations,omitempty,omitzero"`
+}
+
+// PollDeviceLoginRequest defines model for PollDeviceLoginRequest.
+type PollDeviceLoginRequest struct {
+	DeviceLoginID string `json:"device_login_id"`
 }
 
 // PoolSpec defines model for PoolSpec.
@@ -3677,6 +3740,9 @@ type ContextID = string
 // FilePath defines model for FilePath.
 type FilePath = string
 
+// Provider defines model for Provider.
+type Provider = string
+
 // RequestTimeout defines model for RequestTimeout.
 type RequestTimeout = float64
 
@@ -3925,6 +3991,27 @@ type ListUsageWindowsParams struct {
 	WindowType *string `form:"window_type,omitempty" json:"window_type,omitempty"`
 }
 
+// FinishOIDCLoginParams defines parameters for FinishOIDCLogin.
+type FinishOIDCLoginParams struct {
+	State            *string `form:"state,omitempty" json:"state,omitempty"`
+	Code             *string `form:"code,omitempty" json:"code,omitempty"`
+	Iss              *string `form:"iss,omitempty" json:"iss,omitempty"`
+	Error            *string `form:"error,omitempty" json:"error,omitempty"`
+	ErrorDescription *string `form:"error_description,omitempty" json:"error_description,omitempty"`
+}
+
+// StartOIDCLoginParams defines parameters for StartOIDCLogin.
+type StartOIDCLoginParams struct {
+	// ReturnURL The page that the browser goes to afterwards, with `login_code` in its
+	// query, or `login_error` (a code) and `login_error_message`: a page of this
+	// server, or one that the operator allows. Without it the callback answers
+	// the tokens.
+	ReturnURL *string `form:"return_url,omitempty" json:"return_url,omitempty"`
+
+	// WebLogin Whether there is a page to return to. Follows from `return_url`, and may say the same.
+	WebLogin *bool `form:"web_login,omitempty" json:"web_login,omitempty"`
+}
+
 // ListAllAuditRecordsParams defines parameters for ListAllAuditRecords.
 type ListAllAuditRecordsParams struct {
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
@@ -4031,8 +4118,14 @@ type LoginJSONRequestBody = LoginRequest
 // LogoutJSONRequestBody defines body for Logout for application/json ContentType.
 type LogoutJSONRequestBody = LogoutRequest
 
+// PollDeviceLoginJSONRequestBody defines body for PollDeviceLogin for application/json ContentType.
+type PollDeviceLoginJSONRequestBody = PollDeviceLoginRequest
+
 // RefreshTokenJSONRequestBody defines body for RefreshToken for application/json ContentType.
 type RefreshTokenJSONRequestBody = RefreshTokenRequest
+
+// ExchangeLoginCodeJSONRequestBody defines body for ExchangeLoginCode for application/json ContentType.
+type ExchangeLoginCodeJSONRequestBody = ExchangeLoginCodeRequest
 
 // SetTeamQuotaJSONRequestBody defines body for SetTeamQuota for application/json ContentType.
 type SetTeamQuotaJSONRequestBody = SetQuotaRequest
@@ -4251,12 +4344,27 @@ type ServerInterface interface {
 	// Logout Revoke the caller's refresh tokens
 	// (POST /auth/logout)
 	Logout(w http.ResponseWriter, r *http.Request)
+	// FinishOIDCLogin Come back from an OpenID provider
+	// (GET /auth/oidc/{provider}/callback)
+	FinishOIDCLogin(w http.ResponseWriter, r *http.Request, provider Provider, params FinishOIDCLoginParams)
+	// PollDeviceLogin Ask whether the user has confirmed a device login
+	// (POST /auth/oidc/{provider}/device/poll)
+	PollDeviceLogin(w http.ResponseWriter, r *http.Request, provider Provider)
+	// StartDeviceLogin Sign in on a device without a browser, through an OpenID provider
+	// (POST /auth/oidc/{provider}/device/start)
+	StartDeviceLogin(w http.ResponseWriter, r *http.Request, provider Provider)
+	// StartOIDCLogin Sign in with a browser, through an OpenID provider
+	// (GET /auth/oidc/{provider}/login)
+	StartOIDCLogin(w http.ResponseWriter, r *http.Request, provider Provider, params StartOIDCLoginParams)
 	// ListAuthProviders List the ways to sign in
 	// (GET /auth/providers)
 	ListAuthProviders(w http.ResponseWriter, r *http.Request)
 	// RefreshToken Exchange a refresh token for new tokens
 	// (POST /auth/refresh)
 	RefreshToken(w http.ResponseWriter, r *http.Request)
+	// ExchangeLoginCode Exchange the code that a page was given for tokens
+	// (POST /auth/web-login/exchange)
+	ExchangeLoginCode(w http.ResponseWriter, r *http.Request)
 	// GetDocs This contract as a page
 	// (GET /docs)
 	GetDocs(w http.ResponseWriter, r *http.Request)
@@ -7307,6 +7415,207 @@ func (siw *ServerInterfaceWrapper) Logout(w http.ResponseWriter, r *http.Request
 	handler.ServeHTTP(w, r)
 }
 
+// FinishOIDCLogin operation middleware
+func (siw *ServerInterfaceWrapper) FinishOIDCLogin(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "provider" -------------
+	var provider Provider
+
+	err = runtime.BindStyledParameterWithOptions("simple", "provider", r.PathValue("provider"), &provider, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "provider", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FinishOIDCLoginParams
+
+	// ------------- Optional query parameter "state" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "state", r.URL.Query(), &params.State, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "state"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "state", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "code" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "code", r.URL.Query(), &params.Code, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "code"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "code", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "iss" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "iss", r.URL.Query(), &params.Iss, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "iss"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "iss", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "error" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "error", r.URL.Query(), &params.Error, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "error"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "error", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "error_description" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "error_description", r.URL.Query(), &params.ErrorDescription, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "error_description"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "error_description", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.FinishOIDCLogin(w, r, provider, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PollDeviceLogin operation middleware
+func (siw *ServerInterfaceWrapper) PollDeviceLogin(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "provider" -------------
+	var provider Provider
+
+	err = runtime.BindStyledParameterWithOptions("simple", "provider", r.PathValue("provider"), &provider, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "provider", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PollDeviceLogin(w, r, provider)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// StartDeviceLogin operation middleware
+func (siw *ServerInterfaceWrapper) StartDeviceLogin(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "provider" -------------
+	var provider Provider
+
+	err = runtime.BindStyledParameterWithOptions("simple", "provider", r.PathValue("provider"), &provider, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "provider", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.StartDeviceLogin(w, r, provider)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// StartOIDCLogin operation middleware
+func (siw *ServerInterfaceWrapper) StartOIDCLogin(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "provider" -------------
+	var provider Provider
+
+	err = runtime.BindStyledParameterWithOptions("simple", "provider", r.PathValue("provider"), &provider, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "provider", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StartOIDCLoginParams
+
+	// ------------- Optional query parameter "return_url" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "return_url", r.URL.Query(), &params.ReturnURL, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "return_url"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "return_url", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "web_login" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "web_login", r.URL.Query(), &params.WebLogin, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "web_login"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "web_login", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.StartOIDCLogin(w, r, provider, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListAuthProviders operation middleware
 func (siw *ServerInterfaceWrapper) ListAuthProviders(w http.ResponseWriter, r *http.Request) {
 
@@ -7326,6 +7635,20 @@ func (siw *ServerInterfaceWrapper) RefreshToken(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.RefreshToken(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ExchangeLoginCode operation middleware
+func (siw *ServerInterfaceWrapper) ExchangeLoginCode(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ExchangeLoginCode(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -7906,6 +8229,11 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/refresh", wrapper.RefreshToken)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/logout", wrapper.Logout)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/change-password", wrapper.ChangePassword)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/auth/oidc/{provider}/login", wrapper.StartOIDCLogin)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/auth/oidc/{provider}/callback", wrapper.FinishOIDCLogin)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/oidc/{provider}/device/start", wrapper.StartDeviceLogin)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/oidc/{provider}/device/poll", wrapper.PollDeviceLogin)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/web-login/exchange", wrapper.ExchangeLoginCode)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/users/me", wrapper.GetCurrentUser)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/teams", wrapper.ListTeams)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api-keys", wrapper.ListAPIKeys)

@@ -8,8 +8,12 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"s0.run/api/internal/audit"
 	"s0.run/internal/errdefs"
 )
+
+// What is under way is no change of anybody's yet: the audit record of a sign-in
+// is stored with the session that it ends in.
 
 // maxLogins bounds the sign-ins of one kind that are under way: each is begun by
 // somebody of whom nothing is known.
@@ -20,7 +24,7 @@ const pendingRetry = time.Minute
 
 // begin adds a pending sign-in unless there are too many.
 func (s *Store) begin(ctx context.Context, table, columns, values string, args ...any) error {
-	tag, err := s.pool.Exec(ctx, "INSERT INTO "+table+" ("+columns+") SELECT "+values+
+	tag, err := s.pool.Exec(audit.Without(ctx), "INSERT INTO "+table+" ("+columns+") SELECT "+values+
 		" WHERE (SELECT count(*) FROM (SELECT FROM "+table+" WHERE expires_at > now() LIMIT $1) pending) < $1", append([]any{maxLogins}, args...)...)
 	if err == nil && tag.RowsAffected() == 0 {
 		return errdefs.New(errdefs.Unavailable, "too many sign-ins are under way").WithRetryAfter(pendingRetry)
@@ -88,7 +92,7 @@ func (s *Store) deviceLogin(ctx context.Context, l DeviceLogin) (DeviceLogin, er
 // PollDeviceLogin takes the turn to ask the provider about a sign-in. It reports
 // false when that is too early, and then nobody may ask.
 func (s *Store) PollDeviceLogin(ctx context.Context, l DeviceLogin) (DeviceLogin, bool, error) {
-	took, err := scanDeviceLogin(s.pool.QueryRow(ctx, `
+	took, err := scanDeviceLogin(s.pool.QueryRow(audit.Without(ctx), `
 		UPDATE device_logins SET next_poll = now() + poll_interval
 		WHERE id_hash = $1 AND provider = $2 AND expires_at > now() AND next_poll <= now()
 		RETURNING `+deviceLoginColumns, l.IDHash, l.Provider))
@@ -101,7 +105,7 @@ func (s *Store) PollDeviceLogin(ctx context.Context, l DeviceLogin) (DeviceLogin
 
 // SlowDeviceLogin makes the looks at a sign-in rarer, and answers it as it is now.
 func (s *Store) SlowDeviceLogin(ctx context.Context, l DeviceLogin, by time.Duration) (DeviceLogin, error) {
-	l, err := scanDeviceLogin(s.pool.QueryRow(ctx, `
+	l, err := scanDeviceLogin(s.pool.QueryRow(audit.Without(ctx), `
 		UPDATE device_logins SET poll_interval = poll_interval + $2::interval, next_poll = now() + poll_interval + $2::interval
 		WHERE id_hash = $1 RETURNING `+deviceLoginColumns, l.IDHash, by))
 	return l, found(err, "slowing a sign-in", "device login")
@@ -111,7 +115,7 @@ func (s *Store) SlowDeviceLogin(ctx context.Context, l DeviceLogin, by time.Dura
 // succeeds; for the others it is not found.
 func (s *Store) EndDeviceLogin(ctx context.Context, l DeviceLogin) error {
 	var one int
-	err := s.pool.QueryRow(ctx, "DELETE FROM device_logins WHERE id_hash = $1 RETURNING 1", l.IDHash).Scan(&one)
+	err := s.pool.QueryRow(audit.Without(ctx), "DELETE FROM device_logins WHERE id_hash = $1 RETURNING 1", l.IDHash).Scan(&one)
 	return found(err, "ending a sign-in", "device login")
 }
 
@@ -135,7 +139,7 @@ func (s *Store) AddLoginCode(ctx context.Context, c LoginCode, life time.Duratio
 func (s *Store) TakeLoginCode(ctx context.Context, hash []byte, returnURL string) (uuid.UUID, error) {
 	var user uuid.UUID
 	var sentTo string
-	err := s.pool.QueryRow(ctx, `
+	err := s.pool.QueryRow(audit.Without(ctx), `
 		DELETE FROM login_codes WHERE code_hash = $1 AND expires_at > now() RETURNING user_id, return_url`, hash).Scan(&user, &sentTo)
 	if err == nil && sentTo != returnURL {
 		return uuid.Nil, notFound("login code")
