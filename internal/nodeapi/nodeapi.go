@@ -53,3 +53,13 @@ const maxTextBytes = 1024
 func Text(s string) string {
 	return strings.ToValidUTF8(s[:min(len(s), maxTextBytes)], "\uFFFD")
 }
+
+// PoolFamily is what a pool's key shares with the keys of the pools that came
+// before it and will come after it: all but the last part, which is the version.
+func PoolFamily(key string) string {
+	family, _, ok := strings.Cut(key, ":")
+	if !ok {
+		return ""
+	}
+	return family
+}

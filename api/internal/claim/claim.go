@@ -293,7 +293,7 @@ func (c *Claimer) cold(ctx context.Context, p *plan) (store.Sandbox, error) {
 func (c *Claimer) startAnywhere(ctx context.Context, p *plan) (*half, error) {
 	refused := map[string]bool{}
 	for {
-		node, ok := c.cfg.Table.ColdNode(refused)
+		node, ok := c.cfg.Table.ColdNode(p.tmpl.Slot.RuntimeClass, refused)
 		switch {
 		case ok:
 		case len(refused) == 0:

@@ -35,6 +35,15 @@ type replica struct {
 	poolKey string
 }
 
+func defaultTemplate(t testing.TB, c *templates.Catalog) *templates.Template {
+	t.Helper()
+	tmpl, err := c.Find(t.Context(), uuid.New(), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tmpl
+}
+
 func newReplica(t testing.TB, dsn string, n *fakenode.Node) *replica {
 	t.Helper()
 	s, err := store.Open(t.Context(), dsn)
@@ -44,17 +53,13 @@ func newReplica(t testing.TB, dsn string, n *fakenode.Node) *replica {
 	t.Cleanup(s.Close)
 	log := slog.New(slog.DiscardHandler)
 	r := &replica{store: s, catalog: templates.NewCatalog(s, "local.test", log), table: placement.New()}
-	spec, err := templates.Builtin("image", 0, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.PutPublicTemplate(t.Context(), "default", spec); err != nil {
+	if err := (templates.Builtins{Images: map[string]string{"default": "image"}}).Put(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.catalog.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	r.poolKey = r.catalog.All()[0].PoolKey
+	r.poolKey = defaultTemplate(t, r.catalog).PoolKey
 	set := nodes.New(nodes.Config{
 		Sockets: []string{n.Socket}, Cluster: "local", Table: r.table, Log: log,
 		OnSync: func(string) {}, OnEnd: func(string, sandbox.ID) {},

@@ -36,17 +36,18 @@ type plan struct {
 }
 
 func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
-	if tmpl.Spec.Network != nil {
-		return nil, templates.ErrNoNetworkPolicy
+	if tmpl.Unavailable != nil {
+		return nil, tmpl.Unavailable
 	}
 	memory, err := Memory(req.Config.Resources, tmpl.Slot.MemoryBytes)
 	if err != nil {
 		return nil, err
 	}
-	ttl, hardTTL := tmpl.DefaultTTL(), int32(0)
-	if req.Config.TTL != nil {
-		ttl = *req.Config.TTL
+	ttl, err := tmpl.TTL(req.Config.TTL)
+	if err != nil {
+		return nil, err
 	}
+	hardTTL := int32(0)
 	if req.Config.HardTTL != nil {
 		hardTTL = *req.Config.HardTTL
 	}

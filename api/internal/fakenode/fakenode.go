@@ -29,6 +29,7 @@ type Node struct {
 	Name          string
 	Cluster       string
 	NetworkPolicy bool
+	Classes       []string     // beside gvisor
 	NoRefill      bool         // pools are filled once
 	Proc          http.Handler // every sandbox's procd; it sees procd's own paths and the id in the header SandboxHeader
 
@@ -36,6 +37,9 @@ type Node struct {
 	OnClaim func(ctx context.Context, req *nodeapi.ClaimRequest) error
 	// AfterClaim may lose a claim's answer, after it took effect.
 	AfterClaim func(ctx context.Context, req *nodeapi.ClaimRequest) error
+
+	// OnResolve answers ResolveImage; without it no registry is in reach.
+	OnResolve func(image string) (digest string, err error)
 
 	Socket string
 
@@ -124,7 +128,7 @@ func (n *Node) proxy(w http.ResponseWriter, r *http.Request) {
 
 // Info implements the node API.
 func (n *Node) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
-	return &nodeapi.InfoResponse{Node: n.Name, Cluster: n.Cluster, Version: "fake", RuntimeClasses: []string{"gvisor"}, NetworkPolicy: n.NetworkPolicy}, nil
+	return &nodeapi.InfoResponse{Node: n.Name, Cluster: n.Cluster, Version: "fake", RuntimeClasses: append([]string{"gvisor"}, n.Classes...), NetworkPolicy: n.NetworkPolicy}, nil
 }
 
 // SetPools implements the node API: slots are there at once.

@@ -56,7 +56,7 @@ func (a *API) createTemplate(r *http.Request, req openapi.CreateTemplateRequest)
 	if err != nil {
 		return store.Template{}, err
 	}
-	if err := templates.Validate(&req.Spec); err != nil {
+	if err := a.templateRules(r).Validate(&req.Spec); err != nil {
 		return store.Template{}, err
 	}
 	spec, err := json.Marshal(req.Spec)
@@ -67,6 +67,11 @@ func (a *API) createTemplate(r *http.Request, req openapi.CreateTemplateRequest)
 	row, err := a.cfg.Store.CreateTemplate(r.Context(), p.TeamID, p.UserID, id, spec)
 	a.templatesChanged(r, err)
 	return row, err
+}
+
+// templateRules are what the caller's templates may be.
+func (a *API) templateRules(r *http.Request) templates.Rules {
+	return templates.Rules{Operator: principalOf(r).IsAdmin, Cluster: a.cfg.Cluster, Offers: a.cfg.Table.Offers}
 }
 
 // UpdateTemplate implements PUT /api/v1/templates/{template_id}.
@@ -85,7 +90,7 @@ func (a *API) updateTemplate(r *http.Request, name string, req openapi.UpdateTem
 	if err != nil {
 		return store.Template{}, err
 	}
-	if err := templates.Validate(&req.Spec); err != nil {
+	if err := a.templateRules(r).Validate(&req.Spec); err != nil {
 		return store.Template{}, err
 	}
 	spec, err := json.Marshal(req.Spec)

@@ -196,7 +196,11 @@ func (s *Set) hello(ctx context.Context, c *conn) (placement.Node, error) {
 		return placement.Node{}, fmt.Errorf("two nodes are called %q: %s and %s", info.GetNode(), other.socket, c.socket)
 	}
 	s.byName[info.GetNode()] = c
-	return placement.Node{Name: info.GetNode(), NetworkPolicy: info.GetNetworkPolicy()}, nil
+	n := placement.Node{Name: info.GetNode(), NetworkPolicy: info.GetNetworkPolicy()}
+	for _, class := range info.GetRuntimeClasses() {
+		n.Classes = append(n.Classes, sandbox.RuntimeClass(class))
+	}
+	return n, nil
 }
 
 // ErrUnreachable is the one answer while a sandbox's node can't be asked.

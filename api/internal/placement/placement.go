@@ -11,6 +11,7 @@ package placement
 import (
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,7 +65,11 @@ func NewSnapshot() *Snapshot {
 type Node struct {
 	Name          string
 	NetworkPolicy bool // it enforces network policy
+	Classes       []sandbox.RuntimeClass
 }
+
+// Offers reports whether the node can run sandboxes of a class.
+func (n Node) Offers(class sandbox.RuntimeClass) bool { return slices.Contains(n.Classes, class) }
 
 // Table is safe for concurrent use.
 type Table struct {
@@ -179,14 +184,14 @@ func (t *Table) Take(poolKey string) (Slot, bool) {
 	return s, true
 }
 
-// ColdNode chooses the node with the fewest sandboxes for a start without a
-// slot, except those that refused already.
-func (t *Table) ColdNode(except map[string]bool) (string, bool) {
+// ColdNode chooses, of the nodes that offer a class, the one with the fewest
+// sandboxes for a start without a slot, except those that refused already.
+func (t *Table) ColdNode(class sandbox.RuntimeClass, except map[string]bool) (string, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	best, fewest := "", 0
 	for name, n := range t.nodes {
-		if n.synced && !except[name] && (best == "" || len(n.own) < fewest) {
+		if n.synced && n.Offers(class) && !except[name] && (best == "" || len(n.own) < fewest) {
 			best, fewest = name, len(n.own)
 		}
 	}
@@ -231,6 +236,11 @@ func (t *Table) Synced() []Node {
 		}
 	}
 	return list
+}
+
+// Offers reports whether a node that can be asked runs sandboxes of a class.
+func (t *Table) Offers(class sandbox.RuntimeClass) bool {
+	return slices.ContainsFunc(t.Synced(), func(n Node) bool { return n.Offers(class) })
 }
 
 // IsSynced reports whether a node's stream is whole.

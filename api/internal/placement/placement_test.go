@@ -20,7 +20,7 @@ func synced(t *Table, name string, slots ...Slot) {
 	for _, sl := range slots {
 		s.Slots[sl.ID] = sl
 	}
-	t.Sync(Node{Name: name}, s)
+	t.Sync(Node{Name: name, Classes: []sandbox.RuntimeClass{sandbox.GVisor}}, s)
 }
 
 func TestTakeNeverGivesASlotTwice(t *testing.T) {
@@ -84,7 +84,7 @@ func TestALostNodeGivesNoSlotsButKeepsItsSandboxes(t *testing.T) {
 	if _, ok := table.SandboxesOf("n1"); ok {
 		t.Error("a lost node must not be listed")
 	}
-	if name, ok := table.ColdNode(nil); ok {
+	if name, ok := table.ColdNode(sandbox.GVisor, nil); ok {
 		t.Errorf("%s was chosen for a cold start", name)
 	}
 	table.SlotFree(slot("n1", "late", "p"))
@@ -121,13 +121,13 @@ func TestColdNodePrefersTheEmptierOne(t *testing.T) {
 	synced(table, "n1")
 	synced(table, "n2")
 	table.SandboxChanged(Sandbox{Node: "n1", ID: "x"})
-	if n, _ := table.ColdNode(nil); n != "n2" {
+	if n, _ := table.ColdNode(sandbox.GVisor, nil); n != "n2" {
 		t.Errorf("chose %s", n)
 	}
-	if n, _ := table.ColdNode(map[string]bool{"n2": true}); n != "n1" {
+	if n, _ := table.ColdNode(sandbox.GVisor, map[string]bool{"n2": true}); n != "n1" {
 		t.Errorf("chose %s", n)
 	}
-	if n, ok := table.ColdNode(map[string]bool{"n1": true, "n2": true}); ok {
+	if n, ok := table.ColdNode(sandbox.GVisor, map[string]bool{"n1": true, "n2": true}); ok {
 		t.Errorf("chose %s", n)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/templates"
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
 )
 
 const (
@@ -77,7 +78,7 @@ func (k *Keeper) tellAll(ctx context.Context) bool {
 	all := true
 	wanted := inTurns(k.cfg.Catalog.All())
 	for i, n := range synced {
-		list := pools(wanted, i, len(synced))
+		list := pools(wanted, synced, i)
 		if left := len(list) - fitting(list); left > 0 {
 			k.cfg.Log.Warn("a node can't be told all its pools", "node", n.Name, "left_out", left)
 			list = list[:len(list)-left]
@@ -129,16 +130,32 @@ func inTurns(all []*templates.Template) []*templates.Template {
 	return list
 }
 
-// pools is what the i-th of n nodes keeps.
-func pools(wanted []*templates.Template, i, n int) []*nodeapi.Pool {
+// pools is what the i-th of the nodes keeps: a share of what those that offer a
+// template's runtime class keep.
+func pools(wanted []*templates.Template, all []placement.Node, i int) []*nodeapi.Pool {
 	list := make([]*nodeapi.Pool, 0, len(wanted))
 	for _, t := range wanted {
+		class := t.Slot.RuntimeClass
+		if !all[i].Offers(class) {
+			continue
+		}
+		at, n := offering(all[:i], class), offering(all, class)
 		list = append(list, &nodeapi.Pool{
 			Key: t.PoolKey, Spec: nodeapi.SpecToWire(t.Slot),
-			MinIdle: share(t.MinIdle, i, n), MaxIdle: share(t.MaxIdle, i, n),
+			MinIdle: share(t.MinIdle, at, n), MaxIdle: share(t.MaxIdle, at, n),
 		})
 	}
 	return list
+}
+
+// offering counts the nodes that offer a class.
+func offering(all []placement.Node, class sandbox.RuntimeClass) (n int) {
+	for _, node := range all {
+		if node.Offers(class) {
+			n++
+		}
+	}
+	return n
 }
 
 // fitting is how many of the pools, from the first on, one call carries.

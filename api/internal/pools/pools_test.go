@@ -41,7 +41,7 @@ func TestNoTeamFillsANodesPools(t *testing.T) {
 	greedy, modest := uuid.New(), uuid.New()
 	of := func(team *uuid.UUID, maxIdle int32) *templates.Template {
 		return &templates.Template{Row: store.Template{TeamID: team}, MaxIdle: maxIdle, PoolKey: "k", Slot: sandbox.Spec{
-			Env: map[string]string{"BIG": strings.Repeat("x", 200<<10)},
+			RuntimeClass: sandbox.GVisor, Env: map[string]string{"BIG": strings.Repeat("x", 200<<10)},
 		}}
 	}
 	var all []*templates.Template
@@ -54,7 +54,7 @@ func TestNoTeamFillsANodesPools(t *testing.T) {
 	if len(list) != 102 || list[0] != public || list[2] != first {
 		t.Fatalf("%d templates, the public one first and the modest team's third: %v", len(list), list[:3])
 	}
-	wire := pools(list, 0, 1)
+	wire := pools(list, []placement.Node{{Classes: []sandbox.RuntimeClass{sandbox.GVisor}}}, 0)
 	n := fitting(wire)
 	if size := proto.Size(&nodeapi.SetPoolsRequest{Pools: wire[:n]}); n < 30 || size > nodeapi.MaxSetPoolsBytes {
 		t.Errorf("%d pools in %d bytes", n, size)
@@ -63,6 +63,9 @@ func TestNoTeamFillsANodesPools(t *testing.T) {
 		t.Errorf("%d pools at once", n)
 	}
 }
+
+// wanted is the key of the one pool that is wanted.
+func wanted(c *templates.Catalog) string { return inTurns(c.All())[0].PoolKey }
 
 func TestNodesKeepWhatTemplatesSay(t *testing.T) {
 	t.Parallel()
@@ -77,11 +80,8 @@ func TestNodesKeepWhatTemplatesSay(t *testing.T) {
 	table, catalog := placement.New(), templates.NewCatalog(s, "local.test", log)
 	put := func(image string, minIdle, maxIdle int) {
 		t.Helper()
-		spec, err := templates.Builtin(image, minIdle, maxIdle)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.PutPublicTemplate(t.Context(), "default", spec); err != nil {
+		b := templates.Builtins{Images: map[string]string{"default": image}, PoolMin: minIdle, PoolMax: maxIdle}
+		if err := b.Put(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
 		if err := catalog.Load(t.Context()); err != nil {
@@ -109,7 +109,7 @@ func TestNodesKeepWhatTemplatesSay(t *testing.T) {
 	fakenode.Eventually(t, "three slots on two nodes", func() bool { return table.Free() == 3 && n1.Free() == 2 && n2.Free() == 1 })
 	pools, _ := n1.Pools()
 	for key, p := range pools {
-		if p.GetMaxIdle() != 2 || p.GetSpec().GetImage() != "image:1" || key != catalog.All()[0].PoolKey {
+		if p.GetMaxIdle() != 2 || p.GetSpec().GetImage() != "image:1" || key != wanted(catalog) {
 			t.Errorf("%s: %v", key, p)
 		}
 		if env := p.GetSpec().GetEnv(); env["SANDBOX0_APP_DOMAIN"] != "local.test" {

@@ -63,7 +63,7 @@ func TestA15_NothingIsBeyondTheEndOfAList(t *testing.T) {
 	run(t, conn, `INSERT INTO api_keys (team_id, created_by, name, scope, roles, prefix, hash)
 		SELECT $1, $2, 'k', 'team', '{}', 'p' || n, '' FROM generate_series(1, 498) n`, team, u.ID)
 	run(t, conn, "INSERT INTO templates (template_id, team_id, spec) SELECT 't' || n, $1, '{}' FROM generate_series(1, 498) n", team)
-	if err := s.PutPublicTemplate(t.Context(), "default", json.RawMessage("{}")); err != nil {
+	if err := s.PutPublicTemplate(t.Context(), "default", json.RawMessage("{}"), ""); err != nil {
 		t.Fatal(err)
 	}
 	var keys, templates atomic.Int32

@@ -244,7 +244,7 @@ func TestTemplatesPreferTheTeamsOwn(t *testing.T) {
 	s, _ := open(t)
 	u, team := bootstrap(t, s)
 	for _, spec := range []string{`{"v":1}`, `{"v":2}`} {
-		if err := s.PutPublicTemplate(t.Context(), "default", json.RawMessage(spec)); err != nil {
+		if err := s.PutPublicTemplate(t.Context(), "default", json.RawMessage(spec), ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -307,7 +307,7 @@ func TestListenTellsAboutChanges(t *testing.T) {
 	if err := s.TouchAPIKey(ctx, team, k.ID); err != nil { // no change that matters
 		t.Fatal(err)
 	}
-	if err := s.PutPublicTemplate(ctx, "default", json.RawMessage(`{}`)); err != nil {
+	if err := s.PutPublicTemplate(ctx, "default", json.RawMessage(`{}`), ""); err != nil {
 		t.Fatal(err)
 	}
 	expect(store.TableTemplates)

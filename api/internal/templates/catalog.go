@@ -9,8 +9,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
 )
 
 // envAppDomain is the variable that names the domain of a sandbox's services.
@@ -80,10 +80,27 @@ func (c *Catalog) Decode(row store.Template) (*Template, error) {
 	slot.Env[envAppDomain] = c.appDomain
 	t.Slot = slot
 	t.PoolKey = poolKey(row.ID, slot)
-	if p := t.Spec.Pool; p != nil {
+	t.Unavailable = unavailable(t)
+	if p := t.Spec.Pool; p != nil && t.Unavailable == nil {
 		t.MinIdle, t.MaxIdle = p.MinIdle, p.MaxIdle
 	}
 	return t, nil
+}
+
+// unavailable says why nothing can be made from a template.
+func unavailable(t *Template) *errdefs.Error {
+	c := t.Row.Capture
+	switch {
+	case t.Row.Unavailable != "":
+		return errdefs.New(errdefs.Unavailable, "%s", t.Row.Unavailable)
+	case c != nil && c.State == store.CaptureCreating:
+		return errdefs.New(errdefs.Conflict, "template %s is still being made from sandbox %s", t.Row.TemplateID, c.SandboxID)
+	case c != nil && c.State == store.CaptureFailed:
+		return errdefs.New(errdefs.Conflict, "template %s could not be made from sandbox %s: %s", t.Row.TemplateID, c.SandboxID, c.Message)
+	case t.Spec.Network != nil:
+		return ErrNoNetworkPolicy
+	}
+	return nil
 }
 
 func nameOf(row store.Template) name {
@@ -118,19 +135,4 @@ func (c *Catalog) Find(ctx context.Context, team uuid.UUID, id string) (*Templat
 		return nil, err
 	}
 	return c.Decode(row)
-}
-
-// Builtin is the spec of the template that every team has from the start.
-func Builtin(image string, minIdle, maxIdle int) (json.RawMessage, error) {
-	description := "A Linux environment for agents"
-	memory, cpu := "2Gi", "500m"
-	spec := openapi.TemplateSpec{
-		Description:   &description,
-		MainContainer: openapi.ContainerSpec{Image: image, Resources: openapi.ResourceSpec{CPU: &cpu, Memory: &memory}},
-		Pool:          &openapi.PoolSpec{MinIdle: int32(minIdle), MaxIdle: int32(maxIdle)},
-	}
-	if err := Validate(&spec); err != nil {
-		return nil, err
-	}
-	return json.Marshal(spec)
 }

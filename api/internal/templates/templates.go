@@ -16,6 +16,8 @@ import (
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/quantity"
 	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 )
 
@@ -26,7 +28,10 @@ type Template struct {
 	Slot    sandbox.Spec
 	PoolKey string
 	MinIdle int32
-	MaxIdle int32
+	MaxIdle int32 // 0: no slots are kept
+
+	// Unavailable says why nothing can be made from the template now; nil: it can.
+	Unavailable *errdefs.Error
 }
 
 // Public reports whether every team sees the template.
@@ -34,19 +39,34 @@ func (t *Template) Public() bool { return t.Row.TeamID == nil }
 
 // OfPool reports whether a pool's key belongs to the template, in whatever
 // version of its spec.
-func (t *Template) OfPool(key string) bool {
-	id := t.Row.ID.String()
-	return len(key) > len(id) && key[:len(id)] == id
-}
+func (t *Template) OfPool(key string) bool { return nodeapi.PoolFamily(key) == t.Row.ID.String() }
 
-// DefaultTTL is the ttl of claims that name none, in seconds; 0 is none.
-func (t *Template) DefaultTTL() int32 {
-	if l := t.Spec.Lifecycle; l != nil && l.DefaultTTL != nil {
-		return *l.DefaultTTL
+// TTL is the ttl of a claim that asks for one, or for none with nil; 0 is no end.
+func (t *Template) TTL(asked *int32) (int32, error) {
+	if asked != nil {
+		return *asked, t.CheckTTL(*asked)
 	}
-	return 0
+	l := t.Spec.Lifecycle
+	if l == nil {
+		return 0, nil
+	}
+	if ttl := value(l.DefaultTTL); ttl > 0 {
+		return ttl, nil
+	}
+	return value(l.MaxTTL), nil
 }
 
+// CheckTTL holds a ttl, of a claim or of a change, against the template's greatest.
+func (t *Template) CheckTTL(ttl int32) error {
+	l := t.Spec.Lifecycle
+	if l == nil || value(l.MaxTTL) == 0 || ttl > 0 && ttl <= *l.MaxTTL {
+		return nil
+	}
+	return errdefs.New(errdefs.InvalidArgument, "ttl: template %s allows 1 to %d seconds", t.Row.TemplateID, *l.MaxTTL)
+}
+
+// poolKey is the key of the pool of one version of a template; see
+// [nodeapi.PoolFamily].
 func poolKey(id uuid.UUID, slot sandbox.Spec) string { return id.String() + ":" + slot.Hash() }
 
 // bytesPerCPU is the contract's ratio of memory to CPU.
@@ -81,7 +101,7 @@ func slotSpec(spec *openapi.TemplateSpec) (sandbox.Spec, error) {
 		return sandbox.Spec{}, err
 	}
 	slot := sandbox.Spec{
-		Image: spec.MainContainer.Image, Env: env, MemoryBytes: memory, CPUMillis: cpu, DiskBytes: diskBytes, RuntimeClass: sandbox.GVisor,
+		Image: spec.MainContainer.Image, Env: env, MemoryBytes: memory, CPUMillis: cpu, DiskBytes: diskBytes, RuntimeClass: classOf(spec),
 		Warm: processes,
 	}
 	return slot, slot.Validate()

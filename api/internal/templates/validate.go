@@ -3,7 +3,9 @@ package templates
 import (
 	"errors"
 	"fmt"
+	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -22,6 +24,7 @@ const (
 	maxEnvVars    = 1000
 	maxEnvBytes   = 256 << 10
 	maxPoolIdle   = 1000
+	maxPathBytes  = 4 << 10
 	minDiskBytes  = 64 << 20
 	maxDiskBytes  = 1 << 40
 )
@@ -40,11 +43,19 @@ func ParseID(s string) (string, error) {
 	return id, nil
 }
 
+// Rules are what a spec's author may ask for, and what this deployment has.
+type Rules struct {
+	Operator bool // administers the whole system
+	Cluster  string
+	Offers   func(sandbox.RuntimeClass) bool // whether a node offers a class; gVisor needs no asking
+}
+
 // Validate checks a spec that a client sent. What this server does not serve is
 // refused by name: a setting that is stored and has no effect would be a lie.
-func Validate(spec *openapi.TemplateSpec) error {
+func (r Rules) Validate(spec *openapi.TemplateSpec) error {
 	for _, check := range []func(*openapi.TemplateSpec) error{
-		checkServed, checkTexts, checkContainer, checkEnvironment, checkPool, checkLifecycle, checkWarm,
+		r.checkPrivileged, checkServed, checkTexts, checkContainer, checkEnvironment, checkMounts, checkNetwork, checkPool, checkLifecycle, checkWarm,
+		r.checkRuntime,
 	} {
 		if err := check(spec); err != nil {
 			return err
@@ -60,26 +71,94 @@ func invalid(format string, args ...any) error {
 	return errdefs.New(errdefs.InvalidArgument, format, args...)
 }
 
-func checkServed(s *openapi.TemplateSpec) error {
-	for name, given := range map[string]bool{
-		"mainContainer.imagePullPolicy": s.MainContainer.ImagePullPolicy != nil,
-		"mainContainer.securityContext": s.MainContainer.SecurityContext != nil,
-		"volumeMounts":                  len(s.VolumeMounts) > 0,
-		"pod":                           s.Pod != nil,
-		"clusterId":                     s.ClusterID != nil,
-		"sidecars":                      len(s.Sidecars) > 0,
+// checkPrivileged checks the fields that are the operator's alone. Of them, this
+// server serves what it has: other values are refused to everybody.
+func (r Rules) checkPrivileged(s *openapi.TemplateSpec) error {
+	policy, cluster := value(s.MainContainer.ImagePullPolicy), value(s.ClusterID)
+	for _, f := range []struct {
+		name          string
+		given, served bool
+	}{
+		{"mainContainer.imagePullPolicy", s.MainContainer.ImagePullPolicy != nil, policy == "" || policy == "IfNotPresent"},
+		{"mainContainer.securityContext", s.MainContainer.SecurityContext != nil, false},
+		{"pod", s.Pod != nil, false},
+		{"clusterId", s.ClusterID != nil, cluster == r.Cluster},
 	} {
-		if given {
-			return invalid("spec.%s is not supported by this server", name)
+		switch {
+		case f.given && !r.Operator:
+			return errdefs.New(errdefs.PermissionDenied, "spec.%s is for system admins alone", f.name)
+		case f.given && !f.served:
+			return invalid("spec.%s: this server does not support it, or not with this value", f.name)
 		}
 	}
-	if s.Network != nil {
-		return ErrNoNetworkPolicy
-	}
-	if c := s.RuntimeClassName; c != nil && sandbox.RuntimeClass(*c) != sandbox.GVisor {
-		return invalid("spec.runtimeClassName %q is not available: want gvisor", *c)
+	return nil
+}
+
+// Shown is the spec as those may see it who are no operators.
+func Shown(spec openapi.TemplateSpec) openapi.TemplateSpec {
+	spec.MainContainer.ImagePullPolicy, spec.MainContainer.SecurityContext = nil, nil
+	spec.Pod, spec.ClusterID = nil, nil
+	return spec
+}
+
+func checkServed(s *openapi.TemplateSpec) error {
+	if len(s.Sidecars) > 0 {
+		return invalid("spec.sidecars is not supported by this server")
 	}
 	return nil
+}
+
+func (r Rules) checkRuntime(s *openapi.TemplateSpec) error {
+	switch class := classOf(s); {
+	case class == sandbox.GVisor, r.Offers(class):
+		return nil
+	case class == sandbox.Runc:
+		return invalid("spec.runtimeClassName: runc shares the kernel of its node, and no node's operator allows it")
+	case class == sandbox.Kata:
+		return invalid("spec.runtimeClassName: no node has Kata Containers")
+	default:
+		return invalid("spec.runtimeClassName %.40q: want gvisor, kata or runc", class)
+	}
+}
+
+func classOf(s *openapi.TemplateSpec) sandbox.RuntimeClass {
+	if c := value(s.RuntimeClassName); c != "" {
+		return sandbox.RuntimeClass(c)
+	}
+	return sandbox.GVisor
+}
+
+// reservedPaths belong to what runs a sandbox.
+var reservedPaths = []string{"/var/lib/sandbox0/procd", "/run/s0", "/proc", "/sys", "/dev"}
+
+const maxMounts = 64
+
+// checkMounts checks the places where claims may mount volumes. One that no claim
+// has mounted anything at is part of the root filesystem, so they change nothing
+// of a slot.
+func checkMounts(s *openapi.TemplateSpec) error {
+	if len(s.VolumeMounts) > maxMounts {
+		return invalid("spec.volumeMounts: at most %d", maxMounts)
+	}
+	names, paths := map[string]bool{}, map[string]bool{}
+	for _, m := range s.VolumeMounts {
+		switch {
+		case !idPattern.MatchString(m.Name):
+			return invalid("spec.volumeMounts: name %.80q is not a DNS label", m.Name)
+		case !path.IsAbs(m.MountPath) || path.Clean(m.MountPath) != m.MountPath || m.MountPath == "/" || len(m.MountPath) > maxPathBytes || !printable(m.MountPath):
+			return invalid("spec.volumeMounts: %s: mountPath is not a clean absolute path below /", m.Name)
+		case reserved(m.MountPath):
+			return invalid("spec.volumeMounts: %s: mountPath %s is reserved", m.Name, m.MountPath)
+		case names[m.Name] || paths[m.MountPath]:
+			return invalid("spec.volumeMounts: %s or its mountPath is there twice", m.Name)
+		}
+		names[m.Name], paths[m.MountPath] = true, true
+	}
+	return nil
+}
+
+func reserved(p string) bool {
+	return slices.ContainsFunc(reservedPaths, func(r string) bool { return p == r || strings.HasPrefix(p, r+"/") || strings.HasPrefix(r, p+"/") })
 }
 
 // ErrNoNetworkPolicy answers every request for a network policy while nothing
@@ -186,10 +265,14 @@ func checkLifecycle(s *openapi.TemplateSpec) error {
 	switch {
 	case l == nil:
 		return nil
-	case l.MaxTTL != nil, l.IdleTimeout != nil, l.PreStop != nil:
-		return invalid("spec.lifecycle: of its fields, this server supports defaultTTL alone")
-	case l.DefaultTTL != nil && *l.DefaultTTL < 0:
-		return invalid("spec.lifecycle.defaultTTL must not be negative")
+	case l.IdleTimeout != nil:
+		return invalid("spec.lifecycle.idleTimeout is not supported by this server")
+	case l.PreStop != nil:
+		return invalid("spec.lifecycle.preStop is not supported by this server")
+	case value(l.DefaultTTL) < 0 || value(l.MaxTTL) < 0:
+		return invalid("spec.lifecycle: defaultTTL and maxTTL must not be negative")
+	case value(l.MaxTTL) > 0 && value(l.DefaultTTL) > value(l.MaxTTL):
+		return invalid("spec.lifecycle.defaultTTL must not be greater than maxTTL")
 	}
 	return nil
 }
