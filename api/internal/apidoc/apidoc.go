@@ -32,7 +32,7 @@ func New(source []byte) (*Doc, error) {
 	if len(document.Content) != 1 {
 		return nil, fmt.Errorf("the contract: want one document, have %d", len(document.Content))
 	}
-	root := node{document.Content[0]}
+	root := at(document.Content[0])
 	d := &Doc{YAML: source, operations: map[string]string{}}
 	for _, o := range operationsOf(root) {
 		d.operations[o.method+" "+o.path] = o.node.text("operationId")
@@ -44,6 +44,9 @@ func New(source []byte) (*Doc, error) {
 	var err error
 	if d.JSON, err = json.Marshal(plain); err != nil {
 		return nil, fmt.Errorf("the contract as JSON: %w", err)
+	}
+	if d.Page, err = render(root); err != nil {
+		return nil, err
 	}
 	return d, nil
 }

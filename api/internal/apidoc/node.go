@@ -10,6 +10,14 @@ import (
 // one that is absent: it has nothing in it.
 type node struct{ *yaml.Node }
 
+// at follows an alias to what it stands for.
+func at(n *yaml.Node) node {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	return node{n}
+}
+
 // get is the value of a key.
 func (n node) get(key string) node {
 	for k, v := range n.entries() {
@@ -27,7 +35,7 @@ func (n node) entries() iter.Seq2[string, node] {
 			return
 		}
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			if !yield(n.Content[i].Value, node{n.Content[i+1]}) {
+			if !yield(n.Content[i].Value, at(n.Content[i+1])) {
 				return
 			}
 		}
@@ -41,7 +49,7 @@ func (n node) items() []node {
 	}
 	list := make([]node, len(n.Content))
 	for i, c := range n.Content {
-		list[i] = node{c}
+		list[i] = at(c)
 	}
 	return list
 }

@@ -1,10 +1,14 @@
 package httpapi
 
-import "net/http"
+import (
+	"net/http"
+
+	"s0.run/api/internal/apidoc"
+)
 
 // docsPolicy lets the page be what it is and nothing more: no script, nothing
 // from elsewhere, in no frame.
-const docsPolicy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+var docsPolicy = "default-src 'none'; style-src '" + apidoc.StyleHash + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 // GetDocs implements GET /docs.
 func (a *API) GetDocs(w http.ResponseWriter, r *http.Request) {
