@@ -64,8 +64,8 @@ type Usage struct {
 	EgressBytes  int64 // since the month began
 }
 
-// CPUMillis is the CPU that comes with the memory.
-func (u Usage) CPUMillis() int64 { return u.MemoryBytes * 1000 / bytesPerCPU }
+// CPUMillis is the CPU that comes with the memory, rounded up.
+func (u Usage) CPUMillis() int64 { return (u.MemoryBytes*1000 + bytesPerCPU - 1) / bytesPerCPU }
 
 // MemoryMiB is the memory in MiB, rounded up.
 func (u Usage) MemoryMiB() int64 { return (u.MemoryBytes + bytesPerMiB - 1) / bytesPerMiB }
@@ -120,7 +120,7 @@ func roomIn(u Usage, limits []Quota) Room {
 			left = *l.Limit*bytesPerMiB - u.MemoryBytes
 			r.MemoryBytes = min(r.MemoryBytes, left)
 		case QuotaCPU:
-			left = (*l.Limit+1)*bytesPerCPU/1000 - 1 - u.MemoryBytes // less than one thousandth more is none
+			left = *l.Limit*bytesPerCPU/1000 - u.MemoryBytes
 			r.MemoryBytes = min(r.MemoryBytes, left)
 		}
 		if left <= 0 {

@@ -91,7 +91,7 @@ BEGIN
         SELECT x.dimension, x.limit_value, CASE x.dimension
                 WHEN 'active_sandboxes' THEN used.sandboxes
                 WHEN 'memory_mib' THEN ceil(used.memory_bytes / 1048576.0)
-                WHEN 'cpu_millicpu' THEN used.memory_bytes * 1000 / 4294967296
+                WHEN 'cpu_millicpu' THEN ceil(used.memory_bytes * 1000 / 4294967296.0)
             END::bigint AS total,
             CASE x.dimension WHEN 'active_sandboxes' THEN more_sandboxes ELSE more_bytes END AS more
         FROM s0_limits(team) x
