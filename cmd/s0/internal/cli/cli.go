@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -78,6 +79,8 @@ configuration file:
   s0 sandbox run ID 'print(6 * 7)'
   s0 sandbox exec ID -- uname -a`,
 		Version:           a.version,
+		Args:              cobra.ArbitraryArgs,
+		RunE:              groupRun,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.prepare(cmd) },
@@ -94,8 +97,11 @@ configuration file:
 	return root
 }
 
-// prepare is done before a command runs.
+// prepare is done before a command runs. Groups only show their help.
 func (a *app) prepare(cmd *cobra.Command) error {
+	if cmd.HasSubCommands() {
+		return nil
+	}
 	// cobra would check these later, and say no more than what is wrong.
 	if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
 		return usageError(cmd, err)
@@ -162,14 +168,22 @@ func note(format string, args ...any) {
 
 // group makes a command that only holds others.
 func group(use, short, example string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Example: example, Args: cobra.ArbitraryArgs, RunE: func(cmd *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usageError(cmd, fmt.Errorf("there is no command %q", cmd.CommandPath()+" "+args[0]))
-		}
-		return cmd.Help()
-	}}
+	cmd := &cobra.Command{Use: use, Short: short, Example: example, Args: cobra.ArbitraryArgs, RunE: groupRun}
 	cmd.AddCommand(commands...)
 	return cmd
+}
+
+// groupRun shows a group's help, or says which command of it there is not.
+func groupRun(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return cmd.Help()
+	}
+	err := fmt.Errorf("there is no command %q", cmd.CommandPath()+" "+args[0])
+	cmd.SuggestionsMinimumDistance = max(1, len(args[0])/3)
+	if alike := cmd.SuggestionsFor(args[0]); len(alike) > 0 {
+		err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(alike, " or "))
+	}
+	return usageError(cmd, err)
 }
 
 func deref[T any](p *T) T {

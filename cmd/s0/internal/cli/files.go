@@ -1,14 +1,9 @@
 package cli
 
 import (
-	"archive/tar"
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"os"
-	"path"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -41,7 +36,7 @@ func (a *app) filesLs(sandbox *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows := output.Rows{Columns: []string{"MODE", "SIZE", "MODIFIED", "NAME"}}
+			rows := output.Rows{Columns: []string{"MODE", "SIZE", "MODIFIED", "NAME"}, None: "The directory is empty."}
 			for _, f := range list.Entries {
 				rows.Rows = append(rows.Rows, []string{fileMode(f), output.Bytes(f.Size), since(f.ModTime), fileName(f)})
 			}
@@ -135,114 +130,6 @@ func (a *app) filesMv(sandbox *string) *cobra.Command {
 	}
 }
 
-func (a *app) filesUpload(sandbox *string) *cobra.Command {
-	var recursive bool
-	cmd := &cobra.Command{
-		Use:     "upload <local> [path]",
-		Short:   "Copy a file or a directory of yours into the sandbox",
-		Example: "  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID upload data.csv /srv/input/\n  s0 sandbox files -s ID upload --recursive src",
-		Args:    wantUpTo(1, "the path"),
-		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			remote := path.Base(filepath.ToSlash(args[0]))
-			if len(args) == 2 {
-				remote = into(args[1], remote)
-			}
-			if recursive {
-				return a.uploadTree(ctx, c, *sandbox, args[0], remote)
-			}
-			return a.upload(ctx, c, *sandbox, args[0], remote)
-		}),
-	}
-	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "a directory, with all below it")
-	return cmd
-}
-
-func (a *app) upload(ctx context.Context, c *client.Client, sandbox, local, remote string) error {
-	f, err := os.Open(local)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if info.IsDir() {
-		return fmt.Errorf("%s is a directory: say --recursive to copy it", local)
-	}
-	if err := c.WriteFile(ctx, sandbox, remote, f); err != nil {
-		return err
-	}
-	return a.done("Uploaded %s to %s (%s).", local, remote, output.Bytes(info.Size()))
-}
-
-// uploadTree sends a directory as an archive: all of it arrives, or nothing.
-func (a *app) uploadTree(ctx context.Context, c *client.Client, sandbox, local, remote string) error {
-	if info, err := os.Stat(local); err != nil || !info.IsDir() {
-		return errors.Join(err, fmt.Errorf("%s is no directory", local))
-	}
-	r, w := io.Pipe()
-	packed := make(chan struct{})
-	go func() {
-		defer close(packed)
-		archive := tar.NewWriter(w)
-		err := archive.AddFS(os.DirFS(local))
-		w.CloseWithError(errors.Join(err, archive.Close()))
-	}()
-	got, err := c.WriteArchive(ctx, sandbox, remote, r)
-	r.Close()
-	<-packed
-	if err != nil {
-		return err
-	}
-	return a.printer.Print(got, output.Text(fmt.Sprintf("Uploaded %s to %s (%d files, %s).", local, remote, got.Files, output.Bytes(got.Bytes))))
-}
-
-func (a *app) filesDownload(sandbox *string) *cobra.Command {
-	return &cobra.Command{
-		Use:     "download <path> [local]",
-		Short:   "Copy a file of the sandbox to yours",
-		Example: "  s0 sandbox files -s ID download result.csv\n  s0 sandbox files -s ID download /var/log/app.log logs/",
-		Args:    wantUpTo(1, "the path"),
-		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			local := path.Base(args[0])
-			if len(args) == 2 {
-				local = args[1]
-				if info, err := os.Stat(local); err == nil && info.IsDir() {
-					local = filepath.Join(local, path.Base(args[0]))
-				}
-			}
-			return a.download(ctx, c, *sandbox, args[0], local)
-		}),
-	}
-}
-
-// download leaves no half file behind.
-func (a *app) download(ctx context.Context, c *client.Client, sandbox, remote, local string) (err error) {
-	content, err := c.ReadFile(ctx, sandbox, remote)
-	if err != nil {
-		return err
-	}
-	defer content.Close()
-	tmp, err := os.CreateTemp(filepath.Dir(local), ".s0-download-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(tmp.Name())
-		}
-	}()
-	n, err := io.Copy(tmp, content)
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
-		return fmt.Errorf("downloading %s: %w", remote, err)
-	}
-	if err := os.Rename(tmp.Name(), local); err != nil {
-		return err
-	}
-	return a.done("Downloaded %s to %s (%s).", remote, local, output.Bytes(n))
-}
-
 func (a *app) filesWrite(sandbox *string) *cobra.Command {
 	var data string
 	var stdin bool
@@ -267,14 +154,6 @@ func (a *app) filesWrite(sandbox *string) *cobra.Command {
 	cmd.MarkFlagsMutuallyExclusive("data", "stdin")
 	cmd.MarkFlagsOneRequired("data", "stdin")
 	return cmd
-}
-
-// into names a file within a directory, which a path is if it ends in a slash.
-func into(remote, name string) string {
-	if strings.HasSuffix(remote, "/") {
-		return remote + name
-	}
-	return remote
 }
 
 func fileMode(f client.FileInfo) string {
