@@ -44,6 +44,10 @@ type Config struct {
 	AdminPassword string                       // of the first user; generated when empty
 	OnBootstrap   func(email, password string) // called once, when the first user was made
 
+	// AllowRegistration lets anybody sign up who reaches this server, and gives him
+	// a team of his own.
+	AllowRegistration bool
+
 	DefaultImage string // of the builtin template `default`; empty: there is none
 	PoolMin      int    // idle slots that it keeps
 	PoolMax      int    // and may grow to

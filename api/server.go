@@ -109,7 +109,7 @@ func open(ctx context.Context, cfg Config) (_ *server, err error) {
 	if s.sso, err = s.openSSO(); err != nil {
 		return nil, err
 	}
-	id := identity.New(identity.Config{Store: s.store, Signer: signer, Hasher: auth.NewHasher(), RegionID: cfg.RegionID})
+	id := identity.New(identity.Config{Store: s.store, Signer: signer, Hasher: auth.NewHasher(), RegionID: cfg.RegionID, AllowRegistration: cfg.AllowRegistration})
 	if err := s.bootstrap(ctx, id); err != nil {
 		return nil, err
 	}
@@ -326,7 +326,8 @@ func (s *server) followChanges(ctx context.Context) error {
 
 // changed handles one notification; "" stands for whatever may have been missed.
 func (s *server) changed(ctx context.Context, table string) {
-	if table == store.TableAPIKeys || table == "" {
+	switch table {
+	case "", store.TableAPIKeys, store.TableUsers, store.TableTeams, store.TableMembers:
 		s.auth.Forget()
 	}
 	if table != store.TableTemplates && table != "" {

@@ -1609,6 +1609,25 @@ type Accepted struct {
 	Accepted bool `json:"accepted"`
 }
 
+// ActiveTenant defines model for ActiveTenant.
+type ActiveTenant struct {
+	// DefaultTeam It was not asked for by its id.
+	DefaultTeam  bool   `json:"default_team"`
+	HomeRegionID string `json:"home_region_id"`
+
+	// RegionalGatewayURL Where the region is served; here when absent.
+	RegionalGatewayURL *string `json:"regional_gateway_url,omitempty"`
+	TeamID             string  `json:"team_id"`
+	TeamRole           Role    `json:"team_role"`
+	UserID             string  `json:"user_id"`
+}
+
+// AddTeamMemberRequest defines model for AddTeamMemberRequest.
+type AddTeamMemberRequest struct {
+	Email string `json:"email"`
+	Role  Role   `json:"role"`
+}
+
 // AllowDeny defines model for AllowDeny.
 type AllowDeny struct {
 	Allowed []string `json:"allowed,omitempty,omitzero"`
@@ -1882,6 +1901,24 @@ type CreateContextRequest struct {
 // CreateExecutionSessionAttemptRequest defines model for CreateExecutionSessionAttemptRequest.
 type CreateExecutionSessionAttemptRequest struct {
 	ReplaceCurrent *bool `json:"replace_current,omitempty"`
+}
+
+// CreateSSHKeyRequest defines model for CreateSSHKeyRequest.
+type CreateSSHKeyRequest struct {
+	Name string `json:"name"`
+
+	// PublicKey A line of an authorized_keys file without options.
+	PublicKey string `json:"public_key"`
+}
+
+// CreateTeamRequest defines model for CreateTeamRequest.
+type CreateTeamRequest struct {
+	// HomeRegionID This server's region, if given.
+	HomeRegionID *string `json:"home_region_id,omitempty"`
+	Name         string  `json:"name"`
+
+	// Slug A DNS label that no other team has; made from the name when absent.
+	Slug *string `json:"slug,omitempty"`
 }
 
 // CreateTemplateRequest defines model for CreateTemplateRequest.
@@ -2579,6 +2616,21 @@ type Health struct {
 // HealthStatus defines model for Health.Status.
 type HealthStatus string
 
+// Identity defines model for Identity.
+type Identity struct {
+	// CreatedAt Seconds since 1970.
+	CreatedAt int64  `json:"created_at"`
+	ID        string `json:"id"`
+
+	// Provider The id of an AuthProvider.
+	Provider string `json:"provider"`
+}
+
+// IdentityList defines model for IdentityList.
+type IdentityList struct {
+	Identities []Identity `json:"identities"`
+}
+
 // Login defines model for Login.
 type Login struct {
 	AccessToken string `json:"access_token"`
@@ -2875,9 +2927,41 @@ type RefreshTokenRequest struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
+// RegionToken defines model for RegionToken.
+type RegionToken struct {
+	// ExpiresAt Seconds since 1970.
+	ExpiresAt int64  `json:"expires_at"`
+	RegionID  string `json:"region_id"`
+
+	// RegionalGatewayURL Where the region is served; here when absent.
+	RegionalGatewayURL *string `json:"regional_gateway_url,omitempty"`
+	Token              string  `json:"token"`
+}
+
+// RegionTokenRequest defines model for RegionTokenRequest.
+type RegionTokenRequest struct {
+	TeamID *string `json:"team_id,omitempty"`
+}
+
+// RegisterRequest defines model for RegisterRequest.
+type RegisterRequest struct {
+	Email string `json:"email"`
+
+	// HomeRegionID This server's region, if given.
+	HomeRegionID *string `json:"home_region_id,omitempty"`
+	Name         string  `json:"name"`
+	Password     string  `json:"password"`
+}
+
 // Resized defines model for Resized.
 type Resized struct {
 	Resized bool `json:"resized"`
+}
+
+// ResourceCount defines model for ResourceCount.
+type ResourceCount struct {
+	Category string `json:"category"`
+	Count    int    `json:"count"`
 }
 
 // ResourceSpec defines model for ResourceSpec.
@@ -2917,6 +3001,25 @@ type SSHEndpoint struct {
 	Host     string `json:"host"`
 	Port     Port   `json:"port"`
 	Username string `json:"username"`
+}
+
+// SSHKey defines model for SSHKey.
+type SSHKey struct {
+	Comment           *string   `json:"comment,omitempty"`
+	CreatedAt         time.Time `json:"created_at"`
+	FingerprintSha256 string    `json:"fingerprint_sha256"`
+	ID                string    `json:"id"`
+	KeyType           string    `json:"key_type"`
+	Name              string    `json:"name"`
+
+	// PublicKey As in an authorized_keys file, without the comment.
+	PublicKey string    `json:"public_key"`
+	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// SSHKeyList defines model for SSHKeyList.
+type SSHKeyList struct {
+	SSHKeys []SSHKey `json:"ssh_keys"`
 }
 
 // SSHProxyProjection defines model for SSHProxyProjection.
@@ -3468,9 +3571,34 @@ type Team struct {
 	UpdatedAt    time.Time `json:"updated_at"`
 }
 
+// TeamDeleteConflict The details of the 409 that deleting a team may be.
+type TeamDeleteConflict struct {
+	BlockingResources []ResourceCount `json:"blocking_resources"`
+	RetainedResources []ResourceCount `json:"retained_resources,omitempty,omitzero"`
+	RetentionPolicy   *string         `json:"retention_policy,omitempty"`
+	TeamID            string          `json:"team_id"`
+}
+
 // TeamList defines model for TeamList.
 type TeamList struct {
 	Teams []Team `json:"teams"`
+}
+
+// TeamMember defines model for TeamMember.
+type TeamMember struct {
+	AvatarURL *string   `json:"avatar_url,omitempty"`
+	Email     *string   `json:"email,omitempty"`
+	ID        string    `json:"id"`
+	JoinedAt  time.Time `json:"joined_at"`
+	Name      *string   `json:"name,omitempty"`
+	Role      Role      `json:"role"`
+	TeamID    string    `json:"team_id"`
+	UserID    string    `json:"user_id"`
+}
+
+// TeamMemberList defines model for TeamMemberList.
+type TeamMemberList struct {
+	Members []TeamMember `json:"members"`
 }
 
 // TeamQuota defines model for TeamQuota.
@@ -3613,6 +3741,11 @@ type TrafficRuleAction string
 // TrafficRuleAppProtocols defines model for TrafficRule.AppProtocols.
 type TrafficRuleAppProtocols string
 
+// TransferTeamRequest defines model for TransferTeamRequest.
+type TransferTeamRequest struct {
+	UserID string `json:"user_id"`
+}
+
 // UpdateExposedPortsRequest defines model for UpdateExposedPortsRequest.
 type UpdateExposedPortsRequest struct {
 	Ports []ExposedPort `json:"ports"`
@@ -3629,9 +3762,27 @@ type UpdateSandboxServicesRequest struct {
 	Services []SandboxAppService `json:"services"`
 }
 
+// UpdateTeamMemberRequest defines model for UpdateTeamMemberRequest.
+type UpdateTeamMemberRequest struct {
+	Role Role `json:"role"`
+}
+
+// UpdateTeamRequest defines model for UpdateTeamRequest.
+type UpdateTeamRequest struct {
+	Name *string `json:"name,omitempty"`
+	Slug *string `json:"slug,omitempty"`
+}
+
 // UpdateTemplateRequest defines model for UpdateTemplateRequest.
 type UpdateTemplateRequest struct {
 	Spec TemplateSpec `json:"spec"`
+}
+
+// UpdateUserRequest defines model for UpdateUserRequest.
+type UpdateUserRequest struct {
+	// AvatarURL https, or empty.
+	AvatarURL *string `json:"avatar_url,omitempty"`
+	Name      *string `json:"name,omitempty"`
 }
 
 // UsageWindow defines model for UsageWindow.
@@ -3673,6 +3824,29 @@ type User struct {
 	IsAdmin       bool      `json:"is_admin"`
 	Name          string    `json:"name"`
 	UpdatedAt     time.Time `json:"updated_at"`
+}
+
+// UserAccount defines model for UserAccount.
+type UserAccount struct {
+	CreatedAt     time.Time `json:"created_at"`
+	Disabled      bool      `json:"disabled"`
+	Email         string    `json:"email"`
+	EmailVerified bool      `json:"email_verified"`
+	ID            string    `json:"id"`
+	IsAdmin       bool      `json:"is_admin"`
+	Name          string    `json:"name"`
+	UpdatedAt     time.Time `json:"updated_at"`
+}
+
+// UserAccountList defines model for UserAccountList.
+type UserAccountList struct {
+	Users []UserAccount `json:"users"`
+}
+
+// UserRightsRequest defines model for UserRightsRequest.
+type UserRightsRequest struct {
+	Disabled *bool `json:"disabled,omitempty"`
+	IsAdmin  *bool `json:"is_admin,omitempty"`
 }
 
 // ValueMatch defines model for ValueMatch.

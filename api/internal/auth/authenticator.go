@@ -67,6 +67,15 @@ func (a *Authenticator) Known(token string) (id Identity, known bool, err error)
 	return id.with(c), known, nil
 }
 
+// Trusted reports whether a token that has to be looked up is no guess: it was
+// signed by us, or it is a key that held a moment ago.
+func (a *Authenticator) Trusted(token string) bool {
+	if isAPIKey(token) {
+		return a.keys.has(sha256.Sum256([]byte(token)))
+	}
+	return a.MayBeOurs(token)
+}
+
 // MayBeOurs reports whether a token looks like an API key or is an access token
 // of ours: what must not be passed on to anybody.
 func (a *Authenticator) MayBeOurs(token string) bool {

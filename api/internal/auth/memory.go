@@ -44,6 +44,14 @@ func (m *memory[K, V]) get(key K) (value V, fresh bool) {
 	return e.value, true
 }
 
+// has reports whether there is something to hold on to.
+func (m *memory[K, V]) has(key K) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	e, ok := m.entries[key]
+	return ok && !time.Now().After(e.held)
+}
+
 // now is the epoch, to be taken before what put is given is read.
 func (m *memory[K, V]) now() uint64 {
 	m.mu.RLock()

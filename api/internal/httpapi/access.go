@@ -17,6 +17,11 @@ const (
 	keyAlone                  // an API key: a person is refused
 	anyInTeam                 // a person or a key, in a team
 	systemAdmin               // an admin of the whole system, or a platform key
+
+	// Of the team that the path names. To everybody else it does not exist.
+	member       // a person in it
+	memberOrSelf // a person in it, who needs the permission for another than himself
+	owner        // the person who owns it
 )
 
 // operations says of every route who may call it. A route that is not listed is
@@ -55,8 +60,31 @@ var operations = map[string]access{
 
 	"POST /auth/logout":          {who: user},
 	"POST /auth/change-password": {who: user},
-	"GET /users/me":              {who: user},
-	"GET /teams":                 {who: user},
+	"POST /auth/register":        {who: nobody},
+	"POST /auth/region-token":    {who: user},
+	"GET /tenant/active":         {who: user},
+
+	"GET /users/me":                    {who: user},
+	"PUT /users/me":                    {who: user},
+	"GET /users/me/identities":         {who: user},
+	"DELETE /users/me/identities/{id}": {who: user},
+	"GET /users/me/ssh-keys":           {who: userTeam},
+	"POST /users/me/ssh-keys":          {who: userTeam},
+	"DELETE /users/me/ssh-keys/{id}":   {who: userTeam},
+
+	"GET /teams":                           {who: user},
+	"POST /teams":                          {who: user},
+	"GET /teams/{id}":                      {who: member},
+	"PUT /teams/{id}":                      {member, auth.TeamManage},
+	"DELETE /teams/{id}":                   {who: owner},
+	"PUT /teams/{id}/owner":                {who: owner},
+	"GET /teams/{id}/members":              {who: member},
+	"POST /teams/{id}/members":             {member, auth.TeamManage},
+	"PUT /teams/{id}/members/{user_id}":    {member, auth.TeamManage},
+	"DELETE /teams/{id}/members/{user_id}": {memberOrSelf, auth.TeamManage},
+
+	"GET /internal/v1/users":      {who: systemAdmin},
+	"PUT /internal/v1/users/{id}": {who: systemAdmin},
 
 	"GET /api-keys":                  {userTeam, auth.APIKeyManage},
 	"POST /api-keys":                 {userTeam, auth.APIKeyManage},

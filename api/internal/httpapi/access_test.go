@@ -1,13 +1,20 @@
 package httpapi
 
 import (
-	"net/http"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
 
 	"s0.run/api/internal/auth"
 )
+
+// callers are the contract's words for who may call.
+var callers = map[string]caller{
+	"": anyInTeam, "user": user, "user-in-team": userTeam, "api-key": keyAlone, "system-admin": systemAdmin,
+	"member": member, "member-or-self": memberOrSelf, "owner": owner,
+}
 
 // The permission table is the contract's x-permission, operation by operation.
 func TestAccessIsWhatTheContractSays(t *testing.T) {
@@ -33,8 +40,14 @@ func TestAccessIsWhatTheContractSays(t *testing.T) {
 			if public := op.Security != nil && len(*op.Security) == 0; public != (got.who == nobody) {
 				t.Errorf("%s: public in the contract: %v", pattern, public)
 			}
-			if got.perm != "" && got.who != anyInTeam && got.who != userTeam {
+			if caller, _ := op.Extensions["x-caller"].(string); got.who != nobody && got.who != callers[caller] {
+				t.Errorf("%s is for %d, the contract says %q", pattern, got.who, caller)
+			}
+			if got.perm != "" && !slices.Contains([]caller{anyInTeam, userTeam, member, memberOrSelf}, got.who) {
 				t.Errorf("%s needs a permission and no team", pattern)
+			}
+			if named := []caller{member, memberOrSelf, owner}; strings.HasPrefix(path, "/teams/{id}") != slices.Contains(named, got.who) {
+				t.Errorf("%s: only paths that name a team are for its members", pattern)
 			}
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/ratelimit"
 	"s0.run/internal/errdefs"
@@ -72,28 +74,80 @@ func (a *API) admit(w http.ResponseWriter, r *http.Request, acc access) (*who, e
 	if err != nil {
 		return nil, err
 	}
-	if id.IsKey() && (acc.who == user || acc.who == userTeam) || !id.IsKey() && acc.who == keyAlone {
+	if !acc.takes(&id) {
 		return nil, auth.ErrUnauthenticated
 	}
 	caller := &who{identity: id}
-	bucket := id.UserID
-	if acc.who != user && acc.who != systemAdmin {
-		if caller.principal, err = a.inTeam(r, &id); err != nil {
-			return nil, err
-		}
-		bucket = caller.principal.TeamID
+	if caller.principal, err = a.principal(r, acc, &id); err != nil {
+		return nil, err
+	}
+	bucket := caller.principal.TeamID
+	if bucket == uuid.Nil {
+		bucket = id.UserID
 	}
 	if err := a.limit(w, a.teams, bucket.String()); err != nil {
 		return nil, err
 	}
-	if acc.perm != "" && !caller.principal.Can(acc.perm) || acc.who == systemAdmin && !id.Operator() {
+	if !acc.permits(caller, r) {
 		return caller, errdefs.New(errdefs.PermissionDenied, "insufficient permissions")
 	}
 	return caller, nil
 }
 
+// takes reports whether callers of this kind may call at all: keys, or people.
+func (acc access) takes(id *auth.Identity) bool {
+	switch acc.who {
+	case user, userTeam, member, memberOrSelf, owner:
+		return !id.IsKey()
+	case keyAlone:
+		return id.IsKey()
+	}
+	return true
+}
+
+// principal is the caller in the team that the request is about, if it is about
+// one.
+func (a *API) principal(r *http.Request, acc access, id *auth.Identity) (auth.Principal, error) {
+	switch acc.who {
+	case user, systemAdmin:
+		return auth.Principal{}, nil
+	case member, memberOrSelf, owner:
+		return inNamedTeam(r, id)
+	}
+	return a.inTeam(r, id)
+}
+
+// inNamedTeam is the caller in the team of the path. A team that he is not in is
+// none.
+func inNamedTeam(r *http.Request, id *auth.Identity) (auth.Principal, error) {
+	team, err := parseID(r.PathValue("id"), "team")
+	if err != nil {
+		return auth.Principal{}, err
+	}
+	if _, in := id.Grant(team); !in {
+		return auth.Principal{}, errdefs.New(errdefs.NotFound, "team not found")
+	}
+	return id.InTeam(team.String())
+}
+
+// permits reports whether this caller may make this request.
+func (acc access) permits(c *who, r *http.Request) bool {
+	switch acc.who {
+	case systemAdmin:
+		return c.identity.Operator()
+	case owner:
+		g, _ := c.identity.Grant(c.principal.TeamID)
+		return g.Owner
+	case memberOrSelf:
+		if r.PathValue("user_id") == c.identity.UserID.String() {
+			return true
+		}
+	}
+	return acc.perm == "" || c.principal.Can(acc.perm)
+}
+
 // authenticate verifies the token. What costs nothing is done first; a token that
-// needs the database, or does not hold, is charged to its sender's address.
+// does not hold, or that nobody has seen, is charged to its sender's address.
 func (a *API) authenticate(w http.ResponseWriter, r *http.Request) (auth.Identity, error) {
 	token := bearer(r)
 	if token == "" {
@@ -103,8 +157,10 @@ func (a *API) authenticate(w http.ResponseWriter, r *http.Request) (auth.Identit
 	if known && err == nil {
 		return id, nil
 	}
-	if limited := a.limit(w, a.hosts, network(entryOf(r).client)); limited != nil {
-		return auth.Identity{}, limited
+	if known || !a.cfg.Auth.Trusted(token) {
+		if limited := a.limit(w, a.hosts, network(entryOf(r).client)); limited != nil {
+			return auth.Identity{}, limited
+		}
 	}
 	if known {
 		return auth.Identity{}, err

@@ -72,7 +72,7 @@ func sessionOut(s identity.Session) openapi.Login {
 
 func userOut(u store.User, defaultTeam uuid.UUID) openapi.User {
 	out := openapi.User{
-		ID: u.ID.String(), Email: u.Email, Name: u.Name, EmailVerified: true, IsAdmin: u.IsAdmin, CreatedAt: u.CreatedAt, UpdatedAt: u.UpdatedAt,
+		ID: u.ID.String(), Email: u.Email, Name: u.Name, AvatarURL: unlessEmpty(u.AvatarURL), EmailVerified: u.Verified, IsAdmin: u.IsAdmin, CreatedAt: u.CreatedAt, UpdatedAt: u.UpdatedAt,
 	}
 	if defaultTeam != uuid.Nil {
 		out.DefaultTeamID = new(defaultTeam.String())
@@ -106,28 +106,11 @@ func (a *API) ChangePassword(w http.ResponseWriter, r *http.Request) {
 // GetCurrentUser implements GET /users/me.
 func (a *API) GetCurrentUser(w http.ResponseWriter, r *http.Request) {
 	id := callerOf(r).identity
-	var team uuid.UUID
-	if len(id.Grants) > 0 {
-		team = id.Grants[0].TeamID
-	}
 	u, err := a.cfg.Store.User(r.Context(), id.UserID)
 	if errdefs.Is(err, errdefs.NotFound) {
 		err = auth.ErrUnauthenticated // the token outlived its user
 	}
-	a.answer(w, r, http.StatusOK, userOut(u, team), err)
-}
-
-// ListTeams implements GET /teams.
-func (a *API) ListTeams(w http.ResponseWriter, r *http.Request) {
-	teams, err := a.cfg.Store.Teams(r.Context(), callerOf(r).identity.UserID)
-	out := openapi.TeamList{Teams: []openapi.Team{}}
-	for _, t := range teams {
-		out.Teams = append(out.Teams, openapi.Team{
-			ID: t.ID.String(), Name: t.Name, Slug: t.Slug, OwnerID: new(t.OwnerID.String()), HomeRegionID: new(t.HomeRegionID),
-			CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt,
-		})
-	}
-	a.answer(w, r, http.StatusOK, out, err)
+	a.answer(w, r, http.StatusOK, userOut(u, defaultTeam(&id)), err)
 }
 
 // ListAPIKeys implements GET /api-keys.
@@ -229,7 +212,7 @@ func (a *API) DeleteAPIKey(w http.ResponseWriter, r *http.Request, id string) {
 	if err == nil {
 		err = a.cfg.Store.DeleteAPIKey(r.Context(), principalOf(r).TeamID, key)
 	}
-	a.keyEnded()
+	a.rightsChanged()
 	a.answer(w, r, http.StatusOK, openapi.Message{Message: "api key deleted"}, err)
 }
 
@@ -239,13 +222,9 @@ func (a *API) DeactivateAPIKey(w http.ResponseWriter, r *http.Request, id string
 	if err == nil {
 		err = a.cfg.Store.DeactivateAPIKey(r.Context(), principalOf(r).TeamID, key)
 	}
-	a.keyEnded()
+	a.rightsChanged()
 	a.answer(w, r, http.StatusOK, openapi.Message{Message: "api key deactivated"}, err)
 }
-
-// keyEnded makes the answer true here at once; other replicas are told by the
-// database.
-func (a *API) keyEnded() { a.cfg.Auth.Forget() }
 
 func keyID(id string) (uuid.UUID, error) {
 	key, err := uuid.Parse(id)

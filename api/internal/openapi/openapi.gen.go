@@ -1616,6 +1616,25 @@ type Accepted struct {
 	Accepted bool `json:"accepted"`
 }
 
+// ActiveTenant defines model for ActiveTenant.
+type ActiveTenant struct {
+	// DefaultTeam It was not asked for by its id.
+	DefaultTeam  bool   `json:"default_team"`
+	HomeRegionID string `json:"home_region_id"`
+
+	// RegionalGatewayURL Where the region is served; here when absent.
+	RegionalGatewayURL *string `json:"regional_gateway_url,omitempty"`
+	TeamID             string  `json:"team_id"`
+	TeamRole           Role    `json:"team_role"`
+	UserID             string  `json:"user_id"`
+}
+
+// AddTeamMemberRequest defines model for AddTeamMemberRequest.
+type AddTeamMemberRequest struct {
+	Email string `json:"email"`
+	Role  Role   `json:"role"`
+}
+
 // AllowDeny defines model for AllowDeny.
 type AllowDeny struct {
 	Allowed []string `json:"allowed,omitempty,omitzero"`
@@ -1889,6 +1908,24 @@ type CreateContextRequest struct {
 // CreateExecutionSessionAttemptRequest defines model for CreateExecutionSessionAttemptRequest.
 type CreateExecutionSessionAttemptRequest struct {
 	ReplaceCurrent *bool `json:"replace_current,omitempty"`
+}
+
+// CreateSSHKeyRequest defines model for CreateSSHKeyRequest.
+type CreateSSHKeyRequest struct {
+	Name string `json:"name"`
+
+	// PublicKey A line of an authorized_keys file without options.
+	PublicKey string `json:"public_key"`
+}
+
+// CreateTeamRequest defines model for CreateTeamRequest.
+type CreateTeamRequest struct {
+	// HomeRegionID This server's region, if given.
+	HomeRegionID *string `json:"home_region_id,omitempty"`
+	Name         string  `json:"name"`
+
+	// Slug A DNS label that no other team has; made from the name when absent.
+	Slug *string `json:"slug,omitempty"`
 }
 
 // CreateTemplateRequest defines model for CreateTemplateRequest.
@@ -2586,6 +2623,21 @@ type Health struct {
 // HealthStatus defines model for Health.Status.
 type HealthStatus string
 
+// Identity defines model for Identity.
+type Identity struct {
+	// CreatedAt Seconds since 1970.
+	CreatedAt int64  `json:"created_at"`
+	ID        string `json:"id"`
+
+	// Provider The id of an AuthProvider.
+	Provider string `json:"provider"`
+}
+
+// IdentityList defines model for IdentityList.
+type IdentityList struct {
+	Identities []Identity `json:"identities"`
+}
+
 // Login defines model for Login.
 type Login struct {
 	AccessToken string `json:"access_token"`
@@ -2882,9 +2934,41 @@ type RefreshTokenRequest struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
+// RegionToken defines model for RegionToken.
+type RegionToken struct {
+	// ExpiresAt Seconds since 1970.
+	ExpiresAt int64  `json:"expires_at"`
+	RegionID  string `json:"region_id"`
+
+	// RegionalGatewayURL Where the region is served; here when absent.
+	RegionalGatewayURL *string `json:"regional_gateway_url,omitempty"`
+	Token              string  `json:"token"`
+}
+
+// RegionTokenRequest defines model for RegionTokenRequest.
+type RegionTokenRequest struct {
+	TeamID *string `json:"team_id,omitempty"`
+}
+
+// RegisterRequest defines model for RegisterRequest.
+type RegisterRequest struct {
+	Email string `json:"email"`
+
+	// HomeRegionID This server's region, if given.
+	HomeRegionID *string `json:"home_region_id,omitempty"`
+	Name         string  `json:"name"`
+	Password     string  `json:"password"`
+}
+
 // Resized defines model for Resized.
 type Resized struct {
 	Resized bool `json:"resized"`
+}
+
+// ResourceCount defines model for ResourceCount.
+type ResourceCount struct {
+	Category string `json:"category"`
+	Count    int    `json:"count"`
 }
 
 // ResourceSpec defines model for ResourceSpec.
@@ -2924,6 +3008,25 @@ type SSHEndpoint struct {
 	Host     string `json:"host"`
 	Port     Port   `json:"port"`
 	Username string `json:"username"`
+}
+
+// SSHKey defines model for SSHKey.
+type SSHKey struct {
+	Comment           *string   `json:"comment,omitempty"`
+	CreatedAt         time.Time `json:"created_at"`
+	FingerprintSha256 string    `json:"fingerprint_sha256"`
+	ID                string    `json:"id"`
+	KeyType           string    `json:"key_type"`
+	Name              string    `json:"name"`
+
+	// PublicKey As in an authorized_keys file, without the comment.
+	PublicKey string    `json:"public_key"`
+	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// SSHKeyList defines model for SSHKeyList.
+type SSHKeyList struct {
+	SSHKeys []SSHKey `json:"ssh_keys"`
 }
 
 // SSHProxyProjection defines model for SSHProxyProjection.
@@ -3475,9 +3578,34 @@ type Team struct {
 	UpdatedAt    time.Time `json:"updated_at"`
 }
 
+// TeamDeleteConflict The details of the 409 that deleting a team may be.
+type TeamDeleteConflict struct {
+	BlockingResources []ResourceCount `json:"blocking_resources"`
+	RetainedResources []ResourceCount `json:"retained_resources,omitempty,omitzero"`
+	RetentionPolicy   *string         `json:"retention_policy,omitempty"`
+	TeamID            string          `json:"team_id"`
+}
+
 // TeamList defines model for TeamList.
 type TeamList struct {
 	Teams []Team `json:"teams"`
+}
+
+// TeamMember defines model for TeamMember.
+type TeamMember struct {
+	AvatarURL *string   `json:"avatar_url,omitempty"`
+	Email     *string   `json:"email,omitempty"`
+	ID        string    `json:"id"`
+	JoinedAt  time.Time `json:"joined_at"`
+	Name      *string   `json:"name,omitempty"`
+	Role      Role      `json:"role"`
+	TeamID    string    `json:"team_id"`
+	UserID    string    `json:"user_id"`
+}
+
+// TeamMemberList defines model for TeamMemberList.
+type TeamMemberList struct {
+	Members []TeamMember `json:"members"`
 }
 
 // TeamQuota defines model for TeamQuota.
@@ -3620,6 +3748,11 @@ type TrafficRuleAction string
 // TrafficRuleAppProtocols defines model for TrafficRule.AppProtocols.
 type TrafficRuleAppProtocols string
 
+// TransferTeamRequest defines model for TransferTeamRequest.
+type TransferTeamRequest struct {
+	UserID string `json:"user_id"`
+}
+
 // UpdateExposedPortsRequest defines model for UpdateExposedPortsRequest.
 type UpdateExposedPortsRequest struct {
 	Ports []ExposedPort `json:"ports"`
@@ -3636,9 +3769,27 @@ type UpdateSandboxServicesRequest struct {
 	Services []SandboxAppService `json:"services"`
 }
 
+// UpdateTeamMemberRequest defines model for UpdateTeamMemberRequest.
+type UpdateTeamMemberRequest struct {
+	Role Role `json:"role"`
+}
+
+// UpdateTeamRequest defines model for UpdateTeamRequest.
+type UpdateTeamRequest struct {
+	Name *string `json:"name,omitempty"`
+	Slug *string `json:"slug,omitempty"`
+}
+
 // UpdateTemplateRequest defines model for UpdateTemplateRequest.
 type UpdateTemplateRequest struct {
 	Spec TemplateSpec `json:"spec"`
+}
+
+// UpdateUserRequest defines model for UpdateUserRequest.
+type UpdateUserRequest struct {
+	// AvatarURL https, or empty.
+	AvatarURL *string `json:"avatar_url,omitempty"`
+	Name      *string `json:"name,omitempty"`
 }
 
 // UsageWindow defines model for UsageWindow.
@@ -3680,6 +3831,29 @@ type User struct {
 	IsAdmin       bool      `json:"is_admin"`
 	Name          string    `json:"name"`
 	UpdatedAt     time.Time `json:"updated_at"`
+}
+
+// UserAccount defines model for UserAccount.
+type UserAccount struct {
+	CreatedAt     time.Time `json:"created_at"`
+	Disabled      bool      `json:"disabled"`
+	Email         string    `json:"email"`
+	EmailVerified bool      `json:"email_verified"`
+	ID            string    `json:"id"`
+	IsAdmin       bool      `json:"is_admin"`
+	Name          string    `json:"name"`
+	UpdatedAt     time.Time `json:"updated_at"`
+}
+
+// UserAccountList defines model for UserAccountList.
+type UserAccountList struct {
+	Users []UserAccount `json:"users"`
+}
+
+// UserRightsRequest defines model for UserRightsRequest.
+type UserRightsRequest struct {
+	Disabled *bool `json:"disabled,omitempty"`
+	IsAdmin  *bool `json:"is_admin,omitempty"`
 }
 
 // ValueMatch defines model for ValueMatch.
@@ -4043,6 +4217,25 @@ type ListMeteringWindowsParams struct {
 	WindowType *string `form:"window_type,omitempty" json:"window_type,omitempty"`
 }
 
+// ListUsersParams defines parameters for ListUsers.
+type ListUsersParams struct {
+	// Query A part of their email address or name.
+	Query  *string `form:"query,omitempty" json:"query,omitempty"`
+	Limit  *int    `form:"limit,omitempty" json:"limit,omitempty"`
+	Offset *int    `form:"offset,omitempty" json:"offset,omitempty"`
+}
+
+// ListTeamMembersParams defines parameters for ListTeamMembers.
+type ListTeamMembersParams struct {
+	// Query A part of their email address or name.
+	Query *string `form:"query,omitempty" json:"query,omitempty"`
+}
+
+// GetActiveTenantParams defines parameters for GetActiveTenant.
+type GetActiveTenantParams struct {
+	TeamID *string `form:"team_id,omitempty" json:"team_id,omitempty"`
+}
+
 // CreateAPIKeyJSONRequestBody defines body for CreateAPIKey for application/json ContentType.
 type CreateAPIKeyJSONRequestBody = CreateAPIKeyRequest
 
@@ -4124,11 +4317,41 @@ type PollDeviceLoginJSONRequestBody = PollDeviceLoginRequest
 // RefreshTokenJSONRequestBody defines body for RefreshToken for application/json ContentType.
 type RefreshTokenJSONRequestBody = RefreshTokenRequest
 
+// IssueRegionTokenJSONRequestBody defines body for IssueRegionToken for application/json ContentType.
+type IssueRegionTokenJSONRequestBody = RegionTokenRequest
+
+// RegisterJSONRequestBody defines body for Register for application/json ContentType.
+type RegisterJSONRequestBody = RegisterRequest
+
 // ExchangeLoginCodeJSONRequestBody defines body for ExchangeLoginCode for application/json ContentType.
 type ExchangeLoginCodeJSONRequestBody = ExchangeLoginCodeRequest
 
 // SetTeamQuotaJSONRequestBody defines body for SetTeamQuota for application/json ContentType.
 type SetTeamQuotaJSONRequestBody = SetQuotaRequest
+
+// UpdateUserRightsJSONRequestBody defines body for UpdateUserRights for application/json ContentType.
+type UpdateUserRightsJSONRequestBody = UserRightsRequest
+
+// CreateTeamJSONRequestBody defines body for CreateTeam for application/json ContentType.
+type CreateTeamJSONRequestBody = CreateTeamRequest
+
+// UpdateTeamJSONRequestBody defines body for UpdateTeam for application/json ContentType.
+type UpdateTeamJSONRequestBody = UpdateTeamRequest
+
+// AddTeamMemberJSONRequestBody defines body for AddTeamMember for application/json ContentType.
+type AddTeamMemberJSONRequestBody = AddTeamMemberRequest
+
+// UpdateTeamMemberJSONRequestBody defines body for UpdateTeamMember for application/json ContentType.
+type UpdateTeamMemberJSONRequestBody = UpdateTeamMemberRequest
+
+// TransferTeamJSONRequestBody defines body for TransferTeam for application/json ContentType.
+type TransferTeamJSONRequestBody = TransferTeamRequest
+
+// UpdateCurrentUserJSONRequestBody defines body for UpdateCurrentUser for application/json ContentType.
+type UpdateCurrentUserJSONRequestBody = UpdateUserRequest
+
+// CreateSSHKeyJSONRequestBody defines body for CreateSSHKey for application/json ContentType.
+type CreateSSHKeyJSONRequestBody = CreateSSHKeyRequest
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
@@ -4362,6 +4585,12 @@ type ServerInterface interface {
 	// RefreshToken Exchange a refresh token for new tokens
 	// (POST /auth/refresh)
 	RefreshToken(w http.ResponseWriter, r *http.Request)
+	// IssueRegionToken Get a token for the region of a team
+	// (POST /auth/region-token)
+	IssueRegionToken(w http.ResponseWriter, r *http.Request)
+	// Register Sign up
+	// (POST /auth/register)
+	Register(w http.ResponseWriter, r *http.Request)
 	// ExchangeLoginCode Exchange the code that a page was given for tokens
 	// (POST /auth/web-login/exchange)
 	ExchangeLoginCode(w http.ResponseWriter, r *http.Request)
@@ -4389,6 +4618,12 @@ type ServerInterface interface {
 	// SetTeamQuota Limit a team
 	// (PUT /internal/v1/teams/{team_id}/quotas/{dimension})
 	SetTeamQuota(w http.ResponseWriter, r *http.Request, teamID string, dimension string)
+	// ListUsers List the users of the system
+	// (GET /internal/v1/users)
+	ListUsers(w http.ResponseWriter, r *http.Request, params ListUsersParams)
+	// UpdateUserRights Disable a user, or make one an admin
+	// (PUT /internal/v1/users/{id})
+	UpdateUserRights(w http.ResponseWriter, r *http.Request, id string)
 	// GetMetadata How clients should talk to this server
 	// (GET /metadata)
 	GetMetadata(w http.ResponseWriter, r *http.Request)
@@ -4407,9 +4642,57 @@ type ServerInterface interface {
 	// ListTeams List the teams of the signed-in user
 	// (GET /teams)
 	ListTeams(w http.ResponseWriter, r *http.Request)
+	// CreateTeam Create a team
+	// (POST /teams)
+	CreateTeam(w http.ResponseWriter, r *http.Request)
+	// DeleteTeam Delete a team
+	// (DELETE /teams/{id})
+	DeleteTeam(w http.ResponseWriter, r *http.Request, id string)
+	// GetTeam Get a team
+	// (GET /teams/{id})
+	GetTeam(w http.ResponseWriter, r *http.Request, id string)
+	// UpdateTeam Rename a team
+	// (PUT /teams/{id})
+	UpdateTeam(w http.ResponseWriter, r *http.Request, id string)
+	// ListTeamMembers List the members of a team
+	// (GET /teams/{id}/members)
+	ListTeamMembers(w http.ResponseWriter, r *http.Request, id string, params ListTeamMembersParams)
+	// AddTeamMember Add a user to a team
+	// (POST /teams/{id}/members)
+	AddTeamMember(w http.ResponseWriter, r *http.Request, id string)
+	// RemoveTeamMember Remove a member, or leave
+	// (DELETE /teams/{id}/members/{user_id})
+	RemoveTeamMember(w http.ResponseWriter, r *http.Request, id string, userID string)
+	// UpdateTeamMember Change the role of a member
+	// (PUT /teams/{id}/members/{user_id})
+	UpdateTeamMember(w http.ResponseWriter, r *http.Request, id string, userID string)
+	// TransferTeam Make another member the owner
+	// (PUT /teams/{id}/owner)
+	TransferTeam(w http.ResponseWriter, r *http.Request, id string)
+	// GetActiveTenant Get the team that requests act in
+	// (GET /tenant/active)
+	GetActiveTenant(w http.ResponseWriter, r *http.Request, params GetActiveTenantParams)
 	// GetCurrentUser Get the signed-in user
 	// (GET /users/me)
 	GetCurrentUser(w http.ResponseWriter, r *http.Request)
+	// UpdateCurrentUser Change the caller's name or picture
+	// (PUT /users/me)
+	UpdateCurrentUser(w http.ResponseWriter, r *http.Request)
+	// ListIdentities List the ways in which the caller can sign in
+	// (GET /users/me/identities)
+	ListIdentities(w http.ResponseWriter, r *http.Request)
+	// DeleteIdentity Take away a way to sign in
+	// (DELETE /users/me/identities/{id})
+	DeleteIdentity(w http.ResponseWriter, r *http.Request, id string)
+	// ListSSHKeys List the caller's SSH keys in the team
+	// (GET /users/me/ssh-keys)
+	ListSSHKeys(w http.ResponseWriter, r *http.Request)
+	// CreateSSHKey Add an SSH key
+	// (POST /users/me/ssh-keys)
+	CreateSSHKey(w http.ResponseWriter, r *http.Request)
+	// DeleteSSHKey Delete an SSH key
+	// (DELETE /users/me/ssh-keys/{id})
+	DeleteSSHKey(w http.ResponseWriter, r *http.Request, id string)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -7644,6 +7927,34 @@ func (siw *ServerInterfaceWrapper) RefreshToken(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// IssueRegionToken operation middleware
+func (siw *ServerInterfaceWrapper) IssueRegionToken(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.IssueRegionToken(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// Register operation middleware
+func (siw *ServerInterfaceWrapper) Register(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.Register(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ExchangeLoginCode operation middleware
 func (siw *ServerInterfaceWrapper) ExchangeLoginCode(w http.ResponseWriter, r *http.Request) {
 
@@ -7999,6 +8310,91 @@ func (siw *ServerInterfaceWrapper) SetTeamQuota(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// ListUsers operation middleware
+func (siw *ServerInterfaceWrapper) ListUsers(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListUsersParams
+
+	// ------------- Optional query parameter "query" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "query", r.URL.Query(), &params.Query, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "query"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "query", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "offset" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "offset", r.URL.Query(), &params.Offset, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "offset"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "offset", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListUsers(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateUserRights operation middleware
+func (siw *ServerInterfaceWrapper) UpdateUserRights(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateUserRights(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetMetadata operation middleware
 func (siw *ServerInterfaceWrapper) GetMetadata(w http.ResponseWriter, r *http.Request) {
 
@@ -8083,11 +8479,408 @@ func (siw *ServerInterfaceWrapper) ListTeams(w http.ResponseWriter, r *http.Requ
 	handler.ServeHTTP(w, r)
 }
 
+// CreateTeam operation middleware
+func (siw *ServerInterfaceWrapper) CreateTeam(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateTeam(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteTeam operation middleware
+func (siw *ServerInterfaceWrapper) DeleteTeam(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteTeam(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetTeam operation middleware
+func (siw *ServerInterfaceWrapper) GetTeam(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTeam(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateTeam operation middleware
+func (siw *ServerInterfaceWrapper) UpdateTeam(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateTeam(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListTeamMembers operation middleware
+func (siw *ServerInterfaceWrapper) ListTeamMembers(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListTeamMembersParams
+
+	// ------------- Optional query parameter "query" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "query", r.URL.Query(), &params.Query, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "query"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "query", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListTeamMembers(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// AddTeamMember operation middleware
+func (siw *ServerInterfaceWrapper) AddTeamMember(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.AddTeamMember(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RemoveTeamMember operation middleware
+func (siw *ServerInterfaceWrapper) RemoveTeamMember(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "user_id" -------------
+	var userID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "user_id", r.PathValue("user_id"), &userID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "user_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveTeamMember(w, r, id, userID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateTeamMember operation middleware
+func (siw *ServerInterfaceWrapper) UpdateTeamMember(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "user_id" -------------
+	var userID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "user_id", r.PathValue("user_id"), &userID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "user_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateTeamMember(w, r, id, userID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// TransferTeam operation middleware
+func (siw *ServerInterfaceWrapper) TransferTeam(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.TransferTeam(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetActiveTenant operation middleware
+func (siw *ServerInterfaceWrapper) GetActiveTenant(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetActiveTenantParams
+
+	// ------------- Optional query parameter "team_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "team_id", r.URL.Query(), &params.TeamID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "team_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "team_id", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetActiveTenant(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetCurrentUser operation middleware
 func (siw *ServerInterfaceWrapper) GetCurrentUser(w http.ResponseWriter, r *http.Request) {
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetCurrentUser(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateCurrentUser operation middleware
+func (siw *ServerInterfaceWrapper) UpdateCurrentUser(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateCurrentUser(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListIdentities operation middleware
+func (siw *ServerInterfaceWrapper) ListIdentities(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListIdentities(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteIdentity operation middleware
+func (siw *ServerInterfaceWrapper) DeleteIdentity(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteIdentity(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListSSHKeys operation middleware
+func (siw *ServerInterfaceWrapper) ListSSHKeys(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSSHKeys(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateSSHKey operation middleware
+func (siw *ServerInterfaceWrapper) CreateSSHKey(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateSSHKey(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteSSHKey operation middleware
+func (siw *ServerInterfaceWrapper) DeleteSSHKey(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteSSHKey(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -8226,6 +9019,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/openapi.json", wrapper.GetOpenAPIJSON)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/auth/providers", wrapper.ListAuthProviders)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/login", wrapper.Login)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/register", wrapper.Register)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/refresh", wrapper.RefreshToken)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/logout", wrapper.Logout)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/change-password", wrapper.ChangePassword)
@@ -8234,13 +9028,32 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/oidc/{provider}/device/start", wrapper.StartDeviceLogin)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/oidc/{provider}/device/poll", wrapper.PollDeviceLogin)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/web-login/exchange", wrapper.ExchangeLoginCode)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/auth/region-token", wrapper.IssueRegionToken)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/tenant/active", wrapper.GetActiveTenant)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/users/me", wrapper.GetCurrentUser)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/users/me", wrapper.UpdateCurrentUser)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/users/me/identities", wrapper.ListIdentities)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/users/me/identities/{id}", wrapper.DeleteIdentity)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/users/me/ssh-keys", wrapper.ListSSHKeys)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/users/me/ssh-keys", wrapper.CreateSSHKey)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/users/me/ssh-keys/{id}", wrapper.DeleteSSHKey)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/teams", wrapper.ListTeams)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/teams", wrapper.CreateTeam)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/teams/{id}", wrapper.DeleteTeam)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/teams/{id}", wrapper.GetTeam)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/teams/{id}", wrapper.UpdateTeam)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/teams/{id}/owner", wrapper.TransferTeam)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/teams/{id}/members", wrapper.ListTeamMembers)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/teams/{id}/members", wrapper.AddTeamMember)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/teams/{id}/members/{user_id}", wrapper.RemoveTeamMember)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/teams/{id}/members/{user_id}", wrapper.UpdateTeamMember)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api-keys", wrapper.ListAPIKeys)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api-keys", wrapper.CreateAPIKey)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api-keys/current", wrapper.GetCurrentAPIKey)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api-keys/{id}", wrapper.DeleteAPIKey)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api-keys/{id}/deactivate", wrapper.DeactivateAPIKey)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/users", wrapper.ListUsers)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/internal/v1/users/{id}", wrapper.UpdateUserRights)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/templates", wrapper.CreateTemplate)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/templates/{template_id}", wrapper.DeleteTemplate)

@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"s0.run/api/internal/audit"
 	"s0.run/internal/errdefs"
 )
 
@@ -52,6 +53,7 @@ func (s *Store) AddMember(ctx context.Context, team uuid.UUID, email, role strin
 		if in >= maxTeams {
 			return errdefs.New(errdefs.Conflict, "this user is in too many teams")
 		}
+		audit.Resource(ctx, user.String())
 		m, err = insertMember(ctx, tx, team, user, role)
 		return err
 	})

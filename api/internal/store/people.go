@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"s0.run/api/internal/audit"
 	"s0.run/internal/errdefs"
 )
 
@@ -29,6 +30,7 @@ func (s *Store) CreateUser(ctx context.Context, n NewUser) (u User, err error) {
 			return err
 		}
 		_, err = createTeam(ctx, tx, Team{Name: n.TeamName, Slug: n.TeamSlug, OwnerID: u.ID, HomeRegionID: n.RegionID})
+		audit.Resource(ctx, u.ID.String())
 		return err
 	})
 	return u, err

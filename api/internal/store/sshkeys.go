@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"s0.run/api/internal/audit"
 	"s0.run/internal/errdefs"
 )
 
@@ -54,6 +55,7 @@ func (s *Store) AddSSHKey(ctx context.Context, team, user uuid.UUID, k SSHKey) (
 		if violates(err, "ssh_keys_team_id_fingerprint_key") {
 			return errdefs.New(errdefs.Conflict, "this team has that key already")
 		}
+		audit.Resource(ctx, added.ID.String())
 		return err
 	})
 	return added, err

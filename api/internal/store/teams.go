@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"s0.run/api/internal/audit"
 	"s0.run/internal/errdefs"
 )
 
@@ -91,6 +92,7 @@ func createTeam(ctx context.Context, tx pgx.Tx, t Team) (Team, error) {
 		)
 		SELECT `+teamColumns+` FROM t`, t.Name, t.Slug, t.OwnerID, t.HomeRegionID)
 	created, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Team])
+	audit.Resource(ctx, created.ID.String())
 	return created, slugTaken(err, t.Slug)
 }
 
