@@ -72,6 +72,11 @@ func withFile(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
+const (
+	allowRuncHelp    = "let templates choose the runtime class runc, which shares the host's kernel: for tenants that you trust"
+	allowOldRuncHelp = "with --allow-runc, also by a runc that is known to let sandboxes out (CVE-2025-31133 and others): for development"
+)
+
 // machineFlags registers the flags of a one-machine instance; every command that
 // names one has them all, so that one configuration file serves them.
 func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
@@ -93,11 +98,13 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.StringVar(&c.RegistryListen, "registry-listen", "127.0.0.1:30081", "loopback address of the local registry")
 	f.StringVar(&c.DatabaseURL, "database-url", "", "a PostgreSQL to use instead of a private one")
 	f.StringVar(&c.DefaultImage, "default-image", "", "image of the builtin template, by reference (default the one in --image-dir)")
-	f.StringVar(&c.ImageDir, "image-dir", filepath.Join(filepath.Dir(bin), "images", "default"), "OCI layout of the builtin template's image")
+	f.StringVar(&c.ImageDir, "image-dir", filepath.Join(filepath.Dir(bin), "images", "default"), "OCI layout of the builtin template's image; those of the others are served from the directories beside it")
 	f.IntVar(&c.PoolMin, "pool-min", 2, "warm sandboxes that the builtin template keeps at least")
 	f.IntVar(&c.PoolMax, "pool-max", 8, "warm sandboxes that it keeps at most")
 	f.IntVar(&c.MaxSandboxes, "max-sandboxes", node.MaxSandboxes, "sandboxes on this machine, warm ones included")
 	f.IntVar(&c.ColdStarts, "cold-starts", node.ColdStarts, "sandboxes started at once because no warm one was left")
+	f.BoolVar(&c.AllowRunc, "allow-runc", false, allowRuncHelp)
+	f.BoolVar(&c.AllowOldRunc, "allow-old-runc", false, allowOldRuncHelp)
 	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", node.SandboxCIDR, "the sandboxes' IPv4 addresses, seen by nobody but this machine")
 	f.StringVar(&c.CgroupParent, "cgroup-parent", node.CgroupParent, "control group that holds every sandbox's, of this instance alone")
 	f.StringVar(&c.Cluster, "cluster", node.Cluster, "name that prefixes every sandbox's id")

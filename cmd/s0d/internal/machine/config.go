@@ -47,11 +47,13 @@ type Config struct {
 	RegistryListen string   // of the local registry; loopback
 	DatabaseURL    string   // "" runs a private PostgreSQL
 	DefaultImage   string   // reference of the builtin template's image; "" serves ImageDir from the local registry
-	ImageDir       string   // OCI layout of the builtin template's image
+	ImageDir       string   // OCI layout of the builtin template's image; those of other builtin templates lie beside it
 
 	PoolMin, PoolMax int // slots that the builtin template keeps warm
 	MaxSandboxes     int
-	ColdStarts       int // sandboxes started at once
+	AllowRunc        bool // offer runtime class runc, which shares the host's kernel
+	AllowOldRunc     bool // also by a runc with known escapes
+	ColdStarts       int  // sandboxes started at once
 	SandboxCIDR      netip.Prefix
 	CgroupParent     string
 	Cluster          string
@@ -105,9 +107,10 @@ func (c Config) controlSocket() string      { return filepath.Join(c.RunDir, "s0
 func (c Config) nodeSocket() string         { return filepath.Join(c.RunDir, "noded.sock") }
 func (c Config) procdDir() string           { return filepath.Join(c.DataDir, "procd") }
 func (c Config) binary(name string) string  { return filepath.Join(c.BinDir, name) }
-func (c Config) registryRef(d string) string {
-	return c.RegistryListen + "/" + defaultRepository + "@" + d
+func (c Config) registryRef(image, digest string) string {
+	return c.RegistryListen + "/" + imageRepository(image) + "@" + digest
 }
+
 func (c Config) privateDatabase() bool   { return c.DatabaseURL == "" }
 func (c Config) localImage() bool        { return c.DefaultImage == "" }
 func (c Config) data(name string) string { return filepath.Join(c.DataDir, name) }
@@ -126,8 +129,26 @@ func (c Config) LogFile() string { return c.logFile("s0d") }
 // containerdNamespace is all noded's.
 const containerdNamespace = "s0"
 
-// defaultRepository names the builtin template's image in the local registry.
-const defaultRepository = "s0/default"
+// imageRepository names a builtin template's image in the local registry.
+func imageRepository(image string) string { return "s0/" + image }
+
+// defaultImage is the image that there must be; further ones are served when they
+// were built.
+const defaultImage = "default"
+
+var furtherImages = []string{"browser", "code-interpreter"}
+
+// imageDirs are the OCI layouts of the images that were built.
+func (c Config) imageDirs() map[string]string {
+	dirs := map[string]string{defaultImage: c.ImageDir}
+	for _, name := range furtherImages {
+		dir := filepath.Join(filepath.Dir(c.ImageDir), name)
+		if _, err := os.Stat(filepath.Join(dir, "index.json")); err == nil {
+			dirs[name] = dir
+		}
+	}
+	return dirs
+}
 
 // Prerequisites is what this machine needs; the addresses only when nothing of
 // ours holds them.

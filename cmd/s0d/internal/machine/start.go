@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,10 +33,10 @@ func (s *server) start(ctx context.Context) error {
 		child.TrimLogs(ctx, filepath.Dir(s.cfg.LogFile()), s.log)
 		return nil
 	})
-	image := s.cfg.DefaultImage
+	images := map[string]string{defaultImage: s.cfg.DefaultImage}
 	if s.cfg.localImage() {
 		var err error
-		if image, err = s.startRegistry(ctx); err != nil {
+		if images, err = s.startRegistry(ctx); err != nil {
 			return err
 		}
 	}
@@ -43,35 +46,40 @@ func (s *server) start(ctx context.Context) error {
 	if err := s.startNoded(ctx); err != nil {
 		return err
 	}
-	if err := s.startAPI(ctx, image); err != nil {
+	if err := s.startAPI(ctx, images); err != nil {
 		return err
 	}
 	s.mintKey(ctx)
 	return s.awaitWarm(ctx)
 }
 
-// startRegistry serves the template image and returns its reference, by digest:
-// another build of the image is another spec, so its pool drains and refills.
-func (s *server) startRegistry(ctx context.Context) (string, error) {
+// startRegistry serves the template images and returns their references by
+// template, by digest: another build of an image is another spec, so its pool
+// drains and refills.
+func (s *server) startRegistry(ctx context.Context) (map[string]string, error) {
 	reg, err := registry.New(s.cfg.data("registry"))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	digest, err := reg.Load(ctx, s.cfg.ImageDir, defaultRepository, "latest")
-	if err != nil {
-		return "", err
+	images := map[string]string{}
+	for name, dir := range s.cfg.imageDirs() {
+		digest, err := reg.Load(ctx, dir, imageRepository(name), "latest")
+		if err != nil {
+			return nil, err
+		}
+		images[name] = s.cfg.registryRef(name, digest)
 	}
 	if err := reg.Prune(); err != nil {
-		return "", fmt.Errorf("pruning the registry: %w", err)
+		return nil, fmt.Errorf("pruning the registry: %w", err)
 	}
 	l, err := net.Listen("tcp", s.cfg.RegistryListen)
 	if err != nil {
-		return "", fmt.Errorf("local registry: %w", err)
+		return nil, fmt.Errorf("local registry: %w", err)
 	}
 	srv := &http.Server{Handler: reg, ReadHeaderTimeout: 5 * time.Second}
 	s.launch(ctx, "registry", func(ctx context.Context) error { return daemon.Serve(ctx, srv, l, time.Second) })
-	s.say("  registry     serves the template image (%.19s)", digest)
-	return s.cfg.registryRef(digest), nil
+	s.say("  registry     serves the template images: %s", strings.Join(slices.Sorted(maps.Keys(images)), ", "))
+	return images, nil
 }
 
 // startChildren starts containerd and PostgreSQL beside each other.
@@ -160,21 +168,22 @@ func (s *server) startNoded(ctx context.Context) error {
 		ContainerdSocket: filepath.Join(s.cfg.run("containerd"), "containerd.sock"), ContainerdNamespace: containerdNamespace, Snapshotter: "overlayfs",
 		Runsc: s.cfg.binary("runsc"), ProcdDir: s.cfg.procdDir(), CgroupParent: s.cfg.CgroupParent,
 		PlainHTTPRegistries: []string{s.cfg.RegistryListen},
-		MaxSandboxes:        s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR,
+		AllowRunc:           s.cfg.AllowRunc, AllowOldRunc: s.cfg.AllowOldRunc,
+		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR,
 		Log: s.log.With("daemon", "noded"), Ready: func() { close(ready) },
 	}
 	s.launch(ctx, "noded", func(ctx context.Context) error { return noded.Run(ctx, cfg) })
 	return s.awaitPart(ctx, "noded", ready)
 }
 
-func (s *server) startAPI(ctx context.Context, image string) error {
+func (s *server) startAPI(ctx context.Context, images map[string]string) error {
 	ready := make(chan struct{})
 	cfg := api.Config{
 		Listen: s.cfg.Listen, DatabaseURL: s.cfg.DatabaseURL, Nodes: []string{"unix://" + s.cfg.nodeSocket()},
 		AdminSocket: s.cfg.run("api-admin.sock"), KeyFile: s.cfg.data("api.key"),
 		RegionID: "local", Cluster: s.cfg.Cluster,
 		AdminEmail: s.cfg.AdminEmail, AdminPassword: s.cfg.AdminPassword, OnBootstrap: s.bootstrapped,
-		DefaultImage: image, PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax, AllowedHosts: s.cfg.AllowedHosts, TrustedProxies: s.cfg.TrustedProxies,
+		DefaultImage: images[defaultImage], TemplateImages: images, PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax, AllowedHosts: s.cfg.AllowedHosts, TrustedProxies: s.cfg.TrustedProxies,
 		PublicDomain: s.cfg.PublicDomain,
 		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst,
 		WebhookAllowPrivate: s.cfg.HooksPrivate,
