@@ -186,7 +186,7 @@ func auditOut(list []store.AuditRecord, limit int) openapi.AuditRecordList {
 			Address: rec.Address, RequestID: rec.RequestID,
 		})
 	}
-	if len(list) == limit {
+	if len(list) > 0 && len(list) == limit {
 		out.NextCursor = new(list[limit-1].ID.String())
 	}
 	return out

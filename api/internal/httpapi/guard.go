@@ -47,7 +47,7 @@ func (a *API) guard(pattern string, operation http.HandlerFunc) http.HandlerFunc
 		}
 		serve := serve
 		if err != nil {
-			serve = a.audited(pattern, func(w http.ResponseWriter, r *http.Request) { a.fail(w, r, err) })
+			serve = a.audited(pattern, func(w http.ResponseWriter, r *http.Request) { a.refuse(w, r, err) })
 		}
 		serve(w, r.WithContext(context.WithValue(r.Context(), whoKey{}, caller)))
 	}
@@ -79,7 +79,7 @@ func (a *API) admit(w http.ResponseWriter, r *http.Request, acc access) (*who, e
 	}
 	caller := &who{identity: id}
 	if caller.principal, err = a.principal(r, acc, &id); err != nil {
-		return nil, err
+		return caller, err
 	}
 	bucket := caller.principal.TeamID
 	if bucket == uuid.Nil {
