@@ -24,7 +24,6 @@ import (
 
 	"s0.run/internal/daemon"
 	"s0.run/internal/nodeapi"
-	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/events"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
@@ -72,6 +71,10 @@ func Run(ctx context.Context, cfg Config) error {
 
 // open brings everything up, the journal first and the listener last.
 func open(ctx context.Context, cfg Config, s *stack) error {
+	classes, err := runtimeClasses(ctx, cfg)
+	if err != nil {
+		return err
+	}
 	if err := lock(cfg.RunDir, s); err != nil {
 		return err
 	}
@@ -93,7 +96,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
-		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), RunDir: filepath.Join(cfg.RunDir, "sandboxes"), BinDir: cfg.ProcdDir,
+		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), RunDir: filepath.Join(cfg.RunDir, "sandboxes"), BinDir: cfg.ProcdDir,
 		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Network: m.network, Groups: m.groups,
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
 	})
@@ -104,6 +107,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	manager.Adopt(ctx)
 	pools := slots.New(slots.Config{Lifecycle: manager, Images: m.images, Warmups: warmups(), Hub: hub, Metrics: metrics, Log: cfg.Log})
 	s.start("pools", pools.Run)
+	s.start("images", func(ctx context.Context) error { return m.images.Run(ctx, pools.Wanted) })
 	if err := serveAdmin(cfg, s, metrics, manager, m.ready); err != nil {
 		return err
 	}
@@ -113,7 +117,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})
 	s.start("events relay", relay.Run)
 	return serve(cfg, s, stopping, server.New(server.Config{
-		Info: info(cfg), Lifecycle: manager, Pools: pools, Stats: sampler, Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
+		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
 	}))
 }
 
@@ -121,11 +125,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 // and the node is there for the sandboxes that run.
 func warmups() int { return min(max(runtime.NumCPU()/2, 1), 4) }
 
-func info(cfg Config) *nodeapi.InfoResponse {
-	classes := []string{string(sandbox.GVisor)}
-	if cfg.AllowRunc {
-		classes = append(classes, string(sandbox.Runc))
-	}
+func info(cfg Config, classes []string) *nodeapi.InfoResponse {
 	return &nodeapi.InfoResponse{Node: cfg.Node, Cluster: cfg.Cluster, Version: cfg.Version, RuntimeClasses: classes}
 }
 

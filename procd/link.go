@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,6 +16,12 @@ const (
 	// just restarted, then longer, for it may be away for hours.
 	minRedial = time.Millisecond
 	maxRedial = 200 * time.Millisecond
+
+	// After a hang-up the sandbox is about to be saved. In its next life every
+	// millisecond until it has dialled is one that somebody waits for; if it has none,
+	// the haste ends by itself.
+	hastyRedial = 5 * time.Millisecond
+	hastyDials  = 6000
 
 	// livedTime tells a connection that worked from one that was refused.
 	livedTime = time.Second
@@ -28,17 +35,22 @@ const (
 	maxHeaderBytes = 32 << 10
 )
 
-// link keeps a connection to noded and serves on it.
+// link keeps a connection to noded and serves on it. Its server's handler is set
+// before it runs.
 type link struct {
 	socket string
 	server *http.Server
+	hasty  atomic.Int64 // dials that still are made in haste
+
+	mu      sync.Mutex
+	current net.Conn // nil between connections
 }
 
-func newLink(socket string, handler http.Handler, logger *slog.Logger) *link {
+func newLink(socket string, logger *slog.Logger) *link {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	return &link{socket: socket, server: &http.Server{
-		Handler: handler, Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
+		Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrameBytes,
 			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow,
@@ -61,6 +73,10 @@ func (l *link) run(ctx context.Context) {
 	defer stop()
 	var dialer net.Dialer
 	for pause := time.Duration(0); ctx.Err() == nil; pause = min(max(2*pause, minRedial), maxRedial) {
+		if l.hasty.Load() > 0 {
+			l.hasty.Add(-1)
+			pause = hastyRedial
+		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -70,6 +86,7 @@ func (l *link) run(ctx context.Context) {
 		if err != nil {
 			continue
 		}
+		l.hasty.Store(0)
 		began := time.Now()
 		l.serve(conn)
 		if time.Since(began) >= livedTime {
@@ -80,10 +97,28 @@ func (l *link) run(ctx context.Context) {
 
 // serve returns when the connection has ended. Contexts don't notice.
 func (l *link) serve(conn net.Conn) {
+	l.hold(conn)
+	defer l.hold(nil)
 	one := &oneConn{ended: make(chan struct{})}
 	one.conn = &watchedConn{Conn: conn, ended: sync.OnceFunc(func() { close(one.ended) })}
 	_ = l.server.Serve(one)
 	conn.Close()
+}
+
+func (l *link) hold(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current = conn
+}
+
+// hangUp closes the connection and has the next one dialled in haste.
+func (l *link) hangUp() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hasty.Store(hastyDials)
+	if l.current != nil {
+		l.current.Close()
+	}
 }
 
 // oneConn is a listener that accepts one connection and ends with it.

@@ -100,9 +100,11 @@ func Run(ctx context.Context, cfg Config) error {
 	inside.Handle("POST "+events.PublishPath, http.HandlerFunc(queue.ServePublish))
 	names := &names{etc: "/etc", log: cfg.Log}
 	kept := warm.New(warm.Config{Contexts: table, Reaper: reaper})
-	link := newLink(cfg.Socket, rpc.New(rpc.Config{
-		Version: cfg.Version, BootID: bootID(), Contexts: table, Sessions: supervised, Warm: kept, Identify: names.set, Events: queue, Logs: book, WatchDir: dir.Set, Log: cfg.Log,
-	}), cfg.Log)
+	link := newLink(cfg.Socket, cfg.Log)
+	link.server.Handler = rpc.New(rpc.Config{
+		Version: cfg.Version, BootID: bootID(), Contexts: table, Sessions: supervised, Warm: kept, Identify: names.set, HangUp: link.hangUp,
+		Events: queue, Logs: book, WatchDir: dir.Set, Log: cfg.Log,
+	})
 
 	var children, work sync.WaitGroup
 	children.Go(func() { reaper.Run(reaping) })

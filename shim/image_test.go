@@ -84,6 +84,9 @@ func TestCheckpointAndRestore(t *testing.T) {
 		t.Fatalf("write ended with %d", code)
 	}
 	h.ok(h.checkpoint("a", &options.CheckpointOptions{ImagePath: image, Exit: true}))
+	if _, err := os.Stat(filepath.Join(image, shimapi.ImageComplete)); err != nil {
+		t.Errorf("the image does not say that it is complete: %v", err)
+	}
 	if code := h.exited(exit); code != 0 {
 		t.Errorf("the sandbox ended with %d", code)
 	}

@@ -422,7 +422,9 @@ func (x *HTTPGet) GetHeaders() []*HTTPGet_Header {
 }
 
 // Pool is a number of free slots of one spec. Its key is chosen by api: template
-// id and spec hash; the node treats it as opaque.
+// id, a colon, spec hash. Pools that share what is before the colon are versions of
+// one: the free slots of one that is not wanted any more stay for a while, until the
+// one that is wanted has as many of its own.
 type Pool struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -918,8 +920,10 @@ type PoolStatus struct {
 	Idle          uint32                 `protobuf:"varint,2,opt,name=idle,proto3" json:"idle,omitempty"`
 	Warming       uint32                 `protobuf:"varint,3,opt,name=warming,proto3" json:"warming,omitempty"`
 	Claimed       uint32                 `protobuf:"varint,4,opt,name=claimed,proto3" json:"claimed,omitempty"`
-	LastError     string                 `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"` // why the last warm-up failed; empty when it did not
-	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`                      // of it, or of why slots still warm, what the template's owner may see
+	LastError     string                 `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`                // why the last warm-up failed; empty when it did not
+	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`                                     // of it, or of why slots still warm, what the template's owner may see
+	Ready         bool                   `protobuf:"varint,7,opt,name=ready,proto3" json:"ready,omitempty"`                                        // it has min_idle slots, and the last warm-up did not fail
+	SinceUnixNano int64                  `protobuf:"varint,8,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"` // when that last changed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -996,13 +1000,27 @@ func (x *PoolStatus) GetMessage() string {
 	return ""
 }
 
+func (x *PoolStatus) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *PoolStatus) GetSinceUnixNano() int64 {
+	if x != nil {
+		return x.SinceUnixNano
+	}
+	return 0
+}
+
 // Sandbox is one claimed sandbox as the node's journal has it.
 type Sandbox struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Generation      uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	PoolKey         string                 `protobuf:"bytes,3,opt,name=pool_key,json=poolKey,proto3" json:"pool_key,omitempty"`
-	State           string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // running, terminating, failed; unknown until a restarted node has found it
+	State           string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // running, paused, terminating, failed; unknown until a restarted node has found it
 	Reason          string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // why it failed or ends
 	Team            string                 `protobuf:"bytes,6,opt,name=team,proto3" json:"team,omitempty"`
 	User            string                 `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
@@ -1896,6 +1914,110 @@ func (*DeleteResponse) Descriptor() ([]byte, []int) {
 	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
 }
 
+type PauseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRequest) Reset() {
+	*x = PauseRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRequest) ProtoMessage() {}
+
+func (x *PauseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
+func (*PauseRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PauseRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PauseRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type ResumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRequest) Reset() {
+	*x = ResumeRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRequest) ProtoMessage() {}
+
+func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ResumeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ResumeRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1907,7 +2029,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2041,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2054,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -1966,7 +2088,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2100,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2113,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -2031,7 +2153,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2165,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2178,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -2161,7 +2283,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2295,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2308,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -2218,7 +2340,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2352,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +2365,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -2288,6 +2410,94 @@ func (x *NetworkUsage) GetTxErrors() uint64 {
 	return 0
 }
 
+type ResolveImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveImageRequest) Reset() {
+	*x = ResolveImageRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveImageRequest) ProtoMessage() {}
+
+func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
+func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ResolveImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type ResolveImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveImageResponse) Reset() {
+	*x = ResolveImageResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveImageResponse) ProtoMessage() {}
+
+func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
+func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ResolveImageResponse) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2296,7 +2506,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2518,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2531,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
 }
 
 type InfoResponse struct {
@@ -2332,13 +2542,14 @@ type InfoResponse struct {
 	RuntimeClasses []string               `protobuf:"bytes,4,rep,name=runtime_classes,json=runtimeClasses,proto3" json:"runtime_classes,omitempty"`
 	NetworkPolicy  bool                   `protobuf:"varint,5,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"` // netd enforces policy on this node
 	Holding        uint32                 `protobuf:"varint,6,opt,name=holding,proto3" json:"holding,omitempty"`                                  // sandboxes and slots in any state, those that are ending included
+	Images         *ImageUsage            `protobuf:"bytes,7,opt,name=images,proto3" json:"images,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2350,7 +2561,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2363,7 +2574,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -2408,6 +2619,82 @@ func (x *InfoResponse) GetHolding() uint32 {
 	return 0
 }
 
+func (x *InfoResponse) GetImages() *ImageUsage {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// ImageUsage is what images take on the node.
+type ImageUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        uint32                 `protobuf:"varint,1,opt,name=images,proto3" json:"images,omitempty"`
+	ContentBytes  int64                  `protobuf:"varint,2,opt,name=content_bytes,json=contentBytes,proto3" json:"content_bytes,omitempty"`    // as they were pulled
+	SnapshotBytes int64                  `protobuf:"varint,3,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"` // unpacked
+	Collectable   uint32                 `protobuf:"varint,4,opt,name=collectable,proto3" json:"collectable,omitempty"`                          // images that nothing uses, kept for a while
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageUsage) Reset() {
+	*x = ImageUsage{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageUsage) ProtoMessage() {}
+
+func (x *ImageUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
+func (*ImageUsage) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ImageUsage) GetImages() uint32 {
+	if x != nil {
+		return x.Images
+	}
+	return 0
+}
+
+func (x *ImageUsage) GetContentBytes() int64 {
+	if x != nil {
+		return x.ContentBytes
+	}
+	return 0
+}
+
+func (x *ImageUsage) GetSnapshotBytes() int64 {
+	if x != nil {
+		return x.SnapshotBytes
+	}
+	return 0
+}
+
+func (x *ImageUsage) GetCollectable() uint32 {
+	if x != nil {
+		return x.Collectable
+	}
+	return 0
+}
+
 type HTTPGet_Header struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2418,7 +2705,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2717,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2829,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\bpool_key\x18\x02 \x01(\tR\apoolKey\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
-	"generation\"\x9f\x01\n" +
+	"generation\"\xdd\x01\n" +
 	"\n" +
 	"PoolStatus\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
@@ -2551,7 +2838,9 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\aclaimed\x18\x04 \x01(\rR\aclaimed\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\x05 \x01(\tR\tlastError\x12\x18\n" +
-	"\amessage\x18\x06 \x01(\tR\amessage\"\xcd\x03\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12\x14\n" +
+	"\x05ready\x18\a \x01(\bR\x05ready\x12&\n" +
+	"\x0fsince_unix_nano\x18\b \x01(\x03R\rsinceUnixNano\"\xcd\x03\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -2638,7 +2927,17 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x10\n" +
-	"\x0eDeleteResponse\"f\n" +
+	"\x0eDeleteResponse\">\n" +
+	"\fPauseRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\"?\n" +
+	"\rResumeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\"f\n" +
 	"\fStatsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -2678,26 +2977,40 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\n" +
 	"tx_packets\x18\x04 \x01(\x04R\ttxPackets\x12\x1b\n" +
 	"\trx_errors\x18\x05 \x01(\x04R\brxErrors\x12\x1b\n" +
-	"\ttx_errors\x18\x06 \x01(\x04R\btxErrors\"\r\n" +
-	"\vInfoRequest\"\xc0\x01\n" +
+	"\ttx_errors\x18\x06 \x01(\x04R\btxErrors\"+\n" +
+	"\x13ResolveImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\".\n" +
+	"\x14ResolveImageResponse\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"\r\n" +
+	"\vInfoRequest\"\xf0\x01\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12'\n" +
 	"\x0fruntime_classes\x18\x04 \x03(\tR\x0eruntimeClasses\x12%\n" +
 	"\x0enetwork_policy\x18\x05 \x01(\bR\rnetworkPolicy\x12\x18\n" +
-	"\aholding\x18\x06 \x01(\rR\aholding2\x82\x05\n" +
+	"\aholding\x18\x06 \x01(\rR\aholding\x12.\n" +
+	"\x06images\x18\a \x01(\v2\x16.s0.node.v1.ImageUsageR\x06images\"\x92\x01\n" +
+	"\n" +
+	"ImageUsage\x12\x16\n" +
+	"\x06images\x18\x01 \x01(\rR\x06images\x12#\n" +
+	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
+	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12 \n" +
+	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\xc7\x06\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
 	"\x05Claim\x12\x18.s0.node.v1.ClaimRequest\x1a\x19.s0.node.v1.ClaimResponse\x122\n" +
 	"\x03Get\x12\x16.s0.node.v1.GetRequest\x1a\x13.s0.node.v1.Sandbox\x128\n" +
 	"\x06Update\x12\x19.s0.node.v1.UpdateRequest\x1a\x13.s0.node.v1.Sandbox\x12?\n" +
-	"\x06Delete\x12\x19.s0.node.v1.DeleteRequest\x1a\x1a.s0.node.v1.DeleteResponse\x12K\n" +
+	"\x06Delete\x12\x19.s0.node.v1.DeleteRequest\x1a\x1a.s0.node.v1.DeleteResponse\x126\n" +
+	"\x05Pause\x12\x18.s0.node.v1.PauseRequest\x1a\x13.s0.node.v1.Sandbox\x128\n" +
+	"\x06Resume\x12\x19.s0.node.v1.ResumeRequest\x1a\x13.s0.node.v1.Sandbox\x12K\n" +
 	"\n" +
 	"TakeEvents\x12\x1d.s0.node.v1.TakeEventsRequest\x1a\x1e.s0.node.v1.TakeEventsResponse\x12H\n" +
 	"\tAckEvents\x12\x1c.s0.node.v1.AckEventsRequest\x1a\x1d.s0.node.v1.AckEventsResponse\x12<\n" +
-	"\x05Stats\x12\x18.s0.node.v1.StatsRequest\x1a\x19.s0.node.v1.StatsResponse\x129\n" +
+	"\x05Stats\x12\x18.s0.node.v1.StatsRequest\x1a\x19.s0.node.v1.StatsResponse\x12Q\n" +
+	"\fResolveImage\x12\x1f.s0.node.v1.ResolveImageRequest\x1a .s0.node.v1.ResolveImageResponse\x129\n" +
 	"\x04Info\x12\x17.s0.node.v1.InfoRequest\x1a\x18.s0.node.v1.InfoResponseB!Z\x1fs0.run/internal/nodeapi;nodeapib\x06proto3"
 
 var (
@@ -2712,58 +3025,63 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_internal_nodeapi_node_proto_goTypes = []any{
-	(*Spec)(nil),               // 0: s0.node.v1.Spec
-	(*WarmProcess)(nil),        // 1: s0.node.v1.WarmProcess
-	(*Probe)(nil),              // 2: s0.node.v1.Probe
-	(*HTTPGet)(nil),            // 3: s0.node.v1.HTTPGet
-	(*Pool)(nil),               // 4: s0.node.v1.Pool
-	(*SetPoolsRequest)(nil),    // 5: s0.node.v1.SetPoolsRequest
-	(*SetPoolsResponse)(nil),   // 6: s0.node.v1.SetPoolsResponse
-	(*PoolRefusal)(nil),        // 7: s0.node.v1.PoolRefusal
-	(*WatchRequest)(nil),       // 8: s0.node.v1.WatchRequest
-	(*Event)(nil),              // 9: s0.node.v1.Event
-	(*Synced)(nil),             // 10: s0.node.v1.Synced
-	(*Slot)(nil),               // 11: s0.node.v1.Slot
-	(*PoolStatus)(nil),         // 12: s0.node.v1.PoolStatus
-	(*Sandbox)(nil),            // 13: s0.node.v1.Sandbox
-	(*EventsConfig)(nil),       // 14: s0.node.v1.EventsConfig
-	(*SandboxEvents)(nil),      // 15: s0.node.v1.SandboxEvents
-	(*SandboxEvent)(nil),       // 16: s0.node.v1.SandboxEvent
-	(*TakeEventsRequest)(nil),  // 17: s0.node.v1.TakeEventsRequest
-	(*TakeEventsResponse)(nil), // 18: s0.node.v1.TakeEventsResponse
-	(*AckEventsRequest)(nil),   // 19: s0.node.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),  // 20: s0.node.v1.AckEventsResponse
-	(*ClaimRequest)(nil),       // 21: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),      // 22: s0.node.v1.ClaimResponse
-	(*GetRequest)(nil),         // 23: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),      // 24: s0.node.v1.UpdateRequest
-	(*DeleteRequest)(nil),      // 25: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),     // 26: s0.node.v1.DeleteResponse
-	(*StatsRequest)(nil),       // 27: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),      // 28: s0.node.v1.StatsResponse
-	(*StatsSample)(nil),        // 29: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),          // 30: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),       // 31: s0.node.v1.NetworkUsage
-	(*InfoRequest)(nil),        // 32: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),       // 33: s0.node.v1.InfoResponse
-	nil,                        // 34: s0.node.v1.Spec.EnvEntry
-	nil,                        // 35: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),     // 36: s0.node.v1.HTTPGet.Header
-	nil,                        // 37: s0.node.v1.Sandbox.EnvEntry
-	nil,                        // 38: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                        // 39: s0.node.v1.UpdateRequest.EnvEntry
+	(*Spec)(nil),                 // 0: s0.node.v1.Spec
+	(*WarmProcess)(nil),          // 1: s0.node.v1.WarmProcess
+	(*Probe)(nil),                // 2: s0.node.v1.Probe
+	(*HTTPGet)(nil),              // 3: s0.node.v1.HTTPGet
+	(*Pool)(nil),                 // 4: s0.node.v1.Pool
+	(*SetPoolsRequest)(nil),      // 5: s0.node.v1.SetPoolsRequest
+	(*SetPoolsResponse)(nil),     // 6: s0.node.v1.SetPoolsResponse
+	(*PoolRefusal)(nil),          // 7: s0.node.v1.PoolRefusal
+	(*WatchRequest)(nil),         // 8: s0.node.v1.WatchRequest
+	(*Event)(nil),                // 9: s0.node.v1.Event
+	(*Synced)(nil),               // 10: s0.node.v1.Synced
+	(*Slot)(nil),                 // 11: s0.node.v1.Slot
+	(*PoolStatus)(nil),           // 12: s0.node.v1.PoolStatus
+	(*Sandbox)(nil),              // 13: s0.node.v1.Sandbox
+	(*EventsConfig)(nil),         // 14: s0.node.v1.EventsConfig
+	(*SandboxEvents)(nil),        // 15: s0.node.v1.SandboxEvents
+	(*SandboxEvent)(nil),         // 16: s0.node.v1.SandboxEvent
+	(*TakeEventsRequest)(nil),    // 17: s0.node.v1.TakeEventsRequest
+	(*TakeEventsResponse)(nil),   // 18: s0.node.v1.TakeEventsResponse
+	(*AckEventsRequest)(nil),     // 19: s0.node.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),    // 20: s0.node.v1.AckEventsResponse
+	(*ClaimRequest)(nil),         // 21: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),        // 22: s0.node.v1.ClaimResponse
+	(*GetRequest)(nil),           // 23: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),        // 24: s0.node.v1.UpdateRequest
+	(*DeleteRequest)(nil),        // 25: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),       // 26: s0.node.v1.DeleteResponse
+	(*PauseRequest)(nil),         // 27: s0.node.v1.PauseRequest
+	(*ResumeRequest)(nil),        // 28: s0.node.v1.ResumeRequest
+	(*StatsRequest)(nil),         // 29: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),        // 30: s0.node.v1.StatsResponse
+	(*StatsSample)(nil),          // 31: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),            // 32: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),         // 33: s0.node.v1.NetworkUsage
+	(*ResolveImageRequest)(nil),  // 34: s0.node.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil), // 35: s0.node.v1.ResolveImageResponse
+	(*InfoRequest)(nil),          // 36: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),         // 37: s0.node.v1.InfoResponse
+	(*ImageUsage)(nil),           // 38: s0.node.v1.ImageUsage
+	nil,                          // 39: s0.node.v1.Spec.EnvEntry
+	nil,                          // 40: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),       // 41: s0.node.v1.HTTPGet.Header
+	nil,                          // 42: s0.node.v1.Sandbox.EnvEntry
+	nil,                          // 43: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                          // 44: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	34, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	39, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	1,  // 1: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	35, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	40, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
 	2,  // 3: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
 	2,  // 4: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
 	2,  // 5: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
 	3,  // 6: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	36, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	41, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
 	0,  // 8: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	4,  // 9: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
 	7,  // 10: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
@@ -2771,43 +3089,50 @@ var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	13, // 12: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
 	12, // 13: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
 	10, // 14: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	37, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	42, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
 	14, // 16: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
 	16, // 17: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
 	15, // 18: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
 	0,  // 19: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	38, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	43, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
 	14, // 21: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
 	13, // 22: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	39, // 23: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	29, // 24: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	30, // 25: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	31, // 26: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	5,  // 27: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	8,  // 28: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	21, // 29: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	23, // 30: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	24, // 31: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	25, // 32: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	17, // 33: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	19, // 34: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	27, // 35: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	32, // 36: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	6,  // 37: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	9,  // 38: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	22, // 39: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	13, // 40: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	13, // 41: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	26, // 42: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	18, // 43: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	20, // 44: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	28, // 45: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	33, // 46: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	37, // [37:47] is the sub-list for method output_type
-	27, // [27:37] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	44, // 23: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	31, // 24: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	32, // 25: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	33, // 26: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	38, // 27: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
+	5,  // 28: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	8,  // 29: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	21, // 30: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	23, // 31: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	24, // 32: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	25, // 33: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	27, // 34: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
+	28, // 35: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
+	17, // 36: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	19, // 37: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	29, // 38: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	34, // 39: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
+	36, // 40: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	6,  // 41: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	9,  // 42: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	22, // 43: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	13, // 44: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	13, // 45: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	26, // 46: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	13, // 47: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
+	13, // 48: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
+	18, // 49: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	20, // 50: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	30, // 51: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	35, // 52: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
+	37, // 53: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	41, // [41:54] is the sub-list for method output_type
+	28, // [28:41] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -2829,7 +3154,7 @@ func file_internal_nodeapi_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,14 @@ const ProcPrefix = "/sandboxes/"
 // means; another one answers 409.
 const GenerationHeader = "S0-Generation"
 
+// CodeHeader, among a failed call's metadata, is the error's code where it has one
+// of its own. CodeImage is the code of errors about an image, whose text is for
+// the template's owner.
+const (
+	CodeHeader = "S0-Code"
+	CodeImage  = "image_not_ready"
+)
+
 // SpecToWire translates a spec for the wire.
 func SpecToWire(s sandbox.Spec) *Spec {
 	return &Spec{

@@ -47,12 +47,18 @@ const (
 	PathHello    = "/hello"    // GET → Hello
 	PathInit     = "/init"     // POST Init → {}
 	PathEnv      = "/env"      // PUT Env → {}
+	PathHangUp   = "/hangup"   // POST → the end of the connection
 	PathContexts = "/contexts" // and /contexts/{ctx}[/restart|input|exec|resize|signal|stats|attach]
 	PathFiles    = "/files"    // and /files/{stat,list,move,watch,archive,search}
 	PathTunnel   = "/tunnel"   // POST: one TCP connection to a port inside
 	PathEvents   = "/events"   // GET: what happened inside, for noded alone
 	PathLogs     = "/logs"     // GET: what processes printed
 )
+
+// A request to PathHangUp is answered by the end of the connection, which procd
+// closes itself: noded is about to save the sandbox, and what is open then would
+// never be closed for either end. procd dials again at once and in quick succession,
+// until noded, perhaps of another node, answers the image's next life.
 
 // TimeoutHeader on a request that waits for a process says how long it may, in
 // milliseconds, up to MaxTimeout; without it, [DefaultTimeout]. Then the answer

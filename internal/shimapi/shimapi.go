@@ -42,4 +42,8 @@ const (
 	// FilesImage is the file by which an image of files alone is told from one with
 	// processes.
 	FilesImage = "fscheckpoint.pb"
+
+	// ImageComplete is the file that the shim adds last, when all others are on the
+	// disk. An image without it is none, whoever died while it was written.
+	ImageComplete = "complete"
 )

@@ -51,12 +51,18 @@ const (
 	NodeUpdateProcedure = "/s0.node.v1.Node/Update"
 	// NodeDeleteProcedure is the fully-qualified name of the Node's Delete RPC.
 	NodeDeleteProcedure = "/s0.node.v1.Node/Delete"
+	// NodePauseProcedure is the fully-qualified name of the Node's Pause RPC.
+	NodePauseProcedure = "/s0.node.v1.Node/Pause"
+	// NodeResumeProcedure is the fully-qualified name of the Node's Resume RPC.
+	NodeResumeProcedure = "/s0.node.v1.Node/Resume"
 	// NodeTakeEventsProcedure is the fully-qualified name of the Node's TakeEvents RPC.
 	NodeTakeEventsProcedure = "/s0.node.v1.Node/TakeEvents"
 	// NodeAckEventsProcedure is the fully-qualified name of the Node's AckEvents RPC.
 	NodeAckEventsProcedure = "/s0.node.v1.Node/AckEvents"
 	// NodeStatsProcedure is the fully-qualified name of the Node's Stats RPC.
 	NodeStatsProcedure = "/s0.node.v1.Node/Stats"
+	// NodeResolveImageProcedure is the fully-qualified name of the Node's ResolveImage RPC.
+	NodeResolveImageProcedure = "/s0.node.v1.Node/ResolveImage"
 	// NodeInfoProcedure is the fully-qualified name of the Node's Info RPC.
 	NodeInfoProcedure = "/s0.node.v1.Node/Info"
 )
@@ -89,6 +95,13 @@ type NodeClient interface {
 	// unknown succeeds. A generation older than the sandbox's fails with
 	// FAILED_PRECONDITION; 0 means any.
 	Delete(context.Context, *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error)
+	// Pause saves a running sandbox with its processes, memory and files, and frees
+	// everything else that it holds. It answers when the image is durable on the node;
+	// a sandbox that is paused already is answered as it is.
+	Pause(context.Context, *nodeapi.PauseRequest) (*nodeapi.Sandbox, error)
+	// Resume starts a paused sandbox from its image, as the next generation. It answers
+	// when procd does; a sandbox that runs is answered as it is.
+	Resume(context.Context, *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error)
 	// TakeEvents hands out what sandboxes tell of themselves, and waits up to
 	// wait_millis for something. A batch is its taker's until it is acknowledged
 	// or its lease is over; then it is handed out again, to whoever asks. It is a
@@ -101,6 +114,9 @@ type NodeClient interface {
 	// Stats answers what a running sandbox uses and has used: samples that the node
 	// took from a time on, oldest first, and one of now. The node keeps an hour.
 	Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error)
+	// ResolveImage asks an image's registry which digest its tag has now. A
+	// reference by digest is answered at once.
+	ResolveImage(context.Context, *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 }
@@ -152,6 +168,18 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("Delete")),
 			connect.WithClientOptions(opts...),
 		),
+		pause: connect.NewClient[nodeapi.PauseRequest, nodeapi.Sandbox](
+			httpClient,
+			baseURL+NodePauseProcedure,
+			connect.WithSchema(nodeMethods.ByName("Pause")),
+			connect.WithClientOptions(opts...),
+		),
+		resume: connect.NewClient[nodeapi.ResumeRequest, nodeapi.Sandbox](
+			httpClient,
+			baseURL+NodeResumeProcedure,
+			connect.WithSchema(nodeMethods.ByName("Resume")),
+			connect.WithClientOptions(opts...),
+		),
 		takeEvents: connect.NewClient[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse](
 			httpClient,
 			baseURL+NodeTakeEventsProcedure,
@@ -170,6 +198,12 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("Stats")),
 			connect.WithClientOptions(opts...),
 		),
+		resolveImage: connect.NewClient[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse](
+			httpClient,
+			baseURL+NodeResolveImageProcedure,
+			connect.WithSchema(nodeMethods.ByName("ResolveImage")),
+			connect.WithClientOptions(opts...),
+		),
 		info: connect.NewClient[nodeapi.InfoRequest, nodeapi.InfoResponse](
 			httpClient,
 			baseURL+NodeInfoProcedure,
@@ -181,16 +215,19 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 
 // nodeClient implements NodeClient.
 type nodeClient struct {
-	setPools   *connect.Client[nodeapi.SetPoolsRequest, nodeapi.SetPoolsResponse]
-	watch      *connect.Client[nodeapi.WatchRequest, nodeapi.Event]
-	claim      *connect.Client[nodeapi.ClaimRequest, nodeapi.ClaimResponse]
-	get        *connect.Client[nodeapi.GetRequest, nodeapi.Sandbox]
-	update     *connect.Client[nodeapi.UpdateRequest, nodeapi.Sandbox]
-	delete     *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
-	takeEvents *connect.Client[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse]
-	ackEvents  *connect.Client[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse]
-	stats      *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
-	info       *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
+	setPools     *connect.Client[nodeapi.SetPoolsRequest, nodeapi.SetPoolsResponse]
+	watch        *connect.Client[nodeapi.WatchRequest, nodeapi.Event]
+	claim        *connect.Client[nodeapi.ClaimRequest, nodeapi.ClaimResponse]
+	get          *connect.Client[nodeapi.GetRequest, nodeapi.Sandbox]
+	update       *connect.Client[nodeapi.UpdateRequest, nodeapi.Sandbox]
+	delete       *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
+	pause        *connect.Client[nodeapi.PauseRequest, nodeapi.Sandbox]
+	resume       *connect.Client[nodeapi.ResumeRequest, nodeapi.Sandbox]
+	takeEvents   *connect.Client[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse]
+	ackEvents    *connect.Client[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse]
+	stats        *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
+	resolveImage *connect.Client[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse]
+	info         *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
 }
 
 // SetPools calls s0.node.v1.Node.SetPools.
@@ -243,6 +280,24 @@ func (c *nodeClient) Delete(ctx context.Context, req *nodeapi.DeleteRequest) (*n
 	return nil, err
 }
 
+// Pause calls s0.node.v1.Node.Pause.
+func (c *nodeClient) Pause(ctx context.Context, req *nodeapi.PauseRequest) (*nodeapi.Sandbox, error) {
+	response, err := c.pause.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Resume calls s0.node.v1.Node.Resume.
+func (c *nodeClient) Resume(ctx context.Context, req *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error) {
+	response, err := c.resume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // TakeEvents calls s0.node.v1.Node.TakeEvents.
 func (c *nodeClient) TakeEvents(ctx context.Context, req *nodeapi.TakeEventsRequest) (*nodeapi.TakeEventsResponse, error) {
 	response, err := c.takeEvents.CallUnary(ctx, connect.NewRequest(req))
@@ -264,6 +319,15 @@ func (c *nodeClient) AckEvents(ctx context.Context, req *nodeapi.AckEventsReques
 // Stats calls s0.node.v1.Node.Stats.
 func (c *nodeClient) Stats(ctx context.Context, req *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
 	response, err := c.stats.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ResolveImage calls s0.node.v1.Node.ResolveImage.
+func (c *nodeClient) ResolveImage(ctx context.Context, req *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error) {
+	response, err := c.resolveImage.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -307,6 +371,13 @@ type NodeHandler interface {
 	// unknown succeeds. A generation older than the sandbox's fails with
 	// FAILED_PRECONDITION; 0 means any.
 	Delete(context.Context, *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error)
+	// Pause saves a running sandbox with its processes, memory and files, and frees
+	// everything else that it holds. It answers when the image is durable on the node;
+	// a sandbox that is paused already is answered as it is.
+	Pause(context.Context, *nodeapi.PauseRequest) (*nodeapi.Sandbox, error)
+	// Resume starts a paused sandbox from its image, as the next generation. It answers
+	// when procd does; a sandbox that runs is answered as it is.
+	Resume(context.Context, *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error)
 	// TakeEvents hands out what sandboxes tell of themselves, and waits up to
 	// wait_millis for something. A batch is its taker's until it is acknowledged
 	// or its lease is over; then it is handed out again, to whoever asks. It is a
@@ -319,6 +390,9 @@ type NodeHandler interface {
 	// Stats answers what a running sandbox uses and has used: samples that the node
 	// took from a time on, oldest first, and one of now. The node keeps an hour.
 	Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error)
+	// ResolveImage asks an image's registry which digest its tag has now. A
+	// reference by digest is answered at once.
+	ResolveImage(context.Context, *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 }
@@ -366,6 +440,18 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("Delete")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodePauseHandler := connect.NewUnaryHandlerSimple(
+		NodePauseProcedure,
+		svc.Pause,
+		connect.WithSchema(nodeMethods.ByName("Pause")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeResumeHandler := connect.NewUnaryHandlerSimple(
+		NodeResumeProcedure,
+		svc.Resume,
+		connect.WithSchema(nodeMethods.ByName("Resume")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeTakeEventsHandler := connect.NewUnaryHandlerSimple(
 		NodeTakeEventsProcedure,
 		svc.TakeEvents,
@@ -382,6 +468,12 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		NodeStatsProcedure,
 		svc.Stats,
 		connect.WithSchema(nodeMethods.ByName("Stats")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeResolveImageHandler := connect.NewUnaryHandlerSimple(
+		NodeResolveImageProcedure,
+		svc.ResolveImage,
+		connect.WithSchema(nodeMethods.ByName("ResolveImage")),
 		connect.WithHandlerOptions(opts...),
 	)
 	nodeInfoHandler := connect.NewUnaryHandlerSimple(
@@ -404,12 +496,18 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeUpdateHandler.ServeHTTP(w, r)
 		case NodeDeleteProcedure:
 			nodeDeleteHandler.ServeHTTP(w, r)
+		case NodePauseProcedure:
+			nodePauseHandler.ServeHTTP(w, r)
+		case NodeResumeProcedure:
+			nodeResumeHandler.ServeHTTP(w, r)
 		case NodeTakeEventsProcedure:
 			nodeTakeEventsHandler.ServeHTTP(w, r)
 		case NodeAckEventsProcedure:
 			nodeAckEventsHandler.ServeHTTP(w, r)
 		case NodeStatsProcedure:
 			nodeStatsHandler.ServeHTTP(w, r)
+		case NodeResolveImageProcedure:
+			nodeResolveImageHandler.ServeHTTP(w, r)
 		case NodeInfoProcedure:
 			nodeInfoHandler.ServeHTTP(w, r)
 		default:
@@ -445,6 +543,14 @@ func (UnimplementedNodeHandler) Delete(context.Context, *nodeapi.DeleteRequest) 
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Delete is not implemented"))
 }
 
+func (UnimplementedNodeHandler) Pause(context.Context, *nodeapi.PauseRequest) (*nodeapi.Sandbox, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Pause is not implemented"))
+}
+
+func (UnimplementedNodeHandler) Resume(context.Context, *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Resume is not implemented"))
+}
+
 func (UnimplementedNodeHandler) TakeEvents(context.Context, *nodeapi.TakeEventsRequest) (*nodeapi.TakeEventsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.TakeEvents is not implemented"))
 }
@@ -455,6 +561,10 @@ func (UnimplementedNodeHandler) AckEvents(context.Context, *nodeapi.AckEventsReq
 
 func (UnimplementedNodeHandler) Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Stats is not implemented"))
+}
+
+func (UnimplementedNodeHandler) ResolveImage(context.Context, *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.ResolveImage is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {

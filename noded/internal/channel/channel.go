@@ -73,7 +73,8 @@ type Channel struct {
 	cfg       Config
 	listener  *net.UnixListener
 	transport *http.Transport
-	done      chan struct{} // closed by Close
+	done      chan struct{} // closed by Close, once
+	end       sync.Once
 
 	mu      sync.Mutex
 	current *link         // nil while procd is not connected
@@ -164,16 +165,13 @@ func (c *Channel) Run(ctx context.Context) error {
 // socket's file stays, for by then it may be a successor's.
 func (c *Channel) Close() {
 	c.mu.Lock()
-	closed, old := c.closed, c.current
+	old := c.current
 	c.closed = true
 	if c.loss != nil {
 		c.loss.Stop()
 	}
 	c.mu.Unlock()
-	if closed {
-		return
-	}
-	close(c.done)
+	c.end.Do(func() { close(c.done) })
 	c.listener.Close()
 	if old != nil {
 		old.client.Close()

@@ -17,6 +17,12 @@ const (
 	Slot State = "slot"
 	// Claimed belongs to a tenant and never becomes a slot again.
 	Claimed State = "claimed"
+	// Pausing is claimed and being saved. Its image, once complete, decides what it is.
+	Pausing State = "pausing"
+	// Paused holds nothing but this record and its image.
+	Paused State = "paused"
+	// Resuming is paused and being started from its image, as this generation.
+	Resuming State = "resuming"
 	// Failed was claimed and ended by itself; it waits for its Delete and holds
 	// nothing but this record.
 	Failed State = "failed"
@@ -32,6 +38,7 @@ type Record struct {
 	Generation sandbox.Generation `json:"generation"`
 	State      State              `json:"state"`
 	Reason     string             `json:"reason,omitempty"` // why it failed or ends
+	Image      sandbox.Generation `json:"image,omitempty"`  // the generation that its image is of; 0: none
 	PoolKey    string             `json:"pool_key"`
 	Spec       sandbox.Spec       `json:"spec"`
 	NetIndex   uint32             `json:"net_index"` // 0: given back

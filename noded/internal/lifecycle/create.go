@@ -92,7 +92,7 @@ func (m *Manager) bringUp(ctx context.Context, inst *instance, image string, req
 	begin := time.Now()
 	starting, timeout := context.WithTimeout(ctx, startTimeout)
 	defer timeout()
-	if err := m.runSteps(starting, m.createSteps(inst, image, req)); err != nil {
+	if err := m.runSteps(starting, "create", m.createSteps(inst, image, req)); err != nil {
 		return because(starting, err)
 	}
 	m.cfg.Metrics.startSeconds.Observe(time.Since(begin).Seconds())
@@ -124,12 +124,9 @@ func (m *Manager) reserve(req startRequest, cancel context.CancelCauseFunc) (*in
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.occupied() >= m.cfg.Max {
-		return nil, errFull.WithRetryAfter(coldRetryAfter)
-	}
-	index := m.indexes.take(time.Now())
-	if index == 0 {
-		return nil, errFull.WithRetryAfter(indexRest)
+	index, err := m.takeIndex()
+	if err != nil {
+		return nil, err
 	}
 	inst := newInstance(journal.Record{
 		ID: id, Generation: 1, State: journal.Slot, PoolKey: req.poolKey, Spec: req.spec,
@@ -143,12 +140,24 @@ func (m *Manager) reserve(req startRequest, cancel context.CancelCauseFunc) (*in
 	return inst, nil
 }
 
-// occupied counts what takes room; a failed sandbox that holds only its record
-// does not. It is called with mu held.
+// takeIndex finds a place for one more instance. It is called with mu held.
+func (m *Manager) takeIndex() (uint32, error) {
+	if m.occupied() >= m.cfg.Max {
+		return 0, errFull.WithRetryAfter(coldRetryAfter)
+	}
+	index := m.indexes.take(time.Now())
+	if index == 0 {
+		return 0, errFull.WithRetryAfter(indexRest)
+	}
+	return index, nil
+}
+
+// occupied counts what takes room; one that failed or is paused and holds only its
+// record does not. It is called with mu held.
 func (m *Manager) occupied() int {
 	n := 0
 	for _, inst := range m.instances {
-		if inst.rec.State != journal.Failed || inst.disposing {
+		if !atRest(inst.rec) || inst.disposing {
 			n++
 		}
 	}
@@ -157,7 +166,7 @@ func (m *Manager) occupied() int {
 
 var errFull = errdefs.New(errdefs.Exhausted, "the node is full")
 
-// A step of a creation; the sandbox's teardown undoes all of them.
+// A step of an operation; the sandbox's teardown undoes those of a creation.
 type step struct {
 	name string
 	do   func(context.Context) error
@@ -177,7 +186,8 @@ func (m *Manager) createSteps(inst *instance, image string, req startRequest) []
 	}
 }
 
-func (m *Manager) runSteps(ctx context.Context, steps []step) error {
+// runSteps takes the steps of an operation, each with a failpoint behind it.
+func (m *Manager) runSteps(ctx context.Context, operation string, steps []step) error {
 	for _, s := range steps {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -185,7 +195,7 @@ func (m *Manager) runSteps(ctx context.Context, steps []step) error {
 		if err := s.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		if err := failpoint.Hit("create.after-" + s.name); err != nil {
+		if err := failpoint.Hit(operation + ".after-" + s.name); err != nil {
 			return err
 		}
 	}
@@ -218,7 +228,7 @@ func (m *Manager) listen(inst *instance) error {
 		return err
 	}
 	m.mu.Lock()
-	ended := ended(inst.rec) // an exit may have come before an adoption
+	ended := atRest(inst.rec) // an exit may have come before an adoption
 	if !ended {
 		inst.channel = ch
 	}

@@ -94,7 +94,7 @@ func (m *Manager) exited(ctx context.Context, exit Exit) {
 	if inst == nil {
 		return
 	}
-	if rec := m.record(inst); exit.Unseen && (rec.State == journal.Claimed || m.connected(inst)) {
+	if rec := m.record(inst); exit.Unseen && (rec.State == journal.Claimed || rec.State == journal.Pausing || m.connected(inst)) {
 		m.log(rec).Warn("the runtime does not know a sandbox that may live")
 		return
 	}
@@ -169,13 +169,20 @@ func (m *Manager) end(ctx context.Context, inst *instance, reason string) {
 		m.tellLoss(inst, reason)
 		m.abandon(ctx, inst, reason)
 	case journal.Claimed:
-		rec.State, rec.Reason = journal.Failed, reason
-		m.putAnyway(ctx, rec)
-		m.cfg.Metrics.failures.Inc()
-		m.log(rec).Warn("sandbox failed", "reason", reason)
-		m.dispose(inst, rec)
-	case journal.Failed, journal.Terminating: // known
+		m.fail(ctx, inst, rec, reason)
+	case journal.Pausing:
+		m.endPausing(ctx, inst, rec)
+	case journal.Paused, journal.Resuming, journal.Failed, journal.Terminating: // known
 	}
+}
+
+// fail makes a claimed sandbox one that has failed. The caller has its turn.
+func (m *Manager) fail(ctx context.Context, inst *instance, rec journal.Record, reason string) {
+	rec.State, rec.Reason = journal.Failed, reason
+	m.putAnyway(ctx, rec)
+	m.cfg.Metrics.failures.Inc()
+	m.log(rec).Warn("sandbox failed", "reason", reason)
+	m.dispose(inst, rec)
 }
 
 // abandon gives a sandbox up that nobody may have, or be told that he has. The
@@ -208,6 +215,9 @@ func (m *Manager) dispose(inst *instance, rec journal.Record) {
 		inst.rec, inst.ready, inst.binding, inst.unseen = rec, false, false, false
 		ch, inst.channel = inst.channel, nil
 		start, inst.disposing = !inst.disposing, true
+		if start {
+			inst.rested = make(chan struct{})
+		}
 	})
 	if ch != nil {
 		ch.Close()
@@ -218,13 +228,14 @@ func (m *Manager) dispose(inst *instance, rec journal.Record) {
 }
 
 // tearDown frees what a sandbox holds, however long it takes, and forgets it
-// when it is terminating. A failed one keeps its record until its Delete.
+// when it is terminating. A failed one keeps its record until its Delete, a paused
+// one its image, too.
 func (m *Manager) tearDown(ctx context.Context, inst *instance) {
 	rec := m.record(inst)
 	if !m.insist(ctx, rec, m.release) {
 		return
 	}
-	if m.keepFailed(ctx, inst) {
+	if m.rest(ctx, inst) {
 		return
 	}
 	if rec = m.record(inst); !m.insist(ctx, rec, m.forgetRecord) {
@@ -234,9 +245,9 @@ func (m *Manager) tearDown(ctx context.Context, inst *instance) {
 	m.log(rec).Debug("sandbox is gone")
 }
 
-// keepFailed ends the teardown of a sandbox that failed: its record stays until its
-// Delete, without the index, which may be long. It reports whether it was one.
-func (m *Manager) keepFailed(ctx context.Context, inst *instance) bool {
+// rest ends the teardown of a sandbox that failed or is paused: its record stays,
+// which may be for long, without the index. It reports whether it was one.
+func (m *Manager) rest(ctx context.Context, inst *instance) bool {
 	if inst.takeTurn(ctx) != nil {
 		return true // the node stops
 	}
@@ -251,7 +262,9 @@ func (m *Manager) keepFailed(ctx context.Context, inst *instance) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	inst.disposing = false // its Delete starts another teardown
-	if err == nil {        // else a restart would find two with one index
+	close(inst.rested)
+	inst.rested = nil
+	if err == nil { // else a restart would find two with one index
 		inst.rec = rec
 		m.indexes.release(index, time.Now())
 	}
@@ -278,7 +291,11 @@ func (m *Manager) insist(ctx context.Context, rec journal.Record, f func(context
 	}
 }
 
+// forgetRecord ends the record, which is the last of a sandbox, behind its images.
 func (m *Manager) forgetRecord(ctx context.Context, rec journal.Record) error {
+	if err := m.removeImages(ctx, rec.ID); err != nil {
+		return err
+	}
 	return m.cfg.Journal.Delete(ctx, rec.ID)
 }
 

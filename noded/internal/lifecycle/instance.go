@@ -34,7 +34,11 @@ type instance struct {
 	channel   *channel.Channel        // nil before there is one and after it was closed
 	cancel    context.CancelCauseFunc // ends the creation; nil when none is under way
 	disposing bool                    // a teardown is at work
+	rested    chan struct{}           // closed when it is not any more; nil without one
 }
+
+// atRest reports whether the sandbox's record says that nothing of it runs.
+func atRest(rec journal.Record) bool { return ended(rec) || rec.State == journal.Paused }
 
 // ended reports whether the sandbox's life is over, as far as its record knows.
 func ended(rec journal.Record) bool {
@@ -76,11 +80,13 @@ type Sandbox struct {
 // State is the state that the API shows.
 func (s Sandbox) State() sandbox.State {
 	switch s.Record.State {
-	case journal.Claimed:
+	case journal.Claimed, journal.Pausing:
 		if s.Unseen {
 			return sandbox.Unknown
 		}
 		return sandbox.Running
+	case journal.Paused, journal.Resuming:
+		return sandbox.Paused
 	case journal.Failed:
 		return sandbox.Failed
 	case journal.Terminating:

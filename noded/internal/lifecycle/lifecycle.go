@@ -14,6 +14,14 @@
 //	                     │                         └───────► failed ─────┘   │
 //	                     └───────────────────────────────────────────────────┘
 //
+//	           Pause                        Resume
+//	claimed ──────────► pausing ──► paused ─────────► resuming ──► claimed, next generation
+//	   ▲ failed            │          ▲ failed           │
+//	   └───────────────────┘          └──────────────────┘
+//
+// A sandbox is paused when its image is complete, and not before; it runs again
+// when its record says so, and until then the image is what it is.
+//
 // A claimed sandbox never becomes a slot again. A slot is free while its warm
 // processes are healthy, which procd tells. Who changes a sandbox holds its
 // turn ([instance]); the table of instances lives in memory and is rebuilt from
@@ -60,6 +68,9 @@ const (
 	releaseTimeout = 60 * time.Second
 	// Teardown is retried for ever, from the first pause to the longest.
 	firstRetry, lastRetry = 200 * time.Millisecond, 30 * time.Second
+	// imageTimeout bounds the writing and reading of an image: as much as a sandbox
+	// may have in memory, on a slow disk.
+	imageTimeout = 20 * time.Minute
 	// sweepInterval keeps what nobody owns below the promised 10 minutes;
 	// sweepRetry is the pace until the first sweep after a start has succeeded.
 	sweepInterval, sweepRetry = 2 * time.Minute, 2 * time.Second
@@ -79,6 +90,7 @@ type Container struct {
 	NetNS      string
 	CgroupPath string
 	OverlayDir string // for the rootfs' upper layer
+	Checkpoint string // the image to start from; empty: none
 	Group      string // containers of one group may share a shim
 	Labels     map[string]string
 	Hostname   string
@@ -110,6 +122,11 @@ type Runtime interface {
 	// Remove ends the sandbox's processes and forgets the container. What does
 	// not exist is no error.
 	Remove(ctx context.Context, id sandbox.ID) error
+	// Checkpoint saves the sandbox's processes, memory and files into dir, which
+	// exists and is empty, durably, and ends the sandbox. After an error it may live.
+	Checkpoint(ctx context.Context, id sandbox.ID, dir string) error
+	// Saved reports whether dir holds a complete image.
+	Saved(dir string) (bool, error)
 	// List finds every container of this node.
 	List(ctx context.Context) ([]Status, error)
 	// Exits delivers exits for as long as the runtime runs.
@@ -152,6 +169,7 @@ type Config struct {
 	Cluster    string // prefixes new ids
 	Scope      string // tells this noded's shims from another's on the same containerd
 	DataDir    string // holds a directory per sandbox for its upper layer
+	ImageDir   string // holds a directory per sandbox for its image
 	RunDir     string // holds a directory per sandbox for its socket
 	BinDir     string // holds procd
 	Max        int    // sandboxes of the node, slots included
@@ -315,6 +333,8 @@ func notFound(id sandbox.ID) error {
 const (
 	// CodeSlotTaken: the slot is not free; another one may be.
 	CodeSlotTaken = "slot_taken"
+	// CodePaused: the sandbox has to be resumed first.
+	CodePaused = "paused"
 	// CodeStaleGeneration: the caller knows an older instance of the sandbox.
 	CodeStaleGeneration = "stale_generation"
 )

@@ -62,7 +62,7 @@ func (m *machine) prepare(mutate ...func(*lifecycle.Config)) *noded {
 	n := &noded{machine: m, hub: events.NewHub(), journal: j}
 	cfg := lifecycle.Config{
 		Cluster: "local", Scope: "test", Max: 200, ColdStarts: 2,
-		DataDir: filepath.Join(m.dir, "data"), RunDir: filepath.Join(m.dir, "run"), BinDir: "/bin",
+		DataDir: filepath.Join(m.dir, "data"), ImageDir: filepath.Join(m.dir, "images"), RunDir: filepath.Join(m.dir, "run"), BinDir: "/bin",
 		Journal: j, Runtime: noop.Runtime{Node: m.node}, Images: noop.Images{Node: m.node}, Disk: noop.Disk{Node: m.node},
 		Network: noop.Network{Node: m.node}, Groups: noop.Groups{Node: m.node},
 		Hub: n.hub, Metrics: lifecycle.NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
@@ -171,7 +171,7 @@ func (n *noded) nothingLeft() {
 		for _, r := range records {
 			why = append(why, fmt.Sprint("record ", r.ID, " ", r.State))
 		}
-		for _, dir := range []string{"data", "run"} {
+		for _, dir := range []string{"data", "images", "run"} {
 			entries, err := os.ReadDir(filepath.Join(n.dir, dir))
 			if err != nil && !errors.Is(err, os.ErrNotExist) {
 				n.t.Fatal(err)

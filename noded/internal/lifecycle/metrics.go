@@ -13,6 +13,8 @@ type Metrics struct {
 	claims          *prometheus.CounterVec
 	claimSeconds    *prometheus.HistogramVec
 	startSeconds    prometheus.Histogram
+	pauseSeconds    prometheus.Histogram
+	resumeSeconds   prometheus.Histogram
 	startFailures   prometheus.Counter
 	failures        prometheus.Counter
 	teardownRetries prometheus.Counter
@@ -32,12 +34,18 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		startSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "s0_node_start_seconds", Help: "Time to start a sandbox until procd is ready.", Buckets: prometheus.ExponentialBuckets(.05, 1.6, 15),
 		}),
+		pauseSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "s0_node_pause_seconds", Help: "Time to save a sandbox until its image is durable.", Buckets: prometheus.ExponentialBuckets(.05, 1.6, 18),
+		}),
+		resumeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "s0_node_resume_seconds", Help: "Time to start a sandbox from its image until procd is ready.", Buckets: prometheus.ExponentialBuckets(.05, 1.6, 18),
+		}),
 		startFailures:   counter("s0_node_start_failures_total", "Starts that failed."),
 		failures:        counter("s0_node_sandbox_failures_total", "Claimed sandboxes that ended by themselves."),
 		teardownRetries: counter("s0_node_teardown_retries_total", "Teardown attempts that failed."),
 		swept:           counter("s0_node_swept_total", "Leftovers without an owner that were removed."),
 	}
-	reg.MustRegister(m.claims, m.claimSeconds, m.startSeconds, m.startFailures, m.failures, m.teardownRetries, m.swept)
+	reg.MustRegister(m.claims, m.claimSeconds, m.startSeconds, m.pauseSeconds, m.resumeSeconds, m.startFailures, m.failures, m.teardownRetries, m.swept)
 	return m
 }
 

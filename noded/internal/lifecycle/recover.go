@@ -27,7 +27,7 @@ func (m *Manager) Load() error {
 	defer m.mu.Unlock()
 	for _, rec := range records {
 		inst := newInstance(rec)
-		inst.unseen = rec.State == journal.Slot || rec.State == journal.Claimed
+		inst.unseen = rec.State == journal.Slot || rec.State == journal.Claimed || rec.State == journal.Pausing
 		m.instances[rec.ID] = inst
 		m.indexes.hold(rec.NetIndex)
 		if rec.Claim != nil {
@@ -80,10 +80,23 @@ func (m *Manager) snapshot() []*instance {
 // containerd is not asked, so that sandboxes serve again while it is away.
 func (m *Manager) adopt(ctx context.Context, inst *instance) {
 	rec := m.record(inst)
-	if ended(rec) {
+	switch {
+	case rec.State == journal.Resuming:
+		m.backToSleep(ctx, inst, rec) // nobody was told that it runs
+	case atRest(rec):
 		m.dispose(inst, rec) // again: nobody knows how far it got
-		return
+	case rec.State == journal.Pausing:
+		if m.listen(inst) == nil {
+			m.adoptPausing(ctx, inst)
+		}
+	default:
+		m.adoptLive(ctx, inst)
 	}
+}
+
+// adoptLive waits for the sandbox's procd.
+func (m *Manager) adoptLive(ctx context.Context, inst *instance) {
+	rec := m.record(inst)
 	if err := m.listen(inst); err != nil {
 		m.end(ctx, inst, "not running after the node's restart")
 		return
@@ -131,7 +144,7 @@ func (m *Manager) restore(ctx context.Context, inst *instance) error {
 	}
 	rec := m.record(inst)
 	err := errEnded
-	if !ended(rec) {
+	if !atRest(rec) {
 		err = m.reinstate(ctx, inst, rec)
 	}
 	m.change(inst, func() {
@@ -222,7 +235,7 @@ func (m *Manager) sweep(ctx context.Context) error {
 			continue
 		}
 		m.cfg.Log.Info("sweeping what nobody owns", "sandbox", id)
-		if err := m.releaseAll(ctx, slot); err != nil {
+		if err := errors.Join(m.releaseAll(ctx, slot), m.removeImages(ctx, id)); err != nil {
 			failed = append(failed, err)
 			continue
 		}
@@ -272,7 +285,7 @@ func (m *Manager) findLocal(found map[sandbox.ID]netns.Slot) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{m.cfg.RunDir, m.cfg.DataDir} {
+	for _, dir := range []string{m.cfg.RunDir, m.cfg.DataDir, m.cfg.ImageDir} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("listing %s: %w", dir, err)

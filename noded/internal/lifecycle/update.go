@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -40,13 +41,20 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 	}
 	defer inst.endTurn()
 	old := m.record(inst)
-	if err := usable(old); err != nil {
+	paused := old.State == journal.Paused
+	if err := usable(old); err != nil && !paused {
 		return Sandbox{}, err
 	}
 	if err := checkGeneration(old, req.Generation); err != nil {
 		return Sandbox{}, err
 	}
 	rec := req.apply(old)
+	if paused { // comes into force when it is resumed
+		if err := m.commit(ctx, inst, rec); err != nil {
+			return Sandbox{}, err
+		}
+		return m.Get(req.ID)
+	}
 	if err := m.checkShrink(old, rec); err != nil {
 		return Sandbox{}, err
 	}
@@ -142,6 +150,10 @@ func usable(rec journal.Record) error {
 	switch rec.State {
 	case journal.Claimed:
 		return nil
+	case journal.Paused:
+		return errdefs.WithCode(errdefs.Conflict, CodePaused, "sandbox %s is paused", rec.ID)
+	case journal.Pausing, journal.Resuming:
+		return errdefs.New(errdefs.Unavailable, "sandbox %s is being paused or resumed", rec.ID).WithRetryAfter(time.Second)
 	case journal.Failed:
 		return errdefs.New(errdefs.Conflict, "sandbox %s has failed: %s", rec.ID, rec.Reason)
 	case journal.Terminating:

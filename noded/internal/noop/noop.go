@@ -9,12 +9,14 @@ package noop
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"sync"
 
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/cgroup"
@@ -101,6 +103,11 @@ func (r Runtime) Start(ctx context.Context, c lifecycle.Container) error {
 	defer r.mu.Unlock()
 	if r.containers[c.ID] != nil {
 		return fmt.Errorf("container %s exists", c.ID)
+	}
+	if c.Checkpoint != "" {
+		if saved, err := r.Saved(c.Checkpoint); !saved {
+			return fmt.Errorf("no image in %s: %w", c.Checkpoint, err)
+		}
 	}
 	r.containers[c.ID] = startProcess(c.SlotDir, r.Handler, newWarmth(!r.Unhealthy))
 	return nil
@@ -233,6 +240,23 @@ func (i Images) Ensure(_ context.Context, ref string) (string, error) {
 
 // Has implements slots.Images.
 func (i Images) Has(context.Context, string) bool { return true }
+
+// Progress implements slots.Images.
+func (i Images) Progress(string) string { return "" }
+
+// Resolve implements server.Images: every reference has a digest, always the same.
+func (i Images) Resolve(_ context.Context, ref string) (string, error) {
+	return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(ref))), i.fault("images.Resolve", "")
+}
+
+// Usage implements server.Images.
+func (i Images) Usage(context.Context) (*nodeapi.ImageUsage, error) { return nil, nil }
+
+// Run removes nothing.
+func (i Images) Run(ctx context.Context, _ func() (refs []string, ok bool)) error {
+	<-ctx.Done()
+	return nil
+}
 
 // Disk is a lifecycle.Disk that has room.
 type Disk struct{ *Node }

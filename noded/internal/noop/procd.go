@@ -84,7 +84,7 @@ func dial(ctx context.Context, slotDir string) (net.Conn, error) {
 
 func (p *process) serve(ctx context.Context, conn net.Conn) {
 	l := &oneConn{conn: conn, closed: make(chan struct{})}
-	srv := &http.Server{Handler: p.handler(), Protocols: new(http.Protocols)}
+	srv := &http.Server{Handler: p.handler(conn), Protocols: new(http.Protocols)}
 	srv.Protocols.SetUnencryptedHTTP2(true)
 	stop := context.AfterFunc(ctx, func() {
 		srv.Close()
@@ -94,8 +94,9 @@ func (p *process) serve(ctx context.Context, conn net.Conn) {
 	_ = srv.Serve(l) // until the connection ends, from either side
 }
 
-func (p *process) handler() http.Handler {
+func (p *process) handler(conn net.Conn) http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+procapi.PathHangUp, func(http.ResponseWriter, *http.Request) { conn.Close() })
 	mux.HandleFunc("GET "+procapi.PathHello, func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, `{"version":"noop","boot_id":"noop","ready":true}`)
 	})
@@ -108,14 +109,14 @@ func (p *process) handler() http.Handler {
 	return mux
 }
 
-// introduce heeds the first Init alone, as procd does.
+// introduce heeds the first Init of a generation alone, as procd does.
 func (p *process) introduce(w http.ResponseWriter, r *http.Request) {
 	var in procapi.Init
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if p.init.CompareAndSwap(nil, &in) {
+	if old := p.init.Load(); (old == nil || old.Generation < in.Generation) && p.init.CompareAndSwap(old, &in) {
 		p.env.Store(&in.Env)
 	}
 	io.WriteString(w, "{}")

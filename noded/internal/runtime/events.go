@@ -117,7 +117,7 @@ func (r *Runtime) handle(ctx context.Context, e *events.Envelope) {
 		}
 	case *apievents.TaskExit:
 		if id, err := sandbox.ParseID(v.ContainerID); err == nil && v.ID == v.ContainerID {
-			r.report(ctx, Exit{ID: id, Status: v.ExitStatus, At: v.ExitedAt.AsTime(), Reason: exited})
+			r.report(ctx, Exit{ID: id, Status: v.ExitStatus, At: v.ExitedAt.AsTime(), Reason: exited, pid: v.Pid})
 		}
 	}
 }
@@ -142,7 +142,7 @@ func (r *Runtime) catchUp(ctx context.Context) error {
 	for _, t := range tasks {
 		delete(exits, t.ID)
 		if ended(t) && t.ExitedAt != nil {
-			exits[t.ID] = Exit{Status: t.ExitStatus, At: t.ExitedAt.AsTime(), Reason: exited}
+			exits[t.ID] = Exit{Status: t.ExitStatus, At: t.ExitedAt.AsTime(), Reason: exited, pid: t.Pid}
 		}
 	}
 	for name, exit := range exits {

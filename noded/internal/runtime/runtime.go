@@ -68,6 +68,7 @@ type Container struct {
 	NetNS      string       // path of the network namespace
 	CgroupPath string       // as in an OCI spec; made if it is not there
 	OverlayDir string       // host directory for the rootfs' upper layer; gvisor only
+	Checkpoint string       // host directory with the image to start from; empty: none; gvisor only
 	Group      string       // containers of one group may share a shim
 	Labels     map[string]string
 	Hostname   string
@@ -79,6 +80,8 @@ type Exit struct {
 	Status uint32 // the process's; 128 + signal when a signal ended it
 	At     time.Time
 	Reason string // one of the reasons below
+
+	pid uint32 // of the sandbox on the host; 0: not known
 }
 
 // The reasons of an exit.

@@ -22,6 +22,7 @@ type sighting struct {
 	starting bool      // it may have a container and no task yet
 	ended    bool      // its exit was delivered, or was asked for
 	oom      bool      // it was out of memory
+	pid      uint32    // of the instance that this is about; 0: not known
 	gone     time.Time // when it was removed; zero until then
 }
 
@@ -44,6 +45,15 @@ func (s *sightings) begin(id sandbox.ID) {
 // begun: the start has succeeded or failed.
 func (s *sightings) begun(id sandbox.ID) { s.change(id, func(x *sighting) { x.starting = false }) }
 
+// running: it has a task, whose exit alone counts: that of an earlier instance of
+// the same id may still be on its way.
+func (s *sightings) running(id sandbox.ID, pid uint32) {
+	s.change(id, func(x *sighting) { x.pid = pid })
+}
+
+// lives: an end that was asked for has not come.
+func (s *sightings) lives(id sandbox.ID) { s.change(id, func(x *sighting) { x.ended = false }) }
+
 // end: the container is being removed.
 func (s *sightings) end(id sandbox.ID) { s.change(id, func(x *sighting) { x.ended = true }) }
 
@@ -60,7 +70,7 @@ func (s *sightings) gone(id sandbox.ID, now time.Time) {
 // exit notes an exit and tells whether it is news; if so it completes the reason.
 func (s *sightings) exit(e *Exit) (news bool) {
 	s.change(e.ID, func(x *sighting) {
-		if x.ended || e.Reason == lost && x.starting {
+		if x.ended || e.Reason == lost && x.starting || e.pid != 0 && x.pid != 0 && e.pid != x.pid {
 			return
 		}
 		news, x.ended = true, true

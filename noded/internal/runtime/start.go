@@ -81,10 +81,15 @@ func (r *Runtime) start(ctx context.Context, c Container, runtimeName string, im
 	if err != nil {
 		return fmt.Errorf("container: %w", err)
 	}
-	_, err = r.client.TaskService().Create(ctx, &tasksapi.CreateTaskRequest{ContainerID: string(c.ID), Rootfs: mount.ToProto(mounts)})
+	options, err := fromCheckpoint(c.Checkpoint)
+	if err != nil {
+		return err
+	}
+	task, err := r.client.TaskService().Create(ctx, &tasksapi.CreateTaskRequest{ContainerID: string(c.ID), Rootfs: mount.ToProto(mounts), Options: options})
 	if err != nil {
 		return fmt.Errorf("creating the task: %w", err)
 	}
+	r.seen.running(c.ID, task.Pid)
 	if _, err := r.client.TaskService().Start(ctx, &tasksapi.StartRequest{ContainerID: string(c.ID)}); err != nil {
 		return fmt.Errorf("starting the task: %w", err)
 	}

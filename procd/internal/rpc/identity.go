@@ -74,3 +74,10 @@ func (s *server) setEnv(w http.ResponseWriter, r *http.Request) error {
 	}
 	return ok(w, struct{}{})
 }
+
+// hangUp ends the connection that it came on, which is its answer.
+func (s *server) hangUp(_ http.ResponseWriter, r *http.Request) error {
+	s.cfg.HangUp()
+	<-r.Context().Done()
+	return nil
+}

@@ -33,6 +33,7 @@ type Config struct {
 	Sessions *sessions.Table
 	Warm     *warm.Manager
 	Identify func(hostname string) // gives the sandbox its name, as far as it can
+	HangUp   func()                // closes the connection to the host; it will be dialled again
 	Events   *events.Queue
 	WatchDir func(dir string) // makes changes below a directory events; "": of none
 	Logs     *logbook.Book
@@ -55,6 +56,8 @@ func New(cfg Config) http.Handler {
 		"POST " + procapi.PathInit: s.init,
 		"PUT " + procapi.PathEnv:   s.setEnv,
 		"GET " + procapi.PathWarm:  s.streamWarm,
+
+		"POST " + procapi.PathHangUp: s.hangUp,
 
 		"POST " + procapi.PathContexts:                   s.createContext,
 		"GET " + procapi.PathContexts:                    s.listContexts,

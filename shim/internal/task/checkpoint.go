@@ -3,6 +3,7 @@ package task
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -75,6 +76,36 @@ func (c *container) checkpoint(ctx context.Context, im image) error {
 	if err := save(ctx, im.dir, !im.exit); err != nil {
 		return err
 	}
+	if err := seal(im.dir); err != nil {
+		return fmt.Errorf("image of %s: %w", c.id, err)
+	}
 	c.svc.publish(&events.TaskCheckpointed{ContainerID: c.id, Checkpoint: im.dir})
 	return nil
+}
+
+// seal makes an image durable and then says so in it: from here on nobody's death
+// undoes it.
+func seal(dir string) error {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := syncPath(filepath.Join(dir, f.Name())); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, shimapi.ImageComplete), nil, 0o600); err != nil {
+		return err
+	}
+	return syncPath(dir)
+}
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
 }

@@ -1,0 +1,40 @@
+package fakenode
+
+import (
+	"context"
+	"errors"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	"s0.run/internal/nodeapi"
+)
+
+// Pause implements the node API.
+func (n *Node) Pause(_ context.Context, req *nodeapi.PauseRequest) (*nodeapi.Sandbox, error) {
+	return n.switchTo(req.GetId(), req.GetGeneration(), "paused", 0)
+}
+
+// Resume implements the node API.
+func (n *Node) Resume(_ context.Context, req *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error) {
+	return n.switchTo(req.GetId(), req.GetGeneration(), "running", 1)
+}
+
+func (n *Node) switchTo(id string, gen uint64, state string, step uint64) (*nodeapi.Sandbox, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	sb := n.sandboxes[id]
+	switch {
+	case sb == nil:
+		return nil, connect.NewError(connect.CodeNotFound, errors.New("unknown"))
+	case sb.GetState() == state:
+		return sb, nil
+	case gen != 0 && sb.GetGeneration() != gen:
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("stale generation"))
+	}
+	next := proto.CloneOf(sb)
+	next.State, next.Generation = state, sb.GetGeneration()+step
+	n.sandboxes[id] = next
+	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: next}})
+	return next, nil
+}

@@ -1,0 +1,219 @@
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/journal"
+)
+
+// notSaved is what became of a sandbox that ended while it was being saved.
+const notSaved = "ended while it was being paused"
+
+// Pause saves a sandbox with its processes, memory and files and frees everything
+// else that it holds. It returns when the image is durable; a caller that gives up
+// before stops nothing. A sandbox that is paused already stays so. If it fails the
+// sandbox goes on, unless the attempt has ended it: then it has failed.
+func (m *Manager) Pause(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (Sandbox, error) {
+	inst := m.find(id)
+	if inst == nil {
+		return Sandbox{}, notFound(id)
+	}
+	if err := inst.takeTurn(ctx); err != nil {
+		return Sandbox{}, busy(id, err)
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	if rec.State == journal.Paused {
+		return m.Get(id)
+	}
+	if err := usable(rec); err != nil {
+		return Sandbox{}, err
+	}
+	if err := checkGeneration(rec, gen); err != nil {
+		return Sandbox{}, err
+	}
+	if err := m.cfg.Disk.Room(); err != nil {
+		return Sandbox{}, err
+	}
+	if err := m.save(ctx, inst, rec); err != nil {
+		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be paused", id).WithCause(err)
+	}
+	return m.Get(id)
+}
+
+// save takes the steps of a pause. The caller has the turn; a Delete interrupts it.
+func (m *Manager) save(ctx context.Context, inst *instance, rec journal.Record) error {
+	ctx, cancel := m.interruptible(context.WithoutCancel(ctx), inst, imageTimeout)
+	defer cancel()
+	begin := time.Now()
+	rec.Image = rec.Generation
+	err := m.runSteps(ctx, "pause", []step{
+		{"intent", func(ctx context.Context) error { return m.intendPause(ctx, inst, rec) }},
+		{"quiesce", func(ctx context.Context) error { return m.quiesce(ctx, inst) }},
+		{"checkpoint", func(ctx context.Context) error { return m.cfg.Runtime.Checkpoint(ctx, rec.ID, m.imageDir(rec)) }},
+	})
+	if saved, _ := m.cfg.Runtime.Saved(m.imageDir(rec)); err != nil && !saved {
+		err = because(ctx, err)
+		m.log(rec).Warn("a pause failed", "error", err)
+		m.goOn(ctx, inst)
+		return err
+	}
+	m.setPaused(ctx, inst)
+	m.cfg.Metrics.pauseSeconds.Observe(time.Since(begin).Seconds())
+	return nil
+}
+
+// interruptible is the context of steps that a Delete shall not wait for.
+func (m *Manager) interruptible(ctx context.Context, inst *instance, timeout time.Duration) (context.Context, func()) {
+	ctx, done := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithCancelCause(ctx)
+	set := func(f context.CancelCauseFunc) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		inst.cancel = f
+	}
+	set(cancel)
+	return ctx, func() {
+		set(nil)
+		cancel(nil)
+		done()
+	}
+}
+
+// intendPause makes room for the image. Until that is complete the sandbox is not
+// paused, whoever dies.
+func (m *Manager) intendPause(ctx context.Context, inst *instance, rec journal.Record) error {
+	if err := m.removeImages(ctx, rec.ID); err != nil {
+		return err
+	}
+	rec.State = journal.Pausing
+	if err := m.cfg.Journal.Put(ctx, rec); err != nil {
+		return err
+	}
+	m.change(inst, func() { inst.rec = rec })
+	return os.MkdirAll(m.imageDir(rec), 0o700)
+}
+
+// quiesce has procd hang up. A sandbox that does not is saved all the same: a
+// connection that nobody ends is its own loss.
+func (m *Manager) quiesce(ctx context.Context, inst *instance) error {
+	ch, err := m.channelOf(inst)
+	if err != nil {
+		return err
+	}
+	m.change(inst, func() { inst.channel, inst.warmKept = nil, false }) // who follows the warm processes ends
+	if err := ch.HangUp(ctx); err != nil {
+		m.log(m.record(inst)).Warn("procd did not hang up", "error", err)
+	}
+	return nil
+}
+
+// setPaused takes note that the image is complete. If the journal does not take the
+// record, the next noded finds the image.
+func (m *Manager) setPaused(ctx context.Context, inst *instance) {
+	rec := m.record(inst)
+	rec.State = journal.Paused
+	m.putAnyway(ctx, rec)
+	m.log(rec).Info("sandbox is paused")
+	m.dispose(inst, rec)
+}
+
+// goOn takes a sandbox up again that was not saved. Its procd dials if it lives; if
+// it does not, its exit is on the way.
+func (m *Manager) goOn(ctx context.Context, inst *instance) {
+	rec := m.record(inst)
+	if err := m.removeImages(ctx, rec.ID); err != nil {
+		m.log(rec).Warn("removing a broken image", "error", err) // the next pause tries again
+	}
+	if rec.State != journal.Pausing {
+		return // nothing has been done yet
+	}
+	rec.State, rec.Image = journal.Claimed, 0
+	m.putAnyway(ctx, rec)
+	_, err := m.channelOf(inst)
+	m.change(inst, func() { inst.rec, inst.unseen = rec, err != nil })
+	if err != nil {
+		m.background(func(ctx context.Context) { m.adoptLive(ctx, inst) })
+	}
+}
+
+// adoptPausing finds out what became of a pause that an earlier noded began: the
+// shim has completed the image or will, or the sandbox goes on, or it has ended.
+func (m *Manager) adoptPausing(ctx context.Context, inst *instance) {
+	tick := time.NewTicker(adoptRetry)
+	defer tick.Stop()
+	for begin := time.Now(); m.stillPausing(ctx, inst); {
+		if time.Since(begin) > m.adoptGrace && !m.listed(ctx, inst.id) {
+			m.end(ctx, inst, notSaved)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// listed reports whether the runtime may still have the sandbox.
+func (m *Manager) listed(ctx context.Context, id sandbox.ID) bool {
+	all, err := m.cfg.Runtime.List(ctx)
+	return err != nil || slices.ContainsFunc(all, func(s Status) bool { return s.ID == id && !s.Ended })
+}
+
+// stillPausing looks once, with the turn.
+func (m *Manager) stillPausing(ctx context.Context, inst *instance) bool {
+	if inst.takeTurn(ctx) != nil {
+		return false // the node stops
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	if rec.State != journal.Pausing {
+		return false // it has ended, or was deleted
+	}
+	saved, err := m.cfg.Runtime.Saved(m.imageDir(rec))
+	switch {
+	case err != nil:
+		m.log(rec).Warn("looking for an image", "error", err)
+	case saved:
+		m.setPaused(ctx, inst)
+		return false
+	case m.connected(inst):
+		m.goOn(ctx, inst)
+		m.background(func(ctx context.Context) { _ = m.readopt(ctx, inst) })
+		return false
+	}
+	return true
+}
+
+// endPausing is the end of a sandbox that an earlier noded was saving.
+func (m *Manager) endPausing(ctx context.Context, inst *instance, rec journal.Record) {
+	if saved, err := m.cfg.Runtime.Saved(m.imageDir(rec)); err != nil || saved {
+		if err == nil {
+			m.setPaused(ctx, inst)
+		}
+		return // adoptPausing looks again
+	}
+	m.fail(ctx, inst, rec, notSaved)
+}
+
+// imageDir is where the instance is or was saved that rec names.
+func (m *Manager) imageDir(rec journal.Record) string {
+	return filepath.Join(m.imagesDir(rec.ID), fmt.Sprint(rec.Image))
+}
+
+func (m *Manager) imagesDir(id sandbox.ID) string { return filepath.Join(m.cfg.ImageDir, string(id)) }
+
+func (m *Manager) removeImages(_ context.Context, id sandbox.ID) error {
+	return os.RemoveAll(m.imagesDir(id))
+}
+
+func busy(id sandbox.ID, err error) error {
+	return errdefs.New(errdefs.Unavailable, "sandbox %s is busy", id).WithRetryAfter(time.Second).WithCause(err)
+}

@@ -1,0 +1,142 @@
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/journal"
+)
+
+// Resume starts a paused sandbox from its image, as the next generation. It returns
+// when procd has answered and the new state is durable. What runs already stays as it
+// is. If it fails the sandbox stays paused.
+func (m *Manager) Resume(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (Sandbox, error) {
+	inst := m.find(id)
+	if inst == nil {
+		return Sandbox{}, notFound(id)
+	}
+	if err := m.takeRestingTurn(ctx, inst); err != nil {
+		return Sandbox{}, busy(id, err)
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	if rec.State != journal.Paused {
+		if err := usable(rec); err != nil {
+			return Sandbox{}, err
+		}
+		return m.Get(id)
+	}
+	if err := checkGeneration(rec, gen); err != nil {
+		return Sandbox{}, err
+	}
+	select {
+	case m.cold <- struct{}{}:
+		defer func() { <-m.cold }()
+	default:
+		return Sandbox{}, errdefs.New(errdefs.Exhausted, "too many sandboxes are starting").WithRetryAfter(coldRetryAfter)
+	}
+	if err := m.wake(ctx, inst, rec); err != nil {
+		return Sandbox{}, startError(err)
+	}
+	return m.Get(id)
+}
+
+// takeRestingTurn takes the turn when no teardown is at work.
+func (m *Manager) takeRestingTurn(ctx context.Context, inst *instance) error {
+	for {
+		m.mu.Lock()
+		rested := inst.rested
+		m.mu.Unlock()
+		if rested != nil {
+			select {
+			case <-rested:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err := inst.takeTurn(ctx); err != nil {
+			return err
+		}
+		m.mu.Lock()
+		resting := !inst.disposing
+		m.mu.Unlock()
+		if resting {
+			return nil
+		}
+		inst.endTurn()
+	}
+}
+
+// wake takes the steps of a resume. The caller has the turn; a Delete interrupts it.
+func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) error {
+	ctx, cancel := m.interruptible(ctx, inst, imageTimeout)
+	defer cancel()
+	begin := time.Now()
+	image, err := m.image(ctx, rec.Spec)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	rec.NetIndex, err = m.takeIndex()
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	rec.State, rec.Generation = journal.Resuming, rec.Generation+1
+	rec.IP = m.cfg.Network.Slot(rec.ID, rec.NetIndex).IP
+	if err := m.runSteps(ctx, "resume", m.resumeSteps(inst, rec, image)); err != nil {
+		err = because(ctx, err)
+		m.log(rec).Warn("a resume failed", "error", err)
+		m.backToSleep(ctx, inst, rec)
+		return fmt.Errorf("resuming %s: %w", rec.ID, err)
+	}
+	m.cfg.Metrics.resumeSeconds.Observe(time.Since(begin).Seconds())
+	m.log(rec).Info("sandbox is resumed")
+	m.keepWarm(inst)
+	if err := m.removeImages(ctx, rec.ID); err != nil {
+		m.log(rec).Warn("removing the image of what runs", "error", err) // the next pause tries again
+	}
+	return nil
+}
+
+// resumeSteps are those of a creation, from an image. The image stays until the
+// sandbox's record says that it runs.
+func (m *Manager) resumeSteps(inst *instance, rec journal.Record, image string) []step {
+	c := m.container(rec, image)
+	c.Checkpoint = m.imageDir(rec)
+	return []step{
+		{"intent", func(ctx context.Context) error { return m.commit(ctx, inst, rec) }},
+		{"netns", func(context.Context) error { return m.cfg.Network.Add(m.cfg.Network.Slot(rec.ID, rec.NetIndex)) }},
+		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(rec.ID, limits(rec.Spec, rec.Claim, false)) }},
+		{"dirs", func(context.Context) error { return m.makeDirs(rec.ID) }},
+		{"listen", func(context.Context) error { return m.listen(inst) }},
+		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
+		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, nil) }},
+		{"events", func(ctx context.Context) error { return m.keepEvents(ctx, inst, rec) }},
+		{"commit", func(ctx context.Context) error {
+			awake := rec
+			awake.State, awake.Image = journal.Claimed, 0
+			return m.commit(ctx, inst, awake)
+		}},
+	}
+}
+
+// commit makes rec the sandbox's record, durably first.
+func (m *Manager) commit(ctx context.Context, inst *instance, rec journal.Record) error {
+	if err := m.cfg.Journal.Put(ctx, rec); err != nil {
+		return err
+	}
+	m.change(inst, func() { inst.rec = rec })
+	return nil
+}
+
+// backToSleep undoes a resume: what was started is nobody's, the image is what the
+// sandbox is. Its generation stays used.
+func (m *Manager) backToSleep(ctx context.Context, inst *instance, rec journal.Record) {
+	rec.State = journal.Paused
+	m.putAnyway(ctx, rec)
+	m.dispose(inst, rec)
+}
