@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/lifecycle"
 )
@@ -29,9 +31,16 @@ type counts struct {
 	taken   int
 }
 
-// count sorts the node's slots by pool. stale are those that no pool wants any more
-// and nobody has: of pools that are gone and of specs that were replaced.
-func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*counts, stale []sandbox.ID) {
+// A staleSlot is one that no pool wants any more and nobody has: its pool is gone,
+// or has another spec by now.
+type staleSlot struct {
+	id   sandbox.ID
+	key  string
+	free bool // it could be claimed if the pool came back
+}
+
+// count sorts the node's slots by pool.
+func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*counts, stale []staleSlot) {
 	byKey = map[string]*counts{}
 	for _, s := range have {
 		if s.PoolKey == "" { // a cold start of no pool
@@ -48,7 +57,7 @@ func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*cou
 		case s.State == lifecycle.Taken:
 			c.taken++
 		case !current:
-			stale = append(stale, s.ID)
+			stale = append(stale, staleSlot{id: s.ID, key: s.PoolKey, free: s.State == lifecycle.Free})
 		case s.State == lifecycle.Free:
 			c.idle = append(c.idle, s.ID)
 		default:
@@ -59,6 +68,35 @@ func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*cou
 		}
 	}
 	return byKey, stale
+}
+
+// drains lists the stale slots to end. A replaced pool's free ones are kept while
+// the pool that took its place has not as many of its own as it should: if the new
+// spec turns out to be wrong and the old one comes back, they are there. They never
+// are more than the new pool lacks, they make way when the node is full, and after
+// a while they go, whatever the new pool has.
+func drains(pools map[string]*pool, byKey map[string]*counts, stale []staleSlot, now time.Time) []sandbox.ID {
+	keep := map[string]int{} // by family
+	for key, p := range pools {
+		family := nodeapi.PoolFamily(key)
+		if family == "" || now.Sub(p.since) >= rollback || errdefs.Is(p.lastError, errdefs.Exhausted) {
+			continue
+		}
+		idle := 0
+		if c := byKey[key]; c != nil {
+			idle = len(c.idle)
+		}
+		keep[family] += max(0, p.target(now)-idle)
+	}
+	var all []sandbox.ID
+	for _, s := range stale {
+		if family := nodeapi.PoolFamily(s.key); s.free && keep[family] > 0 {
+			keep[family]--
+			continue
+		}
+		all = append(all, s.id)
+	}
+	return all
 }
 
 // target is how many slots the pool should have free now.

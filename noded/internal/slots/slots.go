@@ -3,7 +3,8 @@
 // It looks whenever something may have changed (new pools, a claim, an exit, a
 // warm-up's end), compares what the pools should have with what package
 // lifecycle says there is, and warms or drains the difference: a plan from a
-// picture, with no memory of steps. One goroutine ([Pools.Run]) owns the pools'
+// picture, with no memory of steps. The slots of a replaced spec end as those of
+// the new one become free. One goroutine ([Pools.Run]) owns the pools'
 // state. Warm-ups are few at a time and wait for a moment without claims; one that
 // only waits for its warm processes is not counted. A pool whose warm-ups fail, or
 // whose free slots end by themselves, is tried ever more seldom. The package never touches a
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +39,11 @@ const (
 	calm = 5 * time.Minute
 	// pullTimeout bounds one attempt to get an image.
 	pullTimeout = 15 * time.Minute
+	// progressInterval is how often it is told how far a pull is.
+	progressInterval = time.Second
+	// rollback is how long the free slots of a replaced spec may wait for it to come
+	// back, and a restart of the node for its pools.
+	rollback = 10 * time.Minute
 	// pulls is how many pools fetch their images at a time.
 	pulls = 2
 	// maxPools and maxSlots bound what a node is asked to keep.
@@ -57,6 +64,8 @@ type Images interface {
 	lifecycle.Images
 	// Has tells whether Ensure would return without a pull.
 	Has(ctx context.Context, ref string) bool
+	// Progress says to a person how far a pull under way is; empty: there is none.
+	Progress(ref string) string
 }
 
 // Config wires Pools. Every field is required.
@@ -91,6 +100,9 @@ type Pools struct {
 type pool struct {
 	Pool
 	hash      string
+	since     time.Time // it is wanted
+	ready     bool      // it had its least at the last look
+	turned    time.Time // when that changed
 	hasImage  bool
 	lacks     bool // it was looked for and is not on the node
 	getting   bool // it is being looked for, or fetched
@@ -163,6 +175,16 @@ func (p *Pools) Set(pools []Pool) []Refusal {
 	return refused
 }
 
+// Wanted lists the images of the pools; ok is false until pools were first set.
+func (p *Pools) Wanted() (images []string, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.want {
+		images = append(images, w.Spec.Image)
+	}
+	return images, p.want != nil
+}
+
 // refuse says why a pool can't be kept, if it can't.
 func refuse(w Pool) string {
 	switch {
@@ -211,7 +233,8 @@ func (p *Pools) Run(ctx context.Context) error {
 	}
 }
 
-// adopt makes the wanted pools the pools. What is known of one stays.
+// adopt makes the wanted pools the pools. What is known of one stays; a new version
+// of one meets the demand that the old one had.
 func (p *Pools) adopt() {
 	p.mu.Lock()
 	want := p.want
@@ -220,7 +243,7 @@ func (p *Pools) adopt() {
 	for _, w := range want {
 		old, hash := p.pools[w.Key], w.Spec.Hash()
 		if old == nil || old.hash != hash {
-			old = &pool{hash: hash, taken: unknown}
+			old = &pool{hash: hash, taken: unknown, since: time.Now(), turned: time.Now(), demand: p.demandOf(nodeapi.PoolFamily(w.Key))}
 		}
 		old.Pool = w
 		next[w.Key] = old
@@ -228,21 +251,39 @@ func (p *Pools) adopt() {
 	p.pools = next
 }
 
+// demandOf is what was asked lately of the pools of a family.
+func (p *Pools) demandOf(family string) (demand []time.Time) {
+	if family == "" {
+		return nil
+	}
+	for key, old := range p.pools {
+		if nodeapi.PoolFamily(key) == family {
+			demand = append(demand, old.demand...)
+		}
+	}
+	slices.SortFunc(demand, time.Time.Compare)
+	return demand
+}
+
 // look does what is to be done now and returns when to look again at the latest.
 func (p *Pools) look(ctx context.Context, work *sync.WaitGroup, now time.Time) time.Duration {
 	byKey, stale := count(p.pools, p.cfg.Lifecycle.Slots())
 	for key, w := range p.pools {
-		taken := 0
-		if c := byKey[key]; c != nil {
-			taken = c.taken
+		c := byKey[key]
+		if c == nil {
+			c = &counts{}
 		}
-		w.claimed(taken, now)
+		w.claimed(c.taken, now)
+		w.turn(len(c.idle), now)
 	}
 	p.tell(byKey)
-	for _, id := range append(stale, surplus(p.pools, byKey, now)...) {
+	for _, id := range append(drains(p.pools, byKey, stale, now), surplus(p.pools, byKey, now)...) {
 		p.cfg.Lifecycle.Drain(ctx, id)
 	}
 	next := demandWindow
+	if p.pulling > 0 {
+		next = progressInterval
+	}
 	for _, n := range needs(p.pools, byKey, now) {
 		if wait := n.pool.retryAt.Sub(now); wait > 0 {
 			next = min(next, wait)

@@ -147,6 +147,8 @@ func (n *node) Ensure(ctx context.Context, ref string) (string, error) {
 
 func (n *node) Has(_ context.Context, ref string) bool { return ref == "here" }
 
+func (n *node) Progress(string) string { return "" }
+
 func (n *node) set(f func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

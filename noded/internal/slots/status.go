@@ -1,6 +1,8 @@
 package slots
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/proto"
 
 	"s0.run/internal/errdefs"
@@ -32,12 +34,25 @@ func (p *Pools) tell(byKey map[string]*counts) {
 	p.told = now
 }
 
+// turn notes whether the pool has its least.
+func (w *pool) turn(idle int, now time.Time) {
+	if ready := idle >= w.Min && w.lastError == nil; ready != w.ready {
+		w.ready, w.turned = ready, now
+	}
+}
+
 func (p *Pools) status(key string, c *counts) *nodeapi.PoolStatus {
 	s := &nodeapi.PoolStatus{Key: key, Idle: uint32(len(c.idle)), Warming: uint32(c.warming), Claimed: uint32(c.taken)}
 	if w := p.pools[key]; w != nil {
 		s.Warming = uint32(max(c.warming, w.inFlight))
+		s.Ready, s.SinceUnixNano = w.ready, w.turned.UnixNano()
 		if s.LastError, s.Message = explain(w.lastError); w.lastError == nil && c.waits != "" {
 			s.Message = nodeapi.Text(c.waits)
+		}
+		if w.getting {
+			if at := p.cfg.Images.Progress(w.Spec.Image); at != "" {
+				s.Message = nodeapi.Text(at)
+			}
 		}
 	}
 	return s
