@@ -22,6 +22,7 @@ import (
 	"s0.run/api/internal/exposure"
 	"s0.run/api/internal/httpapi"
 	"s0.run/api/internal/identity"
+	"s0.run/api/internal/images"
 	"s0.run/api/internal/lifecycle"
 	"s0.run/api/internal/ndjson"
 	"s0.run/api/internal/nodes"
@@ -38,6 +39,7 @@ import (
 	"s0.run/api/internal/wsapi"
 	"s0.run/internal/daemon"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/regauth"
 	"s0.run/internal/sandbox"
 )
 
@@ -60,6 +62,8 @@ type server struct {
 	table     *placement.Table
 	nodes     *nodes.Set
 	pools     *pools.Keeper
+	images    *images.Keeper
+	registry  *images.Registry // nil: none
 	lifecycle *lifecycle.Keeper
 	webhooks  *webhook.Dispatcher
 	events    *events.Feed
@@ -109,6 +113,9 @@ func open(ctx context.Context, cfg Config) (_ *server, err error) {
 	if s.sso, err = s.openSSO(); err != nil {
 		return nil, err
 	}
+	if s.registry, err = s.openRegistry(); err != nil {
+		return nil, err
+	}
 	id := identity.New(identity.Config{Store: s.store, Signer: signer, Hasher: auth.NewHasher(), RegionID: cfg.RegionID, AllowRegistration: cfg.AllowRegistration})
 	if err := s.bootstrap(ctx, id); err != nil {
 		return nil, err
@@ -131,6 +138,18 @@ func (s *server) openSSO() (*sso.Service, error) {
 		}
 	}
 	return sso.New(sso.Config{Settings: settings, PublicURL: s.ownURL(), Store: s.store, Log: s.cfg.Log})
+}
+
+// openRegistry reads the key that the machine's registry knows as well.
+func (s *server) openRegistry() (*images.Registry, error) {
+	if s.cfg.Registry == "" {
+		return nil, nil
+	}
+	key, err := regauth.LoadKey(s.cfg.RegistryKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return &images.Registry{Pull: s.cfg.Registry, Push: s.cfg.PushRegistry, Key: key}, nil
 }
 
 // ownURL is where this machine's own browsers find the server.
@@ -189,6 +208,10 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		OnEnd: func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
 	})
 	s.pools = pools.New(pools.Config{Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Log: log})
+	s.images = images.New(images.Config{
+		Store: s.store, Registry: s.registry, Allowed: s.cfg.ImageRegistries, Table: s.table, Nodes: s.nodes, Catalog: s.catalog,
+		Changed: s.templatesChanged, Log: log,
+	})
 	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
 	hooks := webhook.Policy{AllowPrivate: s.cfg.WebhookAllowPrivate}
 	s.webhooks = webhook.New(webhook.Config{Store: s.store, Policy: hooks, Metrics: reg, Log: log})
@@ -203,7 +226,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	s.watches = ndjson.New()
 	s.sockets = wsapi.New(wsapi.Config{Plane: plane, CheckOrigin: hosts.SameOrigin, Log: log})
 	s.http = httpapi.New(httpapi.Config{
-		Store: s.store, Auth: s.auth, Identity: id, SSO: s.sso, Catalog: s.catalog, Table: s.table, Claimer: s.claimer,
+		Store: s.store, Auth: s.auth, Identity: id, SSO: s.sso, Catalog: s.catalog, Images: s.images, Table: s.table, Claimer: s.claimer,
 		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Watches: s.watches,
 		Events:  &events.View{Store: s.store, Feed: s.events, RegionID: s.cfg.RegionID},
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
@@ -277,6 +300,7 @@ func (s *server) run(ctx context.Context) error {
 	context.AfterFunc(background, stopServing)
 	g.Go(func() error { return s.nodes.Run(background) })
 	g.Go(func() error { return s.pools.Run(background) })
+	g.Go(func() error { return s.images.Run(background) })
 	g.Go(func() error { return s.lifecycle.Run(background) })
 	g.Go(func() error { return s.events.Run(background) })
 	g.Go(func() error { return s.webhooks.Run(background) })
@@ -329,6 +353,10 @@ func (s *server) changed(ctx context.Context, table string) {
 	switch table {
 	case "", store.TableAPIKeys, store.TableUsers, store.TableTeams, store.TableMembers:
 		s.auth.Forget()
+	}
+	switch table {
+	case "", store.TableQuotas, store.TableDefaults:
+		s.claimer.LimitsChanged()
 	}
 	if table != store.TableTemplates && table != "" {
 		return

@@ -25,8 +25,10 @@ import (
 	"github.com/google/uuid"
 
 	"s0.run/api/internal/audit"
+	"s0.run/api/internal/fair"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
+	"s0.run/api/internal/quota"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/api/internal/webhook"
@@ -66,11 +68,19 @@ type Config struct {
 // Claimer serves claims. It is safe for concurrent use.
 type Claimer struct {
 	cfg   Config
+	gate  *quota.Gate
+	queue *fair.Queue
+	slots *fair.Slots
 	undos sync.WaitGroup
 }
 
 // New makes a Claimer.
-func New(cfg Config) *Claimer { return &Claimer{cfg: cfg} }
+func New(cfg Config) *Claimer {
+	return &Claimer{cfg: cfg, gate: quota.NewGate(cfg.Store.Room), queue: fair.NewQueue(), slots: fair.NewSlots()}
+}
+
+// LimitsChanged drops what is remembered of teams' quotas.
+func (c *Claimer) LimitsChanged() { c.gate.Forget() }
 
 // Wait waits until the background undoing of lost halves has ended.
 func (c *Claimer) Wait() { c.undos.Wait() }
@@ -95,13 +105,12 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 	// The row carries the record of the call; nothing else that a claim does is a
 	// change of its tenant's.
 	p.row.Audit = audit.Of(ctx)
-	ctx = audit.Without(context.WithoutCancel(ctx))
-	sb, err := c.warm(ctx, p)
-	kind := kindWarm
-	if errors.Is(err, errNoSlot) {
-		kind = kindCold
-		sb, err = c.cold(ctx, p)
+	leave, err := c.gate.Enter(ctx, req.TeamID, p.row.MemoryBytes)
+	if err != nil {
+		return store.Sandbox{}, err
 	}
+	sb, kind, err := c.inTurn(audit.Without(ctx), p)
+	leave(err == nil)
 	if errors.Is(err, store.ErrKeyTaken) { // the same request, at the same time
 		return c.earlier(ctx, p)
 	}
@@ -110,6 +119,23 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 		p.row.Audit.Carried(string(sb.ID))
 	}
 	return sb, err
+}
+
+// inTurn claims when it is the team's turn. A cold start is none of those who take
+// turns: it takes long, and its node bounds it.
+func (c *Claimer) inTurn(ctx context.Context, p *plan) (sb store.Sandbox, kind string, err error) {
+	leave, err := c.queue.Enter(ctx, p.req.TeamID)
+	if err != nil {
+		return store.Sandbox{}, kindWarm, err
+	}
+	ctx = context.WithoutCancel(ctx)
+	sb, err = c.warm(ctx, p)
+	leave()
+	if !errors.Is(err, errNoSlot) {
+		return sb, kindWarm, err
+	}
+	sb, err = c.cold(ctx, p)
+	return sb, kindCold, err
 }
 
 // earlier answers what a claim with this key has made before (A16). NotFound
@@ -160,7 +186,7 @@ func (c *Claimer) attempt(ctx context.Context, p *plan) (store.Sandbox, error) {
 		return store.Sandbox{}, err
 	}
 	defer conn.Release()
-	slot, ok := c.cfg.Table.Take(p.tmpl.PoolKey)
+	slot, ok := c.take(p)
 	if !ok {
 		return store.Sandbox{}, errNoSlot
 	}
@@ -173,6 +199,15 @@ func (c *Claimer) attempt(ctx context.Context, p *plan) (store.Sandbox, error) {
 		return c.settle(ctx, h, sb, err)
 	}
 	return c.both(ctx, h, conn)
+}
+
+// take takes a free slot, of a pool's last ones no more than the team's share.
+func (c *Claimer) take(p *plan) (placement.Slot, bool) {
+	key := p.tmpl.PoolKey
+	if !c.slots.May(key, p.req.TeamID, c.cfg.Table.Idle(key), int(p.tmpl.MinIdle)) {
+		return placement.Slot{}, false
+	}
+	return c.cfg.Table.Take(key)
 }
 
 // both runs the halves at the same time.

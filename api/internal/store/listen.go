@@ -9,6 +9,8 @@ const (
 	TableUsers     = "users"        // who is disabled, who is an admin of the system
 	TableTeams     = "teams"        // who owns a team
 	TableMembers   = "team_members" // who is what in a team
+	TableQuotas    = "team_quotas"
+	TableDefaults  = "quota_defaults"
 )
 
 // Listen calls changed with a table's name after each change of it that any

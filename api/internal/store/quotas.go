@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"math"
 	"slices"
 	"time"
 
@@ -87,47 +86,35 @@ func (s *Store) Usage(ctx context.Context, team uuid.UUID) (Usage, error) {
 	return u, classify(err, "adding up what a team uses")
 }
 
-// Room is what a limited team may still begin.
+// Room is what is left to a team of a limit.
 type Room struct {
-	Limited     bool
-	Sandboxes   int64
-	MemoryBytes int64
-	Full        string // a dimension of which nothing is left; "": none
+	Dimension string
+	Limit     int64
+	Left      int64 // sandboxes, or bytes of memory; may be negative
 }
 
-// Room reads what a team may still begin. It is a hint: the row of a claim is
-// refused in its own transaction.
-func (s *Store) Room(ctx context.Context, team uuid.UUID) (Room, error) {
-	var u Usage
-	var limits []Quota
-	err := s.pool.QueryRow(ctx, `SELECT sandboxes, memory_bytes, (SELECT jsonb_agg(jsonb_build_object('Dimension', dimension, 'Limit', limit_value)) FROM s0_limits($1))
-		FROM team_usage WHERE team_id = $1`, team).Scan(&u.Sandboxes, &u.MemoryBytes, &limits)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return Room{}, nil
-	}
-	return roomIn(u, limits), classify(err, "reading what a team may still begin")
-}
-
-func roomIn(u Usage, limits []Quota) Room {
-	r := Room{Limited: true, Sandboxes: math.MaxInt64, MemoryBytes: math.MaxInt64}
-	for _, l := range limits {
-		left := int64(math.MaxInt64)
-		switch l.Dimension {
+// Room reads what is left to a team, of each limit of its sandboxes; nothing for a
+// team without such limits. It is a hint: a claim's row is refused in its own
+// transaction.
+func (s *Store) Room(ctx context.Context, team uuid.UUID) ([]Room, error) {
+	rows, _ := s.pool.Query(ctx, `SELECT l.dimension, l.limit_value, u.sandboxes, u.memory_bytes
+		FROM team_usage u, s0_limits(u.team_id) l WHERE u.team_id = $1 AND l.dimension IN ($2, $3, $4)`,
+		team, QuotaSandboxes, QuotaCPU, QuotaMemory)
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Room, error) {
+		var r Room
+		var sandboxes, bytes int64
+		err := row.Scan(&r.Dimension, &r.Limit, &sandboxes, &bytes)
+		switch r.Dimension {
 		case QuotaSandboxes:
-			left = *l.Limit - u.Sandboxes
-			r.Sandboxes = min(r.Sandboxes, left)
+			r.Left = r.Limit - sandboxes
 		case QuotaMemory:
-			left = *l.Limit*bytesPerMiB - u.MemoryBytes
-			r.MemoryBytes = min(r.MemoryBytes, left)
+			r.Left = r.Limit*bytesPerMiB - bytes
 		case QuotaCPU:
-			left = *l.Limit*bytesPerCPU/1000 - u.MemoryBytes
-			r.MemoryBytes = min(r.MemoryBytes, left)
+			r.Left = r.Limit*bytesPerCPU/1000 - bytes
 		}
-		if left <= 0 {
-			r.Full = l.Dimension
-		}
-	}
-	return r
+		return r, err
+	})
+	return list, classify(err, "reading what is left to a team")
 }
 
 // SetQuota sets a team's own limit.

@@ -219,7 +219,7 @@ func TestQuotasOfMemoryAndCPU(t *testing.T) {
 		big.MemoryBytes = 3 << 30
 		sb := insert(t, s, first)
 		room, err := s.Room(t.Context(), team)
-		if err != nil || !room.Limited || room.MemoryBytes>>20 != 2<<10 || room.Full != "" {
+		if err != nil || len(room) != 1 || room[0].Left != 2<<30 || room[0].Dimension != dimension || room[0].Limit != value {
 			t.Errorf("%s: %+v, %v", dimension, room, err)
 		}
 		if _, err := s.InsertSandbox(t.Context(), big); !errdefs.Is(err, errdefs.Exhausted) || errdefs.From(err).Details["dimension"] != dimension {
@@ -238,7 +238,7 @@ func TestQuotasOfMemoryAndCPU(t *testing.T) {
 		if err := grow(3 << 30); err != nil {
 			t.Errorf("%s: grown to 3 GiB of 3: %v", dimension, err)
 		}
-		if room, err := s.Room(t.Context(), team); err != nil || room.MemoryBytes>>20 != 0 {
+		if room, err := s.Room(t.Context(), team); err != nil || room[0].Left != 0 {
 			t.Errorf("%s: %+v, %v", dimension, room, err)
 		}
 		setQuota(t, s, team, limit(dimension, 1)) // below what is used: nothing ends, nothing grows
@@ -273,7 +273,7 @@ func TestDefaultQuotas(t *testing.T) {
 		if _, err := s.InsertSandbox(t.Context(), newSandbox(t, team)); !errdefs.Is(err, errdefs.Exhausted) {
 			t.Errorf("the %s team's second: %v", name, err)
 		}
-		if room, err := s.Room(t.Context(), team); err != nil || room.Full != store.QuotaSandboxes {
+		if room, err := s.Room(t.Context(), team); err != nil || len(room) != 1 || room[0].Left != 0 {
 			t.Errorf("the %s team: %+v, %v", name, room, err)
 		}
 		checkCounted(t, s, conn, team)

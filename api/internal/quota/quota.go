@@ -1,0 +1,198 @@
+// Package quota knows what teams may use: the dimensions as clients see them, and
+// which claims a limit leaves no room for.
+//
+// The database decides: a row beyond a limit is refused in its own transaction.
+// But a claim takes a slot while its row is written, and a slot that was taken is
+// gone. So a [Gate] lets no more claims of a limited team go on at once than there
+// is room for, and answers a team that has none from one read. Teams without a
+// limit pass from memory. What the package remembers is a hint, a second old where
+// it matters, and dropped whenever a limit changes anywhere.
+package quota
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/singleflight"
+
+	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
+)
+
+const (
+	roomAge      = time.Second      // other replicas' claims use the same room
+	unlimitedAge = time.Minute      // should the database's word of a change be lost
+	longestWait  = 10 * time.Second // for claims that may leave room; they take less, or are cold starts
+	maxKnown     = 10_000           // teams; more are asked for again
+)
+
+// Gate is safe for concurrent use.
+type Gate struct {
+	room    func(context.Context, uuid.UUID) ([]store.Room, error)
+	reading singleflight.Group
+
+	mu    sync.Mutex
+	teams map[uuid.UUID]*team
+}
+
+// team is what is known of a team.
+type team struct {
+	read    time.Time
+	room    []store.Room // as it was read, less what goes on; nil: no limits
+	claims  int          // that go on
+	bytes   int64        // of their sandboxes
+	changed chan struct{}
+}
+
+// NewGate makes a Gate over a store's Room.
+func NewGate(room func(context.Context, uuid.UUID) ([]store.Room, error)) *Gate {
+	return &Gate{room: room, teams: map[uuid.UUID]*team{}}
+}
+
+// Forget drops what is known of limits: some have changed.
+func (g *Gate) Forget() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, t := range g.teams {
+		t.read = time.Time{}
+	}
+}
+
+// Enter lets a claim of so much memory go on, or says that its team's quota is
+// used up. While claims that go on may still leave room, it waits for them. Who
+// has entered leaves, once, and says whether the sandbox is there.
+func (g *Gate) Enter(ctx context.Context, id uuid.UUID, bytes int64) (leave func(made bool), err error) {
+	ctx, cancel := context.WithTimeout(ctx, longestWait)
+	defer cancel()
+	if g.remembered(id, bytes) {
+		return func(made bool) { g.leave(id, bytes, made) }, nil
+	}
+	for {
+		changed, err := g.ask(ctx, id, bytes)
+		if err != nil {
+			return nil, err
+		}
+		if changed == nil {
+			return func(made bool) { g.leave(id, bytes, made) }, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, errdefs.New(errdefs.Exhausted, "the team's quota is used up by claims that go on").WithRetryAfter(time.Second)
+		}
+	}
+}
+
+// remembered lets a claim in for which there is room as far as is known.
+func (g *Gate) remembered(id uuid.UUID, bytes int64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := g.teams[id]
+	if t == nil || time.Since(t.read) > t.age() || t.short(bytes) != nil {
+		return false
+	}
+	t.take(bytes)
+	return true
+}
+
+// ask reads what room there is. It answers a channel when there may be some once
+// a claim has left.
+func (g *Gate) ask(ctx context.Context, id uuid.UUID, bytes int64) (changed <-chan struct{}, err error) {
+	read := g.reading.DoChan(id.String(), func() (any, error) { return g.room(context.WithoutCancel(ctx), id) })
+	var room []store.Room
+	select {
+	case r := <-read:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		room, _ = r.Val.([]store.Room)
+	case <-ctx.Done():
+		return nil, errdefs.New(errdefs.Unavailable, "the team's quota could not be read in time").WithRetryAfter(time.Second)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := g.team(id)
+	t.know(room)
+	short := t.short(bytes)
+	switch {
+	case short == nil:
+		t.take(bytes)
+		return nil, nil
+	case t.claims > 0:
+		return t.changed, nil
+	}
+	return nil, store.QuotaExceeded(short.Dimension, short.Limit)
+}
+
+func (g *Gate) leave(id uuid.UUID, bytes int64, made bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := g.team(id)
+	t.claims--
+	t.bytes -= bytes
+	if !made {
+		t.spend(-1, -bytes)
+	}
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+// team finds a team or makes it known. The caller holds mu.
+func (g *Gate) team(id uuid.UUID) *team {
+	t := g.teams[id]
+	if t == nil {
+		if len(g.teams) >= maxKnown {
+			maps.DeleteFunc(g.teams, func(_ uuid.UUID, t *team) bool { return t.claims == 0 })
+		}
+		t = &team{changed: make(chan struct{})}
+		g.teams[id] = t
+	}
+	return t
+}
+
+func (t *team) age() time.Duration {
+	if len(t.room) == 0 {
+		return unlimitedAge
+	}
+	return roomAge
+}
+
+// know replaces what is known by what was read. Of the claims that go on some may
+// be in it already: that is too careful until they leave.
+func (t *team) know(room []store.Room) {
+	t.read = time.Now()
+	t.room = append([]store.Room(nil), room...) // others have read the same
+	t.spend(t.claims, t.bytes)
+}
+
+func (t *team) take(bytes int64) {
+	t.claims++
+	t.bytes += bytes
+	t.spend(1, bytes)
+}
+
+func (t *team) spend(claims int, bytes int64) {
+	for i := range t.room {
+		t.room[i].Left -= amount(t.room[i], claims, bytes)
+	}
+}
+
+// short is a limit that leaves no room for a claim; nil: none.
+func (t *team) short(bytes int64) *store.Room {
+	for i := range t.room {
+		if t.room[i].Left < amount(t.room[i], 1, bytes) {
+			return &t.room[i]
+		}
+	}
+	return nil
+}
+
+func amount(r store.Room, claims int, bytes int64) int64 {
+	if r.Dimension == store.QuotaSandboxes {
+		return int64(claims)
+	}
+	return bytes
+}
