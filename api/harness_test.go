@@ -37,6 +37,7 @@ type instance struct {
 	admin string // email
 	pass  string
 	stop  func()
+	again func() // starts it again after stop, with the same configuration
 
 	keyFile string
 }
@@ -88,12 +89,13 @@ func start(t testing.TB, opts ...option) *instance {
 	for _, o := range opts {
 		o(&cfg, node)
 	}
-	i.keyFile = cfg.KeyFile
+	i.keyFile, i.dsn = cfg.KeyFile, cfg.DatabaseURL
 	i.node = fakenode.Start(t, node)
 	if cfg.Nodes == nil {
 		cfg.Nodes = []string{"unix://" + i.node.Socket}
 	}
-	i.run(cfg, ready)
+	i.again = func() { i.run(cfg, ready) }
+	i.again()
 	return i
 }
 
@@ -114,6 +116,7 @@ func (i *instance) run(cfg api.Config, ready <-chan string) {
 	case addr := <-ready:
 		i.url = "http://" + addr
 	case err := <-done:
+		done <- nil // for the cleanup
 		i.t.Fatalf("api: %v", err)
 	case <-time.After(time.Minute):
 		i.t.Fatal("api: not ready")

@@ -168,28 +168,63 @@ func (c *PostgresCluster) Freeze(t testing.TB) (thaw func()) {
 		}
 		frozen = append(frozen, pid)
 	}
-	said, err := os.ReadFile(filepath.Join(c.data(), "postmaster.pid"))
-	if err != nil {
-		t.Fatalf("freezing PostgreSQL: %v", err)
-	}
-	first, _, _ := bytes.Cut(said, []byte("\n"))
-	postmaster, err := strconv.Atoi(string(first))
-	if err != nil {
-		t.Fatalf("freezing PostgreSQL: %v", err)
-	}
+	postmaster := c.postmaster(t)
 	stop(postmaster) // from here on there are no new ones
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", postmaster, postmaster))
-	if err != nil {
-		t.Fatalf("freezing PostgreSQL: %v", err)
-	}
-	for _, field := range bytes.Fields(children) {
-		pid, err := strconv.Atoi(string(field))
-		if err != nil {
-			t.Fatalf("freezing PostgreSQL: %v", err)
-		}
+	for _, pid := range children(t, postmaster) {
 		stop(pid)
 	}
 	return thaw
+}
+
+func (c *PostgresCluster) postmaster(t testing.TB) int {
+	t.Helper()
+	said, err := os.ReadFile(filepath.Join(c.data(), "postmaster.pid"))
+	if err != nil {
+		t.Fatalf("looking for PostgreSQL: %v", err)
+	}
+	first, _, _ := bytes.Cut(said, []byte("\n"))
+	pid, err := strconv.Atoi(string(first))
+	if err != nil {
+		t.Fatalf("looking for PostgreSQL: %v", err)
+	}
+	return pid
+}
+
+func children(t testing.TB, of int) []int {
+	t.Helper()
+	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", of, of))
+	if err != nil {
+		t.Fatalf("looking for PostgreSQL: %v", err)
+	}
+	var pids []int
+	for _, field := range bytes.Fields(list) {
+		pid, err := strconv.Atoi(string(field))
+		if err != nil {
+			t.Fatalf("looking for PostgreSQL: %v", err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// CPU is the processor time that the server's present processes have used, to a
+// hundredth of a second each.
+func (c *PostgresCluster) CPU(t testing.TB) time.Duration {
+	t.Helper()
+	postmaster := c.postmaster(t)
+	var ticks int64
+	for _, pid := range append(children(t, postmaster), postmaster) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue // it has ended
+		}
+		fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+		for _, f := range fields[11:13] { // utime, stime
+			n, _ := strconv.ParseInt(string(f), 10, 64)
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * time.Second / 100 // USER_HZ
 }
 
 func (c *PostgresCluster) wait() error {

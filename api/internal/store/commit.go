@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -230,6 +231,9 @@ func (c *committer) send(ctx context.Context, batch []*write) error {
 		return err
 	}
 	defer conn.Release()
+	// In the order of their teams: two batches that lock what teams share must not
+	// wait for each other.
+	slices.SortFunc(batch, func(a, b *write) int { return bytes.Compare(a.row.TeamID[:], b.row.TeamID[:]) })
 	var all pgx.Batch
 	for _, w := range batch {
 		sql, args := w.row.insertion()

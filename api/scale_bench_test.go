@@ -1,0 +1,244 @@
+package api_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"s0.run/api"
+	"s0.run/api/internal/fakenode"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/s0test"
+	"s0.run/internal/sandbox"
+)
+
+// scaleRows is how many sandboxes the benchmark has before it measures.
+const scaleRows = 100_000
+
+// BenchmarkScale measures the control plane with 100,000 live sandboxes of one
+// team: lists, a restart, claims. PostgreSQL is durable, the node API is a real
+// one over a unix socket; behind it a node that does nothing (package fakenode).
+// Load generator, API server, node and PostgreSQL share the machine.
+//
+//	go test -run '^$' -bench Scale -benchtime 1x ./api
+func BenchmarkScale(b *testing.B) {
+	s := newScale(b)
+	for b.Loop() {
+		s.populate(scaleRows)
+		s.restart()
+		s.lists()
+		s.claims()
+	}
+	s.print()
+}
+
+// scale is one run of the benchmark.
+type scale struct {
+	b    *testing.B
+	pg   *s0test.PostgresCluster
+	i    *instance
+	key  string
+	rows []scaleRow
+}
+
+// scaleRow is a line of the table.
+type scaleRow struct {
+	what, load string
+	n          int
+	took       []time.Duration // sorted
+	note       string
+}
+
+func newScale(b *testing.B) *scale {
+	s := &scale{b: b, pg: s0test.NewPostgresCluster(b, "shared_buffers=512MB", "max_wal_size=4GB")} // with fsync and synchronous_commit
+	s.i = start(b, func(c *api.Config, n *fakenode.Node) {
+		c.DatabaseURL = s.pg.Database(b)
+		c.PoolMin, c.PoolMax = 1_000, 1_000
+		c.RateLimit, c.RateBurst = 1e6, 1e6
+		c.Log = slog.New(slog.DiscardHandler)
+	})
+	s.key = s.i.key("developer")
+	return s
+}
+
+// populate gives the team sandboxes that rows and node agree on.
+func (s *scale) populate(rows int) {
+	ctx := context.Background()
+	conn := connect(s.b, s.i.dsn)
+	defer conn.Close(ctx)
+	s.i.claim(s.key) // whose row the others are made like
+	if _, err := conn.Exec(ctx, `INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
+			memory_bytes, ttl_seconds, hard_ttl_seconds, created_at)
+		SELECT 'local-' || lpad(n::text, 26, '0'), team_id, user_id, gen_random_uuid(), CASE n % 100 WHEN 0 THEN 'rare' ELSE template_id END, node, 1,
+			CASE n % 1000 WHEN 0 THEN 'failed' ELSE 'running' END, config, memory_bytes, 0, 0, now() - n * interval '1 second'
+		FROM sandboxes, generate_series(1, $1::int) n`, rows); err != nil {
+		s.b.Fatal(err)
+	}
+	list, err := conn.Query(ctx, "SELECT id, team_id::text, user_id::text, claim_id::text FROM sandboxes WHERE status = 'running'")
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	for list.Next() {
+		sb := &nodeapi.Sandbox{Generation: 1, PoolKey: "p", State: string(sandbox.Running)}
+		if err := list.Scan(&sb.Id, &sb.Team, &sb.User, &sb.ClaimId); err != nil {
+			s.b.Fatal(err)
+		}
+		s.i.node.Adopt(sb)
+	}
+	if err := list.Err(); err != nil {
+		s.b.Fatal(err)
+	}
+}
+
+// restart measures from the start of a server to its first claim.
+func (s *scale) restart() {
+	var ready, first []time.Duration
+	for range 3 {
+		s.i.stop()
+		began := time.Now()
+		s.i.again()
+		ready = append(ready, time.Since(began))
+		s.i.claim(s.key)
+		first = append(first, time.Since(began))
+	}
+	load := fmt.Sprintf("%d live rows", scaleRows)
+	s.add("restart → ready", load, ready, "≤ 10 s")
+	s.add("restart → first claim answered", load, first, "")
+}
+
+func (s *scale) lists() {
+	for _, l := range []struct{ name, query string }{
+		{"list: first page of 50", ""},
+		{"list: page of 200", "limit=200"},
+		{"list: offset 50,000", "offset=50000"},
+		{"list: offset 99,900", "offset=99900"},
+		{"list: status=running", "status=running"},
+		{"list: status=failed (1 in 1000)", "status=failed"},
+		{"list: template (1 in 100)", "template_id=rare"},
+		{"list: template, offset 900", "template_id=rare&offset=900"},
+		{"list: paused=false, offset 50,000", "paused=false&offset=50000"},
+	} {
+		req := s.request("GET", "/api/v1/sandboxes?"+l.query, "")
+		took, _ := s.load(1, 200, req, 200)
+		s.add(l.name, fmt.Sprintf("%d rows, 1 client", scaleRows), took, "p99 ≤ 20 ms")
+	}
+}
+
+func (s *scale) claims() {
+	req := s.request("POST", "/api/v1/sandboxes", `{"template":"default"}`)
+	for _, c := range []struct{ clients, n int }{{1, 3_000}, {8, 8_000}, {32, 15_000}, {64, 20_000}, {128, 20_000}} {
+		before, pgBefore := cpu(s.b), s.pg.CPU(s.b)
+		took, all := s.load(c.clients, c.n, req, 201)
+		note := fmt.Sprintf("%.0f claims/s; CPU a claim: %.0f µs here, %.0f µs in PostgreSQL", float64(c.n)/all.Seconds(),
+			float64((cpu(s.b)-before).Microseconds())/float64(c.n), float64((s.pg.CPU(s.b)-pgBefore).Microseconds())/float64(c.n))
+		s.add("claim", fmt.Sprintf("%d clients", c.clients), took, note)
+	}
+}
+
+func (s *scale) add(what, load string, took []time.Duration, note string) {
+	slices.Sort(took)
+	s.rows = append(s.rows, scaleRow{what, load, len(took), took, note})
+}
+
+func (s *scale) print() {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "what\tload\tN\tmin\tp50\tp99\tms; compared with")
+	for _, r := range s.rows {
+		ms := func(p int) float64 { return float64(r.took[(len(r.took)-1)*p/100].Microseconds()) / 1000 }
+		fmt.Fprintf(w, "%s\t%s\t%d\t%.3g\t%.3g\t%.3g\t%s\n", r.what, r.load, r.n, ms(0), ms(50), ms(99), r.note)
+	}
+	w.Flush()
+}
+
+// cpu is what this process has used: load generator, API server and node.
+func cpu(t testing.TB) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func (s *scale) request(method, path, body string) []byte {
+	u, err := url.Parse(s.i.url)
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	return fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s", method, path, u.Host, s.key, len(body), body)
+}
+
+// load sends a request n times over so many connections, as a load generator
+// written in C would: the request is made once, and of the answer it reads what
+// it must.
+func (s *scale) load(clients, n int, req []byte, status int) (took []time.Duration, all time.Duration) {
+	share := n / clients
+	each := make([][]time.Duration, clients)
+	began := time.Now()
+	var wg sync.WaitGroup
+	for c := range clients {
+		wg.Go(func() {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(s.i.url, "http://"))
+			if err != nil {
+				s.b.Error(err)
+				return
+			}
+			defer conn.Close()
+			r := bufio.NewReaderSize(conn, 64<<10)
+			for range share {
+				began := time.Now()
+				if err := exchange(conn, r, req, status); err != nil {
+					s.b.Error(err)
+					return
+				}
+				each[c] = append(each[c], time.Since(began))
+			}
+		})
+	}
+	wg.Wait()
+	return slices.Concat(each...), time.Since(began)
+}
+
+func exchange(conn net.Conn, r *bufio.Reader, req []byte, status int) error {
+	if _, err := conn.Write(req); err != nil {
+		return err
+	}
+	line, err := r.ReadSlice('\n')
+	if err != nil {
+		return err
+	}
+	got, _ := strconv.Atoi(string(line[9:12]))
+	length := 0
+	for {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return err
+		}
+		if len(line) == 2 {
+			break
+		}
+		if v, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
+			length, _ = strconv.Atoi(string(bytes.TrimSpace(v)))
+		}
+	}
+	if got != status {
+		body, _ := io.ReadAll(io.LimitReader(r, int64(length)))
+		return fmt.Errorf("%s: %s", http.StatusText(got), body)
+	}
+	_, err = r.Discard(length)
+	return err
+}
