@@ -16,6 +16,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+
+	"s0.run/internal/imageref"
 )
 
 // contract is what the server serves, in the words that its clients read.
@@ -54,6 +56,14 @@ type Config struct {
 
 	TemplateImages map[string]string // of the other builtin templates, by template; one without is listed and can't be claimed
 
+	// Registry is the machine's own image registry, host:port as nodes and templates
+	// name it; empty: there is none. PushRegistry is where clients push to it, the
+	// same by default. RegistryKeyFile signs their credentials, made when absent.
+	Registry, PushRegistry, RegistryKeyFile string
+	// ImageRegistries are the registries that teams' templates may name beside it;
+	// defaults to those that everybody knows.
+	ImageRegistries []string
+
 	AllowedHosts []string // names that this server answers to, beside loopback's and addresses
 	// TrustedProxies are the networks (CIDR) of proxies whose X-Forwarded-For tells
 	// where a request comes from; of anybody else it is not read.
@@ -84,6 +94,10 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.RegionID, "local")
 	def(&c.Cluster, "local")
 	def(&c.AdminEmail, "admin@example.com")
+	def(&c.PushRegistry, c.Registry)
+	if c.ImageRegistries == nil {
+		c.ImageRegistries = imageref.Public
+	}
 	if c.RateLimit == 0 {
 		c.RateLimit = 100
 	}
@@ -106,6 +120,8 @@ func (c Config) check() error {
 		return errors.New("api: at least one node is required")
 	case c.KeyFile == "":
 		return errors.New("api: a key file is required")
+	case c.Registry != "" && c.RegistryKeyFile == "":
+		return errors.New("api: a registry needs a registry key file")
 	case c.Log == nil:
 		return errors.New("api: a logger is required")
 	case c.PoolMin < 0 || c.PoolMax < c.PoolMin:

@@ -53,7 +53,7 @@ func (o operation) example(sandboxID, contextID, templateID, keyID string) reque
 	}
 	bodies := map[string]string{
 		"updateSandbox": `{"config":{"ttl":1}}`, "updateSandboxServices": `{"services":[]}`, "updateExposedPorts": `{"ports":[{"port":8080,"resume":false}]}`, "updateTemplate": `{"spec":{"mainContainer":{"image":"x","resources":{"memory":"1Gi"}}}}`,
-		"createContext": `{"type":"repl"}`, "execContext": `{"data":"x"}`, "writeContextInput": `{"data":"x"}`,
+		"createRegistryCredentials": `{}`, "createContext": `{"type":"repl"}`, "execContext": `{"data":"x"}`, "writeContextInput": `{"data":"x"}`,
 		"resizeContext": `{"rows":1,"cols":1}`, "signalContext": `{"signal":"INT"}`, "createSession": `{"command":["true"]}`, "updateSession": `{"command":["true"]}`, "setSessionDesiredState": `{"state":"stopped"}`,
 		"createSessionAttempt": `{}`, "writeSessionInput": `{"input_id":"1","eof":true}`, "sendSessionSignal": `{"signal":"INT"}`, "resizeSessionTerminal": `{"rows":1,"cols":1}`,
 		"searchFiles": `{"pattern":"x"}`, "setTeamQuota": `{"limit_value":1}`, "moveFile": `{"source":"a","destination":"b"}`, "writeFile": "x", "uploadArchive": "x",

@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
+	"s0.run/internal/imageref"
 	"s0.run/internal/sandbox"
 )
 
@@ -38,7 +40,11 @@ type Config struct {
 	ProcdDir            string // directory with the static procd, bound read-only at /run/s0/bin
 	CgroupParent        string // below which every sandbox has its control group
 	PlainHTTPRegistries []string
-	AllowRunc           bool // offer runtime class runc, which shares the host's kernel
+	ImageRegistries     imageref.Registries // where images may come from, beside those
+	RegistryAuthFile    string              // credentials for registries, as in docker's config.json; empty: none
+	KeepImages          time.Duration       // how long an image stays that nothing uses
+	AllowRunc           bool                // offer runtime class runc, which shares the host's kernel
+	AllowOldRunc        bool                // also where the installed runc is known to let sandboxes out
 
 	MaxSandboxes int // slots included
 	ColdStarts   int // at a time
@@ -53,7 +59,7 @@ type Config struct {
 }
 
 // Default is where every default is. Fields that it leaves empty, but for
-// AdminSocket, PlainHTTPRegistries and Ready, must be given.
+// AdminSocket, PlainHTTPRegistries, RegistryAuthFile and Ready, must be given.
 func Default() Config {
 	host, err := os.Hostname()
 	if err != nil {
@@ -63,6 +69,7 @@ func Default() Config {
 		Node: host, Cluster: "local", Version: "dev",
 		DataDir: "/var/lib/s0/noded", RunDir: "/run/s0/noded", Socket: "/run/s0/noded/node.sock",
 		ContainerdNamespace: "s0", Snapshotter: "overlayfs", CgroupParent: "s0",
+		ImageRegistries: imageref.Public, KeepImages: 24 * time.Hour,
 		MaxSandboxes: 1000, ColdStarts: max(2, runtime.NumCPU()), SandboxCIDR: netip.MustParsePrefix("10.77.0.0/16"),
 		Log: slog.Default(),
 	}
@@ -77,6 +84,10 @@ func orDefault[T comparable](v *T, def T) {
 
 func (c Config) withDefaults() Config {
 	d := Default()
+	if c.ImageRegistries == nil {
+		c.ImageRegistries = d.ImageRegistries
+	}
+	orDefault(&c.KeepImages, d.KeepImages)
 	orDefault(&c.Node, d.Node)
 	orDefault(&c.Cluster, d.Cluster)
 	orDefault(&c.Version, d.Version)

@@ -13,6 +13,7 @@ import (
 	"s0.run/noded/internal/netns"
 	"s0.run/noded/internal/noop"
 	"s0.run/noded/internal/runtime"
+	"s0.run/noded/internal/server"
 	"s0.run/noded/internal/slots"
 	"s0.run/noded/internal/stats"
 )
@@ -20,13 +21,21 @@ import (
 // machine is what package lifecycle drives.
 type machine struct {
 	runtime lifecycle.Runtime
-	images  slots.Images
+	images  imageStore
 	disk    lifecycle.Disk
 	network lifecycle.Network
 	groups  lifecycle.Groups
 	usage   stats.Groups
 	traffic stats.Traffic
 	ready   func(context.Context) error
+}
+
+// imageStore is package images as the others know it.
+type imageStore interface {
+	slots.Images
+	server.Images
+	// Run removes what nothing uses.
+	Run(ctx context.Context, wanted func() (refs []string, ok bool)) error
 }
 
 func simulated(s *stack) machine {
@@ -70,7 +79,10 @@ func openMachine(cfg Config, s *stack) (machine, error) {
 	adapter := &containers{Runtime: rt, scope: cfg.scope(), exits: make(chan lifecycle.Exit)}
 	s.start("runtime", adapter.Run)
 	room := disk.New(cfg.DataDir)
-	store := images.New(images.Config{Client: rt.Client(), Snapshotter: cfg.Snapshotter, PlainHTTPHosts: cfg.PlainHTTPRegistries, Room: room.Room, Log: cfg.Log})
+	store := images.New(images.Config{
+		Client: rt.Client(), Snapshotter: cfg.Snapshotter, PlainHTTPHosts: cfg.PlainHTTPRegistries, Registries: cfg.ImageRegistries,
+		Credentials: registryAuth(cfg.RegistryAuthFile, cfg.Log), Room: room.Room, KeepFor: cfg.KeepImages, Log: cfg.Log,
+	})
 	return machine{runtime: adapter, images: resolver{store}, disk: room, network: network, groups: groups, usage: groups, traffic: network, ready: rt.Ready}, nil
 }
 
@@ -132,11 +144,9 @@ func (c *containers) List(ctx context.Context) ([]lifecycle.Status, error) {
 func (c *containers) Exits() <-chan lifecycle.Exit { return c.exits }
 
 // resolver is package images as lifecycle knows it.
-type resolver struct{ store *images.Images }
+type resolver struct{ *images.Images }
 
 func (r resolver) Ensure(ctx context.Context, ref string) (string, error) {
-	img, err := r.store.Ensure(ctx, ref)
+	img, err := r.Images.Ensure(ctx, ref)
 	return img.Ref, err
 }
-
-func (r resolver) Has(ctx context.Context, ref string) bool { return r.store.Has(ctx, ref) }

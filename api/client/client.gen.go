@@ -2953,6 +2953,28 @@ type RegisterRequest struct {
 	Password     string  `json:"password"`
 }
 
+// RegistryCredentials defines model for RegistryCredentials.
+type RegistryCredentials struct {
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+	Password  string     `json:"password"`
+
+	// Provider builtin
+	Provider string `json:"provider"`
+
+	// PullRegistry What templates name.
+	PullRegistry string `json:"pullRegistry"`
+	PushRegistry string `json:"pushRegistry"`
+
+	// Username The team's prefix: its images are <registry>/<username>/<name>.
+	Username string `json:"username"`
+}
+
+// RegistryCredentialsRequest defines model for RegistryCredentialsRequest.
+type RegistryCredentialsRequest struct {
+	// TargetImage The image to be pushed: name[:tag], or below the team's prefix.
+	TargetImage *string `json:"targetImage,omitempty"`
+}
+
 // Resized defines model for Resized.
 type Resized struct {
 	Resized bool `json:"resized"`
@@ -3702,10 +3724,13 @@ type TemplateSpecRuntimeClassName string
 
 // TemplateStatus defines model for TemplateStatus.
 type TemplateStatus struct {
-	ActiveCount    *int32              `json:"activeCount,omitempty"`
-	Conditions     []TemplateCondition `json:"conditions,omitempty,omitzero"`
-	IdleCount      *int32              `json:"idleCount,omitempty"`
-	LastUpdateTime *time.Time          `json:"lastUpdateTime,omitempty"`
+	ActiveCount *int32              `json:"activeCount,omitempty"`
+	Conditions  []TemplateCondition `json:"conditions,omitempty,omitzero"`
+	IdleCount   *int32              `json:"idleCount,omitempty"`
+
+	// Image The image that nodes run, by digest; absent while its tag could not be asked for.
+	Image          *string    `json:"image,omitempty"`
+	LastUpdateTime *time.Time `json:"lastUpdateTime,omitempty"`
 }
 
 // TemplateVolumeMount defines model for TemplateVolumeMount.

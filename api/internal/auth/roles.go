@@ -24,6 +24,7 @@ const (
 	SandboxDelete  Permission = "sandbox:delete"
 	TemplateCreate Permission = "template:create"
 	TemplateRead   Permission = "template:read"
+	RegistryWrite  Permission = "registry:write"
 	TemplateWrite  Permission = "template:write"
 	TemplateDelete Permission = "template:delete"
 	APIKeyManage   Permission = "apikey:manage"
@@ -49,13 +50,13 @@ var granted = map[string][]Permission{
 		everything,
 	},
 	RoleDeveloper: {
-		SandboxCreate, SandboxRead, SandboxWrite, SandboxDelete, TemplateRead, "registry:write",
+		SandboxCreate, SandboxRead, SandboxWrite, SandboxDelete, TemplateRead, RegistryWrite,
 		"credentialsource:read", "credentialsource:write", "credentialsource:delete",
 		"sandboxvolume:create", "sandboxvolume:read", "sandboxvolume:write", "sandboxvolume:delete",
 		"sandboxvolumefile:read", "sandboxvolumefile:write", QuotaRead,
 	},
 	RoleBuilder: {
-		TemplateRead, "registry:write",
+		TemplateRead, RegistryWrite,
 	},
 	RoleViewer: {
 		SandboxRead, TemplateRead, "credentialsource:read", "sandboxvolume:read", "sandboxvolumefile:read", QuotaRead,

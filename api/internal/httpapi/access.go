@@ -92,6 +92,8 @@ var operations = map[string]access{
 	"DELETE /api-keys/{id}":          {userTeam, auth.APIKeyManage},
 	"POST /api-keys/{id}/deactivate": {userTeam, auth.APIKeyManage},
 
+	"POST /api/v1/registry/credentials": {anyInTeam, auth.RegistryWrite},
+
 	"GET /api/v1/templates":                  {anyInTeam, auth.TemplateRead},
 	"POST /api/v1/templates":                 {anyInTeam, auth.TemplateCreate},
 	"GET /api/v1/templates/{template_id}":    {anyInTeam, auth.TemplateRead},

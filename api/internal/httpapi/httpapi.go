@@ -28,6 +28,7 @@ import (
 	"s0.run/api/internal/events"
 	"s0.run/api/internal/exposure"
 	"s0.run/api/internal/identity"
+	"s0.run/api/internal/images"
 	"s0.run/api/internal/inflight"
 	"s0.run/api/internal/lifecycle"
 	"s0.run/api/internal/ndjson"
@@ -62,6 +63,7 @@ type Config struct {
 	Identity  *identity.Service
 	SSO       *sso.Service
 	Catalog   *templates.Catalog
+	Images    *images.Keeper
 	Table     *placement.Table
 	Claimer   *claim.Claimer
 	Lifecycle *lifecycle.Keeper

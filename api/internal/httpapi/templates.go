@@ -64,9 +64,12 @@ func (a *API) createTemplate(r *http.Request, req openapi.CreateTemplateRequest)
 		return store.Template{}, err
 	}
 	p := principalOf(r)
+	digest, err := a.cfg.Images.Admit(r.Context(), p.TeamID, req.Spec.MainContainer.Image)
+	if err != nil {
+		return store.Template{}, err
+	}
 	row, err := a.cfg.Store.CreateTemplate(r.Context(), p.TeamID, p.UserID, id, spec)
-	a.templatesChanged(r, err)
-	return row, err
+	return a.pinned(r, row, req.Spec.MainContainer.Image, digest, err)
 }
 
 // templateRules are what the caller's templates may be.
@@ -97,7 +100,24 @@ func (a *API) updateTemplate(r *http.Request, name string, req openapi.UpdateTem
 	if err != nil {
 		return store.Template{}, err
 	}
+	digest, err := a.cfg.Images.Admit(r.Context(), *old.TeamID, req.Spec.MainContainer.Image)
+	if err != nil {
+		return store.Template{}, err
+	}
 	row, err := a.cfg.Store.UpdateTemplate(r.Context(), *old.TeamID, old.TemplateID, spec)
+	return a.pinned(r, row, req.Spec.MainContainer.Image, digest, err)
+}
+
+// pinned stores which image a template that was stored means. Should that fail,
+// it is asked for again later.
+func (a *API) pinned(r *http.Request, row store.Template, image, digest string, err error) (store.Template, error) {
+	if err == nil && digest != "" {
+		if perr := a.cfg.Images.Pin(r.Context(), row, image, digest); perr != nil {
+			a.cfg.Log.Warn("could not pin an image", "template", row.TemplateID, "err", perr)
+		} else {
+			row.Digest = digest
+		}
+	}
 	a.templatesChanged(r, err)
 	return row, err
 }
@@ -170,6 +190,6 @@ func (a *API) templateStatus(t *templates.Template) *openapi.TemplateStatus {
 		ready.Message = &present.Message
 	}
 	return &openapi.TemplateStatus{
-		IdleCount: &idle, ActiveCount: new(int32(a.cfg.Table.Claimed(t.OfPool))), Conditions: []openapi.TemplateCondition{ready},
+		Image: t.PinnedImage(), IdleCount: &idle, ActiveCount: new(int32(a.cfg.Table.Claimed(t.OfPool))), Conditions: []openapi.TemplateCondition{ready},
 	}
 }

@@ -2960,6 +2960,28 @@ type RegisterRequest struct {
 	Password     string  `json:"password"`
 }
 
+// RegistryCredentials defines model for RegistryCredentials.
+type RegistryCredentials struct {
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+	Password  string     `json:"password"`
+
+	// Provider builtin
+	Provider string `json:"provider"`
+
+	// PullRegistry What templates name.
+	PullRegistry string `json:"pullRegistry"`
+	PushRegistry string `json:"pushRegistry"`
+
+	// Username The team's prefix: its images are <registry>/<username>/<name>.
+	Username string `json:"username"`
+}
+
+// RegistryCredentialsRequest defines model for RegistryCredentialsRequest.
+type RegistryCredentialsRequest struct {
+	// TargetImage The image to be pushed: name[:tag], or below the team's prefix.
+	TargetImage *string `json:"targetImage,omitempty"`
+}
+
 // Resized defines model for Resized.
 type Resized struct {
 	Resized bool `json:"resized"`
@@ -3709,10 +3731,13 @@ type TemplateSpecRuntimeClassName string
 
 // TemplateStatus defines model for TemplateStatus.
 type TemplateStatus struct {
-	ActiveCount    *int32              `json:"activeCount,omitempty"`
-	Conditions     []TemplateCondition `json:"conditions,omitempty,omitzero"`
-	IdleCount      *int32              `json:"idleCount,omitempty"`
-	LastUpdateTime *time.Time          `json:"lastUpdateTime,omitempty"`
+	ActiveCount *int32              `json:"activeCount,omitempty"`
+	Conditions  []TemplateCondition `json:"conditions,omitempty,omitzero"`
+	IdleCount   *int32              `json:"idleCount,omitempty"`
+
+	// Image The image that nodes run, by digest; absent while its tag could not be asked for.
+	Image          *string    `json:"image,omitempty"`
+	LastUpdateTime *time.Time `json:"lastUpdateTime,omitempty"`
 }
 
 // TemplateVolumeMount defines model for TemplateVolumeMount.
@@ -4239,6 +4264,9 @@ type GetActiveTenantParams struct {
 // CreateAPIKeyJSONRequestBody defines body for CreateAPIKey for application/json ContentType.
 type CreateAPIKeyJSONRequestBody = CreateAPIKeyRequest
 
+// CreateRegistryCredentialsJSONRequestBody defines body for CreateRegistryCredentials for application/json ContentType.
+type CreateRegistryCredentialsJSONRequestBody = RegistryCredentialsRequest
+
 // CreateSandboxJSONRequestBody defines body for CreateSandbox for application/json ContentType.
 type CreateSandboxJSONRequestBody = ClaimRequest
 
@@ -4379,6 +4407,9 @@ type ServerInterface interface {
 	// GetQuota Get what the team may use of one dimension
 	// (GET /api/v1/quotas/{dimension})
 	GetQuota(w http.ResponseWriter, r *http.Request, dimension string)
+	// CreateRegistryCredentials Get credentials for the image registry
+	// (POST /api/v1/registry/credentials)
+	CreateRegistryCredentials(w http.ResponseWriter, r *http.Request)
 	// ListSandboxes List the team's sandboxes, newest first
 	// (GET /api/v1/sandboxes)
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
@@ -4972,6 +5003,20 @@ func (siw *ServerInterfaceWrapper) GetQuota(w http.ResponseWriter, r *http.Reque
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetQuota(w, r, dimension)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateRegistryCredentials operation middleware
+func (siw *ServerInterfaceWrapper) CreateRegistryCredentials(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateRegistryCredentials(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -9054,6 +9099,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api-keys/{id}/deactivate", wrapper.DeactivateAPIKey)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/users", wrapper.ListUsers)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/internal/v1/users/{id}", wrapper.UpdateUserRights)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/registry/credentials", wrapper.CreateRegistryCredentials)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/templates", wrapper.CreateTemplate)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/templates/{template_id}", wrapper.DeleteTemplate)

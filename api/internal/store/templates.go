@@ -23,17 +23,18 @@ type Template struct {
 	UpdatedAt   time.Time
 	Unavailable string   // why nothing can be made from it, for tenants; empty: something can
 	Capture     *Capture // how its image is made from a sandbox; nil: it is not
+	Digest      string   // which image its reference means; empty: it could not be asked for yet
 }
 
 const templateColumns = `id, template_id, team_id, user_id, spec, created_at, updated_at, unavailable,
-	capture_sandbox, capture_state, capture_stage, started_at, captured_at, completed_at, capture_image, capture_message`
+	capture_sandbox, capture_state, capture_stage, started_at, captured_at, completed_at, capture_image, capture_message, digest`
 
 func scanTemplate(row pgx.CollectableRow) (t Template, err error) {
 	var sandbox, state, stage, image, message *string
 	var c Capture
 	var started *time.Time
 	err = row.Scan(&t.ID, &t.TemplateID, &t.TeamID, &t.UserID, &t.Spec, &t.CreatedAt, &t.UpdatedAt, &t.Unavailable,
-		&sandbox, &state, &stage, &started, &c.CapturedAt, &c.CompletedAt, &image, &message)
+		&sandbox, &state, &stage, &started, &c.CapturedAt, &c.CompletedAt, &image, &message, &t.Digest)
 	if err == nil && sandbox != nil {
 		c.SandboxID, c.State, c.Stage, c.StartedAt, c.Image, c.Message = *sandbox, *state, *stage, *started, *image, *message
 		t.Capture = &c

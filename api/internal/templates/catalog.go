@@ -78,6 +78,9 @@ func (c *Catalog) Decode(row store.Template) (*Template, error) {
 	// What every sandbox is told belongs to the slot: told at the claim, it would
 	// cost each claim a round trip into the sandbox.
 	slot.Env[envAppDomain] = c.appDomain
+	if image := t.PinnedImage(); image != nil {
+		slot.Image = *image
+	}
 	t.Slot = slot
 	t.PoolKey = poolKey(row.ID, slot)
 	t.Unavailable = unavailable(t)

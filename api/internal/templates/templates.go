@@ -17,6 +17,7 @@ import (
 	"s0.run/api/internal/quantity"
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/imageref"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 )
@@ -36,6 +37,22 @@ type Template struct {
 
 // Public reports whether every team sees the template.
 func (t *Template) Public() bool { return t.Row.TeamID == nil }
+
+// PinnedImage is the image that slots are made from, by digest; nil while only a
+// tag is known.
+func (t *Template) PinnedImage() *string {
+	ref, err := imageref.Parse(t.Spec.MainContainer.Image)
+	if err != nil {
+		return nil
+	}
+	if t.Row.Digest != "" && ref.Digest == "" {
+		ref = ref.Pinned(t.Row.Digest)
+	}
+	if ref.Digest == "" {
+		return nil
+	}
+	return new(ref.String())
+}
 
 // OfPool reports whether a pool's key belongs to the template, in whatever
 // version of its spec.

@@ -3,16 +3,15 @@ package images
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"strings"
 	"unicode/utf8"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/imageref"
 )
 
 // Image is what a sandbox may know of an image.
@@ -42,7 +41,7 @@ func Load(ctx context.Context, client *containerd.Client, ref string) (Image, er
 		return Image{}, fmt.Errorf("configuration of image %s: %w", ref, err)
 	}
 	if err := check(spec.Config); err != nil {
-		return Image{}, errdefs.New(errdefs.Unprocessable, "image %s: %v", ref, err)
+		return Image{}, refusal(errdefs.Unprocessable, "image %s: %v", ref, err)
 	}
 	return Image{
 		Ref:     ref,
@@ -76,36 +75,19 @@ func environment(env []string) []string {
 	return kept
 }
 
-// defaultRegistry and defaultTag complete short references, as everybody's tools do.
-const (
-	defaultRegistry = "docker.io"
-	defaultTag      = "latest"
-	maxRefBytes     = 512
-)
-
-var tagPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
-
 // normalize completes a reference: python becomes docker.io/library/python:latest.
 func normalize(ref string) (string, error) {
-	invalid := errdefs.New(errdefs.InvalidArgument, "image reference is invalid")
-	if ref == "" || len(ref) > maxRefBytes || strings.ContainsAny(ref, " \t\r\n\x00") || strings.Contains(ref, "://") {
-		return "", invalid
-	}
-	host, _, ok := strings.Cut(ref, "/")
-	if !ok {
-		ref = defaultRegistry + "/library/" + ref
-	} else if host != "localhost" && !strings.ContainsAny(host, ".:") {
-		ref = defaultRegistry + "/" + ref
-	}
-	spec, err := reference.Parse(ref)
+	r, err := parse(ref)
 	if err != nil {
-		return "", invalid.WithCause(err)
+		return "", err
 	}
-	if spec.Object == "" {
-		spec.Object = defaultTag
+	return r.String(), nil
+}
+
+func parse(ref string) (imageref.Ref, error) {
+	r, err := imageref.Parse(ref)
+	if err != nil {
+		return imageref.Ref{}, refusal(errdefs.InvalidArgument, "%v", err)
 	}
-	if tag, _, pinned := strings.Cut(spec.Object, "@"); pinned && spec.Digest().Validate() != nil || !pinned && !tagPattern.MatchString(tag) {
-		return "", invalid
-	}
-	return spec.String(), nil
+	return r, nil
 }

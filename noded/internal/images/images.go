@@ -1,31 +1,28 @@
-// Package images brings container images to the node.
+// Package images brings container images to the node, and takes them away again.
 //
 // It pulls what is absent through containerd, unpacks it for the snapshotter and
 // says what a sandbox may know of it. An image is somebody else's work: only the
-// listed fields of its configuration are read, within bounds, and nothing in it
-// chooses a mount, a label or a privilege. containerd keeps the images; the
-// package keeps nothing but the pulls under way.
+// listed fields of its configuration are read, within bounds, its layers are
+// unpacked by this package, within bounds, and nothing in it chooses a mount, a
+// label or a privilege. containerd keeps the images; the package keeps the pulls
+// under way and when which image was last asked for. What nothing has used for a
+// while [Images.Run] removes, never what is in use or in a pull.
 package images
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
+	"sync"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
-	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
-	"github.com/containerd/containerd/v2/pkg/reference"
 	cerrdefs "github.com/containerd/errdefs"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/singleflight"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/imageref"
 )
 
 const (
@@ -34,12 +31,13 @@ const (
 	// maxPulls is how many images come at a time: each takes network, disk and CPU
 	// from the sandboxes that run. queueTimeout bounds the wait for the others.
 	maxPulls, queueTimeout = 4, 5 * time.Minute
-)
-
-// Bounds of one image, checked before its layers are fetched.
-const (
-	maxLayers     = 127      // what the kernel's overlayfs and containerd take
-	maxImageBytes = 32 << 30 // of all layers, compressed
+	// answerMargin is how long before its deadline a caller that waits for a pull is
+	// told how far it is: later there would be nobody to tell.
+	answerMargin = 2 * time.Second
+	// pullRetryAfter is what such a caller is told to wait.
+	pullRetryAfter = 5 * time.Second
+	// resolveTimeout bounds the question what a tag is now.
+	resolveTimeout = 15 * time.Second
 )
 
 // Config is what Images needs.
@@ -51,22 +49,36 @@ type Config struct {
 	// PlainHTTPHosts are the registries, host or host:port, that are spoken to
 	// without TLS: the one-machine registry on the loopback.
 	PlainHTTPHosts []string
+	// Registries are those that images may come from, beside PlainHTTPHosts.
+	Registries imageref.Registries
+	// Credentials are the node's own for a registry, if it has any.
+	Credentials func(registry string) (user, password string)
 	// Room says why there is no room for another image, if there is none.
 	Room func() error
-	Log  *slog.Logger
+	// KeepFor is how long an image stays that nothing uses.
+	KeepFor time.Duration
+	Log     *slog.Logger
 }
 
 // Images makes sure of images. Its methods are safe for concurrent use.
 type Images struct {
-	cfg   Config
-	pulls singleflight.Group
-	room  chan struct{} // holds a value per pull under way
-	stall time.Duration // the constant, but in tests
+	cfg    Config
+	pulls  singleflight.Group
+	room   chan struct{} // holds a value per pull under way
+	stall  time.Duration // the constant, but in tests
+	limits limits        // the constants, but in tests
+	uses   uses
+
+	mu       sync.Mutex
+	progress map[string]*progress // by the name that is pulled
 }
 
 // New makes an Images; it does not speak to containerd yet.
 func New(cfg Config) *Images {
-	return &Images{cfg: cfg, room: make(chan struct{}, maxPulls), stall: stallTime}
+	return &Images{
+		cfg: cfg, room: make(chan struct{}, maxPulls), stall: stallTime, limits: defaultLimits,
+		uses: newUses(), progress: map[string]*progress{},
+	}
 }
 
 // Has tells whether Ensure would return without a pull.
@@ -86,7 +98,8 @@ func (i *Images) Has(ctx context.Context, ref string) bool {
 // Ensure returns when the image is on the node and unpacked. A reference that
 // was pulled once is not asked for again: a tag stays what it was, and a node
 // whose registry is away still starts what it has. Callers for the same image
-// share one pull, which goes on when one of them has given up.
+// share one pull, which goes on when one of them has given up. What it returned
+// stays on the node for [Config.KeepFor] at least.
 func (i *Images) Ensure(ctx context.Context, ref string) (Image, error) {
 	name, err := normalize(ref)
 	if err != nil {
@@ -95,26 +108,47 @@ func (i *Images) Ensure(ctx context.Context, ref string) (Image, error) {
 	done := i.pulls.DoChan(name, func() (any, error) {
 		return i.ensure(context.WithoutCancel(ctx), name)
 	})
+	waiting, cancel := untilAnswer(ctx)
+	defer cancel()
 	select {
 	case r := <-done:
 		if r.Err != nil {
 			return Image{}, classify(ref, r.Err)
 		}
 		return r.Val.(Image), nil
-	case <-ctx.Done():
-		return Image{}, errdefs.New(errdefs.Unavailable, "image %s is still being pulled", ref).WithCause(ctx.Err())
+	case <-waiting.Done():
+		return Image{}, refusal(errdefs.Unavailable, "image %s is not there yet: %s", ref, i.Progress(ref)).
+			WithRetryAfter(pullRetryAfter).WithCause(waiting.Err())
 	}
+}
+
+// untilAnswer ends a little before its caller's deadline.
+func untilAnswer(ctx context.Context) (context.Context, context.CancelFunc) {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) > 2*answerMargin {
+		return context.WithDeadline(ctx, deadline.Add(-answerMargin))
+	}
+	return context.WithCancel(ctx)
 }
 
 func (i *Images) ensure(ctx context.Context, name string) (Image, error) {
 	ctx, cancel := context.WithTimeout(ctx, pullTimeout+queueTimeout)
 	defer cancel()
+	done, err := i.uses.begin(ctx, name)
+	if err != nil {
+		return Image{}, err
+	}
+	defer done()
 	img, err := i.cfg.Client.GetImage(ctx, name)
-	switch {
-	case err == nil:
-		err = i.unpack(ctx, img) // a crash may have come between pull and unpacking
-	case cerrdefs.IsNotFound(err):
-		img, err = i.pull(ctx, name)
+	if err == nil {
+		var ok bool
+		if ok, err = img.IsUnpacked(ctx, i.cfg.Snapshotter); err == nil && !ok { // a crash may have come between
+			err = i.inTurn(ctx, name, func(ctx context.Context, p *progress) error { return i.unpack(ctx, img, p) })
+		}
+	} else if cerrdefs.IsNotFound(err) {
+		err = i.inTurn(ctx, name, func(ctx context.Context, p *progress) error {
+			img, err = i.fetch(ctx, name, p)
+			return err
+		})
 	}
 	if err != nil {
 		return Image{}, err
@@ -126,116 +160,107 @@ func (i *Images) ensure(ctx context.Context, name string) (Image, error) {
 	return Load(ctx, i.cfg.Client, pinned)
 }
 
-func (i *Images) unpack(ctx context.Context, img containerd.Image) error {
-	ok, err := img.IsUnpacked(ctx, i.cfg.Snapshotter)
-	if err != nil || ok {
-		return err
-	}
-	return img.Unpack(ctx, i.cfg.Snapshotter)
-}
-
-func (i *Images) pull(ctx context.Context, name string) (containerd.Image, error) {
+// inTurn does the work of a pull when it is its turn, and has others see how far it is.
+func (i *Images) inTurn(ctx context.Context, name string, pull func(context.Context, *progress) error) error {
+	p := newProgress(i.limits)
+	i.mu.Lock()
+	i.progress[name] = p
+	i.mu.Unlock()
+	defer func() {
+		i.mu.Lock()
+		delete(i.progress, name)
+		i.mu.Unlock()
+	}()
 	select {
 	case i.room <- struct{}{}:
 		defer func() { <-i.room }()
 	case <-time.After(queueTimeout):
-		return nil, errdefs.New(errdefs.Unavailable, "too many other images are being pulled")
+		return refusal(errdefs.Unavailable, "too many other images are being pulled").WithRetryAfter(pullRetryAfter)
 	}
 	if err := i.cfg.Room(); err != nil {
-		return nil, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
 	defer cancel()
-	ctx, p := i.watchProgress(ctx)
-	defer p.end()
-	img, err := i.fetch(ctx, name, p)
+	ctx, end := p.watched(ctx, i.stall)
+	defer end()
+	err := pull(ctx, p)
 	if err != nil && context.Cause(ctx) != nil {
 		err = fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 	}
-	return img, err
+	return err
 }
 
+// Progress says how far the pull of an image is; empty: there is none.
+func (i *Images) Progress(ref string) string {
+	name, err := normalize(ref)
+	if err != nil {
+		return ""
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if p := i.progress[name]; p != nil {
+		return p.text()
+	}
+	return ""
+}
+
+// fetch gets an image and unpacks it. One that can't be unpacked does not stay:
+// the next caller would find it, and nobody looks for it.
 func (i *Images) fetch(ctx context.Context, name string, p *progress) (containerd.Image, error) {
 	begin := time.Now()
 	img, err := i.cfg.Client.Pull(ctx, name,
-		containerd.WithPullUnpack,
-		containerd.WithPullSnapshotter(i.cfg.Snapshotter),
 		containerd.WithResolver(i.resolver(p)),
-		containerd.WithImageHandlerWrapper(bounded),
+		containerd.WithImageHandlerWrapper(i.guarded(p)),
 	)
 	if err != nil {
+		return nil, err
+	}
+	if err := i.unpack(ctx, img, p); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+		defer cancel()
+		if derr := i.cfg.Client.ImageService().Delete(undo, name); derr != nil && !cerrdefs.IsNotFound(derr) {
+			i.cfg.Log.Warn("removing an image that can't be unpacked", "image", name, "error", derr)
+		}
 		return nil, err
 	}
 	i.cfg.Log.Info("image pulled", "image", name, "digest", img.Target().Digest, "seconds", time.Since(begin).Seconds())
 	return img, nil
 }
 
-func (i *Images) resolver(p *progress) remotes.Resolver {
-	return docker.NewResolver(docker.ResolverOptions{Hosts: func(host string) ([]docker.RegistryHost, error) {
-		return i.registries(host, p)
-	}})
+// Resolve asks an image's registry which digest the reference has now.
+func (i *Images) Resolve(ctx context.Context, ref string) (string, error) {
+	r, err := parse(ref)
+	if err != nil || r.Digest != "" {
+		return r.Digest, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	_, desc, err := i.resolver(newProgress(i.limits)).Resolve(ctx, r.String())
+	if err != nil {
+		return "", classify(ref, err)
+	}
+	if err := desc.Digest.Validate(); err != nil || !imageref.ValidDigest(desc.Digest.String()) {
+		return "", refusal(errdefs.Unprocessable, "image %s: its registry names no digest that can be used", ref)
+	}
+	return desc.Digest.String(), nil
 }
-
-// bounded refuses a manifest whose layers are too many or too big, before they
-// are fetched.
-func bounded(next images.Handler) images.Handler {
-	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		children, err := next.Handle(ctx, desc)
-		if err != nil || !images.IsManifestType(desc.MediaType) {
-			return children, err
-		}
-		layers, bytes := 0, int64(0)
-		for _, c := range children {
-			if images.IsLayerType(c.MediaType) {
-				layers++
-				bytes += c.Size
-			}
-		}
-		if layers > maxLayers || bytes > maxImageBytes {
-			return nil, errTooBig
-		}
-		return children, nil
-	})
-}
-
-var errTooBig = errdefs.New(errdefs.Unprocessable, "image has more than %d layers or %d bytes", maxLayers, int64(maxImageBytes))
 
 // pin names the image by its digest, so that what a sandbox was warmed from
 // stays on the node when the tag moves on.
 func (i *Images) pin(ctx context.Context, img containerd.Image) (string, error) {
-	name, err := reference.Parse(img.Name())
+	r, err := imageref.Parse(img.Name())
 	if err != nil {
 		return "", err
 	}
-	ref := name.Locator + "@" + img.Target().Digest.String()
+	ref := r.Pinned(img.Target().Digest.String()).String()
 	if ref == img.Name() {
 		return ref, nil
 	}
+	i.uses.touch(ref)
 	_, err = i.cfg.Client.ImageService().Create(ctx, images.Image{Name: ref, Target: img.Target()})
 	if err != nil && !cerrdefs.IsAlreadyExists(err) {
 		return "", fmt.Errorf("naming %s: %w", ref, err)
 	}
 	return ref, nil
-}
-
-// classify says what a caller may do about a failed pull. Only the reference,
-// which the tenant chose, is in the message.
-func classify(ref string, err error) error {
-	var known *errdefs.Error
-	var status remoteerrors.ErrUnexpectedStatus
-	denied := errors.Is(err, docker.ErrInvalidAuthorization) ||
-		errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden)
-	switch {
-	case errors.As(err, &known):
-		return known
-	case cerrdefs.IsNotFound(err):
-		return errdefs.New(errdefs.Unprocessable, "image %s does not exist or does not fit this node", ref).WithCause(err)
-	case denied:
-		return errdefs.New(errdefs.Unprocessable, "image %s: the registry denies access", ref).WithCause(err)
-	case errors.Is(err, errStalled):
-		return errdefs.New(errdefs.Timeout, "image %s: its registry sends nothing, or next to nothing", ref).WithCause(err)
-	case errors.Is(err, context.DeadlineExceeded):
-		return errdefs.New(errdefs.Timeout, "image %s: pulling took longer than %v", ref, pullTimeout).WithCause(err)
-	}
-	return errdefs.New(errdefs.Unavailable, "image %s can't be pulled now", ref).WithCause(err)
 }

@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"sync/atomic"
@@ -18,31 +19,64 @@ const (
 
 var errStalled = errors.New("the registry has stalled")
 
-// progress watches what a pull gets from the network. What containerd does with
-// it, unpacking above all, may take its time.
+// progress watches what a pull gets from the network, and bounds it. What is done
+// with it, unpacking above all, may take its time.
 type progress struct {
-	bytes   atomic.Int64
-	waiting atomic.Int64 // requests and reads under way
-	done    chan struct{}
-	cancel  context.CancelCauseFunc
+	bytes    atomic.Int64
+	expected atomic.Int64 // of layers; 0: not known yet
+	allowed  atomic.Int64 // bytes, beyond which the registry sends what nobody asked for
+	unpacked atomic.Int32 // layers
+	layers   atomic.Int32 // to unpack; 0: it is still being fetched
+	waiting  atomic.Int64 // requests and reads under way
 }
 
-// watchProgress ends the returned context when the pull stalls; end must be called.
-func (i *Images) watchProgress(ctx context.Context) (context.Context, *progress) {
+func newProgress(l limits) *progress {
+	p := &progress{}
+	p.allowed.Store(overhead + l.metaBytes)
+	return p
+}
+
+// expect says what is to come, once the manifest is known.
+func (p *progress) expect(bytes int64) {
+	p.expected.Add(bytes)
+	p.allowed.Add(2 * bytes) // connections break, and a layer begins again
+}
+
+// unpacks says how many layers are to be unpacked.
+func (p *progress) unpacks(layers int) { p.layers.Store(int32(layers)) }
+
+// text says to a person how far the pull is.
+func (p *progress) text() string {
+	expected := p.expected.Load()
+	switch layers := p.layers.Load(); {
+	case layers > 0:
+		return fmt.Sprintf("unpacking image: %d of %d layers", p.unpacked.Load(), layers)
+	case expected > 0:
+		return fmt.Sprintf("pulling image: %d of %d MB", megabytes(min(p.bytes.Load(), expected)), megabytes(expected))
+	case p.bytes.Load() > 0 || p.waiting.Load() > 0:
+		return "pulling image"
+	}
+	return "waiting to pull image"
+}
+
+func megabytes(n int64) int64 { return (n + 1e6 - 1) / 1e6 }
+
+// watched ends the returned context when the pull stalls; end waits until nobody
+// watches any more.
+func (p *progress) watched(ctx context.Context, stall time.Duration) (_ context.Context, end func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	p := &progress{done: make(chan struct{}), cancel: cancel}
-	go p.watch(ctx, i.stall)
-	return ctx, p
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.watch(ctx, stall, cancel)
+	}()
+	return ctx, func() {
+		cancel(nil)
+		<-done
+	}
 }
 
-// end waits until the watch has ended.
-func (p *progress) end() {
-	p.cancel(nil)
-	<-p.done
-}
-
-func (p *progress) watch(ctx context.Context, stall time.Duration) {
-	defer close(p.done)
+func (p *progress) watch(ctx context.Context, stall time.Duration, cancel context.CancelCauseFunc) {
 	tick := time.NewTicker(stall)
 	defer tick.Stop()
 	last, waited := p.bytes.Load(), false
@@ -54,7 +88,7 @@ func (p *progress) watch(ctx context.Context, stall time.Duration) {
 		}
 		bytes, waits := p.bytes.Load(), p.waiting.Load() > 0
 		if waits && waited && bytes-last < minProgress {
-			p.cancel(errStalled)
+			cancel(errStalled)
 			return
 		}
 		last, waited = bytes, waits
@@ -86,6 +120,8 @@ func (b countedBody) Read(buf []byte) (int, error) {
 	b.p.waiting.Add(1)
 	defer b.p.waiting.Add(-1)
 	n, err := b.ReadCloser.Read(buf)
-	b.p.bytes.Add(int64(n))
+	if b.p.bytes.Add(int64(n)) > b.p.allowed.Load() {
+		return n, hostile("its registry sends more than the image has")
+	}
 	return n, err
 }

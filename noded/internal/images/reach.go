@@ -12,7 +12,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+
+	"s0.run/internal/errdefs"
 )
 
 const (
@@ -24,22 +27,44 @@ const (
 	maxRedirects  = 10
 )
 
+func (i *Images) resolver(p *progress) remotes.Resolver {
+	return docker.NewResolver(docker.ResolverOptions{Hosts: func(host string) ([]docker.RegistryHost, error) {
+		return i.registries(host, p)
+	}})
+}
+
 // registries answers how to speak to a registry: a tenant names it, and it names
 // others in turn, where tokens are given out and where layers are kept.
 func (i *Images) registries(host string, p *progress) ([]docker.RegistryHost, error) {
 	plain := slices.Contains(i.cfg.PlainHTTPHosts, host)
+	if !plain && !i.cfg.Registries.Allows(host) {
+		return nil, refusal(errdefs.Unprocessable, "registry %s is not one that this node may pull from", host)
+	}
+	vouched := plain || i.cfg.Registries.Lists(host)
 	defaults := docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(func(string) (bool, error) { return plain, nil }))
 	hosts, err := defaults(host)
 	if err != nil {
 		return nil, err
 	}
 	for n := range hosts {
-		r := counted{newReach(hosts[n].Host, plain), p}
+		r := counted{newReach(hosts[n].Host, plain, vouched), p}
 		hosts[n].Client = &http.Client{Transport: r, CheckRedirect: redirects}
 		token := &http.Client{Transport: short{r}, CheckRedirect: redirects, Timeout: tokenTimeout}
-		hosts[n].Authorizer = docker.NewDockerAuthorizer(docker.WithAuthClient(token))
+		hosts[n].Authorizer = docker.NewDockerAuthorizer(docker.WithAuthClient(token), docker.WithAuthCreds(i.credentials(host)))
 	}
 	return hosts, nil
+}
+
+// credentials gives the node's own to the registry that they are for: it alone is
+// asked as who we are, also when it sends us elsewhere for a token.
+func (i *Images) credentials(registry string) func(string) (string, string, error) {
+	return func(string) (string, string, error) {
+		if i.cfg.Credentials == nil {
+			return "", "", nil
+		}
+		user, password := i.cfg.Credentials(registry)
+		return user, password, nil
+	}
 }
 
 func redirects(_ *http.Request, via []*http.Request) error {
@@ -50,23 +75,29 @@ func redirects(_ *http.Request, via []*http.Request) error {
 }
 
 // reach is how far a registry may send us: to its own host, and with TLS to any
-// host whose address is not one of this machine or its link. So no registry
-// makes the node ask itself, or its cloud's metadata service, for anything.
+// host whose address is a public one. So no registry makes the node ask itself,
+// its cloud's metadata service or its network for anything; the registry itself
+// may be there when the operator has named it.
 type reach struct {
 	name    string // the registry's own host, without a port
 	plain   bool   // it is spoken to without TLS
 	own     http.RoundTripper
 	foreign http.RoundTripper
+	proxied http.RoundTripper // through the operator's proxy
 }
 
-func newReach(host string, plain bool) *reach {
+func newReach(host string, plain, vouched bool) *reach {
 	name := host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		name = h
 	}
 	foreign := docker.DefaultHTTPTransport(nil)
 	foreign.DialContext = (&net.Dialer{Timeout: dialTimeout, ControlContext: refuseLocal}).DialContext
-	return &reach{name: name, plain: plain, own: docker.DefaultHTTPTransport(nil), foreign: foreign}
+	r := &reach{name: name, plain: plain, own: foreign, foreign: foreign, proxied: docker.DefaultHTTPTransport(nil)}
+	if vouched {
+		r.own = r.proxied
+	}
+	return r
 }
 
 // RoundTrip implements http.RoundTripper, for each hop of a redirect anew.
@@ -75,7 +106,7 @@ func (r *reach) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" && !(own && r.plain) {
 		return nil, fmt.Errorf("registry %s points to %s://%s: want https", r.name, req.URL.Scheme, req.URL.Host)
 	}
-	if own {
+	if own && r.own == r.proxied {
 		return r.own.RoundTrip(req)
 	}
 	if proxy, err := http.ProxyFromEnvironment(req); err != nil || proxy != nil {
@@ -83,7 +114,7 @@ func (r *reach) RoundTrip(req *http.Request) (*http.Response, error) {
 		if ip, perr := netip.ParseAddr(req.URL.Hostname()); perr == nil && local(ip) {
 			return nil, errLocal
 		}
-		return r.own.RoundTrip(req)
+		return r.proxied.RoundTrip(req)
 	}
 	return r.foreign.RoundTrip(req)
 }
@@ -100,7 +131,7 @@ func refuseLocal(_ context.Context, _, address string, _ syscall.RawConn) error 
 	return nil
 }
 
-var errLocal = errors.New("the registry points to an address of this machine or its link")
+var errLocal = errors.New("the registry points to an address that is not public")
 
 // metadata are the addresses of clouds' services for their machines that are not
 // link-local.
@@ -108,9 +139,12 @@ var metadata = []netip.Addr{
 	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("168.63.129.16"),
 }
 
+// carrierNAT is shared address space (RFC 6598): private, whoever's it is.
+var carrierNAT = netip.MustParsePrefix("100.64.0.0/10")
+
 func local(ip netip.Addr) bool {
 	ip = ip.Unmap().WithZone("")
-	return ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.Contains(metadata, ip)
+	return ip.IsLoopback() || ip.IsPrivate() || carrierNAT.Contains(ip) || ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.Contains(metadata, ip)
 }
 
 // short bounds an answer that is read into memory.

@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
 	"s0.run/noded/internal/channel"
 	"s0.run/noded/internal/lifecycle"
@@ -63,6 +64,9 @@ func (s *Server) fail(call string, err error) error {
 		s.cfg.Log.Error("call failed", "call", call, "error", err)
 	}
 	ce := connect.NewError(code, errors.New(e.Message))
+	if e.Code != e.Kind.Code() {
+		ce.Meta().Set(nodeapi.CodeHeader, e.Code)
+	}
 	if e.RetryAfter > 0 {
 		ce.Meta().Set("Retry-After", seconds(e.RetryAfter))
 	}

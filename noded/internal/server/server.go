@@ -41,10 +41,19 @@ type Config struct {
 	Lifecycle *lifecycle.Manager
 	Pools     *slots.Pools
 	Stats     *stats.Sampler
+	Images    Images
 	Hub       *events.Hub
 	Events    *procevents.Relay
 	Stopping  <-chan struct{} // closed when the node stops: watchers never end by themselves
 	Log       *slog.Logger
+}
+
+// Images knows images and their registries.
+type Images interface {
+	// Resolve answers the digest that a reference has now.
+	Resolve(ctx context.Context, ref string) (digest string, err error)
+	// Usage is what images take on the node.
+	Usage(ctx context.Context) (*nodeapi.ImageUsage, error)
 }
 
 // Server implements the node API.
@@ -206,10 +215,24 @@ func (s *Server) AckEvents(_ context.Context, req *nodeapi.AckEventsRequest) (*n
 	return &nodeapi.AckEventsResponse{}, nil
 }
 
+// ResolveImage implements the node API.
+func (s *Server) ResolveImage(ctx context.Context, req *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error) {
+	digest, err := s.cfg.Images.Resolve(ctx, req.GetImage())
+	if err != nil {
+		return nil, s.fail("ResolveImage", err)
+	}
+	return &nodeapi.ResolveImageResponse{Digest: digest}, nil
+}
+
 // Info implements the node API.
-func (s *Server) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
+func (s *Server) Info(ctx context.Context, _ *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
 	info := proto.CloneOf(s.cfg.Info)
 	info.Holding = uint32(s.cfg.Lifecycle.Holding())
+	usage, err := s.cfg.Images.Usage(ctx)
+	if err != nil { // the node is no worse for it
+		s.cfg.Log.Warn("counting images", "error", err)
+	}
+	info.Images = usage
 	return info, nil
 }
 

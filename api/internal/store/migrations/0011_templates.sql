@@ -25,5 +25,7 @@ CREATE VIEW template_rows AS
            c.stage AS capture_stage, c.started_at, c.captured_at,
            CASE WHEN c.state = 'creating' AND c.lease_until < now() THEN c.lease_until ELSE c.completed_at END AS completed_at,
            c.image AS capture_image,
-           CASE WHEN c.state = 'creating' AND c.lease_until < now() THEN 'the server that made it ended' ELSE c.message END AS capture_message
-    FROM templates t LEFT JOIN template_captures c ON c.template_id = t.id;
+           CASE WHEN c.state = 'creating' AND c.lease_until < now() THEN 'the server that made it ended' ELSE c.message END AS capture_message,
+           coalesce(p.digest, '') AS digest
+    FROM templates t LEFT JOIN template_captures c ON c.template_id = t.id
+         LEFT JOIN template_pins p ON p.template_id = t.id AND p.image = t.spec->'mainContainer'->>'image';
