@@ -35,6 +35,7 @@ var dataPlane = regexp.MustCompile(`^[A-Z]+ /api/v1/sandboxes/\{id\}/(contexts|s
 // before they are made.
 var recordedFirst = map[string]bool{
 	"POST /api/v1/registry/credentials": true,
+	"POST /auth/region-token":           true,
 }
 
 // signsIn is the only GET that changes something: a provider sends a browser to it.
