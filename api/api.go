@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"s0.run/api/internal/quota"
 	"s0.run/internal/imageref"
 )
 
@@ -71,6 +72,10 @@ type Config struct {
 
 	RateLimit float64 // requests a second of each team and each address; defaults to 100
 	RateBurst int     // requests at once; defaults to 200
+
+	// Quotas are the limits, by dimension, of every team that has none of its own;
+	// the same for all replicas.
+	Quotas map[string]int64
 
 	// WebhookAllowPrivate lets webhooks reach loopback and private networks, and
 	// this machine itself: whatever this server reaches, every tenant may then call.
@@ -131,6 +136,9 @@ func (c Config) check() error {
 	}
 	if _, err := c.proxies(); err != nil {
 		return err
+	}
+	if _, err := quota.Defaults(c.Quotas); err != nil {
+		return fmt.Errorf("api: %w", err)
 	}
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		return fmt.Errorf("api: listen address: %w", err)

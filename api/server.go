@@ -24,11 +24,13 @@ import (
 	"s0.run/api/internal/identity"
 	"s0.run/api/internal/images"
 	"s0.run/api/internal/lifecycle"
+	"s0.run/api/internal/metering"
 	"s0.run/api/internal/ndjson"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/observe"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/pools"
+	"s0.run/api/internal/quota"
 	"s0.run/api/internal/runtimes"
 	"s0.run/api/internal/services"
 	"s0.run/api/internal/sso"
@@ -68,6 +70,7 @@ type server struct {
 	webhooks  *webhook.Dispatcher
 	events    *events.Feed
 	claimer   *claim.Claimer
+	meter     *metering.Meter
 	sockets   *wsapi.Server
 	watches   *ndjson.Server
 	domain    services.Domain
@@ -184,6 +187,10 @@ func (s *server) bootstrap(ctx context.Context, id *identity.Service) error {
 	if password != "" && s.cfg.OnBootstrap != nil {
 		s.cfg.OnBootstrap(s.cfg.AdminEmail, password)
 	}
+	limits, _ := quota.Defaults(s.cfg.Quotas) // checked before
+	if err := s.store.SetQuotaDefaults(ctx, limits); err != nil {
+		return err
+	}
 	builtins := templates.Builtins{Images: maps.Clone(s.cfg.TemplateImages), PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax}
 	if builtins.Images == nil {
 		builtins.Images = map[string]string{}
@@ -213,6 +220,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		Changed: s.templatesChanged, Log: log,
 	})
 	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
+	s.meter = metering.New(metering.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
 	hooks := webhook.Policy{AllowPrivate: s.cfg.WebhookAllowPrivate}
 	s.webhooks = webhook.New(webhook.Config{Store: s.store, Policy: hooks, Metrics: reg, Log: log})
 	s.events = events.New(events.Config{Store: s.store, Nodes: s.nodes, Changed: s.webhooks.Kick, Log: log})
@@ -302,6 +310,7 @@ func (s *server) run(ctx context.Context) error {
 	g.Go(func() error { return s.pools.Run(background) })
 	g.Go(func() error { return s.images.Run(background) })
 	g.Go(func() error { return s.lifecycle.Run(background) })
+	g.Go(func() error { return s.meter.Run(background) })
 	g.Go(func() error { return s.events.Run(background) })
 	g.Go(func() error { return s.webhooks.Run(background) })
 	g.Go(func() error { return s.followChanges(background) })

@@ -1,6 +1,9 @@
 package quota
 
 import (
+	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -169,4 +172,21 @@ func Stored(name string) (string, error) {
 		err = errdefs.New(errdefs.InvalidArgument, "%s can't be limited for a team", d.name)
 	}
 	return d.stored, err
+}
+
+// Defaults reads the limits of teams that have none of their own.
+func Defaults(limits map[string]int64) ([]store.Quota, error) {
+	byName := map[string]store.Quota{}
+	for name, limit := range limits {
+		q, err := Parse(name, openapi.SetQuotaRequest{LimitValue: &limit})
+		if err != nil {
+			return nil, fmt.Errorf("quota %s: %w", name, err)
+		}
+		if _, twice := byName[q.Dimension]; twice {
+			return nil, fmt.Errorf("quota %s is there under two names", name)
+		}
+		q.Own = false
+		byName[q.Dimension] = q
+	}
+	return slices.Collect(maps.Values(byName)), nil
 }

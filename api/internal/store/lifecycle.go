@@ -22,8 +22,8 @@ func (s *Store) BeginDelete(ctx context.Context, team uuid.UUID, id sandbox.ID, 
 	return sb, found(err, "deleting a sandbox", "sandbox")
 }
 
-// ExpireSandboxes decides the end of at most limit sandboxes, of any team, whose
-// time is up by the database's clock. A row that another replica or a refresh
+// ExpireSandboxes decides the end of at most limit sandboxes, of any team, whose hard
+// ttl is over by the database's clock, or whose ttl is and which failed. A row that another replica or a refresh
 // holds at this moment is left for the next call (G02).
 func (s *Store) ExpireSandboxes(ctx context.Context, limit int) ([]Sandbox, error) {
 	rows, _ := s.pool.Query(ctx, `
@@ -32,6 +32,7 @@ func (s *Store) ExpireSandboxes(ctx context.Context, limit int) ([]Sandbox, erro
 		WHERE id IN (
 			SELECT id FROM sandboxes
 			WHERE deleted_at IS NULL AND least(expires_at, hard_expires_at) <= now() AND status <> 'terminating'
+			AND (hard_expires_at <= now() OR status = 'failed')
 			ORDER BY least(expires_at, hard_expires_at) LIMIT $1
 			FOR UPDATE SKIP LOCKED)
 		RETURNING `+sandboxColumns, limit)
@@ -81,11 +82,12 @@ func (s *Store) SandboxesOn(ctx context.Context, node string, after sandbox.ID, 
 	return list, classify(err, "reading a node's sandboxes")
 }
 
-// PurgeDeleted forgets tombstones older than age whose end the last webhook was
-// told of.
+// PurgeDeleted forgets tombstones older than age that were metered and whose end
+// the last webhook was told of.
 func (s *Store) PurgeDeleted(ctx context.Context, age time.Duration) error {
 	return s.purge(ctx, "purging tombstones", `DELETE FROM sandboxes WHERE id IN (
 		SELECT id FROM sandboxes WHERE deleted_at < now() - $1::interval
+		AND claimed_at < (SELECT events_until FROM metering_progress)
 		AND NOT EXISTS (SELECT FROM sandbox_webhooks w WHERE w.sandbox_id = id AND coalesce(w.leased_until, w.wake_at) IS NOT NULL)
 		LIMIT $2)`, age)
 }

@@ -119,6 +119,14 @@ const meterWindowsSQL = `
 	WHERE value > 0
 	ORDER BY team_id, sandbox_id, type`
 
+// TakeReadingTurn reports whether it is the caller's turn to read what nodes
+// counted: nobody has for so long.
+func (s *Store) TakeReadingTurn(ctx context.Context, every time.Duration) (bool, error) {
+	tag, err := s.pool.Exec(ctx, `UPDATE metering_progress SET read_at = now() WHERE one IN (
+		SELECT one FROM metering_progress WHERE read_at <= now() - $1::interval FOR UPDATE SKIP LOCKED)`, every)
+	return tag.RowsAffected() == 1, classify(err, "taking a turn at reading what nodes counted")
+}
+
 // Reading is what a node counted of a sandbox since its generation began.
 type Reading struct {
 	ID           sandbox.ID

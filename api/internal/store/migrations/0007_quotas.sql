@@ -217,9 +217,10 @@ CREATE TABLE metering_counts (
 CREATE TABLE metering_progress (
     one           boolean PRIMARY KEY DEFAULT true CHECK (one),
     events_until  timestamptz NOT NULL, -- everything before it is in metering_events
-    windows_until timestamptz NOT NULL  -- a full hour: every window before it is closed
+    windows_until timestamptz NOT NULL, -- a full hour: every window before it is closed
+    read_at       timestamptz NOT NULL  -- when a replica last began to read what nodes counted
 );
-INSERT INTO metering_progress (events_until, windows_until) VALUES (now(), date_trunc('hour', now(), 'UTC'));
+INSERT INTO metering_progress (events_until, windows_until, read_at) VALUES (now(), date_trunc('hour', now(), 'UTC'), '-infinity');
 
 CREATE TABLE metering_events (
     seq         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

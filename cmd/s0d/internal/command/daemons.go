@@ -32,7 +32,9 @@ func apiCommand() *cobra.Command {
 	f.StringVar(&c.PublicDomain, "public-domain", "", "domain below which sandboxes' services have their names, the same for all replicas")
 	f.Float64Var(&c.RateLimit, "rate-limit", 100, "requests a second of each team and each address")
 	f.IntVar(&c.RateBurst, "rate-burst", 200, "requests at once of each team and each address")
+	f.StringToInt64Var(&c.Quotas, "quotas", nil, "limits of teams without their own, such as active_sandboxes=100,memory_mib=65536")
 	f.BoolVar(&c.WebhookAllowPrivate, "webhook-allow-private", false, "let webhooks reach loopback and private networks, for development")
+	f.StringVar(&c.OIDCFile, "oidc-config", "", "YAML file of the OpenID providers through which people sign in (docs/OIDC.md)")
 	level := f.String("log-level", "info", "debug, info, warn or error")
 	for _, required := range []string{"database-url", "nodes"} {
 		cobra.CheckErr(cmd.MarkFlagRequired(required))

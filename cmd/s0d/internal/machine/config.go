@@ -37,17 +37,19 @@ type Config struct {
 	DataDir string // what must survive a reboot
 	RunDir  string // sockets, mounts and what a reboot may take
 
-	Listen         string   // of the API
-	AllowedHosts   []string // names that the API answers to, beside loopback's and addresses
-	TrustedProxies []string // networks of proxies whose X-Forwarded-For the API believes
-	PublicDomain   string   // below which sandboxes' services have their names; "" is this machine's own
-	RateLimit      float64  // requests a second of each team and each address
-	RateBurst      int      // requests at once
-	HooksPrivate   bool     // webhooks may reach loopback and private networks
-	RegistryListen string   // of the local registry; loopback
-	DatabaseURL    string   // "" runs a private PostgreSQL
-	DefaultImage   string   // reference of the builtin template's image; "" serves ImageDir from the local registry
-	ImageDir       string   // OCI layout of the builtin template's image; those of other builtin templates lie beside it
+	Listen         string           // of the API
+	AllowedHosts   []string         // names that the API answers to, beside loopback's and addresses
+	TrustedProxies []string         // networks of proxies whose X-Forwarded-For the API believes
+	PublicDomain   string           // below which sandboxes' services have their names; "" is this machine's own
+	RateLimit      float64          // requests a second of each team and each address
+	RateBurst      int              // requests at once
+	Quotas         map[string]int64 // limits of teams without their own
+	HooksPrivate   bool             // webhooks may reach loopback and private networks
+	OIDCFile       string           // YAML of the OpenID providers through which people sign in; "": none
+	RegistryListen string           // of the local registry; loopback
+	DatabaseURL    string           // "" runs a private PostgreSQL
+	DefaultImage   string           // reference of the builtin template's image; "" serves ImageDir from the local registry
+	ImageDir       string           // OCI layout of the builtin template's image; those of other builtin templates lie beside it
 
 	PoolMin, PoolMax int // slots that the builtin template keeps warm
 	MaxSandboxes     int
@@ -82,6 +84,9 @@ func (c Config) Validate() error {
 	}
 	if c.PostgresBin != "" {
 		dirs = append(dirs, struct{ flag, path string }{"postgres-bin", c.PostgresBin})
+	}
+	if c.OIDCFile != "" {
+		dirs = append(dirs, struct{ flag, path string }{"oidc-config", c.OIDCFile})
 	}
 	for _, d := range dirs {
 		if !filepath.IsAbs(d.path) || filepath.Clean(d.path) == "/" {

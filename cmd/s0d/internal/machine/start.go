@@ -185,8 +185,8 @@ func (s *server) startAPI(ctx context.Context, images map[string]string) error {
 		AdminEmail: s.cfg.AdminEmail, AdminPassword: s.cfg.AdminPassword, OnBootstrap: s.bootstrapped,
 		DefaultImage: images[defaultImage], TemplateImages: images, PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax, AllowedHosts: s.cfg.AllowedHosts, TrustedProxies: s.cfg.TrustedProxies,
 		PublicDomain: s.cfg.PublicDomain,
-		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst,
-		WebhookAllowPrivate: s.cfg.HooksPrivate,
+		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst, Quotas: s.cfg.Quotas,
+		WebhookAllowPrivate: s.cfg.HooksPrivate, OIDCFile: s.cfg.OIDCFile,
 		Log:                 s.log.With("daemon", "api"),
 		Ready: func(addr string) {
 			s.mu.Lock()

@@ -1,0 +1,163 @@
+// Package metering sees to it that what teams use is recorded: it has the store
+// make events and windows of what is durable, and brings it what nodes counted.
+//
+// A [Meter] owns one goroutine while [Meter.Run] runs and remembers nothing. Every
+// replica has one; the database decides whose turn it is, by its clock, and counts
+// what two of them bring once. What a node counted after the last reading of a
+// sandbox that ends is not recorded; its running time is.
+package metering
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
+
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/store"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/nodeapi/nodeapiconnect"
+	"s0.run/internal/sandbox"
+)
+
+const (
+	readEvery   = time.Minute // of every sandbox, by one replica
+	purgeEvery  = time.Hour
+	retention   = 400 * 24 * time.Hour
+	callTimeout = 5 * time.Second // of one call to a node
+	atOnce      = 8               // calls to nodes
+	batch       = 500             // readings that are stored together
+)
+
+// Nodes gives clients for calls to nodes; see nodes.Set.
+type Nodes interface {
+	RPC(node string) (nodeapiconnect.NodeClient, error)
+}
+
+// Config names what a Meter works with.
+type Config struct {
+	Store *store.Store
+	Table *placement.Table
+	Nodes Nodes
+	Log   *slog.Logger
+
+	Every time.Duration // between two passes; defaults to 15 s
+}
+
+// Meter is made by New.
+type Meter struct{ cfg Config }
+
+// New makes a Meter.
+func New(cfg Config) *Meter {
+	if cfg.Every == 0 {
+		cfg.Every = 15 * time.Second
+	}
+	return &Meter{cfg}
+}
+
+// Run meters until ctx ends.
+func (m *Meter) Run(ctx context.Context) error {
+	tick, purge := time.NewTicker(m.cfg.Every), time.NewTicker(purgeEvery)
+	defer tick.Stop()
+	defer purge.Stop()
+	for {
+		select {
+		case <-tick.C:
+			m.report(ctx, "could not read what nodes counted", m.read(ctx))
+			m.report(ctx, "could not record what teams use", m.cfg.Store.Meter(ctx))
+		case <-purge.C:
+			m.report(ctx, "could not purge what was metered", m.cfg.Store.PurgeMetering(ctx, retention))
+			m.report(ctx, "could not recount what teams use", m.recount(ctx))
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// report is silent about what fails because the server stops.
+func (m *Meter) report(ctx context.Context, msg string, err error) {
+	if err != nil && ctx.Err() == nil {
+		m.cfg.Log.Warn(msg, "err", err)
+	}
+}
+
+func (m *Meter) recount(ctx context.Context) error {
+	wrong, err := m.cfg.Store.Recount(ctx)
+	if wrong > 0 {
+		m.cfg.Log.Error("what teams are counted to use was wrong, and is repaired: a defect", "teams", wrong)
+	}
+	return err
+}
+
+// read asks every node about every sandbox, if it is this replica's turn.
+func (m *Meter) read(ctx context.Context) error {
+	mine, err := m.cfg.Store.TakeReadingTurn(ctx, readEvery)
+	if err != nil || !mine {
+		return err
+	}
+	var failed error
+	for _, n := range m.cfg.Table.Synced() {
+		rpc, err := m.cfg.Nodes.RPC(n.Name)
+		if err != nil {
+			continue // it has just been lost
+		}
+		list, _ := m.cfg.Table.SandboxesOf(n.Name)
+		for len(list) > 0 {
+			some := list[:min(batch, len(list))]
+			list = list[len(some):]
+			failed = errors.Join(failed, m.readSome(ctx, rpc, some))
+		}
+	}
+	return failed
+}
+
+func (m *Meter) readSome(ctx context.Context, rpc nodeapiconnect.NodeClient, list []placement.Sandbox) error {
+	var mu sync.Mutex
+	var readings []store.Reading
+	var g errgroup.Group
+	g.SetLimit(atOnce)
+	for _, sb := range list {
+		if sb.State != sandbox.Running {
+			continue
+		}
+		g.Go(func() error {
+			r, ok, err := readOne(ctx, rpc, sb)
+			if ok {
+				mu.Lock()
+				defer mu.Unlock()
+				readings = append(readings, r)
+			}
+			return err
+		})
+	}
+	err := g.Wait()
+	if len(readings) > 0 {
+		err = errors.Join(err, m.cfg.Store.AddReadings(ctx, readings))
+	}
+	return err
+}
+
+// readOne reads a sandbox's counters as they are now; false when there are none.
+func readOne(ctx context.Context, rpc nodeapiconnect.NodeClient, sb placement.Sandbox) (store.Reading, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := rpc.Stats(ctx, &nodeapi.StatsRequest{Id: string(sb.ID), Generation: uint64(sb.Generation), SinceUnixNano: time.Now().UnixNano()})
+	switch connect.CodeOf(err) {
+	case connect.CodeNotFound, connect.CodeFailedPrecondition: // it has ended, or is another one by now
+		return store.Reading{}, false, nil
+	}
+	samples := resp.GetSamples()
+	if err != nil || len(samples) == 0 {
+		return store.Reading{}, false, err
+	}
+	last := samples[len(samples)-1]
+	return store.Reading{
+		ID: sb.ID, Generation: sandbox.Generation(last.GetGeneration()),
+		IngressBytes: int64(last.GetNetwork().GetRxBytes()), EgressBytes: int64(last.GetNetwork().GetTxBytes()),
+		RootfsBytes: last.GetDisk().GetBytes(),
+	}, true, nil
+}

@@ -1,0 +1,331 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"s0.run/api/internal/store"
+	"s0.run/internal/sandbox"
+)
+
+// metered is a database whose past a test makes up: PostgreSQL's clock is real.
+type metered struct {
+	t    *testing.T
+	s    *store.Store
+	conn *pgx.Conn
+	hour time.Time // the one to be closed
+}
+
+func openMetered(t *testing.T) *metered {
+	s, conn := open(t)
+	m := &metered{t: t, s: s, conn: conn}
+	// Two hours ago metering was up to date.
+	if err := conn.QueryRow(t.Context(), `UPDATE metering_progress SET windows_until = date_trunc('hour', now(), 'UTC') - interval '2 hours',
+		events_until = date_trunc('hour', now(), 'UTC') - interval '2 hours' RETURNING windows_until`).Scan(&m.hour); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (m *metered) exec(sql string, args ...any) {
+	m.t.Helper()
+	if _, err := m.conn.Exec(m.t.Context(), sql, args...); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// began says since when a sandbox has run.
+func (m *metered) began(id sandbox.ID, at time.Time) {
+	m.t.Helper()
+	m.exec("UPDATE sandboxes SET runs_since = $2, claimed_at = $2 WHERE id = $1", id, at)
+}
+
+// changed says when its last change took place.
+func (m *metered) changed(id sandbox.ID, at time.Time) {
+	m.t.Helper()
+	m.exec("UPDATE metering_changes SET at = $2 WHERE id = (SELECT max(id) FROM metering_changes WHERE sandbox_id = $1)", id, at)
+	m.exec("UPDATE sandboxes SET runs_since = $2 WHERE id = $1 AND runs_since IS NOT NULL", id, at)
+}
+
+func (m *metered) meter() {
+	m.t.Helper()
+	if err := m.s.Meter(m.t.Context()); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// windows are a team's windows of one type, by sandbox and hour from the first.
+func (m *metered) windows(team uuid.UUID, kind string) map[string]int64 {
+	m.t.Helper()
+	list, err := m.s.Windows(m.t.Context(), team, store.WindowFilter{Type: kind, Limit: 1000})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	got := map[string]int64{}
+	for _, w := range list {
+		if w.End.Sub(w.Start) != time.Hour {
+			m.t.Errorf("%+v", w)
+		}
+		got[fmt.Sprintf("%s/%d", w.SandboxID, int(w.Start.Sub(m.hour).Hours()))] += w.Value
+	}
+	return got
+}
+
+func (m *metered) want(team uuid.UUID, kind string, want map[string]int64) {
+	m.t.Helper()
+	got := m.windows(team, kind)
+	for k, v := range want {
+		if got[k] != v {
+			m.t.Errorf("%s %s: %d, want %d", kind, k, got[k], v)
+		}
+	}
+	if len(got) != len(want) {
+		m.t.Errorf("%s: %v, want %v", kind, got, want)
+	}
+}
+
+func (m *metered) events() []string {
+	m.t.Helper()
+	list, err := m.s.MeteringEvents(m.t.Context(), 0, 1000)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var got []string
+	for _, e := range list {
+		got = append(got, e.Type+" "+e.SandboxID)
+	}
+	return got
+}
+
+const minute = int64(60_000) // milliseconds
+
+func TestRuntimeIsMeteredOnceWhateverHappens(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t)
+	ctx, team := t.Context(), uuid.New()
+	long, short, grown := insert(t, m.s, newSandbox(t, team)), insert(t, m.s, newSandbox(t, team)), insert(t, m.s, newSandbox(t, team))
+	m.began(long.ID, m.hour.Add(-time.Hour))
+	m.began(short.ID, m.hour.Add(10*time.Minute))
+	m.began(grown.ID, m.hour.Add(30*time.Minute))
+	for range 2 { // the second changes nothing
+		if _, err := m.s.BeginDelete(ctx, team, short.ID, "x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.changed(short.ID, m.hour.Add(40*time.Minute))
+	row, err := m.s.Sandbox(ctx, team, grown.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	twice := int64(2 << 30)
+	if _, err := m.s.UpdateSandbox(ctx, team, row, store.SandboxUpdate{Config: []byte(`{}`), MemoryBytes: &twice}); err != nil {
+		t.Fatal(err)
+	}
+	m.changed(grown.ID, m.hour.Add(45*time.Minute))
+	m.meter()
+	hours := map[string]int64{
+		string(long.ID) + "/0": 1024 * 60 * minute, string(long.ID) + "/1": 1024 * 60 * minute,
+		string(short.ID) + "/0": 1024 * 30 * minute,
+		string(grown.ID) + "/0": 1024*15*minute + 2048*15*minute, string(grown.ID) + "/1": 2048 * 60 * minute,
+	}
+	m.want(team, store.WindowRuntime, hours)
+	m.meter()
+	m.want(team, store.WindowRuntime, hours)
+	if got := m.windows(uuid.New(), ""); len(got) != 0 {
+		t.Errorf("A01: another team sees %v", got)
+	}
+	claimed, ended := "sandbox.claimed ", "sandbox.terminated "
+	want := []string{ // long began before metering did
+		claimed + string(short.ID), claimed + string(grown.ID), ended + string(short.ID),
+	}
+	if got := m.events(); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestPauseAndResumeAreMetered(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t)
+	team := uuid.New()
+	sb := insert(t, m.s, newSandbox(t, team))
+	m.began(sb.ID, m.hour)
+	for i, status := range []string{"paused", "running", "paused", "failed", "terminating"} {
+		m.exec("UPDATE sandboxes SET status = $2 WHERE id = $1", sb.ID, status)
+		if i < 4 {
+			m.changed(sb.ID, m.hour.Add(time.Duration(10*(i+1))*time.Minute))
+		}
+	}
+	m.meter()
+	m.want(team, store.WindowRuntime, map[string]int64{string(sb.ID) + "/0": 1024 * 20 * minute})
+	id := " " + string(sb.ID)
+	want := []string{"sandbox.claimed" + id, "sandbox.paused" + id, "sandbox.resumed" + id, "sandbox.paused" + id, "sandbox.terminated" + id}
+	if got := m.events(); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// Two replicas, passes that are cut off, and a database that is restarted: every
+// hour is closed once.
+func TestX34_HoursAreClosedOnceByManyReplicas(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t)
+	team := uuid.New()
+	m.exec("UPDATE metering_progress SET windows_until = windows_until - interval '20 hours'")
+	m.hour = m.hour.Add(-20 * time.Hour)
+	sb := insert(t, m.s, newSandbox(t, team))
+	m.began(sb.ID, m.hour)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if i%2 == 0 {
+				time.AfterFunc(time.Duration(i)*3*time.Millisecond, cancel) // it dies in the middle
+			}
+			if err := m.s.Meter(ctx); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	m.meter()
+	want := map[string]int64{}
+	for h := range 22 {
+		want[fmt.Sprintf("%s/%d", sb.ID, h)] = 1024 * 60 * minute
+	}
+	m.want(team, store.WindowRuntime, want)
+}
+
+// A transaction that is still under way holds metering up, so that what it writes
+// is never behind what is closed.
+func TestG08_MeteringWaitsForWhoeverIsStopped(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t)
+	before, err := m.s.MeteringStatus(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := m.conn.Begin(t.Context()) // a replica that is stopped in the middle of a claim
+	if err != nil {
+		t.Fatal(err)
+	}
+	var began time.Time
+	if err := tx.QueryRow(t.Context(), "SELECT now()").Scan(&began); err != nil {
+		t.Fatal(err)
+	}
+	m.meter()
+	st, err := m.s.MeteringStatus(t.Context())
+	if err != nil || !st.EventsUntil.After(before.EventsUntil) || st.EventsUntil.After(began) {
+		t.Errorf("events until %s, a transaction began at %s: %v", st.EventsUntil, began, err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestReadingsCountOnce(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t)
+	ctx, team := t.Context(), uuid.New()
+	sb := insert(t, m.s, newSandbox(t, team))
+	read := func(gen, in, out int64) {
+		t.Helper()
+		var wg sync.WaitGroup
+		for range 2 { // two replicas
+			wg.Go(func() {
+				err := m.s.AddReadings(ctx, []store.Reading{
+					{ID: sb.ID, Generation: sandbox.Generation(gen), IngressBytes: in, EgressBytes: out, RootfsBytes: 1 << 30},
+					{ID: "nobody-knows", Generation: 1, IngressBytes: 5},
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	check := func(in, out int64) {
+		t.Helper()
+		u, err := m.s.Usage(ctx, team)
+		if err != nil || u.IngressBytes != in || u.EgressBytes != out {
+			t.Errorf("%+v, want %d in and %d out: %v", u, in, out, err)
+		}
+	}
+	read(1, 100, 10)
+	check(100, 10)
+	read(1, 150, 10)
+	check(150, 10)
+	read(1, 140, 9) // an answer that was long on its way
+	check(150, 10)
+	read(2, 30, 3) // counters begin again
+	check(180, 13)
+	read(1, 500, 500)
+	check(180, 13)
+	// The root filesystem took 1 GiB for an hour until the next reading.
+	m.exec("UPDATE metering_readings SET taken_at = clock_timestamp() - interval '1 hour'")
+	m.exec("UPDATE metering_counts SET hour = $1", m.hour) // what was read so far
+	read(2, 30, 4)
+	m.exec("UPDATE metering_counts SET hour = $1 WHERE hour <> $2", m.hour.Add(time.Hour), m.hour)
+	m.meter()
+	m.want(team, store.WindowIngress, map[string]int64{string(sb.ID) + "/0": 180})
+	m.want(team, store.WindowEgress, map[string]int64{string(sb.ID) + "/0": 13, string(sb.ID) + "/1": 1})
+	got := m.windows(team, store.WindowRootfs)[string(sb.ID)+"/1"]
+	if off := got - 1<<30; off < 0 || off > 1<<24 {
+		t.Errorf("%d byte hours", got)
+	}
+	check(180, 14) // closed or not
+	for _, want := range []bool{true, false} {
+		if turn, err := m.s.TakeReadingTurn(ctx, time.Minute); turn != want || err != nil {
+			t.Errorf("%v, want %v: %v", turn, want, err)
+		}
+	}
+}
+
+// What is not metered yet is not forgotten, and what is metered is in time.
+func TestMeteringIsPurged(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t)
+	ctx, team := t.Context(), uuid.New()
+	sb := insert(t, m.s, newSandbox(t, team))
+	if _, err := m.s.BeginDelete(ctx, team, sb.ID, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.s.FinishDelete(ctx, team, sb.ID, sb.ClaimID); err != nil {
+		t.Fatal(err)
+	}
+	purge := func() (left bool) {
+		t.Helper()
+		if err := m.s.PurgeDeleted(ctx, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.s.PurgeMetering(ctx, 0); err != nil {
+			t.Fatal(err)
+		}
+		_, err := m.s.AnySandbox(ctx, sb.ID)
+		return err == nil
+	}
+	if !purge() {
+		t.Fatal("a tombstone is gone before it was metered")
+	}
+	m.exec("UPDATE sandboxes SET claimed_at = $1, deleted_at = $1 WHERE id = $2", m.hour, sb.ID)
+	m.exec("UPDATE metering_changes SET at = $1", m.hour.Add(time.Minute))
+	m.meter()
+	if got := m.events(); len(got) != 2 {
+		t.Errorf("%q", got)
+	}
+	if purge() {
+		t.Error("the tombstone is still there")
+	}
+	for _, table := range []string{"metering_events", "metering_windows", "metering_changes"} {
+		var n int
+		if err := m.conn.QueryRow(ctx, "SELECT count(*) FROM "+table).Scan(&n); err != nil || n != 0 {
+			t.Errorf("%d in %s: %v", n, table, err)
+		}
+	}
+}
