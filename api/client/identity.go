@@ -26,6 +26,25 @@ func (c *Client) Login(ctx context.Context, email, password string) (*Login, err
 	return do[Login](ctx, c, call{method: http.MethodPost, path: "/auth/login", body: body})
 }
 
+// StartDeviceLogin begins a sign-in through an OpenID provider, which the user
+// confirms in a browser anywhere. It needs no token.
+func (c *Client) StartDeviceLogin(ctx context.Context, provider string) (*DeviceLogin, error) {
+	return do[DeviceLogin](ctx, c, call{method: http.MethodPost, path: escape("auth", "oidc", provider, "device", "start")})
+}
+
+// PollDeviceLogin asks whether the user has confirmed. It needs no token.
+func (c *Client) PollDeviceLogin(ctx context.Context, provider, deviceLoginID string) (*DeviceLoginState, error) {
+	body := PollDeviceLoginRequest{DeviceLoginID: deviceLoginID}
+	return do[DeviceLoginState](ctx, c, call{method: http.MethodPost, path: escape("auth", "oidc", provider, "device", "poll"), body: body})
+}
+
+// ExchangeLoginCode exchanges the code that a page was given at the end of a
+// sign-in in a browser. It needs no token.
+func (c *Client) ExchangeLoginCode(ctx context.Context, code, returnURL string) (*Login, error) {
+	body := ExchangeLoginCodeRequest{LoginCode: code, ReturnURL: returnURL}
+	return do[Login](ctx, c, call{method: http.MethodPost, path: "/auth/web-login/exchange", body: body})
+}
+
 // RefreshToken exchanges a refresh token for new tokens; the old one is void
 // afterwards. It needs no access token.
 func (c *Client) RefreshToken(ctx context.Context, refreshToken string) (*Login, error) {

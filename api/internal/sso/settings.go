@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -81,6 +82,9 @@ func (p Provider) check() error {
 	}
 	if p.ClientID == "" {
 		return errors.New("client-id is required")
+	}
+	if p.ClientSecretFile != "" && !filepath.IsAbs(p.ClientSecretFile) {
+		return fmt.Errorf("client-secret-file %q: want an absolute path", p.ClientSecretFile)
 	}
 	if len(p.Scopes) > 0 && !slices.Contains(p.Scopes, "openid") {
 		return errors.New("scopes: openid must be among them")

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,81 +10,10 @@ import (
 
 	"s0.run/api/client"
 	"s0.run/cmd/s0/internal/output"
-	"s0.run/cmd/s0/internal/tty"
 )
 
 func (a *app) auth() *cobra.Command {
 	return group("auth", "Sign in and out", "  s0 auth login", a.authLogin(), a.authLogout())
-}
-
-func (a *app) authLogin() *cobra.Command {
-	var mode, email, password string
-	cmd := &cobra.Command{
-		Use:   "login",
-		Short: "Sign in and remember the tokens in the profile",
-		Long: `Sign in and remember the tokens in the profile.
-
-What is not given is asked for. Where stdin is no terminal the email address and
-the password are read from it, a line each.`,
-		Example: `  s0 auth login
-  s0 auth login --email admin@example.com
-  s0 auth login --email admin@example.com < password-file
-  s0 --api-url https://s0.example.com --profile work auth login`,
-		Args: want(),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.login(cmd.Context(), mode, email, password) },
-	}
-	cmd.Flags().StringVar(&mode, "mode", "auto", "how to sign in: auto or builtin (email and password)")
-	cmd.Flags().StringVar(&email, "email", "", "email address")
-	cmd.Flags().StringVar(&password, "password", "", "password; others on this machine can see it while the command runs")
-	complete(cmd, "mode", "auto", "builtin")
-	return cmd
-}
-
-func (a *app) login(ctx context.Context, mode, email, password string) error {
-	c, err := a.session.Anonymous()
-	if err != nil {
-		return err
-	}
-	if err := checkMode(ctx, c, mode); err != nil {
-		return err
-	}
-	if email == "" {
-		if email, err = tty.Ask("Email: "); err != nil {
-			return fmt.Errorf("reading the email address: %w", err)
-		}
-	}
-	if password == "" {
-		if password, err = tty.AskSecret("Password: "); err != nil {
-			return fmt.Errorf("reading the password: %w", err)
-		}
-	}
-	login, err := c.Login(ctx, email, password)
-	if err != nil {
-		return &signInError{err}
-	}
-	if err := a.session.SignIn(ctx, login); err != nil {
-		return err
-	}
-	return a.printer.Print(login.User, output.Text(fmt.Sprintf("Signed in to %s as %s (profile %s).", a.session.URL(), login.User.Email, a.session.ProfileName())))
-}
-
-// checkMode finds out whether the server takes passwords.
-func checkMode(ctx context.Context, c *client.Client, mode string) error {
-	switch mode {
-	case "builtin":
-		return nil
-	case "auto":
-	default:
-		return fmt.Errorf("sign-in mode %q: want auto or builtin", mode)
-	}
-	list, err := c.AuthProviders(ctx)
-	if err != nil {
-		return err
-	}
-	if !slices.ContainsFunc(list.Providers, func(p client.AuthProvider) bool { return p.Type == client.AuthProviderTypeBuiltin }) {
-		return errors.New("this server takes no passwords, and this s0 knows no other way to sign in: use an API key")
-	}
-	return nil
 }
 
 func (a *app) authLogout() *cobra.Command {

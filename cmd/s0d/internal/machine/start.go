@@ -187,7 +187,7 @@ func (s *server) startAPI(ctx context.Context, images map[string]string) error {
 		PublicDomain: s.cfg.PublicDomain,
 		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst, Quotas: s.cfg.Quotas,
 		WebhookAllowPrivate: s.cfg.HooksPrivate, OIDCFile: s.cfg.OIDCFile,
-		Log:                 s.log.With("daemon", "api"),
+		Log: s.log.With("daemon", "api"),
 		Ready: func(addr string) {
 			s.mu.Lock()
 			s.status.API = "http://" + addr
