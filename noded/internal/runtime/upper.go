@@ -1,0 +1,52 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+
+	"s0.run/internal/sandbox"
+)
+
+// maxComplaint bounds what is kept of what runsc says on its standard error.
+const maxComplaint = 4 << 10
+
+// Image is the image that a container was started from, by digest.
+func (r *Runtime) Image(ctx context.Context, id sandbox.ID) (string, error) {
+	c, err := r.client.ContainerService().Get(ctx, string(id))
+	if err != nil {
+		return "", fmt.Errorf("container %s: %w", id, err)
+	}
+	return c.Image, nil
+}
+
+// Upper writes the upper layer of a running gVisor sandbox's root filesystem, as
+// a tar of runsc's: hidden names are character devices 0:0. The sandbox's kernel
+// writes it into a pipe of ours; it gets no other file.
+func (r *Runtime) Upper(ctx context.Context, id sandbox.ID, w io.Writer) error {
+	cmd := exec.CommandContext(ctx, r.cfg.Runsc, "--root="+r.cfg.RunscRoot, "tar", "rootfs-upper", string(id))
+	complaint := &head{max: maxComplaint}
+	cmd.Stdout, cmd.Stderr = pipeTo{w}, complaint
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("runsc tar: %w: %s", err, complaint)
+	}
+	return nil
+}
+
+// pipeTo hides that its writer may be a file: a child must get a pipe.
+type pipeTo struct{ io.Writer }
+
+// head keeps the first bytes of what is written.
+type head struct {
+	buf bytes.Buffer
+	max int
+}
+
+func (h *head) Write(p []byte) (int, error) {
+	h.buf.Write(p[:min(len(p), h.max-h.buf.Len())])
+	return len(p), nil
+}
+
+func (h *head) String() string { return h.buf.String() }
