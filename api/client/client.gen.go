@@ -2764,6 +2764,14 @@ type PathAllowDeny struct {
 	DeniedPrefixes  []string `json:"deniedPrefixes,omitempty,omitzero"`
 }
 
+// PauseResponse defines model for PauseResponse.
+type PauseResponse struct {
+	Paused            bool         `json:"paused"`
+	RuntimeGeneration int64        `json:"runtime_generation"`
+	SandboxID         string       `json:"sandbox_id"`
+	Status            SandboxState `json:"status"`
+}
+
 // PlaceholderProjection defines model for PlaceholderProjection.
 type PlaceholderProjection struct {
 	Replacements []PlaceholderReplacement `json:"replacements,omitempty,omitzero"`
@@ -3013,6 +3021,14 @@ type ResourceUsage struct {
 	OpenFiles    *int     `json:"open_files,omitempty"`
 	Processes    *int     `json:"processes,omitempty"`
 	ThreadCount  *int     `json:"thread_count,omitempty"`
+}
+
+// ResumeResponse defines model for ResumeResponse.
+type ResumeResponse struct {
+	Resumed           bool         `json:"resumed"`
+	RuntimeGeneration int64        `json:"runtime_generation"`
+	SandboxID         string       `json:"sandbox_id"`
+	Status            SandboxState `json:"status"`
 }
 
 // Role defines model for Role.

@@ -107,6 +107,8 @@ var operations = map[string]access{
 	"DELETE /api/v1/sandboxes/{id}":       {anyInTeam, auth.SandboxDelete},
 	"GET /api/v1/sandboxes/{id}/status":   {anyInTeam, auth.SandboxRead},
 	"POST /api/v1/sandboxes/{id}/refresh": {anyInTeam, auth.SandboxWrite},
+	"POST /api/v1/sandboxes/{id}/pause":   {anyInTeam, auth.SandboxWrite},
+	"POST /api/v1/sandboxes/{id}/resume":  {anyInTeam, auth.SandboxWrite},
 
 	"GET /api/v1/sandboxes/{id}/services":                {anyInTeam, auth.SandboxRead},
 	"PUT /api/v1/sandboxes/{id}/services":                {anyInTeam, auth.SandboxWrite},

@@ -22,6 +22,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
@@ -60,6 +61,8 @@ type Keeper struct {
 	cfg  Config
 	wake chan struct{} // there is something in ended
 
+	resumes singleflight.Group // by team and id
+
 	mu      sync.Mutex
 	ended   map[sandbox.ID]string    // sandboxes that their node says have ended
 	orphans map[sandbox.ID]time.Time // sandboxes without a row, since when
@@ -82,6 +85,7 @@ func New(cfg Config) *Keeper {
 func (k *Keeper) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { every(ctx, expiryEvery, nil, k.expire) })
+	wg.Go(func() { every(ctx, expiryEvery, nil, k.pauseExpired) })
 	wg.Go(func() { every(ctx, k.cfg.PassEvery, nil, k.pass) })
 	wg.Go(func() { every(ctx, k.cfg.PassEvery, k.wake, k.settleEnded) })
 	wg.Go(func() { every(ctx, purgeEvery, nil, k.purge) })
@@ -149,13 +153,18 @@ func (k *Keeper) deleteAtNode(ctx context.Context, node string, id sandbox.ID, g
 	return nil
 }
 
-// expire ends the sandboxes whose time is up. Until there is a pause to fall
-// back to, a soft ttl ends a sandbox like a hard one.
+// expire ends the sandboxes whose time is up.
 func (k *Keeper) expire(ctx context.Context) {
+	k.endAll(ctx, "could not look for expired sandboxes", k.cfg.Store.ExpireSandboxes)
+	k.endAll(ctx, "could not look for the sandboxes of deleted teams", k.cfg.Store.EndStrays)
+}
+
+// endAll ends what `decide` says shall end, which it is asked in batches.
+func (k *Keeper) endAll(ctx context.Context, failed string, decide func(ctx context.Context, limit int) ([]store.Sandbox, error)) {
 	for {
-		list, err := k.cfg.Store.ExpireSandboxes(ctx, expiryBatch)
+		list, err := decide(ctx, expiryBatch)
 		if err != nil {
-			k.logFailure(ctx, "could not look for expired sandboxes", err)
+			k.logFailure(ctx, failed, err)
 			return
 		}
 		k.finishAll(ctx, list)
@@ -186,6 +195,9 @@ func (k *Keeper) purge(ctx context.Context) {
 	}
 	if err := k.cfg.Store.PurgeRefreshTokens(ctx); err != nil {
 		k.logFailure(ctx, "could not purge refresh tokens", err)
+	}
+	if err := k.cfg.Store.PurgeDeletedTeams(ctx); err != nil {
+		k.logFailure(ctx, "could not purge deleted teams", err)
 	}
 	if err := k.cfg.Store.PurgeLogins(ctx); err != nil {
 		k.logFailure(ctx, "could not purge sign-ins", err)

@@ -127,6 +127,8 @@ func (k *Keeper) compare(ctx context.Context, row store.NodeRow, sb placement.Sa
 	case same && sb.State == sandbox.Failed:
 		k.fail(ctx, row.Sandbox, sb.Reason)
 	case !row.Settled:
+	case same && (sb.State == sandbox.Paused || sb.State == sandbox.Running):
+		k.settleState(ctx, row.Sandbox, sb.State, sb.Generation)
 	case has && !same:
 		k.dropLostClaim(ctx, row.Sandbox)
 	case !has:

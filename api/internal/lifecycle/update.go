@@ -51,6 +51,9 @@ func (k *Keeper) Change(
 			return store.Sandbox{}, err
 		}
 		updated, err := k.cfg.Store.UpdateSandbox(ctx, team, row, u)
+		if errdefs.Is(err, errdefs.Exhausted) && u.MemoryBytes != nil {
+			k.takeMemoryBack(ctx, row)
+		}
 		if !errors.Is(err, store.ErrChanged) {
 			return updated, err
 		}
@@ -59,7 +62,7 @@ func (k *Keeper) Change(
 }
 
 func checkUpdate(row store.Sandbox, c openapi.SandboxUpdateConfig, u *store.SandboxUpdate) error {
-	if row.Status != sandbox.Running {
+	if row.Status != sandbox.Running && row.Status != sandbox.Paused {
 		return errdefs.New(errdefs.Conflict, "the sandbox is %s", row.Status)
 	}
 	ttl, hardTTL := row.TTLSeconds, row.HardTTLSeconds
@@ -103,6 +106,16 @@ func (k *Keeper) updateAtNode(ctx context.Context, row store.Sandbox, c openapi.
 	}
 	_, err = rpc.Update(ctx, req)
 	return updateError(err)
+}
+
+// takeMemoryBack gives a sandbox at its node the memory that its row says, after a
+// quota has refused more.
+func (k *Keeper) takeMemoryBack(ctx context.Context, row store.Sandbox) {
+	err := k.updateAtNode(context.WithoutCancel(ctx), row, openapi.SandboxUpdateConfig{}, &row.MemoryBytes)
+	if err != nil {
+		k.cfg.Log.Warn("a sandbox has more memory than its row says until it is changed again",
+			"sandbox", row.ID, "gen", row.Generation, "team", row.TeamID, "err", err)
+	}
 }
 
 // updateError says what a tenant may know of a node's refusal.

@@ -2771,6 +2771,14 @@ type PathAllowDeny struct {
 	DeniedPrefixes  []string `json:"deniedPrefixes,omitempty,omitzero"`
 }
 
+// PauseResponse defines model for PauseResponse.
+type PauseResponse struct {
+	Paused            bool         `json:"paused"`
+	RuntimeGeneration int64        `json:"runtime_generation"`
+	SandboxID         string       `json:"sandbox_id"`
+	Status            SandboxState `json:"status"`
+}
+
 // PlaceholderProjection defines model for PlaceholderProjection.
 type PlaceholderProjection struct {
 	Replacements []PlaceholderReplacement `json:"replacements,omitempty,omitzero"`
@@ -3020,6 +3028,14 @@ type ResourceUsage struct {
 	OpenFiles    *int     `json:"open_files,omitempty"`
 	Processes    *int     `json:"processes,omitempty"`
 	ThreadCount  *int     `json:"thread_count,omitempty"`
+}
+
+// ResumeResponse defines model for ResumeResponse.
+type ResumeResponse struct {
+	Resumed           bool         `json:"resumed"`
+	RuntimeGeneration int64        `json:"runtime_generation"`
+	SandboxID         string       `json:"sandbox_id"`
+	Status            SandboxState `json:"status"`
 }
 
 // Role defines model for Role.
@@ -4520,9 +4536,15 @@ type ServerInterface interface {
 	// ListSandboxMetricSamples List samples of what a sandbox uses, oldest first
 	// (GET /api/v1/sandboxes/{id}/observability/metrics)
 	ListSandboxMetricSamples(w http.ResponseWriter, r *http.Request, id SandboxID, params ListSandboxMetricSamplesParams)
+	// PauseSandbox Save the sandbox with its processes, memory and files, and free everything else that it holds
+	// (POST /api/v1/sandboxes/{id}/pause)
+	PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// RefreshSandbox Start the sandbox's ttl and hard_ttl again from now
 	// (POST /api/v1/sandboxes/{id}/refresh)
 	RefreshSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ResumeSandbox Let a paused sandbox run again; its processes, files and contexts are there
+	// (POST /api/v1/sandboxes/{id}/resume)
+	ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// GetSandboxServices Get what a sandbox offers to the outside
 	// (GET /api/v1/sandboxes/{id}/services)
 	GetSandboxServices(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -6889,6 +6911,32 @@ func (siw *ServerInterfaceWrapper) ListSandboxMetricSamples(w http.ResponseWrite
 	handler.ServeHTTP(w, r)
 }
 
+// PauseSandbox operation middleware
+func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PauseSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // RefreshSandbox operation middleware
 func (siw *ServerInterfaceWrapper) RefreshSandbox(w http.ResponseWriter, r *http.Request) {
 
@@ -6906,6 +6954,32 @@ func (siw *ServerInterfaceWrapper) RefreshSandbox(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.RefreshSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ResumeSandbox operation middleware
+func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ResumeSandbox(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -9112,6 +9186,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}", wrapper.UpdateSandbox)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/status", wrapper.GetSandboxStatus)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/refresh", wrapper.RefreshSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/pause", wrapper.PauseSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/resume", wrapper.ResumeSandbox)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.GetSandboxServices)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.UpdateSandboxServices)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxes/{id}/exposed-ports", wrapper.ClearExposedPorts)

@@ -134,9 +134,9 @@ func (m *Manager) commit(ctx context.Context, inst *instance, rec journal.Record
 }
 
 // backToSleep undoes a resume: what was started is nobody's, the image is what the
-// sandbox is. Its generation stays used.
+// sandbox is, and nobody has heard of the generation that was begun.
 func (m *Manager) backToSleep(ctx context.Context, inst *instance, rec journal.Record) {
-	rec.State = journal.Paused
+	rec.State, rec.Generation = journal.Paused, rec.Image
 	m.putAnyway(ctx, rec)
 	m.dispose(inst, rec)
 }

@@ -1,0 +1,179 @@
+package lifecycle
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"s0.run/api/internal/nodes"
+	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+)
+
+const (
+	// pauseTimeout and resumeTimeout are for sandboxes with all the memory that one
+	// may have.
+	pauseTimeout  = 10 * time.Minute
+	resumeTimeout = 5 * time.Minute
+	// pauseLease is when a pause by ttl that did not happen is tried again.
+	pauseLease = time.Minute
+)
+
+// Pause saves a sandbox of a team and answers when its state is durable on its node.
+// One that is paused stays so. A client that leaves does not stop it.
+func (k *Keeper) Pause(ctx context.Context, team uuid.UUID, id sandbox.ID) (store.Sandbox, error) {
+	row, err := k.cfg.Store.Sandbox(ctx, team, id)
+	if err != nil || row.Status == sandbox.Paused {
+		return row, err
+	}
+	if row.Status != sandbox.Running {
+		return store.Sandbox{}, errdefs.New(errdefs.Conflict, "the sandbox is %s", row.Status)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pauseTimeout)
+	defer cancel()
+	return k.pause(ctx, row)
+}
+
+func (k *Keeper) pause(ctx context.Context, row store.Sandbox) (store.Sandbox, error) {
+	rpc, err := k.cfg.Nodes.RPC(row.Node)
+	if err != nil {
+		return store.Sandbox{}, err
+	}
+	sb, err := rpc.Pause(ctx, &nodeapi.PauseRequest{Id: string(row.ID), Generation: uint64(row.Generation)})
+	if err != nil {
+		return store.Sandbox{}, switchError(err, "the sandbox can't be paused in its present state", "the sandbox could not be paused")
+	}
+	paused, changed, err := k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, sandbox.Generation(sb.GetGeneration()))
+	if err != nil {
+		return store.Sandbox{}, err // the next pass finds it paused
+	}
+	if !changed {
+		return k.cfg.Store.Sandbox(ctx, row.TeamID, row.ID)
+	}
+	k.cfg.Log.Info("paused a sandbox", "sandbox", row.ID, "gen", paused.Generation, "team", row.TeamID, "node", row.Node)
+	return paused, nil
+}
+
+// Resume lets a paused sandbox of a team run again, as its next generation, and
+// answers when it serves. One that runs stays as it is. All who ask at a time share
+// one attempt, which goes on when they leave.
+func (k *Keeper) Resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (store.Sandbox, error) {
+	flight := k.resumes.DoChan(team.String()+"/"+string(id), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeTimeout)
+		defer cancel()
+		return k.resume(ctx, team, id)
+	})
+	select {
+	case r := <-flight:
+		if r.Err != nil {
+			return store.Sandbox{}, r.Err
+		}
+		return r.Val.(store.Sandbox), nil
+	case <-ctx.Done():
+		return store.Sandbox{}, ctx.Err()
+	}
+}
+
+func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (store.Sandbox, error) {
+	row, begun, err := k.cfg.Store.BeginResume(ctx, team, id)
+	if err == nil && !begun {
+		row, err = k.cfg.Store.Sandbox(ctx, team, id)
+	}
+	if err != nil {
+		return store.Sandbox{}, err
+	}
+	if row.Status != sandbox.Starting && row.Status != sandbox.Running {
+		return store.Sandbox{}, errdefs.New(errdefs.Conflict, "the sandbox is %s", row.Status)
+	}
+	rpc, err := k.cfg.Nodes.RPC(row.Node)
+	var sb *nodeapi.Sandbox
+	if err == nil {
+		sb, err = rpc.Resume(ctx, &nodeapi.ResumeRequest{Id: string(id)})
+	}
+	if err != nil {
+		k.stayPaused(ctx, row, begun)
+		return store.Sandbox{}, switchError(err, "the sandbox can't be resumed in its present state", "the sandbox could not be resumed")
+	}
+	resumed, changed, err := k.cfg.Store.SetResumed(ctx, team, id, row.ClaimID, sandbox.Generation(sb.GetGeneration()))
+	if err != nil {
+		return store.Sandbox{}, err // the next pass finds it running
+	}
+	if !changed {
+		return k.cfg.Store.Sandbox(ctx, team, id)
+	}
+	k.cfg.Log.Info("resumed a sandbox", "sandbox", id, "gen", resumed.Generation, "team", team, "node", row.Node)
+	return resumed, nil
+}
+
+// stayPaused undoes this call's decision that a sandbox shall run. If the database
+// does not take it, a pass finds what its node says.
+func (k *Keeper) stayPaused(ctx context.Context, row store.Sandbox, begun bool) {
+	if !begun {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	if _, _, err := k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, row.Generation); err != nil {
+		k.logFailure(ctx, "could not undo a resume", err)
+	}
+}
+
+// switchError says what a tenant may know of a node's refusal.
+func switchError(err error, state, failed string) error {
+	switch connect.CodeOf(err) {
+	case connect.CodeFailedPrecondition, connect.CodeNotFound:
+		return errdefs.New(errdefs.Conflict, "%s", state).WithCause(err)
+	case connect.CodeResourceExhausted:
+		return errdefs.New(errdefs.Exhausted, "too many sandboxes are starting or running on its node").WithRetryAfter(time.Second).WithCause(err)
+	case connect.CodeDeadlineExceeded:
+		return errdefs.New(errdefs.GatewayTimeout, "%s in time", failed).WithCause(err)
+	case connect.CodeUnavailable, connect.CodeInternal:
+		return errdefs.New(errdefs.Unavailable, "%s", failed).WithRetryAfter(time.Second).WithCause(err)
+	}
+	return nodes.ErrUnreachable.WithCause(err)
+}
+
+// pauseExpired pauses the sandboxes whose soft ttl is over, so many at a time.
+func (k *Keeper) pauseExpired(ctx context.Context) {
+	list, err := k.cfg.Store.LeaseSoftExpired(ctx, pauseLease, atOnce)
+	if err != nil {
+		k.logFailure(ctx, "could not look for sandboxes whose ttl is over", err)
+		return
+	}
+	var g errgroup.Group
+	for _, row := range list {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, pauseTimeout)
+			defer cancel()
+			if _, err := k.pause(ctx, row); err != nil {
+				k.cfg.Log.Warn("could not pause a sandbox whose ttl is over", "sandbox", row.ID, "gen", row.Generation, "team", row.TeamID, "node", row.Node, "err", err)
+			}
+			return nil
+		})
+	}
+	g.Wait()
+}
+
+// settleState brings a row in line with what its node says of pauses and resumes that
+// nobody recorded. A state of an older generation than the row's is old news.
+func (k *Keeper) settleState(ctx context.Context, row store.Sandbox, state sandbox.State, gen sandbox.Generation) {
+	var changed bool
+	var err error
+	switch {
+	case state == sandbox.Paused && row.Status != sandbox.Paused:
+		_, changed, err = k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, gen)
+	case state == sandbox.Running && row.Status != sandbox.Running:
+		_, changed, err = k.cfg.Store.SetResumed(ctx, row.TeamID, row.ID, row.ClaimID, gen)
+	}
+	if err != nil {
+		k.logFailure(ctx, "could not settle a sandbox's state", err)
+	}
+	if changed {
+		k.cfg.Log.Info("settled a sandbox's state", "sandbox", row.ID, "gen", gen, "team", row.TeamID, "node", row.Node, "state", state)
+	}
+}

@@ -1,0 +1,69 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"s0.run/internal/sandbox"
+)
+
+// SetPaused records that an instance of a sandbox was saved by its node and runs no
+// more. Its ttl begins again when it is resumed. It reports false when the row was
+// something else by then, or knows a later instance.
+func (s *Store) SetPaused(ctx context.Context, team uuid.UUID, id sandbox.ID, claim uuid.UUID, gen sandbox.Generation) (Sandbox, bool, error) {
+	return s.changed(ctx, "recording a pause", `
+		UPDATE sandboxes SET status = 'paused', generation = $4, expires_at = NULL, updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation <= $4
+		AND deleted_at IS NULL AND status IN ('starting', 'running')`, team, id, claim, gen)
+}
+
+// BeginResume decides that a paused sandbox shall run, if its team's quota has room.
+// It reports false when the sandbox is not paused.
+func (s *Store) BeginResume(ctx context.Context, team uuid.UUID, id sandbox.ID) (Sandbox, bool, error) {
+	return s.changed(ctx, "resuming a sandbox", `
+		UPDATE sandboxes SET status = 'starting', updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND deleted_at IS NULL AND status = 'paused'`, team, id)
+}
+
+// SetResumed records that a node runs an instance of a sandbox that was paused. Its
+// ttl begins now. It reports false when the row was something else by then, or knows
+// a later instance.
+func (s *Store) SetResumed(ctx context.Context, team uuid.UUID, id sandbox.ID, claim uuid.UUID, gen sandbox.Generation) (Sandbox, bool, error) {
+	return s.changed(ctx, "recording a resume", `
+		UPDATE sandboxes SET status = 'running', generation = $4, updated_at = now(),
+			expires_at = CASE WHEN ttl_seconds > 0 THEN now() + make_interval(secs => ttl_seconds) END
+		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation <= $4
+		AND deleted_at IS NULL AND status IN ('starting', 'paused')`, team, id, claim, gen)
+}
+
+// changed runs an UPDATE of one sandbox that may not apply.
+func (s *Store) changed(ctx context.Context, doing, sql string, args ...any) (Sandbox, bool, error) {
+	rows, _ := s.pool.Query(ctx, sql+" RETURNING "+sandboxColumns, args...)
+	sb, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Sandbox{}, false, nil
+	}
+	return sb, err == nil, classify(err, doing)
+}
+
+// LeaseSoftExpired hands out at most limit running sandboxes, of any team, whose ttl
+// is over by the database's clock, for this caller to pause. One that it does not
+// pause is handed out again after lease. A row that another replica or a refresh
+// holds at this moment is left for the next call (G02).
+func (s *Store) LeaseSoftExpired(ctx context.Context, lease time.Duration, limit int) ([]Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, `
+		UPDATE sandboxes SET expires_at = now() + $1::interval, updated_at = now()
+		WHERE id IN (
+			SELECT id FROM sandboxes
+			WHERE deleted_at IS NULL AND least(expires_at, hard_expires_at) <= now() AND expires_at <= now() AND status = 'running'
+			AND coalesce(hard_expires_at > now(), true)
+			ORDER BY least(expires_at, hard_expires_at) LIMIT $2
+			FOR UPDATE SKIP LOCKED)
+		RETURNING `+sandboxColumns, lease, limit)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+	return list, classify(err, "looking for sandboxes whose ttl is over")
+}
