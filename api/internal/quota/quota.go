@@ -12,6 +12,7 @@ package quota
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,9 +43,24 @@ type Gate struct {
 type team struct {
 	read    time.Time
 	room    []store.Room // as it was read, less what goes on; nil: no limits
-	claims  int          // that go on
-	bytes   int64        // of their sandboxes
+	going   claims
+	made    claims // ever
 	changed chan struct{}
+}
+
+// claims is a number of claims and the memory of their sandboxes.
+type claims struct {
+	n     int64
+	bytes int64
+}
+
+func (c claims) plus(o claims) claims  { return claims{c.n + o.n, c.bytes + o.bytes} }
+func (c claims) minus(o claims) claims { return claims{c.n - o.n, c.bytes - o.bytes} }
+
+// reading is what room there was, at some time after so many claims were made.
+type reading struct {
+	room []store.Room
+	made claims
 }
 
 // NewGate makes a Gate over a store's Room.
@@ -101,40 +117,59 @@ func (g *Gate) remembered(id uuid.UUID, bytes int64) bool {
 // ask reads what room there is. It answers a channel when there may be some once
 // a claim has left.
 func (g *Gate) ask(ctx context.Context, id uuid.UUID, bytes int64) (changed <-chan struct{}, err error) {
-	read := g.reading.DoChan(id.String(), func() (any, error) { return g.room(context.WithoutCancel(ctx), id) })
-	var room []store.Room
+	asked := g.reading.DoChan(id.String(), func() (any, error) { return g.read(context.WithoutCancel(ctx), id) })
+	var r reading
 	select {
-	case r := <-read:
-		if r.Err != nil {
-			return nil, r.Err
+	case answer := <-asked:
+		if answer.Err != nil {
+			return nil, answer.Err
 		}
-		room, _ = r.Val.([]store.Room)
+		r = answer.Val.(reading)
 	case <-ctx.Done():
 		return nil, errdefs.New(errdefs.Unavailable, "the team's quota could not be read in time").WithRetryAfter(time.Second)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	t := g.team(id)
-	t.know(room)
+	since := t.made.minus(r.made)
+	t.know(r.room, since)
 	short := t.short(bytes)
 	switch {
 	case short == nil:
 		t.take(bytes)
 		return nil, nil
-	case t.claims > 0:
+	case t.going.n > 0:
 		return t.changed, nil
+	case since.n > 0: // they may be counted twice
+		return again, nil
 	}
 	return nil, store.QuotaExceeded(short.Dimension, short.Limit)
+}
+
+// again is a change that has taken place.
+var again = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+func (g *Gate) read(ctx context.Context, id uuid.UUID) (reading, error) {
+	g.mu.Lock()
+	made := g.team(id).made
+	g.mu.Unlock()
+	room, err := g.room(ctx, id)
+	return reading{room, made}, err
 }
 
 func (g *Gate) leave(id uuid.UUID, bytes int64, made bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	t := g.team(id)
-	t.claims--
-	t.bytes -= bytes
-	if !made {
-		t.spend(-1, -bytes)
+	t, it := g.team(id), claims{1, bytes}
+	t.going = t.going.minus(it)
+	if made {
+		t.made = t.made.plus(it)
+	} else {
+		t.spend(claims{}.minus(it))
 	}
 	close(t.changed)
 	t.changed = make(chan struct{})
@@ -145,7 +180,7 @@ func (g *Gate) team(id uuid.UUID) *team {
 	t := g.teams[id]
 	if t == nil {
 		if len(g.teams) >= maxKnown {
-			maps.DeleteFunc(g.teams, func(_ uuid.UUID, t *team) bool { return t.claims == 0 })
+			maps.DeleteFunc(g.teams, func(_ uuid.UUID, t *team) bool { return t.going.n == 0 })
 		}
 		t = &team{changed: make(chan struct{})}
 		g.teams[id] = t
@@ -160,39 +195,41 @@ func (t *team) age() time.Duration {
 	return roomAge
 }
 
-// know replaces what is known by what was read. Of the claims that go on some may
-// be in it already: that is too careful until they leave.
-func (t *team) know(room []store.Room) {
+// know replaces what is known by what was read. Of the claims that go on, and of
+// those made since, some may be in it already: that is too careful until it is
+// read again.
+func (t *team) know(room []store.Room, since claims) {
 	t.read = time.Now()
-	t.room = append([]store.Room(nil), room...) // others have read the same
-	t.spend(t.claims, t.bytes)
+	t.room = slices.Clone(room) // others have read the same
+	t.spend(t.going.plus(since))
 }
 
 func (t *team) take(bytes int64) {
-	t.claims++
-	t.bytes += bytes
-	t.spend(1, bytes)
+	it := claims{1, bytes}
+	t.going = t.going.plus(it)
+	t.spend(it)
 }
 
-func (t *team) spend(claims int, bytes int64) {
+func (t *team) spend(c claims) {
 	for i := range t.room {
-		t.room[i].Left -= amount(t.room[i], claims, bytes)
+		t.room[i].Left -= c.of(t.room[i])
 	}
 }
 
 // short is a limit that leaves no room for a claim; nil: none.
 func (t *team) short(bytes int64) *store.Room {
 	for i := range t.room {
-		if t.room[i].Left < amount(t.room[i], 1, bytes) {
+		if t.room[i].Left < (claims{1, bytes}).of(t.room[i]) {
 			return &t.room[i]
 		}
 	}
 	return nil
 }
 
-func amount(r store.Room, claims int, bytes int64) int64 {
+// of is what the claims take of a limit.
+func (c claims) of(r store.Room) int64 {
 	if r.Dimension == store.QuotaSandboxes {
-		return int64(claims)
+		return c.n
 	}
-	return bytes
+	return c.bytes
 }
