@@ -60,11 +60,13 @@ var rules = []rule{
 	{in: "noded/internal/runtime", own: append(leaves, "internal/procapi", "internal/shimapi"), third: containerd},
 	{in: "noded/internal/images", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: append(containerd, "github.com/klauspost/compress")},
 	{in: "noded/internal/journal", own: leaves, third: []string{"go.etcd.io/bbolt"}},
+	{in: "registry", own: []string{"internal/daemon", "internal/errdefs", "internal/imageref", "internal/regauth"}},
+	{in: "registry/internal/store", third: []string{"go.etcd.io/bbolt"}},
 	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/warm"}, third: []string{"golang.org/x/sys"}},
 	{in: "shim", own: []string{"internal/errdefs", "internal/shimapi"}, third: append(containerd, "github.com/containerd/ttrpc", "github.com/containerd/console", "github.com/containerd/plugin")},
 
 	// Mains, and the one-machine server that assembles the components.
-	{in: "cmd/s0", own: []string{"api/client"}, third: []string{"github.com/spf13", "go.yaml.in/yaml/v3", "golang.org/x"}},
+	{in: "cmd/s0", own: []string{"api/client"}, third: []string{"github.com/google/go-containerregistry", "github.com/spf13", "go.yaml.in/yaml/v3", "golang.org/x"}},
 	{in: "cmd/s0d", own: append(leaves, "internal/nodeapi", "api", "noded"), third: []string{
 		"github.com/spf13", "golang.org/x/sync", "golang.org/x/sys", "github.com/google/go-containerregistry", "github.com/jackc/pgx/v5",
 	}, deny: []string{module + "/api/internal", module + "/noded/internal"}},
