@@ -16,6 +16,7 @@ import (
 
 	"s0.run/api/internal/apidoc"
 	"s0.run/api/internal/auth"
+	"s0.run/api/internal/capture"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
 	"s0.run/api/internal/events"
@@ -69,6 +70,7 @@ type server struct {
 	lifecycle *lifecycle.Keeper
 	webhooks  *webhook.Dispatcher
 	events    *events.Feed
+	captures  *capture.Capturer
 	claimer   *claim.Claimer
 	meter     *metering.Meter
 	sockets   *wsapi.Server
@@ -227,14 +229,17 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	s.claimer = claim.New(claim.Config{
 		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Hooks: hooks, Metrics: claim.NewMetrics(reg), Log: log,
 	})
-	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes})
+	s.captures = capture.New(capture.Config{
+		Store: s.store, Catalog: s.catalog, Nodes: s.nodes, Registry: s.images, Changed: s.templatesChanged, Log: log,
+	})
+	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Resumer: s.lifecycle})
 	s.wireExposure(plane)
 	proxies, _ := s.cfg.proxies() // checked before
 	hosts := httpapi.NewHostList(s.hostNames())
 	s.watches = ndjson.New()
 	s.sockets = wsapi.New(wsapi.Config{Plane: plane, CheckOrigin: hosts.SameOrigin, Log: log})
 	s.http = httpapi.New(httpapi.Config{
-		Store: s.store, Auth: s.auth, Identity: id, SSO: s.sso, Catalog: s.catalog, Images: s.images, Table: s.table, Claimer: s.claimer,
+		Store: s.store, Auth: s.auth, Identity: id, SSO: s.sso, Catalog: s.catalog, Images: s.images, Captures: s.captures, Table: s.table, Claimer: s.claimer,
 		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Watches: s.watches,
 		Events:  &events.View{Store: s.store, Feed: s.events, RegionID: s.cfg.RegionID},
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
@@ -268,17 +273,18 @@ func (s *server) publicDomain() (services.Domain, error) {
 func (s *server) wireExposure(plane *dataplane.Plane) {
 	s.runtimes = runtimes.New(runtimes.Config{Plane: plane, Tunnels: tunnel.New(plane), Log: s.cfg.Log})
 	s.exposure = exposure.New(exposure.Config{
-		Store: s.store, Runtimes: s.runtimes, Resumer: noResume{}, Domain: s.domain,
+		Store: s.store, Runtimes: s.runtimes, Resumer: waker{s.lifecycle}, Domain: s.domain,
 		OurToken: s.auth.MayBeOurs, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Log: s.cfg.Log,
 	})
 }
 
-// noResume stands in while no sandbox is ever paused.
-type noResume struct{}
+// waker is what an exposed service's visitor may do to a sandbox that is asleep.
+type waker struct{ keeper *lifecycle.Keeper }
 
 // Resume implements exposure.Resumer.
-func (noResume) Resume(context.Context, dataplane.Target) error {
-	return errdefs.New(errdefs.Unavailable, "this server does not resume sandboxes")
+func (w waker) Resume(ctx context.Context, to dataplane.Target) error {
+	_, err := w.keeper.Resume(ctx, to.Team, to.ID)
+	return err
 }
 
 func (s *server) hostNames() []string {
@@ -325,6 +331,7 @@ func (s *server) run(ctx context.Context) error {
 	s.watches.Close()
 	s.exposure.Close()
 	s.runtimes.Close()
+	s.captures.Close()
 	s.claimer.Wait()
 	stopBackground()
 	if failed := g.Wait(); failed != nil {

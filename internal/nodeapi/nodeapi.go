@@ -17,6 +17,14 @@ import (
 // ProcPrefix + id + procapi path.
 const ProcPrefix = "/sandboxes/"
 
+// LayerPrefix is where noded's listener serves what a sandbox has changed in its
+// root filesystem, as a layer of an image: LayerPrefix + id. When the answer begins
+// the sandbox was read; LayerImageHeader names the image below, by digest.
+const (
+	LayerPrefix      = "/layers/"
+	LayerImageHeader = "S0-Layer-Image"
+)
+
 // GenerationHeader, on a proxied request, names the generation that the caller
 // means; another one answers 409.
 const GenerationHeader = "S0-Generation"
@@ -27,6 +35,13 @@ const GenerationHeader = "S0-Generation"
 const (
 	CodeHeader = "S0-Code"
 	CodeImage  = "image_not_ready"
+)
+
+// Codes of the proxy's refusals, each with 409: the sandbox has to be resumed first,
+// or was since the caller looked. Nothing of the request has reached it.
+const (
+	CodePaused          = "paused"
+	CodeStaleGeneration = "stale_generation"
 )
 
 // SpecToWire translates a spec for the wire.

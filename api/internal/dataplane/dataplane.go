@@ -38,11 +38,18 @@ const (
 	WaitTimeout = 40 * time.Second
 )
 
+// Resumer wakes paused sandboxes.
+type Resumer interface {
+	// Resume returns when the sandbox runs. Many may ask for one at a time.
+	Resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (store.Sandbox, error)
+}
+
 // Config names where sandboxes are found.
 type Config struct {
-	Store *store.Store
-	Table *placement.Table
-	Nodes *nodes.Set
+	Store   *store.Store
+	Table   *placement.Table
+	Nodes   *nodes.Set
+	Resumer Resumer
 }
 
 // Plane is safe for concurrent use.
@@ -147,12 +154,38 @@ func readRest(begin []byte, body io.Reader) ([]byte, error) {
 }
 
 // Stream sends a request and answers a success's response, whose body the caller
-// reads and closes. Everything else becomes an error.
+// reads and closes. Everything else becomes an error. A paused sandbox is woken
+// first, if it may be.
 func (p *Plane) Stream(ctx context.Context, to Target, req Request) (*http.Response, error) {
 	at, err := p.find(ctx, to)
 	if err != nil {
 		return nil, err
 	}
+	resp, err := p.ask(ctx, to, at, req)
+	var moved *elsewhere
+	if !errors.As(err, &moved) {
+		return resp, err
+	}
+	if at, err = p.findAgain(ctx, to, moved.asleep); err != nil {
+		return nil, err
+	}
+	if req.Body != nil {
+		s, ok := req.Body.(io.Seeker)
+		if !ok {
+			return nil, errWakingUp // and awake when it is asked again
+		}
+		if _, err := s.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+	}
+	if resp, err = p.ask(ctx, to, at, req); errors.As(err, &moved) {
+		return nil, errWakingUp.WithCause(err)
+	}
+	return resp, err
+}
+
+// ask sends a request to where the sandbox is.
+func (p *Plane) ask(ctx context.Context, to Target, at place, req Request) (*http.Response, error) {
 	client, err := p.cfg.Nodes.Data(at.node)
 	if err != nil {
 		return nil, err
@@ -211,10 +244,67 @@ func (p *Plane) find(ctx context.Context, to Target) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	if row.Status != sandbox.Running {
-		return place{}, notRunning(row)
+	switch row.Status {
+	case sandbox.Running:
+		return place{row.Node, row.Generation}, nil
+	case sandbox.Paused, sandbox.Starting:
+		return p.wake(ctx, row)
 	}
-	return place{row.Node, row.Generation}, nil
+	return place{}, notRunning(row)
+}
+
+var (
+	errStaysPaused = errdefs.New(errdefs.Unavailable, "sandbox is not running and auto_resume is disabled")
+	errWakingUp    = errdefs.New(errdefs.Unavailable, "sandbox is waking up").WithRetryAfter(time.Second)
+)
+
+// elsewhere is a node's refusal: since we looked, the sandbox was paused or has become
+// another generation.
+type elsewhere struct{ asleep bool }
+
+func (e *elsewhere) Error() string {
+	return fmt.Sprintf("the sandbox is another generation, or asleep (%v)", e.asleep)
+}
+
+// findAgain asks the database, which is not behind, and wakes the sandbox if its node
+// says that it sleeps, whatever the row says yet.
+func (p *Plane) findAgain(ctx context.Context, to Target, asleep bool) (place, error) {
+	row, err := p.cfg.Store.Sandbox(ctx, to.Team, to.ID)
+	switch {
+	case err != nil:
+		return place{}, err
+	case row.Status == sandbox.Running && !asleep:
+		return place{row.Node, row.Generation}, nil
+	case row.Status == sandbox.Running, row.Status == sandbox.Paused, row.Status == sandbox.Starting:
+		return p.wake(ctx, row)
+	}
+	return place{}, notRunning(row)
+}
+
+// wake resumes a sandbox for the request at hand, unless its owner does not want that.
+// A quota's refusal is the caller's to know.
+func (p *Plane) wake(ctx context.Context, row store.Sandbox) (place, error) {
+	if !autoResume(row.Config) {
+		return place{}, errStaysPaused
+	}
+	awake, err := p.cfg.Resumer.Resume(ctx, row.TeamID, row.ID)
+	switch {
+	case errdefs.Is(err, errdefs.Exhausted), errdefs.Is(err, errdefs.NotFound):
+		return place{}, err
+	case err != nil:
+		return place{}, errWakingUp.WithCause(err)
+	case awake.Status != sandbox.Running:
+		return place{}, notRunning(awake)
+	}
+	return place{awake.Node, awake.Generation}, nil
+}
+
+// autoResume reads the stored config; it is on unless it was turned off.
+func autoResume(config json.RawMessage) bool {
+	var c struct {
+		AutoResume *bool `json:"auto_resume"`
+	}
+	return json.Unmarshal(config, &c) != nil || c.AutoResume == nil || *c.AutoResume
 }
 
 func notRunning(row store.Sandbox) error {

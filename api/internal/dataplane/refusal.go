@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 )
@@ -76,6 +77,9 @@ func (p *Plane) refusal(ctx context.Context, to Target, resp *http.Response) err
 	}
 	if kind, ok := procdCodes[said.Code]; ok && kind.HTTPStatus() == resp.StatusCode {
 		return errdefs.WithCode(kind, said.Code, "%s", clean(said.Message))
+	}
+	if resp.StatusCode == http.StatusConflict && (said.Code == nodeapi.CodePaused || said.Code == nodeapi.CodeStaleGeneration) {
+		return &elsewhere{asleep: said.Code == nodeapi.CodePaused}
 	}
 	cause := fmt.Errorf("status %d, code %.40q: %s", resp.StatusCode, said.Code, clean(said.Message))
 	switch resp.StatusCode {

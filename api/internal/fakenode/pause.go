@@ -20,6 +20,16 @@ func (n *Node) Resume(_ context.Context, req *nodeapi.ResumeRequest) (*nodeapi.S
 	return n.switchTo(req.GetId(), req.GetGeneration(), "running", 1)
 }
 
+// Switch makes a sandbox one of a state and generation, as if by another's call.
+func (n *Node) Switch(id, state string, gen uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	next := proto.CloneOf(n.sandboxes[id])
+	next.State, next.Generation = state, gen
+	n.sandboxes[id] = next
+	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: next}})
+}
+
 func (n *Node) switchTo(id string, gen uint64, state string, step uint64) (*nodeapi.Sandbox, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/cgroup"
 	"s0.run/noded/internal/events"
@@ -334,9 +335,9 @@ const (
 	// CodeSlotTaken: the slot is not free; another one may be.
 	CodeSlotTaken = "slot_taken"
 	// CodePaused: the sandbox has to be resumed first.
-	CodePaused = "paused"
+	CodePaused = nodeapi.CodePaused
 	// CodeStaleGeneration: the caller knows an older instance of the sandbox.
-	CodeStaleGeneration = "stale_generation"
+	CodeStaleGeneration = nodeapi.CodeStaleGeneration
 )
 
 func checkGeneration(rec journal.Record, want sandbox.Generation) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"time"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -153,7 +152,7 @@ func usable(rec journal.Record) error {
 	case journal.Paused:
 		return errdefs.WithCode(errdefs.Conflict, CodePaused, "sandbox %s is paused", rec.ID)
 	case journal.Pausing, journal.Resuming:
-		return errdefs.New(errdefs.Unavailable, "sandbox %s is being paused or resumed", rec.ID).WithRetryAfter(time.Second)
+		return errdefs.WithCode(errdefs.Conflict, CodePaused, "sandbox %s is being paused or resumed", rec.ID)
 	case journal.Failed:
 		return errdefs.New(errdefs.Conflict, "sandbox %s has failed: %s", rec.ID, rec.Reason)
 	case journal.Terminating:

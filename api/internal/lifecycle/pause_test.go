@@ -1,0 +1,158 @@
+package lifecycle_test
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
+)
+
+func is(status sandbox.State, gen sandbox.Generation) func(store.Sandbox) bool {
+	return func(row store.Sandbox) bool { return row.Status == status && row.Generation == gen }
+}
+
+func TestPauseAndResume(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(func(n *store.NewSandbox) { n.TTLSeconds = 3600 })
+	if _, err := f.keep.Pause(t.Context(), uuid.New(), sb.ID); !errdefs.Is(err, errdefs.NotFound) {
+		t.Fatalf("A01: by a foreign team: %v", err)
+	}
+	for range 2 { // the second finds it paused
+		got, err := f.keep.Pause(t.Context(), f.team, sb.ID)
+		if err != nil || !is(sandbox.Paused, 1)(got) || got.ExpiresAt != nil {
+			t.Fatalf("%+v: %v", got, err)
+		}
+	}
+	if _, err := f.keep.Resume(t.Context(), uuid.New(), sb.ID); !errdefs.Is(err, errdefs.NotFound) {
+		t.Fatalf("A01: by a foreign team: %v", err)
+	}
+	var all sync.WaitGroup
+	for range 10 { // one attempt for all
+		all.Go(func() {
+			got, err := f.keep.Resume(t.Context(), f.team, sb.ID)
+			if err != nil || !is(sandbox.Running, 2)(got) || got.ExpiresAt == nil {
+				t.Errorf("%+v: %v", got, err)
+			}
+		})
+	}
+	all.Wait()
+	if err := f.keep.Delete(t.Context(), f.team, sb.ID); err != nil || !deleted(f.row(sb.ID)) {
+		t.Fatalf("%v", err)
+	}
+	for what, err := range map[string]error{
+		"pause":  second(f.keep.Pause(t.Context(), f.team, sb.ID)),
+		"resume": second(f.keep.Resume(t.Context(), f.team, sb.ID)),
+	} {
+		if !errdefs.Is(err, errdefs.NotFound) {
+			t.Errorf("%s of what is gone: %v", what, err)
+		}
+	}
+}
+
+func second(_ store.Sandbox, err error) error { return err }
+
+func TestAResumeThatFailsLeavesTheSandboxPaused(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(nil)
+	if _, err := f.keep.Pause(t.Context(), f.team, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	f.node.Stop()
+	if _, err := f.keep.Resume(t.Context(), f.team, sb.ID); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("without its node: %v", err)
+	}
+	if row := f.row(sb.ID); !is(sandbox.Paused, 1)(row) {
+		t.Errorf("%+v", row)
+	}
+	f.node.Listen(t)
+	f.eventually(sb.ID, "it can be resumed again", func(store.Sandbox) bool {
+		_, err := f.keep.Resume(t.Context(), f.team, sb.ID)
+		return err == nil
+	})
+}
+
+func TestASandboxThatFailedIsNeitherPausedNorResumed(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(nil)
+	f.node.Fail(string(sb.ID), "oom")
+	f.eventually(sb.ID, "the failure is recorded", failed("oom"))
+	for what, err := range map[string]error{
+		"pause":  second(f.keep.Pause(t.Context(), f.team, sb.ID)),
+		"resume": second(f.keep.Resume(t.Context(), f.team, sb.ID)),
+	} {
+		if !errdefs.Is(err, errdefs.Conflict) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// X39: an api that died between its node's answer and its row leaves a row that the
+// next pass puts right, in either direction.
+func TestX39_ARowFollowsItsNode(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(nil)
+	f.node.Switch(string(sb.ID), "paused", 1)
+	f.eventually(sb.ID, "the pause is recorded", is(sandbox.Paused, 1))
+	f.node.Switch(string(sb.ID), "running", 2)
+	f.eventually(sb.ID, "the resume is recorded", is(sandbox.Running, 2))
+	if _, ok, err := f.store.SetPaused(t.Context(), f.team, sb.ID, sb.ClaimID, 1); ok || err != nil {
+		t.Errorf("R2: word of an older instance is believed: %v, %v", ok, err)
+	}
+	f.node.Switch(string(sb.ID), "paused", 2)
+	f.eventually(sb.ID, "the pause is recorded", is(sandbox.Paused, 2))
+	if _, ok, err := f.store.BeginResume(t.Context(), f.team, sb.ID); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	f.eventually(sb.ID, "a resume that nobody went on with is undone", is(sandbox.Paused, 2))
+}
+
+// G02: a soft ttl pauses, once for all replicas, and a hard one deletes what is paused.
+func TestG02_TTLs(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(func(n *store.NewSandbox) { n.TTLSeconds, n.HardTTLSeconds = 3600, 7200 })
+	f.expire(sb.ID, "expires_at")
+	f.eventually(sb.ID, "the ttl pauses it", is(sandbox.Paused, 1))
+	if list, err := f.store.LeaseSoftExpired(t.Context(), time.Minute, 10); err != nil || len(list) != 0 {
+		t.Errorf("what is paused expires again: %v, %v", list, err)
+	}
+	if _, err := f.keep.Resume(t.Context(), f.team, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	f.expire(sb.ID, "expires_at")
+	f.eventually(sb.ID, "the next ttl pauses it again", is(sandbox.Paused, 2))
+	f.expire(sb.ID, "hard_expires_at")
+	f.eventually(sb.ID, "the hard ttl ends what is paused", deleted)
+}
+
+// G02: of a reaper and a refresh at the same time one wins, by the database.
+func TestG02_RefreshOrPause(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(func(n *store.NewSandbox) { n.TTLSeconds = 3600 })
+	if _, err := f.store.RefreshSandbox(t.Context(), f.team, sb.ID, nil); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := f.store.LeaseSoftExpired(t.Context(), time.Minute, 10); err != nil || len(list) != 0 {
+		t.Errorf("what was refreshed is leased: %v, %v", list, err)
+	}
+	if row := f.row(sb.ID); !is(sandbox.Running, 1)(row) {
+		t.Errorf("%+v", row)
+	}
+}
+
+func (f *fixture) expire(id sandbox.ID, column string) {
+	f.t.Helper()
+	if _, err := f.conn.Exec(f.t.Context(), "UPDATE sandboxes SET "+column+" = now() WHERE id = $1", id); err != nil {
+		f.t.Fatal(err)
+	}
+}
