@@ -9,6 +9,7 @@ import (
 	"s0.run/noded/internal/cgroup"
 	"s0.run/noded/internal/disk"
 	"s0.run/noded/internal/images"
+	"s0.run/noded/internal/layer"
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/netns"
 	"s0.run/noded/internal/noop"
@@ -22,6 +23,7 @@ import (
 type machine struct {
 	runtime lifecycle.Runtime
 	images  imageStore
+	layers  server.Layers // nil: sandboxes have no files
 	disk    lifecycle.Disk
 	network lifecycle.Network
 	groups  lifecycle.Groups
@@ -83,7 +85,11 @@ func openMachine(cfg Config, s *stack) (machine, error) {
 		Client: rt.Client(), Snapshotter: cfg.Snapshotter, PlainHTTPHosts: cfg.PlainHTTPRegistries, Registries: cfg.ImageRegistries,
 		Credentials: registryAuth(cfg.RegistryAuthFile, cfg.Log), Room: room.Room, KeepFor: cfg.KeepImages, Log: cfg.Log,
 	})
-	return machine{runtime: adapter, images: resolver{store}, disk: room, network: network, groups: groups, usage: groups, traffic: network, ready: rt.Ready}, nil
+	layers, err := layer.New(layer.Config{Source: rt, Room: room.Room, Dir: filepath.Join(cfg.DataDir, "layers")})
+	if err != nil {
+		return machine{}, err
+	}
+	return machine{runtime: adapter, images: resolver{store}, layers: layers, disk: room, network: network, groups: groups, usage: groups, traffic: network, ready: rt.Ready}, nil
 }
 
 // scopeLabel marks our containers with whose they are.

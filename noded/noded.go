@@ -117,7 +117,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})
 	s.start("events relay", relay.Run)
 	return serve(cfg, s, stopping, server.New(server.Config{
-		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
+		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
 	}))
 }
 

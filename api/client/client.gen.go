@@ -1498,6 +1498,48 @@ func (e TemplateScope) Valid() bool {
 	}
 }
 
+// Defines values for TemplateCreationStage.
+const (
+	TemplateCreationStageCapturing   TemplateCreationStage = "capturing"
+	TemplateCreationStagePublishing  TemplateCreationStage = "publishing"
+	TemplateCreationStageReconciling TemplateCreationStage = "reconciling"
+)
+
+// Valid indicates whether the value is a known member of the TemplateCreationStage enum.
+func (e TemplateCreationStage) Valid() bool {
+	switch e {
+	case TemplateCreationStageCapturing:
+		return true
+	case TemplateCreationStagePublishing:
+		return true
+	case TemplateCreationStageReconciling:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TemplateCreationState.
+const (
+	TemplateCreationStateCreating TemplateCreationState = "creating"
+	TemplateCreationStateFailed   TemplateCreationState = "failed"
+	TemplateCreationStateReady    TemplateCreationState = "ready"
+)
+
+// Valid indicates whether the value is a known member of the TemplateCreationState enum.
+func (e TemplateCreationState) Valid() bool {
+	switch e {
+	case TemplateCreationStateCreating:
+		return true
+	case TemplateCreationStateFailed:
+		return true
+	case TemplateCreationStateReady:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TemplateSpecRuntimeClassName.
 const (
 	TemplateSpecRuntimeClassNameGvisor TemplateSpecRuntimeClassName = "gvisor"
@@ -3695,6 +3737,44 @@ type TemplateCondition struct {
 	Type               string     `json:"type"`
 }
 
+// TemplateCreation How the making of the template from a sandbox goes.
+type TemplateCreation struct {
+	// CapturedAt When the sandbox's files had been read.
+	CapturedAt  *time.Time `json:"capturedAt,omitempty"`
+	CompletedAt *time.Time `json:"completedAt,omitempty"`
+	Message     *string    `json:"message,omitempty"`
+
+	// OutputImage By digest, once it is published.
+	OutputImage *string               `json:"outputImage,omitempty"`
+	Reason      *string               `json:"reason,omitempty"`
+	Stage       TemplateCreationStage `json:"stage"`
+	StartedAt   *time.Time            `json:"startedAt,omitempty"`
+	State       TemplateCreationState `json:"state"`
+}
+
+// TemplateCreationStage defines model for TemplateCreation.Stage.
+type TemplateCreationStage string
+
+// TemplateCreationState defines model for TemplateCreation.State.
+type TemplateCreationState string
+
+// TemplateFromSandboxOverrides defines model for TemplateFromSandboxOverrides.
+type TemplateFromSandboxOverrides struct {
+	Description *string   `json:"description,omitempty"`
+	DisplayName *string   `json:"displayName,omitempty"`
+	Pool        *PoolSpec `json:"pool,omitempty"`
+	Tags        []string  `json:"tags,omitempty,omitzero"`
+}
+
+// TemplateFromSandboxRequest defines model for TemplateFromSandboxRequest.
+type TemplateFromSandboxRequest struct {
+	SandboxID     string                        `json:"sandbox_id"`
+	SpecOverrides *TemplateFromSandboxOverrides `json:"spec_overrides,omitempty"`
+
+	// TemplateID A DNS label, lower-cased.
+	TemplateID string `json:"template_id"`
+}
+
 // TemplateLifecycle defines model for TemplateLifecycle.
 type TemplateLifecycle struct {
 	// DefaultTTL Seconds.
@@ -3742,7 +3822,10 @@ type TemplateSpecRuntimeClassName string
 type TemplateStatus struct {
 	ActiveCount *int32              `json:"activeCount,omitempty"`
 	Conditions  []TemplateCondition `json:"conditions,omitempty,omitzero"`
-	IdleCount   *int32              `json:"idleCount,omitempty"`
+
+	// Creation How the making of the template from a sandbox goes.
+	Creation  *TemplateCreation `json:"creation,omitempty"`
+	IdleCount *int32            `json:"idleCount,omitempty"`
 
 	// Image The image that nodes run, by digest; absent while its tag could not be asked for.
 	Image          *string    `json:"image,omitempty"`

@@ -96,6 +96,7 @@ var operations = map[string]access{
 
 	"GET /api/v1/templates":                  {anyInTeam, auth.TemplateRead},
 	"POST /api/v1/templates":                 {anyInTeam, auth.TemplateCreate},
+	"POST /api/v1/templates/from-sandbox":    {anyInTeam, auth.TemplateCreate},
 	"GET /api/v1/templates/{template_id}":    {anyInTeam, auth.TemplateRead},
 	"PUT /api/v1/templates/{template_id}":    {anyInTeam, auth.TemplateWrite},
 	"DELETE /api/v1/templates/{template_id}": {anyInTeam, auth.TemplateDelete},

@@ -23,6 +23,7 @@ import (
 
 	"s0.run/api/internal/apidoc"
 	"s0.run/api/internal/auth"
+	"s0.run/api/internal/capture"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
 	"s0.run/api/internal/events"
@@ -64,6 +65,7 @@ type Config struct {
 	SSO       *sso.Service
 	Catalog   *templates.Catalog
 	Images    *images.Keeper
+	Captures  *capture.Capturer
 	Table     *placement.Table
 	Claimer   *claim.Claimer
 	Lifecycle *lifecycle.Keeper

@@ -16,7 +16,7 @@ func (a *API) ListTemplates(w http.ResponseWriter, r *http.Request) {
 	out := openapi.TemplateList{Templates: []openapi.Template{}}
 	for _, row := range rows {
 		var t openapi.Template
-		if t, err = a.templateOut(row); err != nil {
+		if t, err = a.templateOut(r, row); err != nil {
 			break
 		}
 		out.Templates = append(out.Templates, t)
@@ -151,15 +151,18 @@ func (a *API) templatesChanged(r *http.Request, err error) {
 func (a *API) answerTemplate(w http.ResponseWriter, r *http.Request, status int, row store.Template, err error) {
 	var out openapi.Template
 	if err == nil {
-		out, err = a.templateOut(row)
+		out, err = a.templateOut(r, row)
 	}
 	a.answer(w, r, status, out, err)
 }
 
-func (a *API) templateOut(row store.Template) (openapi.Template, error) {
+func (a *API) templateOut(r *http.Request, row store.Template) (openapi.Template, error) {
 	t, err := a.cfg.Catalog.Decode(row)
 	if err != nil {
 		return openapi.Template{}, err
+	}
+	if !principalOf(r).IsAdmin {
+		t.Spec = templates.Shown(t.Spec)
 	}
 	out := openapi.Template{
 		TemplateID: row.TemplateID, Scope: openapi.TemplateScopePublic, Spec: t.Spec,
@@ -172,24 +175,4 @@ func (a *API) templateOut(row store.Template) (openapi.Template, error) {
 		out.UserID = new(row.UserID.String())
 	}
 	return out, nil
-}
-
-// templateStatus sums up what the nodes say of the template's pools. A pool that
-// can't be warmed is a condition; why, is told as far as it is the template's doing.
-func (a *API) templateStatus(t *templates.Template) *openapi.TemplateStatus {
-	idle := int32(a.cfg.Table.Idle(t.PoolKey))
-	present := a.cfg.Table.Pools(func(key string) bool { return key == t.PoolKey })
-	ready := openapi.TemplateCondition{Type: "PoolReady", Status: "True"}
-	switch {
-	case present.LastError != "":
-		ready.Status, ready.Reason, ready.Message = "False", new("WarmUpFailed"), new("a sandbox of this template could not be started")
-	case idle < t.MinIdle:
-		ready.Status, ready.Reason = "False", new("Warming")
-	}
-	if ready.Status == "False" && present.Message != "" {
-		ready.Message = &present.Message
-	}
-	return &openapi.TemplateStatus{
-		Image: t.PinnedImage(), IdleCount: &idle, ActiveCount: new(int32(a.cfg.Table.Claimed(t.OfPool))), Conditions: []openapi.TemplateCondition{ready},
-	}
 }

@@ -1,6 +1,8 @@
 package nodes
 
 import (
+	"time"
+
 	"s0.run/api/internal/placement"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
@@ -60,5 +62,11 @@ func sandboxFromWire(node string, w *nodeapi.Sandbox) placement.Sandbox {
 }
 
 func poolFromWire(w *nodeapi.PoolStatus) placement.Pool {
-	return placement.Pool{Key: w.GetKey(), Warming: w.GetWarming(), LastError: w.GetLastError(), Message: w.GetMessage()}
+	p := placement.Pool{
+		Key: w.GetKey(), Warming: w.GetWarming(), LastError: w.GetLastError(), Message: w.GetMessage(), Ready: w.GetReady(), At: time.Now(),
+	}
+	if since := w.GetSinceUnixNano(); since != 0 {
+		p.Since = time.Unix(0, since).UTC()
+	}
+	return p
 }

@@ -1505,6 +1505,48 @@ func (e TemplateScope) Valid() bool {
 	}
 }
 
+// Defines values for TemplateCreationStage.
+const (
+	TemplateCreationStageCapturing   TemplateCreationStage = "capturing"
+	TemplateCreationStagePublishing  TemplateCreationStage = "publishing"
+	TemplateCreationStageReconciling TemplateCreationStage = "reconciling"
+)
+
+// Valid indicates whether the value is a known member of the TemplateCreationStage enum.
+func (e TemplateCreationStage) Valid() bool {
+	switch e {
+	case TemplateCreationStageCapturing:
+		return true
+	case TemplateCreationStagePublishing:
+		return true
+	case TemplateCreationStageReconciling:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TemplateCreationState.
+const (
+	TemplateCreationStateCreating TemplateCreationState = "creating"
+	TemplateCreationStateFailed   TemplateCreationState = "failed"
+	TemplateCreationStateReady    TemplateCreationState = "ready"
+)
+
+// Valid indicates whether the value is a known member of the TemplateCreationState enum.
+func (e TemplateCreationState) Valid() bool {
+	switch e {
+	case TemplateCreationStateCreating:
+		return true
+	case TemplateCreationStateFailed:
+		return true
+	case TemplateCreationStateReady:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TemplateSpecRuntimeClassName.
 const (
 	TemplateSpecRuntimeClassNameGvisor TemplateSpecRuntimeClassName = "gvisor"
@@ -3702,6 +3744,44 @@ type TemplateCondition struct {
 	Type               string     `json:"type"`
 }
 
+// TemplateCreation How the making of the template from a sandbox goes.
+type TemplateCreation struct {
+	// CapturedAt When the sandbox's files had been read.
+	CapturedAt  *time.Time `json:"capturedAt,omitempty"`
+	CompletedAt *time.Time `json:"completedAt,omitempty"`
+	Message     *string    `json:"message,omitempty"`
+
+	// OutputImage By digest, once it is published.
+	OutputImage *string               `json:"outputImage,omitempty"`
+	Reason      *string               `json:"reason,omitempty"`
+	Stage       TemplateCreationStage `json:"stage"`
+	StartedAt   *time.Time            `json:"startedAt,omitempty"`
+	State       TemplateCreationState `json:"state"`
+}
+
+// TemplateCreationStage defines model for TemplateCreation.Stage.
+type TemplateCreationStage string
+
+// TemplateCreationState defines model for TemplateCreation.State.
+type TemplateCreationState string
+
+// TemplateFromSandboxOverrides defines model for TemplateFromSandboxOverrides.
+type TemplateFromSandboxOverrides struct {
+	Description *string   `json:"description,omitempty"`
+	DisplayName *string   `json:"displayName,omitempty"`
+	Pool        *PoolSpec `json:"pool,omitempty"`
+	Tags        []string  `json:"tags,omitempty,omitzero"`
+}
+
+// TemplateFromSandboxRequest defines model for TemplateFromSandboxRequest.
+type TemplateFromSandboxRequest struct {
+	SandboxID     string                        `json:"sandbox_id"`
+	SpecOverrides *TemplateFromSandboxOverrides `json:"spec_overrides,omitempty"`
+
+	// TemplateID A DNS label, lower-cased.
+	TemplateID string `json:"template_id"`
+}
+
 // TemplateLifecycle defines model for TemplateLifecycle.
 type TemplateLifecycle struct {
 	// DefaultTTL Seconds.
@@ -3749,7 +3829,10 @@ type TemplateSpecRuntimeClassName string
 type TemplateStatus struct {
 	ActiveCount *int32              `json:"activeCount,omitempty"`
 	Conditions  []TemplateCondition `json:"conditions,omitempty,omitzero"`
-	IdleCount   *int32              `json:"idleCount,omitempty"`
+
+	// Creation How the making of the template from a sandbox goes.
+	Creation  *TemplateCreation `json:"creation,omitempty"`
+	IdleCount *int32            `json:"idleCount,omitempty"`
 
 	// Image The image that nodes run, by digest; absent while its tag could not be asked for.
 	Image          *string    `json:"image,omitempty"`
@@ -4343,6 +4426,9 @@ type ResizeSessionTerminalJSONRequestBody = ExecutionSessionTerminalResizeReques
 // CreateTemplateJSONRequestBody defines body for CreateTemplate for application/json ContentType.
 type CreateTemplateJSONRequestBody = CreateTemplateRequest
 
+// CreateTemplateFromSandboxJSONRequestBody defines body for CreateTemplateFromSandbox for application/json ContentType.
+type CreateTemplateFromSandboxJSONRequestBody = TemplateFromSandboxRequest
+
 // UpdateTemplateJSONRequestBody defines body for UpdateTemplate for application/json ContentType.
 type UpdateTemplateJSONRequestBody = UpdateTemplateRequest
 
@@ -4599,6 +4685,9 @@ type ServerInterface interface {
 	// CreateTemplate Create a template
 	// (POST /api/v1/templates)
 	CreateTemplate(w http.ResponseWriter, r *http.Request)
+	// CreateTemplateFromSandbox Create a template from a running sandbox
+	// (POST /api/v1/templates/from-sandbox)
+	CreateTemplateFromSandbox(w http.ResponseWriter, r *http.Request)
 	// DeleteTemplate Delete a template
 	// (DELETE /api/v1/templates/{template_id})
 	DeleteTemplate(w http.ResponseWriter, r *http.Request, templateID TemplateID)
@@ -7638,6 +7727,20 @@ func (siw *ServerInterfaceWrapper) CreateTemplate(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// CreateTemplateFromSandbox operation middleware
+func (siw *ServerInterfaceWrapper) CreateTemplateFromSandbox(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateTemplateFromSandbox(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // DeleteTemplate operation middleware
 func (siw *ServerInterfaceWrapper) DeleteTemplate(w http.ResponseWriter, r *http.Request) {
 
@@ -9176,6 +9279,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/registry/credentials", wrapper.CreateRegistryCredentials)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/templates", wrapper.CreateTemplate)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/templates/from-sandbox", wrapper.CreateTemplateFromSandbox)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/templates/{template_id}", wrapper.DeleteTemplate)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/templates/{template_id}", wrapper.GetTemplate)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/templates/{template_id}", wrapper.UpdateTemplate)

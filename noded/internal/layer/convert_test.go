@@ -116,6 +116,9 @@ type source struct{ bytes int64 }
 func (s source) Image(context.Context, sandbox.ID) (string, error) { return "image@digest", nil }
 
 func (s source) Upper(ctx context.Context, _ sandbox.ID, w io.Writer) error {
+	if s.bytes == 0 {
+		return tar.NewWriter(w).Close()
+	}
 	if s.bytes < 0 {
 		<-ctx.Done()
 		return ctx.Err()

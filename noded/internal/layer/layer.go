@@ -9,6 +9,7 @@
 package layer
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -23,8 +24,8 @@ import (
 const (
 	// spoolTimeout bounds how long a sandbox's filesystem may stand still.
 	spoolTimeout = 2 * time.Minute
-	// MaxBytes bounds a layer before compression; what is being made at a time
-	// fills no more of the disk than that, times two.
+	// MaxBytes bounds a layer before compression, and times two what all that are
+	// being made take of the disk.
 	MaxBytes = 8 << 30
 	atOnce   = 2
 )
@@ -106,13 +107,30 @@ func (l *Layers) Open(ctx context.Context, id sandbox.ID) (_ *Layer, err error) 
 	return &Layer{Image: image, spool: spool, leave: leave}, nil
 }
 
+// fill converts what the sandbox's kernel writes as it comes.
 func (l *Layers) fill(ctx context.Context, id sandbox.ID, spool *os.File) error {
 	ctx, cancel := context.WithTimeout(ctx, spoolTimeout)
 	defer cancel()
-	w := &bounded{to: spool, left: MaxBytes}
-	err := l.cfg.Source.Upper(ctx, id, w)
+	r, w := io.Pipe()
+	read := make(chan error, 1)
+	go func() {
+		err := l.cfg.Source.Upper(ctx, id, w)
+		w.CloseWithError(err) // with nil: the end
+		read <- err
+	}()
+	to := &bounded{to: spool, left: MaxBytes}
+	buffered := bufio.NewWriterSize(to, 1<<20)
+	err := convert(r, buffered)
+	if err == nil {
+		err = buffered.Flush()
+	}
+	if err == nil {
+		_, err = io.Copy(io.Discard, r) // the padding after a tar's end
+	}
+	r.CloseWithError(err)
+	err = errors.Join(err, <-read)
 	switch {
-	case w.left < 0:
+	case to.left < 0:
 		return errdefs.New(errdefs.TooLarge, "the sandbox has changed more than %d GiB", MaxBytes>>30).WithCause(err)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return errdefs.New(errdefs.Timeout, "the sandbox's files could not be read in time").WithCause(err)
@@ -124,11 +142,7 @@ func (l *Layers) fill(ctx context.Context, id sandbox.ID, spool *os.File) error 
 }
 
 // WriteTo writes the layer, as a tar.
-func (l *Layer) WriteTo(w io.Writer) (int64, error) {
-	counted := &bounded{to: w, left: 2 * MaxBytes}
-	err := convert(l.spool, counted)
-	return 2*MaxBytes - counted.left, err
-}
+func (l *Layer) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, l.spool) }
 
 // Close frees the spool.
 func (l *Layer) Close() error {

@@ -32,7 +32,6 @@ func (s *Server) layer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if _, err := l.WriteTo(w); err != nil {
-		s.cfg.Log.Warn("a sandbox's layer breaks off", "path", r.URL.Path, "error", err)
 		panic(http.ErrAbortHandler)
 	}
 }

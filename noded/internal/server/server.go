@@ -42,6 +42,7 @@ type Config struct {
 	Pools     *slots.Pools
 	Stats     *stats.Sampler
 	Images    Images
+	Layers    Layers // nil: there are none
 	Hub       *events.Hub
 	Events    *procevents.Relay
 	Stopping  <-chan struct{} // closed when the node stops: watchers never end by themselves
@@ -71,6 +72,10 @@ func New(cfg Config) http.Handler {
 		// Not through a ServeMux: it would answer odd paths with redirects.
 		if strings.HasPrefix(r.URL.Path, nodeapi.ProcPrefix) {
 			s.proxy(w, r)
+			return
+		}
+		if strings.HasPrefix(r.URL.Path, nodeapi.LayerPrefix) {
+			s.layer(w, r)
 			return
 		}
 		api.ServeHTTP(w, r)
