@@ -114,8 +114,9 @@ func (i *instance) contexts(key, base string) {
 	for _, id := range []string{c.ID, "ctx-ffffffff", "%00", "ctx-1", "x"} {
 		i.send(request{method: "GET", path: base + "/contexts/" + id, token: key}).refused(404, "context_not_found")
 	}
-	i.send(request{method: "POST", path: ctx + "/resize", token: key, body: `{"rows":0,"cols":80}`}).refused(400, "bad_request")
-	i.send(request{method: "POST", path: ctx + "/exec", token: key, body: `{}`}).refused(400, "bad_request")
+	i.send(request{method: "POST", path: ctx + "/resize", token: key, body: `{"rows":0,"cols":80}`}).refused(400, "invalid_request")
+	i.send(request{method: "POST", path: ctx + "/resize", token: key, body: `{"rows":`}).refused(400, "invalid_request")
+	i.send(request{method: "POST", path: ctx + "/exec", token: key, body: `{}`}).refused(400, "invalid_request")
 }
 
 func (i *instance) files(key, base string) {
@@ -140,7 +141,7 @@ func (i *instance) files(key, base string) {
 	i.send(request{method: "GET", path: base + "/files/list?path=/tmp", token: key}).want(200, nil)
 	i.send(request{method: "POST", path: base + "/files/move", token: key, body: `{"source":"/tmp/a","destination":"/tmp/b"}`}).want(200, nil)
 	i.send(request{method: "GET", path: base + "/files?path=/tmp/a", token: key}).refused(404, "file_not_found")
-	i.send(request{method: "GET", path: base + "/files", token: key}).refused(400, "bad_request")
+	i.send(request{method: "GET", path: base + "/files", token: key}).refused(400, "invalid_request")
 	i.send(request{method: "DELETE", path: base + "/files?path=/tmp/b", token: key}).want(200, nil)
 }
 
@@ -486,7 +487,7 @@ func TestA12_NamesAndOrigins(t *testing.T) {
 	} {
 		req := i.request(request{method: "GET", path: "/healthz"})
 		req.Host = host
-		resp, err := http.DefaultTransport.RoundTrip(req)
+		resp, err := checked.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
 		}

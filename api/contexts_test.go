@@ -49,8 +49,8 @@ func TestRequestTimeout(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"0", "-1", "86401", "NaN", "Inf", "1e300", "soon", "1s"} {
-		send(contexts, wait, bad).refused(400, "bad_request")
-		send(contexts+"/"+c.ID+"/exec", `{"data":"1"}`, bad).refused(400, "bad_request")
+		send(contexts, wait, bad).refused(400, "invalid_request")
+		send(contexts+"/"+c.ID+"/exec", `{"data":"1"}`, bad).refused(400, "invalid_request")
 	}
 }
 

@@ -138,7 +138,7 @@ func (i *instance) watch(path, token string) (next func() watchLine) {
 	ctx, cancel := context.WithCancel(context.Background())
 	i.t.Cleanup(cancel)
 	req := i.request(request{method: "GET", path: path, token: token, header: http.Header{"Accept": {"application/x-ndjson"}}}).WithContext(ctx)
-	resp, err := http.DefaultTransport.RoundTrip(req)
+	resp, err := checked.RoundTrip(req)
 	if err != nil {
 		i.t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func (i *instance) visit(url string, header ...string) answer {
 	for n := 0; n < len(header); n += 2 {
 		req.Header.Set(header[n], header[n+1])
 	}
-	resp, err := http.DefaultTransport.RoundTrip(req)
+	resp, err := checked.RoundTrip(req)
 	if err != nil {
 		i.t.Fatal(err)
 	}

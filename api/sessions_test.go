@@ -122,7 +122,7 @@ func TestA03_SessionRequestsThatAreRefused(t *testing.T) {
 		{method: "GET", path: base + "/sess-000000000001/ws"},
 	} {
 		r.token = key
-		i.send(r).refused(400, "bad_request")
+		i.send(r).refused(400, "invalid_request")
 	}
 	i.send(request{method: "POST", path: base + "/sess-000000000001/inputs", token: key, body: `{"input_id":"a","data_base64":"` + strings.Repeat("A", 3<<20) + `"}`}).refused(413, "bad_request")
 }
@@ -133,7 +133,7 @@ func (i *instance) follow(r request) (next func() (sessionEvent, error)) {
 	i.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	i.t.Cleanup(cancel)
-	resp, err := http.DefaultTransport.RoundTrip(i.request(r).WithContext(ctx))
+	resp, err := checked.RoundTrip(i.request(r).WithContext(ctx))
 	if err != nil {
 		i.t.Fatal(err)
 	}

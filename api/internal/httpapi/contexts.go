@@ -15,6 +15,9 @@ import (
 	"s0.run/internal/procapi"
 )
 
+// invalidRequest is procd's word, which operations inside a sandbox use.
+const invalidRequest = "invalid_request"
+
 var contextIDPattern = regexp.MustCompile(`^ctx-[0-9a-f]{8}$`)
 
 // target is the sandbox of the caller's team that a path names.
@@ -142,7 +145,7 @@ func (a *API) CreateContext(w http.ResponseWriter, r *http.Request, id string, p
 	var req openapi.CreateContextRequest
 	err := decode(w, r, inputBytes, &req)
 	if err == nil && !req.Type.Valid() {
-		err = errdefs.WithCode(errdefs.InvalidArgument, "invalid_request", "unsupported process type")
+		err = errdefs.New(errdefs.InvalidArgument, "unsupported process type")
 	}
 	var to dataplane.Target
 	if err == nil {

@@ -31,6 +31,7 @@ type entry struct {
 	status int
 	code   string // of the error that was answered
 
+	inside  bool // an operation inside a sandbox answers
 	exposed bool // a tenant's own service answers: its errors are his, not ours
 }
 
@@ -175,7 +176,10 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 		a.logFailure(r, err)
 	}
 	entry.code = e.Code
-	body := openapi.ErrorEnvelope{Error: openapi.ErrorBody{Code: e.Code, Message: e.Message, Details: e.Details}}
+	if entry.inside && e.Code == errdefs.InvalidArgument.Code() && e.Kind == errdefs.InvalidArgument {
+		entry.code = invalidRequest // one word for what is wrong, whoever sees it first
+	}
+	body := openapi.ErrorEnvelope{Error: openapi.ErrorBody{Code: entry.code, Message: e.Message, Details: e.Details}}
 	if status >= 500 {
 		body.Error.Details = map[string]any{"request_id": entry.id}
 	}

@@ -32,6 +32,7 @@ func principalOf(r *http.Request) auth.Principal { return callerOf(r).principal 
 func (a *API) guard(pattern string, operation http.HandlerFunc) http.HandlerFunc {
 	acc, listed := operations[pattern]
 	serve := a.audited(pattern, operation)
+	inside := dataPlane.MatchString(pattern)
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !listed {
 			a.refuse(w, r, errdefs.New(errdefs.PermissionDenied, "insufficient permissions"))
@@ -46,6 +47,7 @@ func (a *API) guard(pattern string, operation http.HandlerFunc) http.HandlerFunc
 			entry.team = caller.principal.TeamID
 		}
 		serve := serve
+		entryOf(r).inside = err == nil && inside
 		if err != nil {
 			serve = a.audited(pattern, func(w http.ResponseWriter, r *http.Request) { a.refuse(w, r, err) })
 		}

@@ -2,7 +2,6 @@ package sessions
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -121,7 +120,7 @@ func (f *Follower) pass(ctx context.Context, send func(openapi.ExecutionSessionE
 	defer context.AfterFunc(ctx, func() { body.Close() })()
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, procapi.MaxSessionEvent)
-	lines.Split(wholeLines)
+	lines.Split(dataplane.WholeLines)
 	for lines.Scan() {
 		var ev openapi.ExecutionSessionEvent
 		if err := json.Unmarshal(lines.Bytes(), &ev); err != nil {
@@ -139,13 +138,4 @@ func (f *Follower) pass(ctx context.Context, send func(openapi.ExecutionSessionE
 		return true, fmt.Errorf("%w: more than %d bytes", ErrNonsense, procapi.MaxSessionEvent)
 	}
 	return lines.Err() == nil, nil
-}
-
-// wholeLines splits at line ends. What is behind the last one broke off, and comes
-// again.
-func wholeLines(data []byte, _ bool) (advance int, line []byte, err error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i], nil
-	}
-	return 0, nil, nil
 }

@@ -32,6 +32,7 @@ type session struct {
 	done   chan struct{}  // closed when the client's side has ended
 
 	writeTimeout time.Duration
+	large        func() (leave func(), ok bool) // asks for room for a large message
 }
 
 // goodbye says why the session ends and gives the client a moment to have read
@@ -73,36 +74,71 @@ func (ss *session) linger() {
 func (ss *session) readClient() {
 	defer ss.cancel()
 	ss.conn.SetPongHandler(func(string) error { return ss.conn.SetReadDeadline(time.Now().Add(pongWait)) })
-	var buf []byte
-	ended := false // the process takes no more; what it printed may still be on its way to the client
-	for {
-		// Renewed before each read, because a sandbox that takes no input stops the
-		// reading, and then no pong is seen.
-		ss.conn.SetReadDeadline(time.Now().Add(pongWait))
-		kind, msg, err := ss.conn.ReadMessage()
-		if errors.Is(err, websocket.ErrReadLimit) { // of some the library does not tell
-			ss.reject(websocket.CloseMessageTooBig, "message too long")
-			return
-		}
-		if err != nil {
-			if wasTold(err) {
-				ss.linger()
-			}
-			return
-		}
-		if kind == websocket.TextMessage && !utf8.Valid(msg) {
-			ss.reject(websocket.CloseInvalidFramePayloadData, "invalid UTF-8")
-			return
-		}
-		if buf, err = toFrame(buf[:0], kind, msg); err != nil {
-			ss.reject(websocket.ClosePolicyViolation, err.Error())
-			return
-		}
-		if !ended {
-			_, err = ss.input.Write(buf)
-			ended = err != nil
-		}
+	var f inputFrame
+	for ss.takeMessage(&f) {
 	}
+}
+
+// inputFrame is what of a session's input outlives a message.
+type inputFrame struct {
+	buf   []byte
+	ended bool // the process takes no more; what it printed may still be on its way to the client
+}
+
+// takeMessage carries the client's next message; false when there is none.
+func (ss *session) takeMessage(f *inputFrame) bool {
+	// Renewed before each read, because a sandbox that takes no input stops the
+	// reading, and then no pong is seen.
+	ss.conn.SetReadDeadline(time.Now().Add(pongWait))
+	kind, msg, leave, err := ss.readMessage()
+	defer leave()
+	switch {
+	case errors.Is(err, errCrowded):
+		ss.reject(websocket.CloseTryAgainLater, err.Error())
+		return false
+	case errors.Is(err, websocket.ErrReadLimit): // of some the library does not tell
+		ss.reject(websocket.CloseMessageTooBig, "message too long")
+		return false
+	case err != nil:
+		if wasTold(err) {
+			ss.linger()
+		}
+		return false
+	case kind == websocket.TextMessage && !utf8.Valid(msg):
+		ss.reject(websocket.CloseInvalidFramePayloadData, "invalid UTF-8")
+		return false
+	}
+	if f.buf, err = toFrame(f.buf[:0], kind, msg); err != nil {
+		ss.reject(websocket.ClosePolicyViolation, err.Error())
+		return false
+	}
+	if !f.ended {
+		_, err = ss.input.Write(f.buf)
+		f.ended = err != nil
+	}
+	return true
+}
+
+var errCrowded = errors.New("too many large messages at once")
+
+// readMessage reads a client's next message. leave gives back the room of a large
+// one; it is never nil.
+func (ss *session) readMessage() (kind int, msg []byte, leave func(), err error) {
+	leave = func() {}
+	kind, r, err := ss.conn.NextReader()
+	if err != nil {
+		return 0, nil, leave, err
+	}
+	msg, err = io.ReadAll(io.LimitReader(r, usualMessageBytes))
+	if err != nil || len(msg) < usualMessageBytes {
+		return kind, msg, leave, err
+	}
+	room, ok := ss.large()
+	if !ok {
+		return 0, nil, leave, errCrowded
+	}
+	rest, err := io.ReadAll(r)
+	return kind, append(msg, rest...), room, err
 }
 
 // toFrame translates a client's message. What is none of the contract's messages

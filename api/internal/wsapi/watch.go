@@ -221,6 +221,7 @@ func (ws *watchSession) watch(session, ctx context.Context, id string, m openapi
 	defer resp.Body.Close()
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, procapi.MaxWatchLine)
+	lines.Split(dataplane.WholeLines)
 	err = ws.follow(session, id, lines)
 	switch {
 	case session.Err() != nil:

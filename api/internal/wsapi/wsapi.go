@@ -41,7 +41,11 @@ const (
 
 	// An input of procapi.MaxInputBytes is larger as JSON: six times when it
 	// consists of control characters.
-	maxMessageBytes = procapi.MaxInputBytes + 64<<10
+	maxMessageBytes = 6*procapi.MaxInputBytes + 64<<10
+	// usualMessageBytes is what a message may have that little is escaped in. Few
+	// may have more at the same time, so that sessions cost no six times as much.
+	usualMessageBytes    = procapi.MaxInputBytes + 64<<10
+	largeMessagesPerTeam = 16
 
 	// What idle sessions may cost this server and a sandbox's node (A23). A thousand
 	// readers of one context are served.
@@ -64,6 +68,7 @@ type Server struct {
 	stopping     chan struct{}
 	teams        *inflight.Counter[uuid.UUID]
 	sandboxes    *inflight.Counter[sandbox.ID]
+	large        *inflight.Counter[uuid.UUID] // messages
 	sessions     sync.WaitGroup
 
 	mu     sync.Mutex
@@ -75,6 +80,7 @@ func New(cfg Config) *Server {
 	return &Server{
 		cfg: cfg, writeTimeout: writeTimeout, stopping: make(chan struct{}),
 		teams: inflight.New[uuid.UUID](sessionsPerTeam), sandboxes: inflight.New[sandbox.ID](sessionsPerSandbox),
+		large: inflight.New[uuid.UUID](largeMessagesPerTeam),
 	}
 }
 
@@ -145,7 +151,10 @@ func (s *Server) Attach(w http.ResponseWriter, r *http.Request, want Session) er
 	defer leave()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	ss := &session{cancel: cancel, done: make(chan struct{}), writeTimeout: s.writeTimeout}
+	ss := &session{
+		cancel: cancel, done: make(chan struct{}), writeTimeout: s.writeTimeout,
+		large: func() (func(), bool) { return s.large.Enter(want.To.Team) },
+	}
 	frames, err := s.open(ctx, ss, want)
 	if err != nil {
 		return err
