@@ -19,6 +19,7 @@ import (
 	"s0.run/cmd/s0d/internal/machine"
 	"s0.run/internal/daemon"
 	"s0.run/internal/failpoint"
+	"s0.run/internal/imageref"
 	"s0.run/noded"
 )
 
@@ -98,6 +99,9 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.BoolVar(&c.HooksPrivate, "webhook-allow-private", false, "let webhooks reach loopback and private networks, for development")
 	f.StringVar(&c.OIDCFile, "oidc-config", "", "YAML file of the OpenID providers through which people sign in (docs/OIDC.md)")
 	f.StringVar(&c.RegistryListen, "registry-listen", "127.0.0.1:30081", "loopback address of the local registry")
+	f.StringVar(&c.PushRegistry, "push-registry", "", "host and port where clients push images, if a proxy serves the registry to them (default the registry's own)")
+	f.StringSliceVar(&c.ImageRegistries, "image-registries", imageref.Public, "registries that teams' templates may name; one that is not public must be named exactly; * is every public one")
+	f.DurationVar(&c.KeepImages, "keep-images", node.KeepImages, "how long the node keeps an image that nothing uses")
 	f.StringVar(&c.DatabaseURL, "database-url", "", "a PostgreSQL to use instead of a private one")
 	f.StringVar(&c.DefaultImage, "default-image", "", "image of the builtin template, by reference (default the one in --image-dir)")
 	f.StringVar(&c.ImageDir, "image-dir", filepath.Join(filepath.Dir(bin), "images", "default"), "OCI layout of the builtin template's image; those of the others are served from the directories beside it")

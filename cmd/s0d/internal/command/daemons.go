@@ -7,6 +7,7 @@ import (
 
 	"s0.run/api"
 	"s0.run/internal/daemon"
+	"s0.run/internal/imageref"
 	"s0.run/noded"
 )
 
@@ -25,6 +26,10 @@ func apiCommand() *cobra.Command {
 	f.StringVar(&c.AdminPassword, "admin-password", "", "the first user's password; empty: it is generated and printed")
 	f.StringVar(&c.DefaultImage, "default-image", "", "image of the builtin template; without one there is none")
 	f.StringToStringVar(&c.TemplateImages, "template-images", nil, "images of the other builtin templates: browser=…,code-interpreter=…")
+	f.StringVar(&c.Registry, "registry", "", "the image registry's host:port, as nodes reach it; without one images can't be pushed")
+	f.StringVar(&c.PushRegistry, "push-registry", "", "where clients reach it (default the same)")
+	f.StringVar(&c.RegistryKeyFile, "registry-key-file", "/var/lib/s0/registry.key", "key that signs registry credentials, the registry's own")
+	f.StringSliceVar(&c.ImageRegistries, "image-registries", imageref.Public, "registries that teams' templates may name; * is every public one")
 	f.IntVar(&c.PoolMin, "pool-min", 2, "warm sandboxes that the builtin template keeps at least")
 	f.IntVar(&c.PoolMax, "pool-max", 8, "warm sandboxes that it keeps at most")
 	f.StringSliceVar(&c.AllowedHosts, "allowed-hosts", nil, "names that this server answers to, beside loopback's and addresses")
@@ -72,6 +77,9 @@ func nodedCommand(version string) *cobra.Command {
 	f.StringVar(&c.ProcdDir, "procd-dir", "/usr/local/lib/s0", "directory that holds procd and nothing else")
 	f.StringVar(&c.CgroupParent, "cgroup-parent", c.CgroupParent, "control group that holds every sandbox's")
 	f.StringSliceVar(&c.PlainHTTPRegistries, "plain-http-registries", nil, "registries without TLS, as host:port")
+	f.StringSliceVar((*[]string)(&c.ImageRegistries), "image-registries", c.ImageRegistries, "registries that images may come from; one that is not public must be named exactly; * is every public one")
+	f.StringVar(&c.RegistryAuthFile, "registry-auth-file", "", "this node's credentials for registries, in the format of docker's config.json")
+	f.DurationVar(&c.KeepImages, "keep-images", c.KeepImages, "how long an image stays that nothing uses")
 	f.IntVar(&c.MaxSandboxes, "max-sandboxes", c.MaxSandboxes, "sandboxes on this node, warm ones included")
 	f.IntVar(&c.ColdStarts, "cold-starts", c.ColdStarts, "sandboxes started at once because no warm one was left")
 	f.BoolVar(&c.AllowRunc, "allow-runc", false, allowRuncHelp)

@@ -97,9 +97,25 @@ func showServer(ctx context.Context, out io.Writer, cfg machine.Config) (sound b
 		fmt.Fprintf(out, "  %-12s the latest warm-up failed: %s\n", "", view.LastError)
 		sound = false
 	}
+	showImages(ctx, out, s, cfg)
 	fmt.Fprintf(out, "  %-12s %s\n", "log", cfg.LogFile())
 	return sound
 }
+
+// showImages tells what images take, in the registry and on the node.
+func showImages(ctx context.Context, out io.Writer, s machine.Status, cfg machine.Config) {
+	if r := s.Registry; r != nil {
+		fmt.Fprintf(out, "  %-12s %d images in %d repositories, %s\n", "registry", r.Images, r.Repositories, megabytes(r.Bytes))
+	}
+	images, err := cfg.Node().Images(ctx)
+	if err != nil || images == nil {
+		return
+	}
+	fmt.Fprintf(out, "  %-12s %d on the node, %s pulled, %s unpacked; nothing uses %d of them\n", "images",
+		images.GetImages(), megabytes(images.GetContentBytes()), megabytes(images.GetSnapshotBytes()), images.GetCollectable())
+}
+
+func megabytes(n int64) string { return fmt.Sprintf("%d MB", (n+500_000)/1_000_000) }
 
 func ready(ctx context.Context, api string) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)

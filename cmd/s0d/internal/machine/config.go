@@ -37,19 +37,22 @@ type Config struct {
 	DataDir string // what must survive a reboot
 	RunDir  string // sockets, mounts and what a reboot may take
 
-	Listen         string           // of the API
-	AllowedHosts   []string         // names that the API answers to, beside loopback's and addresses
-	TrustedProxies []string         // networks of proxies whose X-Forwarded-For the API believes
-	PublicDomain   string           // below which sandboxes' services have their names; "" is this machine's own
-	RateLimit      float64          // requests a second of each team and each address
-	RateBurst      int              // requests at once
-	Quotas         map[string]int64 // limits of teams without their own
-	HooksPrivate   bool             // webhooks may reach loopback and private networks
-	OIDCFile       string           // YAML of the OpenID providers through which people sign in; "": none
-	RegistryListen string           // of the local registry; loopback
-	DatabaseURL    string           // "" runs a private PostgreSQL
-	DefaultImage   string           // reference of the builtin template's image; "" serves ImageDir from the local registry
-	ImageDir       string           // OCI layout of the builtin template's image; those of other builtin templates lie beside it
+	Listen          string           // of the API
+	AllowedHosts    []string         // names that the API answers to, beside loopback's and addresses
+	TrustedProxies  []string         // networks of proxies whose X-Forwarded-For the API believes
+	PublicDomain    string           // below which sandboxes' services have their names; "" is this machine's own
+	RateLimit       float64          // requests a second of each team and each address
+	RateBurst       int              // requests at once
+	Quotas          map[string]int64 // limits of teams without their own
+	HooksPrivate    bool             // webhooks may reach loopback and private networks
+	OIDCFile        string           // YAML of the OpenID providers through which people sign in; "": none
+	RegistryListen  string           // of the local registry; loopback
+	PushRegistry    string           // where clients find the registry; "": where it listens
+	ImageRegistries []string         // that teams' templates may name, beside the local one
+	KeepImages      time.Duration    // how long the node keeps an image that nothing uses
+	DatabaseURL     string           // "" runs a private PostgreSQL
+	DefaultImage    string           // reference of the builtin template's image; "" serves ImageDir from the local registry
+	ImageDir        string           // OCI layout of the builtin template's image; those of other builtin templates lie beside it
 
 	PoolMin, PoolMax int // slots that the builtin template keeps warm
 	MaxSandboxes     int
@@ -121,6 +124,10 @@ func (c Config) localImage() bool        { return c.DefaultImage == "" }
 func (c Config) data(name string) string { return filepath.Join(c.DataDir, name) }
 func (c Config) run(name string) string  { return filepath.Join(c.RunDir, name) }
 
+// registryKey signs what opens the registry, registryAuth is what opens it to noded.
+func (c Config) registryKey() string  { return c.data("registry.key") }
+func (c Config) registryAuth() string { return c.data("registry-auth.json") }
+
 // KeyFile holds the API key with which root of this machine uses the API.
 func (c Config) KeyFile() string { return filepath.Join(c.DataDir, "admin.key") }
 
@@ -165,10 +172,7 @@ func (c Config) Prerequisites(running bool) prereq.Config {
 	if running {
 		return p
 	}
-	p.Addresses = []string{c.Listen}
-	if c.localImage() {
-		p.Addresses = append(p.Addresses, c.RegistryListen)
-	}
+	p.Addresses = []string{c.Listen, c.RegistryListen}
 	return p
 }
 
@@ -204,7 +208,7 @@ func (c Config) traces() wipe.Config {
 	return wipe.Config{
 		Dirs: []string{c.RunDir, c.DataDir},
 		Entries: []string{
-			"logs", "procd", "registry", "containerd", "postgres", "noded", "api.key", "admin.key", "admin.password",
+			"logs", "procd", "registry", "registry.key", "registry-auth.json", "registry-auth.json.new", "containerd", "postgres", "noded", "api.key", "admin.key", "admin.password",
 			"s0d.lock", "s0d.sock", "noded.sock", "noded-admin.sock", "api-admin.sock",
 		},
 		CgroupParent: c.CgroupParent,

@@ -13,6 +13,7 @@ import (
 
 	"s0.run/cmd/s0d/internal/node"
 	"s0.run/internal/daemon"
+	"s0.run/registry"
 )
 
 // The states of a server.
@@ -30,6 +31,8 @@ type Status struct {
 	API       string         `json:"api,omitempty"` // base URL, once it serves
 	StartedAt time.Time      `json:"started_at"`
 	Children  map[string]int `json:"children"` // process ids
+
+	Registry *registry.Usage `json:"registry,omitempty"` // what images take there
 }
 
 // control answers on the instance's unix socket, which only root may open.

@@ -14,6 +14,7 @@ import (
 	"s0.run/cmd/s0d/internal/child"
 	"s0.run/cmd/s0d/internal/prereq"
 	"s0.run/internal/daemon"
+	"s0.run/registry"
 )
 
 // progress tells a person one thing that happened.
@@ -32,6 +33,7 @@ type server struct {
 
 	mu        sync.Mutex
 	status    Status
+	registry  *registry.Registry // nil until it serves
 	children  map[string]*child.Child
 	firstUser *credentials // of the first start, until they were shown
 }
@@ -139,8 +141,18 @@ func printer(out io.Writer) progress {
 
 func (s *server) snapshot() Status {
 	s.mu.Lock()
+	reg := s.registry
+	s.mu.Unlock()
+	var usage *registry.Usage
+	if reg != nil {
+		if u, err := reg.Usage(); err == nil { // it ends with us
+			usage = &u
+		}
+	}
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.status
+	now.Registry = usage
 	now.Children = map[string]int{}
 	for name, c := range s.children {
 		now.Children[name] = c.PID()

@@ -5,13 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -21,8 +16,6 @@ import (
 	"s0.run/cmd/s0d/internal/containerd"
 	"s0.run/cmd/s0d/internal/node"
 	"s0.run/cmd/s0d/internal/postgres"
-	"s0.run/cmd/s0d/internal/registry"
-	"s0.run/internal/daemon"
 	"s0.run/noded"
 )
 
@@ -33,12 +26,9 @@ func (s *server) start(ctx context.Context) error {
 		child.TrimLogs(ctx, filepath.Dir(s.cfg.LogFile()), s.log)
 		return nil
 	})
-	images := map[string]string{defaultImage: s.cfg.DefaultImage}
-	if s.cfg.localImage() {
-		var err error
-		if images, err = s.startRegistry(ctx); err != nil {
-			return err
-		}
+	images, err := s.startRegistry(ctx)
+	if err != nil {
+		return err
 	}
 	if err := s.startChildren(ctx); err != nil {
 		return err
@@ -51,35 +41,6 @@ func (s *server) start(ctx context.Context) error {
 	}
 	s.mintKey(ctx)
 	return s.awaitWarm(ctx)
-}
-
-// startRegistry serves the template images and returns their references by
-// template, by digest: another build of an image is another spec, so its pool
-// drains and refills.
-func (s *server) startRegistry(ctx context.Context) (map[string]string, error) {
-	reg, err := registry.New(s.cfg.data("registry"))
-	if err != nil {
-		return nil, err
-	}
-	images := map[string]string{}
-	for name, dir := range s.cfg.imageDirs() {
-		digest, err := reg.Load(ctx, dir, imageRepository(name), "latest")
-		if err != nil {
-			return nil, err
-		}
-		images[name] = s.cfg.registryRef(name, digest)
-	}
-	if err := reg.Prune(); err != nil {
-		return nil, fmt.Errorf("pruning the registry: %w", err)
-	}
-	l, err := net.Listen("tcp", s.cfg.RegistryListen)
-	if err != nil {
-		return nil, fmt.Errorf("local registry: %w", err)
-	}
-	srv := &http.Server{Handler: reg, ReadHeaderTimeout: 5 * time.Second}
-	s.launch(ctx, "registry", func(ctx context.Context) error { return daemon.Serve(ctx, srv, l, time.Second) })
-	s.say("  registry     serves the template images: %s", strings.Join(slices.Sorted(maps.Keys(images)), ", "))
-	return images, nil
 }
 
 // startChildren starts containerd and PostgreSQL beside each other.
@@ -167,8 +128,9 @@ func (s *server) startNoded(ctx context.Context) error {
 		Socket: s.cfg.nodeSocket(), AdminSocket: s.cfg.run("noded-admin.sock"),
 		ContainerdSocket: filepath.Join(s.cfg.run("containerd"), "containerd.sock"), ContainerdNamespace: containerdNamespace, Snapshotter: "overlayfs",
 		Runsc: s.cfg.binary("runsc"), ProcdDir: s.cfg.procdDir(), CgroupParent: s.cfg.CgroupParent,
-		PlainHTTPRegistries: []string{s.cfg.RegistryListen},
-		AllowRunc:           s.cfg.AllowRunc, AllowOldRunc: s.cfg.AllowOldRunc,
+		PlainHTTPRegistries: []string{s.cfg.RegistryListen}, RegistryAuthFile: s.cfg.registryAuth(),
+		ImageRegistries: s.cfg.ImageRegistries, KeepImages: s.cfg.KeepImages,
+		AllowRunc: s.cfg.AllowRunc, AllowOldRunc: s.cfg.AllowOldRunc,
 		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR,
 		Log: s.log.With("daemon", "noded"), Ready: func() { close(ready) },
 	}
@@ -184,6 +146,7 @@ func (s *server) startAPI(ctx context.Context, images map[string]string) error {
 		RegionID: "local", Cluster: s.cfg.Cluster,
 		AdminEmail: s.cfg.AdminEmail, AdminPassword: s.cfg.AdminPassword, OnBootstrap: s.bootstrapped,
 		DefaultImage: images[defaultImage], TemplateImages: images, PoolMin: s.cfg.PoolMin, PoolMax: s.cfg.PoolMax, AllowedHosts: s.cfg.AllowedHosts, TrustedProxies: s.cfg.TrustedProxies,
+		Registry: s.cfg.RegistryListen, PushRegistry: s.cfg.PushRegistry, RegistryKeyFile: s.cfg.registryKey(), ImageRegistries: s.cfg.ImageRegistries,
 		PublicDomain: s.cfg.PublicDomain,
 		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst, Quotas: s.cfg.Quotas,
 		WebhookAllowPrivate: s.cfg.HooksPrivate, OIDCFile: s.cfg.OIDCFile,

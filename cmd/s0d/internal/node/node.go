@@ -89,6 +89,15 @@ func (n *Node) Look(ctx context.Context) (*View, error) {
 	return now, err
 }
 
+// Images is what images take on the node; nil when it can't tell.
+func (n *Node) Images(ctx context.Context) (*nodeapi.ImageUsage, error) {
+	info, err := n.client.Info(ctx, &nodeapi.InfoRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("asking noded about its images: %w", err)
+	}
+	return info.GetImages(), nil
+}
+
 // EndSandboxes deletes every claimed sandbox and waits until all are gone.
 func (n *Node) EndSandboxes(ctx context.Context, reason string) error {
 	asked := map[string]bool{}
