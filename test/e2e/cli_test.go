@@ -26,5 +26,9 @@ func TestCLI(t *testing.T) {
 			},
 		})
 	})
+	t.Run("terminal", func(t *testing.T) { testTerminal(t, s) })
+	t.Run("terminal signals", func(t *testing.T) { testTerminalSignals(t, s) })
+	t.Run("terminal reattach", func(t *testing.T) { testTerminalReattach(t, s) })
+	t.Run("output over breaks", func(t *testing.T) { testOutputOverBreaks(t, s) })
 	s.CheckOwned()
 }

@@ -109,9 +109,7 @@ type lostError struct {
 	err error
 }
 
-func (e *lostError) Error() string {
-	return fmt.Sprintf("following the command: %v; it may still run: `s0 sandbox context -s %s get %s`", e.err, e.at.sandbox, e.at.context)
-}
+func (e *lostError) Error() string { return "following the command: " + e.err.Error() }
 
 func (e *lostError) Unwrap() error { return e.err }
 
@@ -121,18 +119,7 @@ func lost(err error, at place) error { return &lostError{at, err} }
 // has stopped. Reading stdin can't be stopped: that goroutine ends with the process.
 func relay(ctx context.Context, cancel context.CancelCauseFunc, restore func(), w *wire, e execution) (wait func()) {
 	var side sync.WaitGroup
-	// A panic ends s0 from where it is: the terminal must be given back first.
-	safely := func(f func()) func() {
-		return func() {
-			defer func() {
-				if p := recover(); p != nil {
-					restore()
-					panic(p)
-				}
-			}()
-			f()
-		}
-	}
+	safely := func(f func()) func() { return func() { restoring(restore, f) } }
 	side.Go(safely(func() { relaySignals(ctx, cancel, w) }))
 	if e.terminal {
 		side.Go(safely(func() {
@@ -145,6 +132,17 @@ func relay(ctx context.Context, cancel context.CancelCauseFunc, restore func(), 
 		go safely(func() { w.readFrom(os.Stdin, cancel) })()
 	}
 	return side.Wait
+}
+
+// restoring gives the terminal back before a panic of f's ends s0 from where it is.
+func restoring(restore, f func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			restore()
+			panic(p)
+		}
+	}()
+	f()
 }
 
 // relayed are the signals that are for the command, by their names there.

@@ -35,7 +35,10 @@ func explain(err error, s *session.Session) string {
 // describe leaves out what Go's network errors say twice.
 func describe(err error) string {
 	var dial *net.OpError
+	var lost *lostError
 	switch {
+	case errors.As(err, &lost):
+		return fmt.Sprintf("following the command: %s; it may still run: `s0 sandbox context -s %s get %s`", describe(lost.err), lost.at.sandbox, lost.at.context)
 	case errors.Is(err, context.Canceled):
 		return "interrupted"
 	case errors.As(err, &dial) && dial.Op == "dial" && dial.Addr != nil:
