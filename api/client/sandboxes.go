@@ -18,6 +18,12 @@ func (c *Client) CreateTemplate(ctx context.Context, id string, spec TemplateSpe
 	return do[Template](ctx, c, call{method: http.MethodPost, path: templatePath(), body: body})
 }
 
+// CreateTemplateFromSandbox begins to make a template from a running sandbox. Its
+// status says how that goes.
+func (c *Client) CreateTemplateFromSandbox(ctx context.Context, req TemplateFromSandboxRequest) (*Template, error) {
+	return do[Template](ctx, c, call{method: http.MethodPost, path: templatePath("from-sandbox"), body: req})
+}
+
 // GetTemplate returns a template; the team's own goes before a public one.
 func (c *Client) GetTemplate(ctx context.Context, id string) (*Template, error) {
 	return do[Template](ctx, c, call{method: http.MethodGet, path: templatePath(id)})

@@ -67,10 +67,13 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"deleteAPIKey":     func() error { return c.DeleteAPIKey(ctx, "k") },
 		"listTemplates":    result(func() (any, error) { return c.ListTemplates(ctx) }),
 		"createTemplate":   result(func() (any, error) { return c.CreateTemplate(ctx, "t", spec) }),
-		"getTemplate":      result(func() (any, error) { return c.GetTemplate(ctx, "t") }),
-		"updateTemplate":   result(func() (any, error) { return c.UpdateTemplate(ctx, "t", spec) }),
-		"deleteTemplate":   result(func() (any, error) { return c.DeleteTemplate(ctx, "t") }),
-		"createSandbox":    result(func() (any, error) { return c.CreateSandbox(ctx, client.ClaimRequest{Template: "default"}) }),
+		"createTemplateFromSandbox": result(func() (any, error) {
+			return c.CreateTemplateFromSandbox(ctx, client.TemplateFromSandboxRequest{TemplateID: "t", SandboxID: sb})
+		}),
+		"getTemplate":    result(func() (any, error) { return c.GetTemplate(ctx, "t") }),
+		"updateTemplate": result(func() (any, error) { return c.UpdateTemplate(ctx, "t", spec) }),
+		"deleteTemplate": result(func() (any, error) { return c.DeleteTemplate(ctx, "t") }),
+		"createSandbox":  result(func() (any, error) { return c.CreateSandbox(ctx, client.ClaimRequest{Template: "default"}) }),
 		"listSandboxes": result(func() (any, error) {
 			return c.ListSandboxes(ctx, client.ListSandboxesOptions{Status: client.SandboxStateRunning, TemplateID: "t", Paused: &yes, Limit: 7, Offset: 3})
 		}),

@@ -18,21 +18,24 @@ func (a *app) template() *cobra.Command {
 
 func (a *app) templateList() *cobra.Command {
 	return &cobra.Command{
-		Use:     "list",
-		Short:   "List the templates that your team can use",
-		Example: "  s0 template list",
+		Use:   "list",
+		Short: "List the templates that your team can use",
+		Long: `List the templates that your team can use. STATE is ready when as many sandboxes
+are warm as POOL says, warming or failing until then (` + "`s0 template get`" + ` says why),
+unavailable when nothing can be made from the template.`,
+		Example: "  s0 template list\n  s0 template list -o json | jq '.templates[].status'",
 		Args:    want(),
 		RunE: a.run(func(ctx context.Context, c *client.Client, _ []string) error {
 			list, err := c.ListTemplates(ctx)
 			if err != nil {
 				return err
 			}
-			rows := output.Rows{Columns: []string{"ID", "SCOPE", "IMAGE~", "MEMORY", "POOL", "IDLE", "ACTIVE", "UPDATED"}}
+			rows := output.Rows{Columns: []string{"ID", "SCOPE", "IMAGE~", "MEMORY", "STATE", "POOL", "IDLE", "ACTIVE", "UPDATED"}}
 			for _, t := range list.Templates {
 				status := deref(t.Status)
 				rows.Rows = append(rows.Rows, []string{
 					t.TemplateID, string(t.Scope), t.Spec.MainContainer.Image, deref(t.Spec.MainContainer.Resources.Memory),
-					pool(t.Spec.Pool), count(status.IdleCount), count(status.ActiveCount), since(t.UpdatedAt),
+					state(&t), pool(t.Spec.Pool), count(status.IdleCount), count(status.ActiveCount), since(t.UpdatedAt),
 				})
 			}
 			return a.printer.Print(list, rows)
@@ -55,38 +58,6 @@ func (a *app) templateGet() *cobra.Command {
 			return a.printer.Print(t, templateFields(t))
 		}),
 	}
-}
-
-func (a *app) templateCreate() *cobra.Command {
-	var id, file string
-	cmd := &cobra.Command{
-		Use:   "create --id <id> -f <spec>",
-		Short: "Create a template of your team's",
-		Long: `Create a template of your team's from a spec in YAML or JSON, such as
-
-  mainContainer:
-    image: docker.io/library/python:3.13
-    resources: {memory: 1Gi}
-  pool: {minIdle: 1, maxIdle: 4}`,
-		Example: "  s0 template create --id mine -f spec.yaml\n  s0 template get default -o yaml | s0 template create --id mine -f -",
-		Args:    want(),
-		RunE: a.run(func(ctx context.Context, c *client.Client, _ []string) error {
-			spec, err := readSpec(file)
-			if err != nil {
-				return err
-			}
-			t, err := c.CreateTemplate(ctx, id, spec)
-			if err != nil {
-				return err
-			}
-			return a.printer.Print(t, templateFields(t))
-		}),
-	}
-	cmd.Flags().StringVar(&id, "id", "", "the template's id: a DNS label")
-	cmd.Flags().StringVarP(&file, "file", "f", "", "spec in YAML or JSON, - for stdin")
-	cmd.MarkFlagRequired("id")
-	cmd.MarkFlagRequired("file")
-	return cmd
 }
 
 func (a *app) templateUpdate() *cobra.Command {
@@ -147,15 +118,58 @@ func readSpec(path string) (client.TemplateSpec, error) {
 }
 
 func templateFields(t *client.Template) output.Fields {
-	main := t.Spec.MainContainer
-	return output.Fields{
+	main, status := t.Spec.MainContainer, deref(t.Status)
+	fields := output.Fields{
 		{"ID", t.TemplateID}, {"Name", deref(t.Spec.DisplayName)}, {"Description", deref(t.Spec.Description)},
 		{"Scope", string(t.Scope)}, {"Tags", strings.Join(t.Spec.Tags, ", ")}, {"Image", main.Image},
 		{"Memory", deref(main.Resources.Memory)}, {"CPU", deref(main.Resources.CPU)},
-		{"Runtime", string(deref(t.Spec.RuntimeClassName))}, {"Pool", pool(t.Spec.Pool)},
-		{"Idle", count(deref(t.Status).IdleCount)}, {"Active", count(deref(t.Status).ActiveCount)},
+		{"Runtime", string(deref(t.Spec.RuntimeClassName))}, {"Pool", pool(t.Spec.Pool)}, {"State", state(t)},
+		{"Reason", why(t)}, {"Idle", count(status.IdleCount)}, {"Active", count(status.ActiveCount)},
 		{"Created", since(t.CreatedAt)}, {"Updated", since(t.UpdatedAt)},
 	}
+	return fields
+}
+
+// state says in a word what can be made from a template now.
+func state(t *client.Template) string {
+	status := deref(t.Status)
+	if c := status.Creation; c != nil && c.State != client.TemplateCreationStateReady {
+		return string(c.State)
+	}
+	switch c := poolReady(t); {
+	case c == nil:
+		return ""
+	case c.Status == "True":
+		return "ready"
+	case c.Status == "Unknown":
+		return "unknown"
+	case deref(c.Reason) == "Warming":
+		return "warming"
+	case deref(c.Reason) == "Unavailable":
+		return "unavailable"
+	}
+	return "failing"
+}
+
+// why says why a template is not ready.
+func why(t *client.Template) string {
+	if c := deref(t.Status).Creation; c != nil && c.State == client.TemplateCreationStateFailed {
+		return deref(c.Message)
+	}
+	if c := poolReady(t); c != nil && c.Status != "True" {
+		return deref(c.Message)
+	}
+	return ""
+}
+
+func poolReady(t *client.Template) *client.TemplateCondition {
+	conditions := deref(t.Status).Conditions
+	for i := range conditions {
+		if conditions[i].Type == "PoolReady" {
+			return &conditions[i]
+		}
+	}
+	return nil
 }
 
 func pool(p *client.PoolSpec) string {
