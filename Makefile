@@ -45,7 +45,10 @@ tools: ## build containerd and runsc from pinned modules, once for each pin
 	@hack/tools.sh
 
 images: ## build the default template image, once for each recipe
-	@go run ./hack/images -out build/images/default
+	@go run ./hack/images
+
+images-all: ## build the images of all builtin templates (about 2 minutes each)
+	@go run ./hack/images all
 
 gen: ## regenerate what is generated
 	@go generate ./...
@@ -93,4 +96,4 @@ test/compat/client/node_modules/.package-lock.json: test/compat/client/package-l
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: up down reset doctor demo build tools images gen clean test test-unit test-vm lint bench test-deps help
+.PHONY: up down reset doctor demo build tools images images-all gen clean test test-unit test-vm lint bench test-deps help
