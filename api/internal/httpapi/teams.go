@@ -27,7 +27,8 @@ func teamOut(t store.Team) openapi.Team {
 	}
 }
 
-// CreateTeam implements POST /teams.
+// CreateTeam implements POST /teams. Who makes and deletes teams all day leaves
+// traces of each for a while, and therefore is slow at it.
 func (a *API) CreateTeam(w http.ResponseWriter, r *http.Request) {
 	var req openapi.CreateTeamRequest
 	err := decode(w, r, controlBytes, &req, "name")
@@ -37,9 +38,13 @@ func (a *API) CreateTeam(w http.ResponseWriter, r *http.Request) {
 	if err == nil && req.Slug != nil {
 		err = identity.CheckSlug(*req.Slug)
 	}
+	user := callerOf(r).identity.UserID
+	if err == nil {
+		err = a.limit(w, a.signInHosts, user.String())
+	}
 	var t store.Team
 	if err == nil {
-		t, err = a.cfg.Identity.CreateTeam(r.Context(), store.Team{Name: req.Name, Slug: value(req.Slug), OwnerID: callerOf(r).identity.UserID})
+		t, err = a.cfg.Identity.CreateTeam(r.Context(), store.Team{Name: req.Name, Slug: value(req.Slug), OwnerID: user})
 	}
 	a.rightsChanged()
 	a.answer(w, r, http.StatusCreated, teamOut(t), err)

@@ -227,3 +227,9 @@ func (s *Store) EndStrays(ctx context.Context, limit int) ([]Sandbox, error) {
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
 	return list, classify(err, "ending the sandboxes of deleted teams")
 }
+
+// PurgeDeletedTeams forgets teams that can leave nothing behind any more.
+func (s *Store) PurgeDeletedTeams(ctx context.Context) error {
+	return s.purge(ctx, "purging deleted teams", `DELETE FROM deleted_teams WHERE team_id IN
+		(SELECT team_id FROM deleted_teams WHERE deleted_at < now() - $1::interval LIMIT $2)`, 2*strayAge)
+}
