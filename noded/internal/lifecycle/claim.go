@@ -185,12 +185,11 @@ func (m *Manager) claimCold(ctx context.Context, req ClaimRequest) (Sandbox, err
 	if err != nil {
 		return Sandbox{}, startError(err)
 	}
-	select {
-	case m.cold <- struct{}{}:
-		defer func() { <-m.cold }()
-	default:
-		return Sandbox{}, errdefs.New(errdefs.Exhausted, "too many sandboxes are starting").WithRetryAfter(coldRetryAfter)
+	end, err := m.beginCold(req.Team)
+	if err != nil {
+		return Sandbox{}, err
 	}
+	defer end()
 	inst, err := m.start(ctx, image, startRequest{poolKey: req.PoolKey, spec: req.Spec, env: req.Env})
 	if err != nil {
 		return Sandbox{}, startError(err)

@@ -192,7 +192,7 @@ type Manager struct {
 	tasks   chan func(context.Context) // what Run shall run in the background
 	stopped chan struct{}              // closed when Run takes no more tasks
 	changed chan struct{}              // holds a value when pools should look
-	cold    chan struct{}              // holds a value per cold start under way
+	cold    *coldStarts
 	losses  chan Loss
 
 	adoptGrace, warmUpTimeout time.Duration // the constants, but in tests
@@ -210,7 +210,7 @@ func New(cfg Config) *Manager {
 		tasks:     make(chan func(context.Context)),
 		stopped:   make(chan struct{}),
 		changed:   make(chan struct{}, 1),
-		cold:      make(chan struct{}, cfg.ColdStarts),
+		cold:      newColdStarts(cfg.ColdStarts),
 		losses:    make(chan Loss, maxLosses),
 		instances: map[sandbox.ID]*instance{},
 		claims:    map[string]*claimed{},

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/journal"
 )
@@ -32,12 +31,11 @@ func (m *Manager) Resume(ctx context.Context, id sandbox.ID, gen sandbox.Generat
 	if err := checkGeneration(rec, gen); err != nil {
 		return Sandbox{}, err
 	}
-	select {
-	case m.cold <- struct{}{}:
-		defer func() { <-m.cold }()
-	default:
-		return Sandbox{}, errdefs.New(errdefs.Exhausted, "too many sandboxes are starting").WithRetryAfter(coldRetryAfter)
+	end, err := m.beginCold(rec.Claim.Team)
+	if err != nil {
+		return Sandbox{}, err
 	}
+	defer end()
 	if err := m.wake(ctx, inst, rec); err != nil {
 		return Sandbox{}, startError(err)
 	}
