@@ -155,14 +155,15 @@ func TestPauseAndResumeAreMetered(t *testing.T) {
 	team := uuid.New()
 	sb := insert(t, m.s, newSandbox(t, team))
 	m.began(sb.ID, m.hour)
-	for i, status := range []string{"paused", "running", "paused", "failed", "terminating"} {
+	for i, status := range []string{"paused", "starting", "paused", "starting", "running", "paused", "failed", "terminating"} {
 		m.exec("UPDATE sandboxes SET status = $2 WHERE id = $1", sb.ID, status)
-		if i < 4 {
-			m.changed(sb.ID, m.hour.Add(time.Duration(10*(i+1))*time.Minute))
+		switch i {
+		case 0, 4, 5, 6: // a resume that failed is nothing that happened
+			m.changed(sb.ID, m.hour.Add(time.Duration(5*(i+1))*time.Minute))
 		}
 	}
 	m.meter()
-	m.want(team, store.WindowRuntime, map[string]int64{string(sb.ID) + "/0": 1024 * 20 * minute})
+	m.want(team, store.WindowRuntime, map[string]int64{string(sb.ID) + "/0": 1024 * 10 * minute}) // 0 to 5, 25 to 30
 	id := " " + string(sb.ID)
 	want := []string{"sandbox.claimed" + id, "sandbox.paused" + id, "sandbox.resumed" + id, "sandbox.paused" + id, "sandbox.terminated" + id}
 	if got := m.events(); fmt.Sprint(got) != fmt.Sprint(want) {

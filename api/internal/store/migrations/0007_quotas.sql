@@ -144,16 +144,17 @@ CREATE TRIGGER sandboxes_charge_deleted AFTER DELETE ON sandboxes
     REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION s0_charge_deleted();
 
 -- Metering. Everything is derived from what is durable anyway: since when a sandbox
--- takes compute stands in its row, and each change of that is a row of
+-- runs stands in its row, and each change of that is a row of
 -- metering_changes, written with it by a trigger. A claim writes nothing beside its
 -- row. A pass of any one replica turns both into events and, hour by hour, into
 -- windows that never change again; how far it has come is a row that the pass
 -- moves in its transaction.
 
--- runs_since is when the present stretch of compute began, with the present memory;
--- NULL while there is none. Whoever inserts a sandbox that does not run says so.
+-- runs_since is when the present stretch of running began, with the present memory;
+-- NULL while there is none. Whoever inserts a sandbox that does not run says so. A
+-- sandbox that is starting takes its place in the quota and is not paid for.
 ALTER TABLE sandboxes ADD COLUMN runs_since timestamptz DEFAULT now();
-UPDATE sandboxes SET runs_since = NULL WHERE NOT s0_uses(status);
+UPDATE sandboxes SET runs_since = NULL WHERE status <> 'running';
 CREATE INDEX sandboxes_claimed ON sandboxes USING brin (claimed_at);
 
 CREATE TABLE metering_changes (
@@ -174,17 +175,16 @@ DECLARE
     -- A transaction that waited for the one that began the stretch may be older.
     moment timestamptz := greatest(now(), OLD.runs_since);
     change text := CASE
-        WHEN s0_uses(NEW.status) THEN CASE WHEN s0_uses(OLD.status) THEN 'resized' ELSE 'resumed' END
-        WHEN NEW.status = 'paused' THEN 'paused'
-        WHEN OLD.status NOT IN ('terminating', 'failed') THEN 'terminated' END;
+        WHEN NEW.status = 'running' THEN CASE OLD.status WHEN 'running' THEN 'resized' ELSE 'resumed' END
+        WHEN NEW.status = 'paused' AND OLD.status = 'running' THEN 'paused'
+        WHEN NEW.status IN ('terminating', 'failed') AND OLD.status NOT IN ('terminating', 'failed') THEN 'terminated' END;
 BEGIN
-    IF change = 'resized' AND NEW.memory_bytes = OLD.memory_bytes OR change IS NULL
-        OR change = 'paused' AND OLD.status = 'paused' THEN
+    IF change IS NULL THEN
         RETURN NEW;
     END IF;
     INSERT INTO metering_changes (at, kind, team_id, user_id, sandbox_id, template_id, since, memory_bytes)
     VALUES (moment, change, NEW.team_id, NEW.user_id, NEW.id, NEW.template_id, OLD.runs_since, OLD.memory_bytes);
-    NEW.runs_since := CASE WHEN s0_uses(NEW.status) THEN moment END;
+    NEW.runs_since := CASE NEW.status WHEN 'running' THEN moment END;
     RETURN NEW;
 END $$;
 
