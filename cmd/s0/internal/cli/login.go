@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -166,9 +165,11 @@ func loginDevice(ctx context.Context, c *client.Client, provider string) (*clien
 	if err != nil {
 		return nil, err
 	}
-	note("To sign in, open this page in a browser on any device:\n\n    %s\n\nand type the code\n\n    %s\n", plain(d.VerificationURI), plain(d.UserCode))
+	note("To sign in, open this page in a browser on any device, and type the code %s:", d.UserCode)
+	note("    %s", d.VerificationURI)
 	if d.VerificationURIComplete != nil {
-		note("Or open this page, and see that it shows the code:\n\n    %s\n", plain(*d.VerificationURIComplete))
+		note("Or open this page, and see that it shows that code:")
+		note("    %s", *d.VerificationURIComplete)
 	}
 	note("Waiting until you have confirmed. Ctrl-C gives up.")
 	return awaitDevice(ctx, c, provider, d)
@@ -209,14 +210,4 @@ func awaitDevice(ctx context.Context, c *client.Client, provider string, d *clie
 
 func seconds32(n int32) time.Duration {
 	return min(max(time.Duration(n)*time.Second, leastPause), mostPause)
-}
-
-// plain takes out of a provider's text what a terminal would obey.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, s)
 }

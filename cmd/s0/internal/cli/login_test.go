@@ -109,11 +109,3 @@ func TestWhichProvider(t *testing.T) {
 		}
 	}
 }
-
-// What a provider says is shown on a terminal.
-func TestPlainTextHasNoEscapes(t *testing.T) {
-	t.Parallel()
-	if got := plain("a\x1b[2Jb\r\n\u202ec"); got != "a[2Jbc" {
-		t.Errorf("%q", got)
-	}
-}
