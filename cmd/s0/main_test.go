@@ -63,6 +63,10 @@ func controlPlane(name string) http.Handler {
 	}))
 	mux.HandleFunc("POST /api-keys", signedIn(createKey))
 	mux.HandleFunc("GET /api/v1/sandboxes", signedIn(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("status") == "failed" {
+			success(w, 200, map[string]any{"count": 0, "has_more": false, "sandboxes": []any{}})
+			return
+		}
 		success(w, 200, map[string]any{"count": 7, "has_more": true, "sandboxes": []any{map[string]any{
 			"id": "local-abc", "template_id": r.Header.Get("X-Team-ID"), "status": "running", "paused": false, "runtime_generation": 1,
 			"cluster_id": nil, "created_at": time.Now().Add(-5 * time.Minute), "updated_at": time.Now(),
@@ -70,6 +74,14 @@ func controlPlane(name string) http.Handler {
 		}}})
 	}))
 	mux.HandleFunc("GET /api/v1/sandboxes/{id}", signedIn(fail))
+	mux.HandleFunc("GET /api/v1/sandboxes/{id}/contexts", signedIn(contexts))
+	mux.HandleFunc("GET /api/v1/sandboxes/{id}/sessions", signedIn(sessions))
+	mux.HandleFunc("PUT /api/v1/sandboxes/{id}/sessions/{session}", signedIn(echo))
+	mux.HandleFunc("POST /api/v1/sandboxes/{id}/sessions", signedIn(echo))
+	mux.HandleFunc("GET /api/v1/sandboxes/{id}/sessions/{session}", signedIn(func(w http.ResponseWriter, _ *http.Request) {
+		success(w, 200, session())
+	}))
+	mux.HandleFunc("POST /api/v1/sandboxes/{id}/sessions/{session}/inputs", signedIn(echo))
 	mux.HandleFunc("POST /api/v1/sandboxes", signedIn(echo))
 	mux.HandleFunc("POST /api/v1/templates", signedIn(echo))
 	return mux
@@ -137,6 +149,24 @@ func user(server, name string) map[string]any {
 
 func team(id, slug string) map[string]any {
 	return map[string]any{"id": id, "name": "Team " + slug, "slug": slug, "created_at": time.Now(), "updated_at": time.Now()}
+}
+
+func contexts(w http.ResponseWriter, r *http.Request) {
+	success(w, 200, map[string]any{"contexts": []any{map[string]any{
+		"id": "ctx-of-" + r.PathValue("id"), "type": "cmd", "command": []string{"sleep", "\x1b[2J60"}, "running": true, "paused": false, "created_at": time.Now(),
+	}}})
+}
+
+func sessions(w http.ResponseWriter, _ *http.Request) {
+	success(w, 200, map[string]any{"sessions": []any{session()}})
+}
+
+func session() map[string]any {
+	return map[string]any{
+		"id": "sess-1", "phase": "running", "spec_version": 1, "restart_count": 2, "runtime_generation": 1,
+		"created_at": time.Now(), "updated_at": time.Now(), "last_activity_at": time.Now(), "cursor": map[string]any{"earliest": 1, "latest": 9},
+		"spec": map[string]any{"command": []string{"old"}, "name": "web", "env": map[string]any{"A": "1"}, "io": map[string]any{"mode": "pipes"}},
+	}
 }
 
 func createKey(w http.ResponseWriter, r *http.Request) {

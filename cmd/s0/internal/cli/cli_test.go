@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func walk(cmd *cobra.Command, visit func(*cobra.Command)) {
@@ -28,6 +29,11 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 		if cmd != root && (strings.HasSuffix(cmd.Short, ".") || strings.ToUpper(cmd.Short[:1]) != cmd.Short[:1]) {
 			t.Errorf("%s: %q is not in the form of the others", path, cmd.Short)
 		}
+		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if f.Usage == "" || strings.HasSuffix(f.Usage, ".") {
+				t.Errorf("%s: --%s is explained by %q", path, f.Name, f.Usage)
+			}
+		})
 		shown := false
 		for _, call := range invocation.FindAllString(cmd.Example, -1) {
 			called := parse(t, root, strings.Fields(call)[1:])

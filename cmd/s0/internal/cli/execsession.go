@@ -35,7 +35,7 @@ func (a *app) sessionList(sandbox *string) *cobra.Command {
 				return err
 			}
 			rows := output.Rows{
-				Columns: []string{"ID", "NAME~", "COMMAND~", "PHASE", "EXIT", "RESTARTS", "CREATED"},
+				Columns: []string{"ID", "NAME~", "COMMAND~", "PHASE", "EXIT", "RESTARTS?", "CREATED?"},
 				None:    "No sessions. `s0 sandbox session create` starts one.",
 			}
 			for _, x := range list.Sessions {

@@ -194,7 +194,7 @@ func (a *app) sandboxList() *cobra.Command {
 				return err
 			}
 			rows := output.Rows{
-				Columns: []string{"ID", "TEMPLATE~", "STATUS", "CREATED", "EXPIRES", "HARD EXPIRY"},
+				Columns: []string{"ID", "TEMPLATE~", "STATUS", "CREATED", "EXPIRES", "HARD END?"},
 				None:    "No sandboxes. `s0 sandbox create` claims one.",
 			}
 			for _, s := range list.Sandboxes {

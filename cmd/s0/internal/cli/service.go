@@ -37,7 +37,7 @@ func (a *app) serviceGet(sandbox *string) *cobra.Command {
 }
 
 func (a *app) printServices(list *client.SandboxServices) error {
-	rows := output.Rows{Columns: []string{"ID", "PORT", "RUNTIME", "PUBLIC", "ROUTES", "URL~"}, None: "No services."}
+	rows := output.Rows{Columns: []string{"ID", "PORT", "RUNTIME?", "PUBLIC", "ROUTES?", "URL"}, None: "No services."}
 	for _, s := range list.Services {
 		runtime := "manual"
 		if s.Runtime != nil {
@@ -174,7 +174,7 @@ func (a *app) portsList(sandbox *string) *cobra.Command {
 }
 
 func (a *app) printPorts(list *client.ExposedPorts) error {
-	rows := output.Rows{Columns: []string{"PORT", "RESUME", "URL~"}, None: "No port is exposed."}
+	rows := output.Rows{Columns: []string{"PORT", "RESUME", "URL"}, None: "No port is exposed."}
 	for _, p := range list.ExposedPorts {
 		rows.Rows = append(rows.Rows, []string{fmt.Sprint(p.Port), yesNo(p.Resume), deref(p.PublicURL)})
 	}

@@ -63,6 +63,25 @@ func TestRows(t *testing.T) {
 	}
 }
 
+func TestSpareColumns(t *testing.T) {
+	t.Parallel()
+	rows := output.Rows{Columns: []string{"ID", "NAME~", "SIZE?", "AGE?"}, Rows: [][]string{{"local-1", "a long name", "12 MiB", "5m"}}}
+	for width, want := range map[int]string{
+		0:  "ID       NAME         SIZE    AGE\nlocal-1  a long name  12 MiB  5m\n",
+		30: "ID       NAME      SIZE    AGE\nlocal-1  a long …  12 MiB  5m\n",
+		29: "ID       NAME         SIZE\nlocal-1  a long name  12 MiB\n",
+		24: "ID       NAME\nlocal-1  a long name\n",
+		10: "ID       NAME\nlocal-1  a long …\n",
+	} {
+		if got := print(t, output.Printer{Width: width}, nil, rows); got != want {
+			t.Errorf("width %d:\n%s\nwant\n%s", width, got, want)
+		}
+	}
+	if len(rows.Rows[0]) != 4 {
+		t.Error("the caller's rows were changed")
+	}
+}
+
 // Letters of two cells are counted and cut as such.
 func TestWideLetters(t *testing.T) {
 	t.Parallel()

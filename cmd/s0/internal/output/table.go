@@ -2,6 +2,7 @@ package output
 
 import (
 	"io"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -14,8 +15,9 @@ const (
 	minCells  = 8 // what is left of a column that gives way
 )
 
-// Rows is a table with a header. Columns whose title ends with "~" may be cut
-// where the terminal is too narrow; ids never should: people copy them.
+// Rows is a table with a header. Where the terminal is too narrow, columns whose title
+// ends with "~" are cut, and if that is not enough those whose title ends with "?" are
+// left out, the last first. Ids should be neither: people copy them.
 type Rows struct {
 	Columns []string
 	Rows    [][]string
@@ -38,10 +40,47 @@ func (f Fields) write(w io.Writer, cells int) error {
 func (t Rows) write(w io.Writer, cells int) error {
 	titles := make([]string, len(t.Columns))
 	cut := make([]bool, len(t.Columns))
+	spare := make([]bool, len(t.Columns))
 	for i, c := range t.Columns {
 		titles[i], cut[i] = strings.CutSuffix(c, "~")
+		titles[i], spare[i] = strings.CutSuffix(titles[i], "?")
 	}
-	return writeAligned(w, append([][]string{titles}, t.Rows...), cut, cells)
+	rows := append([][]string{titles}, t.Rows...)
+	for cells > 0 && narrowest(rows, cut) > cells {
+		last := lastOf(spare)
+		if last < 0 {
+			break
+		}
+		for i := range rows {
+			rows[i] = slices.Delete(slices.Clone(rows[i]), last, last+1)
+		}
+		cut, spare = slices.Delete(cut, last, last+1), slices.Delete(spare, last, last+1)
+	}
+	return writeAligned(w, rows, cut, cells)
+}
+
+func lastOf(marked []bool) int {
+	for i := len(marked) - 1; i >= 0; i-- {
+		if marked[i] {
+			return i
+		}
+	}
+	return -1
+}
+
+// narrowest is how little room rows can do with.
+func narrowest(rows [][]string, cut []bool) (cells int) {
+	for i := range rows[0] {
+		widest := 0
+		for _, row := range rows {
+			widest = max(widest, Cells(Plain(row[i])))
+		}
+		if cut[i] {
+			widest = min(widest, minCells)
+		}
+		cells += widest
+	}
+	return cells + columnGap*(len(rows[0])-1)
 }
 
 // writeAligned writes rows with their columns below each other. A cell that
