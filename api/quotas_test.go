@@ -138,7 +138,7 @@ func TestQuotasAsClientsSeeThem(t *testing.T) {
 		t.Errorf("%+v", q)
 	}
 	team := i.teamID(key)
-	i.limit(team, "memory_mib", `{"limit_value":null}`)
+	i.limit(team, "memory_mib", `{"unlimited":true}`)
 	if q := list("?all=true")["memory_mib"]; !q.Unlimited {
 		t.Errorf("%+v", q)
 	}
@@ -170,7 +170,7 @@ func TestWhoMayLimitTeamsAndHow(t *testing.T) {
 		i.send(request{method: method, path: p, token: platform.Key, body: body}).want(200, nil)
 	}
 	for body, dimension := range map[string]string{
-		`{}`: "active_sandboxes", `{"limit_value":-1}`: "active_sandboxes", `{"limit_value":1e3}`: "active_sandboxes", `{"limit_value":1.5}`: "active_sandboxes",
+		`{}`: "active_sandboxes", `{"unlimited":false}`: "active_sandboxes", `{"limit_value":1,"unlimited":true}`: "active_sandboxes", `{"limit_value":null}`: "active_sandboxes", `{"limit_value":-1}`: "active_sandboxes", `{"limit_value":1e3}`: "active_sandboxes", `{"limit_value":1.5}`: "active_sandboxes",
 		`{"limit_value":5,"interval_ms":5}`: "active_sandboxes", `{"limit_value":9000000000000000000}`: "memory_mib", `{"limit_value":5}`: "api_requests",
 		`{"limit_value":6}`: "nothing", `{"limit_value":6,"interval_ms":0}`: "egress", `{"limit_value":6,"burst_value":-1}`: "egress", `{"limit_value":"6"}`: "egress", `{"limit":6}`: "egress",
 	} {

@@ -3609,16 +3609,17 @@ type ServiceRuntime struct {
 // ServiceRuntimeType defines model for ServiceRuntime.Type.
 type ServiceRuntimeType string
 
-// SetQuotaRequest defines model for SetQuotaRequest.
+// SetQuotaRequest Either a limit or none.
 type SetQuotaRequest struct {
 	// BurstValue Of a rate.
 	BurstValue *int64 `json:"burst_value,omitempty"`
 
 	// IntervalMs Of a rate; a month when it is absent.
 	IntervalMs *int64 `json:"interval_ms,omitempty"`
+	LimitValue *int64 `json:"limit_value,omitempty"`
 
-	// LimitValue null: no limit, whatever the default is.
-	LimitValue *int64 `json:"limit_value"`
+	// Unlimited No limit, whatever the default is.
+	Unlimited *bool `json:"unlimited,omitempty"`
 }
 
 // Signaled defines model for Signaled.

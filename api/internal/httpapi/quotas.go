@@ -45,7 +45,7 @@ func (a *API) SetTeamQuota(w http.ResponseWriter, r *http.Request, teamID, dimen
 	var req openapi.SetQuotaRequest
 	team, err := knownTeam(teamID)
 	if err == nil {
-		err = decode(w, r, controlBytes, &req, "limit_value")
+		err = decode(w, r, controlBytes, &req)
 	}
 	var q openapi.TeamQuota
 	if err == nil {

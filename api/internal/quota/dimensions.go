@@ -153,8 +153,10 @@ func Parse(name string, r openapi.SetQuotaRequest) (store.Quota, error) {
 	switch {
 	case d.stored == "":
 		return invalid("%s can't be limited for a team", d.name)
+	case (r.LimitValue == nil) != (r.Unlimited != nil && *r.Unlimited):
+		return invalid("want either limit_value or unlimited")
 	case r.LimitValue != nil && (*r.LimitValue < 0 || *r.LimitValue > most):
-		return invalid("limit_value: want 0 to %d, or null for no limit", most)
+		return invalid("limit_value: want 0 to %d", most)
 	case d.kind != rate && (r.IntervalMs != nil || r.BurstValue != nil):
 		return invalid("%s is no rate: it has no interval_ms and no burst_value", d.name)
 	case r.IntervalMs != nil && (*r.IntervalMs < 1 || *r.IntervalMs > maxInterval.Milliseconds()):

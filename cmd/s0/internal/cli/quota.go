@@ -135,7 +135,9 @@ Traffic is a rate: bytes in a month, or in the time that --every says.`,
 
 func quotaRequest(limit string, every time.Duration, burst int64, withBurst bool) (client.SetQuotaRequest, error) {
 	var req client.SetQuotaRequest
-	if limit != "none" {
+	if limit == "none" {
+		req.Unlimited = new(true)
+	} else {
 		n, err := strconv.ParseInt(limit, 10, 64)
 		if err != nil || n < 0 {
 			return req, fmt.Errorf("limit %q: want a whole number or none", limit)
