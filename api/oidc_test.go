@@ -184,6 +184,9 @@ func testOIDCNewUser(o *oidcTest) {
 	if second.User.ID != first.User.ID {
 		o.t.Errorf("the second time it is user %s, was %s", second.User.ID, first.User.ID)
 	}
+	if n := o.count("SELECT count(*) FROM audit_records WHERE operation = 'finishOIDCLogin' AND user_id = '" + first.User.ID + "'"); n < 2 {
+		o.t.Errorf("%d of 2 sign-ins are recorded", n)
+	}
 	// It is known by its subject from now on, whatever its address becomes here.
 	o.sql("UPDATE users SET email = 'alice@renamed.test' WHERE id = '%s'", first.User.ID)
 	o.signInAs("alice").want(200, &second)
@@ -468,8 +471,8 @@ func testOIDCDeviceEnds(o *oidcTest) {
 }
 
 // A provider that is down is a 503 of its own routes; the server starts and works
-// without it.
-func TestOIDC_ProviderDown(t *testing.T) {
+// without it, and keeps what it knows of sign-ins to itself (A07).
+func TestA07_OIDCProviderDown(t *testing.T) {
 	t.Parallel()
 	p := oidctest.Start(t, publicURL+"/auth/oidc/corp/callback", accounts)
 	file := oidcFile(t, p)
@@ -491,6 +494,21 @@ func TestOIDC_ProviderDown(t *testing.T) {
 	for _, secret := range []string{oidctest.ClientSecret, url.QueryEscape(oidctest.ClientSecret), u.Query().Get("code"), u.Query().Get("state")} {
 		if strings.Contains(up.log.String()+i.log.String(), secret) {
 			t.Errorf("a log has the secret %q", secret)
+		}
+	}
+}
+
+// Who begins sign-ins without end is told to wait, whatever they are for.
+func TestSignInsThroughProvidersAreLimited(t *testing.T) {
+	t.Parallel()
+	i := start(t, func(c *api.Config, _ *fakenode.Node) { c.RateLimit, c.RateBurst = 0.1, 20 })
+	login, device := request{method: "GET", path: "/auth/oidc/nobody/login"}, request{method: "POST", path: "/auth/oidc/nobody/device/start"}
+	code := request{method: "POST", path: "/auth/web-login/exchange", body: `{"login_code":"x","return_url":"y"}`}
+	i.send(login).refused(404, "not_found")
+	i.send(device).refused(404, "not_found") // the burst is used up
+	for _, r := range []request{login, device, code} {
+		if a := i.send(r).refused(429, "rate_limited"); a.header.Get("Retry-After") == "" {
+			t.Errorf("%s: no Retry-After", r.path)
 		}
 	}
 }

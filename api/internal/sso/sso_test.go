@@ -1,6 +1,7 @@
 package sso
 
 import (
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
@@ -44,8 +45,8 @@ func TestASignIn(t *testing.T) {
 	}
 }
 
-// A token that is not exactly what was asked for signs nobody in.
-func TestFalseIDTokens(t *testing.T) {
+// A05: a token that is not exactly what was asked for signs nobody in.
+func TestA05_FalseIDTokens(t *testing.T) {
 	t.Parallel()
 	f := newFake(t)
 	s := f.service()
@@ -64,9 +65,12 @@ func TestFalseIDTokens(t *testing.T) {
 			return sign(t, jwt.SigningMethodNone, c, jwt.UnsafeAllowNoneSignatureType)
 		},
 		"signed by us": func(c jwt.MapClaims) string { return sign(t, jwt.SigningMethodHS256, c, []byte(secret)) },
-		"changed":      func(c jwt.MapClaims) string { return "x" + sign(t, jwt.SigningMethodRS256, c, key()) },
-		"none at all":  func(jwt.MapClaims) string { return "" },
-		"no token":     func(jwt.MapClaims) string { return "at-secret" },
+		"signed with the public key": func(c jwt.MapClaims) string {
+			return sign(t, jwt.SigningMethodHS256, c, x509.MarshalPKCS1PublicKey(&key().PublicKey))
+		},
+		"changed":     func(c jwt.MapClaims) string { return "x" + sign(t, jwt.SigningMethodRS256, c, key()) },
+		"none at all": func(jwt.MapClaims) string { return "" },
+		"no token":    func(jwt.MapClaims) string { return "at-secret" },
 		"cut signature": func(c jwt.MapClaims) string {
 			return strings.TrimRight(sign(t, jwt.SigningMethodRS256, c, key()), "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_-")
 		},
@@ -248,8 +252,8 @@ func TestDeviceAuthorizationsAreChecked(t *testing.T) {
 	}
 }
 
-// Over https the cookie is this server's alone.
-func TestTheCookieOverHTTPS(t *testing.T) {
+// A20: over https the cookie is this server's alone.
+func TestA20_TheCookieOverHTTPS(t *testing.T) {
 	t.Parallel()
 	f := newFake(t)
 	s := f.service()

@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"s0.run/api/internal/audit"
 	"s0.run/internal/errdefs"
 )
 
@@ -46,6 +47,9 @@ func (s *Store) identify(ctx context.Context, a Account, p Provision) (user uuid
 		switch {
 		case err == nil && disabled:
 			return errDisabled
+		case err == nil:
+			audit.By(ctx, user)
+			return nil
 		case !errors.Is(err, pgx.ErrNoRows):
 			return err
 		case a.Email == "":
@@ -57,6 +61,7 @@ func (s *Store) identify(ctx context.Context, a Account, p Provision) (user uuid
 		_, err = tx.Exec(ctx, `
 			INSERT INTO user_identities (user_id, provider, issuer, subject, email) VALUES ($1, $2, $3, $4, $5)`,
 			user, a.Provider, a.Issuer, a.Subject, a.Email)
+		audit.By(ctx, user)
 		return err
 	})
 	return user, err
