@@ -83,24 +83,30 @@ func signInHint() string {
 	return fmt.Sprintf("sign in with `s0 auth login`, or put an API key into %s", session.EnvToken)
 }
 
+// hints are what to do about a server's no, by its code.
+var hints = map[string]string{
+	"exec_timeout":    "it still runs: `s0 sandbox context -s ID list` shows it, `s0 sandbox context -s ID signal CTX INT` stops it",
+	"attempt_running": "say --replace to end it first",
+	"path_not_file":   "`s0 sandbox files -s ID ls` lists a directory, `s0 sandbox files -s ID download -r` copies one",
+	"quota_exceeded":  "`s0 quota list` shows what your team may have",
+}
+
 func apiHint(e *client.APIError, s *session.Session) string {
-	if e.Code == "exec_timeout" {
-		return "it still runs: `s0 sandbox context -s ID list` shows it, `s0 sandbox context -s ID signal CTX INT` stops it"
+	var advice []string
+	if e.RetryAfter > 0 {
+		advice = append(advice, fmt.Sprintf("try again in %d s", int(e.RetryAfter/time.Second)))
 	}
-	switch e.StatusCode {
-	case http.StatusUnauthorized:
-		return signInHint()
-	case http.StatusForbidden:
-		return "your role in this team does not allow it; an admin of the team can"
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		if e.RetryAfter > 0 {
-			return fmt.Sprintf("try again in %d s", int(e.RetryAfter/time.Second))
-		}
+	switch {
+	case hints[e.Code] != "":
+		advice = append(advice, hints[e.Code])
+	case e.StatusCode == http.StatusUnauthorized:
+		advice = append(advice, signInHint())
+	case e.StatusCode == http.StatusForbidden:
+		advice = append(advice, "your role in this team does not allow it; an admin of the team can")
+	case e.Code == "" && s != nil:
+		advice = append(advice, fmt.Sprintf("is %s an s0 server? --api-url and %s name another", s.URL(), session.EnvURL))
 	}
-	if e.Code == "" && s != nil {
-		return fmt.Sprintf("is %s an s0 server? --api-url and %s name another", s.URL(), session.EnvURL)
-	}
-	return ""
+	return strings.Join(advice, "; ")
 }
 
 // signInError is a failure to sign in, where "sign in" is no advice.
