@@ -195,6 +195,17 @@ var succeed = map[string]func(s *stage) request{
 		s.i.send(r).want(200, nil)
 		return request{path: r.path, token: s.jwt}
 	},
+	"createTemplateFromSandbox": func(s *stage) request {
+		return request{token: s.key, body: `{"template_id":"` + s.name() + `","sandbox_id":"` + s.i.claim(s.key) + `"}`}
+	},
+	"pauseSandbox": func(s *stage) request {
+		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/pause", token: s.key}
+	},
+	"resumeSandbox": func(s *stage) request {
+		path := "/api/v1/sandboxes/" + s.i.claim(s.key)
+		s.i.send(request{method: "POST", path: path + "/pause", token: s.key}).want(200, nil)
+		return request{path: path + "/resume", token: s.key}
+	},
 	"createRegistryCredentials": func(s *stage) request { return request{token: s.key, body: `{}`} },
 	"changePassword": func(s *stage) request {
 		old := s.i.pass

@@ -130,11 +130,14 @@ func (i *instance) run(cfg api.Config, ready <-chan string) {
 
 // checked is how tests reach a server: what it answers is held against the
 // contract.
-var checked http.RoundTripper
+var (
+	checked http.RoundTripper
+	checker *contract.Checker
+)
 
 func TestMain(m *testing.M) {
 	contract.Main(m, func(c *contract.Checker) {
-		checked = c.Transport(http.DefaultTransport)
+		checker, checked = c, c.Transport(http.DefaultTransport)
 		http.DefaultClient.Transport = checked
 	})
 }
@@ -236,6 +239,11 @@ func (a *answer) open(r request) {
 	if env.Error != nil {
 		a.code, a.msg = env.Error.Code, env.Error.Message
 	}
+}
+
+// validate holds an answer against the contract that has come another way.
+func (i *instance) validate(req *http.Request, a answer) {
+	checker.Check(&http.Response{StatusCode: a.status, Header: a.header, Body: io.NopCloser(bytes.NewReader(a.raw)), Request: req})
 }
 
 // want checks the status and decodes the data into out, unless it is nil.

@@ -149,12 +149,12 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if resp.Request == nil {
 		resp.Request = r
 	}
-	t.c.check(resp)
+	t.c.Check(resp)
 	return resp, nil
 }
 
-// check holds an answer against the contract. Its body is as before afterwards.
-func (c *Checker) check(resp *http.Response) {
+// Check holds an answer against the contract. Its body is as before afterwards.
+func (c *Checker) Check(resp *http.Response) {
 	r := resp.Request
 	if tenants(r) {
 		return

@@ -30,10 +30,10 @@ func (c *Checker) Proxy(t testing.TB, server string) (address string) {
 		},
 		ModifyResponse: func(resp *http.Response) error {
 			if resp.StatusCode != http.StatusSwitchingProtocols {
-				c.check(resp)
+				c.Check(resp)
 			} else {
 				body := resp.Body
-				c.check(resp)
+				c.Check(resp)
 				resp.Body = body // the proxy needs it as it is
 			}
 			return nil
