@@ -81,6 +81,9 @@ func (a *API) admit(w http.ResponseWriter, r *http.Request, acc access) (*who, e
 	}
 	caller := &who{identity: id}
 	if caller.principal, err = a.principal(r, acc, &id); err != nil {
+		if limited := a.limit(w, a.teams, id.UserID.String()); limited != nil {
+			return nil, limited
+		}
 		return caller, err
 	}
 	bucket := caller.principal.TeamID
