@@ -112,6 +112,17 @@ func (c *Client) RefreshSandbox(ctx context.Context, id string, duration *int32)
 	return do[RefreshResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "refresh"), body: body})
 }
 
+// PauseSandbox saves the sandbox with everything in it, and returns when that is
+// durable. A sandbox with much memory takes long.
+func (c *Client) PauseSandbox(ctx context.Context, id string) (*PauseResponse, error) {
+	return do[PauseResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "pause")})
+}
+
+// ResumeSandbox lets a paused sandbox run again, and returns when it serves.
+func (c *Client) ResumeSandbox(ctx context.Context, id string) (*ResumeResponse, error) {
+	return do[ResumeResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "resume")})
+}
+
 // DeleteSandbox terminates a sandbox and deletes its state.
 func (c *Client) DeleteSandbox(ctx context.Context, id string) error {
 	return exec(ctx, c, call{method: http.MethodDelete, path: sandboxPath(id)})

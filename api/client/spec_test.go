@@ -81,6 +81,8 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"getSandboxStatus": result(func() (any, error) { return c.GetSandboxStatus(ctx, sb) }),
 		"updateSandbox":    result(func() (any, error) { return c.UpdateSandbox(ctx, sb, client.SandboxUpdateConfig{}) }),
 		"refreshSandbox":   result(func() (any, error) { return c.RefreshSandbox(ctx, sb, nil) }),
+		"pauseSandbox":     result(func() (any, error) { return c.PauseSandbox(ctx, sb) }),
+		"resumeSandbox":    result(func() (any, error) { return c.ResumeSandbox(ctx, sb) }),
 		"deleteSandbox":    func() error { return c.DeleteSandbox(ctx, sb) },
 		"listSandboxEvents": result(func() (any, error) {
 			return c.ListSandboxEvents(ctx, sb, client.SandboxEventsOptions{Action: "process.exited", Cursor: "e1", Limit: 7})

@@ -17,7 +17,7 @@ import (
 func (a *app) sandbox() *cobra.Command {
 	return group("sandbox", "Claim sandboxes and work in them",
 		"  s0 sandbox create\n  s0 sandbox list\n  s0 sandbox run ID 'print(6 * 7)'\n  s0 sandbox exec -it ID -- bash\n  s0 sandbox delete ID",
-		a.sandboxCreate(), a.sandboxList(), a.sandboxGet(), a.sandboxStatus(), a.sandboxUpdate(), a.sandboxRefresh(), a.sandboxDelete(),
+		a.sandboxCreate(), a.sandboxList(), a.sandboxGet(), a.sandboxStatus(), a.sandboxUpdate(), a.sandboxRefresh(), a.sandboxPause(), a.sandboxResume(), a.sandboxDelete(),
 		a.sandboxRun(), a.sandboxExec(), a.context(), a.execSession(), a.files(), a.service(), a.ports(), a.sandboxEvents(), a.sandboxLogs(), a.sandboxMetrics())
 }
 
@@ -31,7 +31,7 @@ type settings struct {
 func (s *settings) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVarP(&s.file, "file", "f", "", "config in YAML or JSON, - for stdin; flags go before it")
-	flags.Var(&s.ttl, "ttl", "delete the sandbox after this time, such as 15m, until servers can pause it instead; 0 is never")
+	flags.Var(&s.ttl, "ttl", "pause the sandbox after this time, such as 15m; 0 is never")
 	flags.Var(&s.hardTTL, "hard-ttl", "delete the sandbox after this time, such as 24h; 0 is never")
 	flags.StringVar(&s.memory, "memory", "", "memory, such as 512Mi or 2Gi")
 }
