@@ -32,6 +32,7 @@ type wire struct {
 	greet  func(*client.Stream) // says what every connection is told first
 	broken func()               // tells the user, if it takes a while
 	mends  bool                 // whether what was under way towards the command may be lost
+	limit  time.Duration        // for how long it is mended; defaults to mendTime
 
 	// Of the copying goroutine alone.
 	opened  time.Time // when the connection was made
@@ -122,10 +123,14 @@ func (w *wire) mend(ctx context.Context, s *client.Stream, err error) error {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF // the server has not said how the command ended
 	}
-	if w.failing.IsZero() || time.Since(w.opened) > mendTime {
+	limit := w.limit
+	if limit == 0 {
+		limit = mendTime
+	}
+	if w.failing.IsZero() || time.Since(w.opened) > limit {
 		w.failing = time.Now()
 	}
-	for tries := 0; w.mends && client.CanReattach(err) && time.Since(w.failing) < mendTime; tries++ {
+	for tries := 0; w.mends && client.CanReattach(err) && time.Since(w.failing) < limit; tries++ {
 		if tries == 1 {
 			w.broken()
 		}
