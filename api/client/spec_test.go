@@ -59,6 +59,36 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"getCurrentUser":    result(func() (any, error) { return c.CurrentUser(ctx) }),
 		"listTeams":         result(func() (any, error) { return c.ListTeams(ctx) }),
 		"listAPIKeys":       result(func() (any, error) { return c.ListAPIKeys(ctx) }),
+		"register": result(func() (any, error) {
+			return c.Register(ctx, client.RegisterRequest{Email: "a@example.com", Password: "12345678", Name: "A"})
+		}),
+		"issueRegionToken": result(func() (any, error) { return c.IssueRegionToken(ctx, "t") }),
+		"getActiveTenant":  result(func() (any, error) { return c.ActiveTenant(ctx) }),
+		"updateCurrentUser": result(func() (any, error) {
+			return c.UpdateUser(ctx, client.UpdateUserRequest{Name: new("A")})
+		}),
+		"listIdentities": result(func() (any, error) { return c.ListIdentities(ctx) }),
+		"deleteIdentity": func() error { return c.DeleteIdentity(ctx, "i") },
+		"listSSHKeys":    result(func() (any, error) { return c.ListSSHKeys(ctx) }),
+		"createSSHKey":   result(func() (any, error) { return c.CreateSSHKey(ctx, "k", "ssh-ed25519 AAAA") }),
+		"deleteSSHKey":   func() error { return c.DeleteSSHKey(ctx, "k") },
+		"createTeam":     result(func() (any, error) { return c.CreateTeam(ctx, client.CreateTeamRequest{Name: "T"}) }),
+		"getTeam":        result(func() (any, error) { return c.GetTeam(ctx, "t") }),
+		"updateTeam": result(func() (any, error) {
+			return c.UpdateTeam(ctx, "t", client.UpdateTeamRequest{Name: new("T")})
+		}),
+		"deleteTeam":       func() error { return c.DeleteTeam(ctx, "t") },
+		"transferTeam":     result(func() (any, error) { return c.TransferTeam(ctx, "t", "u") }),
+		"listTeamMembers":  result(func() (any, error) { return c.ListTeamMembers(ctx, "t", "a&b") }),
+		"addTeamMember":    result(func() (any, error) { return c.AddTeamMember(ctx, "t", "a@example.com", client.RoleViewer) }),
+		"updateTeamMember": func() error { return c.UpdateTeamMember(ctx, "t", "u", client.RoleViewer) },
+		"removeTeamMember": func() error { return c.RemoveTeamMember(ctx, "t", "u") },
+		"listUsers": result(func() (any, error) {
+			return c.ListUsers(ctx, client.ListUsersOptions{Query: "a", Limit: 7, Offset: 3})
+		}),
+		"updateUserRights": result(func() (any, error) {
+			return c.UpdateUserRights(ctx, "u", client.UserRightsRequest{Disabled: &yes})
+		}),
 		"createAPIKey": result(func() (any, error) {
 			return c.CreateAPIKey(ctx, client.CreateAPIKeyRequest{Name: "k", Roles: []client.Role{client.RoleAdmin}})
 		}),
