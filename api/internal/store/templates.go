@@ -84,7 +84,6 @@ func (s *Store) Template(ctx context.Context, team uuid.UUID, templateID string)
 // a conflict, and so is one too many.
 func (s *Store) CreateTemplate(ctx context.Context, team, user uuid.UUID, templateID string, spec json.RawMessage) (t Template, err error) {
 	err = s.inTx(ctx, "creating a template", func(ctx context.Context, tx pgx.Tx) error {
-		audit.Resource(ctx, templateID)
 		id, err := insertTemplate(ctx, tx, team, user, templateID, spec)
 		if err == nil {
 			t, err = readTemplate(ctx, tx, id)
@@ -95,6 +94,7 @@ func (s *Store) CreateTemplate(ctx context.Context, team, user uuid.UUID, templa
 }
 
 func insertTemplate(ctx context.Context, tx pgx.Tx, team, user uuid.UUID, templateID string, spec json.RawMessage) (id uuid.UUID, err error) {
+	audit.Resource(ctx, templateID)
 	if err := room(ctx, tx, team, "templates", "templates"); err != nil {
 		return id, err
 	}
