@@ -40,6 +40,8 @@ func classify(ref string, err error) error {
 		return refusal(errdefs.Unprocessable, "image %s: %s", ref, why).WithCause(err)
 	case errors.As(err, &known):
 		return known
+	case cerrdefs.IsFailedPrecondition(err): // of containerd's content store
+		return refusal(errdefs.Unprocessable, "image %s: what its registry sends does not match its digest or size", ref).WithCause(err)
 	case cerrdefs.IsNotFound(err):
 		return refusal(errdefs.Unprocessable, "image %s does not exist or does not fit this node", ref).WithCause(err)
 	case denied:

@@ -6,9 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	cerrdefs "github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"s0.run/internal/errdefs"
@@ -24,7 +24,7 @@ func TestNormalize(t *testing.T) {
 		"127.0.0.1:5000/s0/default:1":     "127.0.0.1:5000/s0/default:1",
 		"localhost/x":                     "localhost/x:latest",
 		"reg.example/a/b@" + digest:       "reg.example/a/b@" + digest,
-		"reg.example/a/b:tag@" + digest:   "reg.example/a/b:tag@" + digest,
+		"reg.example/a/b:tag@" + digest:   "reg.example/a/b@" + digest,
 		"":                                "",
 		"http://reg.example/a":            "",
 		"reg.example/a b":                 "",
@@ -66,6 +66,7 @@ func TestC02_ConfigIsBounded(t *testing.T) {
 
 func TestD12_TooBigIsRefusedBeforeItsLayersAreFetched(t *testing.T) {
 	t.Parallel()
+	l := defaultLimits
 	layers := func(n int, size int64) []ocispec.Descriptor {
 		all := make([]ocispec.Descriptor, n)
 		for i := range all {
@@ -77,16 +78,31 @@ func TestD12_TooBigIsRefusedBeforeItsLayersAreFetched(t *testing.T) {
 		children []ocispec.Descriptor
 		refused  bool
 	}{
-		"small":      {layers(3, 1<<20), false},
-		"many":       {layers(maxLayers+1, 1), true},
-		"big":        {layers(2, maxImageBytes/2+1), true},
-		"big config": {[]ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageConfig, Size: 1 << 40}}, false},
+		"small":         {layers(3, 1<<20), false},
+		"many":          {layers(l.layers+1, 1), true},
+		"big":           {layers(2, l.bytes/2+1), true},
+		"overflow":      {layers(3, 1<<62), true},
+		"negative size": {append(layers(1, -1<<62), layers(1, l.bytes)...), true},
+		"big config":    {[]ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageConfig, Size: 1 << 40}}, false}, // refused by itself
 	} {
-		h := bounded(images.HandlerFunc(func(context.Context, ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-			return c.children, nil
-		}))
-		_, err := h.Handle(context.Background(), ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest})
-		if (err != nil) != c.refused {
+		if err := l.manifest(c.children); (err != nil) != c.refused {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	digest := digest.FromString("x")
+	for name, c := range map[string]struct {
+		desc    ocispec.Descriptor
+		layer   bool
+		refused bool
+	}{
+		"layer":            {ocispec.Descriptor{Digest: digest, Size: 1 << 30}, true, false},
+		"config":           {ocispec.Descriptor{Digest: digest, Size: 1 << 10}, false, false},
+		"absurd config":    {ocispec.Descriptor{Digest: digest, Size: l.metaBytes + 1}, false, true},
+		"negative":         {ocispec.Descriptor{Digest: digest, Size: -1}, true, true},
+		"no digest":        {ocispec.Descriptor{Size: 1}, true, true},
+		"another's digest": {ocispec.Descriptor{Digest: "sha512:0", Size: 1}, true, true},
+	} {
+		if err := l.descriptor(c.desc, c.layer); (err != nil) != c.refused {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -100,7 +116,7 @@ func TestClassify(t *testing.T) {
 	}{
 		{cerrdefs.ErrNotFound, errdefs.Unprocessable},
 		{docker.ErrInvalidAuthorization, errdefs.Unprocessable},
-		{errTooBig, errdefs.Unprocessable},
+		{hostile("it is too big"), errdefs.Unprocessable},
 		{context.DeadlineExceeded, errdefs.Timeout},
 		{errors.New("dial tcp 10.0.0.1: connection refused"), errdefs.Unavailable},
 	} {

@@ -46,8 +46,9 @@ func TestD12_StalledPullEnds(t *testing.T) {
 			im.stall = 100 * time.Millisecond
 			bounded, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			ctx, p := im.watchProgress(bounded)
-			defer p.end()
+			p := newProgress(im.limits)
+			ctx, end := p.watched(bounded, im.stall)
+			defer end()
 			_, err := im.resolvedManifest(ctx, p, host+"/a/b:1")
 			if err == nil || !errors.Is(context.Cause(ctx), errStalled) {
 				t.Errorf("the pull ended with %v, its context with %v", err, context.Cause(ctx))
@@ -83,11 +84,56 @@ func TestUnpackingIsNoStall(t *testing.T) {
 	t.Parallel()
 	im := New(Config{})
 	im.stall = 10 * time.Millisecond
-	ctx, p := im.watchProgress(t.Context())
-	defer p.end()
+	ctx, end := newProgress(im.limits).watched(t.Context(), im.stall)
+	defer end()
 	select {
 	case <-ctx.Done():
 		t.Errorf("ended: %v", context.Cause(ctx))
 	case <-time.After(10 * im.stall):
+	}
+}
+
+func TestProgressIsTold(t *testing.T) {
+	t.Parallel()
+	p := newProgress(defaultLimits)
+	for _, step := range []struct {
+		do   func()
+		want string
+	}{
+		{func() {}, "waiting to pull image"},
+		{func() { p.waiting.Add(1) }, "pulling image"},
+		{func() { p.expect(400e6) }, "pulling image: 0 of 400 MB"},
+		{func() { p.bytes.Add(120e6) }, "pulling image: 120 of 400 MB"},
+		{func() { p.bytes.Add(400e6) }, "pulling image: 400 of 400 MB"},
+		{func() { p.unpacks(12); p.unpacked.Add(3) }, "unpacking image: 3 of 12 layers"},
+	} {
+		step.do()
+		if got := p.text(); got != step.want {
+			t.Errorf("%q, want %q", got, step.want)
+		}
+	}
+}
+
+// D12: a registry that sends more than the image has ends its own pull.
+func TestD12_EndlessAnswerEnds(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+		w.Header().Set("Docker-Content-Digest", sum([]byte("manifest")))
+		for piece := make([]byte, 1<<20); r.Method == http.MethodGet && r.Context().Err() == nil; {
+			if _, err := w.Write(piece); err != nil {
+				return
+			}
+		}
+	}))
+	defer s.Close()
+	host := strings.TrimPrefix(s.URL, "http://")
+	im := New(Config{PlainHTTPHosts: []string{host}, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	p := newProgress(im.limits)
+	_, err := im.resolvedManifest(ctx, p, host+"/a/b:1")
+	if err == nil || p.bytes.Load() > 3*p.allowed.Load() {
+		t.Errorf("%v after %d bytes", err, p.bytes.Load())
 	}
 }

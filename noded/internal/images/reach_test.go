@@ -17,6 +17,9 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/imageref"
 )
 
 // tokenRegistry has one manifest, for whoever brings the token that its realm
@@ -65,9 +68,7 @@ func (r *tokenRegistry) fetch(t *testing.T) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	im := New(Config{PlainHTTPHosts: []string{r.host}, Log: slog.New(slog.DiscardHandler)})
-	ctx, p := im.watchProgress(ctx)
-	defer p.end()
-	b, err := im.resolvedManifest(ctx, p, r.host+"/a/b:1")
+	b, err := im.resolvedManifest(ctx, newProgress(im.limits), r.host+"/a/b:1")
 	return string(b), err
 }
 
@@ -131,7 +132,8 @@ func TestLocalAddresses(t *testing.T) {
 	for address, want := range map[string]bool{
 		"127.0.0.1": true, "::1": true, "::ffff:127.0.0.1": true, "169.254.169.254": true, "fe80::1%eth0": true, "0.0.0.0": true, "::": true,
 		"fd00:ec2::254": true, "100.100.100.200": true, "224.0.0.1": true,
-		"10.0.0.1": false, "192.0.2.1": false, "2001:db8::1": false,
+		"10.0.0.1": true, "192.168.1.1": true, "fd00::1": true, "100.64.0.1": true, "168.63.129.16": true,
+		"192.0.2.1": false, "2001:db8::1": false, "172.32.0.1": false,
 	} {
 		if got := local(netip.MustParseAddr(address)); got != want {
 			t.Errorf("%s: local %v, want %v", address, got, want)
@@ -155,5 +157,73 @@ func TestD12_EndlessTokenEnds(t *testing.T) {
 	r.realm = s.URL
 	if _, err := r.fetch(t); err == nil || !strings.Contains(err.Error(), "EOF") {
 		t.Errorf("an endless token: %v", err)
+	}
+}
+
+// What a tenant names is asked only when the operator lets images come from there,
+// and only at a public address unless the operator has named the very host.
+func TestE13_OnlyRegistriesThatTheOperatorNamed(t *testing.T) {
+	t.Parallel()
+	var reached atomic.Int64
+	s := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Add(1) }))
+	defer s.Close()
+	host := strings.TrimPrefix(s.URL, "https://")
+	_, port, _ := net.SplitHostPort(host)
+	for name, c := range map[string]struct {
+		allowed imageref.Registries
+		host    string
+		want    string
+		asked   bool
+	}{
+		"not named":             {imageref.Public, host, "not one that this node may pull from", false},
+		"any public":            {imageref.Registries{"*"}, host, "private network", false},
+		"any public, by a name": {imageref.Registries{"*"}, "localhost:" + port, "private network", false},
+		"another port":          {imageref.Registries{host[:len(host)-1]}, host, "not one that", false},
+		"named":                 {imageref.Registries{host}, host, "can't be pulled now", true}, // its certificate is nobody's
+	} {
+		before := reached.Load()
+		im := New(Config{Registries: c.allowed, Log: slog.New(slog.DiscardHandler)})
+		_, err := im.Resolve(t.Context(), c.host+"/a/b:1")
+		if err == nil || !strings.Contains(errdefs.From(err).Message, c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+		if reached.Load() != before {
+			t.Errorf("%s: the registry was asked", name)
+		}
+		if dialled := strings.Contains(fmt.Sprint(err), "certificate"); dialled != c.asked {
+			t.Errorf("%s: dialled %v: %v", name, dialled, err)
+		}
+	}
+}
+
+// The node's credentials go to their registry, to nobody else.
+func TestCredentialsGoToTheirRegistry(t *testing.T) {
+	t.Parallel()
+	var saw atomic.Value
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, password, ok := r.BasicAuth()
+		saw.Store(fmt.Sprint(user, ":", password, ok))
+		w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer s.Close()
+	host := strings.TrimPrefix(s.URL, "http://")
+	for registry, want := range map[string]string{host: "node:secrettrue", "other.example": ":false"} {
+		im := New(Config{
+			PlainHTTPHosts: []string{host}, Log: slog.New(slog.DiscardHandler),
+			Credentials: func(asked string) (string, string) {
+				if asked == registry {
+					return "node", "secret"
+				}
+				return "", ""
+			},
+		})
+		_, err := im.Resolve(t.Context(), host+"/a/b:1")
+		if got := saw.Load(); got != want {
+			t.Errorf("credentials of %s: it saw %v, want %v", registry, got, want)
+		}
+		if !errdefs.Is(err, errdefs.Unprocessable) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("refused: %v", err)
+		}
 	}
 }

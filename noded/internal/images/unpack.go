@@ -11,6 +11,7 @@ import (
 	"path"
 	"runtime"
 	"strings"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
@@ -49,10 +50,8 @@ func (i *Images) unpack(ctx context.Context, img containerd.Image, p *progress) 
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, i.limits.time, hostilef("unpacking it takes longer than %v", i.limits.time))
-	defer cancel()
 	p.unpacks(len(layers))
-	a := &applier{content: i.cfg.Client.ContentStore(), limits: i.limits, room: i.cfg.Room}
+	a := &applier{content: i.cfg.Client.ContentStore(), limits: i.limits, room: i.cfg.Room, deadline: time.Now().Add(i.limits.time)}
 	err = behind(func() error {
 		sn, chain := i.cfg.Client.SnapshotService(i.cfg.Snapshotter), []digest.Digest(nil)
 		for _, layer := range layers {
@@ -65,9 +64,6 @@ func (i *Images) unpack(ctx context.Context, img containerd.Image, p *progress) 
 		}
 		return i.hold(ctx, config, identity.ChainID(chain).String())
 	})
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return fmt.Errorf("%w (%w)", cause, err)
-	}
 	return unpackError(err)
 }
 
@@ -91,10 +87,14 @@ func (i *Images) layersOf(ctx context.Context, img containerd.Image) ([]rootfs.L
 	if err != nil {
 		return nil, ocispec.Descriptor{}, fmt.Errorf("reading its manifest: %w", err)
 	}
-	diffs, err := img.RootFS(ctx)
+	spec, err := img.Spec(ctx)
 	if err != nil {
 		return nil, ocispec.Descriptor{}, fmt.Errorf("%w (%w)", hostile("its configuration can't be read"), err)
 	}
+	if !img.Platform().Match(spec.Platform) {
+		return nil, ocispec.Descriptor{}, hostilef("it is for %.40s/%.40s and does not fit this node", spec.OS, spec.Architecture)
+	}
+	diffs := spec.RootFS.DiffIDs
 	if len(diffs) == 0 || len(diffs) != len(manifest.Layers) {
 		return nil, ocispec.Descriptor{}, hostilef("it has %d layers, its configuration %d: want as many, and one at least", len(manifest.Layers), len(diffs))
 	}
@@ -132,10 +132,11 @@ func behind(f func() error) error {
 
 // applier unpacks layers of one image, which share their limits.
 type applier struct {
-	content content.Provider
-	limits  limits
-	room    func() error
-	bottom  bool // the layer is the lowest: there is nothing that it could hide
+	content  content.Provider
+	limits   limits
+	room     func() error
+	deadline time.Time
+	bottom   bool // the layer is the lowest: there is nothing that it could hide
 
 	bytes, names, sinceLook int64
 	entries                 int
@@ -143,6 +144,17 @@ type applier struct {
 
 // Apply implements diff.Applier.
 func (a *applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, _ ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	// Of this alone: what is undone afterwards must have time.
+	ctx, cancel := context.WithDeadlineCause(ctx, a.deadline, hostilef("unpacking it takes longer than %v", a.limits.time))
+	defer cancel()
+	done, err := a.apply(ctx, desc, mounts)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = fmt.Errorf("%w (%w)", cause, err)
+	}
+	return done, err
+}
+
+func (a *applier) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error) {
 	blob, err := a.content.ReaderAt(ctx, desc)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -160,7 +172,10 @@ func (a *applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []m
 			return 0, err
 		}
 		n, err := plain.Read(buf)
-		return n, errors.Join(a.count(n), err)
+		if cerr := a.count(n); cerr != nil {
+			return n, cerr
+		}
+		return n, err // io.EOF as it is
 	})
 	r := io.TeeReader(bounded, sum.Hash())
 	if err := a.extract(ctx, mounts, r); err != nil {
