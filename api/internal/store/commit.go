@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -33,9 +34,8 @@ const (
 // together when the first is free. So nobody waits for company, and the more
 // there are, the less each costs.
 //
-// The rows of a batch are statements of one transaction, sent in one message. It
-// is in force when its end was answered, for all of them; when one of them is
-// refused, each is written again by itself, so that nobody pays for another's.
+// A batch is one statement. When it is refused, for one of its rows, each is
+// written again by itself, so that nobody pays for another's fault.
 type committer struct {
 	conns *pgxpool.Pool
 	seats chan struct{}
@@ -132,6 +132,9 @@ func (c *committer) answered(err error) {
 }
 
 func (c *committer) insert(ctx context.Context, n NewSandbox) (Sandbox, error) {
+	if n.Webhook != nil {
+		return c.alone(ctx, n) // more than a row
+	}
 	c.mu.Lock()
 	if c.busy < claimLanes {
 		c.busy++
@@ -223,34 +226,29 @@ func (c *committer) commit(batch []*write) {
 	}
 }
 
-// send writes the rows in one transaction. What it has read is true only when it
-// gives no error.
+// send writes the rows.
 func (c *committer) send(ctx context.Context, batch []*write) error {
-	conn, err := c.conns.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Release()
 	// In the order of their teams: two batches that lock what teams share must not
 	// wait for each other.
 	slices.SortFunc(batch, func(a, b *write) int { return bytes.Compare(a.row.TeamID[:], b.row.TeamID[:]) })
-	var all pgx.Batch
-	for _, w := range batch {
-		sql, args := w.row.insertion()
-		all.Queue(sql, args...)
+	claims := make([]*NewSandbox, len(batch))
+	for i, w := range batch {
+		claims[i] = &w.row
 	}
-	results := conn.SendBatch(ctx, &all)
+	rows, _ := c.conns.Query(ctx, insertClaimsSQL, claimArgs(claims...)...)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+	if err != nil {
+		return err
+	}
+	made := make(map[uuid.UUID]Sandbox, len(list))
+	for _, sb := range list {
+		made[sb.ClaimID] = sb
+	}
 	for _, w := range batch {
-		rows, _ := results.Query()
-		made, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
-		switch {
-		case err == nil:
-			w.made = made
-		case errors.Is(err, pgx.ErrNoRows):
-			w.err = errAlone
-		default:
-			return errors.Join(err, results.Close())
+		var stored bool
+		if w.made, stored = made[w.row.ClaimID]; !stored {
+			w.err = errAlone // another row is in its way
 		}
 	}
-	return results.Close()
+	return nil
 }

@@ -80,37 +80,6 @@ func (s *Store) InsertSandbox(ctx context.Context, n NewSandbox) (Sandbox, error
 	return insertSandbox(ctx, s.pool, n)
 }
 
-const insertSandboxRowSQL = `
-	INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
-		memory_bytes, ttl_seconds, hard_ttl_seconds, expires_at, hard_expires_at, idempotency_key, request_hash)
-	VALUES ($1, $2, $3, $4, $5, $6, $7, 'running', $8, $9, $10, $11,
-		CASE WHEN $10 > 0 THEN now() + make_interval(secs => $10) END,
-		CASE WHEN $11 > 0 THEN now() + make_interval(secs => $11) END,
-		nullif($12, ''), $13)
-	ON CONFLICT DO NOTHING
-	RETURNING ` + sandboxColumns
-
-// auditClaim is the audit record of the row s, in its statement.
-const auditClaim = `audited AS (
-		INSERT INTO audit_records (` + auditColumns + `)
-		SELECT $14::uuid, s.team_id, s.user_id, $15::uuid, $16::text, s.id, 'succeeded', '', $17::text, $18::text
-		FROM s WHERE $14 IS NOT NULL` + auditOnce + `
-	)`
-
-const insertSandboxSQL = `WITH s AS (` + insertSandboxRowSQL + `), ` + auditClaim + ` SELECT ` + sandboxColumns + ` FROM s`
-
-func (n NewSandbox) args() []any {
-	by := n.Audit
-	if by == nil {
-		by = &audit.Record{}
-	}
-	return []any{
-		n.ID, n.TeamID, n.UserID, n.ClaimID, n.TemplateID, n.Node, n.Generation, n.Config,
-		n.MemoryBytes, n.TTLSeconds, n.HardTTLSeconds, n.IdempotencyKey, n.RequestHash,
-		orNull(by.ID), orNull(by.KeyID), by.Operation, by.Address, by.RequestID,
-	}
-}
-
 func insertSandbox(ctx context.Context, q querier, n NewSandbox) (Sandbox, error) {
 	const doing = "storing a claim"
 	for range insertAttempts {
@@ -179,34 +148,6 @@ func (s *Store) Sandbox(ctx context.Context, team uuid.UUID, id sandbox.ID) (San
 	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+" FROM sandboxes WHERE team_id = $1 AND id = $2 AND deleted_at IS NULL", team, id)
 	sb, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
 	return sb, found(err, "reading a sandbox", "sandbox")
-}
-
-// SandboxFilter narrows a list; zero values do not.
-type SandboxFilter struct {
-	Status     sandbox.State
-	TemplateID string
-	Paused     *bool
-	Limit      int
-	Offset     int
-}
-
-// Sandboxes lists a team's sandboxes, newest first and without their configs, and
-// counts all that match.
-func (s *Store) Sandboxes(ctx context.Context, team uuid.UUID, f SandboxFilter) ([]Sandbox, int, error) {
-	const matching = ` FROM sandboxes
-		WHERE team_id = $1 AND deleted_at IS NULL
-		AND ($2 = '' OR status = $2) AND ($3 = '' OR template_id = $3)
-		AND ($4::boolean IS NULL OR (status = 'paused') = $4)`
-	const doing = "listing sandboxes"
-	args := []any{team, f.Status, f.TemplateID, f.Paused}
-	var total int
-	if err := s.pool.QueryRow(ctx, "SELECT count(*)"+matching, args...).Scan(&total); err != nil {
-		return nil, 0, classify(err, doing)
-	}
-	rows, _ := s.pool.Query(ctx, "SELECT "+listColumns+matching+
-		" ORDER BY created_at DESC, id LIMIT $5 OFFSET $6", append(args, f.Limit, f.Offset)...)
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
-	return list, total, classify(err, doing)
 }
 
 // SandboxUpdate changes a sandbox's config; nil leaves a value alone.

@@ -68,6 +68,9 @@ func setRuntimeParams(cfg *pgx.ConnConfig) {
 		"lock_timeout":                        millis(lockTimeout),
 		"idle_in_transaction_session_timeout": millis(idleInTxTimeout),
 		"timezone":                            "UTC",
+		// Statements of milliseconds: neither compiling nor sharing them out pays.
+		"jit":                             "off",
+		"max_parallel_workers_per_gather": "0",
 	} {
 		cfg.RuntimeParams[name] = value
 	}

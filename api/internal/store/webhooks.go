@@ -38,26 +38,6 @@ func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText implements encoding.TextMarshaler.
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// insertHookedSandboxSQL is insertSandboxSQL with a webhook and the first event
-// for it, in the same statement.
-const insertHookedSandboxSQL = `
-	WITH s AS (` + insertSandboxRowSQL + `), ` + auditClaim + `, hook AS (
-		INSERT INTO sandbox_webhooks (sandbox_id, team_id, claim_id, url, secret, destination, watch_dir, wake_at)
-		SELECT s.id, s.team_id, s.claim_id, $19, $20, $21, $22, now() FROM s
-	), ready AS (
-		INSERT INTO sandbox_events (team_id, sandbox_id, event_id, type, source, payload, occurred_at, delivery)
-		SELECT s.team_id, s.id, 'evt_sandbox_ready_' || s.id, 'sandbox.ready', 'manager', ` + readyEvent + `, now(), 'pending' FROM s
-	)
-	SELECT ` + sandboxColumns + ` FROM s, (SELECT pg_notify('s0_events', $1)) told`
-
-func (n NewSandbox) insertion() (sql string, args []any) {
-	args = n.args()
-	if w := n.Webhook; w != nil {
-		return insertHookedSandboxSQL, append(args, w.URL, string(w.Secret), w.Destination, w.WatchDir)
-	}
-	return insertSandboxSQL, args
-}
-
 // WebhookLease is the right to deliver one sandbox's events, for a while.
 type WebhookLease struct {
 	SandboxID   sandbox.ID

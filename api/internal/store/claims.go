@@ -1,0 +1,98 @@
+package store
+
+import (
+	"encoding/json"
+
+	"github.com/google/uuid"
+
+	"s0.run/api/internal/audit"
+)
+
+// insertClaims stores the rows s of as many claims as the arrays name, and who
+// claimed. Rows that another is in the way of are left out.
+const insertClaims = `
+	c AS (
+		SELECT * FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::bigint[], $8::jsonb[],
+			$9::bigint[], $10::integer[], $11::integer[], $12::text[], $13::bytea[], $14::uuid[], $15::uuid[], $16::text[], $17::text[], $18::text[])
+		AS c (id, team_id, user_id, claim_id, template_id, node, generation, config,
+			memory_bytes, ttl, hard_ttl, key, hash, audit_id, key_id, operation, address, request_id)
+	), s AS (
+		INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
+			memory_bytes, ttl_seconds, hard_ttl_seconds, expires_at, hard_expires_at, idempotency_key, request_hash)
+		SELECT id, team_id, user_id, claim_id, template_id, node, generation, 'running', config,
+			memory_bytes, ttl, hard_ttl,
+			CASE WHEN ttl > 0 THEN now() + make_interval(secs => ttl) END,
+			CASE WHEN hard_ttl > 0 THEN now() + make_interval(secs => hard_ttl) END,
+			nullif(key, ''), hash
+		FROM c
+		ON CONFLICT DO NOTHING
+		RETURNING ` + sandboxColumns + `
+	), audited AS (
+		INSERT INTO audit_records (` + auditColumns + `)
+		SELECT c.audit_id, s.team_id, s.user_id, c.key_id, c.operation, s.id, 'succeeded', '', c.address, c.request_id
+		FROM s JOIN c USING (id) WHERE c.audit_id IS NOT NULL` + auditOnce + `
+	)`
+
+const insertClaimsSQL = "WITH " + insertClaims + " SELECT " + sandboxColumns + " FROM s"
+
+// insertHookedClaimSQL is insertClaimsSQL for one claim with a webhook: that and
+// the first event for it are stored in the same statement.
+const insertHookedClaimSQL = "WITH " + insertClaims + `, hook AS (
+		INSERT INTO sandbox_webhooks (sandbox_id, team_id, claim_id, url, secret, destination, watch_dir, wake_at)
+		SELECT s.id, s.team_id, s.claim_id, $19, $20, $21, $22, now() FROM s
+	), ready AS (
+		INSERT INTO sandbox_events (team_id, sandbox_id, event_id, type, source, payload, occurred_at, delivery)
+		SELECT s.team_id, s.id, 'evt_sandbox_ready_' || s.id, 'sandbox.ready', 'manager', ` + readyEvent + `, now(), 'pending' FROM s
+	)
+	SELECT ` + sandboxColumns + ` FROM s, (SELECT pg_notify('s0_events', ($1::text[])[1])) told`
+
+// insertion is the statement that stores one claim.
+func (n *NewSandbox) insertion() (sql string, args []any) {
+	args = claimArgs(n)
+	if w := n.Webhook; w != nil {
+		return insertHookedClaimSQL, append(args, w.URL, string(w.Secret), w.Destination, w.WatchDir)
+	}
+	return insertClaimsSQL, args
+}
+
+// claimArgs are the arrays of insertClaims.
+func claimArgs(claims ...*NewSandbox) []any {
+	return []any{
+		column(claims, func(n *NewSandbox) string { return string(n.ID) }),
+		column(claims, func(n *NewSandbox) uuid.UUID { return n.TeamID }),
+		column(claims, func(n *NewSandbox) uuid.UUID { return n.UserID }),
+		column(claims, func(n *NewSandbox) uuid.UUID { return n.ClaimID }),
+		column(claims, func(n *NewSandbox) string { return n.TemplateID }),
+		column(claims, func(n *NewSandbox) string { return n.Node }),
+		column(claims, func(n *NewSandbox) int64 { return int64(n.Generation) }),
+		column(claims, func(n *NewSandbox) json.RawMessage { return n.Config }),
+		column(claims, func(n *NewSandbox) int64 { return n.MemoryBytes }),
+		column(claims, func(n *NewSandbox) int32 { return n.TTLSeconds }),
+		column(claims, func(n *NewSandbox) int32 { return n.HardTTLSeconds }),
+		column(claims, func(n *NewSandbox) string { return n.IdempotencyKey }),
+		column(claims, func(n *NewSandbox) []byte { return n.RequestHash }),
+		column(claims, func(n *NewSandbox) *uuid.UUID { return orNull(n.call().ID) }),
+		column(claims, func(n *NewSandbox) *uuid.UUID { return orNull(n.call().KeyID) }),
+		column(claims, func(n *NewSandbox) string { return n.call().Operation }),
+		column(claims, func(n *NewSandbox) string { return n.call().Address }),
+		column(claims, func(n *NewSandbox) string { return n.call().RequestID }),
+	}
+}
+
+func column[T any](claims []*NewSandbox, of func(*NewSandbox) T) []T {
+	list := make([]T, len(claims))
+	for i, n := range claims {
+		list[i] = of(n)
+	}
+	return list
+}
+
+// nobodysCall is the record of a claim that no call has made.
+var nobodysCall audit.Record
+
+func (n *NewSandbox) call() *audit.Record {
+	if n.Audit == nil {
+		return &nobodysCall
+	}
+	return n.Audit
+}

@@ -1,0 +1,43 @@
+package store
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"s0.run/internal/s0test"
+)
+
+// A page must come from ordered ranges of its index: a plan that sorts all of a
+// team's rows would be right, too, and take a hundred times as long.
+func TestAPageIsMergedFromItsIndex(t *testing.T) {
+	t.Parallel()
+	s, err := Open(t.Context(), s0test.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	team := uuid.New()
+	if _, err := s.conns.Exec(t.Context(), `INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
+			memory_bytes, ttl_seconds, hard_ttl_seconds, created_at)
+		SELECT 's' || n, $1, $1, gen_random_uuid(), 't', 'n1', 1, CASE n % 9 WHEN 0 THEN 'failed' ELSE 'running' END, '{}', 1, 0, 0, now() - n * interval '1 second'
+		FROM generate_series(1, 5000) n`, team); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.conns.Exec(t.Context(), "VACUUM ANALYZE sandboxes"); err != nil {
+		t.Fatal(err)
+	}
+	for _, newest := range []bool{true, false} {
+		rows, _ := s.conns.Query(t.Context(), "EXPLAIN "+pageSQL(storedStates, newest), team, "", 50, 1_000)
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := strings.Join(lines, "\n")
+		if !strings.Contains(plan, "Merge Append") || strings.Count(plan, "using sandboxes_page") != len(storedStates) {
+			t.Errorf("newest=%v:\n%s", newest, plan)
+		}
+	}
+}
