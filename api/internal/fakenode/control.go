@@ -43,14 +43,7 @@ func (n *Node) AddSlots(poolKey string, count int) []string {
 	defer n.mu.Unlock()
 	var ids []string
 	for range count {
-		id, err := sandbox.NewID(n.Cluster)
-		if err != nil {
-			panic(err)
-		}
-		s := &nodeapi.Slot{Id: string(id), PoolKey: poolKey, Generation: 1}
-		n.free[s.GetId()] = s
-		ids = append(ids, s.GetId())
-		n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_SlotFree{SlotFree: s}})
+		ids = append(ids, n.addLocked(poolKey))
 	}
 	return ids
 }
@@ -60,7 +53,7 @@ func (n *Node) AddSlots(poolKey string, count int) []string {
 func (n *Node) Steal(id string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.free, id)
+	n.dropLocked(id)
 }
 
 // Fail makes a sandbox fail.

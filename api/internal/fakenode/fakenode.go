@@ -48,6 +48,7 @@ type Node struct {
 	setPools  int
 	free      map[string]*nodeapi.Slot
 	sandboxes map[string]*nodeapi.Sandbox
+	idle      map[string]uint32 // free slots by pool key
 	claimed   map[string]uint32 // sandboxes by pool key
 	claims    map[string]string // claim id → sandbox id, for good
 	deletes   map[string]string // sandbox id → reason
@@ -75,7 +76,7 @@ func Start(t testing.TB, n *Node) *Node {
 	}
 	n.pools, n.free, n.sandboxes = map[string]*nodeapi.Pool{}, map[string]*nodeapi.Slot{}, map[string]*nodeapi.Sandbox{}
 	n.claims, n.deletes, n.watchers = map[string]string{}, map[string]string{}, map[chan *nodeapi.Event]bool{}
-	n.claimed, n.stats = map[string]uint32{}, map[string][]*nodeapi.StatsSample{}
+	n.idle, n.claimed, n.stats = map[string]uint32{}, map[string]uint32{}, map[string][]*nodeapi.StatsSample{}
 	n.Listen(t)
 	t.Cleanup(n.Stop)
 	return n
@@ -155,42 +156,48 @@ func (n *Node) SetPools(_ context.Context, req *nodeapi.SetPoolsRequest) (*nodea
 }
 
 func (n *Node) fillLocked(p *nodeapi.Pool) {
-	idle := uint32(0)
 	for id, s := range n.free {
-		if s.GetPoolKey() != p.GetKey() {
-			continue
+		if n.idle[p.GetKey()] <= max(p.GetMinIdle(), p.GetMaxIdle()) {
+			break
 		}
-		if idle++; idle > max(p.GetMinIdle(), p.GetMaxIdle()) {
+		if s.GetPoolKey() == p.GetKey() {
 			n.takeLocked(id)
-			idle--
 		}
 	}
-	for ; idle < p.GetMinIdle(); idle++ {
-		id, err := sandbox.NewID(n.Cluster)
-		if err != nil {
-			panic(err)
-		}
-		s := &nodeapi.Slot{Id: string(id), PoolKey: p.GetKey(), Generation: 1}
-		n.free[s.GetId()] = s
-		n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_SlotFree{SlotFree: s}})
+	for n.idle[p.GetKey()] < p.GetMinIdle() {
+		n.addLocked(p.GetKey())
 	}
 	n.poolLocked(p.GetKey())
 }
 
-func (n *Node) poolLocked(key string) {
-	st := &nodeapi.PoolStatus{Key: key}
-	for _, s := range n.free {
-		if s.GetPoolKey() == key {
-			st.Idle++
-		}
+// addLocked adds a free slot to a pool.
+func (n *Node) addLocked(key string) string {
+	id, err := sandbox.NewID(n.Cluster)
+	if err != nil {
+		panic(err)
 	}
-	st.Claimed = n.claimed[key]
+	s := &nodeapi.Slot{Id: string(id), PoolKey: key, Generation: 1}
+	n.free[s.GetId()] = s
+	n.idle[key]++
+	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_SlotFree{SlotFree: s}})
+	return s.GetId()
+}
+
+func (n *Node) poolLocked(key string) {
+	st := &nodeapi.PoolStatus{Key: key, Idle: n.idle[key], Claimed: n.claimed[key]}
 	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Pool{Pool: st}})
 }
 
 func (n *Node) takeLocked(id string) {
-	delete(n.free, id)
+	n.dropLocked(id)
 	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_SlotTaken{SlotTaken: id}})
+}
+
+func (n *Node) dropLocked(id string) {
+	if s := n.free[id]; s != nil {
+		delete(n.free, id)
+		n.idle[s.GetPoolKey()]--
+	}
 }
 
 // tellLocked drops a watcher that does not keep up, as the node API says.
