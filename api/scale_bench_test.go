@@ -153,6 +153,7 @@ func (s *scale) claims() {
 func (s *scale) add(what, load string, took []time.Duration, note string) {
 	slices.Sort(took)
 	s.rows = append(s.rows, scaleRow{what, load, len(took), took, note})
+	s.b.Logf("%s, %s: p50 %v, p99 %v; %s", what, load, took[len(took)/2], took[len(took)*99/100], note)
 }
 
 func (s *scale) print() {
