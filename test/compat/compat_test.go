@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/contract"
 )
 
 // warm is more than the tests claim at the same time.
@@ -18,9 +19,13 @@ func TestJavaScriptClient(t *testing.T) {
 	if _, err := os.Stat(filepath.Join("client", "node_modules", "sandbox0")); err != nil {
 		t.Fatalf("the client is not installed: run `make test-deps`: %v", err)
 	}
+	checker, err := contract.New()
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command("node", "main.mjs")
 	cmd.Dir = "client"
-	cmd.Env = append(os.Environ(), "S0_URL="+s.URL, "S0_TOKEN="+s.Key())
+	cmd.Env = append(os.Environ(), "S0_URL="+checker.Proxy(t, s.URL), "S0_TOKEN="+s.Key())
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("node main.mjs: %v\n%s", err, out)

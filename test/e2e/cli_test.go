@@ -14,12 +14,13 @@ import (
 func TestCLI(t *testing.T) {
 	s := s0test.Start(t, s0test.Options{Pool: 2})
 	t.Run("scripts", func(t *testing.T) {
+		server := checker.Proxy(t, s.URL)
 		testscript.Run(t, testscript.Params{
 			Dir: filepath.Join("testdata", "cli"),
 			Setup: func(env *testscript.Env) error {
 				env.Setenv("PATH", s.Bin()+":"+env.Getenv("PATH"))
 				env.Setenv("HOME", env.WorkDir)
-				env.Setenv("SANDBOX0_BASE_URL", s.URL)
+				env.Setenv("SANDBOX0_BASE_URL", server)
 				env.Setenv("S0_ADMIN_EMAIL", "admin@example.com")
 				env.Setenv("S0_ADMIN_PASSWORD", s0test.AdminPassword)
 				return nil
