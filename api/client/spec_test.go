@@ -54,6 +54,9 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"listAuthProviders": result(func() (any, error) { return c.AuthProviders(ctx) }),
 		"login":             result(func() (any, error) { return c.Login(ctx, "a@example.com", "secret") }),
 		"refreshToken":      result(func() (any, error) { return c.RefreshToken(ctx, "r") }),
+		"startDeviceLogin":  result(func() (any, error) { return c.StartDeviceLogin(ctx, "corp") }),
+		"pollDeviceLogin":   result(func() (any, error) { return c.PollDeviceLogin(ctx, "corp", "d") }),
+		"exchangeLoginCode": result(func() (any, error) { return c.ExchangeLoginCode(ctx, "c", "https://example.com/") }),
 		"logout":            func() error { return c.Logout(ctx, "r") },
 		"changePassword":    func() error { return c.ChangePassword(ctx, "secret", "better secret") },
 		"getCurrentUser":    result(func() (any, error) { return c.CurrentUser(ctx) }),
@@ -209,7 +212,7 @@ type specServer struct {
 
 // Operations that the client has no method for, or none that is one request: the
 // streams have tests of their own, the others are for probes and scrapers.
-var withoutMethod = []string{"attachContext", "connectSession", "streamSessionEvents", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics", "getDocs", "getOpenAPIYAML", "getOpenAPIJSON"}
+var withoutMethod = []string{"attachContext", "connectSession", "streamSessionEvents", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics", "getDocs", "getOpenAPIYAML", "getOpenAPIJSON", "startOIDCLogin", "finishOIDCLogin"}
 
 func newSpecServer(t *testing.T) *specServer {
 	t.Helper()
