@@ -27,9 +27,9 @@ func (a *app) apikeyList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows := output.Rows{Columns: []string{"ID", "NAME~", "ROLES~", "ACTIVE", "USED", "EXPIRES"}}
+			rows := output.Rows{Columns: []string{"ID", "NAME~", "SCOPE?", "ROLES~", "ACTIVE", "USED?", "EXPIRES?"}}
 			for _, k := range keys.APIKeys {
-				rows.Rows = append(rows.Rows, []string{k.ID, k.Name, joinRoles(k.Roles), yesNo(k.IsActive), since(deref(k.LastUsedAt)), until(k.ExpiresAt)})
+				rows.Rows = append(rows.Rows, []string{k.ID, k.Name, string(k.Scope), joinRoles(k.Roles), yesNo(k.IsActive), since(deref(k.LastUsedAt)), until(k.ExpiresAt)})
 			}
 			return a.printer.Print(keys, rows)
 		}),
@@ -67,8 +67,8 @@ The server shows the key this once. It is printed when asked for: alone with
 	flags := cmd.Flags()
 	flags.StringVar(&name, "name", "", "what the key is for")
 	flags.StringVar(&scope, "scope", "", "team or platform (default team)")
-	flags.StringArrayVar(&roles, "role", nil, "a role that the key has; may be repeated: admin, developer, builder, viewer")
-	flags.StringVar(&expiresIn, "expires-in", "", "30d, 90d, 180d, 365d or never")
+	flags.StringArrayVar(&roles, "role", nil, "a role that the key has; may be repeated: admin, developer, builder, viewer (default developer)")
+	flags.StringVar(&expiresIn, "expires-in", "", "30d, 90d, 180d, 365d or never (default 90d)")
 	flags.BoolVar(&raw, "raw", false, "print only the key")
 	cmd.MarkFlagRequired("name")
 	complete(cmd, "scope", "team", "platform")
@@ -95,10 +95,11 @@ func apikeyRequest(name, scope, expiresIn string, roles []string) client.CreateA
 
 func (a *app) apikeyDeactivate() *cobra.Command {
 	return &cobra.Command{
-		Use:     "deactivate <id>",
-		Short:   "Make an API key useless but keep its record",
-		Example: "  s0 apikey deactivate 1b2c…",
-		Args:    want("the key's id"),
+		Use:               "deactivate <id>",
+		Short:             "Make an API key useless but keep its record",
+		Example:           "  s0 apikey deactivate 1b2c…",
+		Args:              want("the key's id"),
+		ValidArgsFunction: a.completeFirst(apikeyWords),
 		RunE: a.runUser(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.DeactivateAPIKey(ctx, args[0]); err != nil {
 				return err
@@ -110,10 +111,11 @@ func (a *app) apikeyDeactivate() *cobra.Command {
 
 func (a *app) apikeyDelete() *cobra.Command {
 	return &cobra.Command{
-		Use:     "delete <id>",
-		Short:   "Delete an API key",
-		Example: "  s0 apikey delete 1b2c…",
-		Args:    want("the key's id"),
+		Use:               "delete <id>",
+		Short:             "Delete an API key",
+		Example:           "  s0 apikey delete 1b2c…",
+		Args:              want("the key's id"),
+		ValidArgsFunction: a.completeFirst(apikeyWords),
 		RunE: a.runUser(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.DeleteAPIKey(ctx, args[0]); err != nil {
 				return err
@@ -121,6 +123,17 @@ func (a *app) apikeyDelete() *cobra.Command {
 			return a.done("API key %s is deleted.", args[0])
 		}),
 	}
+}
+
+func apikeyWords(ctx context.Context, c *client.Client) (found []cobra.Completion, _ error) {
+	keys, err := c.ListAPIKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys.APIKeys {
+		found = append(found, describeWord(k.ID, k.Name, joinRoles(k.Roles)))
+	}
+	return found, nil
 }
 
 func joinRoles(roles []client.Role) string {
