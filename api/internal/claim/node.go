@@ -2,6 +2,7 @@ package claim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -77,10 +78,24 @@ func (c *Claimer) start(ctx context.Context, p *plan, node string) (*half, error
 }
 
 func startError(err error) error {
+	if why := imageError(err); why != nil {
+		return why
+	}
 	if connect.CodeOf(err) == connect.CodeResourceExhausted {
 		return errdefs.New(errdefs.Exhausted, "too many sandboxes are starting").WithCause(err)
 	}
 	return errdefs.New(errdefs.Unavailable, "the sandbox could not be started").WithRetryAfter(throttledRetryAfter).WithCause(err)
+}
+
+// imageError tells what is wrong with a template's image, or how far its pull is:
+// the node's words about it are for tenants.
+func imageError(err error) error {
+	var failed *connect.Error
+	if !errors.As(err, &failed) || failed.Meta().Get(nodeapi.CodeHeader) != nodeapi.CodeImage {
+		return nil
+	}
+	return errdefs.New(errdefs.Unavailable, "the sandbox could not be started: %s", nodeapi.Text(failed.Message())).
+		WithRetryAfter(throttledRetryAfter).WithCause(err)
 }
 
 // undo takes a lost half back, in the background and detached: the answer does
