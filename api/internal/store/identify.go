@@ -91,16 +91,23 @@ func provision(ctx context.Context, tx pgx.Tx, a Account, p Provision) (user uui
 	if p == (Provision{}) {
 		return uuid.Nil, errdefs.New(errdefs.PermissionDenied, "you have no account here: ask an admin for one")
 	}
-	err = tx.QueryRow(ctx, `
-		WITH made AS (
-			INSERT INTO users (email, name, password_hash, email_verified) VALUES ($1, $2, '', true) RETURNING id
-		)
-		INSERT INTO team_members (team_id, user_id, role)
-		SELECT t.id, made.id, $4 FROM made, teams t WHERE t.slug = $3
-		RETURNING user_id`, a.Email, a.Name, p.Team, p.Role).Scan(&user)
-	if errors.Is(err, pgx.ErrNoRows) { // and the user is not made: the transaction ends here
+	var team uuid.UUID
+	err = tx.QueryRow(ctx, "SELECT id FROM teams WHERE slug = $1", p.Team).Scan(&team)
+	if errors.Is(err, pgx.ErrNoRows) {
 		return uuid.Nil, errdefs.New(errdefs.Unavailable, "new users can't join now: an operator has to look at this server's configuration").
 			WithCause(errors.New("provisioning: there is no team " + p.Team))
 	}
+	if err != nil {
+		return uuid.Nil, err
+	}
+	if err := room(ctx, tx, team, "team_members", "members"); err != nil {
+		return uuid.Nil, err
+	}
+	err = tx.QueryRow(ctx, `
+		INSERT INTO users (email, name, password_hash, email_verified) VALUES ($1, $2, '', true) RETURNING id`, a.Email, a.Name).Scan(&user)
+	if err != nil {
+		return uuid.Nil, err
+	}
+	_, err = insertMember(ctx, tx, team, user, p.Role)
 	return user, err
 }

@@ -33,6 +33,7 @@ func TestValidateNamesTheFlag(t *testing.T) {
 		"--image-dir":         func(c *Config) { c.ImageDir = "relative" },
 		"--postgres-bin":      func(c *Config) { c.PostgresBin = "bin" },
 		"--run-dir":           func(c *Config) { c.RunDir = "/" + strings.Repeat("x", 100) },
+		"--oidc-config":       func(c *Config) { c.OIDCFile = "oidc.yaml" },
 		"--bin-dir":           func(c *Config) { c.BinDir = "/" },
 		"--pool-min":          func(c *Config) { c.PoolMin = 5 },
 		"cluster":             func(c *Config) { c.Cluster = "Not A Label" },
