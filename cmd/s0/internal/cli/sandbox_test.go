@@ -1,21 +1,10 @@
 package cli
 
 import (
-	"strings"
 	"testing"
 
 	"s0.run/api/client"
 )
-
-// Servers end a sandbox whose ttl is over: help that promises a pause would cost
-// its reader the sandbox.
-func TestHelpSaysThatTheTTLDeletes(t *testing.T) {
-	t.Parallel()
-	a := &app{version: "test"}
-	if usage := a.sandboxCreate().Flags().Lookup("ttl").Usage; !strings.HasPrefix(usage, "delete the sandbox") {
-		t.Errorf("--ttl: %q", usage)
-	}
-}
 
 func TestR6_ASilentNodesSandboxIsListedAsUnknown(t *testing.T) {
 	t.Parallel()
