@@ -8,7 +8,8 @@
 //
 // The types are generated from api/openapi.yaml; a nil pointer, slice or map is
 // an absent field, an empty one is sent. A Client holds nothing but its
-// configuration and is safe for concurrent use. It never retries by itself and
+// configuration and is safe for concurrent use. It never retries by itself, but for
+// [Client.ClaimSandbox], and
 // never logs.
 package client
 
