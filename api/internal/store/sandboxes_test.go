@@ -1,10 +1,10 @@
 package store_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -204,6 +204,7 @@ func TestDeleteLeavesATombstone(t *testing.T) {
 	}
 }
 
+// G02: of an end by ttl and a refresh at the same moment one wins, by the row.
 func TestG02_ExpiryAgainstRefreshHasOneWinner(t *testing.T) {
 	t.Parallel()
 	s, conn := open(t)
@@ -212,57 +213,102 @@ func TestG02_ExpiryAgainstRefreshHasOneWinner(t *testing.T) {
 	var all []store.Sandbox
 	for range n {
 		ns := newSandbox(t, team)
-		ns.TTLSeconds = 3600
+		ns.TTLSeconds, ns.HardTTLSeconds = 1800, 3600
 		all = append(all, insert(t, s, ns))
 	}
-	if _, err := conn.Exec(t.Context(), "UPDATE sandboxes SET expires_at = now() - interval '1 second'"); err != nil {
-		t.Fatal(err)
+	for column, decide := range map[string]func(context.Context) ([]store.Sandbox, error){
+		"hard_expires_at": func(ctx context.Context) ([]store.Sandbox, error) { return s.ExpireSandboxes(ctx, n) },
+		"expires_at":      func(ctx context.Context) ([]store.Sandbox, error) { return s.LeaseSoftExpired(ctx, time.Minute, n) },
+	} {
+		if _, err := conn.Exec(t.Context(), "UPDATE sandboxes SET status = 'running', "+column+" = now() - interval '1 second'"); err != nil {
+			t.Fatal(err)
+		}
+		won := raceExpiry(t, s, all, decide)
+		for _, sb := range all {
+			got, err := s.Sandbox(t.Context(), team, sb.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			refreshed := got.HardExpiresAt.Sub(got.UpdatedAt) == time.Hour && got.ExpiresAt.Sub(got.UpdatedAt) == 30*time.Minute
+			switch times := won[sb.ID]; {
+			case times > 1:
+				t.Errorf("%s: decided %d times", column, times)
+			case times == 0 && !refreshed:
+				t.Errorf("%s: neither expired nor refreshed: %+v", column, got)
+			case column == "hard_expires_at" && (times == 1) != (got.Status == sandbox.Terminating):
+				t.Errorf("%s: expired %d times, and is %s", column, times, got.Status)
+			}
+		}
 	}
-	refreshed := make([]bool, n)
-	var expired sync.Map
-	var expirations atomic.Int32
+}
+
+// raceExpiry refreshes every sandbox while four replicas look for expired ones, and
+// answers how often each was found.
+func raceExpiry(t *testing.T, s *store.Store, all []store.Sandbox, decide func(context.Context) ([]store.Sandbox, error)) map[sandbox.ID]int {
+	t.Helper()
 	var wg sync.WaitGroup
-	for i, sb := range all {
+	var mu sync.Mutex
+	won := map[sandbox.ID]int{}
+	for _, sb := range all {
 		wg.Go(func() {
-			_, err := s.RefreshSandbox(t.Context(), team, sb.ID, nil)
-			refreshed[i] = err == nil
+			_, err := s.RefreshSandbox(t.Context(), sb.TeamID, sb.ID, nil)
+			if err != nil && !errdefs.Is(err, errdefs.NotFound) {
+				t.Error(err)
+			}
 		})
 	}
-	for range 4 { // replicas
+	for range 4 {
 		wg.Go(func() {
-			list, err := s.ExpireSandboxes(t.Context(), n)
+			list, err := decide(t.Context())
 			if err != nil {
 				t.Error(err)
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			for _, sb := range list {
-				expired.Store(sb.ID, sb.Reason)
-				expirations.Add(1)
+				won[sb.ID]++
 			}
 		})
 	}
 	wg.Wait()
-	seen := int32(0)
-	for i, sb := range all {
-		reason, gone := expired.Load(sb.ID)
-		if gone {
-			seen++
-			if reason != "ttl expired" {
-				t.Errorf("reason %q", reason)
-			}
-		}
-		got, err := s.Sandbox(t.Context(), team, sb.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if gone != (got.Status == sandbox.Terminating) {
-			t.Errorf("%s: expired %v, but status %s", sb.ID, gone, got.Status)
-		}
-		if refreshed[i] && gone && !got.ExpiresAt.Before(time.Now()) {
-			t.Errorf("%s: refreshed before it expired, and yet it ends", sb.ID)
+	return won
+}
+
+// G08: a time to live begins with the database's time of the change, and ends by it:
+// what the clocks of servers and nodes say is nowhere in it.
+func TestG08_TTLsAreTheDatabasesTime(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	n := newSandbox(t, uuid.New())
+	n.TTLSeconds, n.HardTTLSeconds = 60, 120
+	check := func(what string, sb store.Sandbox, err error, ttl, hard time.Duration) {
+		t.Helper()
+		if err != nil || sb.ExpiresAt.Sub(sb.UpdatedAt) != ttl || sb.HardExpiresAt.Sub(sb.UpdatedAt) != hard {
+			t.Errorf("%s: %+v, %v", what, sb, err)
 		}
 	}
-	if seen != expirations.Load() {
-		t.Errorf("%d expirations of %d sandboxes: one expired twice", expirations.Load(), seen)
+	sb, err := s.InsertSandbox(t.Context(), n)
+	check("claimed", sb, err, time.Minute, 2*time.Minute)
+	sb, err = s.RefreshSandbox(t.Context(), n.TeamID, n.ID, nil)
+	check("refreshed", sb, err, time.Minute, 2*time.Minute)
+	sb, err = s.RefreshSandbox(t.Context(), n.TeamID, n.ID, new(int32(7)))
+	check("refreshed for a time", sb, err, 7*time.Second, 2*time.Minute)
+	sb, err = s.UpdateSandbox(t.Context(), n.TeamID, sb, store.SandboxUpdate{Config: []byte(`{}`), TTL: new(int32(30)), HardTTL: new(int32(40))})
+	check("updated", sb, err, 30*time.Second, 40*time.Second)
+	sb, err = s.UpdateSandbox(t.Context(), n.TeamID, sb, store.SandboxUpdate{Config: []byte(`{}`), TTL: new(int32(0)), HardTTL: new(int32(0))})
+	if err != nil || sb.ExpiresAt != nil || sb.HardExpiresAt != nil {
+		t.Errorf("switched off: %+v, %v", sb, err)
+	}
+	sb, err = s.RefreshSandbox(t.Context(), n.TeamID, n.ID, nil)
+	if err != nil || sb.ExpiresAt != nil || sb.HardExpiresAt != nil {
+		t.Errorf("refreshed what has none: %+v, %v", sb, err)
+	}
+	// A row from a server whose clock is far off expires by the database's all the same.
+	if _, err := conn.Exec(t.Context(), "UPDATE sandboxes SET claimed_at = '2001-01-01', hard_expires_at = now() + interval '1 hour'"); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := s.ExpireSandboxes(t.Context(), 10); err != nil || len(list) != 0 {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 
