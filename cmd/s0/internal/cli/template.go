@@ -13,7 +13,7 @@ import (
 
 func (a *app) template() *cobra.Command {
 	return group("template", "What sandboxes are made from", "  s0 template list\n  s0 template create --id mine -f spec.yaml",
-		a.templateList(), a.templateGet(), a.templateCreate(), a.templateUpdate(), a.templateDelete())
+		a.templateList(), a.templateGet(), a.templateCreate(), a.templateUpdate(), a.templateDelete(), a.templateImage())
 }
 
 func (a *app) templateList() *cobra.Command {
