@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"path"
 	"runtime"
 	"slices"
 	"strings"
@@ -199,6 +201,34 @@ func portWords(sandbox *string) words {
 			found = append(found, describeWord(fmt.Sprint(p.Port), deref(p.PublicURL)))
 		}
 		return found, nil
+	}
+}
+
+// completeRemote completes paths in a sandbox, for the arguments from the first to the
+// last; others are the user's own files.
+func (a *app) completeRemote(sandbox *string, first, last int) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) < first || len(args) > last {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		dir, _ := path.Split(word)
+		found, directive := a.completeFrom(cmd.Context(), func(ctx context.Context, c *client.Client) (found []cobra.Completion, _ error) {
+			list, err := c.ListFiles(ctx, *sandbox, cmp.Or(dir, "."))
+			if err != nil {
+				return nil, err
+			}
+			for _, f := range list.Entries {
+				name := dir + f.Name
+				if f.Type == client.FileInfoTypeDir {
+					name += "/"
+				}
+				if output.Plain(name) == name { // a name that spans lines would be two words
+					found = append(found, name)
+				}
+			}
+			return found, nil
+		})
+		return found, directive | cobra.ShellCompDirectiveNoSpace
 	}
 }
 

@@ -23,10 +23,11 @@ func (a *app) files() *cobra.Command {
 
 func (a *app) filesLs(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "ls [path]",
-		Short:   "List a directory",
-		Example: "  s0 sandbox files -s ID ls\n  s0 sandbox files -s ID ls /etc",
-		Args:    wantUpTo(1),
+		Use:               "ls [path]",
+		Short:             "List a directory",
+		Example:           "  s0 sandbox files -s ID ls\n  s0 sandbox files -s ID ls /etc",
+		Args:              wantUpTo(1),
+		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			dir := "."
 			if len(args) == 1 {
@@ -47,10 +48,11 @@ func (a *app) filesLs(sandbox *string) *cobra.Command {
 
 func (a *app) filesCat(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "cat <path>",
-		Short:   "Write a file's content to stdout",
-		Example: "  s0 sandbox files -s ID cat /etc/os-release",
-		Args:    want("the path"),
+		Use:               "cat <path>",
+		Short:             "Write a file's content to stdout",
+		Example:           "  s0 sandbox files -s ID cat /etc/os-release",
+		Args:              want("the path"),
+		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			content, err := c.ReadFile(ctx, *sandbox, args[0])
 			if err != nil {
@@ -65,10 +67,11 @@ func (a *app) filesCat(sandbox *string) *cobra.Command {
 
 func (a *app) filesStat(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "stat <path>",
-		Short:   "Describe a file",
-		Example: "  s0 sandbox files -s ID stat /etc/os-release",
-		Args:    want("the path"),
+		Use:               "stat <path>",
+		Short:             "Describe a file",
+		Example:           "  s0 sandbox files -s ID stat /etc/os-release",
+		Args:              want("the path"),
+		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			f, err := c.StatFile(ctx, *sandbox, args[0])
 			if err != nil {
@@ -85,10 +88,11 @@ func (a *app) filesStat(sandbox *string) *cobra.Command {
 func (a *app) filesMkdir(sandbox *string) *cobra.Command {
 	var parents bool
 	cmd := &cobra.Command{
-		Use:     "mkdir <path>",
-		Short:   "Make a directory",
-		Example: "  s0 sandbox files -s ID mkdir --parents a/b/c",
-		Args:    want("the path"),
+		Use:               "mkdir <path>",
+		Short:             "Make a directory",
+		Example:           "  s0 sandbox files -s ID mkdir --parents a/b/c",
+		Args:              want("the path"),
+		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.Mkdir(ctx, *sandbox, args[0], parents); err != nil {
 				return err
@@ -102,10 +106,11 @@ func (a *app) filesMkdir(sandbox *string) *cobra.Command {
 
 func (a *app) filesRm(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "rm <path>",
-		Short:   "Delete a file, or a directory with all below it",
-		Example: "  s0 sandbox files -s ID rm old-results",
-		Args:    want("the path"),
+		Use:               "rm <path>",
+		Short:             "Delete a file, or a directory with all below it",
+		Example:           "  s0 sandbox files -s ID rm old-results",
+		Args:              want("the path"),
+		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.DeleteFile(ctx, *sandbox, args[0]); err != nil {
 				return err
@@ -117,10 +122,11 @@ func (a *app) filesRm(sandbox *string) *cobra.Command {
 
 func (a *app) filesMv(sandbox *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "mv <source> <destination>",
-		Short:   "Move a file or a directory",
-		Example: "  s0 sandbox files -s ID mv draft.txt final.txt",
-		Args:    want("the source", "the destination"),
+		Use:               "mv <source> <destination>",
+		Short:             "Move a file or a directory",
+		Example:           "  s0 sandbox files -s ID mv draft.txt final.txt",
+		Args:              want("the source", "the destination"),
+		ValidArgsFunction: a.completeRemote(sandbox, 0, 1),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.MoveFile(ctx, *sandbox, args[0], args[1]); err != nil {
 				return err
@@ -134,10 +140,11 @@ func (a *app) filesWrite(sandbox *string) *cobra.Command {
 	var data string
 	var stdin bool
 	cmd := &cobra.Command{
-		Use:     "write <path>",
-		Short:   "Write a file from an argument or from stdin",
-		Example: "  s0 sandbox files -s ID write hello.txt --data 'hello'\n  date | s0 sandbox files -s ID write now.txt --stdin",
-		Args:    want("the path"),
+		Use:               "write <path>",
+		Short:             "Write a file from an argument or from stdin",
+		Example:           "  s0 sandbox files -s ID write hello.txt --data 'hello'\n  date | s0 sandbox files -s ID write now.txt --stdin",
+		Args:              want("the path"),
+		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			var content io.Reader = strings.NewReader(data)
 			if stdin {

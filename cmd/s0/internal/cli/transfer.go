@@ -22,10 +22,11 @@ import (
 func (a *app) filesUpload(sandbox *string) *cobra.Command {
 	var recursive bool
 	cmd := &cobra.Command{
-		Use:     "upload <local> [path]",
-		Short:   "Copy a file or a directory of yours into the sandbox",
-		Example: "  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID upload data.csv /srv/input/\n  s0 sandbox files -s ID upload --recursive src",
-		Args:    wantUpTo(1, "the local path"),
+		Use:               "upload <local> [path]",
+		Short:             "Copy a file or a directory of yours into the sandbox",
+		Example:           "  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID upload data.csv /srv/input/\n  s0 sandbox files -s ID upload --recursive src",
+		Args:              wantUpTo(1, "the local path"),
+		ValidArgsFunction: a.completeRemote(sandbox, 1, 1),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			remote := path.Base(filepath.ToSlash(args[0]))
 			if len(args) == 2 {
@@ -113,7 +114,8 @@ must not exist yet. Links that lead out of it are left out.`,
   s0 sandbox files -s ID download /var/log/app.log logs/
   s0 sandbox files -s ID download --recursive results
   s0 sandbox files -s ID download -r . everything`,
-		Args: wantUpTo(1, "the path"),
+		Args:              wantUpTo(1, "the path"),
+		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			remote, err := c.StatFile(ctx, *sandbox, args[0])
 			if err != nil {

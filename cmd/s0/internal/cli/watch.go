@@ -20,8 +20,9 @@ func (a *app) filesWatch(sandbox *string) *cobra.Command {
 		Long: `Watch tells what changes in a directory, a line for each event, until it is
 interrupted. A directory that does not exist is made. After an "invalidate" look
 again: events below its path are missing.`,
-		Example: "  s0 sandbox files -s ID watch\n  s0 sandbox files -s ID watch --recursive src",
-		Args:    wantUpTo(1),
+		Example:           "  s0 sandbox files -s ID watch\n  s0 sandbox files -s ID watch --recursive src",
+		Args:              wantUpTo(1),
+		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			dir := "."
 			if len(args) == 1 {
