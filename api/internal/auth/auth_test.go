@@ -106,6 +106,8 @@ func TestA05_OnlyOurTokensHold(t *testing.T) {
 		"no exp":             forge(s.key, header, drop("exp")),
 		"expired":            forge(s.key, header, set("exp", now-60)),
 		"future nbf":         forge(s.key, header, set("nbf", now+600)),
+		"past the leeway":    forge(s.key, header, set("exp", now-31)),
+		"before the leeway":  forge(s.key, header, set("nbf", now+40)),
 		"future iat":         forge(s.key, header, set("iat", now+600)),
 		"refresh as access":  forge(s.key, header, set("token_type", "refresh")),
 		"no user":            forge(s.key, header, drop("user_id")),

@@ -97,6 +97,7 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.IntVar(&c.RateBurst, "rate-burst", 200, "requests at once of each team and each address")
 	f.StringToInt64Var(&c.Quotas, "quotas", nil, "limits of teams without their own, such as active_sandboxes=100,memory_mib=65536")
 	f.BoolVar(&c.HooksPrivate, "webhook-allow-private", false, "let webhooks reach loopback and private networks, for development")
+	f.BoolVar(&c.AllowRegistration, "allow-registration", false, "let anybody sign up who reaches this server")
 	f.StringVar(&c.OIDCFile, "oidc-config", "", "YAML file of the OpenID providers through which people sign in (docs/OIDC.md)")
 	f.StringVar(&c.RegistryListen, "registry-listen", "127.0.0.1:30081", "loopback address of the local registry")
 	f.StringVar(&c.PushRegistry, "push-registry", "", "host and port where clients push images, if a proxy serves the registry to them (default the registry's own)")

@@ -39,7 +39,9 @@ func apiCommand() *cobra.Command {
 	f.IntVar(&c.RateBurst, "rate-burst", 200, "requests at once of each team and each address")
 	f.StringToInt64Var(&c.Quotas, "quotas", nil, "limits of teams without their own, such as active_sandboxes=100,memory_mib=65536")
 	f.BoolVar(&c.WebhookAllowPrivate, "webhook-allow-private", false, "let webhooks reach loopback and private networks, for development")
+	f.BoolVar(&c.AllowRegistration, "allow-registration", false, "let anybody sign up who reaches this server")
 	f.StringVar(&c.OIDCFile, "oidc-config", "", "YAML file of the OpenID providers through which people sign in (docs/OIDC.md)")
+	f.DurationVar(&c.Drain, "drain", 0, "how long to serve on while /readyz says no, when told to stop: as long as a load balancer takes to notice")
 	level := f.String("log-level", "info", "debug, info, warn or error")
 	for _, required := range []string{"database-url", "nodes"} {
 		cobra.CheckErr(cmd.MarkFlagRequired(required))

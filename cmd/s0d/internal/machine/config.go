@@ -37,22 +37,23 @@ type Config struct {
 	DataDir string // what must survive a reboot
 	RunDir  string // sockets, mounts and what a reboot may take
 
-	Listen          string           // of the API
-	AllowedHosts    []string         // names that the API answers to, beside loopback's and addresses
-	TrustedProxies  []string         // networks of proxies whose X-Forwarded-For the API believes
-	PublicDomain    string           // below which sandboxes' services have their names; "" is this machine's own
-	RateLimit       float64          // requests a second of each team and each address
-	RateBurst       int              // requests at once
-	Quotas          map[string]int64 // limits of teams without their own
-	HooksPrivate    bool             // webhooks may reach loopback and private networks
-	OIDCFile        string           // YAML of the OpenID providers through which people sign in; "": none
-	RegistryListen  string           // of the local registry; loopback
-	PushRegistry    string           // where clients find the registry; "": where it listens
-	ImageRegistries []string         // that teams' templates may name, beside the local one
-	KeepImages      time.Duration    // how long the node keeps an image that nothing uses
-	DatabaseURL     string           // "" runs a private PostgreSQL
-	DefaultImage    string           // reference of the builtin template's image; "" serves ImageDir from the local registry
-	ImageDir        string           // OCI layout of the builtin template's image; those of other builtin templates lie beside it
+	Listen            string           // of the API
+	AllowedHosts      []string         // names that the API answers to, beside loopback's and addresses
+	TrustedProxies    []string         // networks of proxies whose X-Forwarded-For the API believes
+	PublicDomain      string           // below which sandboxes' services have their names; "" is this machine's own
+	RateLimit         float64          // requests a second of each team and each address
+	RateBurst         int              // requests at once
+	Quotas            map[string]int64 // limits of teams without their own
+	HooksPrivate      bool             // webhooks may reach loopback and private networks
+	AllowRegistration bool             // anybody may sign up who reaches the API
+	OIDCFile          string           // YAML of the OpenID providers through which people sign in; "": none
+	RegistryListen    string           // of the local registry; loopback
+	PushRegistry      string           // where clients find the registry; "": where it listens
+	ImageRegistries   []string         // that teams' templates may name, beside the local one
+	KeepImages        time.Duration    // how long the node keeps an image that nothing uses
+	DatabaseURL       string           // "" runs a private PostgreSQL
+	DefaultImage      string           // reference of the builtin template's image; "" serves ImageDir from the local registry
+	ImageDir          string           // OCI layout of the builtin template's image; those of other builtin templates lie beside it
 
 	PoolMin, PoolMax int // slots that the builtin template keeps warm
 	MaxSandboxes     int

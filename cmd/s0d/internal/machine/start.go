@@ -148,7 +148,7 @@ func (s *server) startAPI(ctx context.Context, images map[string]string) error {
 		Registry: s.cfg.RegistryListen, PushRegistry: s.cfg.PushRegistry, RegistryKeyFile: s.cfg.registryKey(), ImageRegistries: s.cfg.ImageRegistries,
 		PublicDomain: s.cfg.PublicDomain,
 		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst, Quotas: s.cfg.Quotas,
-		WebhookAllowPrivate: s.cfg.HooksPrivate, OIDCFile: s.cfg.OIDCFile,
+		WebhookAllowPrivate: s.cfg.HooksPrivate, AllowRegistration: s.cfg.AllowRegistration, OIDCFile: s.cfg.OIDCFile,
 		Log: s.log.With("daemon", "api"),
 		Ready: func(addr string) {
 			s.mu.Lock()
