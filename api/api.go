@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"s0.run/api/internal/quota"
 	"s0.run/internal/imageref"
@@ -84,6 +85,11 @@ type Config struct {
 	// OIDCFile is a YAML file that names the OpenID providers through which people
 	// sign in; docs/OIDC.md describes it. Empty: there are none.
 	OIDCFile string
+
+	// Drain is how long a server that is told to stop serves on while /readyz says
+	// no, so that a load balancer stops asking it before it takes no more. Defaults
+	// to nothing: who asks one server alone gains nothing by waiting.
+	Drain time.Duration
 
 	Log   *slog.Logger
 	Ready func(addr string) // called when requests are served

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -82,6 +84,7 @@ type server struct {
 	http      *http.Server
 	metrics   http.Handler
 	doc       *apidoc.Doc
+	draining  atomic.Bool // it stops: others shall be asked
 }
 
 // open acquires what a server needs: listeners, keys, a database with the first
@@ -245,7 +248,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
 		RegionID: s.cfg.RegionID, Cluster: s.cfg.Cluster, Registry: reg, Log: log,
 		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics,
-		Doc: s.doc, TrustedProxies: proxies,
+		Doc: s.doc, TrustedProxies: proxies, Draining: s.draining.Load,
 	}).Server()
 	s.http.RegisterOnShutdown(s.sockets.Close)
 	s.http.RegisterOnShutdown(s.watches.Close)
@@ -326,7 +329,7 @@ func (s *server) run(ctx context.Context) error {
 	if s.cfg.Ready != nil {
 		s.cfg.Ready(s.listener.Addr().String())
 	}
-	err := daemon.Serve(serving, s.http, s.listener, stopGrace)
+	err := daemon.Serve(s.drained(serving), s.http, s.listener, stopGrace)
 	s.sockets.Close()
 	s.watches.Close()
 	s.exposure.Close()
@@ -347,6 +350,18 @@ func (s *server) serveAdmin(ctx context.Context) error {
 	return daemon.Serve(ctx, srv, s.admin, 0)
 }
 
+// drained ends a while after ctx does. Until then everything is served, but /readyz
+// says no: whoever spreads requests over servers goes elsewhere before this one
+// takes no more.
+func (s *server) drained(ctx context.Context) context.Context {
+	drained, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		s.draining.Store(true)
+		time.AfterFunc(s.cfg.Drain, cancel)
+	})
+	return drained
+}
+
 // followChanges drops from memory what changed in the database, whoever changed
 // it. While nobody can tell, what is in memory has its own short life.
 func (s *server) followChanges(ctx context.Context) error {
@@ -357,7 +372,7 @@ func (s *server) followChanges(ctx context.Context) error {
 		}
 		s.cfg.Log.Warn("lost the database's notifications", "err", err)
 		select {
-		case <-time.After(listenPause):
+		case <-time.After(listenPause/2 + rand.N(listenPause)): // replicas must not come back in step (G14)
 		case <-ctx.Done():
 			return nil
 		}

@@ -8,9 +8,8 @@
 //
 // The types are generated from api/openapi.yaml; a nil pointer, slice or map is
 // an absent field, an empty one is sent. A Client holds nothing but its
-// configuration and is safe for concurrent use. It never retries by itself, but for
-// [Client.ClaimSandbox], and
-// never logs.
+// configuration and is safe for concurrent use. It never logs, and never retries by
+// itself but in [Client.ClaimSandbox].
 package client
 
 //go:generate go tool -modfile=../../hack/tools/gen/go.mod oapi-codegen -config oapi-codegen.yaml ../openapi.yaml

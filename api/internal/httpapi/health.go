@@ -22,6 +22,9 @@ func (a *API) GetReadiness(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
 	err := a.cfg.Store.Ready(ctx)
+	if a.cfg.Draining() {
+		err = errdefs.New(errdefs.Unavailable, "this server stops").WithRetryAfter(time.Second)
+	}
 	if err == nil && len(a.cfg.Table.Synced()) == 0 {
 		err = errdefs.New(errdefs.Unavailable, "no node is available").WithRetryAfter(time.Second)
 	}

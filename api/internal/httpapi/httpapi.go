@@ -82,6 +82,7 @@ type Config struct {
 	Registry  *prometheus.Registry
 	Log       *slog.Logger
 
+	Draining         func() bool           // it stops, and others shall be asked
 	TemplatesChanged func(context.Context) // called after a template was stored here
 	Hosts            *HostList             // names that this server answers to
 	Rate             float64               // requests a second, of each team and of each address
