@@ -40,3 +40,4 @@ build gvisor 4 \
   "-X gvisor.dev/gvisor/runsc/version.version=$(pin gvisor gvisor.dev/gvisor)" \
   gvisor.dev/gvisor/runsc
 build lint 1 "" honnef.co/go/tools/cmd/staticcheck
+build h2spec 1 "" github.com/summerwind/h2spec/cmd/h2spec
