@@ -265,3 +265,36 @@ func TestMeteringPages(t *testing.T) {
 	}
 	i.send(request{method: "GET", path: "/internal/v1/metering/status", token: jwt}).want(200, nil)
 }
+
+// A16: a repeated claim is no second one, for the quota neither.
+func TestA16_TheSameClaimCountsOnce(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	key := i.key("developer")
+	i.limit(i.teamID(key), "active_sandboxes", `{"limit_value":1}`)
+	claim := func(idempotency, body string) answer {
+		return i.send(request{method: "POST", path: "/api/v1/sandboxes", token: key, body: body, header: http.Header{"Idempotency-Key": {idempotency}}})
+	}
+	var ids sync.Map
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			var c struct {
+				SandboxID string `json:"sandbox_id"`
+			}
+			if a := claim("k", `{"template":"default"}`); a.status == 201 && json.Unmarshal(a.data, &c) == nil {
+				ids.Store(c.SandboxID, true)
+			} else {
+				t.Errorf("%d %s", a.status, a.raw)
+			}
+		})
+	}
+	wg.Wait()
+	n := 0
+	ids.Range(func(any, any) bool { n++; return true })
+	if n != 1 {
+		t.Errorf("%d sandboxes of one key", n)
+	}
+	claim("k", `{"template":"default","config":{"ttl":5}}`).refused(422, "bad_request")
+	claim("another", `{"template":"default"}`).refused(429, "quota_exceeded")
+}

@@ -105,14 +105,14 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 	// The row carries the record of the call; nothing else that a claim does is a
 	// change of its tenant's.
 	p.row.Audit = audit.Of(ctx)
-	leave, err := c.gate.Enter(ctx, req.TeamID, p.row.MemoryBytes)
-	if err != nil {
-		return store.Sandbox{}, err
-	}
-	sb, kind, err := c.inTurn(audit.Without(ctx), p)
-	leave(err == nil)
+	sb, kind, err := c.admitted(audit.Without(ctx), p)
 	if errors.Is(err, store.ErrKeyTaken) { // the same request, at the same time
 		return c.earlier(ctx, p)
+	}
+	if p.req.Key != "" && errdefs.Is(err, errdefs.Exhausted) { // it may be what took the room
+		if sb, err := c.earlier(ctx, p); !errdefs.Is(err, errdefs.NotFound) {
+			return sb, err
+		}
 	}
 	c.cfg.Metrics.total(kind, time.Since(began), err)
 	if err == nil && p.row.Audit != nil {
@@ -121,21 +121,28 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 	return sb, err
 }
 
-// inTurn claims when it is the team's turn. A cold start is none of those who take
-// turns: it takes long, and its node bounds it.
-func (c *Claimer) inTurn(ctx context.Context, p *plan) (sb store.Sandbox, kind string, err error) {
-	leave, err := c.queue.Enter(ctx, p.req.TeamID)
+// admitted claims when the team's quota leaves room. A cold start is none of those
+// who take turns: it takes long, and its node bounds it.
+func (c *Claimer) admitted(ctx context.Context, p *plan) (sb store.Sandbox, kind string, err error) {
+	leave, err := c.gate.Enter(ctx, p.req.TeamID, p.row.MemoryBytes)
 	if err != nil {
 		return store.Sandbox{}, kindWarm, err
 	}
-	ctx = context.WithoutCancel(ctx)
-	sb, err = c.warm(ctx, p)
-	leave()
-	if !errors.Is(err, errNoSlot) {
+	defer func() { leave(err == nil) }()
+	if sb, err = c.warmInTurn(ctx, p); !errors.Is(err, errNoSlot) {
 		return sb, kindWarm, err
 	}
-	sb, err = c.cold(ctx, p)
+	sb, err = c.cold(context.WithoutCancel(ctx), p)
 	return sb, kindCold, err
+}
+
+func (c *Claimer) warmInTurn(ctx context.Context, p *plan) (store.Sandbox, error) {
+	leave, err := c.queue.Enter(ctx, p.req.TeamID)
+	if err != nil {
+		return store.Sandbox{}, err
+	}
+	defer leave()
+	return c.warm(context.WithoutCancel(ctx), p)
 }
 
 // earlier answers what a claim with this key has made before (A16). NotFound

@@ -4095,7 +4095,8 @@ type ListSandboxesParams struct {
 type CreateSandboxParams struct {
 	// IdempotencyKey Repeating a claim with the same key answers with the same sandbox while
 	// it runs, with 409 when it has ended or is paused; the same key with
-	// another body is answered with 422.
+	// another body is answered with 422. A key is the team's own, and forgotten
+	// a day after its sandbox has ended.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
