@@ -117,7 +117,7 @@ func binaries(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"containerd", "ctr", "runsc"} {
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runsc"} {
 		Binary(t, name)
 	}
 	return dir

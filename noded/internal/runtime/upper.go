@@ -3,8 +3,10 @@ package runtime
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 
 	"s0.run/internal/sandbox"
@@ -26,17 +28,28 @@ func (r *Runtime) Image(ctx context.Context, id sandbox.ID) (string, error) {
 // a tar of runsc's: hidden names are character devices 0:0. The sandbox's kernel
 // writes it into a pipe of ours; it gets no other file.
 func (r *Runtime) Upper(ctx context.Context, id sandbox.ID, w io.Writer) error {
-	cmd := exec.CommandContext(ctx, r.cfg.Runsc, "--root="+r.cfg.RunscRoot, "tar", "rootfs-upper", string(id))
-	complaint := &head{max: maxComplaint}
-	cmd.Stdout, cmd.Stderr = pipeTo{w}, complaint
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("runsc tar: %w: %s", err, complaint)
+	from, to, err := os.Pipe()
+	if err != nil {
+		return err
 	}
-	return nil
+	defer from.Close()
+	// Not to its standard output, where it also talks.
+	cmd := exec.CommandContext(ctx, r.cfg.Runsc, "--root="+r.cfg.RunscRoot, "tar", "rootfs-upper", "-file=/dev/fd/3", string(id))
+	cmd.ExtraFiles = []*os.File{to}
+	complaint := &head{max: maxComplaint}
+	cmd.Stderr = complaint
+	err = cmd.Start()
+	to.Close()
+	if err != nil {
+		return fmt.Errorf("runsc tar: %w", err)
+	}
+	_, copied := io.Copy(w, from)
+	from.Close() // a reader that gave up must not keep it writing
+	if err := cmd.Wait(); err != nil {
+		return errors.Join(copied, fmt.Errorf("runsc tar: %w: %s", err, complaint))
+	}
+	return copied
 }
-
-// pipeTo hides that its writer may be a file: a child must get a pipe.
-type pipeTo struct{ io.Writer }
 
 // head keeps the first bytes of what is written.
 type head struct {

@@ -21,6 +21,7 @@ type Layers interface {
 func (s *Server) layer(w http.ResponseWriter, r *http.Request) {
 	l, err := s.openLayer(r)
 	if err != nil {
+		s.cfg.Log.Warn("a sandbox's layer can't be read", "path", r.URL.Path, "error", err)
 		s.refuse(w, err)
 		return
 	}

@@ -121,10 +121,10 @@ func (o *templateOptions) gaveUp(ctx context.Context, t *client.Template) error 
 }
 
 func progressOf(t *client.Template) string {
-	doing := state(t)
 	if c := deref(t.Status).Creation; c != nil && c.State == client.TemplateCreationStateCreating {
-		doing = string(c.Stage)
+		return string(c.Stage)
 	}
+	doing := state(t)
 	if reason := why(t); reason != "" {
 		doing += ": " + reason
 	}
