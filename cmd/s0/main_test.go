@@ -29,6 +29,11 @@ func TestScripts(t *testing.T) {
 				env.Defer(server.Close)
 				env.Setenv(name, server.URL)
 			}
+			for name, mode := range map[string]string{"REGIONS": "global", "OLD": ""} {
+				server := httptest.NewServer(gateway(mode))
+				env.Defer(server.Close)
+				env.Setenv(name, server.URL)
+			}
 			closed := httptest.NewServer(nil)
 			env.Setenv("CLOSED", closed.URL)
 			closed.Close()
@@ -84,6 +89,20 @@ func controlPlane(name string) http.Handler {
 	mux.HandleFunc("POST /api/v1/sandboxes/{id}/sessions/{session}/inputs", signedIn(echo))
 	mux.HandleFunc("POST /api/v1/sandboxes", signedIn(echo))
 	mux.HandleFunc("POST /api/v1/templates", signedIn(echo))
+	return mux
+}
+
+// gateway is a server of a mode; one without a mode does not know the question.
+func gateway(mode string) http.Handler {
+	mux := http.NewServeMux()
+	if mode != "" {
+		mux.HandleFunc("GET /metadata", func(w http.ResponseWriter, _ *http.Request) {
+			success(w, 200, map[string]any{"gateway_mode": mode})
+		})
+	}
+	mux.HandleFunc("GET /users/me", signedIn(func(w http.ResponseWriter, r *http.Request) {
+		success(w, 200, user("gateway", bearer(r)))
+	}))
 	return mux
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"s0.run/api/client"
 	"s0.run/cmd/s0/internal/output"
+	"s0.run/cmd/s0/internal/progress"
 	"s0.run/cmd/s0/internal/tty"
 )
 
@@ -66,7 +67,9 @@ A config file holds what the flags can't say:
 			if err != nil {
 				return err
 			}
-			claimed, err := c.CreateSandbox(ctx, req)
+			bar := progress.Start(os.Stderr, "Claiming a sandbox of "+req.Template, 0)
+			claimed, err := c.ClaimSandbox(ctx, req) // once, however often it is tried
+			bar.Stop()
 			if err != nil {
 				return err
 			}
