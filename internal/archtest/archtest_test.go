@@ -53,6 +53,7 @@ var rules = []rule{
 		"golang.org/x/crypto", "golang.org/x/oauth2", "golang.org/x/sync", "golang.org/x/time", "google.golang.org/protobuf",
 	}},
 	{in: "api/internal/capture", own: append(leaves, "internal/nodeapi"), third: []string{"github.com/google/go-containerregistry", "github.com/google/uuid"}},
+	{in: "api/internal/apidoc", third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
 	{in: "noded", own: append(leaves, "internal/imageref", "internal/nodeapi", "internal/procapi"), third: []string{
 		"connectrpc.com/connect", "github.com/prometheus/client_golang", "golang.org/x/sync", "golang.org/x/sys",
