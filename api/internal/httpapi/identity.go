@@ -47,7 +47,7 @@ func checkEmail(email string) error {
 // Somebody who uses up a user's tries keeps him from signing in, but from nothing
 // else: sessions and API keys go on.
 func (a *API) limitSignIns(w http.ResponseWriter, r *http.Request, user string) error {
-	if err := a.limit(w, a.signInHosts, network(entryOf(r).client)); err != nil {
+	if err := a.limitSignInHosts(w, r); err != nil {
 		return err
 	}
 	return a.limit(w, a.signInUsers, user)

@@ -22,8 +22,8 @@ func (a *API) ListAuthProviders(w http.ResponseWriter, r *http.Request) {
 	a.answer(w, r, http.StatusOK, openapi.AuthProviderList{Providers: list}, nil)
 }
 
-// limitSignInHosts bounds how many sign-ins one address begins: each is stored,
-// and asks a provider.
+// limitSignInHosts bounds how many sign-ins one address tries: each costs a hash,
+// or a row and a provider's time.
 func (a *API) limitSignInHosts(w http.ResponseWriter, r *http.Request) error {
 	return a.limit(w, a.signInHosts, network(entryOf(r).client))
 }

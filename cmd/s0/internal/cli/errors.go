@@ -65,6 +65,8 @@ func hint(err error, s *session.Session) string {
 		return "write it to a file in the sandbox and fetch that with `s0 sandbox files -s ID download`"
 	case errors.As(err, &signIn) && errors.As(err, &refused) && refused.StatusCode == http.StatusUnauthorized:
 		return "check the email address and the password; `make up` printed the first user's"
+	case errors.As(err, &signIn) && errors.As(err, &refused) && refused.StatusCode == http.StatusForbidden:
+		return "" // the server has said why, and no team has a say in it
 	case errors.As(err, &usage):
 		return "see `" + usage.command + " --help`"
 	case errors.As(err, &refused):

@@ -163,7 +163,7 @@ func loginBuiltin(ctx context.Context, c *client.Client, o loginOptions) (*clien
 func loginDevice(ctx context.Context, c *client.Client, provider string) (*client.Login, error) {
 	d, err := c.StartDeviceLogin(ctx, provider)
 	if err != nil {
-		return nil, err
+		return nil, &signInError{err}
 	}
 	note("To sign in, open this page in a browser on any device, and type the code %s:", d.UserCode)
 	note("    %s", d.VerificationURI)
@@ -198,7 +198,7 @@ func awaitDevice(ctx context.Context, c *client.Client, provider string, d *clie
 		case errors.As(err, &refused) && refused.StatusCode == 404:
 			return nil, errors.New("nobody has confirmed in time: run the command again")
 		case err != nil:
-			return nil, err
+			return nil, &signInError{err}
 		case state.Status == client.DeviceLoginStateStatusCompleted && state.Login != nil:
 			return state.Login, nil
 		}

@@ -80,8 +80,12 @@ func TestADeviceLoginEnds(t *testing.T) {
 	for answer, want := range map[string]string{denied: "refused at the provider", gone: "nobody has confirmed in time"} {
 		synctest.Test(t, func(t *testing.T) {
 			a := &answers{list: []string{pending, answer}}
-			if _, err := a.wait(t, t.Context()); err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("%v, want %s", err, want)
+			_, err := a.wait(t, t.Context())
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Fatalf("%v, want %s", err, want)
+			}
+			if hint := explain(err, nil); strings.Contains(hint, "team") || strings.Contains(hint, "password") {
+				t.Errorf("bad advice: %s", hint)
 			}
 		})
 	}
