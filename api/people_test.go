@@ -429,6 +429,7 @@ func TestTheActiveTeam(t *testing.T) {
 	w := newWalk(t)
 	owner := w.ours.people["owner"]
 	owner.team = ""
+	w.create("/teams", owner, `{"name":"another"}`, "id")
 	w.as(owner, "GET", "/tenant/active", "").refused(400, "bad_request") // two teams: which?
 	var active struct {
 		TeamID   string `json:"team_id"`

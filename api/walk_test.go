@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"s0.run/api"
+	"s0.run/api/internal/auth"
 	"s0.run/api/internal/fakenode"
 	"s0.run/internal/sandbox"
 )
@@ -124,6 +125,7 @@ func unless(ok bool, status int) int {
 // walk is a server with two tenants on it.
 type walk struct {
 	*instance
+	signer       *auth.Signer
 	system       caller // a person
 	platform     string
 	ours, theirs *tenant
@@ -135,6 +137,13 @@ func open(c *api.Config, _ *fakenode.Node) { c.AllowRegistration = true }
 func newWalk(t *testing.T) *walk {
 	t.Helper()
 	w := &walk{instance: start(t, open)}
+	key, err := auth.LoadKey(w.keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.signer, err = auth.NewSigner(key); err != nil {
+		t.Fatal(err)
+	}
 	w.system = caller{name: "system admin", token: w.signIn(), holds: true, system: true}
 	w.platform = w.create("/api-keys", w.system, `{"name":"p","scope":"platform"}`, "key")
 	w.secrets = []string{w.pass, w.system.token, w.platform}
@@ -169,17 +178,27 @@ func (w *walk) tenant(name string) *tenant {
 	return n
 }
 
-// person is somebody new, named by his email.
+// noPassword is a hash that no password has.
+const noPassword = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+// person is somebody new, named by his email. He is put straight into the database,
+// since a password costs as much as a hundred requests (see TestRegistration).
 func (w *walk) person() caller {
 	w.t.Helper()
-	email, password := uuid.NewString()+"@example.com", uuid.NewString()
-	var s struct {
-		AccessToken  string `json:"access_token"`
-		RefreshToken string `json:"refresh_token"`
+	conn := connect(w.t, w.dsn)
+	defer conn.Close(context.Background())
+	email := uuid.NewString() + "@example.com"
+	var id uuid.UUID
+	err := conn.QueryRow(context.Background(), "INSERT INTO users (email, name, password_hash) VALUES ($1, 'Somebody', $2) RETURNING id", email, noPassword).Scan(&id)
+	if err != nil {
+		w.t.Fatal(err)
 	}
-	w.send(request{method: "POST", path: "/auth/register", body: map[string]string{"email": email, "password": password, "name": "Somebody"}}).want(201, &s)
-	w.secrets = append(w.secrets, password, s.AccessToken, s.RefreshToken)
-	return caller{name: email, token: s.AccessToken, holds: true}
+	token, _, err := w.signer.Sign(id, nil, false)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.secrets = append(w.secrets, token)
+	return caller{name: email, token: token, holds: true}
 }
 
 func (c caller) sends(r request) request {
