@@ -170,12 +170,14 @@ func replica(t *testing.T, of *instance) *instance {
 	dir := t.TempDir()
 	ready := make(chan string, 1)
 	i := &instance{t: t, dsn: of.dsn, node: of.node, log: &logBuffer{}, admin: of.admin, pass: of.pass}
-	i.run(api.Config{
+	cfg := api.Config{
 		Listen: "127.0.0.1:0", DatabaseURL: of.dsn, Nodes: []string{of.node.Socket}, KeyFile: of.keyFile, AdminSocket: filepath.Join(dir, "admin.sock"),
 		DefaultImage: "image", PoolMin: 4, PoolMax: 8, RateLimit: 10_000, RateBurst: 10_000,
 		OnBootstrap: func(string, string) { t.Error("the first user was made twice") },
 		Log:         slog.New(slog.NewTextHandler(i.log, nil)), Ready: func(addr string) { ready <- addr },
-	}, ready)
+	}
+	i.again = func() { i.run(cfg, ready) }
+	i.again()
 	return i
 }
 

@@ -2,6 +2,7 @@ package fakenode
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -112,6 +113,10 @@ func (p *Procd) serveContext(w http.ResponseWriter, r *http.Request, key, op str
 	case "stats":
 		reply(w, http.StatusOK, procapi.ContextStats{Type: c.Type, Running: true, PID: 7, Threads: 1, VMSBytes: 8192, Processes: 1, CPUNanos: 1000, RSSBytes: 4096})
 	case "attach":
+		if c.Type == "cmd" {
+			echo(w, r)
+			return
+		}
 		b, _ := json.Marshal(procapi.Exit{ExitCode: 0, State: "stopped"})
 		w.Write(procapi.AppendFrame(nil, procapi.FrameExit, b))
 	case "", "restart":
@@ -123,6 +128,26 @@ func (p *Procd) serveContext(w http.ResponseWriter, r *http.Request, key, op str
 		reply(w, http.StatusOK, c)
 	default:
 		reply(w, http.StatusOK, struct{}{})
+	}
+}
+
+// echo is a command that prints what it reads, until its reader is gone.
+func echo(w http.ResponseWriter, r *http.Request) {
+	rc := http.NewResponseController(w)
+	rc.Flush()
+	var offset uint64
+	for {
+		typ, payload, err := procapi.ReadFrame(r.Body, nil)
+		if err != nil {
+			return
+		}
+		_, data, err := procapi.Input(payload)
+		if typ != procapi.FrameInput || err != nil {
+			continue
+		}
+		w.Write(procapi.AppendFrame(nil, procapi.FrameStdout, binary.BigEndian.AppendUint64(nil, offset), data))
+		rc.Flush()
+		offset += uint64(len(data))
 	}
 }
 
