@@ -4,10 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"s0.run/api/client"
 	"s0.run/internal/s0test"
@@ -19,6 +24,7 @@ func TestPause(t *testing.T) {
 	t.Run("everything is there", func(t *testing.T) { testPauseKeepsEverything(t, s) })
 	t.Run("who may wake it", func(t *testing.T) { testAutoResume(t, s) })
 	t.Run("R3: restarts", func(t *testing.T) { testPausedSandboxesOutliveRestarts(t, s) })
+	t.Run("X41: a full disk", func(t *testing.T) { testPauseWithAFullDisk(t, s) })
 	t.Run("ttl", func(t *testing.T) { testTTLPauses(t, s) })
 	t.Run("cycles", func(t *testing.T) { testPauseCycles(t, s) })
 }
@@ -235,4 +241,36 @@ func testPauseCycles(t *testing.T, s *s0test.Stack) {
 	if got := strings.Count(strings.Join(events, "\n"), `"sandbox.resumed"`); got < cycles {
 		t.Errorf("%d events tell of a resume, want %d", got, cycles)
 	}
+}
+
+// testPauseWithAFullDisk: a sandbox that can't be saved is not lost.
+func testPauseWithAFullDisk(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	id := u.claim()
+	py := u.python(id)
+	u.wantExec(id, py, "x = 41; data = bytes(range(256)) * 65536", "") // 16 MiB
+	images := filepath.Join(s.DataDir, "noded", "paused")
+	if err := os.MkdirAll(images, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", images, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	unmount := sync.OnceFunc(func() {
+		if err := unix.Unmount(images, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	defer unmount()
+	if _, err := u.c.PauseSandbox(u.ctx(), id); !isStatus(err, 503) {
+		t.Errorf("a pause without room: %v", err)
+	}
+	u.stack.Eventually("the sandbox to answer again", func() error {
+		_, err := u.c.GetContext(u.ctx(), id, py)
+		return err
+	})
+	u.wantExec(id, py, "x + 1", "42")
+	unmount()
+	u.pause(id)
+	u.wantExec(id, py, "x + 2", "43")
 }

@@ -18,34 +18,70 @@ import (
 	"s0.run/internal/shimapi"
 )
 
-// Checkpoint saves the sandbox's processes, memory and files into dir, which exists
-// and is empty, and ends the sandbox. After an error the image is worth nothing and
-// the sandbox may live: its end, if it comes, is an exit like any other.
+// An image is a directory with two of the shim's images of one instant: what was
+// written to the root filesystem, and everything: processes, memory, files. The first
+// can be taken up without the second.
+const (
+	filesImage  = "files"
+	memoryImage = "memory"
+)
+
+// Checkpoint saves the sandbox into dir, which exists and is empty, and ends it. After
+// an error the image is worth nothing and the sandbox may live: its end, if it comes,
+// is an exit like any other.
 func (r *Runtime) Checkpoint(ctx context.Context, id sandbox.ID, dir string) error {
-	opts, err := typeurl.MarshalAnyToProto(&options.CheckpointOptions{ImagePath: dir, Exit: true})
-	if err != nil {
-		return err
-	}
 	r.seen.end(id)
-	_, err = r.client.TaskService().Checkpoint(ctx, &tasksapi.CheckpointTaskRequest{ContainerID: string(id), Options: opts})
+	err := r.checkpoint(ctx, id, dir)
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("checkpoint of %s: %w", id, errgrpc.ToNative(err))
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	r.seen.lives(id)
-	// An exit that came meanwhile was no news then; it is now.
-	if task, gerr := r.client.TaskService().Get(undo, &tasksapi.GetRequest{ContainerID: string(id)}); gerr == nil && ended(task.Process) {
-		r.report(undo, Exit{ID: id, Status: task.Process.ExitStatus, At: task.Process.ExitedAt.AsTime(), Reason: exited, pid: task.Process.Pid})
+	r.takeBack(undo, id)
+	return fmt.Errorf("checkpoint of %s: %w", id, errgrpc.ToNative(err))
+}
+
+func (r *Runtime) checkpoint(ctx context.Context, id sandbox.ID, dir string) error {
+	// Frozen, so that both are of one instant.
+	if _, err := r.client.TaskService().Pause(ctx, &tasksapi.PauseTaskRequest{ContainerID: string(id)}); err != nil {
+		return err
 	}
+	if err := r.save(ctx, id, filepath.Join(dir, filesImage), &options.CheckpointOptions{EmptyNamespaces: []string{shimapi.NoProcesses}}); err != nil {
+		return err
+	}
+	return r.save(ctx, id, filepath.Join(dir, memoryImage), &options.CheckpointOptions{Exit: true})
+}
+
+func (r *Runtime) save(ctx context.Context, id sandbox.ID, dir string, opts *options.CheckpointOptions) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	opts.ImagePath = dir
+	o, err := typeurl.MarshalAnyToProto(opts)
+	if err != nil {
+		return err
+	}
+	_, err = r.client.TaskService().Checkpoint(ctx, &tasksapi.CheckpointTaskRequest{ContainerID: string(id), Options: o})
 	return err
+}
+
+// takeBack lets a sandbox that was not saved go on. An exit that has come meanwhile
+// was no news then; it is now.
+func (r *Runtime) takeBack(ctx context.Context, id sandbox.ID) {
+	r.seen.lives(id)
+	tasks := r.client.TaskService()
+	if _, err := tasks.Resume(ctx, &tasksapi.ResumeTaskRequest{ContainerID: string(id)}); err == nil {
+		return
+	}
+	if task, err := tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: string(id)}); err == nil && ended(task.Process) {
+		r.report(ctx, Exit{ID: id, Status: task.Process.ExitStatus, At: task.Process.ExitedAt.AsTime(), Reason: exited, pid: task.Process.Pid})
+	}
 }
 
 // Saved reports whether dir holds a complete image: the shim has said so, whoever
 // died since it was asked.
 func (r *Runtime) Saved(dir string) (bool, error) {
-	_, err := os.Stat(filepath.Join(dir, shimapi.ImageComplete))
+	_, err := os.Stat(filepath.Join(dir, memoryImage, shimapi.ImageComplete)) // the later one
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -57,5 +93,5 @@ func fromCheckpoint(dir string) (*anypb.Any, error) {
 	if dir == "" {
 		return nil, nil
 	}
-	return typeurl.MarshalAnyToProto(&options.Options{CriuImagePath: dir})
+	return typeurl.MarshalAnyToProto(&options.Options{CriuImagePath: filepath.Join(dir, memoryImage)})
 }

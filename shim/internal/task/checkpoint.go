@@ -13,6 +13,7 @@ import (
 	typestask "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"s0.run/internal/shimapi"
@@ -78,6 +79,9 @@ func (c *container) checkpoint(ctx context.Context, im image) error {
 	}
 	if err := seal(im.dir); err != nil {
 		return fmt.Errorf("image of %s: %w", c.id, err)
+	}
+	if im.exit { // what was frozen does not end by itself, and nothing is left to do for it
+		_ = c.svc.cfg.Reaper.Signal(c.pid, unix.SIGKILL)
 	}
 	c.svc.publish(&events.TaskCheckpointed{ContainerID: c.id, Checkpoint: im.dir})
 	return nil
