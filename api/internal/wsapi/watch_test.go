@@ -282,6 +282,22 @@ func TestALostSandboxAsksToSubscribeAgain(t *testing.T) {
 	}
 }
 
+// A line that is cut by the loss of the sandbox is no nonsense of the sandbox's.
+func TestACutLineIsALostSandbox(t *testing.T) {
+	t.Parallel()
+	w := watching(t, func(path string, _ bool, out lines) {
+		out.send(procapi.WatchLine{Path: path})
+		out.raw(`{"event":"cre`)
+		panic(http.ErrAbortHandler)
+	})
+	w.say(`{"action":"subscribe","path":"/a"}`)
+	w.want(`{"path":"/a","type":"subscribed"}`)
+	_, _, err := w.ReadMessage()
+	if !websocket.IsCloseError(err, websocket.CloseServiceRestart) {
+		t.Errorf("the socket ends with %v", err)
+	}
+}
+
 // B07: while a client does not read, its watch stands still, and others go on.
 func TestB07_ASlowClientStopsItsOwnWatch(t *testing.T) {
 	t.Parallel()
