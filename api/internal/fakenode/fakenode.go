@@ -33,6 +33,8 @@ type Node struct {
 	NoRefill      bool         // pools are filled once
 	Proc          http.Handler // every sandbox's procd; it sees procd's own paths and the id in the header SandboxHeader
 
+	Layers http.Handler // what sandboxes have changed; nil: there are none
+
 	// OnClaim may refuse or delay a claim, before it takes effect.
 	OnClaim func(ctx context.Context, req *nodeapi.ClaimRequest) error
 	// AfterClaim may lose a claim's answer, after it took effect.
@@ -92,6 +94,9 @@ func (n *Node) Listen(t testing.TB) {
 	mux := http.NewServeMux()
 	mux.Handle(nodeapiconnect.NewNodeHandler(n))
 	mux.HandleFunc(nodeapi.ProcPrefix+"{id}/{path...}", n.proxy)
+	if n.Layers != nil {
+		mux.Handle(nodeapi.LayerPrefix, n.Layers)
+	}
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{Handler: mux, Protocols: protocols, HTTP2: &http.HTTP2Config{MaxReadFrameSize: 32 << 10}} // as noded's
