@@ -123,19 +123,28 @@ func (s *Store) UpdateTeam(ctx context.Context, team uuid.UUID, name, slug *stri
 // new owner becomes an admin; the old one stays one.
 func (s *Store) TransferTeam(ctx context.Context, team, from, to uuid.UUID) (t Team, err error) {
 	err = s.inTx(ctx, "transferring a team", func(ctx context.Context, tx pgx.Tx) error {
-		rows, _ := tx.Query(ctx, `
-			UPDATE teams t SET owner_id = $3, updated_at = now()
-			WHERE id = $1 AND owner_id = $2 AND EXISTS (
-				SELECT FROM team_members m JOIN users u ON u.id = m.user_id
-				WHERE m.team_id = $1 AND m.user_id = $3 AND u.disabled_at IS NULL)
-			RETURNING `+teamColumns, team, from, to)
-		if t, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Team]); err != nil {
+		// Whoever is a member when this is locked stays one until tx ends.
+		owner, err := lockTeam(ctx, tx, team)
+		if err == nil && owner != from {
+			return errdefs.New(errdefs.PermissionDenied, "insufficient permissions") // no longer
+		}
+		if err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, "UPDATE team_members SET role = 'admin' WHERE team_id = $1 AND user_id = $2", team, to)
+		tag, err := tx.Exec(ctx, `
+			UPDATE team_members SET role = 'admin' WHERE team_id = $1 AND user_id = $2
+			AND EXISTS (SELECT FROM users WHERE id = $2 AND disabled_at IS NULL)`, team, to)
+		if err == nil && tag.RowsAffected() == 0 {
+			return notFound("member")
+		}
+		if err != nil {
+			return err
+		}
+		rows, _ := tx.Query(ctx, "UPDATE teams t SET owner_id = $2, updated_at = now() WHERE id = $1 RETURNING "+teamColumns, team, to)
+		t, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Team])
 		return err
 	})
-	return t, found(err, "transferring a team", "member")
+	return t, err
 }
 
 // ResourceCount is how many of something a team has.
