@@ -1,7 +1,10 @@
 package e2e_test
 
 import (
+	"fmt"
+	"net/http"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -12,7 +15,8 @@ import (
 // TestCLI runs the scripts of testdata/cli, each a person's session at a
 // terminal, with the real s0 against a real machine.
 func TestCLI(t *testing.T) {
-	s := s0test.Start(t, s0test.Options{Pool: 2})
+	s := s0test.Start(t, s0test.Options{Pool: 2, Flags: []string{"--allow-registration"}})
+	signUp(t, s, "ada@example.com", "the password of ada")
 	t.Run("scripts", func(t *testing.T) {
 		server := checker.Proxy(t, s.URL)
 		testscript.Run(t, testscript.Params{
@@ -32,4 +36,18 @@ func TestCLI(t *testing.T) {
 	t.Run("terminal reattach", func(t *testing.T) { testTerminalReattach(t, s) })
 	t.Run("output over breaks", func(t *testing.T) { testOutputOverBreaks(t, s) })
 	s.CheckOwned()
+}
+
+// signUp makes a user, for scripts that need a second one.
+func signUp(t *testing.T, s *s0test.Stack, email, password string) {
+	t.Helper()
+	body := fmt.Sprintf(`{"email":%q,"password":%q,"name":"Ada"}`, email, password)
+	resp, err := http.Post(s.URL+"/auth/register", "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated {
+		t.Fatalf("signing up %s: %s", email, resp.Status)
+	}
 }
