@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"s0.run/internal/shimapi"
 )
@@ -83,6 +84,10 @@ func TestCheckpointAndRestore(t *testing.T) {
 	if _, code := h.exec(c, "", "/bin/probe", "write", "/f", "kept"); code != 0 {
 		t.Fatalf("write ended with %d", code)
 	}
+	if err := h.checkpoint("a", &options.CheckpointOptions{ImagePath: t.TempDir(), Exit: true}); err == nil {
+		t.Error("what runs was ended with its checkpoint")
+	}
+	h.ok(task.Pause(h.ctx()))
 	h.ok(h.checkpoint("a", &options.CheckpointOptions{ImagePath: image, Exit: true}))
 	if _, err := os.Stat(filepath.Join(image, shimapi.ImageComplete)); err != nil {
 		t.Errorf("the image does not say that it is complete: %v", err)
@@ -169,5 +174,26 @@ func TestCheckpointIsRefused(t *testing.T) {
 	if err := h.checkpoint("a", &options.CheckpointOptions{ImagePath: "relative"}); err == nil {
 		t.Error("an image was written to a relative path")
 	}
+	h.end(c, task)
+}
+
+// X41: a sandbox whose image can't be written goes on.
+func TestX41_ACheckpointThatFails(t *testing.T) {
+	h := newHost(t)
+	full := t.TempDir()
+	h.ok(unix.Mount("tmpfs", full, "tmpfs", 0, "size=64k"))
+	defer func() { h.ok(unix.Unmount(full, 0)) }()
+	c, task, _ := h.run(want{id: "a", args: counter, spec: h.overlaid("a")})
+	h.counted(c, 0)
+	h.ok(task.Pause(h.ctx()))
+	if err := h.checkpoint("a", &options.CheckpointOptions{ImagePath: full, Exit: true}); err == nil {
+		t.Error("an image fits into nothing")
+	}
+	if _, err := os.Stat(filepath.Join(full, shimapi.ImageComplete)); err == nil {
+		t.Error("half an image says that it is complete")
+	}
+	h.ok(task.Resume(h.ctx()))
+	h.ok(task.Kill(h.ctx(), syscall.SIGUSR1))
+	h.counted(c, 1)
 	h.end(c, task)
 }

@@ -157,23 +157,15 @@ func (r *Runsc) Restore(ctx context.Context, image string) error {
 	return r.call(ctx, imageTimeout, "restore", "--detach", "--background", "--image-path", image)
 }
 
-// Checkpoint writes all processes, memory and files into a directory that exists.
-// Unless leaveRunning, the sandbox ends with it.
-func (r *Runsc) Checkpoint(ctx context.Context, image string, leaveRunning bool) error {
-	return r.save(ctx, "checkpoint", image, leaveRunning)
+// Checkpoint writes all processes, memory and files into a directory that exists. The
+// sandbox goes on, also when that fails: without the flag runsc ends it either way.
+func (r *Runsc) Checkpoint(ctx context.Context, image string) error {
+	return r.call(ctx, imageTimeout, "checkpoint", "--leave-running", "--image-path", image)
 }
 
 // CheckpointFiles writes the root filesystem's writable layer alone.
-func (r *Runsc) CheckpointFiles(ctx context.Context, image string, leaveRunning bool) error {
-	return r.save(ctx, "fscheckpoint", image, leaveRunning)
-}
-
-func (r *Runsc) save(ctx context.Context, verb, image string, leaveRunning bool) error {
-	args := []string{"--image-path", image}
-	if leaveRunning {
-		args = append(args, "--leave-running")
-	}
-	return r.call(ctx, imageTimeout, verb, args...)
+func (r *Runsc) CheckpointFiles(ctx context.Context, image string) error {
+	return r.call(ctx, imageTimeout, "fscheckpoint", "--leave-running", "--image-path", image)
 }
 
 // Pause freezes all processes in place.

@@ -23,7 +23,7 @@ import (
 type image struct {
 	dir   string // existing, empty, the caller's
 	files bool   // the root filesystem alone, without processes
-	exit  bool   // the sandbox ends with it
+	exit  bool   // the sandbox, which is frozen, ends with it
 }
 
 // checkpointImage reads the request. Its options are runc's, the only ones that
@@ -49,8 +49,9 @@ func checkpointImage(path string, any *anypb.Any) (image, error) {
 	return im, nil
 }
 
-// Checkpoint writes an image of the sandbox into a directory. After an error the
-// image is worth nothing, and the sandbox may have ended.
+// Checkpoint writes an image of the sandbox into a directory. Who wants the sandbox to
+// end with it freezes it first: what runs would go on for a moment beyond its image.
+// After an error the image is worth nothing.
 func (s *Service) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*empty, error) {
 	return s.on(r.ID, func(c *container) error {
 		im, err := checkpointImage(r.Path, r.Options)
@@ -67,20 +68,20 @@ func (c *container) checkpoint(ctx context.Context, im image) error {
 		return err
 	}
 	defer unlock() // lets watch report the end that exit asks for
-	if got := c.getState(); got != typestask.Status_RUNNING && got != typestask.Status_PAUSED {
+	if got := c.getState(); got != typestask.Status_PAUSED && (im.exit || got != typestask.Status_RUNNING) {
 		return fmt.Errorf("container %s is %s: %w", c.id, got, errdefs.ErrFailedPrecondition)
 	}
 	save := c.runsc.Checkpoint
 	if im.files {
 		save = c.runsc.CheckpointFiles
 	}
-	if err := save(ctx, im.dir, !im.exit); err != nil {
+	if err := save(ctx, im.dir); err != nil {
 		return err
 	}
 	if err := seal(im.dir); err != nil {
 		return fmt.Errorf("image of %s: %w", c.id, err)
 	}
-	if im.exit { // what was frozen does not end by itself, and nothing is left to do for it
+	if im.exit {
 		_ = c.svc.cfg.Reaper.Signal(c.pid, unix.SIGKILL)
 	}
 	c.svc.publish(&events.TaskCheckpointed{ContainerID: c.id, Checkpoint: im.dir})
