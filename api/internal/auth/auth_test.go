@@ -215,6 +215,23 @@ func TestRolesGrantWhatTheContractSays(t *testing.T) {
 			}
 		}
 	}
+	// The contract's table, whole.
+	for role, want := range map[string]string{
+		RoleAdmin: "*",
+		RoleDeveloper: "credentialsource:delete credentialsource:read credentialsource:write quota:read registry:write " +
+			"sandbox:create sandbox:delete sandbox:read sandbox:write sandboxvolume:create sandboxvolume:delete sandboxvolume:read sandboxvolume:write " +
+			"sandboxvolumefile:read sandboxvolumefile:write template:read",
+		RoleBuilder: "registry:write template:read",
+		RoleViewer:  "credentialsource:read quota:read sandbox:read sandboxvolume:read sandboxvolumefile:read template:read",
+	} {
+		var words []string
+		for _, p := range Permissions([]string{role}) {
+			words = append(words, string(p))
+		}
+		if got := strings.Join(words, " "); got != want {
+			t.Errorf("%s has %s, want %s", role, got, want)
+		}
+	}
 	got := Permissions([]string{RoleBuilder, RoleViewer, RoleBuilder})
 	if !slices.IsSorted(got) || len(got) != 7 {
 		t.Errorf("%v", got)
