@@ -257,7 +257,8 @@ func testPauseWithAFullDisk(t *testing.T, s *s0test.Stack) {
 		t.Fatal(err)
 	}
 	unmount := sync.OnceFunc(func() {
-		if err := unix.Unmount(images, 0); err != nil {
+		// The sentry keeps the files of its attempt open.
+		if err := unix.Unmount(images, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
