@@ -317,18 +317,6 @@ func (i *instance) claim(token string) string {
 	return c.SandboxID
 }
 
-// foreignKeyID is the id of the newest API key, which stranger has made.
-func (i *instance) foreignKeyID() string {
-	i.t.Helper()
-	conn := connect(i.t, i.dsn)
-	defer conn.Close(context.Background())
-	var id string
-	if err := conn.QueryRow(context.Background(), "SELECT k.id::text FROM api_keys k JOIN teams t ON t.id = k.team_id WHERE t.name = 'Other'").Scan(&id); err != nil {
-		i.t.Fatal(err)
-	}
-	return id
-}
-
 func connect(t testing.TB, dsn string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(context.Background(), dsn)
