@@ -431,6 +431,7 @@ type Pool struct {
 	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	MinIdle       uint32                 `protobuf:"varint,3,opt,name=min_idle,json=minIdle,proto3" json:"min_idle,omitempty"`
 	MaxIdle       uint32                 `protobuf:"varint,4,opt,name=max_idle,json=maxIdle,proto3" json:"max_idle,omitempty"`
+	Team          string                 `protobuf:"bytes,5,opt,name=team,proto3" json:"team,omitempty"` // whose it is; empty: everybody's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -491,6 +492,13 @@ func (x *Pool) GetMaxIdle() uint32 {
 		return x.MaxIdle
 	}
 	return 0
+}
+
+func (x *Pool) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
 }
 
 type SetPoolsRequest struct {
@@ -1690,6 +1698,163 @@ func (x *ClaimResponse) GetCold() bool {
 	return false
 }
 
+type ClaimManyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Claims        []*ClaimRequest        `protobuf:"bytes,1,rep,name=claims,proto3" json:"claims,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimManyRequest) Reset() {
+	*x = ClaimManyRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimManyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimManyRequest) ProtoMessage() {}
+
+func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimManyRequest.ProtoReflect.Descriptor instead.
+func (*ClaimManyRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ClaimManyRequest) GetClaims() []*ClaimRequest {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+type ClaimManyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcomes      []*ClaimOutcome        `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimManyResponse) Reset() {
+	*x = ClaimManyResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimManyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimManyResponse) ProtoMessage() {}
+
+func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimManyResponse.ProtoReflect.Descriptor instead.
+func (*ClaimManyResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ClaimManyResponse) GetOutcomes() []*ClaimOutcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+// ClaimOutcome is the answer to one of the claims.
+type ClaimOutcome struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`      // of the claim in its request
+	Response      *ClaimResponse         `protobuf:"bytes,2,opt,name=response,proto3" json:"response,omitempty"` // absent when it failed
+	Code          uint32                 `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`        // Connect's, when it failed
+	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimOutcome) Reset() {
+	*x = ClaimOutcome{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimOutcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimOutcome) ProtoMessage() {}
+
+func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimOutcome.ProtoReflect.Descriptor instead.
+func (*ClaimOutcome) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ClaimOutcome) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ClaimOutcome) GetResponse() *ClaimResponse {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+func (x *ClaimOutcome) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *ClaimOutcome) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1699,7 +1864,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1876,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1889,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{23}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetRequest) GetId() string {
@@ -1748,7 +1913,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1925,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +1938,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{24}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1829,7 +1994,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +2006,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +2019,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{25}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1886,7 +2051,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2063,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2076,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
 }
 
 type PauseRequest struct {
@@ -1924,7 +2089,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2101,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2114,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -1976,7 +2141,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2153,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2166,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -2029,7 +2194,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2206,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2219,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -2088,7 +2253,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2265,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2278,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -2153,7 +2318,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2330,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2343,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -2283,7 +2448,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2460,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2473,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -2340,7 +2505,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +2517,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +2530,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -2419,7 +2584,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2596,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2609,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResolveImageRequest) GetImage() string {
@@ -2463,7 +2628,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2640,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2653,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{35}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -2506,7 +2671,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +2683,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +2696,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{39}
 }
 
 type InfoResponse struct {
@@ -2549,7 +2714,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +2726,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2574,7 +2739,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -2639,7 +2804,7 @@ type ImageUsage struct {
 
 func (x *ImageUsage) Reset() {
 	*x = ImageUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2816,7 @@ func (x *ImageUsage) String() string {
 func (*ImageUsage) ProtoMessage() {}
 
 func (x *ImageUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +2829,7 @@ func (x *ImageUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
 func (*ImageUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ImageUsage) GetImages() uint32 {
@@ -2705,7 +2870,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +2882,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,12 +2965,13 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\aheaders\x18\x04 \x03(\v2\x1a.s0.node.v1.HTTPGet.HeaderR\aheaders\x1a2\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"t\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x88\x01\n" +
 	"\x04Pool\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12$\n" +
 	"\x04spec\x18\x02 \x01(\v2\x10.s0.node.v1.SpecR\x04spec\x12\x19\n" +
 	"\bmin_idle\x18\x03 \x01(\rR\aminIdle\x12\x19\n" +
-	"\bmax_idle\x18\x04 \x01(\rR\amaxIdle\"9\n" +
+	"\bmax_idle\x18\x04 \x01(\rR\amaxIdle\x12\x12\n" +
+	"\x04team\x18\x05 \x01(\tR\x04team\"9\n" +
 	"\x0fSetPoolsRequest\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.s0.node.v1.PoolR\x05pools\"E\n" +
 	"\x10SetPoolsResponse\x121\n" +
@@ -2903,7 +3069,16 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"R\n" +
 	"\rClaimResponse\x12-\n" +
 	"\asandbox\x18\x01 \x01(\v2\x13.s0.node.v1.SandboxR\asandbox\x12\x12\n" +
-	"\x04cold\x18\x02 \x01(\bR\x04cold\"\x1c\n" +
+	"\x04cold\x18\x02 \x01(\bR\x04cold\"D\n" +
+	"\x10ClaimManyRequest\x120\n" +
+	"\x06claims\x18\x01 \x03(\v2\x18.s0.node.v1.ClaimRequestR\x06claims\"I\n" +
+	"\x11ClaimManyResponse\x124\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x18.s0.node.v1.ClaimOutcomeR\boutcomes\"\x89\x01\n" +
+	"\fClaimOutcome\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x125\n" +
+	"\bresponse\x18\x02 \x01(\v2\x19.s0.node.v1.ClaimResponseR\bresponse\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\rR\x04code\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\x1c\n" +
 	"\n" +
 	"GetRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x90\x02\n" +
@@ -2996,11 +3171,12 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x06images\x18\x01 \x01(\rR\x06images\x12#\n" +
 	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
 	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12 \n" +
-	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\xc7\x06\n" +
+	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\x93\a\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
-	"\x05Claim\x12\x18.s0.node.v1.ClaimRequest\x1a\x19.s0.node.v1.ClaimResponse\x122\n" +
+	"\x05Claim\x12\x18.s0.node.v1.ClaimRequest\x1a\x19.s0.node.v1.ClaimResponse\x12J\n" +
+	"\tClaimMany\x12\x1c.s0.node.v1.ClaimManyRequest\x1a\x1d.s0.node.v1.ClaimManyResponse0\x01\x122\n" +
 	"\x03Get\x12\x16.s0.node.v1.GetRequest\x1a\x13.s0.node.v1.Sandbox\x128\n" +
 	"\x06Update\x12\x19.s0.node.v1.UpdateRequest\x1a\x13.s0.node.v1.Sandbox\x12?\n" +
 	"\x06Delete\x12\x19.s0.node.v1.DeleteRequest\x1a\x1a.s0.node.v1.DeleteResponse\x126\n" +
@@ -3025,7 +3201,7 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Spec)(nil),                 // 0: s0.node.v1.Spec
 	(*WarmProcess)(nil),          // 1: s0.node.v1.WarmProcess
@@ -3050,38 +3226,41 @@ var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*AckEventsResponse)(nil),    // 20: s0.node.v1.AckEventsResponse
 	(*ClaimRequest)(nil),         // 21: s0.node.v1.ClaimRequest
 	(*ClaimResponse)(nil),        // 22: s0.node.v1.ClaimResponse
-	(*GetRequest)(nil),           // 23: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),        // 24: s0.node.v1.UpdateRequest
-	(*DeleteRequest)(nil),        // 25: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),       // 26: s0.node.v1.DeleteResponse
-	(*PauseRequest)(nil),         // 27: s0.node.v1.PauseRequest
-	(*ResumeRequest)(nil),        // 28: s0.node.v1.ResumeRequest
-	(*StatsRequest)(nil),         // 29: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),        // 30: s0.node.v1.StatsResponse
-	(*StatsSample)(nil),          // 31: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),            // 32: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),         // 33: s0.node.v1.NetworkUsage
-	(*ResolveImageRequest)(nil),  // 34: s0.node.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil), // 35: s0.node.v1.ResolveImageResponse
-	(*InfoRequest)(nil),          // 36: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),         // 37: s0.node.v1.InfoResponse
-	(*ImageUsage)(nil),           // 38: s0.node.v1.ImageUsage
-	nil,                          // 39: s0.node.v1.Spec.EnvEntry
-	nil,                          // 40: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),       // 41: s0.node.v1.HTTPGet.Header
-	nil,                          // 42: s0.node.v1.Sandbox.EnvEntry
-	nil,                          // 43: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                          // 44: s0.node.v1.UpdateRequest.EnvEntry
+	(*ClaimManyRequest)(nil),     // 23: s0.node.v1.ClaimManyRequest
+	(*ClaimManyResponse)(nil),    // 24: s0.node.v1.ClaimManyResponse
+	(*ClaimOutcome)(nil),         // 25: s0.node.v1.ClaimOutcome
+	(*GetRequest)(nil),           // 26: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),        // 27: s0.node.v1.UpdateRequest
+	(*DeleteRequest)(nil),        // 28: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),       // 29: s0.node.v1.DeleteResponse
+	(*PauseRequest)(nil),         // 30: s0.node.v1.PauseRequest
+	(*ResumeRequest)(nil),        // 31: s0.node.v1.ResumeRequest
+	(*StatsRequest)(nil),         // 32: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),        // 33: s0.node.v1.StatsResponse
+	(*StatsSample)(nil),          // 34: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),            // 35: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),         // 36: s0.node.v1.NetworkUsage
+	(*ResolveImageRequest)(nil),  // 37: s0.node.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil), // 38: s0.node.v1.ResolveImageResponse
+	(*InfoRequest)(nil),          // 39: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),         // 40: s0.node.v1.InfoResponse
+	(*ImageUsage)(nil),           // 41: s0.node.v1.ImageUsage
+	nil,                          // 42: s0.node.v1.Spec.EnvEntry
+	nil,                          // 43: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),       // 44: s0.node.v1.HTTPGet.Header
+	nil,                          // 45: s0.node.v1.Sandbox.EnvEntry
+	nil,                          // 46: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                          // 47: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	39, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	42, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	1,  // 1: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	40, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	43, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
 	2,  // 3: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
 	2,  // 4: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
 	2,  // 5: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
 	3,  // 6: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	41, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	44, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
 	0,  // 8: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	4,  // 9: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
 	7,  // 10: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
@@ -3089,50 +3268,55 @@ var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	13, // 12: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
 	12, // 13: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
 	10, // 14: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	42, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	45, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
 	14, // 16: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
 	16, // 17: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
 	15, // 18: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
 	0,  // 19: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	43, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	46, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
 	14, // 21: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
 	13, // 22: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	44, // 23: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	31, // 24: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	32, // 25: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	33, // 26: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	38, // 27: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
-	5,  // 28: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	8,  // 29: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	21, // 30: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	23, // 31: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	24, // 32: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	25, // 33: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	27, // 34: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
-	28, // 35: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
-	17, // 36: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	19, // 37: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	29, // 38: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	34, // 39: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
-	36, // 40: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	6,  // 41: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	9,  // 42: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	22, // 43: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	13, // 44: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	13, // 45: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	26, // 46: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	13, // 47: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
-	13, // 48: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
-	18, // 49: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	20, // 50: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	30, // 51: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	35, // 52: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
-	37, // 53: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	41, // [41:54] is the sub-list for method output_type
-	28, // [28:41] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	21, // 23: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
+	25, // 24: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
+	22, // 25: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
+	47, // 26: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	34, // 27: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	35, // 28: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	36, // 29: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	41, // 30: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
+	5,  // 31: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	8,  // 32: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	21, // 33: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	23, // 34: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
+	26, // 35: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	27, // 36: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	28, // 37: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	30, // 38: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
+	31, // 39: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
+	17, // 40: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	19, // 41: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	32, // 42: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	37, // 43: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
+	39, // 44: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	6,  // 45: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	9,  // 46: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	22, // 47: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	24, // 48: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
+	13, // 49: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	13, // 50: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	29, // 51: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	13, // 52: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
+	13, // 53: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
+	18, // 54: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	20, // 55: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	33, // 56: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	38, // 57: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
+	40, // 58: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	45, // [45:59] is the sub-list for method output_type
+	31, // [31:45] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -3154,7 +3338,7 @@ func file_internal_nodeapi_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -140,8 +140,12 @@ func pools(wanted []*templates.Template, all []placement.Node, i int) []*nodeapi
 			continue
 		}
 		at, n := offering(all[:i], class), offering(all, class)
+		team := ""
+		if t.Row.TeamID != nil {
+			team = t.Row.TeamID.String()
+		}
 		list = append(list, &nodeapi.Pool{
-			Key: t.PoolKey, Spec: nodeapi.SpecToWire(t.Slot),
+			Team: team, Key: t.PoolKey, Spec: nodeapi.SpecToWire(t.Slot),
 			MinIdle: share(t.MinIdle, at, n), MaxIdle: share(t.MaxIdle, at, n),
 		})
 	}

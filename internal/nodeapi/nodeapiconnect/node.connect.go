@@ -45,6 +45,8 @@ const (
 	NodeWatchProcedure = "/s0.node.v1.Node/Watch"
 	// NodeClaimProcedure is the fully-qualified name of the Node's Claim RPC.
 	NodeClaimProcedure = "/s0.node.v1.Node/Claim"
+	// NodeClaimManyProcedure is the fully-qualified name of the Node's ClaimMany RPC.
+	NodeClaimManyProcedure = "/s0.node.v1.Node/ClaimMany"
 	// NodeGetProcedure is the fully-qualified name of the Node's Get RPC.
 	NodeGetProcedure = "/s0.node.v1.Node/Get"
 	// NodeUpdateProcedure is the fully-qualified name of the Node's Update RPC.
@@ -86,6 +88,9 @@ type NodeClient interface {
 	// claim's environment. A repeated claim with the same claim_id answers the same
 	// sandbox.
 	Claim(context.Context, *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error)
+	// ClaimMany is up to 256 Claims in one call. Each is answered when it is decided,
+	// together with those that are decided at the same moment; none waits for another.
+	ClaimMany(context.Context, *nodeapi.ClaimManyRequest) (*connect.ServerStreamForClient[nodeapi.ClaimManyResponse], error)
 	// Get answers what the journal says of one sandbox, NOT_FOUND otherwise.
 	Get(context.Context, *nodeapi.GetRequest) (*nodeapi.Sandbox, error)
 	// Update changes a running sandbox's env and limits.
@@ -148,6 +153,12 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			httpClient,
 			baseURL+NodeClaimProcedure,
 			connect.WithSchema(nodeMethods.ByName("Claim")),
+			connect.WithClientOptions(opts...),
+		),
+		claimMany: connect.NewClient[nodeapi.ClaimManyRequest, nodeapi.ClaimManyResponse](
+			httpClient,
+			baseURL+NodeClaimManyProcedure,
+			connect.WithSchema(nodeMethods.ByName("ClaimMany")),
 			connect.WithClientOptions(opts...),
 		),
 		get: connect.NewClient[nodeapi.GetRequest, nodeapi.Sandbox](
@@ -218,6 +229,7 @@ type nodeClient struct {
 	setPools     *connect.Client[nodeapi.SetPoolsRequest, nodeapi.SetPoolsResponse]
 	watch        *connect.Client[nodeapi.WatchRequest, nodeapi.Event]
 	claim        *connect.Client[nodeapi.ClaimRequest, nodeapi.ClaimResponse]
+	claimMany    *connect.Client[nodeapi.ClaimManyRequest, nodeapi.ClaimManyResponse]
 	get          *connect.Client[nodeapi.GetRequest, nodeapi.Sandbox]
 	update       *connect.Client[nodeapi.UpdateRequest, nodeapi.Sandbox]
 	delete       *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
@@ -251,6 +263,11 @@ func (c *nodeClient) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nod
 		return response.Msg, err
 	}
 	return nil, err
+}
+
+// ClaimMany calls s0.node.v1.Node.ClaimMany.
+func (c *nodeClient) ClaimMany(ctx context.Context, req *nodeapi.ClaimManyRequest) (*connect.ServerStreamForClient[nodeapi.ClaimManyResponse], error) {
+	return c.claimMany.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // Get calls s0.node.v1.Node.Get.
@@ -362,6 +379,9 @@ type NodeHandler interface {
 	// claim's environment. A repeated claim with the same claim_id answers the same
 	// sandbox.
 	Claim(context.Context, *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error)
+	// ClaimMany is up to 256 Claims in one call. Each is answered when it is decided,
+	// together with those that are decided at the same moment; none waits for another.
+	ClaimMany(context.Context, *nodeapi.ClaimManyRequest, *connect.ServerStream[nodeapi.ClaimManyResponse]) error
 	// Get answers what the journal says of one sandbox, NOT_FOUND otherwise.
 	Get(context.Context, *nodeapi.GetRequest) (*nodeapi.Sandbox, error)
 	// Update changes a running sandbox's env and limits.
@@ -420,6 +440,12 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		NodeClaimProcedure,
 		svc.Claim,
 		connect.WithSchema(nodeMethods.ByName("Claim")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeClaimManyHandler := connect.NewServerStreamHandlerSimple(
+		NodeClaimManyProcedure,
+		svc.ClaimMany,
+		connect.WithSchema(nodeMethods.ByName("ClaimMany")),
 		connect.WithHandlerOptions(opts...),
 	)
 	nodeGetHandler := connect.NewUnaryHandlerSimple(
@@ -490,6 +516,8 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeWatchHandler.ServeHTTP(w, r)
 		case NodeClaimProcedure:
 			nodeClaimHandler.ServeHTTP(w, r)
+		case NodeClaimManyProcedure:
+			nodeClaimManyHandler.ServeHTTP(w, r)
 		case NodeGetProcedure:
 			nodeGetHandler.ServeHTTP(w, r)
 		case NodeUpdateProcedure:
@@ -529,6 +557,10 @@ func (UnimplementedNodeHandler) Watch(context.Context, *nodeapi.WatchRequest, *c
 
 func (UnimplementedNodeHandler) Claim(context.Context, *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Claim is not implemented"))
+}
+
+func (UnimplementedNodeHandler) ClaimMany(context.Context, *nodeapi.ClaimManyRequest, *connect.ServerStream[nodeapi.ClaimManyResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.ClaimMany is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Get(context.Context, *nodeapi.GetRequest) (*nodeapi.Sandbox, error) {

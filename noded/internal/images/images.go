@@ -64,7 +64,7 @@ type Config struct {
 type Images struct {
 	cfg    Config
 	pulls  singleflight.Group
-	room   chan struct{} // holds a value per pull under way
+	turns  turns
 	stall  time.Duration // the constant, but in tests
 	limits limits        // the constants, but in tests
 	uses   uses
@@ -76,7 +76,7 @@ type Images struct {
 // New makes an Images; it does not speak to containerd yet.
 func New(cfg Config) *Images {
 	return &Images{
-		cfg: cfg, room: make(chan struct{}, maxPulls), stall: stallTime, limits: defaultLimits,
+		cfg: cfg, turns: newTurns(), stall: stallTime, limits: defaultLimits,
 		uses: newUses(), progress: map[string]*progress{},
 	}
 }
@@ -171,20 +171,21 @@ func (i *Images) inTurn(ctx context.Context, name string, pull func(context.Cont
 		delete(i.progress, name)
 		i.mu.Unlock()
 	}()
-	select {
-	case i.room <- struct{}{}:
-		defer func() { <-i.room }()
-	case <-time.After(queueTimeout):
-		return refusal(errdefs.Unavailable, "too many other images are being pulled").WithRetryAfter(pullRetryAfter)
+	queued, cancel := context.WithTimeout(ctx, queueTimeout)
+	defer cancel()
+	leave, err := i.turns.take(queued)
+	if err != nil {
+		return refusal(errdefs.Unavailable, "too many other images are being pulled").WithRetryAfter(pullRetryAfter).WithCause(err)
 	}
+	defer leave()
 	if err := i.cfg.Room(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
+	ctx, cancel = context.WithTimeout(ctx, pullTimeout)
 	defer cancel()
 	ctx, end := p.watched(ctx, i.stall)
 	defer end()
-	err := pull(ctx, p)
+	err = pull(ctx, p)
 	if err != nil && context.Cause(ctx) != nil {
 		err = fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 	}

@@ -66,7 +66,7 @@ func TestEnsure(t *testing.T) {
 
 	// D12: pulls are few at a time, and what is there waits for none of them.
 	for range maxPulls {
-		im.room <- struct{}{}
+		im.turns.node <- struct{}{}
 	}
 	if !im.Has(ctx, ref) || im.Has(ctx, reg.Host+"/a/b:2") {
 		t.Errorf("it has what was pulled: %v, and what was not: %v", im.Has(ctx, ref), im.Has(ctx, reg.Host+"/a/b:2"))
@@ -86,7 +86,7 @@ func TestEnsure(t *testing.T) {
 	case <-time.After(200 * time.Millisecond):
 	}
 	for range maxPulls {
-		<-im.room
+		<-im.turns.node
 	}
 	if err := <-waits; !errdefs.Is(err, errdefs.Unprocessable) {
 		t.Errorf("the pull that waited: %v", err)

@@ -21,6 +21,7 @@ import (
 	"s0.run/internal/nodeapi/nodeapiconnect"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/events"
+	"s0.run/noded/internal/images"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/procevents"
@@ -87,7 +88,7 @@ func (s *Server) SetPools(_ context.Context, req *nodeapi.SetPoolsRequest) (*nod
 	pools := make([]slots.Pool, 0, len(req.GetPools()))
 	for _, p := range req.GetPools() {
 		spec, _ := nodeapi.SpecFromWire(p.GetSpec()) // Set validates it, too, and refuses this pool alone
-		pools = append(pools, slots.Pool{Key: p.GetKey(), Spec: spec, Min: int(p.GetMinIdle()), Max: int(p.GetMaxIdle())})
+		pools = append(pools, slots.Pool{Key: p.GetKey(), Spec: spec, Min: int(p.GetMinIdle()), Max: int(p.GetMaxIdle()), Team: p.GetTeam()})
 	}
 	resp := &nodeapi.SetPoolsResponse{}
 	for _, r := range s.cfg.Pools.Set(pools) {
@@ -160,7 +161,7 @@ func (s *Server) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nodeapi
 		}
 		claim.Spec = spec
 	}
-	sb, cold, err := s.cfg.Lifecycle.Claim(ctx, claim)
+	sb, cold, err := s.cfg.Lifecycle.Claim(images.ForTeam(ctx, claim.Team), claim)
 	if err != nil {
 		return nil, s.fail("Claim", err)
 	}

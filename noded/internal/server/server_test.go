@@ -70,6 +70,7 @@ func start(t *testing.T, procd http.Handler) *node {
 		Info:      &nodeapi.InfoResponse{Node: "n1", Cluster: "local"},
 		Lifecycle: n.manager, Pools: pools, Hub: n.hub,
 		Stats:    stats.New(stats.Config{Sandboxes: n.manager, Groups: noop.Groups{Node: machine}, Traffic: noop.Network{Node: machine}, Metrics: reg, Log: log}),
+		Images:   noop.Images{Node: machine},
 		Stopping: n.stopping, Log: log,
 	})
 	n.run(j, pools)

@@ -15,8 +15,9 @@ import (
 type Pool struct {
 	Key  string
 	Spec sandbox.Spec
-	Min  int // free slots to keep
-	Max  int // free slots to keep at most, when demand asks for more than Min
+	Min  int    // free slots to keep
+	Max  int    // free slots to keep at most, when demand asks for more than Min
+	Team string // whose it is; empty: everybody's
 }
 
 // demandWindow is how long a claim counts as demand: a pool keeps as many slots

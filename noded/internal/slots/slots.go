@@ -25,6 +25,7 @@ import (
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/events"
+	"s0.run/noded/internal/images"
 	"s0.run/noded/internal/lifecycle"
 )
 
@@ -44,8 +45,8 @@ const (
 	// rollback is how long the free slots of a replaced spec may wait for it to come
 	// back, and a restart of the node for its pools.
 	rollback = 10 * time.Minute
-	// pulls is how many pools fetch their images at a time.
-	pulls = 2
+	// pulls is how many pools fetch their images at a time; half as many of one team.
+	pulls = 4
 	// maxPools and maxSlots bound what a node is asked to keep.
 	maxPools, maxSlots = 1000, 10000
 )
@@ -92,8 +93,9 @@ type Pools struct {
 	// The rest belongs to Run.
 	pools   map[string]*pool // nil until they were first set
 	told    map[string]*nodeapi.PoolStatus
-	warming int // starts under way
-	pulling int // images being fetched
+	warming int            // starts under way
+	pulling int            // images being fetched
+	pullsOf map[string]int // of them, by team
 }
 
 // pool is a wanted pool.
@@ -125,7 +127,7 @@ func New(cfg Config) *Pools {
 		warmups: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "s0_node_warmups_total", Help: "Warm-ups by result (ok, failed).",
 		}, []string{"result"}),
-		told: map[string]*nodeapi.PoolStatus{},
+		told: map[string]*nodeapi.PoolStatus{}, pullsOf: map[string]int{},
 	}
 	cfg.Metrics.MustRegister(p.slots, p.warmups)
 	return p
@@ -176,13 +178,13 @@ func (p *Pools) Set(pools []Pool) []Refusal {
 }
 
 // Wanted lists the images of the pools; ok is false until pools were first set.
-func (p *Pools) Wanted() (images []string, ok bool) {
+func (p *Pools) Wanted() (refs []string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, w := range p.want {
-		images = append(images, w.Spec.Image)
+		refs = append(refs, w.Spec.Image)
 	}
-	return images, p.want != nil
+	return refs, p.want != nil
 }
 
 // refuse says why a pool can't be kept, if it can't.
@@ -301,7 +303,7 @@ func (p *Pools) supply(ctx context.Context, work *sync.WaitGroup, w *pool) {
 		p.warm(ctx, work, w)
 	case !w.hasImage && !w.getting && !w.lacks:
 		p.findImage(ctx, work, w)
-	case !w.hasImage && !w.getting && p.pulling < pulls:
+	case !w.hasImage && !w.getting && p.pulling < pulls && (w.Team == "" || p.pullsOf[w.Team] < pulls/2):
 		p.getImage(ctx, work, w)
 	}
 }
@@ -317,10 +319,15 @@ func (p *Pools) findImage(ctx context.Context, work *sync.WaitGroup, w *pool) {
 }
 
 func (p *Pools) getImage(ctx context.Context, work *sync.WaitGroup, w *pool) {
+	team := w.Team
 	p.pulling++
+	p.pullsOf[team]++
 	w.getting = true
-	p.do(ctx, work, func() error { return p.pull(ctx, w.Spec.Image) }, func(err error) {
+	p.do(ctx, work, func() error { return p.pull(images.ForTeam(ctx, team), w.Spec.Image) }, func(err error) {
 		p.pulling--
+		if p.pullsOf[team]--; p.pullsOf[team] == 0 {
+			delete(p.pullsOf, team)
+		}
 		w.getting = false
 		if w.hasImage = err == nil; err != nil {
 			w.note(err, time.Now()) // only a slot proves that all is well again
