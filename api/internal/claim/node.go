@@ -16,15 +16,11 @@ import (
 // claimSlot is the node's half of a claim of a slot.
 func (c *Claimer) claimSlot(ctx context.Context, h *half) error {
 	defer c.cfg.Metrics.phase("node", time.Now())
-	rpc, err := c.cfg.Nodes.RPC(h.node)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, warmTimeout)
 	defer cancel()
 	req := h.request()
 	req.Slot = string(h.row.ID)
-	resp, err := rpc.Claim(ctx, req)
+	resp, err := c.cfg.Nodes.Claim(ctx, h.node, req)
 	if err != nil {
 		return fmt.Errorf("claiming slot %s: %w", h.row.ID, err)
 	}

@@ -74,6 +74,7 @@ type conn struct {
 	socket string
 	calls  *http.Client
 	rpc    nodeapiconnect.NodeClient
+	claims *claims
 	data   *http.Client
 }
 
@@ -82,12 +83,11 @@ func New(cfg Config) *Set {
 	s := &Set{cfg: cfg, byName: map[string]*conn{}}
 	for _, socket := range cfg.Sockets {
 		calls := &http.Client{Transport: transport(socket)}
+		rpc := nodeapiconnect.NewNodeClient(calls, "http://node", connect.WithReadMaxBytes(maxMessage),
+			// Compressing a message of a hundred bytes costs more than the rest of a claim.
+			connect.WithAcceptCompression("gzip", nil, nil))
 		s.conns = append(s.conns, &conn{
-			socket: socket,
-			calls:  calls,
-			rpc: nodeapiconnect.NewNodeClient(calls, "http://node", connect.WithReadMaxBytes(maxMessage),
-				// Compressing a message of a hundred bytes costs more than the rest of a claim.
-				connect.WithAcceptCompression("gzip", nil, nil)),
+			socket: socket, calls: calls, rpc: rpc, claims: &claims{rpc: rpc},
 			data: &http.Client{Transport: transport(socket), CheckRedirect: noRedirect},
 		})
 	}
@@ -121,6 +121,7 @@ func (s *Set) Run(ctx context.Context) error {
 	}
 	wg.Wait()
 	for _, c := range s.conns {
+		c.claims.calls.Wait()
 		c.calls.CloseIdleConnections()
 		c.data.CloseIdleConnections()
 	}

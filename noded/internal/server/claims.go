@@ -1,0 +1,14 @@
+package server
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+
+	"s0.run/internal/nodeapi"
+)
+
+// ClaimMany implements the node API.
+func (s *Server) ClaimMany(ctx context.Context, req *nodeapi.ClaimManyRequest, stream *connect.ServerStream[nodeapi.ClaimManyResponse]) error {
+	return nodeapi.ServeClaims(ctx, req, s.Claim, stream.Send)
+}
