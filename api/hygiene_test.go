@@ -2,10 +2,12 @@ package api_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -182,5 +184,64 @@ func TestA08_HugeBodies(t *testing.T) {
 	i.send(request{method: "POST", path: "/api/v1/sandboxes", token: key, body: most}).refused(413, "bad_request")
 	if n := grown(); n > 100<<20 {
 		t.Errorf("memory grew by %d MiB", n>>20)
+	}
+}
+
+// A22: whatever the database says goes to the log, and nowhere else.
+func TestA22_NoOperationTellsWhatBroke(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	key := i.key("admin")
+	i.send(request{method: "GET", path: "/api/v1/sandboxes", token: key}).want(200, nil) // the key is known from here on
+	exec(t, i.dsn, `DO $$ DECLARE r record; BEGIN
+		FOR r IN SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND tablename NOT IN ('api_keys', 'users', 'teams', 'team_members') LOOP
+			EXECUTE format('ALTER TABLE %I RENAME TO %I', r.tablename, r.tablename || '_away');
+		END LOOP; END $$`)
+	broken := 0
+	secret := regexp.MustCompile(`(?i)select |insert |relation|sqlstate|pgx|postgres|_away|goroutine|\.go:|/tmp/|\.sock`)
+	for _, o := range operations(t) {
+		if strings.Contains(o.path, "/ws") || strings.Contains(o.path, "/watch") {
+			continue
+		}
+		a := i.send(request{method: o.method, path: pathParameter.ReplaceAllString(o.path, "local-aaaaaaaaaaaaaaaaaaaaaaaaaa"), token: key, body: bodies[o.op.OperationID]})
+		if a.status == 500 {
+			broken++
+			if a.msg != "internal error" || !strings.Contains(string(a.raw), a.header.Get("X-Request-Id")) {
+				t.Errorf("%s: %s", o.op.OperationID, a.raw)
+			}
+		}
+		if a.status >= 400 && secret.Match(a.raw) {
+			t.Errorf("%s tells %s", o.op.OperationID, a.raw)
+		}
+	}
+	if broken < 5 {
+		t.Errorf("only %d operations found the database broken", broken)
+	}
+}
+
+// H05: what tells about every tenant is for this machine's operator alone.
+func TestH05_ProfilesAreOnTheUnixSocketAlone(t *testing.T) {
+	t.Parallel()
+	var socket string
+	i := start(t, func(c *api.Config, _ *fakenode.Node) { socket = c.AdminSocket })
+	i.send(request{method: "GET", path: "/debug/pprof/"}).refused(404, "not_found")
+	info, err := os.Stat(socket)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v: %v", info, err)
+	}
+	local := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	defer local.CloseIdleConnections()
+	for path, says := range map[string]string{"/debug/pprof/goroutine?debug=1": "goroutine profile", "/metrics": "s0_api_free_slots"} {
+		resp, err := local.Get("http://api" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 200 || !strings.Contains(string(b), says) {
+			t.Errorf("%s: %s %.200s", path, resp.Status, b)
+		}
 	}
 }
