@@ -46,7 +46,7 @@ func TestLayouts(t *testing.T) {
 	}{
 		"v2":     {mountsV2, "/sys/fs/cgroup/s0/x", []string{"/sys/fs/cgroup/s0/x"}},
 		"v1":     {mountsV1, "/sys/fs/cgroup/cpu,cpuacct/s0/x", v1Dirs},
-		"hybrid": {mountsV1 + mountHybrid, "/sys/fs/cgroup/cpu,cpuacct/s0/x", v1Dirs},
+		"hybrid": {mountsV1 + mountHybrid, "/sys/fs/cgroup/cpu,cpuacct/s0/x", append(slices.Clone(v1Dirs), "/sys/fs/cgroup/unified/s0/x")},
 	} {
 		l := parse(t, c.mounts)
 		if got := l.dir("cpu", group); got != c.cpu {

@@ -17,7 +17,8 @@ type Layout struct {
 	// v1 or hybrid host.
 	Unified string
 	// V1 maps each v1 hierarchy, by controller or name ("systemd"), to its mount
-	// point. Controllers mounted together share one.
+	// point. Controllers mounted together share one. On a hybrid host the hierarchy
+	// of v2, in which runc makes directories as well, is there by the name hybrid.
 	V1 map[string]string
 }
 
@@ -80,11 +81,17 @@ var v1Hierarchies = []string{
 	"blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids", "rdma",
 }
 
+// hybrid is the name of no v1 hierarchy.
+const hybrid = "/hybrid"
+
 func (l *Layout) settle() error {
 	if l.V1["cpu"] == "" && l.Unified != "" {
 		return nil
 	}
-	l.Unified = "" // hybrid: the controllers are v1's
+	if l.Unified != "" {
+		l.V1[hybrid] = l.Unified
+	}
+	l.Unified = "" // the controllers are v1's
 	for _, c := range controllers {
 		if l.V1[c] == "" {
 			return fmt.Errorf("no %s controller: mount cgroup v2, or the v1 hierarchies cpu, memory and pids", c)
