@@ -51,7 +51,7 @@ func (a *app) contextList(sandbox *string) *cobra.Command {
 				return err
 			}
 			rows := output.Rows{
-				Columns: []string{"ID", "TYPE", "WHAT~", "STATE", "EXIT", "CREATED"},
+				Columns: []string{"ID", "TYPE", "WHAT~", "STATE", "EXIT", "CREATED?"},
 				None:    "No contexts: nothing was started in this sandbox.",
 			}
 			for _, x := range list.Contexts {

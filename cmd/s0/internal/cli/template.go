@@ -30,7 +30,7 @@ unavailable when nothing can be made from the template.`,
 			if err != nil {
 				return err
 			}
-			rows := output.Rows{Columns: []string{"ID", "SCOPE", "IMAGE~", "MEMORY", "STATE", "POOL", "IDLE", "ACTIVE", "UPDATED"}}
+			rows := output.Rows{Columns: []string{"ID", "SCOPE?", "IMAGE~", "MEMORY?", "STATE", "POOL?", "IDLE", "ACTIVE", "UPDATED?"}}
 			for _, t := range list.Templates {
 				status := deref(t.Status)
 				rows.Rows = append(rows.Rows, []string{
