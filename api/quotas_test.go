@@ -9,6 +9,7 @@ import (
 
 	"s0.run/api"
 	"s0.run/api/internal/fakenode"
+	"s0.run/api/internal/store"
 )
 
 type teamQuota struct {
@@ -214,9 +215,9 @@ func TestMeteringPages(t *testing.T) {
 	key, jwt := i.key("developer"), i.signIn()
 	stranger := i.stranger()
 	id := i.claim(key)
-	// An hour that is over, as a pass of the meter closes it.
-	exec(t, i.dsn, `UPDATE metering_progress SET windows_until = windows_until - interval '2 hours', events_until = events_until - interval '2 hours'`)
-	exec(t, i.dsn, `UPDATE sandboxes SET runs_since = runs_since - interval '1 hour', claimed_at = claimed_at - interval '1 hour'`)
+	// An hour that is over, as a pass of a replica's meter closes it.
+	exec(t, i.dsn, `UPDATE metering_progress SET windows_until = windows_until - interval '4 hours', events_until = events_until - interval '4 hours'`)
+	exec(t, i.dsn, `UPDATE sandboxes SET runs_since = runs_since - interval '2 hours', claimed_at = claimed_at - interval '2 hours'`)
 	type window struct {
 		WindowID   string `json:"window_id"`
 		WindowType string `json:"window_type"`
@@ -234,7 +235,14 @@ func TestMeteringPages(t *testing.T) {
 		i.send(request{method: "GET", path: path, token: token}).want(200, &p)
 		return p
 	}
-	fakenode.Eventually(t, "an hour is closed", func() bool { return len(get("/api/v1/usage/windows", key).Windows) > 0 })
+	meter, err := store.Open(t.Context(), i.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer meter.Close()
+	if err := meter.Meter(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	mine := get("/api/v1/usage/windows?window_type=sandbox.runtime_mib_milliseconds&limit=1000", key)
 	if len(mine.Windows) == 0 || mine.Windows[0].SandboxID != id || mine.Windows[0].Value <= 0 || mine.Windows[0].TeamID != "" || mine.Windows[0].Unit != "mib_milliseconds" {
 		t.Fatalf("%+v", mine)

@@ -1,0 +1,92 @@
+package metering_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"s0.run/api/internal/fakenode"
+	"s0.run/api/internal/metering"
+	"s0.run/api/internal/nodes"
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/store"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/s0test"
+	"s0.run/internal/sandbox"
+)
+
+// What nodes count is recorded once by many replicas, whatever of a node's answers
+// they get, and what a node does not know harms nothing.
+func TestWhatNodesCountedIsRecordedOnce(t *testing.T) {
+	t.Parallel()
+	dsn := s0test.Postgres(t)
+	s, err := store.Open(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	node, table, log := fakenode.Start(t, &fakenode.Node{}), placement.New(), slog.New(slog.DiscardHandler)
+	set := nodes.New(nodes.Config{Sockets: []string{node.Socket}, Cluster: "local", Table: table, Log: log,
+		OnSync: func(string) {}, OnEnd: func(string, sandbox.ID) {}})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 3)
+	go func() { done <- set.Run(ctx) }()
+	fakenode.Eventually(t, "the node is known", func() bool { return table.IsSynced("n1") })
+
+	team := uuid.New()
+	id := node.AddSlots("pool", 1)[0]
+	silent := node.AddSlots("pool", 1)[0] // has no counters
+	for _, slot := range []string{id, silent} {
+		claim := uuid.New()
+		rpc, err := set.RPC("n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := rpc.Claim(ctx, &nodeapi.ClaimRequest{ClaimId: claim.String(), Slot: slot, PoolKey: "pool", Team: team.String()}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.InsertSandbox(ctx, store.NewSandbox{
+			ID: sandbox.ID(slot), TeamID: team, UserID: uuid.New(), ClaimID: claim, TemplateID: "default", Node: "n1", Generation: 1, Config: []byte(`{}`), MemoryBytes: 1 << 30,
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell := func(rx, tx uint64) {
+		node.SetStats(id, &nodeapi.StatsSample{
+			UnixNano: time.Now().Add(time.Hour).UnixNano(), Generation: 1, // later than whoever asks
+			Network: &nodeapi.NetworkUsage{RxBytes: rx, TxBytes: tx}, Disk: &nodeapi.DiskUsage{Bytes: 1 << 20},
+		})
+	}
+	tell(100, 10)
+	for range 2 { // replicas
+		m := metering.New(metering.Config{Store: s, Table: table, Nodes: set, Log: log, Every: 10 * time.Millisecond})
+		go func() { done <- m.Run(ctx) }()
+	}
+	counted := func(in, out int64) func() bool {
+		return func() bool {
+			u, err := s.Usage(t.Context(), team)
+			return err == nil && u.IngressBytes == in && u.EgressBytes == out
+		}
+	}
+	fakenode.Eventually(t, "the counters are recorded", counted(100, 10))
+	tell(300, 11)
+	if _, err := conn.Exec(t.Context(), "UPDATE metering_progress SET read_at = '-infinity'"); err != nil { // a minute later
+		t.Fatal(err)
+	}
+	fakenode.Eventually(t, "what came since is added", counted(300, 11))
+	stop()
+	for range 3 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
