@@ -25,6 +25,7 @@ func TestCLI(t *testing.T) {
 				env.Setenv("PATH", s.Bin()+":"+env.Getenv("PATH"))
 				env.Setenv("HOME", env.WorkDir)
 				env.Setenv("SANDBOX0_BASE_URL", server)
+				env.Setenv("S0_IMAGE", filepath.Join(s0test.ModuleRoot(t), "build", "images", "default"))
 				env.Setenv("S0_ADMIN_EMAIL", "admin@example.com")
 				env.Setenv("S0_ADMIN_PASSWORD", s0test.AdminPassword)
 				return nil
