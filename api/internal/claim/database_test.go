@@ -3,6 +3,7 @@ package claim_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -175,6 +176,44 @@ func TestX36_ConnectionCutAroundTheCommit(t *testing.T) {
 					t.Errorf("the key must find the same sandbox: %s %v", again.ID, err)
 				}
 			}
+		})
+	}
+}
+
+// The connection is cut around commits that many claims share: each is done once.
+func TestX36_ASharedCommitIsCut(t *testing.T) {
+	t.Parallel()
+	const marker, claims = "cut-here", 40
+	for _, after := range []bool{false, true} {
+		t.Run(fmt.Sprint("after=", after), func(t *testing.T) {
+			t.Parallel()
+			n := fakenode.Start(t, &fakenode.Node{})
+			proxy, dsn := newCutter(t, s0test.Postgres(t), marker)
+			r := newReplica(t, dsn, n)
+			slots(t, n, claims, r)
+			proxy.arm(after, 4)
+			var made sync.Map
+			var wg sync.WaitGroup
+			for range claims {
+				wg.Go(func() {
+					req := request()
+					req.Config.EnvVars = map[string]string{"MARKER": marker}
+					sb, err := r.Claim(t.Context(), req)
+					if err != nil {
+						t.Error(err)
+					} else if _, twice := made.LoadOrStore(sb.ID, true); twice {
+						t.Errorf("%s was given to two", sb.ID)
+					}
+				})
+			}
+			wg.Wait()
+			if proxy.made() != 4 {
+				t.Fatalf("%d cuts: the test has not tested", proxy.made())
+			}
+			if len(n.Sandboxes()) != claims {
+				t.Errorf("%d sandboxes for %d claims", len(n.Sandboxes()), claims)
+			}
+			agree(t, r, n)
 		})
 	}
 }
