@@ -93,7 +93,7 @@ func Prepare(t testing.TB, opt Options) *Stack {
 		"--cluster=" + s.Cluster, "--cgroup-parent=" + s.CgroupParent, "--admin-password=" + AdminPassword,
 		"--pool-min=" + strconv.Itoa(opt.Pool), "--pool-max=" + strconv.Itoa(opt.Pool),
 		"--log-level=debug", "--rate-limit=1000000", "--rate-burst=1000000",
-		"--image-dir=" + filepath.Join(ModuleRoot(t), "build", "images", "default"),
+		"--image-dir=" + defaultImage(t, dir),
 	}, opt.Flags...)
 	if opt.MaxSandboxes > 0 {
 		s.flags = append(s.flags, "--max-sandboxes="+strconv.Itoa(opt.MaxSandboxes))
@@ -107,6 +107,26 @@ func Prepare(t testing.TB, opt Options) *Stack {
 		release()
 	})
 	return s
+}
+
+// defaultImage is the default template's image in a directory of its own: what
+// else was built on this machine would be served as well, and copied.
+func defaultImage(t testing.TB, dir string) string {
+	t.Helper()
+	alone := filepath.Join(dir, "images", "default")
+	if err := os.Mkdir(filepath.Dir(alone), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(BuiltImage(t, "default"), alone); err != nil {
+		t.Fatal(err)
+	}
+	return alone
+}
+
+// BuiltImage is the OCI layout of an image that hack/images builds.
+func BuiltImage(t testing.TB, name string) string {
+	t.Helper()
+	return filepath.Join(ModuleRoot(t), "build", "images", name)
 }
 
 // binaries builds our programs beside containerd and runsc, and returns the
