@@ -78,6 +78,9 @@ test-vm: build tools images ## try s0 on a stock Debian in an emulated machine (
 	@hack/deps.sh vm
 	@hack/vm/run.sh
 
+test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
+	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e
+
 bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build/bench
 	@mkdir -p build/bench
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 40m ./test/bench -args -raw $(CURDIR)/build/bench/samples.csv
@@ -96,4 +99,4 @@ test/compat/client/node_modules/.package-lock.json: test/compat/client/package-l
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: up down reset doctor demo build tools images images-all gen clean test test-unit test-vm lint bench test-deps help
+.PHONY: up down reset doctor demo build tools images images-all gen clean test test-unit test-vm test-images lint bench test-deps help
