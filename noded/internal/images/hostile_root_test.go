@@ -41,7 +41,10 @@ type blob struct {
 	kind types.MediaType
 }
 
-func (b blob) Digest() (v1.Hash, error) { h, _, err := v1.SHA256(bytes.NewReader(b.raw)); return h, err }
+func (b blob) Digest() (v1.Hash, error) {
+	h, _, err := v1.SHA256(bytes.NewReader(b.raw))
+	return h, err
+}
 func (b blob) DiffID() (v1.Hash, error) { return b.diff, nil }
 func (b blob) Size() (int64, error)     { return int64(len(b.raw)), nil }
 func (b blob) MediaType() (types.MediaType, error) {
@@ -284,10 +287,16 @@ func TestC02_HostileImagesAreRefused(t *testing.T) {
 		"cut off":        {want: "a layer is broken", layers: []v1.Layer{layerOf(t, big[:1<<20], "")}},
 		"another diff":   {want: "not what its configuration says", layers: []v1.Layer{lying}},
 		"no layers":      {want: "it has 0 layers"},
-		"a layer more":   {want: "it has 1 layers, its configuration 2", layers: []v1.Layer{good}, change: func(i v1.Image) v1.Image { return l.configure(i, func(f *v1.ConfigFile) { f.RootFS.DiffIDs = append(f.RootFS.DiffIDs, lying.diff) }) }},
+		"a layer more": {want: "it has 1 layers, its configuration 2", layers: []v1.Layer{good}, change: func(i v1.Image) v1.Image {
+			return l.configure(i, func(f *v1.ConfigFile) { f.RootFS.DiffIDs = append(f.RootFS.DiffIDs, lying.diff) })
+		}},
 		"other platform": {want: "does not fit this node", layers: []v1.Layer{good}, change: func(i v1.Image) v1.Image { return l.configure(i, func(f *v1.ConfigFile) { f.Architecture = "s390x" }) }},
-		"huge config":    {want: "larger than 4194304 bytes", layers: []v1.Layer{good}, change: func(i v1.Image) v1.Image { return l.configure(i, func(f *v1.ConfigFile) { f.Author = strings.Repeat("x", 5<<20) }) }},
-		"many variables": {want: "more than 512 variables", layers: []v1.Layer{good}, change: func(i v1.Image) v1.Image { return l.configure(i, func(f *v1.ConfigFile) { f.Config.Env = make([]string, 600) }) }},
+		"huge config": {want: "larger than 4194304 bytes", layers: []v1.Layer{good}, change: func(i v1.Image) v1.Image {
+			return l.configure(i, func(f *v1.ConfigFile) { f.Author = strings.Repeat("x", 5<<20) })
+		}},
+		"many variables": {want: "more than 512 variables", layers: []v1.Layer{good}, change: func(i v1.Image) v1.Image {
+			return l.configure(i, func(f *v1.ConfigFile) { f.Config.Env = make([]string, 600) })
+		}},
 	} {
 		ref := l.push("hostile/"+strings.ReplaceAll(name, " ", "-")+":1", c.change, c.layers...)
 		_, err := l.ensure(ref)
@@ -343,7 +352,7 @@ func TestC02_HostileImagesAreHarmless(t *testing.T) {
 	lower := append(chain,
 		tar.Header{Name: "dev/sda", Typeflag: tar.TypeBlock, Devmajor: 8},
 		tar.Header{Name: "dev/mem", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 1},
-		tar.Header{Name: "lower/hidden", Typeflag: tar.TypeChar}, // overlayfs' own mark
+		tar.Header{Name: "lower/hidden", Typeflag: tar.TypeChar},          // overlayfs' own mark
 		tar.Header{Name: ".wh.etc"}, tar.Header{Name: "etc/.wh..wh..opq"}, // nothing lies below
 		tar.Header{Name: "etc/kept"}, tar.Header{Name: "gone"}, tar.Header{Name: "dir/gone"},
 		tar.Header{Name: "marked/", Typeflag: tar.TypeDir, PAXRecords: map[string]string{

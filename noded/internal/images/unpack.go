@@ -55,7 +55,7 @@ func (i *Images) unpack(ctx context.Context, img containerd.Image, p *progress) 
 	err = behind(func() error {
 		sn, chain := i.cfg.Client.SnapshotService(i.cfg.Snapshotter), []digest.Digest(nil)
 		for _, layer := range layers {
-			a.bottom = len(chain) == 0
+			a.bottom, a.want = len(chain) == 0, layer.Diff.Digest
 			if _, err := rootfs.ApplyLayer(ctx, layer, chain, sn, a); err != nil {
 				return err
 			}
@@ -75,8 +75,6 @@ func unpackError(err error) error {
 	case errors.Is(err, tar.ErrHeader), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum),
 		errors.Is(err, zstd.ErrMagicMismatch), errors.Is(err, zstd.ErrCRCMismatch), errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return fmt.Errorf("%w (%w)", hostile("a layer is broken"), err)
-	case strings.Contains(err.Error(), "wrong diff id"): // containerd has no type for it
-		return fmt.Errorf("%w (%w)", hostile("a layer is not what its configuration says"), err)
 	}
 	return err
 }
@@ -136,7 +134,8 @@ type applier struct {
 	limits   limits
 	room     func() error
 	deadline time.Time
-	bottom   bool // the layer is the lowest: there is nothing that it could hide
+	want     digest.Digest // of the layer, unpacked
+	bottom   bool          // it is the lowest: there is nothing that it could hide
 
 	bytes, names, sinceLook int64
 	entries                 int
@@ -184,7 +183,10 @@ func (a *applier) apply(ctx context.Context, desc ocispec.Descriptor, mounts []m
 	if _, err := io.Copy(io.Discard, r); err != nil { // whatever follows the archive counts, too
 		return ocispec.Descriptor{}, err
 	}
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: a.bytes - before, Digest: sum.Digest()}, nil
+	if sum.Digest() != a.want {
+		return ocispec.Descriptor{}, hostile("a layer is not what its configuration says")
+	}
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: a.bytes - before, Digest: a.want}, nil
 }
 
 type reader func([]byte) (int, error)
