@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
@@ -24,23 +25,25 @@ func user(t *testing.T, conn *pgx.Conn, email string) uuid.UUID {
 	return id
 }
 
-// atOnce calls f n times at the same time and counts what succeeds; everything
-// else must be a conflict.
+// atOnce calls f n times, some at the same time, and counts what succeeds;
+// everything else must be a conflict.
 func atOnce(t *testing.T, n int, f func(i int) error) int {
 	t.Helper()
 	var ok atomic.Int32
-	var wg sync.WaitGroup
+	var g errgroup.Group
+	g.SetLimit(8) // more would only wait for a lock, and on a slow machine too long
 	for i := range n {
-		wg.Go(func() {
+		g.Go(func() error {
 			switch err := f(i); {
 			case err == nil:
 				ok.Add(1)
 			case !errdefs.Is(err, errdefs.Conflict):
 				t.Errorf("%d: %v", i, err)
 			}
+			return nil
 		})
 	}
-	wg.Wait()
+	g.Wait()
 	return int(ok.Load())
 }
 
