@@ -35,7 +35,7 @@ func open(t *testing.T) (*store.Store, *pgx.Conn) {
 	return s, conn
 }
 
-func newSandbox(t *testing.T, team uuid.UUID) store.NewSandbox {
+func newSandbox(t testing.TB, team uuid.UUID) store.NewSandbox {
 	t.Helper()
 	id, err := sandbox.NewID("test")
 	if err != nil {
