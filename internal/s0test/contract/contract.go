@@ -87,7 +87,7 @@ func Main(m *testing.M, install func(*Checker)) {
 	}
 	install(c)
 	code := m.Run()
-	if found := c.take(); len(found) > 0 {
+	if found := c.Take(); len(found) > 0 {
 		fmt.Fprintf(os.Stderr, "FAIL: answers that the contract does not describe:\n\t%s\n", strings.Join(found, "\n\t"))
 		code = 1
 	}
@@ -97,7 +97,7 @@ func Main(m *testing.M, install func(*Checker)) {
 // Report fails a test for what was found so far.
 func (c *Checker) Report(t testing.TB) {
 	t.Helper()
-	for _, v := range c.take() {
+	for _, v := range c.Take() {
 		t.Errorf("not the contract's: %s", v)
 	}
 }
@@ -109,7 +109,8 @@ func (c *Checker) Answers() int {
 	return c.answers
 }
 
-func (c *Checker) take() []string {
+// Take gives what was found so far, once.
+func (c *Checker) Take() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	found := c.violations
