@@ -253,6 +253,13 @@ func testPauseWithAFullDisk(t *testing.T, s *s0test.Stack) {
 	if err := os.MkdirAll(images, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	u.stack.Eventually("what was deleted to be gone", func() error { // a mount would hide the rest of it
+		left, err := os.ReadDir(images)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("%v", left)
+		}
+		return err
+	})
 	if err := unix.Mount("tmpfs", images, "tmpfs", 0, "size=8m"); err != nil {
 		t.Fatal(err)
 	}
