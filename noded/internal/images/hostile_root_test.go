@@ -102,7 +102,7 @@ func layerOf(t *testing.T, plain []byte, compression string) blob {
 	case "zstd":
 		w, err = zstd.NewWriter(&buf)
 	case "zstd, large window":
-		w, err = zstd.NewWriter(&buf, zstd.WithWindowSize(256<<20), zstd.WithSingleSegment(false))
+		w, err = zstd.NewWriter(&buf, zstd.WithWindowSize(64<<20), zstd.WithSingleSegment(false))
 	default:
 		return blob{plain, diff, types.OCIUncompressedLayer}
 	}
@@ -139,7 +139,7 @@ func newLab(t *testing.T) *lab {
 		Client: l.client, Snapshotter: "overlayfs", PlainHTTPHosts: []string{l.reg.Host},
 		Room: func() error { return nil }, KeepFor: time.Hour, Log: slog.New(slog.DiscardHandler),
 	})
-	l.im.limits.unpackedBytes, l.im.limits.entries, l.im.limits.nameBytes = 16<<20, 5000, 1<<20
+	l.im.limits.unpackedBytes, l.im.limits.entries, l.im.limits.nameBytes = 4<<20, 5000, 1<<20
 	if err := os.WriteFile(filepath.Join(l.canary, "canary"), []byte("alive"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func TestC02_HostileImagesAreRefused(t *testing.T) {
 		return all
 	}
 	good := layerOf(t, archiveOf(t, file("etc/hostname")...), "gzip")
-	big := archiveOf(t, tar.Header{Name: "zeros", Size: 20 << 20})
+	big := archiveOf(t, tar.Header{Name: "zeros", Size: 5 << 20})
 	many := make([]tar.Header, 6000)
 	for i := range many {
 		many[i].Name = fmt.Sprintf("f%d", i)
@@ -262,7 +262,7 @@ func TestC02_HostileImagesAreRefused(t *testing.T) {
 		long[i].Name = fmt.Sprintf("%d%s", i, strings.Repeat("/x", 200))
 		long[i].PAXRecords = map[string]string{"SCHILY.xattr.user.x": strings.Repeat("y", 2<<10)}
 	}
-	trailing := append(archiveOf(t, file("a")...), make([]byte, 20<<20)...)
+	trailing := append(archiveOf(t, file("a")...), make([]byte, 5<<20)...)
 	lying := layerOf(t, archiveOf(t, file("a")...), "gzip")
 	lying.diff.Hex = strings.Repeat("0", 64)
 	for name, c := range map[string]struct {
@@ -270,10 +270,10 @@ func TestC02_HostileImagesAreRefused(t *testing.T) {
 		change func(v1.Image) v1.Image
 		layers []v1.Layer
 	}{
-		"gzip bomb":      {want: "larger than 16777216 bytes", layers: []v1.Layer{layerOf(t, big, "gzip")}},
-		"zstd bomb":      {want: "larger than 16777216 bytes", layers: []v1.Layer{layerOf(t, big, "zstd")}},
-		"bomb by layers": {want: "larger than 16777216 bytes", layers: []v1.Layer{layerOf(t, archiveOf(t, tar.Header{Name: "z", Size: 15 << 20}), "zstd"), layerOf(t, archiveOf(t, tar.Header{Name: "y", Size: 15 << 20}), "gzip")}},
-		"after the end":  {want: "larger than 16777216 bytes", layers: []v1.Layer{layerOf(t, trailing, "gzip")}},
+		"gzip bomb":      {want: "larger than 4194304 bytes", layers: []v1.Layer{layerOf(t, big, "gzip")}},
+		"zstd bomb":      {want: "larger than 4194304 bytes", layers: []v1.Layer{layerOf(t, big, "zstd")}},
+		"bomb by layers": {want: "larger than 4194304 bytes", layers: []v1.Layer{layerOf(t, archiveOf(t, tar.Header{Name: "z", Size: 3 << 20}), "zstd"), layerOf(t, archiveOf(t, tar.Header{Name: "y", Size: 3 << 20}), "gzip")}},
+		"after the end":  {want: "larger than 4194304 bytes", layers: []v1.Layer{layerOf(t, trailing, "gzip")}},
 		"zstd window":    {want: "a layer is broken", layers: []v1.Layer{layerOf(t, big, "zstd, large window")}},
 		"many files":     {want: "more than 5000 files", layers: []v1.Layer{layerOf(t, archiveOf(t, many...), "gzip")}},
 		"long names":     {want: "longer than 1048576 bytes", layers: []v1.Layer{layerOf(t, archiveOf(t, long...), "zstd")}},
@@ -468,15 +468,15 @@ func TestC02_OtherBytesThanPromised(t *testing.T) {
 func TestC02_UnpackingIsBounded(t *testing.T) {
 	l := newLab(t)
 	l.im.limits.unpackedBytes = 1 << 30
-	ref := l.push("slow:1", nil, layerOf(t, archiveOf(t, tar.Header{Name: "a", Size: 200 << 20}), "gzip"))
-	l.im.limits.time = 50 * time.Millisecond
+	ref := l.push("slow:1", nil, layerOf(t, archiveOf(t, tar.Header{Name: "a", Size: 80 << 20}), "gzip"))
+	l.im.limits.time = 20 * time.Millisecond
 	if _, err := l.ensure(ref); !errdefs.Is(err, errdefs.Unprocessable) || !strings.Contains(err.Error(), "takes longer") {
 		t.Errorf("out of time: %v", err)
 	}
 	l.im.limits.time = time.Minute
 	looks := 0
 	l.im.cfg.Room = func() error {
-		if looks++; looks > 2 {
+		if looks++; looks > 1 {
 			return errdefs.New(errdefs.Exhausted, "full")
 		}
 		return nil
