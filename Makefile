@@ -86,14 +86,14 @@ bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 40m ./test/bench -args -raw $(CURDIR)/build/bench/samples.csv
 	@echo "every sample: build/bench/samples.csv"
 
-test-deps: test/compat/client/node_modules/.package-lock.json
+test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oidctest/provider/node_modules/.package-lock.json
 	@hack/deps.sh run test
 	@$(MAKE) --no-print-directory tools build images
 
-# The public client that test/compat runs, once for each lock file.
-test/compat/client/node_modules/.package-lock.json: test/compat/client/package-lock.json
+# The public client and the OpenID provider that tests run, once for each lock file.
+%/node_modules/.package-lock.json: %/package-lock.json
 	@hack/deps.sh run test
-	@cd test/compat/client && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@cd $* && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 help:

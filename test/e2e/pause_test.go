@@ -78,7 +78,7 @@ func testPauseKeepsEverything(t *testing.T, s *s0test.Stack) {
 		t.Errorf("paused: %+v", sb)
 	}
 	u.pause(id) // again
-	for { // R6: an open stream is told, and never blocks a pause
+	for {       // R6: an open stream is told, and never blocks a pause
 		if _, err := stream.Next(); err != nil {
 			if err == io.EOF {
 				t.Error("the stream of a process that is only paused ended as if the process had")

@@ -393,3 +393,52 @@ func TestSlowReadersDoNotStopOthers(t *testing.T) {
 	}
 	mustHello(t, h, "b1")
 }
+
+func TestHangUp(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	h := start(t, dir)
+	conn := dial(t, dir)
+	serve(t, conn, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost && r.URL.Path == procapi.PathHangUp {
+			if _, err := net.Dial("unix", filepath.Join(dir, filepath.Base(procapi.Socket))); err == nil {
+				t.Error("somebody listens while procd hangs up")
+			}
+			conn.Close()
+		}
+	}))
+	connected(t, h)
+	if err := h.HangUp(bounded(t)); err != nil {
+		t.Errorf("hanging up: %v", err)
+	}
+	h.stop()
+	again := start(t, dir) // the next life of the same sandbox
+	procd(t, dir, http.NotFoundHandler())
+	connected(t, again)
+	select {
+	case <-h.lost:
+		t.Error("what was hung up is reported as lost")
+	default:
+	}
+}
+
+// B13: a procd that does not hang up is hung up on.
+func TestB13_HangUpOnWhoStays(t *testing.T) {
+	t.Parallel()
+	h := start(t, t.TempDir())
+	procd(t, h.dir, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	connected(t, h)
+	if err := h.HangUp(bounded(t)); err == nil || !strings.Contains(err.Error(), "418") {
+		t.Errorf("hanging up: %v", err)
+	}
+	if h.Connected() {
+		t.Error("the connection is still there")
+	}
+}
+
+func connected(t *testing.T, h *harness) {
+	t.Helper()
+	if _, err := h.connection(bounded(t)); err != nil {
+		t.Fatal(err)
+	}
+}
