@@ -32,6 +32,8 @@ func (a *app) attach(ctx context.Context, c *client.Client, at place, e executio
 		}
 	}
 	defer restore()
+	// Never undone: until s0 has tidied up none of them may end it.
+	signal.Notify(make(chan os.Signal, 1), slices.Collect(maps.Keys(relayed))...)
 	w := a.wire(at, e)
 	if err := w.open(ctx, c); err != nil {
 		return lost(err, at)
