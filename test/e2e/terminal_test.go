@@ -118,23 +118,30 @@ func (x *terminal) keys(keys string) {
 // sees waits until the terminal shows something that it has not shown before.
 func (x *terminal) sees(pattern string) {
 	x.t.Helper()
+	if !x.seesWithin(patience, pattern) {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.t.Fatalf("the terminal never showed %q but %q", pattern, x.shown)
+	}
+}
+
+func (x *terminal) seesWithin(limit time.Duration, pattern string) bool {
 	re := regexp.MustCompile(pattern)
-	deadline := time.After(patience)
+	deadline := time.After(limit)
 	for {
 		x.mu.Lock()
 		at, more := re.FindIndex(x.shown), x.moment
 		if at != nil {
 			x.shown = x.shown[at[1]:]
 		}
-		shown := string(x.shown)
 		x.mu.Unlock()
 		if at != nil {
-			return
+			return true
 		}
 		select {
 		case <-more:
 		case <-deadline:
-			x.t.Fatalf("the terminal never showed %q but %q", pattern, shown)
+			return false
 		}
 	}
 }
@@ -224,19 +231,13 @@ func testTerminalReattach(t *testing.T, s *s0test.Stack) {
 		}
 		return nil
 	})
-	for answered := false; !answered; { // what is typed while it is broken is lost
+	s.Eventually("the shell to answer again", func() error { // what is typed while it is broken is lost
 		x.keys("echo again-$((y+1))\r")
-		x.mu.Lock()
-		more := x.moment
-		x.mu.Unlock()
-		select {
-		case <-more:
-			x.mu.Lock()
-			answered = bytes.Contains(x.shown, []byte("\ragain-5\r"))
-			x.mu.Unlock()
-		case <-time.After(time.Second):
+		if !x.seesWithin(time.Second, `[\r\n]again-5\r`) {
+			return errors.New("it does not")
 		}
-	}
+		return nil
+	})
 	net.close()
 	x.sees("attaching again")
 	x.keys("\x03")
