@@ -36,7 +36,9 @@ var builders = []Builder{
 	},
 	{
 		Name: "podman", probe: []string{"info"}, build: []string{"build", "--format", "oci"},
-		save: func(image, file string) []string { return []string{"save", "--format", "oci-archive", "-o", file, image} },
+		save: func(image, file string) []string {
+			return []string{"save", "--format", "oci-archive", "-o", file, image}
+		},
 	},
 	{
 		Name: "buildah", probe: []string{"info"}, build: []string{"build", "--format", "oci"},
