@@ -184,7 +184,7 @@ func TestTemplates(t *testing.T) {
 		Count int
 	}
 	i.send(request{method: "GET", path: "/api/v1/templates", token: key}).want(200, &list)
-	if list.Count != 1 || list.Templates[0].Scope != "public" {
+	if list.Count != 3 || list.Templates[0].TemplateID != "default" || list.Templates[0].Scope != "public" {
 		t.Fatalf("%+v", list)
 	}
 	// What the list shows can be created again by the same user.
@@ -206,6 +206,19 @@ func TestTemplates(t *testing.T) {
 	i.send(request{method: "PUT", path: "/api/v1/templates/default", token: key, body: map[string]any{"spec": list.Templates[0].Spec}}).refused(403, "forbidden")
 	i.send(request{method: "DELETE", path: "/api/v1/templates/default", token: key}).refused(403, "forbidden")
 	i.send(request{method: "POST", path: "/api/v1/templates", token: key, body: `{"template_id":"bad","spec":{"mainContainer":{"image":"x","resources":{"cpu":"1","memory":"1Gi"}}}}`}).refused(400, "bad_request")
+	// What is a system admin's is nobody else's; what was not built is listed alone.
+	i.send(request{method: "POST", path: "/api/v1/templates", token: key, body: `{"template_id":"bad","spec":{"mainContainer":{"image":"x","resources":{"memory":"1Gi"},"securityContext":{}}}}`}).refused(403, "forbidden")
+	i.send(request{method: "POST", path: "/api/v1/sandboxes", token: key, body: `{"template":"browser"}`}).refused(503, "unavailable")
+	var copied struct {
+		Status struct {
+			Conditions     []struct{ Type, Status, Reason string }
+			LastUpdateTime time.Time
+		}
+	}
+	i.send(request{method: "GET", path: "/api/v1/templates/copy", token: key}).want(200, &copied)
+	if c := copied.Status.Conditions; len(c) != 1 || c[0].Type != "PoolReady" || copied.Status.LastUpdateTime.IsZero() {
+		t.Errorf("status %+v", copied.Status)
+	}
 	i.send(request{method: "DELETE", path: "/api/v1/templates/copy", token: key}).want(200, nil)
 	i.send(request{method: "GET", path: "/api/v1/templates/copy", token: key}).refused(404, "not_found")
 	i.send(request{method: "POST", path: "/api/v1/sandboxes", token: key, body: `{"template":"copy"}`}).refused(404, "not_found")
