@@ -177,9 +177,12 @@ func testTerminal(t *testing.T, s *s0test.Stack) {
 	x.keys("until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done; echo resized-$((1+1))\r")
 	x.sees(`[\r\n]resized-2\r`)
 
-	x.keys("echo started-$((1+1)); sleep 1000\r")
+	// What prints is in the foreground already, as a sleep behind an echo need not be.
+	x.keys(`sh -c 'trap "echo caught-\$((1+1)); exit" INT; echo started-$((1+1)); while :; do sleep 0.1; done'` + "\r")
 	x.sees(`[\r\n]started-2\r`)
-	x.keys("\x03echo after-$((1+1))\r")
+	x.keys("\x03")
+	x.sees(`caught-2\r`)
+	x.keys("echo after-$((1+1))\r")
 	x.sees(`[\r\n]after-2\r`)
 	x.keys("exit 7\r")
 	x.ends(7)
