@@ -107,7 +107,12 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	manager.Adopt(ctx)
 	pools := slots.New(slots.Config{Lifecycle: manager, Images: m.images, Warmups: warmups(), Hub: hub, Metrics: metrics, Log: cfg.Log})
 	s.start("pools", pools.Run)
-	s.start("images", func(ctx context.Context) error { return m.images.Run(ctx, pools.Wanted) })
+	s.start("images", func(ctx context.Context) error {
+		return m.images.Run(ctx, func() (refs []string, ok bool) {
+			refs, ok = pools.Wanted()
+			return append(refs, manager.Images()...), ok
+		})
+	})
 	if err := serveAdmin(cfg, s, metrics, manager, m.ready); err != nil {
 		return err
 	}

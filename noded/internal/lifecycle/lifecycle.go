@@ -31,7 +31,9 @@ package lifecycle
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -316,6 +318,20 @@ func (m *Manager) Slots() []Slot {
 		all = append(all, s)
 	}
 	return all
+}
+
+// Images are those that sandboxes need, as their specs name them: one that is paused
+// has no container that would say so.
+func (m *Manager) Images() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	refs := map[string]bool{}
+	for _, inst := range m.instances {
+		if !ended(inst.rec) {
+			refs[inst.rec.Spec.Image] = true
+		}
+	}
+	return slices.Collect(maps.Keys(refs))
 }
 
 // Holding counts everything that is somewhere between its intent and its last

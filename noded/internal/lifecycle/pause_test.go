@@ -57,6 +57,9 @@ func TestPauseAndResume(t *testing.T) {
 	if !n.hasImage(id) {
 		t.Error("there is no image")
 	}
+	if images := n.Images(); len(images) != 1 || images[0] != spec.Image {
+		t.Errorf("it needs the images %q", images)
+	}
 	n.pause(id) // again
 	if _, err := n.Proc(id, 0); errdefs.From(err).Code != lifecycle.CodePaused {
 		t.Errorf("the way to a paused sandbox: %v", err)
