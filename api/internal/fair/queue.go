@@ -32,9 +32,8 @@ const (
 )
 
 // crowded is how many claims the others of a team have going at once, all together,
-// while it is there, too: what keeps the CPUs busy, and little more. Measured, with
-// 2 CPUs and one other: 2 leave its claims as they are, 8 make them take 4 times as
-// long.
+// while it is there, too: what keeps the CPUs busy, and little more. BenchmarkNeighbour
+// measures what it does to a neighbour's claims.
 var crowded = runtime.GOMAXPROCS(0)
 
 // ErrBusy is the answer to a claim whose turn does not come.
