@@ -10,9 +10,9 @@ for purpose in "$@"; do
     run) packages+=(ca-certificates debootstrap git make postgresql) ;;
     # The race detector needs a C compiler; procd's REPLs are tested with real
     # interpreters; the benchmark runs runc beside runsc; npm installs the public
-    # client, and comes with nodejs from elsewhere.
+    # client, and comes with nodejs from elsewhere; s0 builds an image with buildah.
     test)
-      packages+=(gcc iproute2 libc6-dev procps runc util-linux)
+      packages+=(buildah gcc iproute2 libc6-dev procps runc util-linux)
       packages+=(lua5.4 nodejs perl php-cli python3 r-base-core redis-tools ruby sqlite3 zsh)
       command -v npm >/dev/null || packages+=(npm)
       ;;
