@@ -81,10 +81,16 @@ test-vm: build tools images ## try s0 on a stock Debian in an emulated machine (
 test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
 	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e
 
+test-faults: ## break the database, nodes and servers for longer; S0_FAULT_SEED repeats a run
+	@S0_FAULT_TIME=30s go test -v -count=3 -timeout 40m -run 'G01_|G05_|G06_|G07_|X3[4-9]_|X40_' ./api ./api/internal/claim ./api/internal/store
+
 bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build/bench
 	@mkdir -p build/bench
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 40m ./test/bench -args -raw $(CURDIR)/build/bench/samples.csv
 	@echo "every sample: build/bench/samples.csv"
+
+bench-scale: ## measure lists, restarts and claims with 100,000 sandboxes and simulated nodes
+	@go test -run '^$$' -bench Scale -benchtime 1x -timeout 20m ./api
 
 test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oidctest/provider/node_modules/.package-lock.json
 	@hack/deps.sh run test
@@ -99,4 +105,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: up down reset doctor demo build tools images images-all gen clean test test-unit test-vm test-images lint bench test-deps help
+.PHONY: up down reset doctor demo build tools images images-all gen clean test test-unit test-vm test-images test-faults lint bench bench-scale test-deps help
