@@ -47,6 +47,10 @@ tools: ## build containerd and runsc from pinned modules, once for each pin
 images: ## build the default template image, once for each recipe
 	@go run ./hack/images
 
+cli: ## build s0 for Linux, macOS and Windows into build/cli
+	@for t in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
+		GOOS=$${t%/*} GOARCH=$${t#*/} $(GO_BUILD) -o build/cli/$${t/\//-}/ ./cmd/s0; done
+
 images-all: ## build the images of all builtin templates (about 2 minutes each)
 	@go run ./hack/images all
 
@@ -71,6 +75,8 @@ lint: tools ## gofmt, vet, staticcheck, the import table
 	@echo "== lint"
 	@files=$$(git ls-files '*.go'); unformatted=$$(gofmt -l $$files); [ -z "$$unformatted" ] || { echo "not formatted: run gofmt -w" $$unformatted >&2; exit 1; }
 	@go vet ./...
+	@GOOS=windows go vet ./cmd/s0/...
+	@GOOS=darwin go vet ./cmd/s0/...
 	@$(BIN)/staticcheck ./...
 	@go test ./internal/archtest
 
@@ -105,4 +111,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: up down reset doctor demo build tools images images-all gen clean test test-unit test-vm test-images test-faults lint bench bench-scale test-deps help
+.PHONY: up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults lint bench bench-scale test-deps help

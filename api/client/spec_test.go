@@ -60,8 +60,18 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"logout":            func() error { return c.Logout(ctx, "r") },
 		"changePassword":    func() error { return c.ChangePassword(ctx, "secret", "better secret") },
 		"getCurrentUser":    result(func() (any, error) { return c.CurrentUser(ctx) }),
-		"listTeams":         result(func() (any, error) { return c.ListTeams(ctx) }),
-		"listAPIKeys":       result(func() (any, error) { return c.ListAPIKeys(ctx) }),
+		"listQuotas":        result(func() (any, error) { return c.ListQuotas(ctx) }),
+		"getQuota":          result(func() (any, error) { return c.GetQuota(ctx, "active_sandboxes") }),
+		"setTeamQuota": result(func() (any, error) {
+			return c.SetTeamQuota(ctx, "t", "active_sandboxes", client.SetQuotaRequest{Unlimited: &yes})
+		}),
+		"unsetTeamQuota":   result(func() (any, error) { return c.UnsetTeamQuota(ctx, "t", "active_sandboxes") }),
+		"listUsageWindows": result(func() (any, error) { return c.ListUsageWindows(ctx, client.UsageQuery{}) }),
+		"createRegistryCredentials": result(func() (any, error) {
+			return c.CreateRegistryCredentials(ctx, "app:v1")
+		}),
+		"listTeams":   result(func() (any, error) { return c.ListTeams(ctx) }),
+		"listAPIKeys": result(func() (any, error) { return c.ListAPIKeys(ctx) }),
 		"register": result(func() (any, error) {
 			return c.Register(ctx, client.RegisterRequest{Email: "a@example.com", Password: "12345678", Name: "A"})
 		}),
@@ -211,8 +221,9 @@ type specServer struct {
 }
 
 // Operations that the client has no method for, or none that is one request: the
-// streams have tests of their own, the others are for probes and scrapers.
-var withoutMethod = []string{"attachContext", "connectSession", "streamSessionEvents", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics", "getDocs", "getOpenAPIYAML", "getOpenAPIJSON", "startOIDCLogin", "finishOIDCLogin"}
+// streams have tests of their own, the others are for probes, scrapers and whoever
+// writes the bills.
+var withoutMethod = []string{"getMeteringStatus", "listMeteringEvents", "listMeteringWindows", "attachContext", "connectSession", "streamSessionEvents", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics", "getDocs", "getOpenAPIYAML", "getOpenAPIJSON", "startOIDCLogin", "finishOIDCLogin"}
 
 func newSpecServer(t *testing.T) *specServer {
 	t.Helper()

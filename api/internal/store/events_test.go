@@ -82,12 +82,12 @@ func TestEveryChangeOfStateIsTold(t *testing.T) {
 			return err
 		}, "failed"},
 		"expired": {func(n store.NewSandbox) error {
-			if _, err := conn.Exec(t.Context(), "UPDATE sandboxes SET expires_at = now() - interval '1 s' WHERE id = $1", n.ID); err != nil {
+			if _, err := conn.Exec(t.Context(), "UPDATE sandboxes SET hard_expires_at = now() - interval '1 s' WHERE id = $1", n.ID); err != nil {
 				return err
 			}
 			_, err := s.ExpireSandboxes(t.Context(), 100)
 			return err
-		}, "ttl expired"},
+		}, "hard_ttl expired"},
 	} {
 		for _, n := range []store.NewSandbox{newSandbox(t, uuid.New()), hooked(t, s, uuid.New())} {
 			insert(t, s, n)
@@ -508,8 +508,9 @@ func TestListenersAreToldOfEvents(t *testing.T) {
 // A purge keeps the tombstone of a sandbox whose webhook was not told yet.
 func TestThePurgeWaitsForTheWebhook(t *testing.T) {
 	t.Parallel()
-	s, _ := open(t)
+	s, conn := open(t)
 	n := hooked(t, s, uuid.New())
+	meterAll(t, conn)
 	if _, err := s.BeginDelete(t.Context(), n.TeamID, n.ID, "deleted by a user"); err != nil {
 		t.Fatal(err)
 	}

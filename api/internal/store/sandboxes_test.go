@@ -170,7 +170,7 @@ func TestUpdateReplacesGivenKeysOnly(t *testing.T) {
 
 func TestDeleteLeavesATombstone(t *testing.T) {
 	t.Parallel()
-	s, _ := open(t)
+	s, conn := open(t)
 	team := uuid.New()
 	sb := insert(t, s, newSandbox(t, team))
 	for range 2 {
@@ -196,6 +196,13 @@ func TestDeleteLeavesATombstone(t *testing.T) {
 	if _, err := s.AnySandbox(t.Context(), sb.ID); err != nil {
 		t.Fatalf("a young tombstone must stay: %v", err)
 	}
+	if err := s.PurgeDeleted(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.AnySandbox(t.Context(), sb.ID); err != nil {
+		t.Fatalf("what is not metered yet must stay: %v", err)
+	}
+	meterAll(t, conn)
 	if err := s.PurgeDeleted(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
