@@ -20,7 +20,7 @@ up: ## install what is missing, build, start everything on this machine
 	@$(MAKE) --no-print-directory tools build images
 	@$(BIN)/s0d up $(INSTANCE)
 
-down: $(BIN)/s0d ## stop everything, sandboxes included
+down: $(BIN)/s0d ## stop everything, running sandboxes included
 	@$(BIN)/s0d down $(INSTANCE)
 
 reset: $(BIN)/s0d ## forget everything (asks first)

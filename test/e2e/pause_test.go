@@ -187,6 +187,11 @@ func testPausedSandboxesOutliveRestarts(t *testing.T, s *s0test.Stack) {
 	if sb := u.status(id); !sb.Paused {
 		t.Errorf("after a crash it is %s", sb.Status)
 	}
+	s.Down(false) // ends what runs
+	s.Up()
+	if sb := u.status(id); !sb.Paused {
+		t.Errorf("R7: after an orderly stop of everything it is %s", sb.Status)
+	}
 	s.Reboot()
 	s.Up()
 	if sb := u.status(id); !sb.Paused {

@@ -335,11 +335,18 @@ func (m *Manager) Images() []string {
 }
 
 // Holding counts everything that is somewhere between its intent and its last
-// trace; what is none any more needs nothing from this node.
+// trace; what is none any more needs nothing from this node but, if it is paused,
+// its disk.
 func (m *Manager) Holding() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.instances)
+	n := 0
+	for _, inst := range m.instances {
+		if inst.rec.State != journal.Paused || inst.disposing {
+			n++
+		}
+	}
+	return n
 }
 
 func notFound(id sandbox.ID) error {

@@ -92,7 +92,7 @@ func showServer(ctx context.Context, out io.Writer, cfg machine.Config) (sound b
 		fmt.Fprintf(out, "  %-12s %v\n", "noded", err)
 		return false
 	}
-	fmt.Fprintf(out, "  %-12s %d sandboxes, %d warm slots, %d warming\n", "noded", len(view.Claimed), len(view.Slots), view.Warming)
+	fmt.Fprintf(out, "  %-12s %d sandboxes, %d paused, %d warm slots, %d warming\n", "noded", len(view.Claimed), len(view.Paused), len(view.Slots), view.Warming)
 	if view.LastError != "" {
 		fmt.Fprintf(out, "  %-12s the latest warm-up failed: %s\n", "", view.LastError)
 		sound = false

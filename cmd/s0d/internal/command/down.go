@@ -14,9 +14,9 @@ import (
 
 func downCommand(version string) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "down", Short: "Stop everything, sandboxes included", Args: cobra.NoArgs,
-		Long: `Stop everything, sandboxes included; data stays. With --keep-sandboxes the
-sandboxes go on running and the next up adopts them.`,
+		Use: "down", Short: "Stop everything, running sandboxes included", Args: cobra.NoArgs,
+		Long: `Stop everything, running sandboxes included; data stays, and with it every paused
+sandbox. With --keep-sandboxes the running ones go on and the next up adopts them.`,
 	}
 	cfg := machineFlags(cmd.Flags(), version)
 	keep := cmd.Flags().Bool("keep-sandboxes", false, "leave the sandboxes running")

@@ -109,7 +109,7 @@ func (s *server) endSandboxes(ctx context.Context, tell progress) error {
 	if err != nil {
 		return err
 	}
-	tell("ending %d sandboxes and %d warm slots", len(view.Claimed), len(view.Slots)+view.Warming)
+	tell("ending %d sandboxes and %d warm slots; %d paused sandboxes stay", len(view.Claimed), len(view.Slots)+view.Warming, len(view.Paused))
 	if err := n.EndSandboxes(ctx, "the server was shut down"); err != nil {
 		return err
 	}

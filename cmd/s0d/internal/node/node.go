@@ -15,6 +15,7 @@ import (
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/nodeapi/nodeapiconnect"
+	"s0.run/internal/sandbox"
 )
 
 // A Node is the noded behind one unix socket.
@@ -33,7 +34,8 @@ func New(socket string) *Node {
 // A View is what the node has.
 type View struct {
 	Slots   map[string]bool   // ids of free slots
-	Claimed map[string]string // ids of sandboxes and their states
+	Claimed map[string]string // ids of sandboxes that take compute, and their states
+	Paused  map[string]bool   // ids of those that are on the disk alone
 	Warming int
 	// LastError says why the latest warm-up failed; empty while all is well.
 	LastError string
@@ -47,14 +49,25 @@ func (v *View) apply(e *nodeapi.Event) {
 	case *nodeapi.Event_SlotTaken:
 		delete(v.Slots, e.SlotTaken)
 	case *nodeapi.Event_Sandbox:
-		v.Claimed[e.Sandbox.GetId()] = e.Sandbox.GetState()
+		id, state := e.Sandbox.GetId(), e.Sandbox.GetState()
+		v.forget(id)
+		if state == string(sandbox.Paused) {
+			v.Paused[id] = true
+		} else {
+			v.Claimed[id] = state
+		}
 	case *nodeapi.Event_SandboxGone:
-		delete(v.Claimed, e.SandboxGone)
+		v.forget(e.SandboxGone)
 	case *nodeapi.Event_Pool:
 		v.Warming += int(e.Pool.GetWarming()) - v.warming[e.Pool.GetKey()]
 		v.warming[e.Pool.GetKey()] = int(e.Pool.GetWarming())
 		v.LastError = e.Pool.GetLastError()
 	}
+}
+
+func (v *View) forget(id string) {
+	delete(v.Claimed, id)
+	delete(v.Paused, id)
 }
 
 // Follow calls see with the view once it is complete and after each change,
@@ -67,7 +80,7 @@ func (n *Node) Follow(ctx context.Context, see func(*View) (done bool)) error {
 		return fmt.Errorf("watching noded: %w", err)
 	}
 	defer stream.Close()
-	view := &View{Slots: map[string]bool{}, Claimed: map[string]string{}, warming: map[string]int{}}
+	view := &View{Slots: map[string]bool{}, Claimed: map[string]string{}, Paused: map[string]bool{}, warming: map[string]int{}}
 	synced := false
 	for stream.Receive() {
 		view.apply(stream.Msg())
@@ -98,7 +111,8 @@ func (n *Node) Images(ctx context.Context) (*nodeapi.ImageUsage, error) {
 	return info.GetImages(), nil
 }
 
-// EndSandboxes deletes every claimed sandbox and waits until all are gone.
+// EndSandboxes deletes every sandbox that takes compute and waits until all are gone.
+// What is paused stays: it is data.
 func (n *Node) EndSandboxes(ctx context.Context, reason string) error {
 	asked := map[string]bool{}
 	var failed error
