@@ -85,8 +85,10 @@ func (s Sandbox) State() sandbox.State {
 			return sandbox.Unknown
 		}
 		return sandbox.Running
-	case journal.Paused, journal.Resuming:
+	case journal.Paused:
 		return sandbox.Paused
+	case journal.Resuming:
+		return sandbox.Starting
 	case journal.Failed:
 		return sandbox.Failed
 	case journal.Terminating:
@@ -98,7 +100,7 @@ func (s Sandbox) State() sandbox.State {
 // Wire translates the sandbox for the node API. Its claim must be set.
 func (s Sandbox) Wire() *nodeapi.Sandbox {
 	w := &nodeapi.Sandbox{
-		Id: string(s.ID), Generation: uint64(s.Generation), PoolKey: s.PoolKey, State: string(s.State()), Reason: nodeapi.Text(s.Reason),
+		Id: string(s.ID), Generation: uint64(known(s.Record)), PoolKey: s.PoolKey, State: string(s.State()), Reason: nodeapi.Text(s.Reason),
 		Team: s.Claim.Team, User: s.Claim.User, ClaimId: s.Claim.ClaimID, ClaimedUnixNano: s.Claim.Time.UnixNano(),
 		MemoryBytes: s.Claim.MemoryBytes, CpuMillis: s.Claim.CPUMillis, Env: s.Claim.Env,
 	}

@@ -126,8 +126,12 @@ type Runtime interface {
 	// not exist is no error.
 	Remove(ctx context.Context, id sandbox.ID) error
 	// Checkpoint saves the sandbox's processes, memory and files into dir, which
-	// exists and is empty, durably, and ends the sandbox. After an error it may live.
+	// exists and is empty, durably, and ends the sandbox. After an error it may be
+	// frozen, and the image may still be completed.
 	Checkpoint(ctx context.Context, id sandbox.ID, dir string) error
+	// Thaw ends that: after it no checkpoint is under way, and the sandbox goes on
+	// unless it has ended. An error says that nobody knows yet.
+	Thaw(ctx context.Context, id sandbox.ID) error
 	// Saved reports whether dir holds a complete image.
 	Saved(dir string) (bool, error)
 	// List finds every container of this node.
@@ -364,8 +368,18 @@ const (
 )
 
 func checkGeneration(rec journal.Record, want sandbox.Generation) error {
-	if want == 0 || want == rec.Generation {
+	got := known(rec)
+	if want == 0 || want == got {
 		return nil
 	}
-	return errdefs.WithCode(errdefs.Conflict, CodeStaleGeneration, "sandbox %s has generation %d, not %d", rec.ID, rec.Generation, want)
+	return errdefs.WithCode(errdefs.Conflict, CodeStaleGeneration, "sandbox %s has generation %d, not %d", rec.ID, got, want)
+}
+
+// known is the generation that others know: one that a resume has begun is nobody's
+// until it runs, for it may never.
+func known(rec journal.Record) sandbox.Generation {
+	if rec.State == journal.Resuming {
+		return rec.Image
+	}
+	return rec.Generation
 }

@@ -59,15 +59,40 @@ func (m *Manager) save(ctx context.Context, inst *instance, rec journal.Record) 
 		{"quiesce", func(ctx context.Context) error { return m.quiesce(ctx, inst) }},
 		{"checkpoint", func(ctx context.Context) error { return m.cfg.Runtime.Checkpoint(ctx, rec.ID, m.imageDir(rec)) }},
 	})
-	if saved, _ := m.cfg.Runtime.Saved(m.imageDir(rec)); err != nil && !saved {
+	if err != nil {
 		err = because(ctx, err)
 		m.log(rec).Warn("a pause failed", "error", err)
-		m.goOn(ctx, inst)
-		return err
+		if !m.undoPause(ctx, inst) {
+			return err
+		}
 	}
 	m.setPaused(ctx, inst)
 	m.cfg.Metrics.pauseSeconds.Observe(time.Since(begin).Seconds())
 	return nil
+}
+
+// undoPause lets a sandbox go on whose pause failed; true means that it was saved all
+// the same. What can't be found out now is found out in the background: until it is,
+// the image stays, for it may be all that is left.
+func (m *Manager) undoPause(ctx context.Context, inst *instance) (saved bool) {
+	rec := m.record(inst)
+	if rec.State != journal.Pausing { // nothing has been done yet
+		m.goOn(ctx, inst)
+		return false
+	}
+	err := m.cfg.Runtime.Thaw(ctx, rec.ID)
+	if err == nil {
+		saved, err = m.cfg.Runtime.Saved(m.imageDir(rec))
+	}
+	switch {
+	case err != nil:
+		m.log(rec).Warn("what became of a pause is not known yet", "error", err)
+		m.change(inst, func() { inst.unseen = true })
+		m.background(func(ctx context.Context) { m.adoptPausing(ctx, inst) })
+	case !saved:
+		m.goOn(ctx, inst)
+	}
+	return err == nil && saved
 }
 
 // interruptible is the context of steps that a Delete shall not wait for.
@@ -144,12 +169,20 @@ func (m *Manager) goOn(ctx context.Context, inst *instance) {
 	}
 }
 
-// adoptPausing finds out what became of a pause that an earlier noded began: the
-// shim has completed the image or will, or the sandbox goes on, or it has ended.
+// adoptPausing finds out what became of a pause that was cut off: the shim has completed
+// the image or will, or the sandbox goes on, or it has ended. It thaws the sandbox
+// without the turn, which a Delete shall not wait for.
 func (m *Manager) adoptPausing(ctx context.Context, inst *instance) {
+	if _, err := m.channelOf(inst); err != nil && m.listen(inst) != nil {
+		m.end(ctx, inst, notSaved)
+		return
+	}
 	tick := time.NewTicker(adoptRetry)
 	defer tick.Stop()
 	for begin := time.Now(); m.stillPausing(ctx, inst); {
+		if err := m.cfg.Runtime.Thaw(ctx, inst.id); err != nil && ctx.Err() == nil {
+			m.log(m.record(inst)).Warn("what became of a pause is not known yet", "error", err)
+		}
 		if time.Since(begin) > m.adoptGrace && !m.listed(ctx, inst.id) {
 			m.end(ctx, inst, notSaved)
 		}

@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/failpoint"
@@ -187,6 +189,87 @@ func TestX43_ASandboxThatCannotBeSavedGoesOn(t *testing.T) {
 	n.nothingLeft()
 }
 
+// X28: a sandbox that containerd can't be asked about after it was frozen is not given
+// up, and neither is its image, which its shim may still complete.
+func TestX28_APauseWithoutContainerd(t *testing.T) {
+	t.Parallel()
+	for name, saved := range map[string]bool{"not saved": false, "saved by the shim alone": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			var away atomic.Bool
+			m.node.Fault = func(e string, _ sandbox.ID) error {
+				if away.Load() && (e == "runtime.Checkpoint" || e == "runtime.Thaw" || e == "runtime.List") {
+					return errors.New("containerd is away")
+				}
+				return nil
+			}
+			n := m.boot()
+			id := n.warm(1)[0]
+			n.claim(id)
+			away.Store(true)
+			_, err := n.Pause(n.ctx(), id, 0)
+			kind(t, err, errdefs.Unavailable)
+			if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Unknown {
+				t.Errorf("what nobody knows is shown as %s: %v", sb.State(), err)
+			}
+			if !n.hasImage(id) {
+				t.Error("the image is gone, which may be all that is left")
+			}
+			want := sandbox.Running
+			if away.Store(false); saved {
+				n.checkpoint(id)
+				want = sandbox.Paused
+			}
+			eventually(t, string(want), func() bool {
+				sb, err := n.Get(id)
+				return err == nil && sb.State() == want
+			})
+		})
+	}
+}
+
+// G03: until a resume has ended, its generation is nobody's: who ends the sandbox that
+// he knows to be paused ends it.
+func TestG03_DeleteOfAKnownGenerationDuringResume(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	starting, goOn := make(chan struct{}), make(chan struct{})
+	var armed atomic.Bool
+	m.node.Fault = func(e string, _ sandbox.ID) error {
+		if e == "runtime.Start" && armed.CompareAndSwap(true, false) {
+			close(starting)
+			<-goOn
+		}
+		return nil
+	}
+	n := m.boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	n.pause(id)
+	n.released()
+	armed.Store(true)
+	resumed := make(chan error, 1)
+	go func() { resumed <- second(n.Resume(n.ctx(), id, 1)) }()
+	<-starting
+	if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Starting || sb.Wire().GetGeneration() != 1 {
+		t.Errorf("it is shown as %s of generation %d: %v", sb.State(), sb.Wire().GetGeneration(), err)
+	}
+	brief, cancel := context.WithTimeout(n.ctx(), 20*time.Millisecond)
+	defer cancel()
+	kind(t, n.Delete(brief, id, 1, "test"), errdefs.Unavailable) // it has interrupted the resume, and not had its turn
+	close(goOn)
+	if err := <-resumed; err == nil {
+		t.Error("a resume that was interrupted has succeeded")
+	}
+	if err := n.Delete(n.ctx(), id, 1, "test"); err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+}
+
+func second(_ lifecycle.Sandbox, err error) error { return err }
+
 // X19–X24: whatever noded had begun when it was killed, the next one finds the
 // sandbox running, paused or ended, and says so.
 func TestX20_PauseAndResumeAreFinishedByTheNextNoded(t *testing.T) {
@@ -197,6 +280,9 @@ func TestX20_PauseAndResumeAreFinishedByTheNextNoded(t *testing.T) {
 		want   sandbox.State
 	}{
 		"pausing, not saved": {journal.Pausing, func(*noded, sandbox.ID) {}, sandbox.Running},
+		"pausing, frozen": {journal.Pausing, func(n *noded, id sandbox.ID) {
+			noop.Runtime{Node: n.node}.Freeze(id)
+		}, sandbox.Running},
 		"pausing, saved": {journal.Pausing, func(n *noded, id sandbox.ID) {
 			n.checkpoint(id)
 		}, sandbox.Paused},

@@ -86,9 +86,7 @@ func (m *Manager) adopt(ctx context.Context, inst *instance) {
 	case atRest(rec):
 		m.dispose(inst, rec) // again: nobody knows how far it got
 	case rec.State == journal.Pausing:
-		if m.listen(inst) == nil {
-			m.adoptPausing(ctx, inst)
-		}
+		m.adoptPausing(ctx, inst)
 	default:
 		m.adoptLive(ctx, inst)
 	}

@@ -132,7 +132,7 @@ func (m *Manager) commit(ctx context.Context, inst *instance, rec journal.Record
 }
 
 // backToSleep undoes a resume: what was started is nobody's, the image is what the
-// sandbox is, and nobody has heard of the generation that was begun.
+// sandbox is. The generation that was begun is nobody's: see known.
 func (m *Manager) backToSleep(ctx context.Context, inst *instance, rec journal.Record) {
 	rec.State, rec.Generation = journal.Paused, rec.Image
 	m.putAnyway(ctx, rec)

@@ -16,20 +16,39 @@ const imageFile = "noop"
 
 // Checkpoint implements lifecycle.Runtime.
 func (r Runtime) Checkpoint(ctx context.Context, id sandbox.ID, dir string) error {
-	if err := errors.Join(ctx.Err(), r.fault("runtime.Checkpoint", id)); err != nil {
-		return err
-	}
-	r.mu.Lock()
-	p := r.containers[id]
-	r.mu.Unlock()
+	p := r.process(id)
 	if p == nil || !p.alive() {
 		return fmt.Errorf("container %s does not run", id)
+	}
+	p.frozen.Store(true)
+	if err := errors.Join(ctx.Err(), r.fault("runtime.Checkpoint", id)); err != nil {
+		return err
 	}
 	if err := os.WriteFile(filepath.Join(dir, imageFile), nil, 0o600); err != nil {
 		return err
 	}
 	p.kill()
 	return nil
+}
+
+// Freeze does the first step of a checkpoint.
+func (r Runtime) Freeze(id sandbox.ID) { r.process(id).frozen.Store(true) }
+
+// Thaw implements lifecycle.Runtime.
+func (r Runtime) Thaw(ctx context.Context, id sandbox.ID) error {
+	if err := errors.Join(ctx.Err(), r.fault("runtime.Thaw", id)); err != nil {
+		return err
+	}
+	if p := r.process(id); p != nil {
+		p.frozen.Store(false)
+	}
+	return nil
+}
+
+func (r Runtime) process(id sandbox.ID) *process {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.containers[id]
 }
 
 // Saved implements lifecycle.Runtime.

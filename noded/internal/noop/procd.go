@@ -22,13 +22,14 @@ const minRedial, maxRedial = 2 * time.Millisecond, 200 * time.Millisecond
 
 // process is a goroutine in a sandbox's place.
 type process struct {
-	env   atomic.Pointer[map[string]string]
-	init  atomic.Pointer[procapi.Init] // nil until it was told who it is
-	keeps atomic.Pointer[procapi.EventsConfig]
-	warm  *warmth
-	other http.Handler
-	end   context.CancelFunc
-	done  chan struct{}
+	env    atomic.Pointer[map[string]string]
+	init   atomic.Pointer[procapi.Init] // nil until it was told who it is
+	keeps  atomic.Pointer[procapi.EventsConfig]
+	warm   *warmth
+	frozen atomic.Bool // dials nobody
+	other  http.Handler
+	end    context.CancelFunc
+	done   chan struct{}
 }
 
 func startProcess(slotDir string, other http.Handler, warm *warmth) *process {
@@ -59,7 +60,9 @@ func (p *process) alive() bool {
 func (p *process) run(ctx context.Context, slotDir string) {
 	defer close(p.done)
 	for pause := minRedial; ctx.Err() == nil; pause = min(2*pause, maxRedial) {
-		if conn, err := dial(ctx, slotDir); err == nil {
+		if p.frozen.Load() {
+			pause = minRedial
+		} else if conn, err := dial(ctx, slotDir); err == nil {
 			p.serve(ctx, conn)
 			pause = minRedial
 		}

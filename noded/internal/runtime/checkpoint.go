@@ -10,6 +10,7 @@ import (
 
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -27,18 +28,13 @@ const (
 )
 
 // Checkpoint saves the sandbox into dir, which exists and is empty, and ends it. After
-// an error the image is worth nothing and the sandbox may live: its end, if it comes,
-// is an exit like any other.
+// an error the sandbox may be frozen, and may still be being saved: see [Runtime.Thaw].
 func (r *Runtime) Checkpoint(ctx context.Context, id sandbox.ID, dir string) error {
 	r.seen.end(id)
-	err := r.checkpoint(ctx, id, dir)
-	if err == nil {
-		return nil
+	if err := r.checkpoint(ctx, id, dir); err != nil {
+		return fmt.Errorf("checkpoint of %s: %w", id, errgrpc.ToNative(err))
 	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	r.takeBack(undo, id)
-	return fmt.Errorf("checkpoint of %s: %w", id, errgrpc.ToNative(err))
+	return nil
 }
 
 func (r *Runtime) checkpoint(ctx context.Context, id sandbox.ID, dir string) error {
@@ -65,17 +61,29 @@ func (r *Runtime) save(ctx context.Context, id sandbox.ID, dir string, opts *opt
 	return err
 }
 
-// takeBack lets a sandbox that was not saved go on. An exit that has come meanwhile
-// was no news then; it is now.
-func (r *Runtime) takeBack(ctx context.Context, id sandbox.ID) {
+// Thaw lets a sandbox go on that a checkpoint has left frozen, whoever asked for it.
+// It waits for a checkpoint that is under way, which its shim completes when all others
+// have died; an error says that nobody knows yet. The exit of one that has ended was no
+// news during the checkpoint; it is now.
+func (r *Runtime) Thaw(ctx context.Context, id sandbox.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
+	defer cancel()
 	r.seen.lives(id)
 	tasks := r.client.TaskService()
-	if _, err := tasks.Resume(ctx, &tasksapi.ResumeTaskRequest{ContainerID: string(id)}); err == nil {
-		return
+	_, err := tasks.Resume(ctx, &tasksapi.ResumeTaskRequest{ContainerID: string(id)})
+	if err == nil {
+		return nil
 	}
-	if task, err := tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: string(id)}); err == nil && ended(task.Process) {
+	task, asked := tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: string(id)})
+	switch {
+	case asked != nil:
+	case ended(task.Process):
 		r.report(ctx, Exit{ID: id, Status: task.Process.ExitStatus, At: task.Process.ExitedAt.AsTime(), Reason: exited, pid: task.Process.Pid})
+		return nil
+	case task.Process.Status == tasktypes.Status_RUNNING:
+		return nil
 	}
+	return fmt.Errorf("thawing %s: %w", id, errgrpc.ToNative(errors.Join(err, asked)))
 }
 
 // Saved reports whether dir holds a complete image: the shim has said so, whoever
