@@ -56,6 +56,31 @@ test("update, refresh, wait", async (t) => {
   assert.equal(running.id, sb.id);
 });
 
+test("pause and resume", async (t) => {
+  const sb = await withSandbox(t);
+  await sb.run("python", "x = 41");
+  const paused = await client.sandboxes.pause(sb.id);
+  assert.equal(paused.sandboxId, sb.id);
+  assert.equal(paused.paused, true);
+  assert.equal((await client.sandboxes.pauseAndWait(sb.id, { timeoutMs: 30_000 })).status, "paused");
+  const list = await client.sandboxes.list({ paused: true });
+  assert(list.sandboxes.some((s) => s.id === sb.id && s.paused));
+  assert.equal((await client.sandboxes.resumeAndWait(sb.id, { timeoutMs: 60_000 })).runtimeGeneration, 2);
+  assert.equal((await client.sandboxes.resume(sb.id)).resumed, true);
+  assert.match((await sb.run("python", "print(x + 1)")).outputRaw, /42/, "the interpreter is the same, under its cached id");
+  await client.sandboxes.pause(sb.id);
+  assert.equal((await sb.cmd("echo awake")).stdout, "awake\n", "a request wakes it");
+});
+
+test("quotas and usage", async () => {
+  const quotas = await client.quotas.list();
+  assert(quotas.some((q) => q.dimension === "active_sandboxes"));
+  const one = await client.quotas.get("active_sandboxes");
+  assert.equal(one.dimension, "active_sandboxes");
+  await refused(client.quotas.get("nonsense"), 400, "bad_request");
+  assert(Array.isArray((await client.usage.listWindows()).windows));
+});
+
 test("a session deletes its sandbox", async () => {
   const session = await client.sandboxes.open("default");
   assert.equal((await session.sandbox.cmd("echo hi")).stdout, "hi\n");

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { client, refused } from "./setup.mjs";
+import { client, refused, withSandbox } from "./setup.mjs";
 
 test("templates", async (t) => {
   const list = await client.templates.list();
@@ -19,4 +19,15 @@ test("templates", async (t) => {
   assert.equal((await client.templates.get("compat-copy")).spec.displayName, "Renamed");
   await client.templates.delete("compat-copy");
   await refused(client.templates.get("compat-copy"), 404, "not_found");
+});
+
+test("a template from a sandbox", async (t) => {
+  const sb = await withSandbox(t);
+  await sb.cmd("sh -c 'echo made here >/opt/made'");
+  t.after(() => client.templates.delete("compat-made").catch(() => {}));
+  const made = await client.templates.createFromSandbox({ templateId: "compat-made", sandboxId: sb.id }, { wait: true, timeoutMs: 120_000 });
+  assert.equal(made.templateId, "compat-made");
+  const copy = await client.sandboxes.claim("compat-made");
+  t.after(() => client.sandboxes.delete(copy.id).catch(() => {}));
+  assert.equal((await copy.cmd("cat /opt/made")).stdout, "made here\n");
 });
