@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	"errors"
+	"math"
 	"strings"
 	"testing"
 
@@ -82,6 +83,7 @@ func TestD12_TooBigIsRefusedBeforeItsLayersAreFetched(t *testing.T) {
 		"many":          {layers(l.layers+1, 1), true},
 		"big":           {layers(2, l.bytes/2+1), true},
 		"overflow":      {layers(3, 1<<62), true},
+		"wraps around":  {append(layers(100, l.bytes), layers(1, math.MaxInt64)...), true},
 		"negative size": {append(layers(1, -1<<62), layers(1, l.bytes)...), true},
 		"big config":    {[]ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageConfig, Size: 1 << 40}}, false}, // refused by itself
 	} {

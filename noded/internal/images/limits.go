@@ -83,10 +83,11 @@ func (l limits) manifest(children []ocispec.Descriptor) error {
 			continue
 		}
 		layers++
-		if c.Size < 0 || c.Size > l.bytes {
-			bytes = l.bytes
+		if c.Size < 0 || c.Size > l.bytes-bytes { // never a sum that may not fit
+			bytes = l.bytes + 1
+			break
 		}
-		bytes += max(c.Size, 0)
+		bytes += c.Size
 	}
 	if layers > l.layers || bytes > l.bytes {
 		return hostilef("it has more than %d layers or %d bytes", l.layers, l.bytes)

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
+	"github.com/containerd/continuity/fs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -139,6 +140,10 @@ type applier struct {
 
 	bytes, names, sinceLook int64
 	entries                 int
+
+	root   string // where the layer is unpacked
+	dir    string // of the entry before, as it was named; "": none that still leads there
+	detour int64  // how much longer dir is where its links lead to
 }
 
 // Apply implements diff.Applier.
@@ -213,11 +218,13 @@ func (a *applier) extract(ctx context.Context, mounts []mount.Mount, r io.Reader
 	filter := archive.WithFilter(a.accept)
 	if len(mounts) == 1 && mounts[0].Type == "overlay" {
 		if upper, lower := overlayDirs(mounts[0].Options); upper != "" {
+			a.root, a.dir = upper, ""
 			_, err := archive.Apply(ctx, upper, r, filter, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents(lower))
 			return err
 		}
 	}
 	return mount.WithTempMount(ctx, mounts, func(root string) error {
+		a.root, a.dir = root, ""
 		_, err := archive.Apply(ctx, root, r, filter)
 		return err
 	})
@@ -246,16 +253,10 @@ const (
 func (a *applier) accept(h *tar.Header) (bool, error) {
 	a.entries++
 	isSparse := sparse(h)
-	for key := range h.PAXRecords {
-		name, is := strings.CutPrefix(key, xattr)
-		// trusted.overlay.* would speak to the host's overlayfs.
-		if is && (strings.HasPrefix(name, "user.") || name == capability) {
-			a.names += int64(len(key) + len(h.PAXRecords[key]))
-			continue
-		}
-		delete(h.PAXRecords, key)
+	a.slim(h)
+	if err := a.follow(h); err != nil {
+		return false, err
 	}
-	a.names += int64(len(h.Name) + len(h.Linkname))
 	switch {
 	case a.entries > a.limits.entries:
 		return false, hostilef("it has more than %d files", a.limits.entries)
@@ -271,6 +272,45 @@ func (a *applier) accept(h *tar.Header) (bool, error) {
 	device := h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock // a sandbox has its own
 	hides := a.bottom && strings.HasPrefix(path.Base(h.Name), whiteout)
 	return !device && !hides, nil
+}
+
+// slim leaves of a header what is unpacked, in strings and a map of its own. Those
+// of directories are held until their layer is done, and with a word of one an
+// extended header of a megabyte would be.
+func (a *applier) slim(h *tar.Header) {
+	all := h.PAXRecords
+	h.PAXRecords, h.Xattrs, h.Uname, h.Gname = nil, nil, "", "" //nolint:staticcheck // the old map holds what the new one loses
+	h.Name, h.Linkname = strings.Clone(h.Name), strings.Clone(h.Linkname)
+	a.names += int64(len(h.Name) + len(h.Linkname))
+	for key, value := range all {
+		name, is := strings.CutPrefix(key, xattr)
+		// trusted.overlay.* would speak to the host's overlayfs.
+		if !is || !strings.HasPrefix(name, "user.") && name != capability {
+			continue
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords[strings.Clone(key)] = strings.Clone(value)
+		a.names += int64(len(key) + len(value))
+	}
+}
+
+// follow counts how much longer the file's path is where links lead to: that, and
+// not the name that it goes by, archive.Apply holds until the layer is done.
+func (a *applier) follow(h *tar.Header) error {
+	if dir := path.Dir(h.Name); dir != a.dir {
+		led, err := fs.RootPath(a.root, dir)
+		if err != nil {
+			return err
+		}
+		a.dir, a.detour = dir, int64(max(0, len(led)-len(a.root)-len(dir)))
+	}
+	a.names += a.detour
+	if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeDir { // the next may go by this one
+		a.dir = ""
+	}
+	return nil
 }
 
 func sparse(h *tar.Header) bool {
