@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -87,6 +88,14 @@ func (u *uses) recentLocked(name string, d time.Duration) bool {
 	return u.current[name] > 0 || ok && u.now().Sub(last) < d
 }
 
+// forget drops what was used longer than d ago: names that were only asked for are
+// never removed, and tenants choose them.
+func (u *uses) forget(d time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	maps.DeleteFunc(u.last, func(_ string, last time.Time) bool { return u.now().Sub(last) >= d })
+}
+
 // remove runs f, while nobody begins to use the image, unless somebody has.
 func (u *uses) remove(name string, d time.Duration, f func() error) (removed bool, err error) {
 	u.mu.Lock()
@@ -134,6 +143,7 @@ func (i *Images) Run(ctx context.Context, wanted func() (refs []string, ok bool)
 func (i *Images) Collect(ctx context.Context, wanted func() (refs []string, ok bool)) (removed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, collectTimeout)
 	defer cancel()
+	i.uses.forget(i.cfg.KeepFor)
 	all, err := i.cfg.Client.ImageService().List(ctx)
 	if err != nil {
 		return 0, err
