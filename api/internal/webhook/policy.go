@@ -14,6 +14,7 @@ import (
 
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/publicnet"
 )
 
 const (
@@ -128,51 +129,11 @@ func ownAddresses() map[netip.Addr]bool {
 	return own
 }
 
-var (
-	// private is what an operator may allow.
-	private = prefixes("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "::1/128", "fc00::/7")
-
-	// never is nobody's to reach: "this" network, link-local with the metadata
-	// services, protocol assignments, documentation, benchmarks, 6to4, multicast,
-	// reserved; Azure's and Alibaba's metadata, and Amazon's by IPv6.
-	never = prefixes("0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15",
-		"198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32", "100.100.100.200/32", "fd00:ec2::/32")
-
-	// global is all of IPv6 that is routed, and never6 the part of it that stands
-	// for something else: Teredo and other protocol assignments, documentation,
-	// 6to4. NAT64 (64:ff9b::/96), mapped and compatible addresses are outside.
-	global = netip.MustParsePrefix("2000::/3")
-	never6 = prefixes("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
-)
-
-func prefixes(list ...string) (all []netip.Prefix) {
-	for _, s := range list {
-		all = append(all, netip.MustParsePrefix(s))
-	}
-	return all
-}
-
-func within(ip netip.Addr, list []netip.Prefix) bool {
-	for _, p := range list {
-		if p.Contains(ip) {
-			return true
-		}
-	}
-	return false
-}
-
 func (p Policy) allows(ip netip.Addr, own map[netip.Addr]bool) bool {
-	if ip.Zone() != "" {
-		return false
-	}
-	ip = ip.Unmap()
-	switch {
-	case !ip.IsValid() || within(ip, never) || within(ip, never6):
-		return false
-	case within(ip, private) || own[ip]:
+	if publicnet.IsPrivate(ip) || own[ip.Unmap()] && publicnet.Is(ip) {
 		return p.AllowPrivate
 	}
-	return ip.Is4() || global.Contains(ip)
+	return publicnet.Is(ip)
 }
 
 // transport makes connections that obey the policy, one for each attempt: no

@@ -12,6 +12,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/publicnet"
 )
 
 // refusal is an error whose message the template's owner may see.
@@ -48,7 +49,7 @@ func classify(ref string, err error) error {
 		return refusal(errdefs.Unprocessable, "image %s: the registry denies access", ref).WithCause(err)
 	case errors.Is(err, errStalled):
 		return refusal(errdefs.Timeout, "image %s: its registry sends nothing, or next to nothing", ref).WithCause(err)
-	case errors.Is(err, errLocal):
+	case errors.Is(err, publicnet.ErrNotPublic):
 		return refusal(errdefs.Unprocessable, "image %s: its registry is, or points to, an address of a private network", ref).WithCause(err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return refusal(errdefs.Timeout, "image %s: pulling took longer than %v", ref, pullTimeout).WithCause(err)

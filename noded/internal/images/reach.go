@@ -1,7 +1,6 @@
 package images
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,13 +8,13 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/publicnet"
 )
 
 const (
@@ -92,7 +91,7 @@ func newReach(host string, plain, vouched bool) *reach {
 		name = h
 	}
 	foreign := docker.DefaultHTTPTransport(nil)
-	foreign.DialContext = (&net.Dialer{Timeout: dialTimeout, ControlContext: refuseLocal}).DialContext
+	foreign.DialContext = (&net.Dialer{Timeout: dialTimeout, ControlContext: publicnet.Control}).DialContext
 	r := &reach{name: name, plain: plain, own: foreign, foreign: foreign, proxied: docker.DefaultHTTPTransport(nil)}
 	if vouched {
 		r.own = r.proxied
@@ -111,40 +110,12 @@ func (r *reach) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if proxy, err := http.ProxyFromEnvironment(req); err != nil || proxy != nil {
 		// The operator's proxy, not we, looks names up, and may be local.
-		if ip, perr := netip.ParseAddr(req.URL.Hostname()); perr == nil && local(ip) {
-			return nil, errLocal
+		if ip, perr := netip.ParseAddr(req.URL.Hostname()); perr == nil && !publicnet.Is(ip) {
+			return nil, publicnet.ErrNotPublic
 		}
 		return r.proxied.RoundTrip(req)
 	}
 	return r.foreign.RoundTrip(req)
-}
-
-// refuseLocal looks at the address that is dialled, after the name was looked up.
-func refuseLocal(_ context.Context, _, address string, _ syscall.RawConn) error {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return err
-	}
-	if local(at.Addr()) {
-		return errLocal
-	}
-	return nil
-}
-
-var errLocal = errors.New("the registry points to an address that is not public")
-
-// metadata are the addresses of clouds' services for their machines that are not
-// link-local.
-var metadata = []netip.Addr{
-	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("168.63.129.16"),
-}
-
-// carrierNAT is shared address space (RFC 6598): private, whoever's it is.
-var carrierNAT = netip.MustParsePrefix("100.64.0.0/10")
-
-func local(ip netip.Addr) bool {
-	ip = ip.Unmap().WithZone("")
-	return ip.IsLoopback() || ip.IsPrivate() || carrierNAT.Contains(ip) || ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.Contains(metadata, ip)
 }
 
 // short bounds an answer that is read into memory.

@@ -4,13 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,6 +20,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/imageref"
+	"s0.run/internal/publicnet"
 )
 
 // tokenRegistry has one manifest, for whoever brings the token that its realm
@@ -110,7 +111,7 @@ func TestD12_RealmIsBounded(t *testing.T) {
 		r.realm = realm
 		if _, err := r.fetch(t); err == nil {
 			t.Errorf("%s: a token was taken", name)
-		} else if !strings.Contains(err.Error(), "points to") {
+		} else if !errors.Is(err, publicnet.ErrNotPublic) && !strings.Contains(err.Error(), "points to") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -124,20 +125,6 @@ func TestD12_RealmIsBounded(t *testing.T) {
 	}
 	if n := reached.Load(); n != 0 {
 		t.Errorf("%d requests reached this machine", n)
-	}
-}
-
-func TestLocalAddresses(t *testing.T) {
-	t.Parallel()
-	for address, want := range map[string]bool{
-		"127.0.0.1": true, "::1": true, "::ffff:127.0.0.1": true, "169.254.169.254": true, "fe80::1%eth0": true, "0.0.0.0": true, "::": true,
-		"fd00:ec2::254": true, "100.100.100.200": true, "224.0.0.1": true,
-		"10.0.0.1": true, "192.168.1.1": true, "fd00::1": true, "100.64.0.1": true, "168.63.129.16": true,
-		"192.0.2.1": false, "2001:db8::1": false, "172.32.0.1": false,
-	} {
-		if got := local(netip.MustParseAddr(address)); got != want {
-			t.Errorf("%s: local %v, want %v", address, got, want)
-		}
 	}
 }
 
