@@ -64,6 +64,7 @@ func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row
 		{"inside a sandbox", func() ([]row, error) { return c.inside(ctx, template, *samples) }},
 		{"files", func() ([]row, error) { return c.files(ctx, template) }},
 		{"streams", func() ([]row, error) { return c.streams(ctx, stack, template, *samples) }},
+		{"pauses", func() ([]row, error) { return c.pauses(ctx, stack.DataDir, template, *samples/20) }},
 		{"bursts and refill", func() ([]row, error) { return c.claimBurst(ctx, template, *pool, 8) }},
 		{"cold starts", func() ([]row, error) { return c.coldClaims(ctx, cold, *samples/10) }},
 		{"the plain tools", func() ([]row, error) { return besides(ctx, stack, *samples/10) }},
