@@ -40,6 +40,9 @@ type Node struct {
 	// AfterClaim may lose a claim's answer, after it took effect.
 	AfterClaim func(ctx context.Context, req *nodeapi.ClaimRequest) error
 
+	// AfterPause is called before a pause that took effect is answered.
+	AfterPause func(id string)
+
 	// OnResolve answers ResolveImage; without it no registry is in reach.
 	OnResolve func(image string) (digest string, err error)
 

@@ -12,7 +12,11 @@ import (
 
 // Pause implements the node API.
 func (n *Node) Pause(_ context.Context, req *nodeapi.PauseRequest) (*nodeapi.Sandbox, error) {
-	return n.switchTo(req.GetId(), req.GetGeneration(), "paused", 0)
+	sb, err := n.switchTo(req.GetId(), req.GetGeneration(), "paused", 0)
+	if err == nil && n.AfterPause != nil {
+		n.AfterPause(req.GetId())
+	}
+	return sb, err
 }
 
 // Resume implements the node API.

@@ -35,6 +35,11 @@ type fixture struct {
 // run starts a Keeper that looks often and has little patience.
 func run(t *testing.T, grace time.Duration) *fixture {
 	t.Helper()
+	return runWith(t, &fakenode.Node{}, lifecycle.Config{Settled: time.Millisecond, Grace: grace})
+}
+
+func runWith(t *testing.T, node *fakenode.Node, c lifecycle.Config) *fixture {
+	t.Helper()
 	dsn := s0test.Postgres(t)
 	s, err := store.Open(t.Context(), dsn)
 	if err != nil {
@@ -46,16 +51,14 @@ func run(t *testing.T, grace time.Duration) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
-	f := &fixture{t: t, store: s, conn: conn, node: fakenode.Start(t, &fakenode.Node{}), table: placement.New(), team: uuid.New()}
+	f := &fixture{t: t, store: s, conn: conn, node: fakenode.Start(t, node), table: placement.New(), team: uuid.New()}
 	log := slog.New(slog.DiscardHandler)
 	set := nodes.New(nodes.Config{
 		Sockets: []string{f.node.Socket}, Cluster: "local", Table: f.table, Log: log,
 		OnSync: func(string) {}, OnEnd: func(node string, id sandbox.ID) { f.keep.Ended(node, id) },
 	})
-	f.keep = lifecycle.New(lifecycle.Config{
-		Store: s, Table: f.table, Nodes: set, Log: log,
-		PassEvery: 20 * time.Millisecond, Settled: time.Millisecond, Grace: grace,
-	})
+	c.Store, c.Table, c.Nodes, c.Log, c.PassEvery = s, f.table, set, log, 20*time.Millisecond
+	f.keep = lifecycle.New(c)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 2)
 	go func() { done <- set.Run(ctx) }()

@@ -20,8 +20,9 @@ const (
 	// may have.
 	pauseTimeout  = 10 * time.Minute
 	resumeTimeout = 5 * time.Minute
-	// pauseLease is when a pause by ttl that did not happen is tried again.
-	pauseLease = time.Minute
+	// pauseLease is when a pause by ttl that did not happen is tried again. An attempt
+	// ends before that: what the row says of its ttl then is not another attempt's.
+	pauseLease, expiredTimeout = time.Minute, 55 * time.Second
 )
 
 // Pause saves a sandbox of a team and answers when its state is durable on its node.
@@ -40,23 +41,35 @@ func (k *Keeper) Pause(ctx context.Context, team uuid.UUID, id sandbox.ID) (stor
 }
 
 func (k *Keeper) pause(ctx context.Context, row store.Sandbox) (store.Sandbox, error) {
-	rpc, err := k.cfg.Nodes.RPC(row.Node)
+	gen, err := k.pauseAtNode(ctx, row)
 	if err != nil {
 		return store.Sandbox{}, err
 	}
-	sb, err := rpc.Pause(ctx, &nodeapi.PauseRequest{Id: string(row.ID), Generation: uint64(row.Generation)})
-	if err != nil {
-		return store.Sandbox{}, switchError(err, "the sandbox can't be paused in its present state", "the sandbox could not be paused")
-	}
-	paused, changed, err := k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, sandbox.Generation(sb.GetGeneration()))
+	paused, changed, err := k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, gen)
 	if err != nil {
 		return store.Sandbox{}, err // the next pass finds it paused
 	}
 	if !changed {
 		return k.cfg.Store.Sandbox(ctx, row.TeamID, row.ID)
 	}
-	k.cfg.Log.Info("paused a sandbox", "sandbox", row.ID, "gen", paused.Generation, "team", row.TeamID, "node", row.Node)
+	k.logPause(paused)
 	return paused, nil
+}
+
+func (k *Keeper) pauseAtNode(ctx context.Context, row store.Sandbox) (sandbox.Generation, error) {
+	rpc, err := k.cfg.Nodes.RPC(row.Node)
+	if err != nil {
+		return 0, err
+	}
+	sb, err := rpc.Pause(ctx, &nodeapi.PauseRequest{Id: string(row.ID), Generation: uint64(row.Generation)})
+	if err != nil {
+		return 0, switchError(err, "the sandbox can't be paused in its present state", "the sandbox could not be paused")
+	}
+	return sandbox.Generation(sb.GetGeneration()), nil
+}
+
+func (k *Keeper) logPause(row store.Sandbox) {
+	k.cfg.Log.Info("paused a sandbox", "sandbox", row.ID, "gen", row.Generation, "team", row.TeamID, "node", row.Node)
 }
 
 // Resume lets a paused sandbox of a team run again, as its next generation, and
@@ -148,9 +161,9 @@ func (k *Keeper) pauseExpired(ctx context.Context) {
 	var g errgroup.Group
 	for _, row := range list {
 		g.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, pauseTimeout)
+			ctx, cancel := context.WithTimeout(ctx, expiredTimeout)
 			defer cancel()
-			if _, err := k.pause(ctx, row); err != nil {
+			if err := k.pauseLeased(ctx, row); err != nil {
 				k.cfg.Log.Warn("could not pause a sandbox whose ttl is over", "sandbox", row.ID, "gen", row.Generation, "team", row.TeamID, "node", row.Node, "err", err)
 			}
 			return nil
@@ -159,15 +172,38 @@ func (k *Keeper) pauseExpired(ctx context.Context) {
 	g.Wait()
 }
 
+// pauseLeased pauses a sandbox whose ttl is over. Whoever refreshed it before that was
+// recorded has been told that it goes on: so it does.
+func (k *Keeper) pauseLeased(ctx context.Context, leased store.Sandbox) error {
+	gen, err := k.pauseAtNode(ctx, leased)
+	if err != nil {
+		return err
+	}
+	paused, changed, err := k.cfg.Store.SetExpired(ctx, leased, gen)
+	if changed {
+		k.logPause(paused)
+	}
+	if changed || err != nil {
+		return err
+	}
+	row, err := k.cfg.Store.Sandbox(ctx, leased.TeamID, leased.ID)
+	if err != nil || row.Status != sandbox.Running || row.Generation != gen {
+		return err
+	}
+	_, err = k.Resume(ctx, row.TeamID, row.ID)
+	return err
+}
+
 // settleState brings a row in line with what its node says of pauses and resumes that
-// nobody recorded. A state of an older generation than the row's is old news.
+// nobody recorded, both of them included. A state of an older generation than the row's
+// is old news.
 func (k *Keeper) settleState(ctx context.Context, row store.Sandbox, state sandbox.State, gen sandbox.Generation) {
 	var changed bool
 	var err error
 	switch {
 	case state == sandbox.Paused && row.Status != sandbox.Paused:
 		_, changed, err = k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, gen)
-	case state == sandbox.Running && row.Status != sandbox.Running:
+	case state == sandbox.Running && (row.Status != sandbox.Running || gen > row.Generation):
 		_, changed, err = k.cfg.Store.SetResumed(ctx, row.TeamID, row.ID, row.ClaimID, gen)
 	}
 	if err != nil {

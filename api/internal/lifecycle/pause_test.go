@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/uuid"
 
+	"s0.run/api/internal/fakenode"
+	"s0.run/api/internal/lifecycle"
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -148,6 +150,52 @@ func TestG02_RefreshOrPause(t *testing.T) {
 	if row := f.row(sb.ID); !is(sandbox.Running, 1)(row) {
 		t.Errorf("%+v", row)
 	}
+}
+
+// G02: who is told that a sandbox goes on while it is being paused has it running.
+func TestG02_RefreshDuringThePause(t *testing.T) {
+	t.Parallel()
+	pausing, refreshed := make(chan struct{}), make(chan struct{})
+	node := &fakenode.Node{AfterPause: func(string) {
+		pausing <- struct{}{}
+		<-refreshed
+	}}
+	f := runWith(t, node, lifecycle.Config{})
+	sb := f.claimed(func(n *store.NewSandbox) { n.TTLSeconds = 3600 })
+	f.expire(sb.ID, "expires_at")
+	<-pausing
+	if row, err := f.store.RefreshSandbox(t.Context(), f.team, sb.ID, nil); err != nil || row.Status != sandbox.Running {
+		t.Errorf("%+v: %v", row, err)
+	}
+	close(refreshed)
+	f.eventually(sb.ID, "it runs again", is(sandbox.Running, 2))
+}
+
+// X39: an api that died before it recorded a pause that another has ended by a resume
+// leaves a row that knows an older instance; so does one that is slow.
+func TestX39_ARowLearnsOfANewInstance(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(nil)
+	f.node.Switch(string(sb.ID), "running", 2)
+	f.eventually(sb.ID, "the generation is recorded", is(sandbox.Running, 2))
+	if _, ok, err := f.store.SetPaused(t.Context(), f.team, sb.ID, sb.ClaimID, 1); ok || err != nil {
+		t.Errorf("R2: the pause of an older instance is recorded: %v, %v", ok, err)
+	}
+}
+
+// R6: a paused sandbox that its node has lost is not shown as one that can be resumed.
+func TestX46_APausedSandboxThatItsNodeLost(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(nil)
+	if _, err := f.keep.Pause(t.Context(), f.team, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	f.node.Stop()
+	f.node.Forget(string(sb.ID)) // with its disk
+	f.node.Listen(t)
+	f.eventually(sb.ID, "the loss is recorded", failed("its node has no record of it"))
 }
 
 func (f *fixture) expire(id sandbox.ID, column string) {

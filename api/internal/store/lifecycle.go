@@ -23,8 +23,8 @@ func (s *Store) BeginDelete(ctx context.Context, team uuid.UUID, id sandbox.ID, 
 }
 
 // ExpireSandboxes decides the end of at most limit sandboxes, of any team, whose hard
-// ttl is over by the database's clock, or whose ttl is and which failed. A row that another replica or a refresh
-// holds at this moment is left for the next call (G02).
+// ttl is over by the database's clock, or whose ttl is and which failed. A row that
+// another replica or a refresh holds at this moment is left for the next call (G02).
 func (s *Store) ExpireSandboxes(ctx context.Context, limit int) ([]Sandbox, error) {
 	rows, _ := s.pool.Query(ctx, `
 		UPDATE sandboxes SET status = 'terminating', updated_at = now(),
@@ -48,13 +48,14 @@ func (s *Store) FinishDelete(ctx context.Context, team uuid.UUID, id sandbox.ID,
 	return classify(err, "finishing a delete")
 }
 
-// FailSandbox records that this instance of a sandbox ended by itself. It
-// reports false when the row was something else by then.
+// FailSandbox records that this instance of a sandbox ended by itself, or that its node
+// has lost what it had saved of it. It reports false when the row was something else by
+// then.
 func (s *Store) FailSandbox(ctx context.Context, team uuid.UUID, read Sandbox, reason string) (bool, error) {
 	tag, err := s.pool.Exec(ctx, `
 		UPDATE sandboxes SET status = 'failed', reason = $5, updated_at = now()
 		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation = $4
-		AND deleted_at IS NULL AND status IN ('starting', 'running')`, team, read.ID, read.ClaimID, read.Generation, reason)
+		AND deleted_at IS NULL AND status IN ('starting', 'running', 'paused')`, team, read.ID, read.ClaimID, read.Generation, reason)
 	return tag.RowsAffected() == 1, classify(err, "recording a failure")
 }
 

@@ -29,15 +29,25 @@ func (s *Store) BeginResume(ctx context.Context, team uuid.UUID, id sandbox.ID) 
 		WHERE team_id = $1 AND id = $2 AND deleted_at IS NULL AND status = 'paused'`, team, id)
 }
 
-// SetResumed records that a node runs an instance of a sandbox that was paused. Its
-// ttl begins now. It reports false when the row was something else by then, or knows
-// a later instance.
+// SetExpired is SetPaused for a sandbox that [Store.LeaseSoftExpired] has handed out. It
+// also reports false when its ttl was changed since: somebody was told that it goes on
+// (G02).
+func (s *Store) SetExpired(ctx context.Context, leased Sandbox, gen sandbox.Generation) (Sandbox, bool, error) {
+	return s.changed(ctx, "recording the pause of a sandbox whose ttl is over", `
+		UPDATE sandboxes SET status = 'paused', generation = $4, expires_at = NULL, updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation <= $4 AND expires_at = $5
+		AND deleted_at IS NULL AND status = 'running'`, leased.TeamID, leased.ID, leased.ClaimID, gen, leased.ExpiresAt)
+}
+
+// SetResumed records that a node runs an instance of a sandbox that was paused, also if
+// nobody has recorded the pause. Its ttl begins now. It reports false when the row was
+// something else by then, or knows a later instance.
 func (s *Store) SetResumed(ctx context.Context, team uuid.UUID, id sandbox.ID, claim uuid.UUID, gen sandbox.Generation) (Sandbox, bool, error) {
 	return s.changed(ctx, "recording a resume", `
 		UPDATE sandboxes SET status = 'running', generation = $4, updated_at = now(),
 			expires_at = CASE WHEN ttl_seconds > 0 THEN now() + make_interval(secs => ttl_seconds) END
 		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation <= $4
-		AND deleted_at IS NULL AND status IN ('starting', 'paused')`, team, id, claim, gen)
+		AND deleted_at IS NULL AND (status IN ('starting', 'paused') OR status = 'running' AND generation < $4)`, team, id, claim, gen)
 }
 
 // changed runs an UPDATE of one sandbox that may not apply.

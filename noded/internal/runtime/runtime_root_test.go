@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"s0.run/internal/sandbox"
@@ -118,6 +119,33 @@ func TestX29_ExitIsReported(t *testing.T) {
 	}
 	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
 	n.wantNothing()
+}
+
+// X20: what a checkpoint left frozen goes on, and nothing else is changed by it; the end
+// of one that died meanwhile is told.
+func TestX20_Thaw(t *testing.T) {
+	n := newNode(t)
+	b := n.start(sandbox.GVisor)
+	a := b.accept()
+	tasks := n.rt.Client().TaskService()
+	for range 2 {
+		_, err := tasks.Pause(n.ctx(), &tasksapi.PauseTaskRequest{ContainerID: string(b.c.ID)})
+		n.ok(err)
+		n.ok(n.rt.Thaw(n.ctx(), b.c.ID))
+		n.ok(n.rt.Thaw(n.ctx(), b.c.ID)) // it runs already
+		a.wantOut("box", "read", "/proc/sys/kernel/hostname")
+	}
+	_, err := tasks.Pause(n.ctx(), &tasksapi.PauseTaskRequest{ContainerID: string(b.c.ID)})
+	n.ok(err)
+	n.rt.seen.end(b.c.ID) // as a checkpoint does
+	n.ok(syscall.Kill(n.sentry(b.c.ID), syscall.SIGKILL))
+	end := n.ctx()
+	for n.rt.Thaw(end, b.c.ID) != nil { // until the end has been noticed
+		n.ok(end.Err())
+	}
+	if e := n.nextExit(); e.ID != b.c.ID || e.Reason != exited {
+		t.Errorf("exit %+v", e)
+	}
 }
 
 func TestD02_OutOfMemoryIsTheReason(t *testing.T) {
