@@ -18,6 +18,10 @@ func setReadDeadline(w http.ResponseWriter, d time.Duration) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(d)) // a connection that can't has ended
 }
 
+func setWriteDeadline(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pieceTimeout))
+}
+
 // blobs serves content.
 func (r *Registry) blobs(c *call) error {
 	if !imageref.ValidDigest(c.ref) {
@@ -40,7 +44,7 @@ func (r *Registry) blobs(c *call) error {
 		defer f.Close()
 		c.w.Header().Set("Content-Type", "application/octet-stream")
 		c.w.Header().Set("Docker-Content-Digest", c.ref)
-		http.ServeContent(patient{c.w}, c.Request, "", time.Time{}, f) // with ranges: who broke off goes on
+		http.ServeContent(c.w, c.Request, "", time.Time{}, f) // with ranges: who broke off goes on
 		return nil
 	}
 	return errMethod
@@ -53,12 +57,22 @@ func (c *call) describe(mediaType, digest string, size int64) {
 	h.Set("Content-Length", strconv.FormatInt(size, 10))
 }
 
-// patient writes for as long as something passes.
+// patient answers for as long as something passes, and also when what was sent
+// before took its time.
 type patient struct{ http.ResponseWriter }
+
+// Unwrap is for [http.ResponseController].
+func (p patient) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter.
+func (p patient) WriteHeader(status int) {
+	setWriteDeadline(p.ResponseWriter)
+	p.ResponseWriter.WriteHeader(status)
+}
 
 // Write implements io.Writer.
 func (p patient) Write(b []byte) (int, error) {
-	_ = http.NewResponseController(p.ResponseWriter).SetWriteDeadline(time.Now().Add(pieceTimeout))
+	setWriteDeadline(p.ResponseWriter)
 	return p.ResponseWriter.Write(b)
 }
 
@@ -117,7 +131,7 @@ func (r *Registry) uploads(c *call) error {
 }
 
 func (r *Registry) beginUpload(c *call) error {
-	if err := r.cfg.Room(); err != nil {
+	if err := errors.Join(r.cfg.Room(), r.quota(c)); err != nil {
 		return err
 	}
 	q := c.URL.Query()
@@ -127,9 +141,6 @@ func (r *Registry) beginUpload(c *call) error {
 		} else if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-	}
-	if err := r.quota(c); err != nil {
-		return err
 	}
 	u, err := r.store.Begin(c.repo, func(repo string) bool { return sameOwner(repo, c.repo) }, maxUploadsPerTeam)
 	if err != nil {
@@ -151,8 +162,12 @@ func owner(repo string) string {
 
 // quota refuses more of a team that has a lot.
 func (r *Registry) quota(c *call) error {
+	if owner(c.repo) == regauth.PublicPrefix {
+		return nil
+	}
 	used, err := r.store.Of(owner(c.repo) + "/")
-	if err == nil && (used.Bytes >= maxBytesPerTeam || used.Manifests >= maxManifests) && owner(c.repo) != regauth.PublicPrefix {
+	most := r.most
+	if err == nil && (used.Bytes >= most.Bytes || used.Repositories >= most.Repositories || used.Manifests >= most.Manifests || used.Blobs >= most.Blobs) {
 		return errQuota
 	}
 	return err
@@ -231,7 +246,11 @@ func (r *Registry) manifests(c *call) error {
 }
 
 func (r *Registry) sendManifest(c *call) error {
-	hex, m, err := r.store.Manifest(c.repo, hexOf(c.ref))
+	tag, digest := c.ref, ""
+	if imageref.ValidDigest(c.ref) {
+		tag, digest = "", hexOf(c.ref)
+	}
+	hex, m, err := r.store.Manifest(c.repo, tag, digest)
 	if errors.Is(err, store.ErrNotFound) {
 		return errUnknown
 	}
@@ -244,7 +263,7 @@ func (r *Registry) sendManifest(c *call) error {
 	}
 	c.describe(m.Type, "sha256:"+hex, int64(len(raw)))
 	if c.Method == http.MethodGet {
-		_, _ = patient{c.w}.Write(raw)
+		_, _ = c.w.Write(raw)
 	}
 	return nil
 }
@@ -253,7 +272,6 @@ func (r *Registry) takeManifest(c *call, byDigest bool) error {
 	if err := errors.Join(r.cfg.Room(), r.quota(c)); err != nil {
 		return err
 	}
-	setReadDeadline(c.w, metaTimeout)
 	raw, err := io.ReadAll(http.MaxBytesReader(c.w, c.Body, maxManifestBytes))
 	var tooLarge *http.MaxBytesError
 	if errors.As(err, &tooLarge) {

@@ -49,10 +49,11 @@ const (
 	maxManifestParts  = 1000
 	maxBlobBytes      = 10 << 30 // a layer, compressed
 	maxUploadsPerTeam = 16
-	// Of one team, looked at when an upload begins: those under way may go beyond it.
-	maxBytesPerTeam = 100 << 30
-	maxManifests    = 5_000
 )
+
+// perTeam bounds what one team has, looked at when an upload begins: those under way
+// may go beyond it. What has no bytes to speak of has a file and its records.
+var perTeam = store.Usage{Bytes: 100 << 30, Repositories: 1_000, Manifests: 5_000, Blobs: 50_000}
 
 // Config is what a registry needs. Every field is required.
 type Config struct {
@@ -68,6 +69,7 @@ type Registry struct {
 	cfg   Config
 	store *store.Store
 	now   func() time.Time
+	most  store.Usage // perTeam, but in tests
 
 	mu   sync.Mutex
 	told time.Time // when the API server last said what is in use
@@ -79,7 +81,7 @@ func New(cfg Config) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Registry{cfg: cfg, store: s, now: time.Now}, nil
+	return &Registry{cfg: cfg, store: s, now: time.Now, most: perTeam}, nil
 }
 
 // Close ends what is under way.

@@ -29,6 +29,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/regauth"
+	"s0.run/registry/internal/store"
 )
 
 const own, other = "t-00000000", "t-11111111"
@@ -353,6 +354,104 @@ func TestD12_WhatIsTooMuchIsRefused(t *testing.T) {
 	f.full = errdefs.New(errdefs.Exhausted, "full")
 	if resp, _ := f.send(&g, "POST", "/v2/"+own+"/a/blobs/uploads/", nil); resp.StatusCode != http.StatusInsufficientStorage {
 		t.Errorf("D04: onto a full disk: %d", resp.StatusCode)
+	}
+}
+
+// D12, A04: neither bytes, names nor tiny contents grow without end, mounted ones as
+// little as those that are sent, and another team's count is its own.
+func TestD12_TeamsHaveSoMuch(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	g, theirs, server := f.team(own), f.team(other), regauth.Server(f.now.Add(time.Hour))
+	f.push(own+"/a:1", f.image())
+	used, err := f.reg.store.Of(own + "/")
+	if err != nil || used.Repositories != 1 || used.Manifests != 1 || used.Blobs != 5 || used.Bytes < 3*64<<10 {
+		t.Fatalf("%+v, %v", used, err)
+	}
+	begin := func(g regauth.Grant, repo string) int {
+		resp, _ := f.send(&g, "POST", "/v2/"+repo+"/blobs/uploads/", nil)
+		return resp.StatusCode
+	}
+	for name, full := range map[string]func(*store.Usage){
+		"bytes":        func(u *store.Usage) { u.Bytes = used.Bytes },
+		"repositories": func(u *store.Usage) { u.Repositories = 1 },
+		"manifests":    func(u *store.Usage) { u.Manifests = 1 },
+		"contents":     func(u *store.Usage) { u.Blobs = 5 },
+	} {
+		f.reg.most = perTeam
+		full(&f.reg.most)
+		if status := begin(g, own+"/a"); status != http.StatusForbidden {
+			t.Errorf("%s: an upload: %d", name, status)
+		}
+		layer := sha256Of([]byte("any"))
+		if resp, text := f.send(&g, "POST", "/v2/"+own+"/b/blobs/uploads/?mount="+layer+"&from="+own+"/a", nil); resp.StatusCode != http.StatusForbidden {
+			t.Errorf("%s: a mount: %d %s", name, resp.StatusCode, text)
+		}
+		if resp, text := f.send(&g, "PUT", "/v2/"+own+"/a/manifests/1", strings.NewReader("{}")); resp.StatusCode != http.StatusForbidden {
+			t.Errorf("%s: a manifest: %d %s", name, resp.StatusCode, text)
+		}
+		for repo, g := range map[string]regauth.Grant{other + "/a": theirs, "s0/a": server} {
+			if status := begin(g, repo); status != http.StatusAccepted {
+				t.Errorf("%s: %s: %d", name, repo, status)
+			}
+		}
+	}
+}
+
+// A tag that looks like a digest is a tag: asked for by digest, an image is that one.
+func TestA04_TagsAreNoDigests(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	digest := f.push(own+"/a:1", f.image())
+	f.push(own+"/a:"+hexOf(digest), f.image())
+	g := f.team(own)
+	resp, text := f.send(&g, "GET", "/v2/"+own+"/a/manifests/"+digest, nil)
+	if got := sha256Of([]byte(text)); got != digest || resp.Header.Get("Docker-Content-Digest") != digest {
+		t.Errorf("asked for %s, got %s as %s", digest, got, resp.Header.Get("Docker-Content-Digest"))
+	}
+}
+
+type deadlines struct {
+	*httptest.ResponseRecorder
+	read, write time.Time
+}
+
+func (d *deadlines) SetReadDeadline(at time.Time) error  { d.read = at; return nil }
+func (d *deadlines) SetWriteDeadline(at time.Time) error { d.write = at; return nil }
+
+type reader func([]byte) (int, error)
+
+func (r reader) Read(b []byte) (int, error) { return r(b) }
+
+// However long a layer takes on its way, its client hears how that went.
+func TestLongUploadsAreAnswered(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	g := f.team(own)
+	d := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+	body := reader(func([]byte) (int, error) {
+		d.write = time.Time{} // of the request's begin: it is over
+		return 0, io.EOF
+	})
+	req := httptest.NewRequest("POST", "/v2/"+own+"/a/blobs/uploads/?digest="+sha256Of(nil), body)
+	req.SetBasicAuth(g.User, f.key.Sign(g))
+	f.reg.ServeHTTP(d, req)
+	if d.Code != http.StatusCreated || time.Until(d.write) <= 0 {
+		t.Errorf("%d, written until %v", d.Code, d.write)
+	}
+}
+
+// D12: who sends a head and then nothing gives the connection back, also one that
+// may do nothing: the server reads what is left of a body.
+func TestD12_BodiesThatNeverComeEnd(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	for _, path := range []string{"/", "/v2/", regauth.InUsePath, "/v2/" + own + "/a/blobs/uploads/"} {
+		d := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+		f.reg.ServeHTTP(d, httptest.NewRequest("POST", path, nil))
+		if in := time.Until(d.read); d.Code != http.StatusUnauthorized || in <= 0 || in > pieceTimeout {
+			t.Errorf("%s: %d, reading ends in %v", path, d.Code, in)
+		}
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"time"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/imageref"
@@ -52,10 +51,13 @@ var (
 
 // ServeHTTP implements http.Handler.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	w = patient{w}
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	// The last request on the connection may have left its own.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pieceTimeout))
+	// The last request on the connection may have left its own. What a handler does
+	// not read of a body, the server does, of whoever sent it.
+	setWriteDeadline(w)
+	setReadDeadline(w, metaTimeout)
 	if err := r.serve(w, req); err != nil {
 		r.fail(w, req, err)
 	}
@@ -189,7 +191,6 @@ func (r *Registry) putInUse(w http.ResponseWriter, req *http.Request, grant rega
 	case req.Method != http.MethodPut:
 		return errMethod
 	}
-	setReadDeadline(w, metaTimeout)
 	var list regauth.InUse
 	if err := json.NewDecoder(http.MaxBytesReader(w, req.Body, 64<<20)).Decode(&list); err != nil {
 		return problem{http.StatusBadRequest, "UNSUPPORTED", "the list can't be read"}

@@ -70,16 +70,16 @@ func hasTx(tx *bolt.Tx, repo string, children []string) error {
 	return nil
 }
 
-// Manifest finds a manifest by tag or by digest, in hex.
-func (s *Store) Manifest(repo, ref string) (digest string, m Manifest, err error) {
+// Manifest finds a manifest by a tag, or by a digest in hex when tag is empty: a
+// tag may look like one.
+func (s *Store) Manifest(repo, tag, digest string) (_ string, m Manifest, err error) {
 	err = s.db.View(func(tx *bolt.Tx) error {
 		r := tx.Bucket(bucketRepos).Bucket([]byte(repo))
 		if r == nil {
 			return ErrNotFound
 		}
-		digest = ref
-		if byTag := get(r, bucketTags, ref); byTag != nil {
-			digest = string(byTag)
+		if tag != "" {
+			digest = string(get(r, bucketTags, tag))
 		}
 		return decode(get(r, bucketManifests, digest), &m)
 	})
@@ -166,6 +166,7 @@ func (s *Store) Tags(repo, after string, n int) (tags []string, err error) {
 // Usage is what something takes.
 type Usage struct {
 	Repositories, Manifests int
+	Blobs                   int   // of all repositories, those of several as often
 	Bytes                   int64 // on disk, each content once
 }
 
@@ -181,7 +182,7 @@ func (s *Store) Of(prefix string) (u Usage, err error) {
 			if b := r.Bucket(bucketManifests); b != nil {
 				u.Manifests += b.Stats().KeyN
 			}
-			if err := sum(r.Bucket(bucketBlobs), all, seen, &u.Bytes); err != nil {
+			if err := u.add(r.Bucket(bucketBlobs), all, seen); err != nil {
 				return err
 			}
 		}
@@ -190,11 +191,12 @@ func (s *Store) Of(prefix string) (u Usage, err error) {
 	return u, err
 }
 
-func sum(blobs, all *bolt.Bucket, seen map[string]bool, bytes *int64) error {
+func (u *Usage) add(blobs, all *bolt.Bucket, seen map[string]bool) error {
 	if blobs == nil {
 		return nil
 	}
 	return blobs.ForEach(func(k, _ []byte) error {
+		u.Blobs++
 		if seen[string(k)] {
 			return nil
 		}
@@ -203,7 +205,7 @@ func sum(blobs, all *bolt.Bucket, seen map[string]bool, bytes *int64) error {
 		if err := decode(all.Get(k), &rec); err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		*bytes += rec.Size
+		u.Bytes += rec.Size
 		return nil
 	})
 }
