@@ -233,7 +233,8 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Hooks: hooks, Metrics: claim.NewMetrics(reg), Log: log,
 	})
 	s.captures = capture.New(capture.Config{
-		Store: s.store, Catalog: s.catalog, Nodes: s.nodes, Registry: s.images, Changed: s.templatesChanged, Log: log,
+		Store: s.store, Catalog: s.catalog, Nodes: s.nodes, Registry: s.images, Trusted: s.cfg.ImageRegistries,
+		Changed: s.templatesChanged, Log: log,
 	})
 	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Resumer: s.lifecycle})
 	s.wireExposure(plane)

@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/imageref"
 	"s0.run/internal/sandbox"
 )
 
@@ -51,8 +53,11 @@ type Config struct {
 	Catalog  *templates.Catalog
 	Nodes    *nodes.Set
 	Registry Registry
-	Changed  func(context.Context) // called after a template's state changed
-	Log      *slog.Logger
+	// Trusted are the registries for which the operator vouches. Others are reached
+	// at addresses of the public internet alone.
+	Trusted imageref.Registries
+	Changed func(context.Context) // called after a template's state changed
+	Log     *slog.Logger
 }
 
 // Capturer is safe for concurrent use.
@@ -62,11 +67,13 @@ type Capturer struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 	busy chan struct{}
+
+	public http.RoundTripper // to registries that are nobody's here
 }
 
 // New makes a Capturer.
 func New(cfg Config) *Capturer {
-	c := &Capturer{cfg: cfg, busy: make(chan struct{}, atOnce)}
+	c := &Capturer{cfg: cfg, busy: make(chan struct{}, atOnce), public: publicOnly()}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
 }

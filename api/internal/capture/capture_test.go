@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +31,9 @@ import (
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/imageref"
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/publicnet"
 	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 )
@@ -210,6 +213,9 @@ func TestTemplateFromSandbox(t *testing.T) {
 	} else if names := contents(t, layers[2]); names != "made" {
 		t.Errorf("the last layer holds %q", names)
 	}
+	if tags, err := remote.List(repository(t, s.host+"/t-1/made")); err == nil && len(tags) > 0 {
+		t.Errorf("tags %q keep the image longer than its template", tags)
+	}
 	if _, err := s.Begin(t.Context(), s.request("made")); !errdefs.Is(err, errdefs.Conflict) {
 		t.Errorf("the same name: %v", err)
 	}
@@ -217,6 +223,39 @@ func TestTemplateFromSandbox(t *testing.T) {
 	foreign.TeamID = uuid.New()
 	if _, err := s.Begin(t.Context(), foreign); !errdefs.Is(err, errdefs.NotFound) {
 		t.Errorf("A01: another team's sandbox: %v", err)
+	}
+}
+
+func repository(t *testing.T, s string) name.Repository {
+	t.Helper()
+	repo, err := name.NewRepository(s, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return repo
+}
+
+// A registry that nobody vouches for was at a public address when a node asked it.
+// It does not make this server ask its own network.
+func TestA17_BasesComeFromWhereTheyMay(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { asked.Add(1); w.WriteHeader(http.StatusNotFound) }))
+	t.Cleanup(elsewhere.Close)
+	host := strings.TrimPrefix(elsewhere.URL, "http://")
+	creds := images.Credentials{Push: "127.0.0.1:1", Pull: "127.0.0.1:1"}
+	j := &job{Capturer: New(Config{Trusted: imageref.Registries{"*"}})}
+	t.Cleanup(j.Close)
+	base := host + "/a@sha256:" + strings.Repeat("0", 64)
+	if _, err := j.below(t.Context(), creds, base); !errors.Is(err, publicnet.ErrNotPublic) || asked.Load() != 0 {
+		t.Errorf("%v after %d requests", err, asked.Load())
+	}
+	j.cfg.Trusted = imageref.Registries{host}
+	if _, err := j.below(t.Context(), creds, base); err == nil || asked.Load() == 0 {
+		t.Errorf("a registry that the operator names: %v after %d requests", err, asked.Load())
+	}
+	if len(insecure("reg.example.evil.test/a", "reg.example")) != 0 || len(insecure("127.0.0.1:50000/a", "127.0.0.1:5000")) != 0 {
+		t.Error("another host is spoken to without TLS")
 	}
 }
 

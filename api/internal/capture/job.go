@@ -1,12 +1,15 @@
 package capture
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,8 +24,13 @@ import (
 	"s0.run/api/internal/images"
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/imageref"
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/publicnet"
 )
+
+// dialTimeout bounds one connection to a registry that nobody vouches for.
+const dialTimeout = 30 * time.Second
 
 // maxLayers is how many layers an image may have: more than an overlay can stack
 // is of no use.
@@ -107,68 +115,99 @@ func (j *job) read(ctx context.Context) (layer io.ReadCloser, base string, err e
 	return resp.Body, resp.Header.Get(nodeapi.LayerImageHeader), nil
 }
 
-// publish pushes the base with the layer over it, as it comes.
+// publish pushes the base with the layer over it, as it comes. Nothing tags the
+// image: it is kept for as long as a template names it, and no longer.
 func (j *job) publish(ctx context.Context, creds images.Credentials, base string, layer io.ReadCloser) (string, error) {
-	login := authn.FromConfig(authn.AuthConfig{Username: creds.User, Password: creds.Password})
-	from, err := name.NewDigest(base, insecure(base, creds.Pull)...)
-	if err != nil {
-		return "", fmt.Errorf("the image of sandbox %s: %w", j.sandbox.ID, err)
-	}
-	options := []remote.Option{remote.WithContext(ctx)}
-	if from.RegistryStr() == creds.Pull {
-		options = append(options, remote.WithAuth(login))
-	}
-	below, err := remote.Image(from, options...)
-	if err != nil {
-		return "", errdefs.New(errdefs.Unavailable, "the image of the sandbox can't be read from its registry any more").WithCause(err)
-	}
-	img, err := over(below, layer)
+	to, err := name.NewRepository(creds.Push+"/"+j.prefix+"/"+j.template.TemplateID, insecure(creds.Push, creds.Push)...)
 	if err != nil {
 		return "", err
 	}
-	to, err := name.NewTag(creds.Push+"/"+j.prefix+"/"+j.template.TemplateID+":"+j.template.ID.String(), insecure(creds.Push, creds.Push)...)
+	below, err := j.below(ctx, creds, base)
 	if err != nil {
 		return "", err
 	}
-	if err := remote.Write(to, img, remote.WithContext(ctx), remote.WithAuth(login), remote.WithJobs(1)); err != nil {
+	img, top, err := over(below, layer)
+	if err != nil {
+		return "", err
+	}
+	options := []remote.Option{remote.WithContext(ctx), remote.WithAuth(login(creds)), remote.WithJobs(1)}
+	if err := remote.WriteLayer(to, top, options...); err != nil {
 		return "", errdefs.New(errdefs.Unavailable, "the image could not be pushed").WithCause(err)
 	}
-	digest, err := img.Digest()
+	digest, err := img.Digest() // known now that the layer has passed
 	if err != nil {
 		return "", err
+	}
+	if err := remote.Write(to.Digest(digest.String()), img, options...); err != nil {
+		return "", errdefs.New(errdefs.Unavailable, "the image could not be pushed").WithCause(err)
 	}
 	return creds.Pull + "/" + j.prefix + "/" + j.template.TemplateID + "@" + digest.String(), nil
 }
 
+func login(c images.Credentials) authn.Authenticator {
+	return authn.FromConfig(authn.AuthConfig{Username: c.User, Password: c.Password})
+}
+
+// below is the image that the sandbox was started from. Its registry may be anyone's.
+func (j *job) below(ctx context.Context, creds images.Credentials, base string) (v1.Image, error) {
+	from, err := name.NewDigest(base, insecure(base, creds.Pull)...)
+	ref, rerr := imageref.Parse(base)
+	if err = cmp.Or(err, rerr); err != nil {
+		return nil, fmt.Errorf("the image of sandbox %s: %w", j.sandbox.ID, err)
+	}
+	options := []remote.Option{remote.WithContext(ctx)}
+	switch {
+	case ref.Registry == creds.Pull:
+		options = append(options, remote.WithAuth(login(creds)))
+	case !j.cfg.Trusted.Lists(ref.Registry):
+		options = append(options, remote.WithTransport(j.public))
+	}
+	img, err := remote.Image(from, options...)
+	if err != nil {
+		return nil, errdefs.New(errdefs.Unavailable, "the image of the sandbox can't be read from its registry any more").WithCause(err)
+	}
+	return img, nil
+}
+
+// publicOnly reaches the public internet and nothing else, and by no proxy, which
+// would look names up for us.
+func publicOnly() *http.Transport {
+	t := remote.DefaultTransport.(*http.Transport).Clone()
+	t.Proxy, t.DialContext = nil, (&net.Dialer{Timeout: dialTimeout, ControlContext: publicnet.Control}).DialContext
+	return t
+}
+
 // insecure allows plain HTTP to the machine's own registry.
 func insecure(ref, own string) []name.Option {
-	if len(ref) >= len(own) && ref[:len(own)] == own {
+	if ref == own || strings.HasPrefix(ref, own+"/") {
 		return []name.Option{name.Insecure}
 	}
 	return nil
 }
 
-// over is the image with one layer more.
-func over(below v1.Image, layer io.ReadCloser) (v1.Image, error) {
+// over is the image with one layer more, top.
+func over(below v1.Image, layer io.ReadCloser) (img v1.Image, top v1.Layer, err error) {
 	layers, err := below.Layers()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(layers) >= maxLayers {
-		return nil, errdefs.New(errdefs.Unprocessable, "the sandbox's image has %d layers already: build one anew from a shorter base", len(layers))
+		return nil, nil, errdefs.New(errdefs.Unprocessable, "the sandbox's image has %d layers already: build one anew from a shorter base", len(layers))
 	}
 	media, err := below.MediaType()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	kind := types.OCILayer
 	if media == types.DockerManifestSchema2 {
 		kind = types.DockerLayer
 	}
-	return mutate.Append(below, mutate.Addendum{
-		Layer:   stream.NewLayer(layer, stream.WithMediaType(kind)),
+	top = stream.NewLayer(layer, stream.WithMediaType(kind))
+	img, err = mutate.Append(below, mutate.Addendum{
+		Layer:   top,
 		History: v1.History{CreatedBy: "s0 template create --from-sandbox", Created: v1.Time{Time: time.Now().UTC()}},
 	})
+	return img, top, err
 }
 
 // refusals are the statuses with which a node says that it is not its fault.
