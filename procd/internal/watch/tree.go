@@ -100,6 +100,16 @@ func (n *node) path() string {
 	return filepath.Join(n.parent.path(), n.name)
 }
 
+// open opens a directory to read it. It may have become a symlink since it was told of;
+// only the subscriber's own path may be one.
+func (n *node) open() (*os.File, error) {
+	flags := unix.O_DIRECTORY | unix.O_NONBLOCK
+	if n.parent != nil {
+		flags |= unix.O_NOFOLLOW
+	}
+	return os.OpenFile(n.path(), flags, 0)
+}
+
 // add watches one directory.
 func (t *tree) add(n *node, path string) error {
 	if !t.room.take() {
@@ -182,7 +192,11 @@ func (t *tree) visit(top *node, full func(path string), found func(in *node, nam
 	base := top.path()
 	nodes := map[string]*node{}
 	var failed error
-	err := walk.Walk(base, func(e *walk.Entry) error {
+	dir, err := top.open()
+	if err != nil {
+		return err
+	}
+	err = walk.In(dir, func(e *walk.Entry) error {
 		n, dir := top, "."
 		if e.Path != "." {
 			var name string
