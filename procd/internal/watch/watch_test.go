@@ -108,7 +108,7 @@ func (f *follower) until(last ...string) []string {
 		select {
 		case <-f.more:
 		case <-deadline:
-			f.t.Fatalf("no %q in %.4000q", last, f.lines)
+			f.t.Fatalf("no %q in %d lines, the last of them %q", last, len(f.lines), f.lines[max(0, len(f.lines)-20):])
 		}
 	}
 }
