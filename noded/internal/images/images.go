@@ -163,6 +163,7 @@ func (i *Images) ensure(ctx context.Context, name string) (Image, error) {
 // inTurn does the work of a pull when it is its turn, and has others see how far it is.
 func (i *Images) inTurn(ctx context.Context, name string, pull func(context.Context, *progress) error) error {
 	p := newProgress(i.limits)
+	p.room = i.cfg.Room
 	i.mu.Lock()
 	i.progress[name] = p
 	i.mu.Unlock()

@@ -28,6 +28,8 @@ type progress struct {
 	unpacked atomic.Int32 // layers
 	layers   atomic.Int32 // to unpack; 0: it is still being fetched
 	waiting  atomic.Int64 // requests and reads under way
+
+	room func() error // says when what comes has filled the disk; nil: nobody looks
 }
 
 func newProgress(l limits) *progress {
@@ -95,6 +97,19 @@ func (p *progress) watch(ctx context.Context, stall time.Duration, cancel contex
 	}
 }
 
+// count notes what has come, of all connections, and refuses more than there is to
+// come or room for.
+func (p *progress) count(n int64) error {
+	bytes := p.bytes.Add(n)
+	if bytes > p.allowed.Load() {
+		return hostile("its registry sends more than the image has")
+	}
+	if p.room != nil && bytes/roomEvery != (bytes-n)/roomEvery {
+		return p.room()
+	}
+	return nil
+}
+
 // counted is a transport whose requests a progress sees.
 type counted struct {
 	http.RoundTripper
@@ -120,8 +135,8 @@ func (b countedBody) Read(buf []byte) (int, error) {
 	b.p.waiting.Add(1)
 	defer b.p.waiting.Add(-1)
 	n, err := b.ReadCloser.Read(buf)
-	if b.p.bytes.Add(int64(n)) > b.p.allowed.Load() {
-		return n, hostile("its registry sends more than the image has")
+	if cerr := b.p.count(int64(n)); cerr != nil {
+		return n, cerr
 	}
 	return n, err
 }

@@ -137,3 +137,22 @@ func TestD12_EndlessAnswerEnds(t *testing.T) {
 		t.Errorf("%v after %d bytes", err, p.bytes.Load())
 	}
 }
+
+// D12, D04: a pull ends when the disk fills up, not when it is full.
+func TestD12_FetchingLooksAtTheDisk(t *testing.T) {
+	t.Parallel()
+	full := errdefs.New(errdefs.Exhausted, "full")
+	looks := 0
+	p := newProgress(defaultLimits)
+	p.expect(1 << 40)
+	p.room = func() error {
+		if looks++; looks > 1 {
+			return full
+		}
+		return nil
+	}
+	n, err := io.Copy(io.Discard, countedBody{io.NopCloser(zeros{}), p})
+	if !errors.Is(err, full) || n < 2*roomEvery-1<<20 || n > 2*roomEvery+1<<20 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
