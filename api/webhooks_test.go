@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -243,9 +244,19 @@ func TestX39_TheOutboxOutlivesTheServer(t *testing.T) {
 	t.Parallel()
 	i := start(t, privateHooks)
 	key := i.key("developer")
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
 	gone := newHook(t)
-	gone.url = "http://127.0.0.1:1/"
+	gone.url = "http://" + silent.Addr().String()
 	id := i.claimHooked(key, gone, "")
+	attempt, err := silent.Accept() // the server ends in the middle of it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer attempt.Close()
 	i.stop()
 	h := newHook(t)
 	exec(t, i.dsn, fmt.Sprintf("UPDATE sandbox_webhooks SET url = '%s', destination = 'x' WHERE sandbox_id = '%s'", h.url, id))

@@ -118,7 +118,8 @@ func (d *Dispatcher) takeAll(ctx context.Context, work *sync.WaitGroup) time.Dur
 		if !free {
 			return busyLook
 		}
-		l, ok, err := d.cfg.Store.LeaseWebhook(ctx, d.cfg.Lease, teams, dests)
+		// Not ended by ctx: a lease whose answer nobody heard would last for its time.
+		l, ok, err := d.cfg.Store.LeaseWebhook(context.WithoutCancel(ctx), d.cfg.Lease, teams, dests)
 		if err != nil {
 			if ctx.Err() == nil {
 				d.cfg.Log.Warn("could not look for webhooks to deliver to", "err", err)
