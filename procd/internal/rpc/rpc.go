@@ -51,7 +51,15 @@ type server struct {
 func New(cfg Config) http.Handler {
 	s := &server{cfg: cfg}
 	mux := http.NewServeMux()
-	for pattern, h := range map[string]func(http.ResponseWriter, *http.Request) error{
+	for pattern, h := range s.routes() {
+		mux.HandleFunc(pattern, s.handle(h))
+	}
+	return mux
+}
+
+// routes is the API, whole.
+func (s *server) routes() map[string]func(http.ResponseWriter, *http.Request) error {
+	return map[string]func(http.ResponseWriter, *http.Request) error{
 		"GET " + procapi.PathHello: s.hello,
 		"POST " + procapi.PathInit: s.init,
 		"PUT " + procapi.PathEnv:   s.setEnv,
@@ -105,10 +113,7 @@ func New(cfg Config) http.Handler {
 		"GET " + procapi.PathLogs: s.readLogs,
 
 		"/": s.unknown,
-	} {
-		mux.HandleFunc(pattern, s.handle(h))
 	}
-	return mux
 }
 
 // handle turns a handler's error into the answer. A handler that returns an error
