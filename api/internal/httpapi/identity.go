@@ -212,7 +212,7 @@ func (a *API) DeleteAPIKey(w http.ResponseWriter, r *http.Request, id string) {
 	if err == nil {
 		err = a.cfg.Store.DeleteAPIKey(r.Context(), principalOf(r).TeamID, key)
 	}
-	a.rightsChanged()
+	a.rightsChanged(err)
 	a.answer(w, r, http.StatusOK, openapi.Message{Message: "api key deleted"}, err)
 }
 
@@ -222,7 +222,7 @@ func (a *API) DeactivateAPIKey(w http.ResponseWriter, r *http.Request, id string
 	if err == nil {
 		err = a.cfg.Store.DeactivateAPIKey(r.Context(), principalOf(r).TeamID, key)
 	}
-	a.rightsChanged()
+	a.rightsChanged(err)
 	a.answer(w, r, http.StatusOK, openapi.Message{Message: "api key deactivated"}, err)
 }
 

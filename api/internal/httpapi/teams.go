@@ -46,7 +46,7 @@ func (a *API) CreateTeam(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		t, err = a.cfg.Identity.CreateTeam(r.Context(), store.Team{Name: req.Name, Slug: value(req.Slug), OwnerID: user})
 	}
-	a.rightsChanged()
+	a.rightsChanged(err)
 	a.answer(w, r, http.StatusCreated, teamOut(t), err)
 }
 
@@ -77,7 +77,7 @@ func (a *API) UpdateTeam(w http.ResponseWriter, r *http.Request, _ string) {
 func (a *API) DeleteTeam(w http.ResponseWriter, r *http.Request, _ string) {
 	p := principalOf(r)
 	err := a.cfg.Store.DeleteTeam(r.Context(), p.TeamID, p.UserID)
-	a.rightsChanged()
+	a.rightsChanged(err)
 	a.answer(w, r, http.StatusOK, openapi.Message{Message: "team deleted"}, err)
 }
 
@@ -90,7 +90,7 @@ func (a *API) TransferTeam(w http.ResponseWriter, r *http.Request, _ string) {
 	if err == nil {
 		t, err = a.transferTeam(r, p, req.UserID)
 	}
-	a.rightsChanged()
+	a.rightsChanged(err)
 	a.answer(w, r, http.StatusOK, teamOut(t), err)
 }
 
@@ -143,7 +143,7 @@ func (a *API) AddTeamMember(w http.ResponseWriter, r *http.Request, _ string) {
 	if err == nil {
 		m, err = a.cfg.Store.AddMember(r.Context(), p.TeamID, req.Email, string(req.Role))
 	}
-	a.rightsChanged()
+	a.rightsChanged(err)
 	a.answer(w, r, http.StatusCreated, memberOut(m), err)
 }
 
@@ -167,7 +167,7 @@ func (a *API) UpdateTeamMember(w http.ResponseWriter, r *http.Request, _, userID
 	if err == nil {
 		err = a.cfg.Store.SetMemberRole(r.Context(), principalOf(r).TeamID, user, string(req.Role))
 	}
-	a.rightsChanged()
+	a.rightsChanged(err)
 	a.answer(w, r, http.StatusOK, openapi.Message{Message: "member updated"}, err)
 }
 
@@ -177,7 +177,7 @@ func (a *API) RemoveTeamMember(w http.ResponseWriter, r *http.Request, _, userID
 	if err == nil {
 		err = a.cfg.Store.RemoveMember(r.Context(), principalOf(r).TeamID, user)
 	}
-	a.rightsChanged()
+	a.rightsChanged(err)
 	a.answer(w, r, http.StatusOK, openapi.Message{Message: "member removed"}, err)
 }
 

@@ -213,10 +213,15 @@ func (a *API) UpdateUserRights(w http.ResponseWriter, r *http.Request, id string
 	if err == nil {
 		u, err = a.cfg.Store.SetUserRights(r.Context(), which, req.Disabled, req.IsAdmin)
 	}
-	a.rightsChanged()
+	a.rightsChanged(err)
 	a.answer(w, r, http.StatusOK, accountOut(u), err)
 }
 
 // rightsChanged makes what an answer says true here at once; other replicas are
-// told by the database.
-func (a *API) rightsChanged() { a.cfg.Auth.Forget() }
+// told by the database, and so is this one of a change whose answer was lost. Who
+// changes nothing makes nobody be looked up again (A08).
+func (a *API) rightsChanged(err error) {
+	if err == nil {
+		a.cfg.Auth.Forget()
+	}
+}

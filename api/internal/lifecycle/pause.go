@@ -194,6 +194,16 @@ func (k *Keeper) pauseLeased(ctx context.Context, leased store.Sandbox) error {
 	return err
 }
 
+// sleepAgain has a sandbox paused whose resume can't be recorded: what is in no quota
+// does not run.
+func (k *Keeper) sleepAgain(ctx context.Context, row store.Sandbox, gen sandbox.Generation) error {
+	ctx, cancel := context.WithTimeout(ctx, expiredTimeout)
+	defer cancel()
+	row.Generation = gen
+	_, err := k.pauseAtNode(ctx, row)
+	return err
+}
+
 // settleState brings a row in line with what its node says of pauses and resumes that
 // nobody recorded, both of them included. A state of an older generation than the row's
 // is old news.
@@ -201,10 +211,13 @@ func (k *Keeper) settleState(ctx context.Context, row store.Sandbox, state sandb
 	var changed bool
 	var err error
 	switch {
-	case state == sandbox.Paused && row.Status != sandbox.Paused:
+	case state == sandbox.Paused && (row.Status != sandbox.Paused || gen > row.Generation):
 		_, changed, err = k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, gen)
 	case state == sandbox.Running && (row.Status != sandbox.Running || gen > row.Generation):
 		_, changed, err = k.cfg.Store.SetResumed(ctx, row.TeamID, row.ID, row.ClaimID, gen)
+	}
+	if errdefs.Is(err, errdefs.Exhausted) { // nobody was told that it runs, and its team has no room for it
+		err = k.sleepAgain(ctx, row, gen)
 	}
 	if err != nil {
 		k.logFailure(ctx, "could not settle a sandbox's state", err)

@@ -184,6 +184,28 @@ func TestX39_ARowLearnsOfANewInstance(t *testing.T) {
 	}
 }
 
+// A15: a sandbox whose resume nobody has recorded does not run beyond its team's quota.
+func TestA15_AResumeThatTheQuotaRefusesIsUndone(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(nil)
+	if _, err := f.keep.Pause(t.Context(), f.team, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.conn.Exec(t.Context(), `WITH u AS (INSERT INTO users (email, name, password_hash) VALUES ('a@b.c', 'a', '') RETURNING id)
+		INSERT INTO teams (id, name, slug, owner_id, home_region_id) SELECT $1, 'a', 'a', id, '' FROM u`, f.team); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.store.SetQuota(t.Context(), f.team, store.Quota{Dimension: store.QuotaSandboxes, Limit: new(int64(0))}); err != nil {
+		t.Fatal(err)
+	}
+	f.node.Switch(string(sb.ID), "running", 2)
+	f.eventually(sb.ID, "it is paused again", is(sandbox.Paused, 2))
+	if got, _, _ := f.table.Lookup(sb.ID); got.State != sandbox.Paused {
+		t.Errorf("on its node it is %s", got.State)
+	}
+}
+
 // R6: a paused sandbox that its node has lost is not shown as one that can be resumed.
 func TestX46_APausedSandboxThatItsNodeLost(t *testing.T) {
 	t.Parallel()

@@ -13,12 +13,12 @@ import (
 
 // SetPaused records that an instance of a sandbox was saved by its node and runs no
 // more. Its ttl begins again when it is resumed. It reports false when the row was
-// something else by then, or knows a later instance.
+// something else by then, or knows this instance or a later one already.
 func (s *Store) SetPaused(ctx context.Context, team uuid.UUID, id sandbox.ID, claim uuid.UUID, gen sandbox.Generation) (Sandbox, bool, error) {
 	return s.changed(ctx, "recording a pause", `
 		UPDATE sandboxes SET status = 'paused', generation = $4, expires_at = NULL, updated_at = now()
 		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation <= $4
-		AND deleted_at IS NULL AND status IN ('starting', 'running')`, team, id, claim, gen)
+		AND deleted_at IS NULL AND (status IN ('starting', 'running') OR status = 'paused' AND generation < $4)`, team, id, claim, gen)
 }
 
 // BeginResume decides that a paused sandbox shall run, if its team's quota has room.
