@@ -1,11 +1,13 @@
 package images
 
 import (
+	"archive/tar"
 	"context"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -114,5 +116,31 @@ func TestEnsure(t *testing.T) {
 	}
 	if _, err := im.Ensure(ctx, reg.Host+"/a/c"); !errdefs.Is(err, errdefs.Unavailable) {
 		t.Errorf("a registry that is away: %v", err)
+	}
+}
+
+// A01: the files of an image that is on the node are those of who has them, not of
+// who knows what they are called.
+func TestC02_ToKnowADigestIsNotToHaveIt(t *testing.T) {
+	l := newLab(t)
+	secret := archiveOf(t, tar.Header{Name: "secret", Size: 1 << 10})
+	victim, err := l.ensure(l.push("victim/private:1", nil, layerOf(t, secret, "gzip")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	claimed := layerOf(t, archiveOf(t, tar.Header{Name: "mine"}), "gzip")
+	claimed.diff = layerOf(t, secret, "").diff
+	ref := l.push("thief/claims:1", nil, claimed)
+	for range 2 {
+		if got, err := l.ensure(ref); !errdefs.Is(err, errdefs.Unprocessable) || !strings.Contains(err.Error(), "not what its configuration says") {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		l.nothingStays(ref)
+	}
+	for range 2 { // whoever has it, in whatever form, shares it
+		got, err := l.ensure(l.push("friend/same:1", nil, layerOf(t, secret, "zstd")))
+		if err != nil || got.ChainID != victim.ChainID {
+			t.Errorf("%+v, %v: want %s", got, err, victim.ChainID)
+		}
 	}
 }

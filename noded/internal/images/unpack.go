@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
 	"github.com/containerd/continuity/fs"
 	"github.com/klauspost/compress/gzip"
@@ -57,7 +58,11 @@ func (i *Images) unpack(ctx context.Context, img containerd.Image, p *progress) 
 		sn, chain := i.cfg.Client.SnapshotService(i.cfg.Snapshotter), []digest.Digest(nil)
 		for _, layer := range layers {
 			a.bottom, a.want = len(chain) == 0, layer.Diff.Digest
-			if _, err := rootfs.ApplyLayer(ctx, layer, chain, sn, a); err != nil {
+			applied, err := rootfs.ApplyLayer(ctx, layer, chain, sn, a)
+			if err == nil {
+				err = a.prove(ctx, layer.Blob, applied)
+			}
+			if err != nil {
 				return err
 			}
 			chain = append(chain, layer.Diff.Digest)
@@ -131,7 +136,7 @@ func behind(f func() error) error {
 
 // applier unpacks layers of one image, which share their limits.
 type applier struct {
-	content  content.Provider
+	content  content.Store
 	limits   limits
 	room     func() error
 	deadline time.Time
@@ -148,29 +153,53 @@ type applier struct {
 
 // Apply implements diff.Applier.
 func (a *applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, _ ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	before := a.bytes
+	err := a.read(ctx, desc, func(ctx context.Context, r io.Reader) error { return a.extract(ctx, mounts, r) })
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: a.bytes - before, Digest: a.want}, err
+}
+
+// prove sees that a layer is what its configuration says also where there is a
+// snapshot of that already: it may be another team's, and to know its name is not
+// to have its files. Of each blob it is seen once.
+func (a *applier) prove(ctx context.Context, blob ocispec.Descriptor, applied bool) error {
+	if !applied {
+		info, err := a.content.Info(ctx, blob.Digest)
+		if err != nil || info.Labels[labels.LabelUncompressed] == a.want.String() {
+			return err
+		}
+		if err := a.read(ctx, blob, func(context.Context, io.Reader) error { return nil }); err != nil {
+			return err
+		}
+	}
+	seen := content.Info{Digest: blob.Digest, Labels: map[string]string{labels.LabelUncompressed: a.want.String()}}
+	_, err := a.content.Update(ctx, seen, "labels."+labels.LabelUncompressed)
+	return err
+}
+
+// read has use take a layer's archive, within the limits, and compares its digest.
+func (a *applier) read(ctx context.Context, desc ocispec.Descriptor, use func(context.Context, io.Reader) error) error {
 	// Of this alone: what is undone afterwards must have time.
 	ctx, cancel := context.WithDeadlineCause(ctx, a.deadline, hostilef("unpacking it takes longer than %v", a.limits.time))
 	defer cancel()
-	done, err := a.apply(ctx, desc, mounts)
+	err := a.verify(ctx, desc, use)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}
-	return done, err
+	return err
 }
 
-func (a *applier) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error) {
+func (a *applier) verify(ctx context.Context, desc ocispec.Descriptor, use func(context.Context, io.Reader) error) error {
 	blob, err := a.content.ReaderAt(ctx, desc)
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return err
 	}
 	defer blob.Close()
 	plain, err := decompress(content.NewReader(blob))
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("%w (%w)", hostile("a layer is compressed in no way that is known"), err)
+		return fmt.Errorf("%w (%w)", hostile("a layer is compressed in no way that is known"), err)
 	}
 	defer plain.Close()
 	sum := digest.Canonical.Digester()
-	before := a.bytes
 	bounded := reader(func(buf []byte) (int, error) {
 		if err := ctx.Err(); err != nil {
 			return 0, err
@@ -182,16 +211,16 @@ func (a *applier) apply(ctx context.Context, desc ocispec.Descriptor, mounts []m
 		return n, err // io.EOF as it is
 	})
 	r := io.TeeReader(bounded, sum.Hash())
-	if err := a.extract(ctx, mounts, r); err != nil {
-		return ocispec.Descriptor{}, err
+	if err := use(ctx, r); err != nil {
+		return err
 	}
 	if _, err := io.Copy(io.Discard, r); err != nil { // whatever follows the archive counts, too
-		return ocispec.Descriptor{}, err
+		return err
 	}
 	if sum.Digest() != a.want {
-		return ocispec.Descriptor{}, hostile("a layer is not what its configuration says")
+		return hostile("a layer is not what its configuration says")
 	}
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: a.bytes - before, Digest: a.want}, nil
+	return nil
 }
 
 type reader func([]byte) (int, error)
