@@ -139,6 +139,8 @@ func resources(r openapi.ResourceSpec) (memory, cpu int64, err error) {
 	switch {
 	case r.Memory == nil && r.CPU == nil:
 		return 0, 0, fmt.Errorf("memory is required")
+	case memory > sandbox.MaxMemoryBytes || cpu > CPUFor(sandbox.MaxMemoryBytes): // before anything is multiplied
+		return 0, 0, fmt.Errorf("want at most %s of memory and %s of cpu", quantity.FormatMemory(sandbox.MaxMemoryBytes), quantity.FormatCPU(CPUFor(sandbox.MaxMemoryBytes)))
 	case r.Memory == nil:
 		memory = cpu * bytesPerCPU / 1000
 	case r.CPU == nil:
