@@ -95,7 +95,7 @@ const keyBytes = 32
 // Key signs and checks. Its text is never told.
 type Key struct{ bytes [keyBytes]byte }
 
-// String and LogValue keep the key out of logs.
+// String implements fmt.Stringer, which logs print too.
 func (Key) String() string { return "REDACTED" }
 
 // GoString implements fmt.GoStringer.
