@@ -210,4 +210,7 @@ func (u *Usage) add(blobs, all *bolt.Bucket, seen map[string]bool) error {
 	})
 }
 
-func decodeManifest(raw []byte) (m Manifest, err error) { return m, json.Unmarshal(raw, &m) }
+func decodeManifest(raw []byte) (m Manifest, err error) {
+	err = json.Unmarshal(raw, &m)
+	return m, err
+}

@@ -175,24 +175,31 @@ const touchAfter = time.Hour
 // says how large it is.
 func (s *Store) Want(repo, hex string) (size int64, err error) {
 	var rec blobRecord
-	err = s.db.View(func(tx *bolt.Tx) error {
-		r := tx.Bucket(bucketRepos).Bucket([]byte(repo))
-		if r == nil || get(r, bucketBlobs, hex) == nil {
-			return ErrNotFound
-		}
-		return decode(tx.Bucket(bucketBlobs).Get([]byte(hex)), &rec)
+	err = s.db.View(func(tx *bolt.Tx) (err error) {
+		rec, err = record(tx, repo, hex)
+		return err
 	})
 	if err != nil || s.now().Sub(rec.At) < touchAfter {
 		return rec.Size, err
 	}
-	err = s.db.Update(func(tx *bolt.Tx) error {
-		if err := decode(tx.Bucket(bucketBlobs).Get([]byte(hex)), &rec); err != nil {
+	err = s.db.Update(func(tx *bolt.Tx) (err error) {
+		if rec, err = record(tx, repo, hex); err != nil { // again: a collection may have come between
 			return err
 		}
 		rec.At = s.now()
 		return put(tx.Bucket(bucketBlobs), hex, rec)
 	})
 	return rec.Size, err
+}
+
+// record is that of content which a repository has.
+func record(tx *bolt.Tx, repo, hex string) (rec blobRecord, err error) {
+	r := tx.Bucket(bucketRepos).Bucket([]byte(repo))
+	if r == nil || get(r, bucketBlobs, hex) == nil {
+		return rec, ErrNotFound
+	}
+	err = decode(tx.Bucket(bucketBlobs).Get([]byte(hex)), &rec)
+	return rec, err
 }
 
 func decode(raw []byte, v any) error {
@@ -205,9 +212,8 @@ func decode(raw []byte, v any) error {
 // Mount gives a repository content that another has.
 func (s *Store) Mount(repo, from, hex string) error {
 	return s.db.Update(func(tx *bolt.Tx) error {
-		r := tx.Bucket(bucketRepos).Bucket([]byte(from))
-		if r == nil || get(r, bucketBlobs, hex) == nil {
-			return ErrNotFound
+		if _, err := record(tx, from, hex); err != nil {
+			return err
 		}
 		return s.linkTx(tx, repo, hex, -1)
 	})
