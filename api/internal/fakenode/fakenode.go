@@ -43,6 +43,9 @@ type Node struct {
 	// AfterPause is called before a pause that took effect is answered.
 	AfterPause func(id string)
 
+	// OnStats may delay an answer about a sandbox's usage.
+	OnStats func(ctx context.Context)
+
 	// OnResolve answers ResolveImage; without it no registry is in reach.
 	OnResolve func(image string) (digest string, err error)
 

@@ -17,7 +17,10 @@ func (n *Node) SetStats(id string, samples ...*nodeapi.StatsSample) {
 }
 
 // Stats implements the node API.
-func (n *Node) Stats(_ context.Context, req *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
+func (n *Node) Stats(ctx context.Context, req *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
+	if n.OnStats != nil {
+		n.OnStats(ctx)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.sandboxes[req.GetId()] == nil {

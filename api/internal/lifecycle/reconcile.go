@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
 
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
@@ -21,6 +22,9 @@ const (
 	// orphanShare bounds how many of a node's sandboxes one pass may end for
 	// having no row: one in ten, and one at least.
 	orphanShare = 10
+
+	// passTimeout bounds the comparison with one node: the next goes on.
+	passTimeout = time.Minute
 )
 
 // Ended takes note that a node says of a sandbox that it failed or is gone. It
@@ -75,23 +79,36 @@ func (k *Keeper) fail(ctx context.Context, row store.Sandbox, reason string) {
 	}
 }
 
-// pass compares rows and sandboxes of every node whose stream is whole.
+// pass compares rows and sandboxes of every node whose stream is whole. One that
+// hangs holds up no other, and not for long.
 func (k *Keeper) pass(ctx context.Context) {
+	var g errgroup.Group
+	g.SetLimit(atOnce)
 	for _, n := range k.cfg.Table.Synced() {
-		list, ok := k.cfg.Table.SandboxesOf(n.Name)
-		if !ok {
-			continue
-		}
-		theirs := make(map[sandbox.ID]placement.Sandbox, len(list))
-		for _, sb := range list {
-			theirs[sb.ID] = sb
-		}
-		if err := k.compareRows(ctx, n.Name, theirs); err != nil {
-			k.logFailure(ctx, "could not compare a node with its rows", err)
-			continue
-		}
-		k.adoptOrEnd(ctx, n.Name, theirs, len(list))
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, passTimeout)
+			defer cancel()
+			k.passNode(ctx, n.Name)
+			return nil
+		})
 	}
+	g.Wait()
+}
+
+func (k *Keeper) passNode(ctx context.Context, node string) {
+	list, ok := k.cfg.Table.SandboxesOf(node)
+	if !ok {
+		return
+	}
+	theirs := make(map[sandbox.ID]placement.Sandbox, len(list))
+	for _, sb := range list {
+		theirs[sb.ID] = sb
+	}
+	if err := k.compareRows(ctx, node, theirs); err != nil {
+		k.logFailure(ctx, "could not compare a node with its rows", err)
+		return
+	}
+	k.adoptOrEnd(ctx, node, theirs, len(list))
 }
 
 // compareRows settles every row of a node, and removes from theirs what has one.

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,9 +29,10 @@ const (
 	readEvery   = time.Minute // of every sandbox, by one replica
 	purgeEvery  = time.Hour
 	retention   = 400 * 24 * time.Hour
-	callTimeout = 5 * time.Second // of one call to a node
-	atOnce      = 8               // calls to nodes
-	batch       = 500             // readings that are stored together
+	callTimeout = 5 * time.Second  // of one call to a node
+	nodeTimeout = 30 * time.Second // of reading one node; who is left out comes another time
+	atOnce      = 8                // nodes, and calls to each
+	batch       = 500              // readings that are stored together
 )
 
 // Nodes gives clients for calls to nodes; see nodes.Set.
@@ -99,23 +101,38 @@ func (m *Meter) read(ctx context.Context) error {
 	if err != nil || !mine {
 		return err
 	}
-	var failed error
+	var g errgroup.Group
+	g.SetLimit(atOnce)
 	for _, n := range m.cfg.Table.Synced() {
-		rpc, err := m.cfg.Nodes.RPC(n.Name)
-		if err != nil {
-			continue // it has just been lost
+		g.Go(func() error { return m.readNode(ctx, n.Name) })
+	}
+	return g.Wait()
+}
+
+// readNode asks a node. One that hangs holds up no other, and not for long.
+func (m *Meter) readNode(ctx context.Context, name string) error {
+	rpc, err := m.cfg.Nodes.RPC(name)
+	if err != nil {
+		return nil // it has just been lost
+	}
+	asking, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	list, _ := m.cfg.Table.SandboxesOf(name) // in no order
+	var failed error
+	for part := range slices.Chunk(list, batch) {
+		if asking.Err() != nil {
+			break
 		}
-		list, _ := m.cfg.Table.SandboxesOf(n.Name)
-		for len(list) > 0 {
-			some := list[:min(batch, len(list))]
-			list = list[len(some):]
-			failed = errors.Join(failed, m.readSome(ctx, rpc, some))
+		readings, err := readSome(asking, rpc, part)
+		if len(readings) > 0 {
+			err = errors.Join(err, m.cfg.Store.AddReadings(ctx, readings))
 		}
+		failed = errors.Join(failed, err)
 	}
 	return failed
 }
 
-func (m *Meter) readSome(ctx context.Context, rpc nodeapiconnect.NodeClient, list []placement.Sandbox) error {
+func readSome(ctx context.Context, rpc nodeapiconnect.NodeClient, list []placement.Sandbox) ([]store.Reading, error) {
 	var mu sync.Mutex
 	var readings []store.Reading
 	var g errgroup.Group
@@ -135,10 +152,7 @@ func (m *Meter) readSome(ctx context.Context, rpc nodeapiconnect.NodeClient, lis
 		})
 	}
 	err := g.Wait()
-	if len(readings) > 0 {
-		err = errors.Join(err, m.cfg.Store.AddReadings(ctx, readings))
-	}
-	return err
+	return readings, err
 }
 
 // readOne reads a sandbox's counters as they are now; false when there are none.

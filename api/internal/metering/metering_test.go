@@ -2,6 +2,7 @@ package metering_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -20,7 +21,7 @@ import (
 )
 
 // What nodes count is recorded once by many replicas, whatever of a node's answers
-// they get, and what a node does not know harms nothing.
+// they get; what a node does not know harms nothing, and one that hangs no other.
 func TestWhatNodesCountedIsRecordedOnce(t *testing.T) {
 	t.Parallel()
 	dsn := s0test.Postgres(t)
@@ -35,12 +36,16 @@ func TestWhatNodesCountedIsRecordedOnce(t *testing.T) {
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
 	node, table, log := fakenode.Start(t, &fakenode.Node{}), placement.New(), slog.New(slog.DiscardHandler)
-	set := nodes.New(nodes.Config{Sockets: []string{node.Socket}, Cluster: "local", Table: table, Log: log,
+	hung := fakenode.Start(t, &fakenode.Node{Name: "n0", OnStats: func(ctx context.Context) { <-ctx.Done() }})
+	for n := range 64 { // one after the other they would take longer than anybody waits below
+		hung.Adopt(&nodeapi.Sandbox{Id: fmt.Sprint("local-hung", n), Generation: 1, State: "running", Team: uuid.NewString(), ClaimId: uuid.NewString()})
+	}
+	set := nodes.New(nodes.Config{Sockets: []string{hung.Socket, node.Socket}, Cluster: "local", Table: table, Log: log,
 		OnSync: func(string) {}, OnEnd: func(string, sandbox.ID) {}})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 3)
 	go func() { done <- set.Run(ctx) }()
-	fakenode.Eventually(t, "the node is known", func() bool { return table.IsSynced("n1") })
+	fakenode.Eventually(t, "the nodes are known", func() bool { return table.IsSynced("n0") && table.IsSynced("n1") })
 
 	team := uuid.New()
 	id := node.AddSlots("pool", 1)[0]
