@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -81,6 +83,12 @@ func unpackError(err error) error {
 	case errors.Is(err, tar.ErrHeader), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum),
 		errors.Is(err, zstd.ErrMagicMismatch), errors.Is(err, zstd.ErrCRCMismatch), errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return fmt.Errorf("%w (%w)", hostile("a layer is broken"), err)
+	}
+	link, linking := errors.AsType[*os.LinkError](err)
+	misplaced := linking && link.Op == "link" && errors.Is(err, unix.ENOENT) || slices.ContainsFunc(
+		[]error{unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.EEXIST}, func(no error) bool { return errors.Is(err, no) })
+	if misplaced {
+		return fmt.Errorf("%w (%w)", hostile("a layer has a file that can't be where it is said to be"), err)
 	}
 	return err
 }
