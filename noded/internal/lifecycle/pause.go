@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -112,7 +113,7 @@ func (m *Manager) interruptible(ctx context.Context, inst *instance, timeout tim
 	}
 }
 
-// intendPause makes room for the image. Until that is complete the sandbox is not
+// intendPause makes room for the image, durably. Until that is complete the sandbox is not
 // paused, whoever dies.
 func (m *Manager) intendPause(ctx context.Context, inst *instance, rec journal.Record) error {
 	if err := m.removeImages(ctx, rec.ID); err != nil {
@@ -123,7 +124,20 @@ func (m *Manager) intendPause(ctx context.Context, inst *instance, rec journal.R
 		return err
 	}
 	m.change(inst, func() { inst.rec = rec })
-	return os.MkdirAll(m.imageDir(rec), 0o700)
+	if err := os.MkdirAll(m.imageDir(rec), 0o700); err != nil {
+		return err
+	}
+	return errors.Join(syncDir(m.imagesDir(rec.ID)), syncDir(m.cfg.ImageDir))
+}
+
+// syncDir makes the names in a directory durable: an image is no use that nothing
+// leads to when the power comes back.
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // quiesce has procd hang up. A sandbox that does not is saved all the same: a

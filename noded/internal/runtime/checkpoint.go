@@ -38,20 +38,36 @@ func (r *Runtime) Checkpoint(ctx context.Context, id sandbox.ID, dir string) err
 }
 
 func (r *Runtime) checkpoint(ctx context.Context, id sandbox.ID, dir string) error {
+	images := []string{filepath.Join(dir, filesImage), filepath.Join(dir, memoryImage)}
+	if err := makeImages(dir, images); err != nil {
+		return err
+	}
 	// Frozen, so that both are of one instant.
 	if _, err := r.client.TaskService().Pause(ctx, &tasksapi.PauseTaskRequest{ContainerID: string(id)}); err != nil {
 		return err
 	}
-	if err := r.save(ctx, id, filepath.Join(dir, filesImage), &options.CheckpointOptions{EmptyNamespaces: []string{shimapi.NoProcesses}}); err != nil {
+	if err := r.save(ctx, id, images[0], &options.CheckpointOptions{EmptyNamespaces: []string{shimapi.NoProcesses}}); err != nil {
 		return err
 	}
-	return r.save(ctx, id, filepath.Join(dir, memoryImage), &options.CheckpointOptions{Exit: true})
+	return r.save(ctx, id, images[1], &options.CheckpointOptions{Exit: true})
+}
+
+// makeImages makes the directories of the images, whose shim makes durable only what is
+// in them.
+func makeImages(dir string, images []string) error {
+	for _, image := range images {
+		if err := os.Mkdir(image, 0o700); err != nil {
+			return err
+		}
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func (r *Runtime) save(ctx context.Context, id sandbox.ID, dir string, opts *options.CheckpointOptions) error {
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
 	opts.ImagePath = dir
 	o, err := typeurl.MarshalAnyToProto(opts)
 	if err != nil {

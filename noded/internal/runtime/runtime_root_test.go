@@ -121,6 +121,29 @@ func TestX29_ExitIsReported(t *testing.T) {
 	n.wantNothing()
 }
 
+// X19: a sandbox is saved whole, or it goes on.
+func TestX19_Checkpoint(t *testing.T) {
+	n := newNode(t)
+	b := n.start(sandbox.GVisor)
+	a := b.accept()
+	image := dir(t)
+	n.ok(os.Mkdir(filepath.Join(image, memoryImage), 0o700)) // somebody's half image is in the way
+	if err := n.rt.Checkpoint(n.ctx(), b.c.ID, image); err == nil {
+		t.Fatal("an image was written over another")
+	}
+	n.ok(n.rt.Thaw(n.ctx(), b.c.ID))
+	a.wantOut("box", "read", "/proc/sys/kernel/hostname")
+	if saved, err := n.rt.Saved(image); saved || err != nil {
+		t.Errorf("half an image counts as one: %v, %v", saved, err)
+	}
+	a.conn.Close()
+	image = dir(t)
+	n.ok(n.rt.Checkpoint(n.ctx(), b.c.ID, image))
+	if saved, err := n.rt.Saved(image); !saved || err != nil {
+		t.Errorf("saved: %v, %v", saved, err)
+	}
+}
+
 // X20: what a checkpoint left frozen goes on, and nothing else is changed by it; the end
 // of one that died meanwhile is told.
 func TestX20_Thaw(t *testing.T) {

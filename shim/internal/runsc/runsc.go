@@ -151,8 +151,9 @@ func (r *Runsc) Create(ctx context.Context, bundle, pidFile, files string, io St
 func (r *Runsc) Start(ctx context.Context) error { return r.call(ctx, startTimeout, "start") }
 
 // Restore takes up the processes of an image instead of starting the first one.
-// What is in memory is read on demand and in the background, so the image must
-// stay as it is until the sandbox has ended.
+// What is in memory is read on demand and in the background, from files that are open
+// by then: the image must not be changed until the sandbox has ended, but its names may
+// be removed.
 func (r *Runsc) Restore(ctx context.Context, image string) error {
 	return r.call(ctx, imageTimeout, "restore", "--detach", "--background", "--image-path", image)
 }
