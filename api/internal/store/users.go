@@ -164,6 +164,10 @@ func (s *Store) RotateRefreshToken(ctx context.Context, hash, next []byte, life 
 	var user uuid.UUID
 	reused := false
 	err := s.inTx(ctx, "rotating a refresh token", func(ctx context.Context, tx pgx.Tx) error {
+		// Whoever ends all tokens of a user sees the successor, or ends the token first.
+		if _, err := tx.Exec(ctx, "SELECT FROM users WHERE id = (SELECT user_id FROM refresh_tokens WHERE hash = $1) FOR SHARE", hash); err != nil {
+			return err
+		}
 		err := tx.QueryRow(ctx, `
 			WITH used AS (
 				UPDATE refresh_tokens SET used_at = now()
@@ -197,11 +201,16 @@ func (s *Store) RotateRefreshToken(ctx context.Context, hash, next []byte, life 
 // EndRefreshTokens ends the family of one token of the user, or every family
 // when hash is nil. Ending what is not there is fine.
 func (s *Store) EndRefreshTokens(ctx context.Context, user uuid.UUID, hash []byte) error {
-	_, err := s.pool.Exec(ctx, `
-		DELETE FROM refresh_tokens
-		WHERE user_id = $1 AND ($2::bytea IS NULL OR family =
-			(SELECT family FROM refresh_tokens WHERE user_id = $1 AND hash = $2))`, user, hash)
-	return classify(err, "ending refresh tokens")
+	return s.inTx(ctx, "ending refresh tokens", func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE", user); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
+			DELETE FROM refresh_tokens
+			WHERE user_id = $1 AND ($2::bytea IS NULL OR family =
+				(SELECT family FROM refresh_tokens WHERE user_id = $1 AND hash = $2))`, user, hash)
+		return err
+	})
 }
 
 // PurgeRefreshTokens forgets tokens that expired.
