@@ -316,7 +316,8 @@ func (a *applier) accept(h *tar.Header) (bool, error) {
 // extended header of a megabyte would be.
 func (a *applier) slim(h *tar.Header) {
 	all := h.PAXRecords
-	h.PAXRecords, h.Xattrs, h.Uname, h.Gname = nil, nil, "", "" //nolint:staticcheck // the old map holds what the new one loses
+	//lint:ignore SA1019 the old map holds what the new one loses
+	h.PAXRecords, h.Xattrs, h.Uname, h.Gname = nil, nil, "", ""
 	h.Name, h.Linkname = strings.Clone(h.Name), strings.Clone(h.Linkname)
 	a.names += int64(len(h.Name) + len(h.Linkname))
 	for key, value := range all {
