@@ -27,7 +27,7 @@ type rule struct {
 	deny  []string // forbidden even so, with everything below
 }
 
-var leaves = []string{"internal/sandbox", "internal/policy", "internal/errdefs", "internal/daemon", "internal/failpoint", "internal/warm"}
+var leaves = []string{"internal/sandbox", "internal/policy", "internal/errdefs", "internal/daemon", "internal/failpoint", "internal/publicnet", "internal/warm"}
 
 // rules is the import table of the design. A component's internal packages obey
 // their component's rule unless a longer one is listed.
@@ -36,6 +36,7 @@ var rules = []rule{
 	{in: "internal/warm"},
 	{in: "internal/sandbox", own: []string{"internal/warm"}},
 	{in: "internal/policy"},
+	{in: "internal/publicnet"},
 	{in: "internal/errdefs"},
 	{in: "internal/imageref"},
 	{in: "internal/regauth"},
@@ -52,7 +53,7 @@ var rules = []rule{
 		"github.com/jackc/pgx/v5", "github.com/oapi-codegen/runtime", "github.com/prometheus/client_golang",
 		"golang.org/x/crypto", "golang.org/x/oauth2", "golang.org/x/sync", "golang.org/x/time", "google.golang.org/protobuf",
 	}},
-	{in: "api/internal/capture", own: append(leaves, "internal/nodeapi"), third: []string{"github.com/google/go-containerregistry", "github.com/google/uuid"}},
+	{in: "api/internal/capture", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: []string{"github.com/google/go-containerregistry", "github.com/google/uuid"}},
 	{in: "api/internal/apidoc", third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
 	{in: "noded", own: append(leaves, "internal/imageref", "internal/nodeapi", "internal/procapi"), third: []string{
@@ -60,7 +61,7 @@ var rules = []rule{
 		"github.com/vishvananda/netlink", "google.golang.org/protobuf",
 	}},
 	{in: "noded/internal/runtime", own: append(leaves, "internal/procapi", "internal/shimapi"), third: containerd},
-	{in: "noded/internal/images", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: append(containerd, "github.com/klauspost/compress")},
+	{in: "noded/internal/images", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: append(containerd, "github.com/containerd/continuity", "github.com/klauspost/compress")},
 	{in: "noded/internal/journal", own: leaves, third: []string{"go.etcd.io/bbolt"}},
 	{in: "registry", own: []string{"internal/daemon", "internal/errdefs", "internal/imageref", "internal/regauth"}},
 	{in: "registry/internal/store", third: []string{"go.etcd.io/bbolt"}},
