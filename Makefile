@@ -69,7 +69,7 @@ test: test-deps lint test-unit ## run all tests (root; Linux)
 
 test-unit: ## run the quick tests: no root, race detector on
 	@echo "== unit tests"
-	@go test -short -race -shuffle=on -timeout 5m ./...
+	@go test -short -race -shuffle=on -timeout 15m ./...
 
 lint: tools ## gofmt, vet, staticcheck, the import table
 	@echo "== lint"

@@ -89,10 +89,12 @@ func TestTunnelKeepsHalfCloses(t *testing.T) {
 
 func TestTunnelTellsABreakFromAnEnd(t *testing.T) {
 	cut := listen(t, "tcp", "127.0.0.1:0", func(c net.Conn) {
+		c.Read(make([]byte, 1)) // the tunnel is open: a reset before that is a refusal
 		c.Write([]byte("half"))
 		c.(*net.TCPConn).SetLinger(0)
 	})
-	_, resp := openTunnel(t, "port="+portOf(cut))
+	begin, resp := openTunnel(t, "port="+portOf(cut))
+	io.WriteString(begin, "x")
 	if got, err := io.ReadAll(resp.Body); err == nil {
 		t.Errorf("a reset connection ended like a complete one: %q", got)
 	}

@@ -81,16 +81,13 @@ func (d *Dialer) Dial(ctx context.Context, to Target) (*Tunnel, error) {
 	return nil, errdefs.WithCode(errdefs.Unavailable, procapi.CodePortRefused, "nothing listens there").WithCause(errors.Join(failed...))
 }
 
-// Close ends the tunnel in both directions at once.
-func (t *Tunnel) Close() { t.close() }
-
-// abandon ends a tunnel whose peer has gone. Input that broke off breaks the
-// connection: to the service a clean end would look complete.
-func (t *Tunnel) abandon() {
+// Close ends the tunnel in both directions at once. Input that has not come to
+// its end breaks the connection: to the service a clean end would look complete.
+func (t *Tunnel) Close() {
 	if tcp, ok := t.conn.(*net.TCPConn); ok && !t.complete.Load() {
 		_ = tcp.SetLinger(0)
 	}
-	t.Close()
+	t.close()
 }
 
 // Peer is the host's end of a tunnel.
@@ -102,7 +99,7 @@ type Peer struct {
 
 // Carry copies both ways. It returns nil at the service's end and when ctx ends.
 func (t *Tunnel) Carry(ctx context.Context, peer Peer) error {
-	defer context.AfterFunc(ctx, t.abandon)()
+	defer context.AfterFunc(ctx, t.Close)()
 	var sending sync.WaitGroup
 	sending.Go(func() { t.send(peer.Input) })
 	defer sending.Wait()
@@ -134,6 +131,6 @@ func (t *Tunnel) send(input io.Reader) {
 		err = t.conn.CloseWrite()
 	}
 	if err != nil {
-		t.abandon()
+		t.Close()
 	}
 }
