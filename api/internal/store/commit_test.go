@@ -93,7 +93,8 @@ func TestAClaimThatGaveUpIsNotWritten(t *testing.T) {
 	var wg sync.WaitGroup
 	ctx, giveUp := context.WithCancel(t.Context())
 	for n := range claims {
-		rows = append(rows, newSandbox(t, uuid.New()))
+		row := newSandbox(t, uuid.New())
+		rows = append(rows, row)
 		wg.Go(func() {
 			seat, err := s.Reserve(t.Context())
 			if err != nil {
@@ -101,7 +102,7 @@ func TestAClaimThatGaveUpIsNotWritten(t *testing.T) {
 				return
 			}
 			defer seat.Release()
-			_, err = seat.InsertSandbox(ctx, rows[n])
+			_, err = seat.InsertSandbox(ctx, row)
 			written[n] = err == nil || store.Unknown(err)
 		})
 	}
