@@ -26,9 +26,10 @@ import (
 )
 
 const (
-	stackStartTimeout = 4 * time.Minute // the database is made, the image unpacked, the pool warmed, on a loaded machine
-	stackStopTimeout  = 3 * time.Minute // every sandbox is torn down
-	settleTimeout     = 2 * time.Minute // R4: what nobody owns is reclaimed
+	stackStartTimeout = 4 * time.Minute  // the database is made, the image unpacked, the pool warmed, on a loaded machine
+	stackStopTimeout  = 3 * time.Minute  // every sandbox is torn down
+	settleTimeout     = 2 * time.Minute  // R4: what nobody owns is reclaimed
+	exitTimeout       = 20 * time.Second // what nobody waits for ends, on a loaded machine
 	statusPoll        = 50 * time.Millisecond
 )
 
@@ -348,10 +349,22 @@ func (s *Stack) S0D(command string, args ...string) (string, error) {
 	return string(out), err
 }
 
+// settled is what is left when what ends by itself has had the time to: a shim goes
+// after its last sandbox, and nobody waits for it.
+func (s *Stack) settled() (left []string) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for begin := time.Now(); ; <-tick.C {
+		if left = s.Leftovers(); len(left) == 0 || time.Since(begin) > exitTimeout {
+			return left
+		}
+	}
+}
+
 // finish stops the stack and tells what it left.
 func (s *Stack) finish() {
 	s.Down(false)
-	if left := s.Leftovers(); len(left) > 0 {
+	if left := s.settled(); len(left) > 0 {
 		s.t.Errorf("left on the machine after the stop:\n\t%s", strings.Join(left, "\n\t"))
 	}
 	if s.t.Failed() {
