@@ -48,15 +48,16 @@ func (r *Runtime) removeTask(ctx context.Context, id string) error {
 	return errgrpc.ToNative(err)
 }
 
-// endTask kills the task and waits for its end. A shim that dies on the way is an
-// end, too: containerd then removes the task by itself.
+// endTask kills the task and waits for its end, which may come before the kill and be
+// told later. A shim that dies on the way is an end, too: containerd then removes the
+// task by itself.
 func (r *Runtime) endTask(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
 	tasks := r.client.TaskService()
 	_, err := tasks.Kill(ctx, &tasksapi.KillRequest{ContainerID: id, Signal: uint32(unix.SIGKILL), All: true})
-	if err = errgrpc.ToNative(err); err != nil {
-		if cerrdefs.IsNotFound(err) || cerrdefs.IsFailedPrecondition(err) {
+	if err = errgrpc.ToNative(err); err != nil && !cerrdefs.IsNotFound(err) {
+		if cerrdefs.IsFailedPrecondition(err) {
 			return nil // nothing to end
 		}
 		return err
