@@ -65,7 +65,7 @@ clean: ## remove what was built (not an instance's data)
 
 test: test-deps lint test-unit ## run all tests (root; Linux)
 	@echo "== all tests, with a real containerd, runsc and PostgreSQL"
-	@go test -shuffle=on -p 1 -timeout 25m ./...
+	@go test -shuffle=on -p 1 -timeout 40m ./...
 
 test-unit: ## run the quick tests: no root, race detector on
 	@echo "== unit tests"

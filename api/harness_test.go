@@ -342,7 +342,7 @@ func watchMemory(t testing.TB) (grown func() uint64) {
 		runtime.GC()
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		return m.HeapInuse
+		return m.HeapAlloc
 	}
 	before := heap()
 	var largest atomic.Uint64

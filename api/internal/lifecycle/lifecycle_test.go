@@ -97,11 +97,16 @@ func (f *fixture) claimed(change func(*store.NewSandbox)) store.Sandbox {
 // adopt gives the node a sandbox of a claim.
 func (f *fixture) adopt(id, claimID string) {
 	f.t.Helper()
-	f.node.Adopt(&nodeapi.Sandbox{Id: id, Generation: 1, State: "running", Team: f.team.String(), ClaimId: claimID})
+	f.revive(id, claimID)
 	fakenode.Eventually(f.t, "the sandbox is listed", func() bool {
 		_, _, ok := f.table.Lookup(sandbox.ID(id))
 		return ok
 	})
+}
+
+// revive has the node run a sandbox that nobody claimed there.
+func (f *fixture) revive(id, claimID string) {
+	f.node.Adopt(&nodeapi.Sandbox{Id: id, Generation: 1, State: "running", Team: f.team.String(), ClaimId: claimID})
 }
 
 func (f *fixture) row(id sandbox.ID) store.Sandbox {
@@ -205,7 +210,7 @@ func TestG09_ASandboxWithoutARowHasTheGrace(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f.adopt(string(id), uuid.NewString())
+			f.revive(string(id), uuid.NewString())
 		}
 	}
 	marker := patient.claimed(nil)
@@ -229,7 +234,7 @@ func TestG04_ATombstoneEndsWhatComesBack(t *testing.T) {
 	if err := f.keep.Delete(t.Context(), f.team, sb.ID); err != nil {
 		t.Fatal(err)
 	}
-	f.adopt(string(sb.ID), sb.ClaimID.String()) // a node restored from an old journal
+	f.revive(string(sb.ID), sb.ClaimID.String()) // a node restored from an old journal
 	fakenode.Eventually(t, "it is ended without any grace", func() bool { return len(f.node.Sandboxes()) == 0 })
 }
 
