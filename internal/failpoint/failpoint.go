@@ -9,8 +9,10 @@
 // where action is error (Hit returns an error with arg as its text), exit (the
 // process ends at once as by SIGKILL), or delay (arg is a Go duration), and N
 // is how often the term fires, counted from the first hit; without N, always.
+// The name "*" with the action trace appends every place that is hit to the file
+// arg, in the order of the first hits: tests learn from it which places there are.
 // Unarmed, Hit costs one atomic load. The package owns the table of armed terms
-// and never touches anything else.
+// and touches nothing else but that file.
 package failpoint
 
 import (
@@ -27,6 +29,9 @@ import (
 // EnvVar names the environment variable that arms failpoints.
 const EnvVar = "S0_FAILPOINTS"
 
+// everyPlace is the name that trace stands under.
+const everyPlace = "*"
+
 type term struct {
 	action string
 	arg    string
@@ -36,8 +41,9 @@ type term struct {
 var (
 	armed atomic.Bool
 
-	mu    sync.Mutex
-	terms map[string]*term
+	mu     sync.Mutex
+	terms  map[string]*term
+	traced map[string]bool // places that the trace has
 )
 
 // Arm replaces the table; an empty spec disarms everything. Daemons call it once
@@ -56,7 +62,7 @@ func Arm(spec string) error {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	terms = table
+	terms, traced = table, map[string]bool{}
 	armed.Store(len(table) > 0)
 	return nil
 }
@@ -75,14 +81,17 @@ func parse(s string) (string, *term, error) {
 		t.left, rest = count, after
 	}
 	t.action, t.arg, _ = strings.Cut(strings.TrimSuffix(rest, ")"), "(")
+	if (t.action == "trace") != (name == everyPlace) {
+		return "", nil, fmt.Errorf("action %q: trace and it alone is for every place", t.action)
+	}
 	switch t.action {
-	case "error", "exit":
+	case "error", "exit", "trace":
 	case "delay":
 		if _, err := time.ParseDuration(t.arg); err != nil {
 			return "", nil, err
 		}
 	default:
-		return "", nil, fmt.Errorf("action %q: want error, exit or delay", t.action)
+		return "", nil, fmt.Errorf("action %q: want error, exit, delay or trace", t.action)
 	}
 	return name, t, nil
 }
@@ -109,6 +118,7 @@ func Hit(name string) error {
 func take(name string) (action, arg string) {
 	mu.Lock()
 	defer mu.Unlock()
+	trace(name)
 	t := terms[name]
 	if t == nil || t.left == 0 {
 		return "", ""
@@ -117,4 +127,20 @@ func take(name string) (action, arg string) {
 		t.left--
 	}
 	return t.action, t.arg
+}
+
+// trace is called with mu held: its file has whole lines in the order of the hits. A
+// trace that can't be written is a test's, which finds it incomplete.
+func trace(name string) {
+	t := terms[everyPlace]
+	if t == nil || traced[name] {
+		return
+	}
+	traced[name] = true
+	f, err := os.OpenFile(t.arg, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_, _ = f.WriteString(name + "\n")
 }

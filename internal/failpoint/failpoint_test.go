@@ -1,6 +1,8 @@
 package failpoint
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -26,9 +28,25 @@ func TestHit(t *testing.T) {
 }
 
 func TestArmRefuses(t *testing.T) {
-	for _, s := range []string{"a", "=error", "a=0*error", "a=x*error", "a=panic", "a=delay(soon)"} {
+	for _, s := range []string{"a", "=error", "a=0*error", "a=x*error", "a=panic", "a=delay(soon)", "a=trace(/x)", "*=error"} {
 		if Arm(s) == nil {
 			t.Errorf("Arm(%q) succeeded", s)
 		}
+	}
+}
+
+func TestTrace(t *testing.T) {
+	t.Cleanup(func() { _ = Arm("") })
+	file := filepath.Join(t.TempDir(), "trace")
+	if err := Arm("*=trace(" + file + ");b=error(boom)"); err != nil {
+		t.Fatal(err)
+	}
+	for _, place := range []string{"a", "b", "a", "c"} {
+		if err := Hit(place); (err != nil) != (place == "b") {
+			t.Errorf("%s: %v", place, err)
+		}
+	}
+	if got, err := os.ReadFile(file); err != nil || string(got) != "a\nb\nc\n" {
+		t.Errorf("trace %q (%v)", got, err)
 	}
 }

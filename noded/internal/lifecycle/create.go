@@ -186,8 +186,12 @@ func (m *Manager) createSteps(inst *instance, image string, req startRequest) []
 	}
 }
 
-// runSteps takes the steps of an operation, each with a failpoint behind it.
+// runSteps takes the steps of an operation, each with a failpoint behind it; what is
+// before the first has one of its own.
 func (m *Manager) runSteps(ctx context.Context, operation string, steps []step) error {
+	if err := failpoint.Hit(operation + ".begin"); err != nil {
+		return err
+	}
 	for _, s := range steps {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -41,6 +41,9 @@ func (m *Manager) Delete(ctx context.Context, id sandbox.ID, gen sandbox.Generat
 	if rec.State == journal.Terminating {
 		return nil
 	}
+	if err := failpoint.Hit("delete.begin"); err != nil {
+		return err
+	}
 	rec.State, rec.Reason = journal.Terminating, reason
 	if err := m.cfg.Journal.Put(ctx, rec); err != nil {
 		return fmt.Errorf("deleting %s: %w", id, err)

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"s0.run/internal/failpoint"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/shimapi"
 )
@@ -39,17 +40,30 @@ func (r *Runtime) Checkpoint(ctx context.Context, id sandbox.ID, dir string) err
 
 func (r *Runtime) checkpoint(ctx context.Context, id sandbox.ID, dir string) error {
 	images := []string{filepath.Join(dir, filesImage), filepath.Join(dir, memoryImage)}
-	if err := makeImages(dir, images); err != nil {
-		return err
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"dirs", func() error { return makeImages(dir, images) }},
+		{"freeze", func() error { return r.freeze(ctx, id) }}, // so that both are of one instant
+		{"files", func() error {
+			return r.save(ctx, id, images[0], &options.CheckpointOptions{EmptyNamespaces: []string{shimapi.NoProcesses}})
+		}},
+		{"memory", func() error { return r.save(ctx, id, images[1], &options.CheckpointOptions{Exit: true}) }},
+	} {
+		if err := step.do(); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("checkpoint.after-" + step.name); err != nil {
+			return err
+		}
 	}
-	// Frozen, so that both are of one instant.
-	if _, err := r.client.TaskService().Pause(ctx, &tasksapi.PauseTaskRequest{ContainerID: string(id)}); err != nil {
-		return err
-	}
-	if err := r.save(ctx, id, images[0], &options.CheckpointOptions{EmptyNamespaces: []string{shimapi.NoProcesses}}); err != nil {
-		return err
-	}
-	return r.save(ctx, id, images[1], &options.CheckpointOptions{Exit: true})
+	return nil
+}
+
+func (r *Runtime) freeze(ctx context.Context, id sandbox.ID) error {
+	_, err := r.client.TaskService().Pause(ctx, &tasksapi.PauseTaskRequest{ContainerID: string(id)})
+	return err
 }
 
 // makeImages makes the directories of the images, whose shim makes durable only what is

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
 
+	"s0.run/internal/failpoint"
 	"s0.run/internal/sandbox"
 )
 
@@ -34,6 +35,9 @@ func (r *Runtime) Remove(ctx context.Context, id sandbox.ID) error {
 	} {
 		if err := step.do(ctx, string(id)); err != nil && !cerrdefs.IsNotFound(err) {
 			return fmt.Errorf("removing %s of %s: %w", step.name, id, err)
+		}
+		if err := failpoint.Hit("remove.after-" + step.name); err != nil {
+			return err
 		}
 	}
 	r.seen.gone(id, time.Now())

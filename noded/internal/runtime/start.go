@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/shimapi"
 	"s0.run/noded/internal/images"
@@ -69,6 +70,9 @@ func (r *Runtime) start(ctx context.Context, c Container, runtimeName string, im
 	if err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
+	if err := failpoint.Hit("start.after-snapshot"); err != nil {
+		return err
+	}
 	_, err = r.client.ContainerService().Create(ctx, containers.Container{
 		ID:          string(c.ID),
 		Labels:      c.Labels,
@@ -81,6 +85,9 @@ func (r *Runtime) start(ctx context.Context, c Container, runtimeName string, im
 	if err != nil {
 		return fmt.Errorf("container: %w", err)
 	}
+	if err := failpoint.Hit("start.after-container"); err != nil {
+		return err
+	}
 	options, err := fromCheckpoint(c.Checkpoint)
 	if err != nil {
 		return err
@@ -90,6 +97,9 @@ func (r *Runtime) start(ctx context.Context, c Container, runtimeName string, im
 		return fmt.Errorf("creating the task: %w", err)
 	}
 	r.seen.running(c.ID, task.Pid)
+	if err := failpoint.Hit("start.after-task"); err != nil {
+		return err
+	}
 	if _, err := r.client.TaskService().Start(ctx, &tasksapi.StartRequest{ContainerID: string(c.ID)}); err != nil {
 		return fmt.Errorf("starting the task: %w", err)
 	}
