@@ -44,6 +44,13 @@ const (
 	CodeStaleGeneration = "stale_generation"
 )
 
+// Codes of a saved sandbox that this node can't start as it was saved. The message says
+// why, for its tenant.
+const (
+	CodeMemoryDiffers = "memory_incompatible" // its files can be resumed alone
+	CodeImageDiffers  = "image_incompatible"
+)
+
 // SpecToWire translates a spec for the wire.
 func SpecToWire(s sandbox.Spec) *Spec {
 	return &Spec{
