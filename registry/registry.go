@@ -77,11 +77,13 @@ type Registry struct {
 
 // New opens the registry's directory. [Registry.Close] gives it back.
 func New(cfg Config) (*Registry, error) {
-	s, err := store.Open(cfg.Dir)
+	r := &Registry{cfg: cfg, now: time.Now, most: perTeam}
+	s, err := store.Open(cfg.Dir, func() time.Time { return r.now() })
 	if err != nil {
 		return nil, err
 	}
-	return &Registry{cfg: cfg, store: s, now: time.Now, most: perTeam}, nil
+	r.store = s
+	return r, nil
 }
 
 // Close ends what is under way.

@@ -68,7 +68,6 @@ func (f *fixture) open() {
 		f.Fatal(err)
 	}
 	reg.now = func() time.Time { return f.now }
-	reg.store.SetClockForTest(reg.now)
 	f.reg = reg
 }
 
@@ -523,7 +522,6 @@ func TestPushesRaceCollections(t *testing.T) {
 	imgs := [4]v1.Image{f.image(), f.image(), f.image(), f.image()}
 	var clock sync.Mutex
 	f.reg.now = func() time.Time { clock.Lock(); defer clock.Unlock(); return f.now }
-	f.reg.store.SetClockForTest(f.reg.now)
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -584,7 +582,7 @@ func TestLoadsALayout(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", hash.Hex), []byte("other"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(f.reg.store.BlobPathForTest(hash.Hex)); err != nil {
+	if err := os.Remove(filepath.Join(f.dir, "blobs", hash.Hex[:2], hash.Hex)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.reg.Load(dir, "s0/default", "latest"); err == nil {

@@ -96,6 +96,7 @@ func TestSpecValidate(t *testing.T) {
 		"little memory":   func(s *Spec) { s.MemoryBytes-- },
 		"much memory":     func(s *Spec) { s.MemoryBytes = MaxMemoryBytes + 1 },
 		"no cpu":          func(s *Spec) { s.CPUMillis = 0 },
+		"endless cpu":     func(s *Spec) { s.CPUMillis = MaxCPUMillis + 1 },
 		"negative disk":   func(s *Spec) { s.DiskBytes = -1 },
 		"negative pids":   func(s *Spec) { s.PidsLimit = -1 },
 		"unknown runtime": func(s *Spec) { s.RuntimeClass = "firecracker" },

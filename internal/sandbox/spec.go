@@ -29,8 +29,8 @@ func (s Spec) Validate() error {
 		return fmt.Errorf("spec: image is required")
 	case s.MemoryBytes < MinMemoryBytes || s.MemoryBytes > MaxMemoryBytes:
 		return fmt.Errorf("spec: memory of %d bytes: want %d to %d", s.MemoryBytes, MinMemoryBytes, MaxMemoryBytes)
-	case s.CPUMillis <= 0:
-		return fmt.Errorf("spec: cpu of %d millicores: want more than 0", s.CPUMillis)
+	case s.CPUMillis <= 0 || s.CPUMillis > MaxCPUMillis:
+		return fmt.Errorf("spec: cpu of %d millicores: want 1 to %d", s.CPUMillis, MaxCPUMillis)
 	case s.DiskBytes < 0 || s.PidsLimit < 0:
 		return fmt.Errorf("spec: negative limit")
 	}
@@ -44,10 +44,12 @@ func (s Spec) Validate() error {
 	return fmt.Errorf("spec: runtime class %q: want gvisor, kata or runc", s.RuntimeClass)
 }
 
-// Memory bounds of the contract, in bytes.
+// Bounds of what a sandbox may ask for: memory is the contract's, in bytes; no machine
+// has as many cores, in thousandths, and what is computed from them can't overflow.
 const (
 	MinMemoryBytes = 128 << 20
 	MaxMemoryBytes = 32 << 30
+	MaxCPUMillis   = 4096 * 1000
 )
 
 // Hash identifies the spec: 16 hex digits over its canonical JSON. Slots of

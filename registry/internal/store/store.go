@@ -73,8 +73,9 @@ type Manifest struct {
 	Absent   time.Time `json:"absent,omitzero"`    // since when it has been told to be unused; zero: it is used, or nobody said
 }
 
-// Open opens the store below dir, which is made when it is missing.
-func Open(dir string) (*Store, error) {
+// Open opens the store below dir, which is made when it is missing. Ages are told by
+// now.
+func Open(dir string, now func() time.Time) (*Store, error) {
 	for _, d := range []string{"blobs", "uploads"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			return nil, err
@@ -84,7 +85,7 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the registry's database: %w", err)
 	}
-	s := &Store{dir: dir, db: db, now: time.Now, uploads: map[string]*Upload{}}
+	s := &Store{dir: dir, db: db, now: now, uploads: map[string]*Upload{}}
 	err = db.Update(func(tx *bolt.Tx) error {
 		for _, b := range [][]byte{bucketBlobs, bucketRepos} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
@@ -292,9 +293,3 @@ func (s *Store) settle(path, repo, hex string, size int64) error {
 	}
 	return s.db.Update(func(tx *bolt.Tx) error { return s.linkTx(tx, repo, hex, size) })
 }
-
-// SetClockForTest sets what time it is.
-func (s *Store) SetClockForTest(now func() time.Time) { s.now = now }
-
-// BlobPathForTest is where content lies.
-func (s *Store) BlobPathForTest(hex string) string { return s.blobPath(hex) }
