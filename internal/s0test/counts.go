@@ -62,16 +62,16 @@ func (t Trace) linkNumber() int {
 
 // storedObjects lists what a containerd that does not run has of sandboxes, from
 // its database.
-func (s *Stack) storedObjects() ([]Trace, error) {
+func (m *Machine) storedObjects() ([]Trace, error) {
 	var all []Trace
-	files, err := filepath.Glob(filepath.Join(s.DataDir, "*", "io.containerd.metadata.v1.bolt", "meta.db"))
+	files, err := filepath.Glob(filepath.Join(m.DataDir, "*", "io.containerd.metadata.v1.bolt", "meta.db"))
 	for _, f := range files {
 		db, err := bbolt.Open(f, 0o600, &bbolt.Options{ReadOnly: true, Timeout: 5 * time.Second})
 		if err != nil {
 			return nil, fmt.Errorf("containerd's database: %w", err)
 		}
 		err = db.View(func(tx *bbolt.Tx) error {
-			all = append(all, s.stored(tx)...)
+			all = append(all, m.stored(tx)...)
 			return nil
 		})
 		if err := errors.Join(err, db.Close()); err != nil {
@@ -82,11 +82,11 @@ func (s *Stack) storedObjects() ([]Trace, error) {
 }
 
 // stored reads v1/<namespace>/{containers,leases}/<id> and …/snapshots/<snapshotter>/<key>.
-func (s *Stack) stored(tx *bbolt.Tx) []Trace {
+func (m *Machine) stored(tx *bbolt.Tx) []Trace {
 	var all []Trace
 	namespace := tx.Bucket([]byte("v1"))
 	if namespace != nil {
-		namespace = namespace.Bucket([]byte("s0"))
+		namespace = namespace.Bucket([]byte(m.Namespace))
 	}
 	if namespace == nil {
 		return nil
@@ -97,7 +97,7 @@ func (s *Stack) stored(tx *bbolt.Tx) []Trace {
 		}
 		_ = b.ForEachBucket(func(k []byte) error {
 			// A committed snapshot is an image's layer, named by its digest.
-			if t := s.trace(kind, string(k)); kind != "snapshot" || !strings.HasPrefix(t.Name, "sha256:") {
+			if t := m.trace(kind, string(k)); kind != "snapshot" || !strings.HasPrefix(t.Name, "sha256:") {
 				all = append(all, t)
 			}
 			return nil

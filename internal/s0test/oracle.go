@@ -26,6 +26,18 @@ import (
 	"s0.run/internal/nodeapi/nodeapiconnect"
 )
 
+// A Machine is where everything of one instance of s0 is.
+type Machine struct {
+	Root             string // whatever it starts or mounts has a path below it
+	DataDir, RunDir  string // both below Root
+	Cluster          string // prefixes every sandbox id of this instance, and of no other
+	CgroupParent     string
+	NodeSocket       string
+	ContainerdSocket string
+	Namespace        string // of containerd
+	BinDir           string // has ctr
+}
+
 // A Trace is one thing that the machine holds of a stack: seen in the kernel, in
 // containerd or in the file system, never in a daemon's own words.
 type Trace struct {
@@ -95,11 +107,11 @@ func compare(live map[string]string, traces []Trace) error {
 }
 
 // Live is what the node says it has: ids of free slots and of claimed sandboxes.
-func (s *Stack) Live() (map[string]string, error) {
+func (m *Machine) Live() (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(s.RunDir, "noded.sock"))
+		return new(net.Dialer).DialContext(ctx, "unix", m.NodeSocket)
 	}}
 	defer transport.CloseIdleConnections()
 	node := nodeapiconnect.NewNodeClient(&http.Client{Transport: transport}, "http://noded")
@@ -127,17 +139,17 @@ func (s *Stack) Live() (map[string]string, error) {
 }
 
 // Traces lists what the machine holds of the stack while it runs.
-func (s *Stack) Traces() ([]Trace, error) {
-	list := s.kernelTraces()
-	files, err := s.files()
+func (m *Machine) Traces() ([]Trace, error) {
+	list := m.kernelTraces()
+	files, err := m.files()
 	if err != nil {
 		return nil, err
 	}
-	objects, err := s.containerdObjects()
+	objects, err := m.containerdObjects()
 	if err != nil {
 		return nil, err
 	}
-	links, err := s.links()
+	links, err := m.links()
 	if err != nil {
 		return nil, err
 	}
@@ -150,10 +162,10 @@ var infrastructure = []string{"_dataplane", "null-netns"}
 
 // Leftovers lists what a stopped stack has left that it should not have: in the
 // kernel, among the files, and in containerd's memory.
-func (s *Stack) Leftovers() []string {
+func (m *Machine) Leftovers() []string {
 	var left []string
-	found := s.kernelTraces()
-	for _, list := range []func() ([]Trace, error){s.files, s.storedObjects, s.links} {
+	found := m.kernelTraces()
+	for _, list := range []func() ([]Trace, error){m.files, m.storedObjects, m.links} {
 		traces, err := list()
 		if err != nil {
 			left = append(left, err.Error())
@@ -168,25 +180,25 @@ func (s *Stack) Leftovers() []string {
 	return left
 }
 
-func (s *Stack) trace(kind, name string) Trace {
-	return Trace{Kind: kind, Name: name, ID: s.idPattern().FindString(name)}
+func (m *Machine) trace(kind, name string) Trace {
+	return Trace{Kind: kind, Name: name, ID: m.idPattern().FindString(name)}
 }
 
-func (s *Stack) idPattern() *regexp.Regexp {
-	return regexp.MustCompile(regexp.QuoteMeta(s.Cluster) + "-[a-z2-7]{26}")
+func (m *Machine) idPattern() *regexp.Regexp {
+	return regexp.MustCompile(regexp.QuoteMeta(m.Cluster) + "-[a-z2-7]{26}")
 }
 
-func (s *Stack) kernelTraces() []Trace {
-	return slices.Concat(s.processes(), s.mounts(), s.cgroups())
+func (m *Machine) kernelTraces() []Trace {
+	return slices.Concat(m.processes(), m.mounts(), m.cgroups())
 }
 
 // processes are those of sandboxes; the server's own children are not listed.
-func (s *Stack) processes() []Trace {
+func (m *Machine) processes() []Trace {
 	var all []Trace
 	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range dirs {
 		cmdline, err := os.ReadFile(path)
-		if err != nil || !bytes.Contains(cmdline, []byte(filepath.Dir(s.RunDir)+"/")) {
+		if err != nil || !bytes.Contains(cmdline, []byte(m.Root+"/")) {
 			continue
 		}
 		args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
@@ -194,7 +206,7 @@ func (s *Stack) processes() []Trace {
 		if kind == "" {
 			continue
 		}
-		t := s.trace(kind, strings.Join(args, " "))
+		t := m.trace(kind, strings.Join(args, " "))
 		if kind == "shim" {
 			t.ID = "" // it serves a group; its id is only that of the group's first
 		}
@@ -218,25 +230,25 @@ func programKind(args []string) string {
 	return ""
 }
 
-func (s *Stack) mounts() []Trace {
+func (m *Machine) mounts() []Trace {
 	raw, _ := os.ReadFile("/proc/self/mountinfo")
 	var all []Trace
 	for line := range strings.Lines(string(raw)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], filepath.Dir(s.RunDir)+"/") {
-			all = append(all, s.trace("mount", f[4]))
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], m.Root+"/") {
+			all = append(all, m.trace("mount", f[4]))
 		}
 	}
 	return all
 }
 
-func (s *Stack) cgroups() []Trace {
+func (m *Machine) cgroups() []Trace {
 	var all []Trace
 	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		parents, _ := filepath.Glob(filepath.Join(pattern, s.CgroupParent))
+		parents, _ := filepath.Glob(filepath.Join(pattern, m.CgroupParent))
 		for _, parent := range parents {
 			_ = filepath.WalkDir(parent, func(path string, d fs.DirEntry, err error) error {
 				if err == nil && d.IsDir() && path != parent {
-					all = append(all, s.trace("cgroup", path))
+					all = append(all, m.trace("cgroup", path))
 				}
 				return nil // groups come and go while we look
 			})
@@ -245,34 +257,29 @@ func (s *Stack) cgroups() []Trace {
 	return all
 }
 
-// files are those whose names tell a sandbox, below both of the stack's roots.
-func (s *Stack) files() ([]Trace, error) {
+// files are those whose names tell a sandbox.
+func (m *Machine) files() ([]Trace, error) {
 	var all []Trace
-	id := s.idPattern()
-	for _, root := range []string{s.RunDir, s.DataDir} {
-		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) { // it went while we looked
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			if id.MatchString(d.Name()) {
-				all = append(all, s.trace("file", path))
-				if d.IsDir() {
-					return fs.SkipDir
-				}
-			}
-			if d.IsDir() && skipped[d.Name()] {
+	id := m.idPattern()
+	err := filepath.WalkDir(m.Root, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) { // it went while we looked
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if id.MatchString(d.Name()) {
+			all = append(all, m.trace("file", path))
+			if d.IsDir() {
 				return fs.SkipDir
 			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
 		}
-	}
-	return all, nil
+		if d.IsDir() && skipped[d.Name()] {
+			return fs.SkipDir
+		}
+		return nil
+	})
+	return all, err
 }
 
 // skipped directories hold root file systems, the database and logs: large, and
@@ -280,7 +287,7 @@ func (s *Stack) files() ([]Trace, error) {
 var skipped = map[string]bool{"snapshots": true, "cluster": true, "logs": true, "registry": true, "rootfs": true}
 
 // containerdObjects asks containerd, with its own client.
-func (s *Stack) containerdObjects() ([]Trace, error) {
+func (m *Machine) containerdObjects() ([]Trace, error) {
 	var all []Trace
 	for kind, args := range map[string][]string{
 		"container": {"containers", "list", "-q"},
@@ -288,7 +295,7 @@ func (s *Stack) containerdObjects() ([]Trace, error) {
 		"snapshot":  {"snapshots", "list"},
 		"lease":     {"leases", "list", "-q"},
 	} {
-		cmd := exec.Command(filepath.Join(s.bin, "ctr"), append([]string{"-a", filepath.Join(s.RunDir, "containerd", "containerd.sock"), "-n", "s0"}, args...)...)
+		cmd := exec.Command(filepath.Join(m.BinDir, "ctr"), append([]string{"-a", m.ContainerdSocket, "-n", m.Namespace}, args...)...)
 		out, err := cmd.Output()
 		if err != nil {
 			return nil, fmt.Errorf("ctr %s: %w", strings.Join(args, " "), err)
@@ -298,7 +305,7 @@ func (s *Stack) containerdObjects() ([]Trace, error) {
 			if len(f) == 0 || (kind == "snapshot" && !slices.Contains(f, "Active")) { // committed ones are the image's
 				continue
 			}
-			all = append(all, s.trace(kind, f[0]))
+			all = append(all, m.trace(kind, f[0]))
 		}
 	}
 	return all, nil
@@ -306,8 +313,8 @@ func (s *Stack) containerdObjects() ([]Trace, error) {
 
 // links lists the host ends of veths, by the aliases that name their sandboxes,
 // in the node's data-plane namespace.
-func (s *Stack) links() ([]Trace, error) {
-	namespaces, err := s.dataplanes()
+func (m *Machine) links() ([]Trace, error) {
+	namespaces, err := m.dataplanes()
 	if err != nil {
 		return nil, err
 	}
@@ -319,16 +326,16 @@ func (s *Stack) links() ([]Trace, error) {
 		}
 		for _, l := range found {
 			if l.Type() == "veth" {
-				all = append(all, Trace{Kind: "link", Name: l.Attrs().Name + " " + l.Attrs().Alias, ID: s.idPattern().FindString(l.Attrs().Alias)})
+				all = append(all, Trace{Kind: "link", Name: l.Attrs().Name + " " + l.Attrs().Alias, ID: m.idPattern().FindString(l.Attrs().Alias)})
 			}
 		}
 	}
 	return all, nil
 }
 
-func (s *Stack) dataplanes() ([]string, error) {
+func (m *Machine) dataplanes() ([]string, error) {
 	var found []string
-	err := filepath.WalkDir(s.RunDir, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(m.Root, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Name() == "_dataplane" {
 			found = append(found, path)
 		}
@@ -378,9 +385,9 @@ func (s *Stack) Sandboxes() []string {
 }
 
 // Pids are the processes of one kind of a sandbox, for tests that hurt it.
-func (s *Stack) Pids(kind, id string) []int {
+func (m *Machine) Pids(kind, id string) []int {
 	var pids []int
-	for _, t := range s.processes() {
+	for _, t := range m.processes() {
 		if t.Kind == kind && t.ID == id {
 			pids = append(pids, t.pid())
 		}

@@ -46,13 +46,10 @@ const AdminPassword = "correct horse battery staple"
 
 // A Stack is a whole private s0, started from its binaries.
 type Stack struct {
-	DataDir, RunDir string
-	Cluster         string // prefixes every sandbox id of this stack, and of no other
-	CgroupParent    string
-	URL             string // of the API
+	Machine
+	URL string // of the API
 
 	t     testing.TB
-	bin   string
 	flags []string
 	env   []string
 
@@ -84,8 +81,12 @@ func Prepare(t testing.TB, opt Options) *Stack {
 	}
 	name := "t" + strings.TrimPrefix(filepath.Base(dir), "s0t-")
 	s := &Stack{
-		DataDir: filepath.Join(dir, "d"), RunDir: filepath.Join(dir, "r"), Cluster: name, CgroupParent: "/s0" + name,
-		t: t, bin: binaries(t), env: opt.Env,
+		Machine: Machine{
+			Root: dir, DataDir: filepath.Join(dir, "d"), RunDir: filepath.Join(dir, "r"), Cluster: name, CgroupParent: "/s0" + name,
+			NodeSocket: filepath.Join(dir, "r", "noded.sock"), ContainerdSocket: filepath.Join(dir, "r", "containerd", "containerd.sock"),
+			Namespace: "s0", BinDir: binaries(t),
+		},
+		t: t, env: opt.Env,
 	}
 	listen, registry := freeAddress(t), freeAddress(t)
 	s.URL = "http://" + listen
@@ -176,7 +177,7 @@ func (s *Stack) guard(dir string) (release func()) {
 	}
 	defer r.Close()
 	const script = `cat >/dev/null; dir=$1; shift; "$@"; rm -rf "$dir"`
-	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "guard", dir, filepath.Join(s.bin, "s0d"), "reset", "--yes"}, s.flags...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "guard", dir, filepath.Join(s.BinDir, "s0d"), "reset", "--yes"}, s.flags...)...)
 	cmd.Stdin = r
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -191,7 +192,7 @@ func (s *Stack) guard(dir string) (release func()) {
 // Up starts the server again, after Down or Kill, and waits until it serves.
 func (s *Stack) Up() {
 	s.t.Helper()
-	cmd := exec.Command(filepath.Join(s.bin, "s0d"), append([]string{"up", "--foreground"}, s.flags...)...)
+	cmd := exec.Command(filepath.Join(s.BinDir, "s0d"), append([]string{"up", "--foreground"}, s.flags...)...)
 	cmd.Env = append(os.Environ(), s.env...)
 	cmd.Stdout, cmd.Stderr = s.output, s.output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -337,7 +338,7 @@ func (s *Stack) awaitExit() {
 
 // s0d runs another command of s0d on this instance.
 func (s *Stack) s0d(ctx context.Context, command string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, "s0d"), append(append([]string{command}, s.flags...), args...)...)
+	cmd := exec.CommandContext(ctx, filepath.Join(s.BinDir, "s0d"), append(append([]string{command}, s.flags...), args...)...)
 	return cmd.CombinedOutput()
 }
 
@@ -374,7 +375,7 @@ func (s *Stack) finish() {
 }
 
 // Bin is the directory of all programs.
-func (s *Stack) Bin() string { return s.bin }
+func (s *Stack) Bin() string { return s.BinDir }
 
 // Key is the API key of the machine's root.
 func (s *Stack) Key() string {
