@@ -122,3 +122,25 @@ func TestListFilters(t *testing.T) {
 		}
 	}
 }
+
+// What a claim may not have, a change may not give.
+func TestTheTemplatesGreatestTTL(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	admin, key := i.key("admin"), i.key("developer")
+	i.send(request{method: "POST", path: "/api/v1/templates", token: admin, body: `{"template_id":"short","spec":{"mainContainer":{"image":"s0/default","resources":{"memory":"2Gi"}},"pool":{"minIdle":0,"maxIdle":1},"lifecycle":{"maxTTL":60}}}`}).want(201, nil)
+	i.send(request{method: "POST", path: "/api/v1/sandboxes", token: key, body: `{"template":"short","config":{"ttl":61}}`}).refused(400, "bad_request")
+	var c struct {
+		SandboxID string `json:"sandbox_id"`
+	}
+	i.send(request{method: "POST", path: "/api/v1/sandboxes", token: key, body: `{"template":"short","config":{"ttl":30}}`}).want(201, &c)
+	path := "/api/v1/sandboxes/" + c.SandboxID
+	for _, body := range []string{`{"config":{"ttl":61}}`, `{"config":{"ttl":0}}`} {
+		i.send(request{method: "PUT", path: path, token: key, body: body}).refused(400, "bad_request")
+	}
+	i.send(request{method: "PUT", path: path, token: key, body: `{"config":{"ttl":60}}`}).want(200, nil)
+	i.send(request{method: "POST", path: path + "/refresh", token: key, body: `{"duration":61}`}).refused(400, "bad_request")
+	i.send(request{method: "POST", path: path + "/refresh", token: key, body: `{"duration":45}`}).want(200, nil)
+	i.send(request{method: "DELETE", path: "/api/v1/templates/short", token: admin}).want(200, nil)
+	i.send(request{method: "PUT", path: path, token: key, body: `{"config":{"ttl":3600}}`}).want(200, nil)
+}

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -198,9 +199,27 @@ func (a *API) UpdateSandbox(w http.ResponseWriter, r *http.Request, id string) {
 	}
 	var sb store.Sandbox
 	if err == nil {
-		sb, err = a.updateConfig(r, id, func(store.Sandbox) (openapi.SandboxUpdateConfig, error) { return c, nil })
+		sb, err = a.updateConfig(r, id, func(row store.Sandbox) (openapi.SandboxUpdateConfig, error) {
+			return c, a.checkTTL(r.Context(), row, c.TTL)
+		})
 	}
 	a.answer(w, r, http.StatusOK, a.sandboxOut(sb), err)
+}
+
+// checkTTL holds a changed ttl against the greatest of the sandbox's template. One
+// that is no more bounds nothing.
+func (a *API) checkTTL(ctx context.Context, row store.Sandbox, ttl *int32) error {
+	if ttl == nil {
+		return nil
+	}
+	t, err := a.cfg.Catalog.Find(ctx, row.TeamID, row.TemplateID)
+	if err != nil {
+		if errdefs.Is(err, errdefs.NotFound) {
+			return nil
+		}
+		return err
+	}
+	return t.CheckTTL(*ttl)
 }
 
 // RefreshSandbox implements POST /api/v1/sandboxes/{id}/refresh.
@@ -210,13 +229,15 @@ func (a *API) RefreshSandbox(w http.ResponseWriter, r *http.Request, id string) 
 	if err == nil && value(req.Duration) < 0 {
 		err = errdefs.New(errdefs.InvalidArgument, "duration must not be negative")
 	}
-	var parsed sandbox.ID
-	if err == nil {
-		parsed, err = sandboxID(id)
-	}
 	var sb store.Sandbox
 	if err == nil {
-		sb, err = a.cfg.Store.RefreshSandbox(r.Context(), principalOf(r).TeamID, parsed, req.Duration)
+		sb, err = a.storedSandbox(r, id)
+	}
+	if err == nil {
+		err = a.checkTTL(r.Context(), sb, req.Duration)
+	}
+	if err == nil {
+		sb, err = a.cfg.Store.RefreshSandbox(r.Context(), sb.TeamID, sb.ID, req.Duration)
 	}
 	a.answer(w, r, http.StatusOK, openapi.RefreshResponse{
 		SandboxID: string(sb.ID), ExpiresAt: timeOut(sb.ExpiresAt), HardExpiresAt: timeOut(sb.HardExpiresAt),
