@@ -44,6 +44,7 @@ var rules = []rule{
 	{in: "internal/shimapi"},
 	{in: "internal/failpoint"},
 	{in: "internal/nodeapi", own: []string{"internal/sandbox", "internal/warm"}, third: []string{"connectrpc.com/connect", "google.golang.org/protobuf"}},
+	{in: "internal/netdapi", own: []string{"internal/sandbox", "internal/errdefs"}},
 	{in: "internal/daemon", third: []string{"github.com/spf13/pflag", "go.yaml.in/yaml/v3"}},
 	{in: "internal/archtest"},
 
@@ -56,13 +57,16 @@ var rules = []rule{
 	{in: "api/internal/capture", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: []string{"github.com/google/go-containerregistry", "github.com/google/uuid"}},
 	{in: "api/internal/apidoc", third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
-	{in: "noded", own: append(leaves, "internal/imageref", "internal/nodeapi", "internal/procapi"), third: []string{
+	{in: "noded", own: append(leaves, "internal/imageref", "internal/netdapi", "internal/nodeapi", "internal/procapi"), third: []string{
 		"connectrpc.com/connect", "github.com/prometheus/client_golang", "golang.org/x/sync", "golang.org/x/sys",
 		"github.com/vishvananda/netlink", "google.golang.org/protobuf",
 	}},
 	{in: "noded/internal/runtime", own: append(leaves, "internal/procapi", "internal/shimapi"), third: containerd},
 	{in: "noded/internal/images", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: append(containerd, "github.com/containerd/continuity", "github.com/klauspost/compress")},
 	{in: "noded/internal/journal", own: leaves, third: []string{"go.etcd.io/bbolt"}},
+	{in: "netd", own: append(leaves, "internal/netdapi"), third: []string{"golang.org/x/sys"}},
+	{in: "netd/internal/bpf", own: leaves, third: []string{"github.com/cilium/ebpf", "golang.org/x/sys"}},
+	{in: "netd/internal/dataplane", own: append(leaves, "internal/netdapi"), third: []string{"github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
 	{in: "registry", own: []string{"internal/daemon", "internal/errdefs", "internal/imageref", "internal/regauth"}},
 	{in: "registry/internal/store", third: []string{"go.etcd.io/bbolt"}},
 	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/warm"}, third: []string{"golang.org/x/sys"}},
@@ -70,7 +74,7 @@ var rules = []rule{
 
 	// Mains, and the one-machine server that assembles the components.
 	{in: "cmd/s0", own: []string{"api/client"}, third: []string{"github.com/google/go-containerregistry", "github.com/spf13", "go.yaml.in/yaml/v3", "golang.org/x"}},
-	{in: "cmd/s0d", own: append(leaves, "internal/imageref", "internal/nodeapi", "internal/regauth", "api", "noded", "registry"), third: []string{
+	{in: "cmd/s0d", own: append(leaves, "internal/imageref", "internal/nodeapi", "internal/regauth", "api", "netd", "noded", "registry"), third: []string{
 		"github.com/spf13", "golang.org/x/sync", "golang.org/x/sys", "github.com/jackc/pgx/v5",
 	}, deny: []string{module + "/api/internal", module + "/noded/internal", module + "/registry/internal"}},
 	{in: "cmd/procd", own: []string{"procd"}},

@@ -1,0 +1,147 @@
+// Package netdapi is what noded says to netd, over a unix socket: HTTP with JSON
+// bodies that are decoded strictly and bounded on both sides.
+//
+// noded owns what it tells: a sandbox's place in the network ([Slot]), its policy
+// ([Policy]), its end. Every call is a statement about the desired state and may be
+// repeated; an older generation than the known one is refused. The package holds the
+// words, the client and the frame of the server ([Handler]); what the words do is
+// netd's, when they are said is noded's. No secret but a credential's value on its
+// way to netd's memory ever belongs in here, and those have calls of their own.
+package netdapi
+
+import (
+	"encoding/json"
+	"net"
+	"net/netip"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
+)
+
+// Slot is where a sandbox is in the network.
+type Slot struct {
+	ID         sandbox.ID         `json:"id"`
+	Generation sandbox.Generation `json:"generation"`
+	Ifindex    int                `json:"ifindex"` // of the veth's end in the data plane
+	IPv4       netip.Addr         `json:"ipv4"`
+	IPv6       netip.Addr         `json:"ipv6"`
+	MAC        string             `json:"mac"` // that its frames come from
+}
+
+// Validate refuses what no slot is.
+func (s Slot) Validate() error {
+	mac, err := net.ParseMAC(s.MAC)
+	switch {
+	case err != nil || len(mac) != 6:
+		return errdefs.New(errdefs.InvalidArgument, "slot: MAC %.32q", s.MAC)
+	case s.Ifindex <= 0:
+		return errdefs.New(errdefs.InvalidArgument, "slot: ifindex %d", s.Ifindex)
+	case !s.IPv4.Is4() || !s.IPv6.Is6() || s.IPv6.Is4In6():
+		return errdefs.New(errdefs.InvalidArgument, "slot: addresses %v and %v: want one of each family", s.IPv4, s.IPv6)
+	}
+	return validIdentity(s.ID, s.Generation)
+}
+
+func validIdentity(id sandbox.ID, gen sandbox.Generation) error {
+	if _, err := sandbox.ParseID(string(id)); err != nil {
+		return errdefs.New(errdefs.InvalidArgument, "sandbox id: %v", err)
+	}
+	if gen == 0 {
+		return errdefs.New(errdefs.InvalidArgument, "sandbox %s: no generation", id)
+	}
+	return nil
+}
+
+// Policy is what a sandbox may reach. Until a sandbox has one it reaches nothing.
+type Policy struct {
+	ID         sandbox.ID         `json:"id"`
+	Generation sandbox.Generation `json:"generation"`
+	Team       string             `json:"team"`
+	Policy     json.RawMessage    `json:"policy"` // of package policy; its default when it is empty
+	// Bytes a second in each direction; 0 is no limit. A team's is shared by its
+	// sandboxes on the node, and the one told last counts.
+	SandboxBandwidth uint64 `json:"sandbox_bandwidth,omitempty"`
+	TeamBandwidth    uint64 `json:"team_bandwidth,omitempty"`
+}
+
+// maxTeam bounds a team's id, which others chose.
+const maxTeam = 256
+
+// Validate refuses what no policy is; the policy's own JSON is package policy's.
+func (p Policy) Validate() error {
+	if len(p.Team) > maxTeam {
+		return errdefs.New(errdefs.InvalidArgument, "policy of %.64s: a team of more than %d bytes", p.ID, maxTeam)
+	}
+	return validIdentity(p.ID, p.Generation)
+}
+
+// Known is what netd knows of a sandbox.
+type Known struct {
+	Slot
+	Team   string `json:"team,omitempty"`
+	Digest string `json:"digest,omitempty"` // of the policy in force, see [Policy.Digest]; empty: none is
+}
+
+// Counters are what the data plane counted for a sandbox since it was attached.
+// Sent and received are the sandbox's views.
+type Counters struct {
+	SentPackets     uint64 `json:"sent_packets"`
+	SentBytes       uint64 `json:"sent_bytes"`
+	ReceivedPackets uint64 `json:"received_packets"`
+	ReceivedBytes   uint64 `json:"received_bytes"`
+	Denied          uint64 `json:"denied"`    // packets, by policy or because they are denied always
+	Malformed       uint64 `json:"malformed"` // packets that were spoofed or not understood
+	Throttled       uint64 `json:"throttled"` // packets beyond the bandwidth, either way
+}
+
+// Event is one record of the audit, as the contract lists its fields. What does not
+// apply to a flow is empty.
+type Event struct {
+	Sequence           uint64             `json:"sequence"` // netd's, without gaps but those of Lost
+	Lost               uint64             `json:"lost,omitempty"`
+	Timestamp          time.Time          `json:"timestamp"`
+	FlowID             string             `json:"flow_id"`
+	SandboxID          sandbox.ID         `json:"sandbox_id"`
+	Generation         sandbox.Generation `json:"generation"`
+	TeamID             string             `json:"team_id,omitempty"`
+	SrcIP              string             `json:"src_ip,omitempty"`
+	DestIP             string             `json:"dest_ip,omitempty"`
+	DestPort           int                `json:"dest_port,omitempty"`
+	Transport          string             `json:"transport,omitempty"`
+	Protocol           string             `json:"protocol,omitempty"`
+	Host               string             `json:"host,omitempty"`
+	ClassifierResult   string             `json:"classifier_result,omitempty"`
+	Action             string             `json:"action"`
+	Reason             string             `json:"reason,omitempty"`
+	Outcome            string             `json:"outcome,omitempty"`
+	DurationMS         int64              `json:"duration_ms"`
+	EgressBytes        uint64             `json:"egress_bytes"`
+	IngressBytes       uint64             `json:"ingress_bytes"`
+	Adapter            string             `json:"adapter,omitempty"`
+	AuthRuleName       string             `json:"auth_rule_name,omitempty"`
+	AuthRef            string             `json:"auth_ref,omitempty"`
+	AuthFailurePolicy  string             `json:"auth_failure_policy,omitempty"`
+	AuthBypassed       bool               `json:"auth_bypassed,omitempty"`
+	AuthResolved       bool               `json:"auth_resolved,omitempty"`
+	AuthCacheHit       bool               `json:"auth_cache_hit,omitempty"`
+	AuthResolveError   string             `json:"auth_resolve_error,omitempty"`
+	ProtocolOperations []string           `json:"protocol_operations,omitempty"`
+	Error              string             `json:"error,omitempty"`
+}
+
+// Info is who answers.
+type Info struct {
+	Version string `json:"version"`
+	Run     string `json:"run"` // of this process; another one may have forgotten policies
+}
+
+// CA is the certificate with which a sandbox's intercepted connections are signed.
+type CA struct {
+	PEM string `json:"pem"`
+}
+
+type detachRequest struct {
+	ID         sandbox.ID         `json:"id"`
+	Generation sandbox.Generation `json:"generation"` // 0: any
+}
