@@ -1,0 +1,145 @@
+// Package ca is a sandbox's own certificate authority.
+//
+// An [Authority] signs the certificates with which netd answers in the names of
+// servers whose connections a rule has it open. Its keys are made with it and live
+// in this process' memory alone: nothing writes them anywhere, no method gives
+// them away, and another sandbox's authority signs nothing that this one's
+// sandbox believes. Leaves are kept up to a bound, by canonical name.
+package ca
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"sync"
+	"time"
+)
+
+const (
+	// lifetime is more than a sandbox's life between two starts of it, and short
+	// enough that a certificate that got out of its sandbox is nothing to keep.
+	lifetime = 90 * 24 * time.Hour
+	// leafLifetime is what clients accept of a server (398 days) and more than any
+	// sandbox needs; a leaf is made again in its last quarter.
+	leafLifetime = 7 * 24 * time.Hour
+	// backdate lets a sandbox's clock be behind.
+	backdate = 24 * time.Hour
+	// maxLeaves bounds what names a sandbox can have kept, at about 1 KiB each.
+	maxLeaves = 256
+)
+
+// Authority signs for one sandbox. It is safe for concurrent use.
+type Authority struct {
+	cert    *x509.Certificate
+	key     *ecdsa.PrivateKey
+	leafKey *ecdsa.PrivateKey // of all leaves: they are all ours to answer with
+
+	mu     sync.Mutex
+	leaves map[string]*tls.Certificate
+}
+
+// New makes an authority with new keys for a sandbox.
+func New(sandbox string) (*Authority, error) {
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	leafKey, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	template, err := newTemplate(lifetime)
+	if err != nil {
+		return nil, err
+	}
+	template.Subject = pkix.Name{Organization: []string{"s0 sandbox egress"}, CommonName: sandbox}
+	template.IsCA, template.BasicConstraintsValid, template.MaxPathLenZero = true, true, true
+	template.KeyUsage = x509.KeyUsageCertSign
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("making a certificate authority for %s: %w", sandbox, err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &Authority{cert: cert, key: key, leafKey: leafKey, leaves: map[string]*tls.Certificate{}}, nil
+}
+
+func newKey() (*ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making a key: %w", err)
+	}
+	return key, nil
+}
+
+func newTemplate(life time.Duration) (*x509.Certificate, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, fmt.Errorf("making a serial number: %w", err)
+	}
+	now := time.Now()
+	return &x509.Certificate{SerialNumber: serial, NotBefore: now.Add(-backdate), NotAfter: now.Add(life)}, nil
+}
+
+// PEM is the certificate for the sandbox to trust.
+func (a *Authority) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+// Leaf is the certificate for a server of a canonical name.
+func (a *Authority) Leaf(name string) (*tls.Certificate, error) {
+	if leaf := a.kept(name); leaf != nil {
+		return leaf, nil
+	}
+	leaf, err := a.sign(name)
+	if err != nil {
+		return nil, fmt.Errorf("making a certificate for %s: %w", name, err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.leaves) >= maxLeaves {
+		for other := range a.leaves { // any: making one again costs less than knowing which
+			delete(a.leaves, other)
+			break
+		}
+	}
+	a.leaves[name] = leaf
+	return leaf, nil
+}
+
+func (a *Authority) kept(name string) *tls.Certificate {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	leaf := a.leaves[name]
+	if leaf == nil || time.Until(leaf.Leaf.NotAfter) < leafLifetime/4 {
+		return nil
+	}
+	return leaf
+}
+
+func (a *Authority) sign(name string) (*tls.Certificate, error) {
+	template, err := newTemplate(leafLifetime)
+	if err != nil {
+		return nil, err
+	}
+	template.DNSNames = []string{name}
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, a.leafKey.Public(), a.key)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: a.leafKey, Leaf: leaf}, nil
+}
