@@ -39,6 +39,9 @@ const (
 	LogBytes      = 4 << 20   // output that a context keeps for replay, in bytes
 	MaxContexts   = 256       // live contexts of a sandbox
 	MaxInputBytes = 1 << 20   // one input call
+
+	MaxKept      = 512       // contexts that outlive their processes
+	MaxKeptBytes = 256 << 10 // of what is told of them, as JSON
 )
 
 // Paths of procd's HTTP API. Below Contexts and Files they are the contract's
@@ -48,6 +51,7 @@ const (
 	PathInit     = "/init"     // POST Init → {}
 	PathEnv      = "/env"      // PUT Env → {}
 	PathHangUp   = "/hangup"   // POST → the end of the connection
+	PathKept     = "/kept"     // GET → KeptContexts
 	PathContexts = "/contexts" // and /contexts/{ctx}[/restart|input|exec|resize|signal|stats|attach]
 	PathFiles    = "/files"    // and /files/{stat,list,move,watch,archive,search}
 	PathTunnel   = "/tunnel"   // POST: one TCP connection to a port inside
@@ -91,6 +95,22 @@ type Init struct {
 	Hostname   string            `json:"hostname,omitempty"` // set inside
 	Now        time.Time         `json:"now,omitzero"`       // the host's clock, for a restored clock to step to
 	Warm       []WarmProcess     `json:"warm,omitempty"`     // to be started now
+	Kept       []KeptContext     `json:"kept,omitempty"`     // of an earlier life, whose files alone there are
+}
+
+// KeptContext is what it takes to have a context again, under its id, in a sandbox that
+// starts from its files without its processes: a REPL gets a new interpreter, and a
+// command is one that has ended.
+type KeptContext struct {
+	ID        string        `json:"id"`
+	CreatedAt time.Time     `json:"created_at"`
+	Request   CreateContext `json:"request"`
+	Exit      *Exit         `json:"exit,omitempty"` // nil: it had not ended
+}
+
+// KeptContexts is the answer to GET /kept: as many as the bounds allow, oldest first.
+type KeptContexts struct {
+	Contexts []KeptContext `json:"contexts"`
 }
 
 // Env replaces the environment that [Init] gave, for processes that start from now on.

@@ -60,6 +60,7 @@ type entry struct {
 	number  uint64 // in order of creation
 	plan    *plan
 	created time.Time
+	warm    bool // the template asked for it
 
 	restart sync.Mutex // held over a whole restart, and by Delete
 

@@ -197,7 +197,7 @@ func (t *Table) start(req procapi.CreateContext, warm bool) (*entry, *Live, erro
 		return nil, nil, err
 	}
 	now := t.cfg.Now()
-	e := &entry{plan: p, created: now, used: now, live: live, fresh: warm && p.req.Type == typeREPL}
+	e := &entry{plan: p, created: now, used: now, live: live, warm: warm, fresh: warm && p.req.Type == typeREPL}
 	t.add(e, live)
 	return e, live, nil
 }
@@ -253,11 +253,21 @@ func (t *Table) add(e *entry, live *Live) {
 	for e.id == "" || t.entries[e.id] != nil {
 		e.id = newID()
 	}
+	t.insertLocked(e)
+	t.mu.Unlock()
+	t.watchEnd(e, live)
+	t.watchLimits(e)
+}
+
+// insertLocked is called with mu held.
+func (t *Table) insertLocked(e *entry) {
 	t.entries[e.id] = e
 	t.made++
 	e.number = t.made
-	t.mu.Unlock()
-	t.watchEnd(e, live)
+}
+
+// watchLimits has Run look at the context's limits, if it has any.
+func (t *Table) watchLimits(e *entry) {
 	if e.limited() {
 		select {
 		case t.kick <- struct{}{}:

@@ -149,6 +149,9 @@ func (p *Process) interrupt(sig syscall.Signal) error {
 // Kill ends the process and all of its session and descendants. It doesn't wait.
 func (p *Process) Kill() error {
 	p.kill.Do(func() { close(p.killed) })
+	if p.PID() == 0 {
+		return nil // to the kernel that would be somebody else
+	}
 	for range killPasses {
 		// A pid that exists although its process was reaped belongs to another process.
 		if _, reused := readStat(p.PID()); p.ended() && reused {

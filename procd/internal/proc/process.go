@@ -97,6 +97,15 @@ func Start(r *reap.Reaper, cfg Config) (*Process, error) {
 	return p, nil
 }
 
+// Ended is a process of an earlier life of the sandbox, of which nothing is left but how
+// it ended.
+func Ended(exit procapi.Exit) *Process {
+	p := &Process{child: reap.Gone(), log: NewLog(procapi.LogBytes), done: make(chan struct{}), killed: make(chan struct{}), exit: exit}
+	p.log.Close()
+	close(p.done)
+	return p
+}
+
 // open makes the process's streams and returns the child's ends of them, which
 // the caller closes; ours are in p, also on an error.
 func (p *Process) open(cfg Config) (ends []int, err error) {
@@ -270,7 +279,7 @@ func crashes(sig syscall.Signal) bool {
 	return false
 }
 
-// PID is the process's pid, process group and session.
+// PID is the process's pid, process group and session; 0 for one that [Ended] has made.
 func (p *Process) PID() int { return p.child.PID() }
 
 // Log is the process's output.

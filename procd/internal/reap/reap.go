@@ -104,6 +104,13 @@ type Child struct {
 	status  syscall.WaitStatus
 }
 
+// Gone is a child of an earlier life of the sandbox, which has been reaped then. It has no pid.
+func Gone() *Child {
+	c := &Child{reaper: New(), done: make(chan struct{})}
+	close(c.done)
+	return c
+}
+
 // ErrDone is returned for a signal to a child that has ended.
 var ErrDone = errors.New("process has ended")
 

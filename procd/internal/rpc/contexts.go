@@ -28,6 +28,10 @@ func (s *server) listContexts(w http.ResponseWriter, _ *http.Request) error {
 	return ok(w, s.cfg.Contexts.List())
 }
 
+func (s *server) keptContexts(w http.ResponseWriter, _ *http.Request) error {
+	return ok(w, procapi.KeptContexts{Contexts: s.cfg.Contexts.Kept()})
+}
+
 func (s *server) getContext(w http.ResponseWriter, r *http.Request) error {
 	c, err := s.cfg.Contexts.Get(r.PathValue("id"))
 	if err != nil {

@@ -49,6 +49,9 @@ func (s *server) init(w http.ResponseWriter, r *http.Request) error {
 	if err := warm.Validate(in.Warm); err != nil {
 		return invalid("warm: %s", err)
 	}
+	if len(in.Kept) > procapi.MaxKept {
+		return invalid("kept: more than %d contexts", procapi.MaxKept)
+	}
 	if err := s.cfg.Warm.SetEnv(in.Env, false); err != nil {
 		return err
 	}
@@ -59,6 +62,7 @@ func (s *server) init(w http.ResponseWriter, r *http.Request) error {
 	s.identity.generation = in.Generation
 	s.cfg.Sessions.SetGeneration(in.Generation)
 	if first {
+		s.cfg.Contexts.Revive(in.Kept)
 		s.cfg.Warm.Start(in.Warm)
 	}
 	return ok(w, struct{}{})

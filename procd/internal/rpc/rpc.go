@@ -66,6 +66,7 @@ func (s *server) routes() map[string]func(http.ResponseWriter, *http.Request) er
 		"GET " + procapi.PathWarm:  s.streamWarm,
 
 		"POST " + procapi.PathHangUp: s.hangUp,
+		"GET " + procapi.PathKept:    s.keptContexts,
 
 		"POST " + procapi.PathContexts:                   s.createContext,
 		"GET " + procapi.PathContexts:                    s.listContexts,
