@@ -16,6 +16,7 @@ import (
 	"s0.run/noded/internal/runtime"
 	"s0.run/noded/internal/server"
 	"s0.run/noded/internal/slots"
+	"s0.run/noded/internal/snapshots"
 	"s0.run/noded/internal/stats"
 )
 
@@ -130,6 +131,11 @@ func exit(e runtime.Exit) lifecycle.Exit {
 func (c *containers) Start(ctx context.Context, spec lifecycle.Container) error {
 	spec.Labels = map[string]string{scopeLabel: c.scope}
 	return c.Runtime.Start(ctx, runtime.Container(spec))
+}
+
+// Target is what an image must be bound to for a container to start from it.
+func (c *containers) Target(ctx context.Context, spec lifecycle.Container) (snapshots.Origin, error) {
+	return c.Runtime.Target(ctx, runtime.Container(spec))
 }
 
 // List leaves out what another noded has in the same namespace.

@@ -44,6 +44,7 @@ import (
 	"s0.run/noded/internal/events"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/netns"
+	"s0.run/noded/internal/snapshots"
 )
 
 // The times that a sandbox's life is measured by, in one place.
@@ -132,6 +133,10 @@ type Runtime interface {
 	// Thaw ends that: after it no checkpoint is under way, and the sandbox goes on
 	// unless it has ended. An error says that nobody knows yet.
 	Thaw(ctx context.Context, id sandbox.ID) error
+	// Origin is what an image of the running sandbox is bound to, and Target what one
+	// must be bound to for c to start from it.
+	Origin(ctx context.Context, id sandbox.ID) (snapshots.Origin, error)
+	Target(ctx context.Context, c Container) (snapshots.Origin, error)
 	// Saved reports whether dir holds a complete image.
 	Saved(dir string) (bool, error)
 	// List finds every container of this node.

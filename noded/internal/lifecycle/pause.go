@@ -57,6 +57,7 @@ func (m *Manager) save(ctx context.Context, inst *instance, rec journal.Record) 
 	rec.Image = rec.Generation
 	err := m.runSteps(ctx, "pause", []step{
 		{"intent", func(ctx context.Context) error { return m.intendPause(ctx, inst, rec) }},
+		{"manifest", func(ctx context.Context) error { return m.describe(ctx, rec, true) }},
 		{"quiesce", func(ctx context.Context) error { return m.quiesce(ctx, inst) }},
 		{"checkpoint", func(ctx context.Context) error { return m.cfg.Runtime.Checkpoint(ctx, rec.ID, m.imageDir(rec)) }},
 	})

@@ -116,7 +116,7 @@ func TestPauseIsForClaimedSandboxes(t *testing.T) {
 func TestX19_PauseAndResumeUndo(t *testing.T) {
 	defer failpoint.Arm("")
 	for place, want := range map[string]sandbox.State{
-		"pause.journal.commit": sandbox.Running, "pause.after-intent": sandbox.Running, "pause.after-quiesce": sandbox.Running,
+		"pause.journal.commit": sandbox.Running, "pause.after-intent": sandbox.Running, "pause.after-manifest": sandbox.Running, "pause.after-quiesce": sandbox.Running,
 		"pause.after-checkpoint": sandbox.Paused,
 		"resume.journal.commit":  sandbox.Paused, "resume.after-intent": sandbox.Paused, "resume.after-netns": sandbox.Paused, "resume.after-cgroup": sandbox.Paused,
 		"resume.after-dirs": sandbox.Paused, "resume.after-listen": sandbox.Paused, "resume.after-start": sandbox.Paused,

@@ -77,6 +77,9 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 	if err != nil {
 		return err
 	}
+	if err := m.checkImage(ctx, rec, image); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	rec.NetIndex, err = m.takeIndex()
 	m.mu.Unlock()

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/snapshots"
 )
 
 // imageFile is all of an image: there is nothing to save.
@@ -30,6 +32,27 @@ func (r Runtime) Checkpoint(ctx context.Context, id sandbox.ID, dir string) erro
 	p.kill()
 	return nil
 }
+
+// Origin implements lifecycle.Runtime.
+func (r Runtime) Origin(_ context.Context, id sandbox.ID) (snapshots.Origin, error) {
+	return r.origin(), r.fault("runtime.Origin", id)
+}
+
+// Target implements lifecycle.Runtime: Origin's answer, whatever the container.
+func (r Runtime) Target(_ context.Context, c lifecycle.Container) (snapshots.Origin, error) {
+	return r.origin(), r.fault("runtime.Target", c.ID)
+}
+
+func (r Runtime) origin() snapshots.Origin {
+	version := "noop 1"
+	if v := r.version.Load(); v != nil {
+		version = *v
+	}
+	return snapshots.Origin{Image: "noop", Runtime: version, Spec: "noop"}
+}
+
+// Upgrade has the node run another version of its runtime.
+func (r Runtime) Upgrade(version string) { r.version.Store(&version) }
 
 // Freeze does the first step of a checkpoint.
 func (r Runtime) Freeze(id sandbox.ID) { r.process(id).frozen.Store(true) }

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
@@ -38,6 +39,8 @@ type Node struct {
 	Unhealthy bool
 
 	exits chan lifecycle.Exit
+
+	version atomic.Pointer[string] // of the runtime; nil: the first
 
 	mu         sync.Mutex
 	containers map[sandbox.ID]*process

@@ -107,6 +107,8 @@ type Runtime struct {
 	client *containerd.Client
 	exits  chan Exit
 
+	version version // of runsc
+
 	mu     sync.Mutex
 	images map[string]images.Image // by Ref; immutable, so never stale
 	seen   sightings

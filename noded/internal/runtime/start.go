@@ -75,7 +75,7 @@ func (r *Runtime) start(ctx context.Context, c Container, runtimeName string, im
 	}
 	_, err = r.client.ContainerService().Create(ctx, containers.Container{
 		ID:          string(c.ID),
-		Labels:      c.Labels,
+		Labels:      r.labels(ctx, c),
 		Image:       c.Image,
 		Runtime:     containers.RuntimeInfo{Name: runtimeName},
 		Spec:        spec,

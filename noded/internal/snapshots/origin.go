@@ -44,12 +44,16 @@ func (c CPU) validate() error {
 // CheckFiles says why a sandbox of that origin can't start from the image's files, if it
 // can't.
 func (m Manifest) CheckFiles(on Origin) error {
-	if m.Image != on.Image {
+	if content(m.Image) != content(on.Image) {
 		return errdefs.WithCode(errdefs.Conflict, nodeapi.CodeImageDiffers,
 			"the sandbox was saved on another container image than its template has now")
 	}
 	return nil
 }
+
+// content is the digest of a reference, which may name it in another registry; without one,
+// the reference is all there is to compare.
+func content(ref string) string { return ref[strings.LastIndexByte(ref, '@')+1:] }
 
 // Check says why a sandbox of that origin can't start from the image with its memory, if
 // it can't. Its code tells whether the image's files can be started from without.

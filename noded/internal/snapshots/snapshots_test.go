@@ -102,9 +102,10 @@ func TestG10_ImageIsRefusedWithAReason(t *testing.T) {
 		t.Fatalf("its own origin: %v", err)
 	}
 	more := m.Origin
+	more.Image = "mirror.example.com/i@sha256:aa"
 	more.CPU = CPU{Arch: "amd64", Features: []string{"avx", "avx2", "sse42"}}
 	if err := m.Check(more); err != nil {
-		t.Fatalf("a CPU that can do more: %v", err)
+		t.Fatalf("a mirror and a CPU that can do more: %v", err)
 	}
 	for name, c := range map[string]struct {
 		spoil func(*Origin)

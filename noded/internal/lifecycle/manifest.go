@@ -1,0 +1,53 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/snapshots"
+)
+
+// describe makes the manifest of an image durable that a running sandbox is about to be
+// saved into: an image that is complete has one.
+func (m *Manager) describe(ctx context.Context, rec journal.Record, memory bool) error {
+	origin, err := m.cfg.Runtime.Origin(ctx, rec.ID)
+	if err != nil {
+		return err
+	}
+	return snapshots.Write(m.imageDir(rec), snapshots.Manifest{
+		Sandbox: rec.ID, Generation: rec.Generation, Team: rec.Claim.Team, Template: rec.PoolKey,
+		Memory: memory, Created: time.Now().UTC(), Origin: origin,
+	})
+}
+
+// checkImage says why a paused sandbox can't start from its image, if it can't: before
+// anything is started that would fail, or worse. Of an image that was made before there
+// were manifests nothing is known but whose directory it is in; there the runtime refuses
+// what it can't take up.
+func (m *Manager) checkImage(ctx context.Context, rec journal.Record, image string) error {
+	manifest, err := m.manifest(rec)
+	if errors.Is(err, snapshots.ErrNone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	on, err := m.cfg.Runtime.Target(ctx, m.container(rec, image))
+	if err != nil {
+		return err
+	}
+	return manifest.Check(on)
+}
+
+// manifest reads that of a sandbox's own image.
+func (m *Manager) manifest(rec journal.Record) (snapshots.Manifest, error) {
+	manifest, err := snapshots.Read(m.imageDir(rec))
+	if err == nil && manifest.Team != rec.Claim.Team {
+		return manifest, errdefs.New(errdefs.Internal, "the image of sandbox %s can't be used", rec.ID).WithCause(fmt.Errorf("it is team %.64q's", manifest.Team))
+	}
+	return manifest, err
+}
