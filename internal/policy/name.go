@@ -14,7 +14,7 @@ var ErrName = errors.New("not a host name")
 // a NUL, a control character, an empty or a long label) has no form: whatever
 // carries such a name is denied.
 func Name(raw string) (string, error) {
-	name := strings.ToLower(strings.TrimSuffix(raw, "."))
+	name := lower(strings.TrimSuffix(raw, "."))
 	if name == "" || len(name) > 253 {
 		return "", ErrName
 	}
@@ -29,6 +29,16 @@ func Name(raw string) (string, error) {
 		return "", ErrName // an address, in one of the ways in which somebody reads one
 	}
 	return name, nil
+}
+
+// lower is ASCII's lower case alone: Unicode has letters that become ASCII's.
+func lower(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
 }
 
 func validLabel(s string) bool {
@@ -64,25 +74,14 @@ type pattern struct {
 	wild bool
 }
 
-// parsePattern reads `x`, `*.x` or `*`, which is every name.
+// parsePattern reads `x` or `*.x`.
 func parsePattern(raw string) (pattern, error) {
-	if raw == "*" {
-		return pattern{wild: true}, nil
-	}
 	rest, wild := strings.CutPrefix(raw, "*.")
 	name, err := Name(rest)
 	return pattern{name: name, wild: wild}, err
 }
 
-// matches says whether a canonical name is meant. No name is meant by nothing.
+// matches says whether a canonical name is meant.
 func (p pattern) matches(name string) bool {
-	switch {
-	case name == "":
-		return false
-	case p.name == name:
-		return true
-	case !p.wild:
-		return false
-	}
-	return p.name == "" || strings.HasSuffix(name, "."+p.name)
+	return name == p.name || p.wild && strings.HasSuffix(name, "."+p.name)
 }

@@ -1,0 +1,276 @@
+package policy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+)
+
+// Action is what the data plane does with a packet.
+type Action uint8
+
+// The actions. The zero one is what to do with anything not understood.
+const (
+	Deny      Action = iota
+	Allow            // forward it
+	L7               // TCP alone: to the proxy, which asks Judge when it knows more
+	DNSLearn         // UDP alone: allow it when its address was learnt for the entry's slot
+	WouldDeny        // forward it, and tell that a policy which is enforced would not have
+)
+
+func (a Action) String() string {
+	if names := [...]string{"deny", "allow", "l7", "dnslearn", "would-deny"}; int(a) < len(names) {
+		return names[a]
+	}
+	return fmt.Sprintf("action %d", uint8(a))
+}
+
+// MaxEntries bounds one prefix' entries, and MaxSlots a policy's slots.
+const (
+	MaxEntries = 16
+	MaxSlots   = 64
+)
+
+// Entry is a range of ports of a transport that has an action.
+type Entry struct {
+	Proto  Proto
+	Lo, Hi uint16
+	Action Action
+	Slot   uint8 // of DNSLearn
+}
+
+// PrefixRules is what happens to packets to a prefix that no longer prefix
+// contains: no two entries overlap, Default is for TCP and UDP that none is about.
+type PrefixRules struct {
+	Prefix  netip.Prefix
+	Entries []Entry
+	Default Action
+}
+
+// Compiled is a policy made ready. It never changes and may be used by many at once.
+type Compiled struct {
+	// L4 has 0.0.0.0/0 and ::/0, and each other prefix that something is different
+	// for. What [Fixed.Always] denies is not in it: it comes first.
+	L4 []PrefixRules
+	// AuditOnly says that addresses which were not learnt pass, and are told.
+	AuditOnly bool
+
+	policy      *Policy
+	always      []netip.Prefix
+	rules       []rule
+	protocols   []protocolRule
+	credentials []credentialRule
+	slots       [][]int // each the rules, in order, that decide about a learnt address
+}
+
+// ErrTooComplex is what a policy ends in that the data plane has no room for. The
+// text that wraps it is the tenant's to see.
+var ErrTooComplex = errors.New("the rules are too complex")
+
+// Compile makes a valid policy ready.
+func Compile(p *Policy, fixed Fixed) (*Compiled, error) {
+	rules, err := p.rules(fixed)
+	if err != nil {
+		return nil, fmt.Errorf("compiling a network policy: %w", err)
+	}
+	c := &Compiled{policy: p, always: fixed.Always(), rules: rules, AuditOnly: p.Enforcement == AuditOnly}
+	if err := c.compileL7(); err != nil {
+		return nil, fmt.Errorf("compiling a network policy: %w", err)
+	}
+	for _, prefix := range c.prefixes() {
+		ready, err := c.prefix(prefix)
+		if err != nil {
+			return nil, err
+		}
+		c.L4 = append(c.L4, ready)
+	}
+	return c, nil
+}
+
+// prefixes are those whose packets' fate may differ from the ones around them.
+func (c *Compiled) prefixes() []netip.Prefix {
+	all := append(prefixes("0.0.0.0/0", "::/0"), private...)
+	for i := range c.rules {
+		all = append(all, c.rules[i].cidrs...)
+	}
+	all = slices.DeleteFunc(all, func(p netip.Prefix) bool { return covered(p, c.always) })
+	slices.SortFunc(all, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	return slices.Compact(all)
+}
+
+func (c *Compiled) prefix(p netip.Prefix) (PrefixRules, error) {
+	var all []Entry
+	for _, proto := range []Proto{ProtoTCP, ProtoUDP} {
+		for _, ports := range c.intervals(proto) {
+			e, err := c.decide(p, proto, ports)
+			if err != nil {
+				return PrefixRules{}, err
+			}
+			if last := len(all) - 1; last >= 0 && all[last].joins(e) {
+				all[last].Hi = e.Hi
+				continue
+			}
+			all = append(all, e)
+		}
+	}
+	def := commonest(all)
+	all = slices.DeleteFunc(all, func(e Entry) bool { return e.Action == def })
+	if len(all) > MaxEntries {
+		return PrefixRules{}, fmt.Errorf("%w: %d ranges of ports have to be told apart for %s, and %d can be", ErrTooComplex, len(all), p, MaxEntries)
+	}
+	return PrefixRules{Prefix: p, Entries: all, Default: def}, nil
+}
+
+func (e Entry) joins(next Entry) bool {
+	return e.Proto == next.Proto && e.Action == next.Action && e.Slot == next.Slot
+}
+
+// commonest is the action that most entries have, but for DNSLearn, which needs a
+// slot.
+func commonest(all []Entry) Action {
+	var counts [WouldDeny + 1]int
+	best := Deny
+	for _, e := range all {
+		counts[e.Action]++
+		if e.Action != DNSLearn && e.Action != L7 && counts[e.Action] > counts[best] {
+			best = e.Action
+		}
+	}
+	return best
+}
+
+// intervals cuts the ports where any rule begins or ends.
+func (c *Compiled) intervals(proto Proto) (all [][2]uint16) {
+	starts := []int{0}
+	for _, r := range c.portRanges() {
+		if r.proto == proto {
+			starts = append(starts, int(r.lo), int(r.hi)+1)
+		}
+	}
+	slices.Sort(starts)
+	starts = append(slices.Compact(starts), math.MaxUint16+1)
+	for i, lo := range starts[:len(starts)-1] {
+		if lo <= math.MaxUint16 && starts[i+1] > lo {
+			all = append(all, [2]uint16{uint16(lo), uint16(starts[i+1] - 1)})
+		}
+	}
+	return all
+}
+
+func (c *Compiled) portRanges() (all []portRange) {
+	for i := range c.rules {
+		all = append(all, c.rules[i].ports...)
+	}
+	for i := range c.protocols {
+		all = append(all, c.protocols[i].ports...)
+	}
+	for i := range c.credentials {
+		all = append(all, c.credentials[i].ports...)
+	}
+	return all
+}
+
+// decide is the entry of an interval that every rule is about as a whole or not at all.
+func (c *Compiled) decide(p netip.Prefix, proto Proto, ports [2]uint16) (Entry, error) {
+	e := Entry{Proto: proto, Lo: ports[0], Hi: ports[1]}
+	final, maybe := c.outcomes(p, proto, e.Lo)
+	switch proto {
+	case ProtoTCP:
+		e.Action = c.tcp(final, maybe, e.Lo)
+	case ProtoUDP:
+		slot, err := c.udp(&e, final, maybe)
+		if err != nil {
+			return e, err
+		}
+		e.Slot = slot
+	}
+	if e.Action == Deny && c.AuditOnly && !covered(p, private) {
+		e.Action = WouldDeny
+	}
+	return e, nil
+}
+
+// outcomes are what happens to packets when nothing more is seen of them, and
+// the rules that may decide otherwise when it is.
+func (c *Compiled) outcomes(p netip.Prefix, proto Proto, port uint16) (final bool, maybe []int) {
+	for i := range c.rules {
+		r := &c.rules[i]
+		if !onPort(r.ports, proto, port) {
+			continue
+		}
+		certain, app := r.certain(p), r.onApp(proto, "")
+		switch {
+		case certain && app:
+			return r.allow, maybe
+		case (certain || r.byName(p)) && (app || r.mayBeApp(proto)):
+			maybe = append(maybe, i)
+		}
+	}
+	return c.policy.Mode == AllowAll && !covered(p, private), maybe
+}
+
+func (c *Compiled) tcp(final bool, maybe []int, port uint16) Action {
+	differs := slices.ContainsFunc(maybe, func(i int) bool { return c.rules[i].allow != final })
+	switch {
+	case differs:
+		return L7
+	case !final:
+		return Deny
+	case c.looksInto(port):
+		return L7
+	}
+	return Allow
+}
+
+// looksInto says whether allowed TCP to a port has to pass the proxy.
+func (c *Compiled) looksInto(port uint16) bool {
+	return c.policy.egress().Proxy != nil ||
+		slices.ContainsFunc(c.protocols, func(r protocolRule) bool { return onPort(r.ports, ProtoTCP, port) }) ||
+		slices.ContainsFunc(c.credentials, func(r credentialRule) bool { return onPort(r.ports, ProtoTCP, port) })
+}
+
+// udp decides by address alone, or by the names that an address was learnt for.
+// That a name is denied its resolver enforces: its addresses are never learnt.
+func (c *Compiled) udp(e *Entry, final bool, maybe []int) (slot uint8, _ error) {
+	switch {
+	case c.policy.egress().Proxy != nil:
+		e.Action = Deny
+	case final:
+		e.Action = Allow
+	case slices.ContainsFunc(maybe, func(i int) bool { return c.rules[i].allow }):
+		e.Action = DNSLearn
+		return c.slot(maybe)
+	}
+	return 0, nil
+}
+
+func (c *Compiled) slot(rules []int) (uint8, error) {
+	i := slices.IndexFunc(c.slots, func(s []int) bool { return slices.Equal(s, rules) })
+	if i < 0 {
+		if i = len(c.slots); i == MaxSlots {
+			return 0, fmt.Errorf("%w: domains open UDP in more than %d ways", ErrTooComplex, MaxSlots)
+		}
+		c.slots = append(c.slots, rules)
+	}
+	return uint8(i), nil
+}
+
+// Learn is the slots, a bit each, for which a name's addresses may be reached.
+func (c *Compiled) Learn(name string) (slots uint64) {
+	for i, list := range c.slots {
+		for _, r := range list {
+			if named(c.rules[r].domains, name) {
+				if c.rules[r].allow {
+					slots |= 1 << i
+				}
+				break
+			}
+		}
+	}
+	return slots
+}
