@@ -19,10 +19,10 @@ const shimGroup = 16
 // quiet: pulls have given their leases back and layers are unpacked.
 var never = []string{"sentry", "gofer", "runsc", "link", "container", "task", "snapshot", "lease"}
 
-// compareShared looks at what is no single sandbox's, by count: shims are as many
+// CompareShared looks at what is no single sandbox's, by count: shims are as many
 // as there are groups of live sandboxes, the node keeps one control group in each
 // hierarchy, and the rest is infrastructure.
-func compareShared(live map[string]string, traces []Trace) error {
+func CompareShared(live map[string]string, traces []Trace) error {
 	var errs []error
 	groups, shims, scopes := map[int]bool{}, 0, map[string]int{}
 	for _, t := range traces {

@@ -103,18 +103,23 @@ func compare(live map[string]string, traces []Trace) error {
 			}
 		}
 	}
-	return errors.Join(append(errs, compareShared(live, traces))...)
+	return errors.Join(append(errs, CompareShared(live, traces))...)
+}
+
+// Node is a client of the node API, until hangUp.
+func (m *Machine) Node() (node nodeapiconnect.NodeClient, hangUp func()) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", m.NodeSocket)
+	}}
+	return nodeapiconnect.NewNodeClient(&http.Client{Transport: transport}, "http://noded"), transport.CloseIdleConnections
 }
 
 // Live is what the node says it has: ids of free slots and of claimed sandboxes.
 func (m *Machine) Live() (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", m.NodeSocket)
-	}}
-	defer transport.CloseIdleConnections()
-	node := nodeapiconnect.NewNodeClient(&http.Client{Transport: transport}, "http://noded")
+	node, hangUp := m.Node()
+	defer hangUp()
 	stream, err := node.Watch(ctx, &nodeapi.WatchRequest{})
 	if err != nil {
 		return nil, err

@@ -90,12 +90,12 @@ func Rootfs(t testing.TB) string {
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Join(dir, "tmp"), fs.ModeSticky|0o777)); err != nil {
 		t.Fatal(err)
 	}
-	build(t, filepath.Join(dir, "bin", "probe"), "s0.run/internal/s0test/probe")
+	Build(t, filepath.Join(dir, "bin", "probe"), "s0.run/internal/s0test/probe")
 	return dir
 }
 
-// build makes a static program from one of our packages.
-func build(t testing.TB, out, pkg string) {
+// Build makes a static program from one of our packages.
+func Build(t testing.TB, out, pkg string) {
 	t.Helper()
 	cmd := exec.Command("go", "build", "-o", out, pkg)
 	cmd.Dir = s0test.ModuleRoot(t)
@@ -121,6 +121,10 @@ disabled_plugins = [
   socket_dir = %[5]q
 [plugins."io.containerd.internal.v1.opt"]
   path = %[6]q
+
+# A shim serves many sandboxes: on a busy machine it is worth waiting for.
+[timeouts]
+  "io.containerd.timeout.shim.load" = "30s"
 `
 
 func (c *Containerd) configure(t testing.TB) {
@@ -128,7 +132,7 @@ func (c *Containerd) configure(t testing.TB) {
 	if err := os.MkdirAll(c.bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	build(t, filepath.Join(c.bin, "containerd-shim-s0-v1"), "s0.run/cmd/containerd-shim-s0-v1")
+	Build(t, filepath.Join(c.bin, "containerd-shim-s0-v1"), "s0.run/cmd/containerd-shim-s0-v1")
 	text := fmt.Sprintf(containerdConfig, filepath.Join(c.Dir, "root"), filepath.Join(c.Dir, "state"),
 		c.Address, c.Address+".ttrpc", c.sockets(), filepath.Join(c.Dir, "opt"))
 	if err := os.WriteFile(c.config(), []byte(text), 0o600); err != nil {
@@ -147,6 +151,7 @@ func (c *Containerd) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	defer log.Close()
+	c.removeRemains()
 	cmd := exec.Command(s0test.Binary(t, "containerd"), "--config", c.config())
 	cmd.Env = []string{"PATH=" + c.bin + ":" + filepath.Join(s0test.ModuleRoot(t), "build", "bin") + ":/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdout, cmd.Stderr = log, log
@@ -165,12 +170,28 @@ func (c *Containerd) Start(t testing.TB) {
 	}
 }
 
+// removeRemains removes what a killed containerd has left of directories that it was
+// removing, as s0d does before each start of its own.
+func (c *Containerd) removeRemains() {
+	for _, parent := range []string{"state", "root"} {
+		hidden, _ := filepath.Glob(filepath.Join(c.Dir, parent, "io.containerd.runtime.v2.task", Namespace, ".*"))
+		for _, dir := range hidden {
+			if _, err := os.Lstat(filepath.Join(dir, "rootfs")); errors.Is(err, fs.ErrNotExist) {
+				_ = os.RemoveAll(dir)
+			}
+		}
+	}
+}
+
 // Kill ends the server as a crash would. Shims and sandboxes go on.
-func (c *Containerd) Kill() {
+func (c *Containerd) Kill() { c.Stop(syscall.SIGKILL) }
+
+// Stop ends the server by a signal and waits for its end.
+func (c *Containerd) Stop(sig syscall.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.server != nil {
-		_ = c.server.Process.Kill()
+		_ = c.server.Process.Signal(sig)
 		_ = c.server.Wait()
 		c.server = nil
 	}
