@@ -1,0 +1,273 @@
+// Package dnsproxy is the only resolver that sandboxes have.
+//
+// A query is judged before anything of it leaves: a denied name reaches no
+// upstream in any form (DNS is egress). What leaves is a new query with the name
+// and the type alone, and what comes back is taken apart: only records that the
+// question leads to, with bounded times to live, without addresses that the
+// sandbox may not reach, and without HTTPS and SVCB records, whose keys would hide
+// from the proxy what a connection is for. Answers are kept per sandbox, so that
+// none can plant one for another, and bounded.
+//
+// The package also remembers for which names each address was answered
+// ([Resolver.Names]), for flows that carry no name of their own, and is where the
+// proxy looks up what it dials: it dials what the sandbox was told.
+package dnsproxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/time/rate"
+
+	"s0.run/internal/policy"
+	"s0.run/netd/internal/guest"
+)
+
+const (
+	// minTTL and maxTTL bound how long an answer is kept and told: not so short that
+	// a name changes between a sandbox's look and its connection, not so long that
+	// a policy's names lag behind the world.
+	minTTL = 5 * time.Second
+	maxTTL = 5 * time.Minute
+	// negativeTTL is for names that don't exist; they are cheap to ask for again.
+	negativeTTL = 5 * time.Second
+	// grace is how much longer than its TTL an address stands for its name:
+	// clients connect late.
+	grace = 30 * time.Second
+	// attemptTimeout and queryTimeout bound one upstream's answer and all of them (X32).
+	attemptTimeout = 2 * time.Second
+	queryTimeout   = 6 * time.Second
+
+	// Per sandbox (D11): answers and addresses kept, queries a second and at once.
+	maxAnswers  = 512
+	maxLearnt   = 2048
+	maxNames    = 8 // of one address
+	queryRate   = 50
+	queryBurst  = 200
+	maxInFlight = 32
+	// maxRecords bounds an answer.
+	maxRecords = 64
+)
+
+// Event is one judged query, for records.
+type Event struct {
+	Guest    guest.Guest
+	Name     string // canonical
+	Type     string
+	Verdict  policy.Verdict
+	Err      error // why there was no answer, of what was allowed
+	Duration time.Duration
+}
+
+// Config is what a [Resolver] needs.
+type Config struct {
+	Lookup guest.Lookup
+	// Upstreams are asked in order.
+	Upstreams []netip.AddrPort
+	// Dial connects to an upstream.
+	Dial func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
+	// Learn is told, before the sandbox is, which address it is answered, for which
+	// of its policy's slots and for how long.
+	Learn func(g guest.Guest, addr netip.Addr, slots uint64, ttl time.Duration)
+	// Observe is told of every query. It must not block.
+	Observe func(Event)
+	Log     *slog.Logger
+}
+
+// Resolver resolves for sandboxes. It is safe for concurrent use.
+type Resolver struct {
+	config Config
+
+	mu     sync.Mutex
+	guests map[string]*state // by sandbox id
+}
+
+// state is what one generation of a sandbox asked.
+type state struct {
+	gen     uint64
+	limit   *rate.Limiter
+	flights chan struct{}
+
+	mu      sync.Mutex
+	answers map[question]answer
+	learnt  map[netip.Addr]map[string]time.Time // until when an address stands for a name
+}
+
+type question struct {
+	name string // canonical
+	kind uint16
+}
+
+// answer is what is known about a question until it ends.
+type answer struct {
+	rcode   int
+	records []dns.RR
+	until   time.Time
+}
+
+// New makes a resolver.
+func New(config Config) (*Resolver, error) {
+	if config.Lookup == nil || config.Dial == nil || config.Learn == nil || config.Observe == nil || config.Log == nil {
+		return nil, errors.New("the resolver's configuration is incomplete")
+	}
+	if len(config.Upstreams) == 0 {
+		return nil, errors.New("the resolver has no upstream")
+	}
+	return &Resolver{config: config, guests: map[string]*state{}}, nil
+}
+
+// Upstreams are the resolvers that a file like /etc/resolv.conf names.
+func Upstreams(path string) ([]netip.AddrPort, error) {
+	conf, err := dns.ClientConfigFromFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.AddrPort
+	for _, s := range conf.Servers {
+		if to, err := netip.ParseAddrPort(net.JoinHostPort(s, conf.Port)); err == nil {
+			all = append(all, to)
+		}
+	}
+	return all, nil
+}
+
+// state finds what a guest asked so far. A new generation begins with nothing.
+func (r *Resolver) state(g guest.Guest) *state {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.guests[g.ID]
+	if s == nil || s.gen < g.Gen {
+		s = &state{
+			gen: g.Gen, limit: rate.NewLimiter(queryRate, queryBurst), flights: make(chan struct{}, maxInFlight),
+			answers: map[question]answer{}, learnt: map[netip.Addr]map[string]time.Time{},
+		}
+		r.guests[g.ID] = s
+	}
+	return s
+}
+
+// Forget drops what a sandbox asked, when it is gone.
+func (r *Resolver) Forget(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.guests, id)
+}
+
+// Refresh tells the data plane again what a sandbox was answered, after its policy
+// changed: slots are the policy's.
+func (r *Resolver) Refresh(g guest.Guest) {
+	now := time.Now()
+	for addr, names := range r.state(g).standing(now) {
+		for name, until := range names {
+			r.learn(g, name, addr, until.Sub(now))
+		}
+	}
+}
+
+// learn tells the data plane of an address, if the policy gives it a slot.
+func (r *Resolver) learn(g guest.Guest, name string, addr netip.Addr, ttl time.Duration) {
+	if slots := g.Policy.Learn(name); slots != 0 {
+		r.config.Learn(g, addr, slots, ttl)
+	}
+}
+
+// Names are those for which a sandbox was answered an address and may still use it.
+func (r *Resolver) Names(g guest.Guest, addr netip.Addr) (names []string) {
+	s := r.state(g)
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, until := range s.learnt[addr.Unmap()] {
+		if now.Before(until) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (s *state) standing(now time.Time) map[netip.Addr]map[string]time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[netip.Addr]map[string]time.Time, len(s.learnt))
+	for addr, names := range s.learnt {
+		for name, until := range names {
+			if now.Before(until) {
+				if out[addr] == nil {
+					out[addr] = map[string]time.Time{}
+				}
+				out[addr][name] = until
+			}
+		}
+	}
+	return out
+}
+
+// stand remembers that an address stands for a name; bounded, the dead go first.
+func (s *state) stand(addr netip.Addr, name string, until time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := s.learnt[addr]
+	if names == nil {
+		names = map[string]time.Time{}
+		evict(s.learnt, maxLearnt, func(n map[string]time.Time) time.Time { return latest(n) })
+		s.learnt[addr] = names
+	}
+	if _, known := names[name]; !known {
+		evict(names, maxNames, func(t time.Time) time.Time { return t })
+	}
+	if until.After(names[name]) {
+		names[name] = until
+	}
+}
+
+func latest(names map[string]time.Time) (last time.Time) {
+	for _, t := range names {
+		if t.After(last) {
+			last = t
+		}
+	}
+	return last
+}
+
+// evict makes room for one: what has ended goes, and if nothing has, what ends first.
+func evict[K comparable, V any](m map[K]V, bound int, ends func(V) time.Time) {
+	if len(m) < bound {
+		return
+	}
+	now := time.Now()
+	var first K
+	var at time.Time
+	for k, v := range m {
+		end := ends(v)
+		if !now.Before(end) {
+			delete(m, k)
+		} else if at.IsZero() || end.Before(at) {
+			first, at = k, end
+		}
+	}
+	if len(m) >= bound {
+		delete(m, first)
+	}
+}
+
+func (s *state) kept(q question) (answer, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, ok := s.answers[q]
+	return a, ok && time.Now().Before(a.until)
+}
+
+func (s *state) keep(q question, a answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.answers[q]; !known {
+		evict(s.answers, maxAnswers, func(a answer) time.Time { return a.until })
+	}
+	s.answers[q] = a
+}
