@@ -104,10 +104,11 @@ func (c *Compiled) prefixes() []netip.Prefix {
 }
 
 func (c *Compiled) prefix(p netip.Prefix) (PrefixRules, error) {
+	scope := c.scope(p)
 	var all []Entry
 	for _, proto := range []Proto{ProtoTCP, ProtoUDP} {
-		for _, ports := range c.intervals(proto) {
-			e, err := c.decide(p, proto, ports)
+		for _, ports := range c.intervals(scope, proto) {
+			e, err := c.decide(scope, proto, ports)
 			if err != nil {
 				return PrefixRules{}, err
 			}
@@ -144,10 +145,34 @@ func commonest(all []Entry) Action {
 	return best
 }
 
-// intervals cuts the ports where any rule begins or ends.
-func (c *Compiled) intervals(proto Proto) (all [][2]uint16) {
+// scope is a prefix and the rules that may be about it.
+type scope struct {
+	prefix  netip.Prefix
+	private bool
+	rules   []scoped
+}
+
+type scoped struct {
+	*rule
+	index   int
+	certain bool
+}
+
+func (c *Compiled) scope(p netip.Prefix) *scope {
+	s := &scope{prefix: p, private: covered(p, private)}
+	for i := range c.rules {
+		r := &c.rules[i]
+		if certain := r.certain(p); certain || r.byName(p) {
+			s.rules = append(s.rules, scoped{r, i, certain})
+		}
+	}
+	return s
+}
+
+// intervals cuts the ports where any rule of a scope begins or ends.
+func (c *Compiled) intervals(s *scope, proto Proto) (all [][2]uint16) {
 	starts := []int{0}
-	for _, r := range c.portRanges() {
+	for _, r := range c.portRanges(s) {
 		if r.proto == proto {
 			starts = append(starts, int(r.lo), int(r.hi)+1)
 		}
@@ -162,9 +187,9 @@ func (c *Compiled) intervals(proto Proto) (all [][2]uint16) {
 	return all
 }
 
-func (c *Compiled) portRanges() (all []portRange) {
-	for i := range c.rules {
-		all = append(all, c.rules[i].ports...)
+func (c *Compiled) portRanges(s *scope) (all []portRange) {
+	for _, r := range s.rules {
+		all = append(all, r.ports...)
 	}
 	for i := range c.protocols {
 		all = append(all, c.protocols[i].ports...)
@@ -176,9 +201,9 @@ func (c *Compiled) portRanges() (all []portRange) {
 }
 
 // decide is the entry of an interval that every rule is about as a whole or not at all.
-func (c *Compiled) decide(p netip.Prefix, proto Proto, ports [2]uint16) (Entry, error) {
+func (c *Compiled) decide(s *scope, proto Proto, ports [2]uint16) (Entry, error) {
 	e := Entry{Proto: proto, Lo: ports[0], Hi: ports[1]}
-	final, maybe := c.outcomes(p, proto, e.Lo)
+	final, maybe := c.outcomes(s, proto, e.Lo)
 	switch proto {
 	case ProtoTCP:
 		e.Action = c.tcp(final, maybe, e.Lo)
@@ -189,7 +214,7 @@ func (c *Compiled) decide(p netip.Prefix, proto Proto, ports [2]uint16) (Entry, 
 		}
 		e.Slot = slot
 	}
-	if e.Action == Deny && c.AuditOnly && !covered(p, private) {
+	if e.Action == Deny && c.AuditOnly && !s.private {
 		e.Action = WouldDeny
 	}
 	return e, nil
@@ -197,21 +222,20 @@ func (c *Compiled) decide(p netip.Prefix, proto Proto, ports [2]uint16) (Entry, 
 
 // outcomes are what happens to packets when nothing more is seen of them, and
 // the rules that may decide otherwise when it is.
-func (c *Compiled) outcomes(p netip.Prefix, proto Proto, port uint16) (final bool, maybe []int) {
-	for i := range c.rules {
-		r := &c.rules[i]
+func (c *Compiled) outcomes(s *scope, proto Proto, port uint16) (final bool, maybe []int) {
+	for _, r := range s.rules {
 		if !onPort(r.ports, proto, port) {
 			continue
 		}
-		certain, app := r.certain(p), r.onApp(proto, "")
+		app := r.onApp(proto, "")
 		switch {
-		case certain && app:
+		case r.certain && app:
 			return r.allow, maybe
-		case (certain || r.byName(p)) && (app || r.mayBeApp(proto)):
-			maybe = append(maybe, i)
+		case app || r.mayBeApp(proto):
+			maybe = append(maybe, r.index)
 		}
 	}
-	return c.policy.Mode == AllowAll && !covered(p, private), maybe
+	return c.policy.Mode == AllowAll && !s.private, maybe
 }
 
 func (c *Compiled) tcp(final bool, maybe []int, port uint16) Action {

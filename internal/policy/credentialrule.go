@@ -133,7 +133,7 @@ func (h *HeadersProj) validate() error {
 }
 
 // minPlaceholder keeps a placeholder from being what a request has anyway.
-const minPlaceholder = 8
+const minPlaceholder = 4
 
 func (p *PlaceholderProj) validate() error {
 	if p == nil || len(p.Replacements) == 0 || len(p.Replacements) > maxHeaders {

@@ -12,8 +12,11 @@ import (
 )
 
 const (
-	maxRules   = 256 // of a list
-	maxValues  = 256 // of one rule's list
+	maxRules   = 256  // of a list
+	maxValues  = 256  // of one rule's list
+	maxCIDRs   = 1000 // of all lists together, like the next two
+	maxDomains = 1000
+	maxPorts   = 256
 	maxName    = 128
 	maxText    = 1024
 	maxHeaders = 32
@@ -57,6 +60,9 @@ func (p *Policy) validate() error {
 		return err
 	}
 	if err := each("egress.protocolRules", e.ProtocolRules, func(r ProtocolRule) string { return r.Name }, (*ProtocolRule).validate); err != nil {
+		return err
+	}
+	if err := e.validateSize(); err != nil {
 		return err
 	}
 	err := each("egress.credentialRules", e.CredentialRules, func(r CredentialRule) string { return r.Name }, func(r *CredentialRule) error { return r.validate(p) })
@@ -128,6 +134,24 @@ func (e *Egress) validateLists(mode string) error {
 	return nil
 }
 
+// validateSize bounds what compiling costs, whatever the rules are.
+func (e *Egress) validateSize() error {
+	cidrs, domains, ports := len(e.AllowedCIDRs)+len(e.DeniedCIDRs), len(e.AllowedDomains)+len(e.DeniedDomains), len(e.AllowedPorts)+len(e.DeniedPorts)
+	for _, r := range e.TrafficRules {
+		cidrs, domains, ports = cidrs+len(r.CIDRs), domains+len(r.Domains), ports+len(r.Ports)
+	}
+	for _, r := range e.ProtocolRules {
+		domains, ports = domains+len(r.Domains), ports+len(r.Ports)
+	}
+	for _, r := range e.CredentialRules {
+		domains, ports = domains+len(r.Domains), ports+len(r.Ports)
+	}
+	if cidrs > maxCIDRs || domains > maxDomains || ports > maxPorts {
+		return fmt.Errorf("egress: at most %d CIDRs, %d domains and %d ranges of ports in all", maxCIDRs, maxDomains, maxPorts)
+	}
+	return nil
+}
+
 func validList[T any](where string, list []T, wrong func(T) string) error {
 	if len(list) > maxValues {
 		return fmt.Errorf("%s: at most %d", where, maxValues)
@@ -193,7 +217,10 @@ func (r *TrafficRule) validate() error {
 			return err
 		}
 	}
-	return errors.Join(validCIDRs("cidrs", r.CIDRs), validScope(r.Domains, r.Ports))
+	if err := validCIDRs("cidrs", r.CIDRs); err != nil {
+		return err
+	}
+	return validScope(r.Domains, r.Ports)
 }
 
 // validScope answers the first of what is wrong.
