@@ -30,6 +30,7 @@ import (
 	"s0.run/noded/internal/procevents"
 	"s0.run/noded/internal/server"
 	"s0.run/noded/internal/slots"
+	"s0.run/noded/internal/snapshots"
 	"s0.run/noded/internal/stats"
 )
 
@@ -96,7 +97,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
-		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), RunDir: filepath.Join(cfg.RunDir, "sandboxes"), BinDir: cfg.ProcdDir,
+		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), Snapshots: snapshots.NewStore(filepath.Join(cfg.DataDir, "snapshots")), RunDir: filepath.Join(cfg.RunDir, "sandboxes"), BinDir: cfg.ProcdDir,
 		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Network: m.network, Groups: m.groups,
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
 	})

@@ -72,8 +72,29 @@ func (c *Channel) KeepEvents(ctx context.Context, cfg procapi.EventsConfig) erro
 	return c.call(ctx, http.MethodPut, procapi.PathEventsConfig, cfg, &struct{}{})
 }
 
-// call exchanges JSON with procd. The answer is data: bounded, parsed, no more.
+// Kept asks for the contexts that the sandbox's next life may have again. What comes is
+// for procd's eyes alone.
+func (c *Channel) Kept(ctx context.Context) ([]procapi.KeptContext, error) {
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	var kept procapi.KeptContexts
+	if err := c.exchange(ctx, http.MethodGet, procapi.PathKept, nil, &kept, procapi.MaxKeptBytes+maxControlBytes); err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(kept.Contexts) // may be more than what was read
+	if err == nil && (len(b) > procapi.MaxKeptBytes || len(kept.Contexts) > procapi.MaxKept) {
+		err = fmt.Errorf("procd keeps %d contexts of %d bytes, more than the sandbox may have", len(kept.Contexts), len(b))
+	}
+	return kept.Contexts, err
+}
+
+// call exchanges JSON of the usual size.
 func (c *Channel) call(ctx context.Context, method, path string, in, out any) error {
+	return c.exchange(ctx, method, path, in, out, maxControlBytes)
+}
+
+// exchange exchanges JSON with procd. The answer is data: bounded, parsed, no more.
+func (c *Channel) exchange(ctx context.Context, method, path string, in, out any, maxBytes int64) error {
 	var body io.Reader = http.NoBody
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -94,12 +115,12 @@ func (c *Channel) call(ctx context.Context, method, path string, in, out any) er
 		return fmt.Errorf("asking procd for %s: %w", path, err)
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxControlBytes+1))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxBytes+1))
 	switch {
 	case err != nil:
 		return fmt.Errorf("asking procd for %s: %w", path, err)
-	case len(answer) > maxControlBytes:
-		return fmt.Errorf("asking procd for %s: answer of more than %d bytes", path, maxControlBytes)
+	case int64(len(answer)) > maxBytes:
+		return fmt.Errorf("asking procd for %s: answer of more than %d bytes", path, maxBytes)
 	case resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("asking procd for %s: status %d: %.200q", path, resp.StatusCode, answer)
 	}

@@ -24,6 +24,7 @@ type ClaimRequest struct {
 	Slot        sandbox.ID
 	PoolKey     string
 	Spec        sandbox.Spec // of a cold start
+	Snapshot    string       // whose files a cold start begins with; empty: the image's alone
 	Team, User  string
 	Env         map[string]string
 	MemoryBytes int64 // 0: the spec's
@@ -43,6 +44,9 @@ func (r ClaimRequest) validate() error {
 		if len(v) > maxNameBytes {
 			return errdefs.New(errdefs.InvalidArgument, "claim: %s of more than %d bytes", name, maxNameBytes)
 		}
+	}
+	if r.Snapshot != "" && (r.Slot != "" || r.Spec.RuntimeClass != sandbox.GVisor) {
+		return errdefs.New(errdefs.InvalidArgument, "claim: a snapshot is for a cold start of runtime class %q", sandbox.GVisor)
 	}
 	if r.Slot == "" {
 		if err := r.Spec.Validate(); err != nil {
@@ -181,6 +185,13 @@ func errTaken(id sandbox.ID) error {
 // claimCold starts a sandbox for this claim, within the node's bound. Waiting for
 // an image is no start: it keeps nobody else from one.
 func (m *Manager) claimCold(ctx context.Context, req ClaimRequest) (Sandbox, error) {
+	if req.Snapshot != "" {
+		_, manifest, err := m.findSnapshot(req.Snapshot, req.Team)
+		if err != nil {
+			return Sandbox{}, err
+		}
+		req.Spec.Image = manifest.Image // of which the files are changes, whatever the template says by now
+	}
 	image, err := m.image(ctx, req.Spec)
 	if err != nil {
 		return Sandbox{}, startError(err)
@@ -190,7 +201,7 @@ func (m *Manager) claimCold(ctx context.Context, req ClaimRequest) (Sandbox, err
 		return Sandbox{}, err
 	}
 	defer end()
-	inst, err := m.start(ctx, image, startRequest{poolKey: req.PoolKey, spec: req.Spec, env: req.Env})
+	inst, err := m.start(ctx, image, startRequest{poolKey: req.PoolKey, spec: req.Spec, env: req.Env, snapshot: req.Snapshot, team: req.Team})
 	if err != nil {
 		return Sandbox{}, startError(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"s0.run/internal/errdefs"
@@ -52,6 +53,8 @@ type startRequest struct {
 	env     map[string]string // of the claim that it is for
 	idle    bool              // yields the CPU to everything else until it is claimed
 	started func()            // see Create
+
+	snapshot, team string // of the team, whose files it begins with; empty: none
 }
 
 // image makes sure of the spec's image, however long its pull takes.
@@ -175,15 +178,25 @@ type step struct {
 func (m *Manager) createSteps(inst *instance, image string, req startRequest) []step {
 	rec := inst.rec // nobody else changes it while the creation has the turn
 	id := rec.ID
-	return []step{
+	c := m.container(rec, image)
+	files, started := []step(nil), []step(nil)
+	if req.snapshot != "" {
+		own := rec
+		own.Image = rec.Generation
+		c.Checkpoint = m.imageDir(own)
+		files = []step{{"files", func(context.Context) error { return m.beginWith(own, req.snapshot, req.team) }}}
+		started = []step{{"drop", func(ctx context.Context) error { return m.removeImages(ctx, id) }}}
+	}
+	return slices.Concat([]step{
 		{"intent", func(ctx context.Context) error { return m.cfg.Journal.Put(ctx, rec) }},
 		{"netns", func(context.Context) error { return m.cfg.Network.Add(m.cfg.Network.Slot(id, rec.NetIndex)) }},
 		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(id, limits(rec.Spec, nil, req.idle)) }},
 		{"dirs", func(context.Context) error { return m.makeDirs(id) }},
+	}, files, []step{
 		{"listen", func(context.Context) error { return m.listen(inst) }},
-		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, m.container(rec, image)) }},
+		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
 		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, req.env) }},
-	}
+	}, started)
 }
 
 // runSteps takes the steps of an operation, each with a failpoint behind it; what is
@@ -232,7 +245,7 @@ func (m *Manager) listen(inst *instance) error {
 		return err
 	}
 	m.mu.Lock()
-	ended := atRest(inst.rec) // an exit may have come before an adoption
+	ended, old := atRest(inst.rec), inst.channel // an exit may have come before an adoption
 	if !ended {
 		inst.channel = ch
 	}
@@ -240,6 +253,9 @@ func (m *Manager) listen(inst *instance) error {
 	if ended {
 		ch.Close()
 		return errEnded
+	}
+	if old != nil {
+		old.Close()
 	}
 	m.background(func(ctx context.Context) { _ = ch.Run(ctx) })
 	return nil
@@ -268,12 +284,16 @@ func (m *Manager) introduce(ctx context.Context, inst *instance, rec journal.Rec
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, envTimeout)
+	timeout := envTimeout
+	if len(inst.kept) > 0 {
+		timeout = startTimeout // interpreters have to be started
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	inst.told = environment(rec)
 	return ch.Init(ctx, procapi.Init{
 		SandboxID: string(rec.ID), Generation: uint64(rec.Generation), Env: inst.told, Hostname: string(rec.ID), Now: time.Now(),
-		Warm: rec.Spec.Warm,
+		Warm: rec.Spec.Warm, Kept: inst.kept,
 	})
 }
 

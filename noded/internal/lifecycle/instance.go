@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/channel"
 	"s0.run/noded/internal/journal"
@@ -23,6 +24,8 @@ type instance struct {
 
 	told map[string]string // the environment that procd has; nil if that is not known; the turn guards it
 
+	kept []procapi.KeptContext // what its procd, which is new, is told to have again; the turn guards it
+
 	// Manager.mu guards what follows. rec is replaced whole; what it points to
 	// never changes.
 	rec       journal.Record
@@ -32,6 +35,7 @@ type instance struct {
 	binding   bool                    // a slot whose claim is under way
 	unseen    bool                    // since this noded started, procd has not answered
 	channel   *channel.Channel        // nil before there is one and after it was closed
+	back      chan struct{}           // closed when a fork lets it have a channel again; nil without one
 	cancel    context.CancelCauseFunc // ends the creation; nil when none is under way
 	disposing bool                    // a teardown is at work
 	rested    chan struct{}           // closed when it is not any more; nil without one

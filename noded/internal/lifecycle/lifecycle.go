@@ -130,7 +130,17 @@ type Runtime interface {
 	// exists and is empty, durably, and ends the sandbox. After an error it may be
 	// frozen, and the image may still be completed.
 	Checkpoint(ctx context.Context, id sandbox.ID, dir string) error
-	// Thaw ends that: after it no checkpoint is under way, and the sandbox goes on
+	// CheckpointFiles is Checkpoint without processes and memory.
+	CheckpointFiles(ctx context.Context, id sandbox.ID, dir string) error
+	// SaveFiles saves what the sandbox has written to its root filesystem into dir,
+	// which exists and has no files yet, durably. The sandbox stands still for as long
+	// as that takes and goes on in any case.
+	SaveFiles(ctx context.Context, id sandbox.ID, dir string) error
+	// Freeze stops the sandbox where it is, for Thaw to let it go on, and SaveFrozen
+	// saves one that stands still, which it goes on doing, like Checkpoint.
+	Freeze(ctx context.Context, id sandbox.ID) error
+	SaveFrozen(ctx context.Context, id sandbox.ID, dir string) error
+	// Thaw ends what a Checkpoint has left: after it no checkpoint is under way, and the sandbox goes on
 	// unless it has ended. An error says that nobody knows yet.
 	Thaw(ctx context.Context, id sandbox.ID) error
 	// Origin is what an image of the running sandbox is bound to, and Target what one
@@ -182,6 +192,7 @@ type Config struct {
 	Scope      string // tells this noded's shims from another's on the same containerd
 	DataDir    string // holds a directory per sandbox for its upper layer
 	ImageDir   string // holds a directory per sandbox for its image
+	Snapshots  *snapshots.Store
 	RunDir     string // holds a directory per sandbox for its socket
 	BinDir     string // holds procd
 	Max        int    // sandboxes of the node, slots included
@@ -329,9 +340,13 @@ func (m *Manager) Slots() []Slot {
 	return all
 }
 
-// Images are those that sandboxes need, as their specs name them: one that is paused
-// has no container that would say so.
+// Images are those that sandboxes and snapshots need, as their specs name them: what is
+// paused or kept has no container that would say so.
 func (m *Manager) Images() []string {
+	kept, err := m.cfg.Snapshots.All()
+	if err != nil {
+		m.cfg.Log.Warn("looking for snapshots' images", "error", err)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	refs := map[string]bool{}
@@ -339,6 +354,9 @@ func (m *Manager) Images() []string {
 		if !ended(inst.rec) {
 			refs[inst.rec.Spec.Image] = true
 		}
+	}
+	for _, ref := range kept {
+		refs[ref.Image] = true
 	}
 	return slices.Collect(maps.Keys(refs))
 }

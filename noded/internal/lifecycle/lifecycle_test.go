@@ -24,6 +24,7 @@ import (
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/noop"
+	"s0.run/noded/internal/snapshots"
 )
 
 // patience is how long a test waits for what must happen.
@@ -62,7 +63,7 @@ func (m *machine) prepare(mutate ...func(*lifecycle.Config)) *noded {
 	n := &noded{machine: m, hub: events.NewHub(), journal: j}
 	cfg := lifecycle.Config{
 		Cluster: "local", Scope: "test", Max: 200, ColdStarts: 2,
-		DataDir: filepath.Join(m.dir, "data"), ImageDir: filepath.Join(m.dir, "images"), RunDir: filepath.Join(m.dir, "run"), BinDir: "/bin",
+		DataDir: filepath.Join(m.dir, "data"), ImageDir: filepath.Join(m.dir, "images"), Snapshots: snapshots.NewStore(filepath.Join(m.dir, "snapshots")), RunDir: filepath.Join(m.dir, "run"), BinDir: "/bin",
 		Journal: j, Runtime: noop.Runtime{Node: m.node}, Images: noop.Images{Node: m.node}, Disk: noop.Disk{Node: m.node},
 		Network: noop.Network{Node: m.node}, Groups: noop.Groups{Node: m.node},
 		Hub: n.hub, Metrics: lifecycle.NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),

@@ -7,40 +7,53 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/procapi"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/snapshots"
 )
 
 // describe makes the manifest of an image durable that a running sandbox is about to be
 // saved into: an image that is complete has one.
-func (m *Manager) describe(ctx context.Context, rec journal.Record, memory bool) error {
-	origin, err := m.cfg.Runtime.Origin(ctx, rec.ID)
+func (m *Manager) describe(ctx context.Context, inst *instance, rec journal.Record, memory bool) error {
+	manifest, err := m.manifestOf(ctx, inst, rec, memory)
 	if err != nil {
 		return err
 	}
-	return snapshots.Write(m.imageDir(rec), snapshots.Manifest{
+	return snapshots.Write(m.imageDir(rec), manifest)
+}
+
+// manifestOf is that of an image of a running sandbox as it is now.
+func (m *Manager) manifestOf(ctx context.Context, inst *instance, rec journal.Record, memory bool) (snapshots.Manifest, error) {
+	origin, err := m.cfg.Runtime.Origin(ctx, rec.ID)
+	if err != nil {
+		return snapshots.Manifest{}, err
+	}
+	return snapshots.Manifest{
 		Sandbox: rec.ID, Generation: rec.Generation, Team: rec.Claim.Team, Template: rec.PoolKey,
-		Memory: memory, Created: time.Now().UTC(), Origin: origin,
-	})
+		Memory: memory, Created: time.Now().UTC(), Origin: origin, Kept: m.keptContexts(ctx, inst),
+	}, nil
 }
 
 // checkImage says why a paused sandbox can't start from its image, if it can't: before
 // anything is started that would fail, or worse. Of an image that was made before there
 // were manifests nothing is known but whose directory it is in; there the runtime refuses
-// what it can't take up.
-func (m *Manager) checkImage(ctx context.Context, rec journal.Record, image string) error {
+// what it can't take up. kept are the contexts that its new procd shall have again.
+func (m *Manager) checkImage(ctx context.Context, rec journal.Record, image string) (kept []procapi.KeptContext, err error) {
 	manifest, err := m.manifest(rec)
 	if errors.Is(err, snapshots.ErrNone) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	on, err := m.cfg.Runtime.Target(ctx, m.container(rec, image))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return manifest.Check(on)
+	if !manifest.Memory {
+		return manifest.Kept, manifest.CheckFiles(on)
+	}
+	return nil, manifest.Check(on)
 }
 
 // manifest reads that of a sandbox's own image.

@@ -22,6 +22,16 @@ const notSaved = "ended while it was being paused"
 // before stops nothing. A sandbox that is paused already stays so. If it fails the
 // sandbox goes on, unless the attempt has ended it: then it has failed.
 func (m *Manager) Pause(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (Sandbox, error) {
+	return m.pause(ctx, id, gen, true)
+}
+
+// PauseFiles is Pause without processes and memory: the sandbox's next life starts from
+// its files, with the same contexts.
+func (m *Manager) PauseFiles(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (Sandbox, error) {
+	return m.pause(ctx, id, gen, false)
+}
+
+func (m *Manager) pause(ctx context.Context, id sandbox.ID, gen sandbox.Generation, memory bool) (Sandbox, error) {
 	inst := m.find(id)
 	if inst == nil {
 		return Sandbox{}, notFound(id)
@@ -43,23 +53,27 @@ func (m *Manager) Pause(ctx context.Context, id sandbox.ID, gen sandbox.Generati
 	if err := m.cfg.Disk.Room(); err != nil {
 		return Sandbox{}, err
 	}
-	if err := m.save(ctx, inst, rec); err != nil {
+	if err := m.save(ctx, inst, rec, memory); err != nil {
 		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be paused", id).WithCause(err)
 	}
 	return m.Get(id)
 }
 
 // save takes the steps of a pause. The caller has the turn; a Delete interrupts it.
-func (m *Manager) save(ctx context.Context, inst *instance, rec journal.Record) error {
+func (m *Manager) save(ctx context.Context, inst *instance, rec journal.Record, memory bool) error {
 	ctx, cancel := m.interruptible(context.WithoutCancel(ctx), inst, imageTimeout)
 	defer cancel()
 	begin := time.Now()
+	checkpoint := m.cfg.Runtime.Checkpoint
+	if !memory {
+		checkpoint = m.cfg.Runtime.CheckpointFiles
+	}
 	rec.Image = rec.Generation
 	err := m.runSteps(ctx, "pause", []step{
 		{"intent", func(ctx context.Context) error { return m.intendPause(ctx, inst, rec) }},
-		{"manifest", func(ctx context.Context) error { return m.describe(ctx, rec, true) }},
+		{"manifest", func(ctx context.Context) error { return m.describe(ctx, inst, rec, memory) }},
 		{"quiesce", func(ctx context.Context) error { return m.quiesce(ctx, inst) }},
-		{"checkpoint", func(ctx context.Context) error { return m.cfg.Runtime.Checkpoint(ctx, rec.ID, m.imageDir(rec)) }},
+		{"checkpoint", func(ctx context.Context) error { return checkpoint(ctx, rec.ID, m.imageDir(rec)) }},
 	})
 	if err != nil {
 		err = because(ctx, err)

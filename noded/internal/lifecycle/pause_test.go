@@ -16,6 +16,7 @@ import (
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/noop"
+	"s0.run/noded/internal/snapshots"
 )
 
 func (n *noded) pause(id sandbox.ID) {
@@ -131,6 +132,7 @@ func TestX19_PauseAndResumeUndo(t *testing.T) {
 			if verb == "resume" {
 				n.pause(id)
 				n.released()
+				eventually(t, "the teardown has written its last record", func() bool { return n.Holding() == 0 })
 				do = n.Resume
 			}
 			if commit := "journal.commit"; strings.HasSuffix(place, commit) {
@@ -281,7 +283,9 @@ func TestX20_PauseAndResumeAreFinishedByTheNextNoded(t *testing.T) {
 	}{
 		"pausing, not saved": {journal.Pausing, func(*noded, sandbox.ID) {}, sandbox.Running},
 		"pausing, frozen": {journal.Pausing, func(n *noded, id sandbox.ID) {
-			noop.Runtime{Node: n.node}.Freeze(id)
+			if err := (noop.Runtime{Node: n.node}).Freeze(n.ctx(), id); err != nil {
+				t.Fatal(err)
+			}
 		}, sandbox.Running},
 		"pausing, saved": {journal.Pausing, func(n *noded, id sandbox.ID) {
 			n.checkpoint(id)
@@ -293,10 +297,11 @@ func TestX20_PauseAndResumeAreFinishedByTheNextNoded(t *testing.T) {
 			n.checkpoint(id)
 		}, sandbox.Paused},
 		"resuming, started": {journal.Resuming, func(n *noded, id sandbox.ID) {
-			if err := os.MkdirAll(filepath.Join(n.image(id), "1"), 0o700); err != nil {
+			files := filepath.Join(n.image(id), "1", snapshots.FilesPart)
+			if err := os.MkdirAll(files, 0o700); err != nil {
 				n.t.Fatal(err)
 			}
-			if err := os.WriteFile(filepath.Join(n.image(id), "1", "noop"), nil, 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(files, "noop"), nil, 0o600); err != nil {
 				n.t.Fatal(err)
 			}
 		}, sandbox.Paused},

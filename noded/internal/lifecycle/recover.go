@@ -87,6 +87,8 @@ func (m *Manager) adopt(ctx context.Context, inst *instance) {
 		m.dispose(inst, rec) // again: nobody knows how far it got
 	case rec.State == journal.Pausing:
 		m.adoptPausing(ctx, inst)
+	case rec.Frozen:
+		m.adoptFrozen(ctx, inst)
 	default:
 		m.adoptLive(ctx, inst)
 	}
@@ -94,11 +96,15 @@ func (m *Manager) adopt(ctx context.Context, inst *instance) {
 
 // adoptLive waits for the sandbox's procd.
 func (m *Manager) adoptLive(ctx context.Context, inst *instance) {
-	rec := m.record(inst)
 	if err := m.listen(inst); err != nil {
 		m.end(ctx, inst, "not running after the node's restart")
 		return
 	}
+	m.awaitProcd(ctx, inst)
+}
+
+// awaitProcd waits for the sandbox's procd, for which somebody listens.
+func (m *Manager) awaitProcd(ctx context.Context, inst *instance) {
 	wait, cancel := context.WithTimeout(ctx, m.adoptGrace)
 	defer cancel()
 	err := m.readopt(wait, inst)
@@ -106,8 +112,8 @@ func (m *Manager) adoptLive(ctx context.Context, inst *instance) {
 		return
 	}
 	if err != nil {
-		m.log(rec).Warn("sandbox did not come back", "error", err)
-		m.end(ctx, inst, "procd lost while noded restarted")
+		m.log(m.record(inst)).Warn("sandbox did not come back", "error", err)
+		m.end(ctx, inst, "procd did not come back")
 	}
 }
 
@@ -240,7 +246,7 @@ func (m *Manager) sweep(ctx context.Context) error {
 		m.cfg.Metrics.swept.Inc()
 	}
 	m.noticeEnds(ctx, settled, containers)
-	return errors.Join(failed...)
+	return errors.Join(append(failed, m.sweepSnapshots())...)
 }
 
 // noticeEnds ends what is listed as ended. That something is not listed counts

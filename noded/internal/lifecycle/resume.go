@@ -77,9 +77,10 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 	if err != nil {
 		return err
 	}
-	if err := m.checkImage(ctx, rec, image); err != nil {
+	if inst.kept, err = m.checkImage(ctx, rec, image); err != nil {
 		return err
 	}
+	defer func() { inst.kept = nil }()
 	m.mu.Lock()
 	rec.NetIndex, err = m.takeIndex()
 	m.mu.Unlock()

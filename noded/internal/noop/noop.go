@@ -112,7 +112,9 @@ func (r Runtime) Start(ctx context.Context, c lifecycle.Container) error {
 			return fmt.Errorf("no image in %s: %w", c.Checkpoint, err)
 		}
 	}
-	r.containers[c.ID] = startProcess(c.SlotDir, r.Handler, newWarmth(!r.Unhealthy))
+	p := startProcess(c.SlotDir, r.Handler, newWarmth(!r.Unhealthy))
+	p.begun = c.Checkpoint
+	r.containers[c.ID] = p
 	return nil
 }
 

@@ -26,6 +26,8 @@ type process struct {
 	init   atomic.Pointer[procapi.Init] // nil until it was told who it is
 	keeps  atomic.Pointer[procapi.EventsConfig]
 	warm   *warmth
+	kept   atomic.Pointer[[]procapi.KeptContext]
+	begun  string      // the image that it was started from; empty: none
 	frozen atomic.Bool // dials nobody
 	other  http.Handler
 	end    context.CancelFunc
@@ -103,6 +105,7 @@ func (p *process) handler(conn net.Conn) http.Handler {
 	mux.HandleFunc("GET "+procapi.PathHello, func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, `{"version":"noop","boot_id":"noop","ready":true}`)
 	})
+	mux.HandleFunc("GET "+procapi.PathKept, p.tellKept)
 	mux.HandleFunc("POST "+procapi.PathInit, p.introduce)
 	mux.HandleFunc("PUT "+procapi.PathEnv, p.setEnv)
 	mux.Handle("GET "+procapi.PathWarm, p.warm)
@@ -123,6 +126,14 @@ func (p *process) introduce(w http.ResponseWriter, r *http.Request) {
 		p.env.Store(&in.Env)
 	}
 	io.WriteString(w, "{}")
+}
+
+func (p *process) tellKept(w http.ResponseWriter, _ *http.Request) {
+	var all procapi.KeptContexts
+	if kept := p.kept.Load(); kept != nil {
+		all.Contexts = *kept
+	}
+	_ = json.NewEncoder(w).Encode(all)
 }
 
 func (p *process) setEnv(w http.ResponseWriter, r *http.Request) {

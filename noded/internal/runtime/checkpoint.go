@@ -18,14 +18,7 @@ import (
 	"s0.run/internal/failpoint"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/shimapi"
-)
-
-// An image is a directory with two of the shim's images of one instant: what was
-// written to the root filesystem, and everything: processes, memory, files. The first
-// can be taken up without the second.
-const (
-	filesImage  = "files"
-	memoryImage = "memory"
+	"s0.run/noded/internal/snapshots"
 )
 
 // Checkpoint saves the sandbox into dir, which exists and is empty, and ends it. After
@@ -39,7 +32,7 @@ func (r *Runtime) Checkpoint(ctx context.Context, id sandbox.ID, dir string) err
 }
 
 func (r *Runtime) checkpoint(ctx context.Context, id sandbox.ID, dir string) error {
-	images := []string{filepath.Join(dir, filesImage), filepath.Join(dir, memoryImage)}
+	images := []string{filepath.Join(dir, snapshots.FilesPart), filepath.Join(dir, snapshots.MemoryPart)}
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -47,7 +40,7 @@ func (r *Runtime) checkpoint(ctx context.Context, id sandbox.ID, dir string) err
 		{"dirs", func() error { return makeImages(dir, images) }},
 		{"freeze", func() error { return r.freeze(ctx, id) }}, // so that both are of one instant
 		{"files", func() error {
-			return r.save(ctx, id, images[0], &options.CheckpointOptions{EmptyNamespaces: []string{shimapi.NoProcesses}})
+			return r.save(ctx, id, images[0], &options.CheckpointOptions{EmptyNamespaces: noProcesses})
 		}},
 		{"memory", func() error { return r.save(ctx, id, images[1], &options.CheckpointOptions{Exit: true}) }},
 	} {
@@ -119,7 +112,10 @@ func (r *Runtime) Thaw(ctx context.Context, id sandbox.ID) error {
 // Saved reports whether dir holds a complete image: the shim has said so, whoever
 // died since it was asked.
 func (r *Runtime) Saved(dir string) (bool, error) {
-	_, err := os.Stat(filepath.Join(dir, memoryImage, shimapi.ImageComplete)) // the later one
+	part, err := startPart(dir) // the one that is written last
+	if err == nil {
+		_, err = os.Stat(filepath.Join(part, shimapi.ImageComplete))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -131,5 +127,9 @@ func fromCheckpoint(dir string) (*anypb.Any, error) {
 	if dir == "" {
 		return nil, nil
 	}
-	return typeurl.MarshalAnyToProto(&options.Options{CriuImagePath: filepath.Join(dir, memoryImage)})
+	part, err := startPart(dir)
+	if err != nil {
+		return nil, err
+	}
+	return typeurl.MarshalAnyToProto(&options.Options{CriuImagePath: part})
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"s0.run/internal/sandbox"
+	saved "s0.run/noded/internal/snapshots"
 )
 
 func TestStartAndRemove(t *testing.T) {
@@ -127,7 +128,7 @@ func TestX19_Checkpoint(t *testing.T) {
 	b := n.start(sandbox.GVisor)
 	a := b.accept()
 	image := dir(t)
-	n.ok(os.Mkdir(filepath.Join(image, memoryImage), 0o700)) // somebody's half image is in the way
+	n.ok(os.Mkdir(filepath.Join(image, saved.MemoryPart), 0o700)) // somebody's half image is in the way
 	if err := n.rt.Checkpoint(n.ctx(), b.c.ID, image); err == nil {
 		t.Fatal("an image was written over another")
 	}

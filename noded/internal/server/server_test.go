@@ -29,6 +29,7 @@ import (
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/noop"
 	"s0.run/noded/internal/slots"
+	"s0.run/noded/internal/snapshots"
 	"s0.run/noded/internal/stats"
 )
 
@@ -60,7 +61,7 @@ func start(t *testing.T, procd http.Handler) *node {
 	reg, log := prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil))
 	n.manager = lifecycle.New(lifecycle.Config{
 		Cluster: "local", Scope: "test", Max: 100, ColdStarts: 1,
-		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), BinDir: "/bin",
+		DataDir: filepath.Join(dir, "data"), ImageDir: filepath.Join(dir, "images"), Snapshots: snapshots.NewStore(filepath.Join(dir, "snapshots")), RunDir: filepath.Join(dir, "run"), BinDir: "/bin",
 		Journal: j, Runtime: n.runtime, Images: noop.Images{Node: machine}, Disk: noop.Disk{Node: machine},
 		Network: noop.Network{Node: machine}, Groups: noop.Groups{Node: machine},
 		Hub: n.hub, Metrics: lifecycle.NewMetrics(reg), Log: log,

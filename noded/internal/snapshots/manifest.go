@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 )
 
@@ -30,7 +31,7 @@ const version = 1
 
 // Bounds of what a reader takes for a manifest: the largest of ours is a fraction.
 const (
-	maxBytes    = 64 << 10
+	maxBytes    = 64<<10 + procapi.MaxKeptBytes
 	maxName     = 512
 	maxFeatures = 512
 	maxFeature  = 32
@@ -47,6 +48,9 @@ type Manifest struct {
 	Memory     bool               `json:"memory"`             // processes and memory, beside the files
 	Created    time.Time          `json:"created"`
 	Origin
+
+	// Kept are the contexts that a sandbox which starts from the files alone has again.
+	Kept []procapi.KeptContext `json:"kept,omitempty"`
 }
 
 // ErrNone is returned where a directory has no manifest: it holds no image, or one that

@@ -1,0 +1,230 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/procapi"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/snapshots"
+)
+
+// A snapshot needs no record in the journal: its directory is its own. It is a draft
+// until it is renamed, and a draft is nobody's when this process has died. Who keeps
+// snapshots apart, and decides about their end, is the API: see [Manager.DeleteSnapshot].
+
+// Snapshot keeps what a claimed sandbox has written to its root filesystem, under a name
+// that is the caller's. A sandbox that runs goes on, with all its connections; one that is
+// paused is not touched. The same call again answers the same snapshot. bytes is what it
+// takes on the disk.
+func (m *Manager) Snapshot(ctx context.Context, id sandbox.ID, gen sandbox.Generation, name string) (bytes int64, err error) {
+	inst := m.find(id)
+	if inst == nil {
+		return 0, notFound(id)
+	}
+	if err := inst.takeTurn(ctx); err != nil {
+		return 0, busy(id, err)
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	if err := m.maySnapshot(rec, gen); err != nil {
+		return 0, err
+	}
+	dir, manifest, err := m.cfg.Snapshots.Open(name)
+	if err == nil && manifest.Sandbox == id {
+		return snapshots.Bytes(dir)
+	}
+	if !errors.Is(err, snapshots.ErrNone) {
+		return 0, errdefs.New(errdefs.Conflict, "snapshot %.40s can't be made", name).WithCause(err)
+	}
+	if bytes, err = m.keep(ctx, inst, rec, name); err != nil {
+		m.log(rec).Warn("a snapshot failed", "snapshot", name, "error", err)
+		return 0, errdefs.New(errdefs.Unavailable, "sandbox %s could not be saved", id).WithCause(err)
+	}
+	m.log(rec).Info("kept a snapshot", "snapshot", name, "bytes", bytes)
+	return bytes, nil
+}
+
+func (m *Manager) maySnapshot(rec journal.Record, gen sandbox.Generation) error {
+	if rec.State != journal.Paused {
+		if err := usable(rec); err != nil {
+			return err
+		}
+	}
+	if err := checkGeneration(rec, gen); err != nil {
+		return err
+	}
+	if rec.Spec.RuntimeClass != sandbox.GVisor {
+		return errdefs.New(errdefs.Unprocessable, "sandboxes of runtime class %q have no snapshots", rec.Spec.RuntimeClass)
+	}
+	return m.cfg.Disk.Room()
+}
+
+// keep takes the steps of a snapshot. The caller has the turn; a Delete interrupts it.
+func (m *Manager) keep(ctx context.Context, inst *instance, rec journal.Record, name string) (bytes int64, err error) {
+	ctx, cancel := m.interruptible(ctx, inst, imageTimeout)
+	defer cancel()
+	draft, err := m.cfg.Snapshots.Begin(name)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if uerr := m.cfg.Snapshots.Abort(name); uerr != nil {
+			m.log(rec).Warn("removing what is left of a snapshot", "snapshot", name, "error", uerr) // the sweep does
+		}
+	}()
+	err = m.runSteps(ctx, "snapshot", []step{
+		{"files", func(ctx context.Context) error { return m.saveFiles(ctx, rec, draft) }},
+		{"measure", func(context.Context) (err error) { bytes, err = snapshots.Bytes(draft); return err }},
+		{"commit", func(context.Context) error { return m.cfg.Snapshots.Commit(name) }},
+	})
+	return bytes, because(ctx, err)
+}
+
+// saveFiles makes dir, which is not there yet, an image of the sandbox's files, durably:
+// of what runs by its kernel, of what is paused by another name for the same files.
+func (m *Manager) saveFiles(ctx context.Context, rec journal.Record, dir string) error {
+	manifest := snapshots.Manifest{
+		Sandbox: rec.ID, Generation: rec.Generation, Team: rec.Claim.Team, Template: rec.PoolKey, Created: time.Now().UTC(),
+	}
+	if rec.State == journal.Paused {
+		saved, err := m.manifest(rec)
+		if err != nil {
+			return err
+		}
+		manifest.Origin = saved.Origin
+		return snapshots.Clone(m.imageDir(rec), dir, manifest, snapshots.FilesPart)
+	}
+	var err error
+	if manifest.Origin, err = m.cfg.Runtime.Origin(ctx, rec.ID); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if err := snapshots.Write(dir, manifest); err != nil {
+		return err
+	}
+	return m.cfg.Runtime.SaveFiles(ctx, rec.ID, dir)
+}
+
+// DeleteSnapshot removes a snapshot for good; one that is not there is removed already.
+// Sandboxes that began with it keep what they need.
+func (m *Manager) DeleteSnapshot(name string) error {
+	err := m.cfg.Snapshots.Delete(name)
+	switch {
+	case errors.Is(err, snapshots.ErrName):
+		return errdefs.New(errdefs.InvalidArgument, "%v", err)
+	case errors.Is(err, snapshots.ErrBusy):
+		return errdefs.New(errdefs.Unavailable, "%v", err).WithRetryAfter(time.Second)
+	}
+	return err
+}
+
+// findSnapshot finds a team's snapshot. Another team's does not exist for it (G11).
+func (m *Manager) findSnapshot(name, team string) (dir string, manifest snapshots.Manifest, err error) {
+	dir, manifest, err = m.cfg.Snapshots.Open(name)
+	if errors.Is(err, snapshots.ErrNone) || errors.Is(err, snapshots.ErrName) || err == nil && manifest.Team != team {
+		return "", snapshots.Manifest{}, errdefs.New(errdefs.NotFound, "snapshot not found").WithCause(err)
+	}
+	return dir, manifest, err
+}
+
+// beginWith makes a sandbox's first image the files of a snapshot. They are the sandbox's
+// own from here on.
+func (m *Manager) beginWith(rec journal.Record, name, team string) error {
+	dir, manifest, err := m.findSnapshot(name, team)
+	if err != nil {
+		return err
+	}
+	manifest.Sandbox, manifest.Generation, manifest.Template = rec.ID, rec.Generation, rec.PoolKey
+	if err := os.MkdirAll(m.imagesDir(rec.ID), 0o700); err != nil {
+		return err
+	}
+	return snapshots.Clone(dir, m.imageDir(rec), manifest, snapshots.FilesPart)
+}
+
+// RestoreSnapshot has a paused sandbox's next life start from a snapshot's files; its own,
+// and its processes and memory, are dropped. It is another generation of the sandbox,
+// which is as paused as the one before, and its journal's record is what decides between
+// the two.
+func (m *Manager) RestoreSnapshot(ctx context.Context, id sandbox.ID, gen sandbox.Generation, name string) (Sandbox, error) {
+	inst := m.find(id)
+	if inst == nil {
+		return Sandbox{}, notFound(id)
+	}
+	if err := m.takeRestingTurn(ctx, inst); err != nil {
+		return Sandbox{}, busy(id, err)
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	if rec.State != journal.Paused {
+		return Sandbox{}, errdefs.New(errdefs.Conflict, "sandbox %s is not paused", id)
+	}
+	if err := checkGeneration(rec, gen); err != nil {
+		return Sandbox{}, err
+	}
+	if err := m.restoreFiles(ctx, inst, rec, name); err != nil {
+		return Sandbox{}, startError(err)
+	}
+	m.log(m.record(inst)).Info("sandbox is what a snapshot was", "snapshot", name)
+	return m.Get(id)
+}
+
+func (m *Manager) restoreFiles(ctx context.Context, inst *instance, rec journal.Record, name string) error {
+	dir, manifest, err := m.findSnapshot(name, rec.Claim.Team)
+	if err != nil {
+		return err
+	}
+	manifest.Kept = nil
+	if own, err := m.manifest(rec); err == nil {
+		manifest.Kept = own.Kept // its owner's contexts are where they were
+	}
+	next := rec
+	next.Generation, next.Image, next.Spec.Image = rec.Generation+1, rec.Generation+1, manifest.Image
+	manifest.Sandbox, manifest.Generation, manifest.Template = rec.ID, next.Generation, rec.PoolKey
+	return m.runSteps(ctx, "restore", []step{
+		{"files", func(context.Context) error {
+			if err := os.RemoveAll(m.imageDir(next)); err != nil { // of an attempt that was cut off
+				return err
+			}
+			return snapshots.Clone(dir, m.imageDir(next), manifest, snapshots.FilesPart)
+		}},
+		// If it is not known whether the record was written both images stay: one is the sandbox.
+		{"commit", func(ctx context.Context) error { return m.commit(ctx, inst, next) }},
+		{"drop", func(context.Context) error {
+			if err := os.RemoveAll(m.imageDir(rec)); err != nil { // the next pause or resume tries again
+				m.log(next).Warn("removing what a paused sandbox was", "error", err)
+			}
+			return nil
+		}},
+	})
+}
+
+// keptContexts asks procd for what a later procd shall have again. It is no reason not to
+// pause that it does not say.
+func (m *Manager) keptContexts(ctx context.Context, inst *instance) []procapi.KeptContext {
+	ch, err := m.channelOf(inst)
+	var kept []procapi.KeptContext
+	if err == nil {
+		kept, err = ch.Kept(ctx)
+	}
+	if err != nil {
+		m.log(m.record(inst)).Warn("the sandbox's contexts will not be there without its memory", "error", err)
+		return nil
+	}
+	return kept
+}
+
+// sweepSnapshots removes what is left of snapshots that were being made or removed.
+func (m *Manager) sweepSnapshots() error {
+	if err := m.cfg.Snapshots.Sweep(); err != nil {
+		return fmt.Errorf("sweeping snapshots: %w", err)
+	}
+	return nil
+}
