@@ -63,6 +63,8 @@ var rules = []rule{
 	}},
 	{in: "noded/internal/runtime", own: append(leaves, "internal/procapi", "internal/shimapi"), third: containerd},
 	{in: "noded/internal/images", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: append(containerd, "github.com/containerd/continuity", "github.com/klauspost/compress")},
+	{in: "noded/internal/objects", third: []string{"github.com/minio/minio-go/v7"}},
+	{in: "noded/internal/archive", own: leaves, third: []string{"github.com/klauspost/compress", "github.com/prometheus/client_golang", "golang.org/x/sync", "golang.org/x/sys", "golang.org/x/time"}},
 	{in: "noded/internal/journal", own: leaves, third: []string{"go.etcd.io/bbolt"}},
 	{in: "netd", own: append(leaves, "internal/netdapi"), third: []string{"golang.org/x/sys"}},
 	{in: "netd/internal/bpf", own: leaves, third: []string{"github.com/cilium/ebpf", "golang.org/x/sys"}},
