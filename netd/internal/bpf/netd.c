@@ -1,0 +1,675 @@
+//go:build ignore
+
+// SPDX-License-Identifier: Apache-2.0
+//
+// What netd has the kernel do with every packet of a sandbox.
+//
+//   from_sandbox  clsact ingress of each veth's host end: who sent it, may it go, how
+//   to_sandbox    clsact egress of the same: counts and limits what comes back
+//   pick          sk_lookup: hands what is for netd itself to netd's sockets
+//
+// A packet leaves from_sandbox with a mark, and the nft rules of package dataplane
+// let nothing pass without the right one. Judging is stateless, so that a policy's
+// change counts from the next packet on. Whatever is not understood is dropped.
+//
+// The tables are written by table.go; layouts here and there are the same types,
+// for bpf2go makes the latter from the former. Only uapi types are used: no BTF of
+// the running kernel is needed.
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define AF_INET 2
+#define AF_INET6 10
+#define ICMP_DEST_UNREACH 3
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+#define ICMPV6_DEST_UNREACH 1
+#define ICMPV6_PARAMPROB 4
+
+// Marks, as the nft rules know them.
+enum mark {
+	MARK_LOCAL = 0x4e440001, // to netd's own sockets
+	MARK_DENY = 0x4e440002,  // answered with a refusal
+	MARK_ALLOW = 0x4e440004, // out
+	MARK_ERROR = 0x4e440008, // an ICMP error: out if it is about a connection
+};
+
+// Actions of package policy.
+enum action {
+	ACT_DENY,
+	ACT_ALLOW,
+	ACT_PROXY, // TCP alone: what the proxy says
+	ACT_LEARN, // if the address was learnt for the entry's slot
+	ACT_AUDIT, // pass what an enforced policy would deny
+};
+
+enum reason {
+	WHY_RULE,      // the policy's rules
+	WHY_NOPOLICY,  // there is no policy yet
+	WHY_FIXED,     // always denied
+	WHY_UNLEARNED, // nobody resolved a name to it
+	WHY_SPOOFED,   // not the sandbox's addresses
+	WHY_NOT_IP,
+	WHY_FRAGMENT,
+	WHY_OPTIONS,
+	WHY_PROTOCOL,
+	WHY_ICMP,
+	WHY_SHORT,
+	WHY_THROTTLED,
+};
+
+enum listener {
+	SOCK_PROXY4,
+	SOCK_PROXY6,
+	SOCK_DNS_TCP4,
+	SOCK_DNS_TCP6,
+	SOCK_DNS_UDP4,
+	SOCK_DNS_UDP6,
+	SOCKETS,
+};
+
+#define MAX_RULES 16 // policy.MaxEntries
+
+#define SANDBOX_LIMITED 1 // has a bucket of its own
+#define SANDBOX_SHARED 2  // has its team's bucket
+#define SANDBOX_PROXIED 4 // has or had connections through the proxy
+#define SANDBOX_AUDIT 8   // its policy denies nothing, but tells
+
+#define MAX_SANDBOXES 16384
+#define MAX_ENTRIES (1 << 18)
+#define NANOS 1000000000ULL
+#define EVENT_RATE 64 // events a second of each sandbox on each CPU, and as many at once
+
+struct sandbox {
+	__u64 owner;  // which sandbox, and which instance of it
+	__u32 gen;    // of its rules; 0 while it has no policy
+	__u32 serial; // of the attachment: never used twice
+	__u32 team;   // names its team's buckets
+	__u32 flags;
+	__be32 ip4;
+	__u8 ip6[16];
+	__u8 mac[6];
+	__u8 pad[6];
+};
+
+struct rule {
+	__u8 protocol;
+	__u8 action;
+	__u8 slot; // of ACT_LEARN
+	__u8 pad;
+	__u16 low, high; // ports
+};
+
+// The rules of the smallest network that holds an address decide: they have what
+// the larger ones say in them.
+struct rules {
+	__u16 n;
+	__u8 fallback; // the action where no rule is about a packet
+	__u8 pad;
+	struct rule rule[MAX_RULES];
+};
+
+struct key4 {
+	__u32 bits, gen;
+	__be32 ip;
+};
+
+struct key6 {
+	__u32 bits, gen;
+	__u8 ip[16];
+};
+
+struct fixed4 {
+	__u32 bits;
+	__be32 ip;
+};
+
+struct fixed6 {
+	__u32 bits;
+	__u8 ip[16];
+};
+
+struct name_key {
+	__u32 serial;
+	__u8 ip[16]; // IPv4 as ::ffff:0:0/96
+};
+
+struct name {
+	__u64 until; // since boot
+	__u64 slots; // a bit each
+};
+
+struct counters {
+	__u64 sent_packets, sent_bytes, received_packets, received_bytes;
+	__u64 denied, malformed, throttled;
+	__u64 lost; // events
+	__u64 event_tokens, event_time;
+};
+
+struct bucket_id {
+	__u32 id;  // a sandbox's serial, or a team
+	__u16 team; // 1: the latter
+	__u16 received;
+};
+
+// Tokens are billionths of bytes, so that no rounding starves a slow one.
+struct bucket {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	__u64 tokens, time, rate, burst;
+};
+
+struct event {
+	__u64 time; // since boot
+	__u32 serial;
+	__u8 action, reason, protocol, family;
+	__u16 sport, dport;
+	__u8 dst[16];
+};
+
+struct seen {
+	__u32 serial;
+	__u16 dport;
+	__u8 reason, protocol;
+	__u8 dst[16];
+};
+
+// bpf2go finds types by name among those that are used.
+const struct event *unused_event __attribute__((unused));
+const enum mark *unused_mark __attribute__((unused));
+const enum action *unused_action __attribute__((unused));
+const enum reason *unused_reason __attribute__((unused));
+const enum listener *unused_listener __attribute__((unused));
+
+#define PINNED __uint(pinning, LIBBPF_PIN_BY_NAME)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SANDBOXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); // ifindex
+	__type(value, struct sandbox);
+	PINNED;
+} sandboxes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_ENTRIES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct key4);
+	__type(value, struct rules);
+	PINNED;
+} rules4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_ENTRIES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct key6);
+	__type(value, struct rules);
+	PINNED;
+} rules6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fixed4);
+	__type(value, __u8);
+	PINNED;
+} always4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fixed6);
+	__type(value, __u8);
+	PINNED;
+} always6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 16);
+	__type(key, struct name_key);
+	__type(value, struct name);
+	PINNED;
+} names SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_SANDBOXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); // ifindex
+	__type(value, struct counters);
+	PINNED;
+} counts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4 * MAX_SANDBOXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct bucket_id);
+	__type(value, struct bucket);
+	PINNED;
+} buckets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 14);
+	__type(key, struct seen);
+	__type(value, __u64);
+} told SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 19);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, SOCKETS);
+	__type(key, __u32);
+	__type(value, __u64);
+	PINNED;
+} sockets SEC(".maps");
+
+// The sandboxes' networks and the MAC of every veth's host end.
+const volatile __be32 net4, mask4;
+const volatile __u32 net6[2]; // a /64
+const volatile __u8 host_mac[6];
+
+struct packet {
+	__u32 family, protocol;
+	__u16 sport, dport; // as numbers
+	__u8 dst[16];
+	__be32 dst4;
+	__u8 syn;  // it begins a connection
+	__u8 code; // ICMP's type
+};
+
+struct verdict {
+	__u32 action, reason;
+};
+
+static __always_inline int differs(const __u8 *a, const volatile __u8 *b, int n)
+{
+	int d = 0;
+#pragma unroll
+	for (int i = 0; i < n; i++)
+		d |= a[i] ^ b[i];
+	return d;
+}
+
+// take asks a bucket for a packet's bytes.
+static __always_inline int take(__u32 id, __u16 team, __u16 received, __u64 bytes)
+{
+	struct bucket_id key = { .id = id, .team = team, .received = received };
+	struct bucket *b = bpf_map_lookup_elem(&buckets, &key);
+	if (!b)
+		return 1;
+	__u64 now = bpf_ktime_get_boot_ns(), want = bytes * NANOS;
+	int ok = 0;
+	bpf_spin_lock(&b->lock);
+	__u64 past = now - b->time;
+	if (now < b->time)
+		past = 0;
+	if (past > NANOS)
+		past = NANOS;
+	b->time = now;
+	b->tokens += past * b->rate;
+	if (b->tokens > b->burst)
+		b->tokens = b->burst;
+	if (b->tokens >= want) {
+		b->tokens -= want;
+		ok = 1;
+	}
+	bpf_spin_unlock(&b->lock);
+	return ok;
+}
+
+static __always_inline int within_limits(const struct sandbox *s, __u16 received, __u64 bytes)
+{
+	if (s->flags & SANDBOX_LIMITED && !take(s->serial, 0, received, bytes))
+		return 0;
+	return !(s->flags & SANDBOX_SHARED) || take(s->team, 1, received, bytes);
+}
+
+// may_tell bounds what one sandbox may have told: nobody else's events are lost for it.
+static __always_inline int may_tell(struct counters *c, __u64 now)
+{
+	__u64 past = now - c->event_time;
+	if (past > NANOS)
+		past = NANOS;
+	c->event_time = now;
+	__u64 tokens = c->event_tokens + past * EVENT_RATE;
+	if (tokens > EVENT_RATE * NANOS)
+		tokens = EVENT_RATE * NANOS;
+	int ok = tokens >= NANOS;
+	c->event_tokens = ok ? tokens - NANOS : tokens;
+	return ok;
+}
+
+// tell reports a verdict, the same one once a second at most.
+static __always_inline void tell(const struct sandbox *s, struct counters *c, const struct packet *p, struct verdict v)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct seen key = { .serial = s->serial, .dport = p->dport, .reason = v.reason | v.action << 4, .protocol = p->protocol };
+	if (v.action == ACT_ALLOW && p->protocol == IPPROTO_TCP)
+		key.dport = p->sport ^ p->dport; // each connection is its own
+	__builtin_memcpy(key.dst, p->dst, 16);
+	__u64 *last = bpf_map_lookup_elem(&told, &key);
+	if (last && now - *last < NANOS)
+		return;
+	bpf_map_update_elem(&told, &key, &now, BPF_ANY);
+	struct event *e = may_tell(c, now) ? bpf_ringbuf_reserve(&events, sizeof(*e), 0) : 0;
+	if (!e) {
+		c->lost++;
+		return;
+	}
+	e->time = now;
+	e->serial = s->serial;
+	e->action = v.action;
+	e->reason = v.reason;
+	e->protocol = p->protocol;
+	e->family = p->family;
+	e->sport = p->sport;
+	e->dport = p->dport;
+	__builtin_memcpy(e->dst, p->dst, 16);
+	bpf_ringbuf_submit(e, 0);
+}
+
+// parse_transport reads what is behind the IP header. It returns a reason, or -1.
+static __always_inline int parse_transport(struct __sk_buff *skb, __u32 at, struct packet *p)
+{
+	struct {
+		__be16 sport, dport;
+		__u8 skip[9], flags; // TCP's
+	} t = {};
+	switch (p->protocol) {
+	case IPPROTO_TCP:
+		if (bpf_skb_load_bytes(skb, at, &t, 14))
+			return WHY_SHORT;
+		p->syn = (t.flags & 0x12) == 0x02;
+		break;
+	case IPPROTO_UDP:
+		if (bpf_skb_load_bytes(skb, at, &t, 8))
+			return WHY_SHORT;
+		break;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if (bpf_skb_load_bytes(skb, at, &p->code, 1))
+			return WHY_SHORT;
+		return (p->protocol == IPPROTO_ICMP) == (p->family == AF_INET) ? -1 : WHY_PROTOCOL;
+	default:
+		return WHY_PROTOCOL;
+	}
+	p->sport = bpf_ntohs(t.sport);
+	p->dport = bpf_ntohs(t.dport);
+	return -1;
+}
+
+static __always_inline int parse4(struct __sk_buff *skb, const struct sandbox *s, struct packet *p)
+{
+	struct iphdr h;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &h, sizeof(h)) || h.version != 4)
+		return WHY_SHORT;
+	p->family = AF_INET;
+	p->protocol = h.protocol;
+	p->dst4 = h.daddr;
+	p->dst[10] = p->dst[11] = 0xff;
+	__builtin_memcpy(p->dst + 12, &h.daddr, 4);
+	if (h.saddr != s->ip4)
+		return WHY_SPOOFED;
+	if (h.ihl != 5)
+		return WHY_OPTIONS;
+	if (h.frag_off & bpf_htons(0x3fff)) // a part of a packet, or more of it follows
+		return WHY_FRAGMENT;
+	return parse_transport(skb, ETH_HLEN + sizeof(h), p);
+}
+
+static __always_inline int parse6(struct __sk_buff *skb, const struct sandbox *s, struct packet *p)
+{
+	struct ipv6hdr h;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &h, sizeof(h)) || h.version != 6)
+		return WHY_SHORT;
+	p->family = AF_INET6;
+	p->protocol = h.nexthdr; // an extension header is no protocol that we know
+	__builtin_memcpy(p->dst, &h.daddr, 16);
+	if (differs((__u8 *)&h.saddr, s->ip6, 16))
+		return WHY_SPOOFED;
+	if (h.nexthdr == IPPROTO_FRAGMENT)
+		return WHY_FRAGMENT;
+	return parse_transport(skb, ETH_HLEN + sizeof(h), p);
+}
+
+// parse checks who sent the frame, too.
+static __always_inline int parse(struct __sk_buff *skb, const struct sandbox *s, struct packet *p)
+{
+	struct ethhdr eth;
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+		return WHY_SHORT;
+	if (differs(eth.h_source, s->mac, 6))
+		return WHY_SPOOFED;
+	if (skb->vlan_present || differs(eth.h_dest, host_mac, 6))
+		return WHY_NOT_IP; // broadcast, ARP: neighbours are permanent on both sides
+	if (eth.h_proto == bpf_htons(ETH_P_IP))
+		return parse4(skb, s, p);
+	if (eth.h_proto == bpf_htons(ETH_P_IPV6))
+		return parse6(skb, s, p);
+	return WHY_NOT_IP;
+}
+
+static __always_inline int is_always_denied(const struct packet *p)
+{
+	if (p->family == AF_INET) {
+		struct fixed4 key = { .bits = 32, .ip = p->dst4 };
+		return bpf_map_lookup_elem(&always4, &key) != 0;
+	}
+	struct fixed6 key = { .bits = 128 };
+	__builtin_memcpy(key.ip, p->dst, 16);
+	return bpf_map_lookup_elem(&always6, &key) != 0;
+}
+
+static __always_inline struct rules *find(const struct packet *p, __u32 gen)
+{
+	if (p->family == AF_INET) {
+		struct key4 key = { .bits = 64, .gen = gen, .ip = p->dst4 };
+		return bpf_map_lookup_elem(&rules4, &key);
+	}
+	struct key6 key = { .bits = 160, .gen = gen };
+	__builtin_memcpy(key.ip, p->dst, 16);
+	return bpf_map_lookup_elem(&rules6, &key);
+}
+
+static __always_inline int is_learned(const struct sandbox *s, const struct packet *p, __u8 slot)
+{
+	struct name_key key = { .serial = s->serial };
+	__builtin_memcpy(key.ip, p->dst, 16);
+	struct name *n = bpf_map_lookup_elem(&names, &key);
+	return n && n->until > bpf_ktime_get_boot_ns() && n->slots >> (slot & 63) & 1;
+}
+
+// judge asks the policy's rules for TCP and UDP.
+static __always_inline struct verdict judge(const struct sandbox *s, const struct packet *p)
+{
+	struct verdict v = { .action = ACT_DENY, .reason = WHY_FIXED };
+	if (is_always_denied(p))
+		return v;
+	v.reason = WHY_NOPOLICY;
+	if (!s->gen)
+		return v;
+	v.reason = WHY_RULE;
+	struct rules *all = find(p, s->gen);
+	if (!all)
+		return v;
+	v.action = all->fallback;
+	for (__u32 i = 0; i < MAX_RULES && i < all->n; i++) {
+		const struct rule *r = &all->rule[i];
+		if (r->protocol != p->protocol || p->dport < r->low || p->dport > r->high)
+			continue;
+		v.action = r->action;
+		if (r->action != ACT_LEARN)
+			return v;
+		v.action = ACT_ALLOW;
+		if (!is_learned(s, p, r->slot)) {
+			v.reason = WHY_UNLEARNED;
+			v.action = s->flags & SANDBOX_AUDIT ? ACT_AUDIT : ACT_DENY;
+		}
+		return v;
+	}
+	return v;
+}
+
+// is_netds reports whether a packet belongs to a connection that the proxy has:
+// a changed policy must not send the rest of it elsewhere.
+static __always_inline int is_netds(struct __sk_buff *skb, const struct sandbox *s, const struct packet *p)
+{
+	struct bpf_sock_tuple t = {};
+	__u32 size = sizeof(t.ipv4);
+	if (p->family == AF_INET) {
+		t.ipv4.saddr = s->ip4;
+		t.ipv4.daddr = p->dst4;
+		t.ipv4.sport = bpf_htons(p->sport);
+		t.ipv4.dport = bpf_htons(p->dport);
+	} else {
+		size = sizeof(t.ipv6);
+		__builtin_memcpy(t.ipv6.saddr, s->ip6, 16);
+		__builtin_memcpy(t.ipv6.daddr, p->dst, 16);
+		t.ipv6.sport = bpf_htons(p->sport);
+		t.ipv6.dport = bpf_htons(p->dport);
+	}
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return 0;
+	int ours = sk->state != BPF_TCP_LISTEN;
+	bpf_sk_release(sk);
+	return ours;
+}
+
+// Errors alone may leave: what they say about a connection can't be said otherwise.
+static __always_inline int is_icmp_error(const struct packet *p)
+{
+	if (p->family == AF_INET)
+		return p->code == ICMP_DEST_UNREACH || p->code == ICMP_TIME_EXCEEDED || p->code == ICMP_PARAMETERPROB;
+	return p->code >= ICMPV6_DEST_UNREACH && p->code <= ICMPV6_PARAMPROB;
+}
+
+// is_neighbourly: routers and neighbours are looked for by every IPv6 stack, which
+// is no news to anybody.
+static __always_inline int is_neighbourly(const struct packet *p)
+{
+	return p->family == AF_INET6 && p->protocol == IPPROTO_ICMPV6 && p->code >= 133 && p->code <= 143;
+}
+
+// decide gives the mark that a packet gets, or 0 for one that ends here.
+static __always_inline __u32 decide(struct __sk_buff *skb, const struct sandbox *s, struct counters *c)
+{
+	struct packet p = {};
+	struct verdict v = { .action = ACT_DENY };
+	int malformed = parse(skb, s, &p);
+	if (malformed >= 0) {
+		c->malformed++;
+		v.reason = malformed;
+		if (malformed != WHY_NOT_IP && !(malformed == WHY_SPOOFED && p.protocol == IPPROTO_ICMPV6))
+			tell(s, c, &p, v);
+		return 0;
+	}
+	if (p.protocol == IPPROTO_ICMP || p.protocol == IPPROTO_ICMPV6) {
+		if (is_icmp_error(&p))
+			return MARK_ERROR;
+		c->denied++;
+		v.reason = WHY_ICMP;
+		if (!is_neighbourly(&p))
+			tell(s, c, &p, v);
+		return 0;
+	}
+	if (!within_limits(s, 0, skb->len)) {
+		c->throttled++;
+		return 0;
+	}
+	if (p.dport == 53)
+		return MARK_LOCAL;
+	v = judge(s, &p);
+	if (v.action == ACT_PROXY && p.protocol == IPPROTO_TCP)
+		return MARK_LOCAL;
+	if (v.action != ACT_ALLOW && v.action != ACT_AUDIT) {
+		v.action = ACT_DENY;
+		c->denied++;
+		tell(s, c, &p, v);
+		return MARK_DENY;
+	}
+	if (s->flags & SANDBOX_PROXIED && p.protocol == IPPROTO_TCP && !p.syn && is_netds(skb, s, &p))
+		return MARK_LOCAL;
+	if (p.syn || p.protocol == IPPROTO_UDP || v.action == ACT_AUDIT)
+		tell(s, c, &p, v);
+	return MARK_ALLOW;
+}
+
+SEC("tc")
+int from_sandbox(struct __sk_buff *skb)
+{
+	__u32 link = skb->ifindex;
+	struct sandbox *s = bpf_map_lookup_elem(&sandboxes, &link);
+	struct counters *c = bpf_map_lookup_elem(&counts, &link);
+	if (!s || !c)
+		return TC_ACT_SHOT;
+	c->sent_packets++;
+	c->sent_bytes += skb->len;
+	__u32 mark = decide(skb, s, c);
+	if (!mark)
+		return TC_ACT_SHOT;
+	skb->mark = mark;
+	return TC_ACT_OK;
+}
+
+SEC("tc")
+int to_sandbox(struct __sk_buff *skb)
+{
+	__u32 link = skb->ifindex;
+	struct sandbox *s = bpf_map_lookup_elem(&sandboxes, &link);
+	struct counters *c = bpf_map_lookup_elem(&counts, &link);
+	if (!s || !c)
+		return TC_ACT_SHOT;
+	if (!within_limits(s, 1, skb->len)) {
+		c->throttled++;
+		return TC_ACT_SHOT;
+	}
+	c->received_packets++;
+	c->received_bytes += skb->len;
+	return TC_ACT_OK;
+}
+
+SEC("sk_lookup")
+int pick(struct bpf_sk_lookup *ctx)
+{
+	__u32 slot;
+	if (ctx->family == AF_INET) {
+		if ((ctx->remote_ip4 & mask4) != net4)
+			return SK_PASS;
+		slot = SOCK_PROXY4;
+	} else {
+		if (ctx->remote_ip6[0] != net6[0] || ctx->remote_ip6[1] != net6[1])
+			return SK_PASS;
+		slot = SOCK_PROXY6;
+	}
+	if (ctx->local_port == 53)
+		slot += ctx->protocol == IPPROTO_TCP ? SOCK_DNS_TCP4 : SOCK_DNS_UDP4;
+	else if (ctx->protocol != IPPROTO_TCP)
+		return SK_DROP;
+	struct bpf_sock *sk = bpf_map_lookup_elem(&sockets, &slot);
+	if (!sk)
+		return SK_DROP;
+	long failed = bpf_sk_assign(ctx, sk, 0);
+	bpf_sk_release(sk);
+	return failed ? SK_DROP : SK_PASS;
+}
+
+char __license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,394 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/policy"
+)
+
+// Place is a sandbox's link and what its packets must look like.
+type Place struct {
+	Ifindex int
+	Owner   uint64 // of which sandbox and which instance
+	IPv4    netip.Addr
+	IPv6    netip.Addr
+	MAC     net.HardwareAddr
+}
+
+// Limits are bytes a second in each direction; 0 is none.
+type Limits struct {
+	Team        string
+	Own, Shared uint64
+}
+
+const (
+	// maxRate keeps the buckets' arithmetic within 64 bits: 80 Gbit/s.
+	maxRate = 10_000_000_000
+	// minBurst lets some of the largest segments through at once, whatever the rate.
+	minBurst = 512 << 10
+	// burstTime is what a bucket holds otherwise.
+	burstTime = 100 * time.Millisecond
+)
+
+type entries struct {
+	four []netdKey4
+	six  []netdKey6
+}
+
+// takeOver learns what an earlier process has left and removes what no link uses.
+func (k *Kernel) takeOver() error {
+	var ifindex uint32
+	var s netdSandbox
+	used := map[uint32]bool{}
+	for it := k.obj.Sandboxes.Iterate(); it.Next(&ifindex, &s); {
+		found := s
+		k.links[int(ifindex)] = &found
+		used[s.Gen] = true
+		k.generation, k.serial = max(k.generation, s.Gen), max(k.serial, s.Serial)
+	}
+	if err := k.gather(); err != nil {
+		return err
+	}
+	for gen := range k.entries {
+		k.generation = max(k.generation, gen)
+		if !used[gen] {
+			k.drop(gen)
+		}
+	}
+	return nil
+}
+
+// gather finds every entry of the rules.
+func (k *Kernel) gather() error {
+	var v netdRules
+	var k4 netdKey4
+	four := k.obj.Rules4.Iterate()
+	for four.Next(&k4, &v) {
+		e := k.of(k4.Gen)
+		e.four = append(e.four, k4)
+	}
+	var k6 netdKey6
+	six := k.obj.Rules6.Iterate()
+	for six.Next(&k6, &v) {
+		e := k.of(k6.Gen)
+		e.six = append(e.six, k6)
+	}
+	return errors.Join(four.Err(), six.Err())
+}
+
+func (k *Kernel) of(gen uint32) *entries {
+	if k.entries[gen] == nil {
+		k.entries[gen] = &entries{}
+	}
+	return k.entries[gen]
+}
+
+// Links are the ifindexes that the table knows.
+func (k *Kernel) Links() map[int]uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := make(map[int]uint64, len(k.links))
+	for i, s := range k.links {
+		all[i] = s.Owner
+	}
+	return all
+}
+
+// Attach lets a link's packets be judged; without a policy all are denied. What the
+// same owner has there already stays, its policy included. The serial names the
+// attachment in events.
+func (k *Kernel) Attach(p Place) (serial uint32, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	want := netdSandbox{Owner: p.Owner, Ip4: be32(p.IPv4), Ip6: p.IPv6.As16(), Mac: [6]byte(p.MAC)}
+	old := k.links[p.Ifindex]
+	if old != nil && old.Owner == want.Owner && old.Ip4 == want.Ip4 && old.Ip6 == want.Ip6 && old.Mac == want.Mac {
+		return old.Serial, nil
+	}
+	if err := k.detach(p.Ifindex); err != nil {
+		return 0, err
+	}
+	k.serial++
+	want.Serial = k.serial
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return 0, err
+	}
+	if err := k.obj.Counts.Put(uint32(p.Ifindex), make([]netdCounters, cpus)); err != nil {
+		return 0, fmt.Errorf("link %d: counters: %w", p.Ifindex, err)
+	}
+	return want.Serial, k.put(p.Ifindex, &want)
+}
+
+// put is called with mu held.
+func (k *Kernel) put(ifindex int, s *netdSandbox) error {
+	if err := k.obj.Sandboxes.Put(uint32(ifindex), s); err != nil {
+		return fmt.Errorf("link %d: %w", ifindex, err)
+	}
+	k.links[ifindex] = s
+	return nil
+}
+
+// Detach has every packet of a link dropped, and forgets what was known of it.
+func (k *Kernel) Detach(ifindex int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.detach(ifindex)
+}
+
+func (k *Kernel) detach(ifindex int) error {
+	if err := forget(k.obj.Sandboxes, uint32(ifindex)); err != nil {
+		return fmt.Errorf("link %d: %w", ifindex, err)
+	}
+	if err := forget(k.obj.Counts, uint32(ifindex)); err != nil {
+		return fmt.Errorf("link %d: counters: %w", ifindex, err)
+	}
+	old := k.links[ifindex]
+	delete(k.links, ifindex)
+	if old == nil {
+		return nil
+	}
+	k.drop(old.Gen)
+	return k.dropBuckets(old)
+}
+
+func forget(m *ebpf.Map, key any) error {
+	if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
+	}
+	return nil
+}
+
+// SetPolicy puts a compiled policy and limits into force for a link that is
+// attached, at once and as a whole: the entries are written beside the old ones, and
+// one write makes them count. After an error the old policy stays in force.
+func (k *Kernel) SetPolicy(ifindex int, c *policy.Compiled, limits Limits) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	old := k.links[ifindex]
+	if old == nil {
+		return fmt.Errorf("link %d is not attached", ifindex)
+	}
+	next := *old
+	k.generation++
+	next.Gen = k.generation
+	proxied, err := k.write(next.Gen, c.L4)
+	if err != nil {
+		k.drop(next.Gen)
+		return fmt.Errorf("link %d: rules: %w", ifindex, err)
+	}
+	next.Flags = old.Flags & netdFlagProxied // connections of before may live
+	if proxied {
+		next.Flags |= netdFlagProxied
+	}
+	if c.AuditOnly {
+		next.Flags |= netdFlagAudit
+	}
+	if err := k.limit(&next, limits); err == nil {
+		err = k.put(ifindex, &next)
+	}
+	if err != nil {
+		k.drop(next.Gen)
+		return err
+	}
+	k.drop(old.Gen)
+	return nil
+}
+
+// The flags of a sandbox; they are plain numbers in netd.c.
+const (
+	netdFlagLimited = 1 << iota
+	netdFlagShared
+	netdFlagProxied
+	netdFlagAudit
+)
+
+// write adds a generation's entries and reports whether any names the proxy. It is
+// called with mu held.
+func (k *Kernel) write(gen uint32, all []policy.PrefixRules) (proxied bool, err error) {
+	e := k.of(gen)
+	for _, p := range all {
+		rules, l7, err := encode(p)
+		if err != nil {
+			return false, err
+		}
+		proxied = proxied || l7
+		bits := uint32(32 + p.Prefix.Bits())
+		if a := p.Prefix.Addr(); a.Is4() {
+			key := netdKey4{Bits: bits, Gen: gen, Ip: be32(a)}
+			e.four = append(e.four, key)
+			err = k.obj.Rules4.Put(&key, &rules)
+		} else {
+			key := netdKey6{Bits: bits, Gen: gen, Ip: a.As16()}
+			e.six = append(e.six, key)
+			err = k.obj.Rules6.Put(&key, &rules)
+		}
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", p.Prefix, err)
+		}
+	}
+	return proxied, nil
+}
+
+func encode(p policy.PrefixRules) (r netdRules, proxied bool, err error) {
+	if len(p.Entries) > len(r.Rule) {
+		return r, false, fmt.Errorf("%s: %w", p.Prefix, policy.ErrTooComplex)
+	}
+	r.N, r.Fallback = uint16(len(p.Entries)), uint8(p.Default)
+	proxied = p.Default == policy.L7
+	for i, e := range p.Entries {
+		r.Rule[i] = netdRule{Protocol: uint8(e.Proto), Action: uint8(e.Action), Slot: e.Slot, Low: e.Lo, High: e.Hi}
+		proxied = proxied || e.Action == policy.L7
+	}
+	return r, proxied, nil
+}
+
+// drop removes a generation's entries, which no link uses any more. What can't be
+// removed stays for the next process to find.
+func (k *Kernel) drop(gen uint32) {
+	e := k.entries[gen]
+	if e == nil {
+		return
+	}
+	delete(k.entries, gen)
+	for i := range e.four {
+		_ = forget(k.obj.Rules4, &e.four[i])
+	}
+	for i := range e.six {
+		_ = forget(k.obj.Rules6, &e.six[i])
+	}
+}
+
+// limit fills the buckets and names them in s. It is called with mu held.
+func (k *Kernel) limit(s *netdSandbox, l Limits) error {
+	s.Team = teamNumber(l.Team)
+	if err := k.fill(netdBucketId{Id: s.Serial}, l.Own); err != nil {
+		return err
+	}
+	if l.Own > 0 {
+		s.Flags |= netdFlagLimited
+	}
+	if l.Team == "" {
+		return nil
+	}
+	if err := k.fill(netdBucketId{Id: s.Team, Team: 1}, l.Shared); err != nil {
+		return err
+	}
+	if l.Shared > 0 {
+		s.Flags |= netdFlagShared
+	}
+	return nil
+}
+
+// fill sets the rate of a bucket for each direction; one that has it keeps its tokens.
+func (k *Kernel) fill(id netdBucketId, rate uint64) error {
+	rate = min(rate, maxRate)
+	burst := max(minBurst, rate*uint64(burstTime)/uint64(time.Second)) * uint64(time.Second)
+	for id.Received = range uint16(2) {
+		var b netdBucket
+		err := k.obj.Buckets.Lookup(&id, &b)
+		switch {
+		case rate == 0:
+			err = forget(k.obj.Buckets, &id)
+		case err == nil && b.Rate == rate:
+		case err == nil || errors.Is(err, ebpf.ErrKeyNotExist):
+			err = k.obj.Buckets.Put(&id, &netdBucket{Tokens: burst, Time: bootTime(), Rate: rate, Burst: burst})
+		}
+		if err != nil {
+			return fmt.Errorf("bandwidth: %w", err)
+		}
+	}
+	return nil
+}
+
+// dropBuckets removes a link's bucket, and its team's with the last of its links.
+func (k *Kernel) dropBuckets(s *netdSandbox) error {
+	if s.Flags&netdFlagLimited != 0 {
+		if err := k.fill(netdBucketId{Id: s.Serial}, 0); err != nil {
+			return err
+		}
+	}
+	if s.Flags&netdFlagShared == 0 {
+		return nil
+	}
+	for _, other := range k.links {
+		if other.Team == s.Team && other.Flags&netdFlagShared != 0 {
+			return nil
+		}
+	}
+	return k.fill(netdBucketId{Id: s.Team, Team: 1}, 0)
+}
+
+// teamNumber is the same in every process; two teams that share one would share
+// their bandwidth, too.
+func teamNumber(team string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(team))
+	return h.Sum32()
+}
+
+func bootTime() uint64 {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		panic(err) // there is no Linux without
+	}
+	return uint64(t.Nano())
+}
+
+// Learn opens an address to a sandbox for a while, in the slots of its policy that a
+// name was resolved for. Serials come from [Kernel.Attach].
+func (k *Kernel) Learn(serial uint32, ip netip.Addr, slots uint64, ttl time.Duration) error {
+	key := netdNameKey{Serial: serial, Ip: ip.As16()}
+	until := bootTime() + uint64(max(ttl, 0))
+	var known netdName
+	if k.obj.Names.Lookup(&key, &known) == nil && known.Until > bootTime() {
+		slots, until = slots|known.Slots, max(until, known.Until)
+	}
+	return k.obj.Names.Put(&key, &netdName{Until: until, Slots: slots})
+}
+
+// SetAlways says which networks no policy opens, in the place of those said before.
+func (k *Kernel) SetAlways(all []netip.Prefix) error {
+	four, six := map[netdFixed4]bool{}, map[netdFixed6]bool{}
+	for _, p := range all {
+		p = p.Masked()
+		if p.Addr().Is4() {
+			four[netdFixed4{Bits: uint32(p.Bits()), Ip: be32(p.Addr())}] = true
+		} else {
+			six[netdFixed6{Bits: uint32(p.Bits()), Ip: p.Addr().As16()}] = true
+		}
+	}
+	return errors.Join(replace(k.obj.Always4, four), replace(k.obj.Always6, six))
+}
+
+// replace adds before it removes, so that nothing is open in between.
+func replace[K comparable](m *ebpf.Map, want map[K]bool) error {
+	for key := range want {
+		if err := m.Put(&key, uint8(1)); err != nil {
+			return err
+		}
+	}
+	var key K
+	var v uint8
+	var gone []K
+	it := m.Iterate()
+	for it.Next(&key, &v) {
+		if !want[key] {
+			gone = append(gone, key)
+		}
+	}
+	for _, key := range gone {
+		if err := forget(m, &key); err != nil {
+			return err
+		}
+	}
+	return it.Err()
+}
