@@ -1024,22 +1024,23 @@ func (x *PoolStatus) GetSinceUnixNano() int64 {
 
 // Sandbox is one claimed sandbox as the node's journal has it.
 type Sandbox struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Generation      uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	PoolKey         string                 `protobuf:"bytes,3,opt,name=pool_key,json=poolKey,proto3" json:"pool_key,omitempty"`
-	State           string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // running, paused, terminating, failed; unknown until a restarted node has found it
-	Reason          string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // why it failed or ends
-	Team            string                 `protobuf:"bytes,6,opt,name=team,proto3" json:"team,omitempty"`
-	User            string                 `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
-	ClaimId         string                 `protobuf:"bytes,8,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
-	ClaimedUnixNano int64                  `protobuf:"varint,9,opt,name=claimed_unix_nano,json=claimedUnixNano,proto3" json:"claimed_unix_nano,omitempty"`
-	MemoryBytes     int64                  `protobuf:"varint,10,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	CpuMillis       int64                  `protobuf:"varint,11,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
-	Env             map[string]string      `protobuf:"bytes,12,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Events          *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"` // absent: nobody wants its events
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation       uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	PoolKey          string                 `protobuf:"bytes,3,opt,name=pool_key,json=poolKey,proto3" json:"pool_key,omitempty"`
+	State            string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // running, paused, terminating, failed; unknown until a restarted node has found it
+	Reason           string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // why it failed or ends
+	Team             string                 `protobuf:"bytes,6,opt,name=team,proto3" json:"team,omitempty"`
+	User             string                 `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
+	ClaimId          string                 `protobuf:"bytes,8,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
+	ClaimedUnixNano  int64                  `protobuf:"varint,9,opt,name=claimed_unix_nano,json=claimedUnixNano,proto3" json:"claimed_unix_nano,omitempty"`
+	MemoryBytes      int64                  `protobuf:"varint,10,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	CpuMillis        int64                  `protobuf:"varint,11,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
+	Env              map[string]string      `protobuf:"bytes,12,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Events           *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"`                                              // absent: nobody wants its events
+	StoredGeneration uint64                 `protobuf:"varint,30,opt,name=stored_generation,json=storedGeneration,proto3" json:"stored_generation,omitempty"` // of the image that is in the object store, if it is the paused sandbox's own; 0: none
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Sandbox) Reset() {
@@ -1161,6 +1162,13 @@ func (x *Sandbox) GetEvents() *EventsConfig {
 		return x.Events
 	}
 	return nil
+}
+
+func (x *Sandbox) GetStoredGeneration() uint64 {
+	if x != nil {
+		return x.StoredGeneration
+	}
+	return 0
 }
 
 // EventsConfig asks for what happens inside a sandbox.
@@ -1541,6 +1549,7 @@ type ClaimRequest struct {
 	Env           map[string]string      `protobuf:"bytes,7,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // the claim's own, over the template's
 	MemoryBytes   int64                  `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`                                       // 0: the spec's
 	CpuMillis     int64                  `protobuf:"varint,9,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`                                             // 0: the spec's
+	Snapshot      string                 `protobuf:"bytes,10,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                                                                // for a cold start; empty: none
 	Events        *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1637,6 +1646,13 @@ func (x *ClaimRequest) GetCpuMillis() int64 {
 		return x.CpuMillis
 	}
 	return 0
+}
+
+func (x *ClaimRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
 }
 
 func (x *ClaimRequest) GetEvents() *EventsConfig {
@@ -2082,7 +2098,8 @@ func (*DeleteResponse) Descriptor() ([]byte, []int) {
 type PauseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`                // 0: any
+	FilesOnly     bool                   `protobuf:"varint,3,opt,name=files_only,json=filesOnly,proto3" json:"files_only,omitempty"` // processes and memory are dropped
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2131,10 +2148,18 @@ func (x *PauseRequest) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *PauseRequest) GetFilesOnly() bool {
+	if x != nil {
+		return x.FilesOnly
+	}
+	return false
+}
+
 type ResumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	Stored        *StoredImage           `protobuf:"bytes,30,opt,name=stored,proto3" json:"stored,omitempty"`         // absent: the node has the sandbox
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2183,6 +2208,587 @@ func (x *ResumeRequest) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *ResumeRequest) GetStored() *StoredImage {
+	if x != nil {
+		return x.Stored
+	}
+	return nil
+}
+
+// StoredImage says that a sandbox's state is in the object store, so that also a node
+// resumes it that has never had it, or has an older instance, which then ends.
+type StoredImage struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Generation      uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Team            string                 `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
+	ClaimId         string                 `protobuf:"bytes,3,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
+	AfterGeneration uint64                 `protobuf:"varint,4,opt,name=after_generation,json=afterGeneration,proto3" json:"after_generation,omitempty"` // the new instance's is a later one
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *StoredImage) Reset() {
+	*x = StoredImage{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredImage) ProtoMessage() {}
+
+func (x *StoredImage) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredImage.ProtoReflect.Descriptor instead.
+func (*StoredImage) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *StoredImage) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *StoredImage) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *StoredImage) GetClaimId() string {
+	if x != nil {
+		return x.ClaimId
+	}
+	return ""
+}
+
+func (x *StoredImage) GetAfterGeneration() uint64 {
+	if x != nil {
+		return x.AfterGeneration
+	}
+	return 0
+}
+
+type RemoveStoredRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	BelowGeneration uint64                 `protobuf:"varint,2,opt,name=below_generation,json=belowGeneration,proto3" json:"below_generation,omitempty"` // 0: all of the sandbox's
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RemoveStoredRequest) Reset() {
+	*x = RemoveStoredRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveStoredRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveStoredRequest) ProtoMessage() {}
+
+func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveStoredRequest.ProtoReflect.Descriptor instead.
+func (*RemoveStoredRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RemoveStoredRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RemoveStoredRequest) GetBelowGeneration() uint64 {
+	if x != nil {
+		return x.BelowGeneration
+	}
+	return 0
+}
+
+type RemoveStoredResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveStoredResponse) Reset() {
+	*x = RemoveStoredResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveStoredResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveStoredResponse) ProtoMessage() {}
+
+func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveStoredResponse.ProtoReflect.Descriptor instead.
+func (*RemoveStoredResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
+}
+
+type ForkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	Memory        *bool                  `protobuf:"varint,3,opt,name=memory,proto3,oneof" json:"memory,omitempty"`   // processes and memory, too; absent: as a paused source was saved, a running one's files alone
+	User          string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`              // whose the children are
+	Children      []*ForkChild           `protobuf:"bytes,5,rep,name=children,proto3" json:"children,omitempty"`      // up to 16
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkRequest) Reset() {
+	*x = ForkRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkRequest) ProtoMessage() {}
+
+func (x *ForkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
+func (*ForkRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ForkRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ForkRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ForkRequest) GetMemory() bool {
+	if x != nil && x.Memory != nil {
+		return *x.Memory
+	}
+	return false
+}
+
+func (x *ForkRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ForkRequest) GetChildren() []*ForkChild {
+	if x != nil {
+		return x.Children
+	}
+	return nil
+}
+
+type ForkChild struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	ClaimId       string                 `protobuf:"bytes,2,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"` // unique per child, for idempotency
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkChild) Reset() {
+	*x = ForkChild{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkChild) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkChild) ProtoMessage() {}
+
+func (x *ForkChild) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkChild.ProtoReflect.Descriptor instead.
+func (*ForkChild) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ForkChild) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ForkChild) GetClaimId() string {
+	if x != nil {
+		return x.ClaimId
+	}
+	return ""
+}
+
+type ForkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Children      []*Sandbox             `protobuf:"bytes,1,rep,name=children,proto3" json:"children,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkResponse) Reset() {
+	*x = ForkResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkResponse) ProtoMessage() {}
+
+func (x *ForkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkResponse.ProtoReflect.Descriptor instead.
+func (*ForkResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ForkResponse) GetChildren() []*Sandbox {
+	if x != nil {
+		return x.Children
+	}
+	return nil
+}
+
+type SnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	Snapshot      string                 `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`      // a UUID
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotRequest) Reset() {
+	*x = SnapshotRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotRequest) ProtoMessage() {}
+
+func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
+func (*SnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *SnapshotRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SnapshotRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *SnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type SnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotResponse) Reset() {
+	*x = SnapshotResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotResponse) ProtoMessage() {}
+
+func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
+func (*SnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *SnapshotResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type DeleteSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      string                 `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotRequest) Reset() {
+	*x = DeleteSnapshotRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotRequest) ProtoMessage() {}
+
+func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *DeleteSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type DeleteSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotResponse) Reset() {
+	*x = DeleteSnapshotResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotResponse) ProtoMessage() {}
+
+func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
+}
+
+type RestoreSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	Snapshot      string                 `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreSnapshotRequest) Reset() {
+	*x = RestoreSnapshotRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreSnapshotRequest) ProtoMessage() {}
+
+func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RestoreSnapshotRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RestoreSnapshotRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RestoreSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2194,7 +2800,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2812,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2825,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -2253,7 +2859,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2871,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2884,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -2318,7 +2924,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2330,7 +2936,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2343,7 +2949,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -2448,7 +3054,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +3066,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +3079,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{35}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -2505,7 +3111,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +3123,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +3136,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -2584,7 +3190,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2596,7 +3202,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2609,7 +3215,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ResolveImageRequest) GetImage() string {
@@ -2628,7 +3234,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2640,7 +3246,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2653,7 +3259,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -2671,7 +3277,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +3289,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +3302,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{39}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
 }
 
 type InfoResponse struct {
@@ -2708,13 +3314,14 @@ type InfoResponse struct {
 	NetworkPolicy  bool                   `protobuf:"varint,5,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"` // netd enforces policy on this node
 	Holding        uint32                 `protobuf:"varint,6,opt,name=holding,proto3" json:"holding,omitempty"`                                  // sandboxes and slots in any state, those that are ending included
 	Images         *ImageUsage            `protobuf:"bytes,7,opt,name=images,proto3" json:"images,omitempty"`
+	ObjectStore    *ObjectStore           `protobuf:"bytes,8,opt,name=object_store,json=objectStore,proto3" json:"object_store,omitempty"` // absent: it has none
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +3333,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +3346,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -2791,6 +3398,74 @@ func (x *InfoResponse) GetImages() *ImageUsage {
 	return nil
 }
 
+func (x *InfoResponse) GetObjectStore() *ObjectStore {
+	if x != nil {
+		return x.ObjectStore
+	}
+	return nil
+}
+
+// ObjectStore is how a node gets on with it.
+type ObjectStore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	Waiting       uint32                 `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`                     // images that are to be stored
+	LastError     string                 `protobuf:"bytes,3,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"` // of the latest attempt to store one; empty when it succeeded
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectStore) Reset() {
+	*x = ObjectStore{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectStore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectStore) ProtoMessage() {}
+
+func (x *ObjectStore) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectStore.ProtoReflect.Descriptor instead.
+func (*ObjectStore) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ObjectStore) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *ObjectStore) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *ObjectStore) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
 // ImageUsage is what images take on the node.
 type ImageUsage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2804,7 +3479,7 @@ type ImageUsage struct {
 
 func (x *ImageUsage) Reset() {
 	*x = ImageUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +3491,7 @@ func (x *ImageUsage) String() string {
 func (*ImageUsage) ProtoMessage() {}
 
 func (x *ImageUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +3504,7 @@ func (x *ImageUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
 func (*ImageUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ImageUsage) GetImages() uint32 {
@@ -2870,7 +3545,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +3557,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3681,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"last_error\x18\x05 \x01(\tR\tlastError\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x14\n" +
 	"\x05ready\x18\a \x01(\bR\x05ready\x12&\n" +
-	"\x0fsince_unix_nano\x18\b \x01(\x03R\rsinceUnixNano\"\xcd\x03\n" +
+	"\x0fsince_unix_nano\x18\b \x01(\x03R\rsinceUnixNano\"\xfa\x03\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -3024,7 +3699,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\n" +
 	"cpu_millis\x18\v \x01(\x03R\tcpuMillis\x12.\n" +
 	"\x03env\x18\f \x03(\v2\x1c.s0.node.v1.Sandbox.EnvEntryR\x03env\x120\n" +
-	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x1a6\n" +
+	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x12+\n" +
+	"\x11stored_generation\x18\x1e \x01(\x04R\x10storedGeneration\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"+\n" +
@@ -3051,7 +3727,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x10AckEventsRequest\x12\x16\n" +
 	"\x06stored\x18\x01 \x03(\tR\x06stored\x12\x14\n" +
 	"\x05again\x18\x02 \x03(\tR\x05again\"\x13\n" +
-	"\x11AckEventsResponse\"\x87\x03\n" +
+	"\x11AckEventsResponse\"\xa3\x03\n" +
 	"\fClaimRequest\x12\x19\n" +
 	"\bclaim_id\x18\x01 \x01(\tR\aclaimId\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\tR\x04slot\x12\x19\n" +
@@ -3062,7 +3738,9 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x03env\x18\a \x03(\v2!.s0.node.v1.ClaimRequest.EnvEntryR\x03env\x12!\n" +
 	"\fmemory_bytes\x18\b \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
-	"cpu_millis\x18\t \x01(\x03R\tcpuMillis\x120\n" +
+	"cpu_millis\x18\t \x01(\x03R\tcpuMillis\x12\x1a\n" +
+	"\bsnapshot\x18\n" +
+	" \x01(\tR\bsnapshot\x120\n" +
 	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -3102,17 +3780,62 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x10\n" +
-	"\x0eDeleteResponse\">\n" +
+	"\x0eDeleteResponse\"]\n" +
 	"\fPauseRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\"?\n" +
+	"generation\x12\x1d\n" +
+	"\n" +
+	"files_only\x18\x03 \x01(\bR\tfilesOnly\"p\n" +
 	"\rResumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\"f\n" +
+	"generation\x12/\n" +
+	"\x06stored\x18\x1e \x01(\v2\x17.s0.node.v1.StoredImageR\x06stored\"\x87\x01\n" +
+	"\vStoredImage\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04team\x18\x02 \x01(\tR\x04team\x12\x19\n" +
+	"\bclaim_id\x18\x03 \x01(\tR\aclaimId\x12)\n" +
+	"\x10after_generation\x18\x04 \x01(\x04R\x0fafterGeneration\"P\n" +
+	"\x13RemoveStoredRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
+	"\x10below_generation\x18\x02 \x01(\x04R\x0fbelowGeneration\"\x16\n" +
+	"\x14RemoveStoredResponse\"\xac\x01\n" +
+	"\vForkRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x1b\n" +
+	"\x06memory\x18\x03 \x01(\bH\x00R\x06memory\x88\x01\x01\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x121\n" +
+	"\bchildren\x18\x05 \x03(\v2\x15.s0.node.v1.ForkChildR\bchildrenB\t\n" +
+	"\a_memory\"6\n" +
+	"\tForkChild\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
+	"\bclaim_id\x18\x02 \x01(\tR\aclaimId\"?\n" +
+	"\fForkResponse\x12/\n" +
+	"\bchildren\x18\x01 \x03(\v2\x13.s0.node.v1.SandboxR\bchildren\"]\n" +
+	"\x0fSnapshotRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x1a\n" +
+	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\"(\n" +
+	"\x10SnapshotResponse\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\"3\n" +
+	"\x15DeleteSnapshotRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"\x18\n" +
+	"\x16DeleteSnapshotResponse\"d\n" +
+	"\x16RestoreSnapshotRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x1a\n" +
+	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\"f\n" +
 	"\fStatsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -3157,7 +3880,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\tR\x05image\".\n" +
 	"\x14ResolveImageResponse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\r\n" +
-	"\vInfoRequest\"\xf0\x01\n" +
+	"\vInfoRequest\"\xac\x02\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -3165,13 +3888,20 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x0fruntime_classes\x18\x04 \x03(\tR\x0eruntimeClasses\x12%\n" +
 	"\x0enetwork_policy\x18\x05 \x01(\bR\rnetworkPolicy\x12\x18\n" +
 	"\aholding\x18\x06 \x01(\rR\aholding\x12.\n" +
-	"\x06images\x18\a \x01(\v2\x16.s0.node.v1.ImageUsageR\x06images\"\x92\x01\n" +
+	"\x06images\x18\a \x01(\v2\x16.s0.node.v1.ImageUsageR\x06images\x12:\n" +
+	"\fobject_store\x18\b \x01(\v2\x17.s0.node.v1.ObjectStoreR\vobjectStore\"X\n" +
+	"\vObjectStore\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12\x18\n" +
+	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x03 \x01(\tR\tlastError\"\x92\x01\n" +
 	"\n" +
 	"ImageUsage\x12\x16\n" +
 	"\x06images\x18\x01 \x01(\rR\x06images\x12#\n" +
 	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
 	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12 \n" +
-	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\x93\a\n" +
+	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\x8d\n" +
+	"\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
@@ -3181,12 +3911,17 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x06Update\x12\x19.s0.node.v1.UpdateRequest\x1a\x13.s0.node.v1.Sandbox\x12?\n" +
 	"\x06Delete\x12\x19.s0.node.v1.DeleteRequest\x1a\x1a.s0.node.v1.DeleteResponse\x126\n" +
 	"\x05Pause\x12\x18.s0.node.v1.PauseRequest\x1a\x13.s0.node.v1.Sandbox\x128\n" +
-	"\x06Resume\x12\x19.s0.node.v1.ResumeRequest\x1a\x13.s0.node.v1.Sandbox\x12K\n" +
+	"\x06Resume\x12\x19.s0.node.v1.ResumeRequest\x1a\x13.s0.node.v1.Sandbox\x129\n" +
+	"\x04Fork\x12\x17.s0.node.v1.ForkRequest\x1a\x18.s0.node.v1.ForkResponse\x12E\n" +
+	"\bSnapshot\x12\x1b.s0.node.v1.SnapshotRequest\x1a\x1c.s0.node.v1.SnapshotResponse\x12W\n" +
+	"\x0eDeleteSnapshot\x12!.s0.node.v1.DeleteSnapshotRequest\x1a\".s0.node.v1.DeleteSnapshotResponse\x12J\n" +
+	"\x0fRestoreSnapshot\x12\".s0.node.v1.RestoreSnapshotRequest\x1a\x13.s0.node.v1.Sandbox\x12K\n" +
 	"\n" +
 	"TakeEvents\x12\x1d.s0.node.v1.TakeEventsRequest\x1a\x1e.s0.node.v1.TakeEventsResponse\x12H\n" +
 	"\tAckEvents\x12\x1c.s0.node.v1.AckEventsRequest\x1a\x1d.s0.node.v1.AckEventsResponse\x12<\n" +
 	"\x05Stats\x12\x18.s0.node.v1.StatsRequest\x1a\x19.s0.node.v1.StatsResponse\x12Q\n" +
-	"\fResolveImage\x12\x1f.s0.node.v1.ResolveImageRequest\x1a .s0.node.v1.ResolveImageResponse\x129\n" +
+	"\fResolveImage\x12\x1f.s0.node.v1.ResolveImageRequest\x1a .s0.node.v1.ResolveImageResponse\x12Q\n" +
+	"\fRemoveStored\x12\x1f.s0.node.v1.RemoveStoredRequest\x1a .s0.node.v1.RemoveStoredResponse\x129\n" +
 	"\x04Info\x12\x17.s0.node.v1.InfoRequest\x1a\x18.s0.node.v1.InfoResponseB!Z\x1fs0.run/internal/nodeapi;nodeapib\x06proto3"
 
 var (
@@ -3201,66 +3936,78 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_internal_nodeapi_node_proto_goTypes = []any{
-	(*Spec)(nil),                 // 0: s0.node.v1.Spec
-	(*WarmProcess)(nil),          // 1: s0.node.v1.WarmProcess
-	(*Probe)(nil),                // 2: s0.node.v1.Probe
-	(*HTTPGet)(nil),              // 3: s0.node.v1.HTTPGet
-	(*Pool)(nil),                 // 4: s0.node.v1.Pool
-	(*SetPoolsRequest)(nil),      // 5: s0.node.v1.SetPoolsRequest
-	(*SetPoolsResponse)(nil),     // 6: s0.node.v1.SetPoolsResponse
-	(*PoolRefusal)(nil),          // 7: s0.node.v1.PoolRefusal
-	(*WatchRequest)(nil),         // 8: s0.node.v1.WatchRequest
-	(*Event)(nil),                // 9: s0.node.v1.Event
-	(*Synced)(nil),               // 10: s0.node.v1.Synced
-	(*Slot)(nil),                 // 11: s0.node.v1.Slot
-	(*PoolStatus)(nil),           // 12: s0.node.v1.PoolStatus
-	(*Sandbox)(nil),              // 13: s0.node.v1.Sandbox
-	(*EventsConfig)(nil),         // 14: s0.node.v1.EventsConfig
-	(*SandboxEvents)(nil),        // 15: s0.node.v1.SandboxEvents
-	(*SandboxEvent)(nil),         // 16: s0.node.v1.SandboxEvent
-	(*TakeEventsRequest)(nil),    // 17: s0.node.v1.TakeEventsRequest
-	(*TakeEventsResponse)(nil),   // 18: s0.node.v1.TakeEventsResponse
-	(*AckEventsRequest)(nil),     // 19: s0.node.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),    // 20: s0.node.v1.AckEventsResponse
-	(*ClaimRequest)(nil),         // 21: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),        // 22: s0.node.v1.ClaimResponse
-	(*ClaimManyRequest)(nil),     // 23: s0.node.v1.ClaimManyRequest
-	(*ClaimManyResponse)(nil),    // 24: s0.node.v1.ClaimManyResponse
-	(*ClaimOutcome)(nil),         // 25: s0.node.v1.ClaimOutcome
-	(*GetRequest)(nil),           // 26: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),        // 27: s0.node.v1.UpdateRequest
-	(*DeleteRequest)(nil),        // 28: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),       // 29: s0.node.v1.DeleteResponse
-	(*PauseRequest)(nil),         // 30: s0.node.v1.PauseRequest
-	(*ResumeRequest)(nil),        // 31: s0.node.v1.ResumeRequest
-	(*StatsRequest)(nil),         // 32: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),        // 33: s0.node.v1.StatsResponse
-	(*StatsSample)(nil),          // 34: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),            // 35: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),         // 36: s0.node.v1.NetworkUsage
-	(*ResolveImageRequest)(nil),  // 37: s0.node.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil), // 38: s0.node.v1.ResolveImageResponse
-	(*InfoRequest)(nil),          // 39: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),         // 40: s0.node.v1.InfoResponse
-	(*ImageUsage)(nil),           // 41: s0.node.v1.ImageUsage
-	nil,                          // 42: s0.node.v1.Spec.EnvEntry
-	nil,                          // 43: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),       // 44: s0.node.v1.HTTPGet.Header
-	nil,                          // 45: s0.node.v1.Sandbox.EnvEntry
-	nil,                          // 46: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                          // 47: s0.node.v1.UpdateRequest.EnvEntry
+	(*Spec)(nil),                   // 0: s0.node.v1.Spec
+	(*WarmProcess)(nil),            // 1: s0.node.v1.WarmProcess
+	(*Probe)(nil),                  // 2: s0.node.v1.Probe
+	(*HTTPGet)(nil),                // 3: s0.node.v1.HTTPGet
+	(*Pool)(nil),                   // 4: s0.node.v1.Pool
+	(*SetPoolsRequest)(nil),        // 5: s0.node.v1.SetPoolsRequest
+	(*SetPoolsResponse)(nil),       // 6: s0.node.v1.SetPoolsResponse
+	(*PoolRefusal)(nil),            // 7: s0.node.v1.PoolRefusal
+	(*WatchRequest)(nil),           // 8: s0.node.v1.WatchRequest
+	(*Event)(nil),                  // 9: s0.node.v1.Event
+	(*Synced)(nil),                 // 10: s0.node.v1.Synced
+	(*Slot)(nil),                   // 11: s0.node.v1.Slot
+	(*PoolStatus)(nil),             // 12: s0.node.v1.PoolStatus
+	(*Sandbox)(nil),                // 13: s0.node.v1.Sandbox
+	(*EventsConfig)(nil),           // 14: s0.node.v1.EventsConfig
+	(*SandboxEvents)(nil),          // 15: s0.node.v1.SandboxEvents
+	(*SandboxEvent)(nil),           // 16: s0.node.v1.SandboxEvent
+	(*TakeEventsRequest)(nil),      // 17: s0.node.v1.TakeEventsRequest
+	(*TakeEventsResponse)(nil),     // 18: s0.node.v1.TakeEventsResponse
+	(*AckEventsRequest)(nil),       // 19: s0.node.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),      // 20: s0.node.v1.AckEventsResponse
+	(*ClaimRequest)(nil),           // 21: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),          // 22: s0.node.v1.ClaimResponse
+	(*ClaimManyRequest)(nil),       // 23: s0.node.v1.ClaimManyRequest
+	(*ClaimManyResponse)(nil),      // 24: s0.node.v1.ClaimManyResponse
+	(*ClaimOutcome)(nil),           // 25: s0.node.v1.ClaimOutcome
+	(*GetRequest)(nil),             // 26: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),          // 27: s0.node.v1.UpdateRequest
+	(*DeleteRequest)(nil),          // 28: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),         // 29: s0.node.v1.DeleteResponse
+	(*PauseRequest)(nil),           // 30: s0.node.v1.PauseRequest
+	(*ResumeRequest)(nil),          // 31: s0.node.v1.ResumeRequest
+	(*StoredImage)(nil),            // 32: s0.node.v1.StoredImage
+	(*RemoveStoredRequest)(nil),    // 33: s0.node.v1.RemoveStoredRequest
+	(*RemoveStoredResponse)(nil),   // 34: s0.node.v1.RemoveStoredResponse
+	(*ForkRequest)(nil),            // 35: s0.node.v1.ForkRequest
+	(*ForkChild)(nil),              // 36: s0.node.v1.ForkChild
+	(*ForkResponse)(nil),           // 37: s0.node.v1.ForkResponse
+	(*SnapshotRequest)(nil),        // 38: s0.node.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),       // 39: s0.node.v1.SnapshotResponse
+	(*DeleteSnapshotRequest)(nil),  // 40: s0.node.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil), // 41: s0.node.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil), // 42: s0.node.v1.RestoreSnapshotRequest
+	(*StatsRequest)(nil),           // 43: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),          // 44: s0.node.v1.StatsResponse
+	(*StatsSample)(nil),            // 45: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),              // 46: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),           // 47: s0.node.v1.NetworkUsage
+	(*ResolveImageRequest)(nil),    // 48: s0.node.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),   // 49: s0.node.v1.ResolveImageResponse
+	(*InfoRequest)(nil),            // 50: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),           // 51: s0.node.v1.InfoResponse
+	(*ObjectStore)(nil),            // 52: s0.node.v1.ObjectStore
+	(*ImageUsage)(nil),             // 53: s0.node.v1.ImageUsage
+	nil,                            // 54: s0.node.v1.Spec.EnvEntry
+	nil,                            // 55: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),         // 56: s0.node.v1.HTTPGet.Header
+	nil,                            // 57: s0.node.v1.Sandbox.EnvEntry
+	nil,                            // 58: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                            // 59: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	42, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	54, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	1,  // 1: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	43, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	55, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
 	2,  // 3: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
 	2,  // 4: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
 	2,  // 5: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
 	3,  // 6: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	44, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	56, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
 	0,  // 8: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	4,  // 9: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
 	7,  // 10: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
@@ -3268,55 +4015,69 @@ var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	13, // 12: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
 	12, // 13: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
 	10, // 14: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	45, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	57, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
 	14, // 16: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
 	16, // 17: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
 	15, // 18: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
 	0,  // 19: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	46, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	58, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
 	14, // 21: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
 	13, // 22: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
 	21, // 23: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
 	25, // 24: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
 	22, // 25: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
-	47, // 26: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	34, // 27: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	35, // 28: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	36, // 29: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	41, // 30: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
-	5,  // 31: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	8,  // 32: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	21, // 33: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	23, // 34: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
-	26, // 35: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	27, // 36: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	28, // 37: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	30, // 38: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
-	31, // 39: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
-	17, // 40: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	19, // 41: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	32, // 42: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	37, // 43: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
-	39, // 44: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	6,  // 45: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	9,  // 46: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	22, // 47: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	24, // 48: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
-	13, // 49: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	13, // 50: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	29, // 51: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	13, // 52: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
-	13, // 53: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
-	18, // 54: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	20, // 55: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	33, // 56: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	38, // 57: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
-	40, // 58: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	45, // [45:59] is the sub-list for method output_type
-	31, // [31:45] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	59, // 26: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	32, // 27: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
+	36, // 28: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
+	13, // 29: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
+	45, // 30: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	46, // 31: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	47, // 32: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	53, // 33: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
+	52, // 34: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
+	5,  // 35: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	8,  // 36: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	21, // 37: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	23, // 38: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
+	26, // 39: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	27, // 40: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	28, // 41: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	30, // 42: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
+	31, // 43: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
+	35, // 44: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
+	38, // 45: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
+	40, // 46: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
+	42, // 47: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
+	17, // 48: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	19, // 49: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	43, // 50: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	48, // 51: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
+	33, // 52: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
+	50, // 53: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	6,  // 54: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	9,  // 55: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	22, // 56: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	24, // 57: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
+	13, // 58: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	13, // 59: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	29, // 60: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	13, // 61: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
+	13, // 62: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
+	37, // 63: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
+	39, // 64: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
+	41, // 65: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
+	13, // 66: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
+	18, // 67: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	20, // 68: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	44, // 69: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	49, // 70: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
+	34, // 71: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
+	51, // 72: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	54, // [54:73] is the sub-list for method output_type
+	35, // [35:54] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -3332,13 +4093,14 @@ func file_internal_nodeapi_node_proto_init() {
 		(*Event_Pool)(nil),
 		(*Event_Synced)(nil),
 	}
+	file_internal_nodeapi_node_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

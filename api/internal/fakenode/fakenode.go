@@ -43,6 +43,13 @@ type Node struct {
 	// AfterPause is called before a pause that took effect is answered.
 	AfterPause func(id string)
 
+	// AfterFork may lose a fork's answer, after it took effect.
+	AfterFork func(req *nodeapi.ForkRequest) error
+
+	// OnSnapshot may refuse or delay a snapshot, before it takes effect, and
+	// OnDeleteSnapshot its end.
+	OnSnapshot, OnDeleteSnapshot func(ctx context.Context, snapshot string) error
+
 	// OnStats may delay an answer about a sandbox's usage.
 	OnStats func(ctx context.Context)
 
@@ -65,6 +72,9 @@ type Node struct {
 	srv       *http.Server
 	told      []*nodeapi.SandboxEvents
 	leases    int
+	snapshots map[string]string // snapshot → team
+	filesOnly map[string]bool   // sandbox id → how it was paused last
+	begun     map[string]string // sandbox id → snapshot that it began with, or went back to
 }
 
 // SandboxHeader names the sandbox to the Proc handler.
@@ -85,6 +95,7 @@ func Start(t testing.TB, n *Node) *Node {
 	n.pools, n.free, n.sandboxes = map[string]*nodeapi.Pool{}, map[string]*nodeapi.Slot{}, map[string]*nodeapi.Sandbox{}
 	n.claims, n.deletes, n.watchers = map[string]string{}, map[string]string{}, map[chan *nodeapi.Event]bool{}
 	n.idle, n.claimed, n.stats = map[string]uint32{}, map[string]uint32{}, map[string][]*nodeapi.StatsSample{}
+	n.snapshots, n.filesOnly, n.begun = map[string]string{}, map[string]bool{}, map[string]string{}
 	n.Listen(t)
 	t.Cleanup(n.Stop)
 	return n
@@ -282,6 +293,9 @@ func (n *Node) claim(req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) 
 		return &nodeapi.ClaimResponse{Sandbox: n.sandboxes[id], Cold: req.GetSlot() == ""}, nil
 	}
 	id := req.GetSlot()
+	if s := req.GetSnapshot(); s != "" && n.snapshots[s] != req.GetTeam() {
+		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such snapshot"))
+	}
 	if id == "" {
 		cold, err := sandbox.NewID(n.Cluster)
 		if err != nil {
@@ -299,6 +313,7 @@ func (n *Node) claim(req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) 
 		ClaimId: req.GetClaimId(), ClaimedUnixNano: time.Now().UnixNano(), MemoryBytes: req.GetMemoryBytes(), CpuMillis: req.GetCpuMillis(), Env: req.GetEnv(), Events: req.GetEvents(),
 	}
 	n.sandboxes[id] = sb
+	n.begun[id] = req.GetSnapshot()
 	n.claimed[sb.GetPoolKey()]++
 	n.claims[req.GetClaimId()] = id
 	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: sb}})

@@ -13,6 +13,11 @@ import (
 // Pause implements the node API.
 func (n *Node) Pause(_ context.Context, req *nodeapi.PauseRequest) (*nodeapi.Sandbox, error) {
 	sb, err := n.switchTo(req.GetId(), req.GetGeneration(), "paused", 0)
+	if err == nil {
+		n.mu.Lock()
+		n.filesOnly[req.GetId()] = req.GetFilesOnly()
+		n.mu.Unlock()
+	}
 	if err == nil && n.AfterPause != nil {
 		n.AfterPause(req.GetId())
 	}

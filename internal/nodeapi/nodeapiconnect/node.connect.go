@@ -57,6 +57,14 @@ const (
 	NodePauseProcedure = "/s0.node.v1.Node/Pause"
 	// NodeResumeProcedure is the fully-qualified name of the Node's Resume RPC.
 	NodeResumeProcedure = "/s0.node.v1.Node/Resume"
+	// NodeForkProcedure is the fully-qualified name of the Node's Fork RPC.
+	NodeForkProcedure = "/s0.node.v1.Node/Fork"
+	// NodeSnapshotProcedure is the fully-qualified name of the Node's Snapshot RPC.
+	NodeSnapshotProcedure = "/s0.node.v1.Node/Snapshot"
+	// NodeDeleteSnapshotProcedure is the fully-qualified name of the Node's DeleteSnapshot RPC.
+	NodeDeleteSnapshotProcedure = "/s0.node.v1.Node/DeleteSnapshot"
+	// NodeRestoreSnapshotProcedure is the fully-qualified name of the Node's RestoreSnapshot RPC.
+	NodeRestoreSnapshotProcedure = "/s0.node.v1.Node/RestoreSnapshot"
 	// NodeTakeEventsProcedure is the fully-qualified name of the Node's TakeEvents RPC.
 	NodeTakeEventsProcedure = "/s0.node.v1.Node/TakeEvents"
 	// NodeAckEventsProcedure is the fully-qualified name of the Node's AckEvents RPC.
@@ -65,6 +73,8 @@ const (
 	NodeStatsProcedure = "/s0.node.v1.Node/Stats"
 	// NodeResolveImageProcedure is the fully-qualified name of the Node's ResolveImage RPC.
 	NodeResolveImageProcedure = "/s0.node.v1.Node/ResolveImage"
+	// NodeRemoveStoredProcedure is the fully-qualified name of the Node's RemoveStored RPC.
+	NodeRemoveStoredProcedure = "/s0.node.v1.Node/RemoveStored"
 	// NodeInfoProcedure is the fully-qualified name of the Node's Info RPC.
 	NodeInfoProcedure = "/s0.node.v1.Node/Info"
 )
@@ -86,7 +96,8 @@ type NodeClient interface {
 	// RESOURCE_EXHAUSTED. It answers when the claim is durable in the journal and
 	// procd, which knows since the slot was warmed which sandbox it is, has the
 	// claim's environment. A repeated claim with the same claim_id answers the same
-	// sandbox.
+	// sandbox. With `snapshot` set the start is cold and begins with that snapshot's
+	// files; NOT_FOUND: the node has no such snapshot of that team.
 	Claim(context.Context, *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error)
 	// ClaimMany is up to 256 Claims in one call. Each is answered when it is decided,
 	// together with those that are decided at the same moment; none waits for another.
@@ -107,6 +118,23 @@ type NodeClient interface {
 	// Resume starts a paused sandbox from its image, as the next generation. It answers
 	// when procd does; a sandbox that runs is answered as it is.
 	Resume(context.Context, *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error)
+	// Fork makes paused sandboxes that are what a sandbox of their team is now: of its
+	// image if it is paused, else of what it is saved as, which it survives. Their ids are
+	// the caller's choice. It answers when all are durable; else there is none. The same
+	// children are answered as they are.
+	Fork(context.Context, *nodeapi.ForkRequest) (*nodeapi.ForkResponse, error)
+	// Snapshot keeps what a running or paused sandbox has written to its root
+	// filesystem, under an id that is the caller's. A sandbox that runs goes on. The same
+	// call again answers the same snapshot. Who made a snapshot deletes it, also when the
+	// answer was lost.
+	Snapshot(context.Context, *nodeapi.SnapshotRequest) (*nodeapi.SnapshotResponse, error)
+	// DeleteSnapshot removes a snapshot for good; one that is not there is removed
+	// already. Sandboxes that began with it keep what they need.
+	DeleteSnapshot(context.Context, *nodeapi.DeleteSnapshotRequest) (*nodeapi.DeleteSnapshotResponse, error)
+	// RestoreSnapshot has a paused sandbox's next life start from a snapshot's files; its
+	// own, and its processes and memory, are dropped. It is the next generation of the
+	// sandbox, and paused. NOT_FOUND: there is no such snapshot, or sandbox.
+	RestoreSnapshot(context.Context, *nodeapi.RestoreSnapshotRequest) (*nodeapi.Sandbox, error)
 	// TakeEvents hands out what sandboxes tell of themselves, and waits up to
 	// wait_millis for something. A batch is its taker's until it is acknowledged
 	// or its lease is over; then it is handed out again, to whoever asks. It is a
@@ -122,6 +150,10 @@ type NodeClient interface {
 	// ResolveImage asks an image's registry which digest its tag has now. A
 	// reference by digest is answered at once.
 	ResolveImage(context.Context, *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error)
+	// RemoveStored removes from the object store the images of a sandbox that are older
+	// than a generation, or all of them. The caller knows that nobody wants them any
+	// more: the node does not ask. It may be repeated.
+	RemoveStored(context.Context, *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 }
@@ -191,6 +223,30 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("Resume")),
 			connect.WithClientOptions(opts...),
 		),
+		fork: connect.NewClient[nodeapi.ForkRequest, nodeapi.ForkResponse](
+			httpClient,
+			baseURL+NodeForkProcedure,
+			connect.WithSchema(nodeMethods.ByName("Fork")),
+			connect.WithClientOptions(opts...),
+		),
+		snapshot: connect.NewClient[nodeapi.SnapshotRequest, nodeapi.SnapshotResponse](
+			httpClient,
+			baseURL+NodeSnapshotProcedure,
+			connect.WithSchema(nodeMethods.ByName("Snapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteSnapshot: connect.NewClient[nodeapi.DeleteSnapshotRequest, nodeapi.DeleteSnapshotResponse](
+			httpClient,
+			baseURL+NodeDeleteSnapshotProcedure,
+			connect.WithSchema(nodeMethods.ByName("DeleteSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		restoreSnapshot: connect.NewClient[nodeapi.RestoreSnapshotRequest, nodeapi.Sandbox](
+			httpClient,
+			baseURL+NodeRestoreSnapshotProcedure,
+			connect.WithSchema(nodeMethods.ByName("RestoreSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
 		takeEvents: connect.NewClient[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse](
 			httpClient,
 			baseURL+NodeTakeEventsProcedure,
@@ -215,6 +271,12 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("ResolveImage")),
 			connect.WithClientOptions(opts...),
 		),
+		removeStored: connect.NewClient[nodeapi.RemoveStoredRequest, nodeapi.RemoveStoredResponse](
+			httpClient,
+			baseURL+NodeRemoveStoredProcedure,
+			connect.WithSchema(nodeMethods.ByName("RemoveStored")),
+			connect.WithClientOptions(opts...),
+		),
 		info: connect.NewClient[nodeapi.InfoRequest, nodeapi.InfoResponse](
 			httpClient,
 			baseURL+NodeInfoProcedure,
@@ -226,20 +288,25 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 
 // nodeClient implements NodeClient.
 type nodeClient struct {
-	setPools     *connect.Client[nodeapi.SetPoolsRequest, nodeapi.SetPoolsResponse]
-	watch        *connect.Client[nodeapi.WatchRequest, nodeapi.Event]
-	claim        *connect.Client[nodeapi.ClaimRequest, nodeapi.ClaimResponse]
-	claimMany    *connect.Client[nodeapi.ClaimManyRequest, nodeapi.ClaimManyResponse]
-	get          *connect.Client[nodeapi.GetRequest, nodeapi.Sandbox]
-	update       *connect.Client[nodeapi.UpdateRequest, nodeapi.Sandbox]
-	delete       *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
-	pause        *connect.Client[nodeapi.PauseRequest, nodeapi.Sandbox]
-	resume       *connect.Client[nodeapi.ResumeRequest, nodeapi.Sandbox]
-	takeEvents   *connect.Client[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse]
-	ackEvents    *connect.Client[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse]
-	stats        *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
-	resolveImage *connect.Client[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse]
-	info         *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
+	setPools        *connect.Client[nodeapi.SetPoolsRequest, nodeapi.SetPoolsResponse]
+	watch           *connect.Client[nodeapi.WatchRequest, nodeapi.Event]
+	claim           *connect.Client[nodeapi.ClaimRequest, nodeapi.ClaimResponse]
+	claimMany       *connect.Client[nodeapi.ClaimManyRequest, nodeapi.ClaimManyResponse]
+	get             *connect.Client[nodeapi.GetRequest, nodeapi.Sandbox]
+	update          *connect.Client[nodeapi.UpdateRequest, nodeapi.Sandbox]
+	delete          *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
+	pause           *connect.Client[nodeapi.PauseRequest, nodeapi.Sandbox]
+	resume          *connect.Client[nodeapi.ResumeRequest, nodeapi.Sandbox]
+	fork            *connect.Client[nodeapi.ForkRequest, nodeapi.ForkResponse]
+	snapshot        *connect.Client[nodeapi.SnapshotRequest, nodeapi.SnapshotResponse]
+	deleteSnapshot  *connect.Client[nodeapi.DeleteSnapshotRequest, nodeapi.DeleteSnapshotResponse]
+	restoreSnapshot *connect.Client[nodeapi.RestoreSnapshotRequest, nodeapi.Sandbox]
+	takeEvents      *connect.Client[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse]
+	ackEvents       *connect.Client[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse]
+	stats           *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
+	resolveImage    *connect.Client[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse]
+	removeStored    *connect.Client[nodeapi.RemoveStoredRequest, nodeapi.RemoveStoredResponse]
+	info            *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
 }
 
 // SetPools calls s0.node.v1.Node.SetPools.
@@ -315,6 +382,42 @@ func (c *nodeClient) Resume(ctx context.Context, req *nodeapi.ResumeRequest) (*n
 	return nil, err
 }
 
+// Fork calls s0.node.v1.Node.Fork.
+func (c *nodeClient) Fork(ctx context.Context, req *nodeapi.ForkRequest) (*nodeapi.ForkResponse, error) {
+	response, err := c.fork.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Snapshot calls s0.node.v1.Node.Snapshot.
+func (c *nodeClient) Snapshot(ctx context.Context, req *nodeapi.SnapshotRequest) (*nodeapi.SnapshotResponse, error) {
+	response, err := c.snapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteSnapshot calls s0.node.v1.Node.DeleteSnapshot.
+func (c *nodeClient) DeleteSnapshot(ctx context.Context, req *nodeapi.DeleteSnapshotRequest) (*nodeapi.DeleteSnapshotResponse, error) {
+	response, err := c.deleteSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RestoreSnapshot calls s0.node.v1.Node.RestoreSnapshot.
+func (c *nodeClient) RestoreSnapshot(ctx context.Context, req *nodeapi.RestoreSnapshotRequest) (*nodeapi.Sandbox, error) {
+	response, err := c.restoreSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // TakeEvents calls s0.node.v1.Node.TakeEvents.
 func (c *nodeClient) TakeEvents(ctx context.Context, req *nodeapi.TakeEventsRequest) (*nodeapi.TakeEventsResponse, error) {
 	response, err := c.takeEvents.CallUnary(ctx, connect.NewRequest(req))
@@ -351,6 +454,15 @@ func (c *nodeClient) ResolveImage(ctx context.Context, req *nodeapi.ResolveImage
 	return nil, err
 }
 
+// RemoveStored calls s0.node.v1.Node.RemoveStored.
+func (c *nodeClient) RemoveStored(ctx context.Context, req *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error) {
+	response, err := c.removeStored.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Info calls s0.node.v1.Node.Info.
 func (c *nodeClient) Info(ctx context.Context, req *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
 	response, err := c.info.CallUnary(ctx, connect.NewRequest(req))
@@ -377,7 +489,8 @@ type NodeHandler interface {
 	// RESOURCE_EXHAUSTED. It answers when the claim is durable in the journal and
 	// procd, which knows since the slot was warmed which sandbox it is, has the
 	// claim's environment. A repeated claim with the same claim_id answers the same
-	// sandbox.
+	// sandbox. With `snapshot` set the start is cold and begins with that snapshot's
+	// files; NOT_FOUND: the node has no such snapshot of that team.
 	Claim(context.Context, *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error)
 	// ClaimMany is up to 256 Claims in one call. Each is answered when it is decided,
 	// together with those that are decided at the same moment; none waits for another.
@@ -398,6 +511,23 @@ type NodeHandler interface {
 	// Resume starts a paused sandbox from its image, as the next generation. It answers
 	// when procd does; a sandbox that runs is answered as it is.
 	Resume(context.Context, *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error)
+	// Fork makes paused sandboxes that are what a sandbox of their team is now: of its
+	// image if it is paused, else of what it is saved as, which it survives. Their ids are
+	// the caller's choice. It answers when all are durable; else there is none. The same
+	// children are answered as they are.
+	Fork(context.Context, *nodeapi.ForkRequest) (*nodeapi.ForkResponse, error)
+	// Snapshot keeps what a running or paused sandbox has written to its root
+	// filesystem, under an id that is the caller's. A sandbox that runs goes on. The same
+	// call again answers the same snapshot. Who made a snapshot deletes it, also when the
+	// answer was lost.
+	Snapshot(context.Context, *nodeapi.SnapshotRequest) (*nodeapi.SnapshotResponse, error)
+	// DeleteSnapshot removes a snapshot for good; one that is not there is removed
+	// already. Sandboxes that began with it keep what they need.
+	DeleteSnapshot(context.Context, *nodeapi.DeleteSnapshotRequest) (*nodeapi.DeleteSnapshotResponse, error)
+	// RestoreSnapshot has a paused sandbox's next life start from a snapshot's files; its
+	// own, and its processes and memory, are dropped. It is the next generation of the
+	// sandbox, and paused. NOT_FOUND: there is no such snapshot, or sandbox.
+	RestoreSnapshot(context.Context, *nodeapi.RestoreSnapshotRequest) (*nodeapi.Sandbox, error)
 	// TakeEvents hands out what sandboxes tell of themselves, and waits up to
 	// wait_millis for something. A batch is its taker's until it is acknowledged
 	// or its lease is over; then it is handed out again, to whoever asks. It is a
@@ -413,6 +543,10 @@ type NodeHandler interface {
 	// ResolveImage asks an image's registry which digest its tag has now. A
 	// reference by digest is answered at once.
 	ResolveImage(context.Context, *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error)
+	// RemoveStored removes from the object store the images of a sandbox that are older
+	// than a generation, or all of them. The caller knows that nobody wants them any
+	// more: the node does not ask. It may be repeated.
+	RemoveStored(context.Context, *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 }
@@ -478,6 +612,30 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("Resume")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeForkHandler := connect.NewUnaryHandlerSimple(
+		NodeForkProcedure,
+		svc.Fork,
+		connect.WithSchema(nodeMethods.ByName("Fork")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeSnapshotHandler := connect.NewUnaryHandlerSimple(
+		NodeSnapshotProcedure,
+		svc.Snapshot,
+		connect.WithSchema(nodeMethods.ByName("Snapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeDeleteSnapshotHandler := connect.NewUnaryHandlerSimple(
+		NodeDeleteSnapshotProcedure,
+		svc.DeleteSnapshot,
+		connect.WithSchema(nodeMethods.ByName("DeleteSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeRestoreSnapshotHandler := connect.NewUnaryHandlerSimple(
+		NodeRestoreSnapshotProcedure,
+		svc.RestoreSnapshot,
+		connect.WithSchema(nodeMethods.ByName("RestoreSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeTakeEventsHandler := connect.NewUnaryHandlerSimple(
 		NodeTakeEventsProcedure,
 		svc.TakeEvents,
@@ -500,6 +658,12 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		NodeResolveImageProcedure,
 		svc.ResolveImage,
 		connect.WithSchema(nodeMethods.ByName("ResolveImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeRemoveStoredHandler := connect.NewUnaryHandlerSimple(
+		NodeRemoveStoredProcedure,
+		svc.RemoveStored,
+		connect.WithSchema(nodeMethods.ByName("RemoveStored")),
 		connect.WithHandlerOptions(opts...),
 	)
 	nodeInfoHandler := connect.NewUnaryHandlerSimple(
@@ -528,6 +692,14 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodePauseHandler.ServeHTTP(w, r)
 		case NodeResumeProcedure:
 			nodeResumeHandler.ServeHTTP(w, r)
+		case NodeForkProcedure:
+			nodeForkHandler.ServeHTTP(w, r)
+		case NodeSnapshotProcedure:
+			nodeSnapshotHandler.ServeHTTP(w, r)
+		case NodeDeleteSnapshotProcedure:
+			nodeDeleteSnapshotHandler.ServeHTTP(w, r)
+		case NodeRestoreSnapshotProcedure:
+			nodeRestoreSnapshotHandler.ServeHTTP(w, r)
 		case NodeTakeEventsProcedure:
 			nodeTakeEventsHandler.ServeHTTP(w, r)
 		case NodeAckEventsProcedure:
@@ -536,6 +708,8 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeStatsHandler.ServeHTTP(w, r)
 		case NodeResolveImageProcedure:
 			nodeResolveImageHandler.ServeHTTP(w, r)
+		case NodeRemoveStoredProcedure:
+			nodeRemoveStoredHandler.ServeHTTP(w, r)
 		case NodeInfoProcedure:
 			nodeInfoHandler.ServeHTTP(w, r)
 		default:
@@ -583,6 +757,22 @@ func (UnimplementedNodeHandler) Resume(context.Context, *nodeapi.ResumeRequest) 
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Resume is not implemented"))
 }
 
+func (UnimplementedNodeHandler) Fork(context.Context, *nodeapi.ForkRequest) (*nodeapi.ForkResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Fork is not implemented"))
+}
+
+func (UnimplementedNodeHandler) Snapshot(context.Context, *nodeapi.SnapshotRequest) (*nodeapi.SnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Snapshot is not implemented"))
+}
+
+func (UnimplementedNodeHandler) DeleteSnapshot(context.Context, *nodeapi.DeleteSnapshotRequest) (*nodeapi.DeleteSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.DeleteSnapshot is not implemented"))
+}
+
+func (UnimplementedNodeHandler) RestoreSnapshot(context.Context, *nodeapi.RestoreSnapshotRequest) (*nodeapi.Sandbox, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.RestoreSnapshot is not implemented"))
+}
+
 func (UnimplementedNodeHandler) TakeEvents(context.Context, *nodeapi.TakeEventsRequest) (*nodeapi.TakeEventsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.TakeEvents is not implemented"))
 }
@@ -597,6 +787,10 @@ func (UnimplementedNodeHandler) Stats(context.Context, *nodeapi.StatsRequest) (*
 
 func (UnimplementedNodeHandler) ResolveImage(context.Context, *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.ResolveImage is not implemented"))
+}
+
+func (UnimplementedNodeHandler) RemoveStored(context.Context, *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.RemoveStored is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {

@@ -10,7 +10,11 @@ import (
 
 // Pause implements the node API.
 func (s *Server) Pause(ctx context.Context, req *nodeapi.PauseRequest) (*nodeapi.Sandbox, error) {
-	return s.switchTo(ctx, "Pause", s.cfg.Lifecycle.Pause, req.GetId(), req.GetGeneration())
+	pause := s.cfg.Lifecycle.Pause
+	if req.GetFilesOnly() {
+		pause = s.cfg.Lifecycle.PauseFiles
+	}
+	return s.switchTo(ctx, "Pause", pause, req.GetId(), req.GetGeneration())
 }
 
 // Resume implements the node API.

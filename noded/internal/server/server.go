@@ -159,7 +159,7 @@ func (s *Server) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nodeapi
 		if err != nil {
 			return nil, s.fail("Claim", errdefs.New(errdefs.InvalidArgument, "claim: %v", err))
 		}
-		claim.Spec = spec
+		claim.Spec, claim.Snapshot = spec, req.GetSnapshot()
 	}
 	sb, cold, err := s.cfg.Lifecycle.Claim(images.ForTeam(ctx, claim.Team), claim)
 	if err != nil {
