@@ -1551,6 +1551,7 @@ type ClaimRequest struct {
 	CpuMillis     int64                  `protobuf:"varint,9,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`                                             // 0: the spec's
 	Snapshot      string                 `protobuf:"bytes,10,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                                                                // for a cold start; empty: none
 	Events        *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"`
+	Network       *Network               `protobuf:"bytes,30,opt,name=network,proto3" json:"network,omitempty"` // absent: the default policy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1658,6 +1659,13 @@ func (x *ClaimRequest) GetSnapshot() string {
 func (x *ClaimRequest) GetEvents() *EventsConfig {
 	if x != nil {
 		return x.Events
+	}
+	return nil
+}
+
+func (x *ClaimRequest) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
 	}
 	return nil
 }
@@ -1923,6 +1931,7 @@ type UpdateRequest struct {
 	Env           map[string]string      `protobuf:"bytes,4,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	MemoryBytes   int64                  `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // 0: unchanged
 	CpuMillis     int64                  `protobuf:"varint,6,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`       // 0: unchanged
+	Network       *Network               `protobuf:"bytes,30,opt,name=network,proto3" json:"network,omitempty"`                            // absent: unchanged
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1999,6 +2008,144 @@ func (x *UpdateRequest) GetCpuMillis() int64 {
 	return 0
 }
 
+func (x *UpdateRequest) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+// Network is what a sandbox may reach, and with whose credentials. A node that can't
+// enforce a policy refuses it.
+type Network struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        []byte                 `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`           // JSON of package policy
+	Credentials   []*SealedCredential    `protobuf:"bytes,2,rep,name=credentials,proto3" json:"credentials,omitempty"` // that its bindings name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Network) GetPolicy() []byte {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *Network) GetCredentials() []*SealedCredential {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+// SealedCredential is package sealed's Credential.
+type SealedCredential struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Version       int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Key           string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	Data          []byte                 `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealedCredential) Reset() {
+	*x = SealedCredential{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealedCredential) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealedCredential) ProtoMessage() {}
+
+func (x *SealedCredential) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealedCredential.ProtoReflect.Descriptor instead.
+func (*SealedCredential) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SealedCredential) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *SealedCredential) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *SealedCredential) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *SealedCredential) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SealedCredential) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type DeleteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2010,7 +2157,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2169,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2182,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -2067,7 +2214,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2226,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2239,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
 }
 
 type PauseRequest struct {
@@ -2106,7 +2253,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2265,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2278,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -2166,7 +2313,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2325,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2338,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -2229,7 +2376,7 @@ type StoredImage struct {
 
 func (x *StoredImage) Reset() {
 	*x = StoredImage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2388,7 @@ func (x *StoredImage) String() string {
 func (*StoredImage) ProtoMessage() {}
 
 func (x *StoredImage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2401,7 @@ func (x *StoredImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredImage.ProtoReflect.Descriptor instead.
 func (*StoredImage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StoredImage) GetGeneration() uint64 {
@@ -2295,7 +2442,7 @@ type RemoveStoredRequest struct {
 
 func (x *RemoveStoredRequest) Reset() {
 	*x = RemoveStoredRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2307,7 +2454,7 @@ func (x *RemoveStoredRequest) String() string {
 func (*RemoveStoredRequest) ProtoMessage() {}
 
 func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,7 +2467,7 @@ func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredRequest.ProtoReflect.Descriptor instead.
 func (*RemoveStoredRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveStoredRequest) GetId() string {
@@ -2345,7 +2492,7 @@ type RemoveStoredResponse struct {
 
 func (x *RemoveStoredResponse) Reset() {
 	*x = RemoveStoredResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +2504,7 @@ func (x *RemoveStoredResponse) String() string {
 func (*RemoveStoredResponse) ProtoMessage() {}
 
 func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +2517,7 @@ func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredResponse.ProtoReflect.Descriptor instead.
 func (*RemoveStoredResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
 }
 
 type ForkRequest struct {
@@ -2386,7 +2533,7 @@ type ForkRequest struct {
 
 func (x *ForkRequest) Reset() {
 	*x = ForkRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2545,7 @@ func (x *ForkRequest) String() string {
 func (*ForkRequest) ProtoMessage() {}
 
 func (x *ForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2558,7 @@ func (x *ForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
 func (*ForkRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{35}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ForkRequest) GetId() string {
@@ -2459,7 +2606,7 @@ type ForkChild struct {
 
 func (x *ForkChild) Reset() {
 	*x = ForkChild{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2618,7 @@ func (x *ForkChild) String() string {
 func (*ForkChild) ProtoMessage() {}
 
 func (x *ForkChild) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2631,7 @@ func (x *ForkChild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkChild.ProtoReflect.Descriptor instead.
 func (*ForkChild) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ForkChild) GetId() string {
@@ -2510,7 +2657,7 @@ type ForkResponse struct {
 
 func (x *ForkResponse) Reset() {
 	*x = ForkResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2669,7 @@ func (x *ForkResponse) String() string {
 func (*ForkResponse) ProtoMessage() {}
 
 func (x *ForkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2682,7 @@ func (x *ForkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResponse.ProtoReflect.Descriptor instead.
 func (*ForkResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ForkResponse) GetChildren() []*Sandbox {
@@ -2556,7 +2703,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2715,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2728,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -2614,7 +2761,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2773,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2786,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{39}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SnapshotResponse) GetBytes() int64 {
@@ -2658,7 +2805,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +2817,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +2830,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DeleteSnapshotRequest) GetSnapshot() string {
@@ -2701,7 +2848,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +2860,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +2873,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
 }
 
 type RestoreSnapshotRequest struct {
@@ -2740,7 +2887,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2899,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2912,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RestoreSnapshotRequest) GetId() string {
@@ -2800,7 +2947,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2812,7 +2959,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2825,7 +2972,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -2859,7 +3006,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +3018,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +3031,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -2924,7 +3071,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2936,7 +3083,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2949,7 +3096,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -3054,7 +3201,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3066,7 +3213,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3079,7 +3226,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -3111,7 +3258,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3123,7 +3270,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3136,7 +3283,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -3190,7 +3337,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3202,7 +3349,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3215,7 +3362,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ResolveImageRequest) GetImage() string {
@@ -3234,7 +3381,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3393,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3259,7 +3406,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -3277,7 +3424,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3289,7 +3436,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3302,7 +3449,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
 }
 
 type InfoResponse struct {
@@ -3321,7 +3468,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3333,7 +3480,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3346,7 +3493,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -3417,7 +3564,7 @@ type ObjectStore struct {
 
 func (x *ObjectStore) Reset() {
 	*x = ObjectStore{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +3576,7 @@ func (x *ObjectStore) String() string {
 func (*ObjectStore) ProtoMessage() {}
 
 func (x *ObjectStore) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +3589,7 @@ func (x *ObjectStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectStore.ProtoReflect.Descriptor instead.
 func (*ObjectStore) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ObjectStore) GetUrl() string {
@@ -3479,7 +3626,7 @@ type ImageUsage struct {
 
 func (x *ImageUsage) Reset() {
 	*x = ImageUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3491,7 +3638,7 @@ func (x *ImageUsage) String() string {
 func (*ImageUsage) ProtoMessage() {}
 
 func (x *ImageUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3504,7 +3651,7 @@ func (x *ImageUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
 func (*ImageUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ImageUsage) GetImages() uint32 {
@@ -3545,7 +3692,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3557,7 +3704,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +3874,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x10AckEventsRequest\x12\x16\n" +
 	"\x06stored\x18\x01 \x03(\tR\x06stored\x12\x14\n" +
 	"\x05again\x18\x02 \x03(\tR\x05again\"\x13\n" +
-	"\x11AckEventsResponse\"\xa3\x03\n" +
+	"\x11AckEventsResponse\"\xd2\x03\n" +
 	"\fClaimRequest\x12\x19\n" +
 	"\bclaim_id\x18\x01 \x01(\tR\aclaimId\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\tR\x04slot\x12\x19\n" +
@@ -3741,7 +3888,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"cpu_millis\x18\t \x01(\x03R\tcpuMillis\x12\x1a\n" +
 	"\bsnapshot\x18\n" +
 	" \x01(\tR\bsnapshot\x120\n" +
-	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x1a6\n" +
+	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x12-\n" +
+	"\anetwork\x18\x1e \x01(\v2\x13.s0.node.v1.NetworkR\anetwork\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"R\n" +
@@ -3759,7 +3907,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\amessage\x18\x04 \x01(\tR\amessage\"\x1c\n" +
 	"\n" +
 	"GetRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x90\x02\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xbf\x02\n" +
 	"\rUpdateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -3770,10 +3918,20 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x03env\x18\x04 \x03(\v2\".s0.node.v1.UpdateRequest.EnvEntryR\x03env\x12!\n" +
 	"\fmemory_bytes\x18\x05 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
-	"cpu_millis\x18\x06 \x01(\x03R\tcpuMillis\x1a6\n" +
+	"cpu_millis\x18\x06 \x01(\x03R\tcpuMillis\x12-\n" +
+	"\anetwork\x18\x1e \x01(\v2\x13.s0.node.v1.NetworkR\anetwork\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"W\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
+	"\aNetwork\x12\x16\n" +
+	"\x06policy\x18\x01 \x01(\fR\x06policy\x12>\n" +
+	"\vcredentials\x18\x02 \x03(\v2\x1c.s0.node.v1.SealedCredentialR\vcredentials\"~\n" +
+	"\x10SealedCredential\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12\x12\n" +
+	"\x04data\x18\x05 \x01(\fR\x04data\"W\n" +
 	"\rDeleteRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -3936,7 +4094,7 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Spec)(nil),                   // 0: s0.node.v1.Spec
 	(*WarmProcess)(nil),            // 1: s0.node.v1.WarmProcess
@@ -3966,48 +4124,50 @@ var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*ClaimOutcome)(nil),           // 25: s0.node.v1.ClaimOutcome
 	(*GetRequest)(nil),             // 26: s0.node.v1.GetRequest
 	(*UpdateRequest)(nil),          // 27: s0.node.v1.UpdateRequest
-	(*DeleteRequest)(nil),          // 28: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),         // 29: s0.node.v1.DeleteResponse
-	(*PauseRequest)(nil),           // 30: s0.node.v1.PauseRequest
-	(*ResumeRequest)(nil),          // 31: s0.node.v1.ResumeRequest
-	(*StoredImage)(nil),            // 32: s0.node.v1.StoredImage
-	(*RemoveStoredRequest)(nil),    // 33: s0.node.v1.RemoveStoredRequest
-	(*RemoveStoredResponse)(nil),   // 34: s0.node.v1.RemoveStoredResponse
-	(*ForkRequest)(nil),            // 35: s0.node.v1.ForkRequest
-	(*ForkChild)(nil),              // 36: s0.node.v1.ForkChild
-	(*ForkResponse)(nil),           // 37: s0.node.v1.ForkResponse
-	(*SnapshotRequest)(nil),        // 38: s0.node.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),       // 39: s0.node.v1.SnapshotResponse
-	(*DeleteSnapshotRequest)(nil),  // 40: s0.node.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil), // 41: s0.node.v1.DeleteSnapshotResponse
-	(*RestoreSnapshotRequest)(nil), // 42: s0.node.v1.RestoreSnapshotRequest
-	(*StatsRequest)(nil),           // 43: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),          // 44: s0.node.v1.StatsResponse
-	(*StatsSample)(nil),            // 45: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),              // 46: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),           // 47: s0.node.v1.NetworkUsage
-	(*ResolveImageRequest)(nil),    // 48: s0.node.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),   // 49: s0.node.v1.ResolveImageResponse
-	(*InfoRequest)(nil),            // 50: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),           // 51: s0.node.v1.InfoResponse
-	(*ObjectStore)(nil),            // 52: s0.node.v1.ObjectStore
-	(*ImageUsage)(nil),             // 53: s0.node.v1.ImageUsage
-	nil,                            // 54: s0.node.v1.Spec.EnvEntry
-	nil,                            // 55: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),         // 56: s0.node.v1.HTTPGet.Header
-	nil,                            // 57: s0.node.v1.Sandbox.EnvEntry
-	nil,                            // 58: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                            // 59: s0.node.v1.UpdateRequest.EnvEntry
+	(*Network)(nil),                // 28: s0.node.v1.Network
+	(*SealedCredential)(nil),       // 29: s0.node.v1.SealedCredential
+	(*DeleteRequest)(nil),          // 30: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),         // 31: s0.node.v1.DeleteResponse
+	(*PauseRequest)(nil),           // 32: s0.node.v1.PauseRequest
+	(*ResumeRequest)(nil),          // 33: s0.node.v1.ResumeRequest
+	(*StoredImage)(nil),            // 34: s0.node.v1.StoredImage
+	(*RemoveStoredRequest)(nil),    // 35: s0.node.v1.RemoveStoredRequest
+	(*RemoveStoredResponse)(nil),   // 36: s0.node.v1.RemoveStoredResponse
+	(*ForkRequest)(nil),            // 37: s0.node.v1.ForkRequest
+	(*ForkChild)(nil),              // 38: s0.node.v1.ForkChild
+	(*ForkResponse)(nil),           // 39: s0.node.v1.ForkResponse
+	(*SnapshotRequest)(nil),        // 40: s0.node.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),       // 41: s0.node.v1.SnapshotResponse
+	(*DeleteSnapshotRequest)(nil),  // 42: s0.node.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil), // 43: s0.node.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil), // 44: s0.node.v1.RestoreSnapshotRequest
+	(*StatsRequest)(nil),           // 45: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),          // 46: s0.node.v1.StatsResponse
+	(*StatsSample)(nil),            // 47: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),              // 48: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),           // 49: s0.node.v1.NetworkUsage
+	(*ResolveImageRequest)(nil),    // 50: s0.node.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),   // 51: s0.node.v1.ResolveImageResponse
+	(*InfoRequest)(nil),            // 52: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),           // 53: s0.node.v1.InfoResponse
+	(*ObjectStore)(nil),            // 54: s0.node.v1.ObjectStore
+	(*ImageUsage)(nil),             // 55: s0.node.v1.ImageUsage
+	nil,                            // 56: s0.node.v1.Spec.EnvEntry
+	nil,                            // 57: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),         // 58: s0.node.v1.HTTPGet.Header
+	nil,                            // 59: s0.node.v1.Sandbox.EnvEntry
+	nil,                            // 60: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                            // 61: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	54, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	56, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	1,  // 1: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	55, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	57, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
 	2,  // 3: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
 	2,  // 4: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
 	2,  // 5: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
 	3,  // 6: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	56, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	58, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
 	0,  // 8: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	4,  // 9: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
 	7,  // 10: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
@@ -4015,69 +4175,72 @@ var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	13, // 12: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
 	12, // 13: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
 	10, // 14: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	57, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	59, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
 	14, // 16: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
 	16, // 17: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
 	15, // 18: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
 	0,  // 19: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	58, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	60, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
 	14, // 21: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
-	13, // 22: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	21, // 23: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
-	25, // 24: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
-	22, // 25: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
-	59, // 26: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	32, // 27: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
-	36, // 28: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
-	13, // 29: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
-	45, // 30: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	46, // 31: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	47, // 32: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	53, // 33: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
-	52, // 34: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
-	5,  // 35: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	8,  // 36: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	21, // 37: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	23, // 38: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
-	26, // 39: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	27, // 40: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	28, // 41: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	30, // 42: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
-	31, // 43: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
-	35, // 44: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
-	38, // 45: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
-	40, // 46: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
-	42, // 47: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
-	17, // 48: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	19, // 49: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	43, // 50: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	48, // 51: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
-	33, // 52: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
-	50, // 53: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	6,  // 54: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	9,  // 55: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	22, // 56: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	24, // 57: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
-	13, // 58: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	13, // 59: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	29, // 60: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	13, // 61: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
-	13, // 62: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
-	37, // 63: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
-	39, // 64: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
-	41, // 65: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
-	13, // 66: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
-	18, // 67: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	20, // 68: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	44, // 69: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	49, // 70: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
-	34, // 71: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
-	51, // 72: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	54, // [54:73] is the sub-list for method output_type
-	35, // [35:54] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	28, // 22: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
+	13, // 23: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
+	21, // 24: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
+	25, // 25: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
+	22, // 26: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
+	61, // 27: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	28, // 28: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
+	29, // 29: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
+	34, // 30: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
+	38, // 31: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
+	13, // 32: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
+	47, // 33: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	48, // 34: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	49, // 35: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	55, // 36: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
+	54, // 37: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
+	5,  // 38: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	8,  // 39: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	21, // 40: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	23, // 41: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
+	26, // 42: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	27, // 43: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	30, // 44: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	32, // 45: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
+	33, // 46: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
+	37, // 47: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
+	40, // 48: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
+	42, // 49: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
+	44, // 50: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
+	17, // 51: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	19, // 52: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	45, // 53: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	50, // 54: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
+	35, // 55: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
+	52, // 56: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	6,  // 57: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	9,  // 58: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	22, // 59: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	24, // 60: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
+	13, // 61: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	13, // 62: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	31, // 63: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	13, // 64: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
+	13, // 65: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
+	39, // 66: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
+	41, // 67: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
+	43, // 68: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
+	13, // 69: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
+	18, // 70: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	20, // 71: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	46, // 72: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	51, // 73: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
+	36, // 74: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
+	53, // 75: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	57, // [57:76] is the sub-list for method output_type
+	38, // [38:57] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -4093,14 +4256,14 @@ func file_internal_nodeapi_node_proto_init() {
 		(*Event_Pool)(nil),
 		(*Event_Synced)(nil),
 	}
-	file_internal_nodeapi_node_proto_msgTypes[35].OneofWrappers = []any{}
+	file_internal_nodeapi_node_proto_msgTypes[37].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

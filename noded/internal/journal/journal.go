@@ -63,10 +63,15 @@ type Journal struct {
 	done    chan struct{} // closed when Run has ended
 }
 
+// op is what one caller wants written, whole or not at all.
 type op struct {
-	key    []byte
-	value  []byte // nil deletes the key
-	result chan error
+	entries []entry
+	result  chan error
+}
+
+type entry struct {
+	key   []byte
+	value []byte // nil deletes the key
 }
 
 // Open opens or creates the journal at path. A file that another process holds
@@ -157,38 +162,48 @@ func (j *Journal) write(batch []op) error {
 		}
 		b := tx.Bucket(sandboxesBucket)
 		for _, o := range batch {
-			if err := o.apply(b); err != nil {
-				return err
+			for _, e := range o.entries {
+				if err := e.apply(b); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
 	})
 }
 
-func (o op) apply(b *bbolt.Bucket) error {
-	if o.value == nil {
-		return b.Delete(o.key)
+func (e entry) apply(b *bbolt.Bucket) error {
+	if e.value == nil {
+		return b.Delete(e.key)
 	}
-	return b.Put(o.key, o.value)
+	return b.Put(e.key, e.value)
 }
 
-// Put makes the record durable. ctx bounds the wait for the writer alone: once
-// handed in, the outcome is awaited, for an abandoned write would be unknown.
-func (j *Journal) Put(ctx context.Context, r Record) error {
-	value, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("journal: encoding %s: %w", r.ID, err)
+// Put makes the records durable, all of them or none. ctx bounds the wait for the
+// writer alone: once handed in, the outcome is awaited, for an abandoned write would
+// be unknown.
+func (j *Journal) Put(ctx context.Context, records ...Record) error {
+	entries := make([]entry, len(records))
+	for i, r := range records {
+		value, err := json.Marshal(r)
+		if err != nil {
+			return fmt.Errorf("journal: encoding %s: %w", r.ID, err)
+		}
+		entries[i] = entry{key: []byte(r.ID), value: value}
 	}
-	return j.submit(ctx, r.ID, value)
+	return j.submit(ctx, entries)
 }
 
 // Delete forgets the record; an unknown one is no error.
 func (j *Journal) Delete(ctx context.Context, id sandbox.ID) error {
-	return j.submit(ctx, id, nil)
+	return j.submit(ctx, []entry{{key: []byte(id)}})
 }
 
-func (j *Journal) submit(ctx context.Context, id sandbox.ID, value []byte) error {
-	o := op{key: []byte(id), value: value, result: make(chan error, 1)}
+func (j *Journal) submit(ctx context.Context, entries []entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	id, o := entries[0].key, op{entries: entries, result: make(chan error, 1)}
 	select {
 	case j.ops <- o:
 	case <-j.done:

@@ -20,6 +20,12 @@ func (m *Manager) FallSilent(id sandbox.ID) {
 	}
 }
 
+// Connected reports whether the sandbox's procd is connected.
+func (m *Manager) Connected(id sandbox.ID) bool {
+	inst := m.find(id)
+	return inst != nil && m.connected(inst)
+}
+
 // IndexesInUse counts what is neither free nor resting.
 func (m *Manager) IndexesInUse() int {
 	m.mu.Lock()

@@ -141,6 +141,12 @@ func (m *Manager) Proc(id sandbox.ID, gen sandbox.Generation) (http.RoundTripper
 	if err := checkGeneration(rec, gen); err != nil {
 		return nil, err
 	}
+	m.mu.Lock()
+	back := inst.back
+	m.mu.Unlock()
+	if back != nil {
+		return returning{m, inst, back}, nil
+	}
 	return m.channelOf(inst)
 }
 
