@@ -27,7 +27,7 @@ type rule struct {
 	deny  []string // forbidden even so, with everything below
 }
 
-var leaves = []string{"internal/sandbox", "internal/policy", "internal/errdefs", "internal/daemon", "internal/failpoint", "internal/publicnet", "internal/warm"}
+var leaves = []string{"internal/sandbox", "internal/policy", "internal/errdefs", "internal/daemon", "internal/failpoint", "internal/publicnet", "internal/sealed", "internal/warm"}
 
 // rules is the import table of the design. A component's internal packages obey
 // their component's rule unless a longer one is listed.
@@ -36,6 +36,7 @@ var rules = []rule{
 	{in: "internal/warm"},
 	{in: "internal/sandbox", own: []string{"internal/warm"}},
 	{in: "internal/policy"},
+	{in: "internal/sealed"},
 	{in: "internal/publicnet"},
 	{in: "internal/errdefs"},
 	{in: "internal/imageref"},
@@ -43,8 +44,8 @@ var rules = []rule{
 	{in: "internal/procapi", own: []string{"internal/warm"}},
 	{in: "internal/shimapi"},
 	{in: "internal/failpoint"},
-	{in: "internal/nodeapi", own: []string{"internal/sandbox", "internal/warm"}, third: []string{"connectrpc.com/connect", "google.golang.org/protobuf"}},
-	{in: "internal/netdapi", own: []string{"internal/sandbox", "internal/errdefs"}},
+	{in: "internal/nodeapi", own: []string{"internal/sandbox", "internal/sealed", "internal/warm"}, third: []string{"connectrpc.com/connect", "google.golang.org/protobuf"}},
+	{in: "internal/netdapi", own: []string{"internal/sandbox", "internal/errdefs", "internal/sealed"}},
 	{in: "internal/daemon", third: []string{"github.com/spf13/pflag", "go.yaml.in/yaml/v3"}},
 	{in: "internal/archtest"},
 

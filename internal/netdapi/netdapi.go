@@ -17,6 +17,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
 )
 
 // Slot is where a sandbox is in the network.
@@ -59,6 +60,8 @@ type Policy struct {
 	Generation sandbox.Generation `json:"generation"`
 	Team       string             `json:"team"`
 	Policy     json.RawMessage    `json:"policy"` // of package policy; its default when it is empty
+	// Credentials are the sources that the policy's bindings name, for netd to open.
+	Credentials []sealed.Credential `json:"credentials,omitempty"`
 	// Bytes a second in each direction; 0 is no limit. A team's is shared by its
 	// sandboxes on the node, and the one told last counts.
 	SandboxBandwidth uint64 `json:"sandbox_bandwidth,omitempty"`

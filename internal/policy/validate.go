@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// MaxBindings bounds the credentials of one sandbox.
+const MaxBindings = 32
+
 const (
 	maxRules   = 256  // of a list
 	maxValues  = 256  // of one rule's list
@@ -48,6 +51,9 @@ func (p *Policy) validate() error {
 	}
 	if err := oneOf("enforcement", p.Enforcement, "", Enforce, AuditOnly); err != nil {
 		return err
+	}
+	if len(p.CredentialBindings) > MaxBindings {
+		return fmt.Errorf("credentialBindings: at most %d", MaxBindings)
 	}
 	if err := each("credentialBindings", p.CredentialBindings, func(b Binding) string { return b.Ref }, (*Binding).validate); err != nil {
 		return err

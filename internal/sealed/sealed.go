@@ -103,3 +103,11 @@ func public(key hpke.PublicKey) *PublicKey {
 	sum := sha256.Sum256(key.Bytes())
 	return &PublicKey{id: hex.EncodeToString(sum[:8]), key: key}
 }
+
+// Credential is a team's credential source on its way to netd.
+type Credential struct {
+	Source  string `json:"source"`
+	Kind    string `json:"kind"`
+	Version int64  `json:"version"`
+	Blob    Blob   `json:"blob"`
+}

@@ -1,10 +1,12 @@
 package journal
 
 import (
+	"encoding/json"
 	"net/netip"
 	"time"
 
 	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
 )
 
 // State is what the node has decided about a sandbox. What its processes do at
@@ -59,7 +61,15 @@ type Claim struct {
 	MemoryBytes int64             `json:"memory_bytes"`
 	CPUMillis   int64             `json:"cpu_millis"`
 	Time        time.Time         `json:"time"`
-	Events      *Events           `json:"events,omitempty"` // absent: nobody wants to know what happens inside
+	Events      *Events           `json:"events,omitempty"`  // absent: nobody wants to know what happens inside
+	Network     *Network          `json:"network,omitempty"` // absent: the default policy
+}
+
+// Network is what a sandbox may reach, and what its rules carry: sealed, for netd
+// alone to open.
+type Network struct {
+	Policy      json.RawMessage     `json:"policy"` // of package policy
+	Credentials []sealed.Credential `json:"credentials,omitempty"`
 }
 
 // Events is what a claim wants to know of what happens inside its sandbox.

@@ -30,6 +30,7 @@ type ClaimRequest struct {
 	MemoryBytes int64 // 0: the spec's
 	CPUMillis   int64 // 0: the spec's
 	Events      *journal.Events
+	Network     *journal.Network // nil: the default policy
 }
 
 const maxNameBytes = 256 // of ids that others chose
@@ -57,6 +58,9 @@ func (r ClaimRequest) validate() error {
 		return err
 	}
 	if err := validateEvents(r.Events); err != nil {
+		return err
+	}
+	if err := validateNetwork(r.Network); err != nil {
 		return err
 	}
 	return validateEnv(r.Env)
@@ -294,7 +298,7 @@ func (m *Manager) setEnv(ctx context.Context, inst *instance, env map[string]str
 func (r ClaimRequest) claim(spec sandbox.Spec) *journal.Claim {
 	c := &journal.Claim{
 		ClaimID: r.ClaimID, Team: r.Team, User: r.User, Env: r.Env,
-		MemoryBytes: r.MemoryBytes, CPUMillis: r.CPUMillis, Time: time.Now().UTC(), Events: r.Events,
+		MemoryBytes: r.MemoryBytes, CPUMillis: r.CPUMillis, Time: time.Now().UTC(), Events: r.Events, Network: r.Network,
 	}
 	if c.MemoryBytes == 0 {
 		c.MemoryBytes = spec.MemoryBytes

@@ -19,6 +19,7 @@ type UpdateRequest struct {
 	Env         map[string]string // the claim's own, if ReplaceEnv
 	MemoryBytes int64
 	CPUMillis   int64
+	Network     *journal.Network
 }
 
 // Update changes a running sandbox's environment and limits. It answers when the
@@ -29,6 +30,9 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 		return Sandbox{}, err
 	}
 	if err := validateEnv(req.Env); err != nil {
+		return Sandbox{}, err
+	}
+	if err := validateNetwork(req.Network); err != nil {
 		return Sandbox{}, err
 	}
 	inst := m.find(req.ID)
@@ -106,6 +110,9 @@ func (req UpdateRequest) apply(rec journal.Record) journal.Record {
 	}
 	if req.CPUMillis != 0 {
 		claim.CPUMillis = req.CPUMillis
+	}
+	if req.Network != nil {
+		claim.Network = req.Network
 	}
 	rec.Claim = &claim
 	return rec

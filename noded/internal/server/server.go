@@ -148,6 +148,7 @@ func (s *Server) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nodeapi
 	if e := req.GetEvents(); e != nil {
 		claim.Events = &journal.Events{WatchDir: e.GetWatchDir()}
 	}
+	claim.Network = network(req.GetNetwork())
 	if slot := req.GetSlot(); slot != "" {
 		id, err := parseID(slot)
 		if err != nil {
@@ -189,12 +190,20 @@ func (s *Server) Update(ctx context.Context, req *nodeapi.UpdateRequest) (*nodea
 	}
 	sb, err := s.cfg.Lifecycle.Update(ctx, lifecycle.UpdateRequest{
 		ID: id, Generation: sandbox.Generation(req.GetGeneration()), ReplaceEnv: req.GetReplaceEnv(), Env: req.GetEnv(),
-		MemoryBytes: req.GetMemoryBytes(), CPUMillis: req.GetCpuMillis(),
+		MemoryBytes: req.GetMemoryBytes(), CPUMillis: req.GetCpuMillis(), Network: network(req.GetNetwork()),
 	})
 	if err != nil {
 		return nil, s.fail("Update", err)
 	}
 	return sb.Wire(), nil
+}
+
+// network is what a message says of the network; nil: nothing.
+func network(n *nodeapi.Network) *journal.Network {
+	if n == nil {
+		return nil
+	}
+	return &journal.Network{Policy: n.GetPolicy(), Credentials: nodeapi.CredentialsFromWire(n.GetCredentials())}
 }
 
 // Delete implements the node API.
