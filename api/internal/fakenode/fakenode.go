@@ -59,6 +59,7 @@ type Node struct {
 	Socket string
 
 	mu        sync.Mutex
+	removed   []*nodeapi.RemoveStoredRequest
 	pools     map[string]*nodeapi.Pool
 	setPools  int
 	free      map[string]*nodeapi.Slot

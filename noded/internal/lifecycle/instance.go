@@ -108,6 +108,9 @@ func (s Sandbox) Wire() *nodeapi.Sandbox {
 		Team: s.Claim.Team, User: s.Claim.User, ClaimId: s.Claim.ClaimID, ClaimedUnixNano: s.Claim.Time.UnixNano(),
 		MemoryBytes: s.Claim.MemoryBytes, CpuMillis: s.Claim.CPUMillis, Env: s.Claim.Env,
 	}
+	if isStored(s.Record) {
+		w.StoredGeneration = uint64(s.Stored)
+	}
 	if e := s.Claim.Events; e != nil {
 		w.Events = &nodeapi.EventsConfig{WatchDir: e.WatchDir}
 	}
@@ -129,8 +132,12 @@ func (i *instance) sandbox() Sandbox { return Sandbox{Record: i.rec, Unseen: i.u
 func (m *Manager) change(inst *instance, f func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	was := inst.rec.State
 	f()
 	m.tell(inst)
+	if was == journal.Paused || inst.rec.State == journal.Paused {
+		m.imagesChanged()
+	}
 }
 
 // tell is called with mu held. The hub ignores the end of what nobody was told of.

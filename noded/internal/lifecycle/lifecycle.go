@@ -186,7 +186,7 @@ type Groups interface {
 	List() ([]sandbox.ID, error)
 }
 
-// Config wires a Manager. Every field is required.
+// Config wires a Manager. Every field but Archive is required.
 type Config struct {
 	Cluster    string // prefixes new ids
 	Scope      string // tells this noded's shims from another's on the same containerd
@@ -201,6 +201,7 @@ type Config struct {
 	Runtime    Runtime
 	Images     Images
 	Disk       Disk
+	Archive    Archive // nil: there is no object store
 	Network    Network
 	Groups     Groups
 	Hub        *events.Hub
@@ -214,6 +215,7 @@ type Manager struct {
 	tasks   chan func(context.Context) // what Run shall run in the background
 	stopped chan struct{}              // closed when Run takes no more tasks
 	changed chan struct{}              // holds a value when pools should look
+	images  chan struct{}              // holds a value when images came or went
 	cold    *coldStarts
 	losses  chan Loss
 
@@ -232,6 +234,7 @@ func New(cfg Config) *Manager {
 		tasks:     make(chan func(context.Context)),
 		stopped:   make(chan struct{}),
 		changed:   make(chan struct{}, 1),
+		images:    make(chan struct{}, 1),
 		cold:      newColdStarts(cfg.ColdStarts),
 		losses:    make(chan Loss, maxLosses),
 		instances: map[sandbox.ID]*instance{},

@@ -13,6 +13,10 @@ import (
 // when procd has answered and the new state is durable. What runs already stays as it
 // is. If it fails the sandbox stays paused.
 func (m *Manager) Resume(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (Sandbox, error) {
+	return m.resume(ctx, id, gen, nil)
+}
+
+func (m *Manager) resume(ctx context.Context, id sandbox.ID, gen sandbox.Generation, stored *Stored) (Sandbox, error) {
 	inst := m.find(id)
 	if inst == nil {
 		return Sandbox{}, notFound(id)
@@ -22,6 +26,9 @@ func (m *Manager) Resume(ctx context.Context, id sandbox.ID, gen sandbox.Generat
 	}
 	defer inst.endTurn()
 	rec := m.record(inst)
+	if stored.outdated(rec) {
+		return Sandbox{}, m.endOutdated(ctx, inst, rec)
+	}
 	if rec.State != journal.Paused {
 		if err := usable(rec); err != nil {
 			return Sandbox{}, err
@@ -36,6 +43,9 @@ func (m *Manager) Resume(ctx context.Context, id sandbox.ID, gen sandbox.Generat
 		return Sandbox{}, err
 	}
 	defer end()
+	if stored != nil {
+		rec.Generation = max(rec.Generation, stored.After)
+	}
 	if err := m.wake(ctx, inst, rec); err != nil {
 		return Sandbox{}, startError(err)
 	}
@@ -75,6 +85,9 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 	begin := time.Now()
 	image, err := m.image(ctx, rec.Spec)
 	if err != nil {
+		return err
+	}
+	if err := m.bringImage(ctx, rec); err != nil {
 		return err
 	}
 	if inst.kept, err = m.checkImage(ctx, rec, image); err != nil {
@@ -120,7 +133,7 @@ func (m *Manager) resumeSteps(inst *instance, rec journal.Record, image string) 
 		{"events", func(ctx context.Context) error { return m.keepEvents(ctx, inst, rec) }},
 		{"commit", func(ctx context.Context) error {
 			awake := rec
-			awake.State, awake.Image = journal.Claimed, 0
+			awake.State, awake.Image, awake.Stored = journal.Claimed, 0, 0
 			return m.commit(ctx, inst, awake)
 		}},
 	}

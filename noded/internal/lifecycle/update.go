@@ -53,6 +53,7 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 	}
 	rec := req.apply(old)
 	if paused { // comes into force when it is resumed
+		rec.Stored = 0 // what is in the object store knows nothing of it
 		if err := m.commit(ctx, inst, rec); err != nil {
 			return Sandbox{}, err
 		}

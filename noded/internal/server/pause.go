@@ -19,7 +19,11 @@ func (s *Server) Pause(ctx context.Context, req *nodeapi.PauseRequest) (*nodeapi
 
 // Resume implements the node API.
 func (s *Server) Resume(ctx context.Context, req *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error) {
-	return s.switchTo(ctx, "Resume", s.cfg.Lifecycle.Resume, req.GetId(), req.GetGeneration())
+	sb, err := s.resume(ctx, req)
+	if err != nil {
+		return nil, s.fail("Resume", err)
+	}
+	return sb.Wire(), nil
 }
 
 func (s *Server) switchTo(ctx context.Context, call string, do func(context.Context, sandbox.ID, sandbox.Generation) (lifecycle.Sandbox, error), name string, gen uint64) (*nodeapi.Sandbox, error) {

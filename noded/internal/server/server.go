@@ -43,7 +43,8 @@ type Config struct {
 	Pools     *slots.Pools
 	Stats     *stats.Sampler
 	Images    Images
-	Layers    Layers // nil: there are none
+	Layers    Layers  // nil: there are none
+	Archive   Archive // nil: there is no object store
 	Hub       *events.Hub
 	Events    *procevents.Relay
 	Stopping  <-chan struct{} // closed when the node stops: watchers never end by themselves
@@ -248,6 +249,9 @@ func (s *Server) Info(ctx context.Context, _ *nodeapi.InfoRequest) (*nodeapi.Inf
 		s.cfg.Log.Warn("counting images", "error", err)
 	}
 	info.Images = usage
+	if s.cfg.Archive != nil {
+		info.ObjectStore = s.cfg.Archive.Status()
+	}
 	return info, nil
 }
 

@@ -1,0 +1,51 @@
+package server
+
+import (
+	"context"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/archive"
+	"s0.run/noded/internal/lifecycle"
+)
+
+// Archive is the node's way to the object store.
+type Archive interface {
+	// Remove removes a sandbox's images that are older than a generation; 0: all.
+	Remove(ctx context.Context, id sandbox.ID, below sandbox.Generation) error
+	// Status tells which store it is and how it goes.
+	Status() *nodeapi.ObjectStore
+}
+
+// resume resumes what the node has or, if the request names one, an image in the object
+// store.
+func (s *Server) resume(ctx context.Context, req *nodeapi.ResumeRequest) (lifecycle.Sandbox, error) {
+	id, err := parseID(req.GetId())
+	if err != nil {
+		return lifecycle.Sandbox{}, err
+	}
+	stored := req.GetStored()
+	if stored == nil {
+		return s.cfg.Lifecycle.Resume(ctx, id, sandbox.Generation(req.GetGeneration()))
+	}
+	return s.cfg.Lifecycle.ResumeStored(ctx, lifecycle.Stored{
+		Ref:     archive.Ref{Team: stored.GetTeam(), Sandbox: id, Generation: sandbox.Generation(stored.GetGeneration())},
+		ClaimID: stored.GetClaimId(), After: sandbox.Generation(stored.GetAfterGeneration()),
+	})
+}
+
+// RemoveStored implements the node API.
+func (s *Server) RemoveStored(ctx context.Context, req *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error) {
+	id, err := parseID(req.GetId())
+	if err != nil {
+		return nil, s.fail("RemoveStored", err)
+	}
+	if s.cfg.Archive == nil {
+		return nil, s.fail("RemoveStored", errdefs.New(errdefs.Conflict, "the node has no object store"))
+	}
+	if err := s.cfg.Archive.Remove(ctx, id, sandbox.Generation(req.GetBelowGeneration())); err != nil {
+		return nil, s.fail("RemoveStored", errdefs.New(errdefs.Unavailable, "images of sandbox %s could not be removed", id).WithCause(err))
+	}
+	return &nodeapi.RemoveStoredResponse{}, nil
+}
