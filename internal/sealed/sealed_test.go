@@ -2,7 +2,10 @@ package sealed
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -138,5 +141,32 @@ func TestKeyFilesThatAreNone(t *testing.T) {
 	}
 	if _, err := ReadPublic(filepath.Join(dir, "0001.key")); err == nil {
 		t.Error("a private key is read as a public one")
+	}
+}
+
+func TestF10_SecretsShowThemselvesToNobody(t *testing.T) {
+	t.Parallel()
+	const canary = "s0-canary-secret"
+	s := Secret{Values: map[string]string{"token": canary}, CertificatePEM: canary, PrivateKeyPEM: canary, CAPEM: canary, Passphrase: canary}
+	var log bytes.Buffer
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "secret", s, "pointer", &s, "within", struct{ S Secret }{s})
+	marshalled, err := json.Marshal(struct{ S *Secret }{&s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, shown := range []string{log.String(), string(marshalled), fmt.Sprint(s, &s), fmt.Sprintf("%v %+v %#v %s %q %x", s, s, s, s, s, s), fmt.Sprintf("%+v", struct{ S Secret }{s})} {
+		if strings.Contains(shown, canary) || strings.Contains(shown, fmt.Sprintf("%x", canary)) {
+			t.Errorf("shown: %s", shown)
+		}
+	}
+	public, ring, _ := keys(t)
+	of := Of{Team: "t", Source: "s", Kind: "k", Version: 1}
+	blob, err := public.SealSecret(of, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := ring.OpenSecret(of, blob)
+	if err != nil || opened.Values["token"] != canary || opened.Passphrase != canary || opened.PrivateKeyPEM != canary || opened.CertificatePEM != canary || opened.CAPEM != canary {
+		t.Errorf("what was sealed is not what is opened: %v", err)
 	}
 }

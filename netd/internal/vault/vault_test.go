@@ -1,0 +1,125 @@
+package vault
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"s0.run/internal/policy"
+	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
+)
+
+const (
+	one = sandbox.ID("c-aaaaaaaaaaaaaaaaaaaaaaaaaa")
+	two = sandbox.ID("c-bbbbbbbbbbbbbbbbbbbbbbbbbb")
+)
+
+type bundle struct {
+	t      *testing.T
+	public *sealed.PublicKey
+	vault  *Vault
+	now    time.Time
+}
+
+func setup(t *testing.T) *bundle {
+	dir := filepath.Join(t.TempDir(), "keys")
+	file, err := sealed.Ensure(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bundle{t: t, now: time.Unix(1e9, 0)}
+	if b.public, err = sealed.ReadPublic(file); err != nil {
+		t.Fatal(err)
+	}
+	ring, err := sealed.ReadKeyring(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.vault = New(Config{Keys: ring, Now: func() time.Time { return b.now }})
+	return b
+}
+
+func (b *bundle) seal(team, token string, version int64) sealed.Credential {
+	b.t.Helper()
+	blob, err := b.public.SealSecret(sealed.Of{Team: team, Source: "s", Kind: policy.StaticHeaders, Version: version}, sealed.Secret{Values: map[string]string{"token": token}})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return sealed.Credential{Source: "s", Kind: policy.StaticHeaders, Version: version, Blob: blob}
+}
+
+func (b *bundle) token(id sandbox.ID, gen sandbox.Generation) (string, bool, error) {
+	s, hit, err := b.vault.Secret(id, gen, &policy.Binding{SourceRef: "s", CachePolicy: &policy.CachePolicy{TTL: "1m"}})
+	if err != nil {
+		return "", hit, err
+	}
+	return s.Values["token"], hit, nil
+}
+
+func (b *bundle) want(id sandbox.ID, gen sandbox.Generation, token string, hit bool) {
+	b.t.Helper()
+	if got, gotHit, err := b.token(id, gen); err != nil || got != token || gotHit != hit {
+		b.t.Errorf("%s of generation %d has %q (hit %v), %v; want %q (hit %v)", id, gen, got, gotHit, err, token, hit)
+	}
+}
+
+func (b *bundle) wantNone(id sandbox.ID, gen sandbox.Generation, why error) {
+	b.t.Helper()
+	if got, _, err := b.token(id, gen); !errors.Is(err, why) {
+		b.t.Errorf("%s of generation %d has %q, %v; want %v", id, gen, got, err, why)
+	}
+}
+
+func TestF07_EachSandboxHasItsOwn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.vault.Set(one, 2, "team", []sealed.Credential{b.seal("team", "alpha", 1)})
+	b.want(one, 2, "alpha", false)
+	b.want(one, 2, "alpha", true)
+	b.wantNone(two, 2, ErrNone)
+	b.wantNone(one, 1, ErrNone)
+	b.wantNone(one, 3, ErrNone)
+	b.vault.Set(two, 1, "other", []sealed.Credential{b.seal("team", "alpha", 1)}) // another team's blob
+	b.wantNone(two, 1, sealed.ErrOpen)
+	b.vault.Set(one, 1, "team", nil) // late news of an older life
+	b.want(one, 2, "alpha", true)
+	b.vault.Set(one, 3, "team", nil) // a new life inherits nothing
+	b.wantNone(one, 2, ErrNone)
+	b.wantNone(one, 3, ErrNone)
+}
+
+func TestF12_ANewVersionTakesTheOldOnesPlaceAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "old", 1)})
+	b.want(one, 1, "old", false)
+	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "old", 1)})
+	b.want(one, 1, "old", true) // the same stays open
+	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "new", 2)})
+	if got := b.vault.Version(one, 1, "s"); got != 2 {
+		t.Errorf("version %d", got)
+	}
+	b.want(one, 1, "new", false)
+	b.now = b.now.Add(time.Minute)
+	b.want(one, 1, "new", false) // its time is over
+	b.vault.Drop(one, 1)
+	b.wantNone(one, 1, ErrNone)
+	if got := b.vault.Version(one, 1, "s"); got != 0 {
+		t.Errorf("version %d of nothing", got)
+	}
+}
+
+func TestF14_WhatDoesNotOpenIsAnError(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	c := b.seal("team", "x", 1)
+	c.Version = 2
+	b.vault.Set(one, 1, "team", []sealed.Credential{c})
+	b.wantNone(one, 1, sealed.ErrOpen)
+	c = b.seal("team", "x", 1)
+	c.Blob.Key = "another"
+	b.vault.Set(one, 1, "team", []sealed.Credential{c})
+	b.wantNone(one, 1, sealed.ErrOpen)
+}
