@@ -102,6 +102,9 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 			return sb, err
 		}
 	}
+	if err := c.begin(ctx, p); err != nil {
+		return store.Sandbox{}, err
+	}
 	// The row carries the record of the call; nothing else that a claim does is a
 	// change of its tenant's.
 	p.row.Audit = audit.Of(ctx)
@@ -129,6 +132,10 @@ func (c *Claimer) admitted(ctx context.Context, p *plan) (sb store.Sandbox, kind
 		return store.Sandbox{}, kindWarm, err
 	}
 	defer func() { leave(err == nil) }()
+	if p.snapshot != nil {
+		sb, err = c.cold(context.WithoutCancel(ctx), p)
+		return sb, kindCold, err
+	}
 	if sb, err = c.warmInTurn(ctx, p); !errors.Is(err, errNoSlot) {
 		return sb, kindWarm, err
 	}
@@ -333,6 +340,9 @@ func (c *Claimer) cold(ctx context.Context, p *plan) (store.Sandbox, error) {
 }
 
 func (c *Claimer) startAnywhere(ctx context.Context, p *plan) (*half, error) {
+	if p.snapshot != nil {
+		return c.startWhereItIs(ctx, p)
+	}
 	refused := map[string]bool{}
 	for {
 		node, ok := c.cfg.Table.ColdNode(p.tmpl.Slot.RuntimeClass, refused)

@@ -59,7 +59,7 @@ func (c *Claimer) start(ctx context.Context, p *plan, node string) (*half, error
 	defer cancel()
 	h := c.half(p, node, "", 0)
 	req := h.request()
-	req.Spec = nodeapi.SpecToWire(p.tmpl.Slot)
+	req.Spec, req.Snapshot = nodeapi.SpecToWire(p.tmpl.Slot), of(p.snapshot)
 	resp, err := rpc.Claim(ctx, req)
 	if err != nil {
 		// The id is not known yet: what a lost answer leaves is swept by its claim id.

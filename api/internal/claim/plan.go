@@ -24,6 +24,8 @@ type Request struct {
 	Template string // its name, lower-cased
 	Config   openapi.SandboxConfig
 	Key      string // the idempotency key; empty: none
+
+	SnapshotID uuid.UUID // whose files it begins with; uuid.Nil: none
 }
 
 // plan is a request that was checked against its template.
@@ -33,6 +35,7 @@ type plan struct {
 	row       store.NewSandbox // without what the slot decides
 	env       map[string]string
 	cpuMillis int64
+	snapshot  *store.Snapshot // it begins with; nil: none
 }
 
 func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
@@ -102,10 +105,15 @@ func value(s *string) string {
 
 // hash identifies what was asked for, however it was spelled.
 func (r *Request) hash() []byte {
+	var snapshot *uuid.UUID
+	if r.SnapshotID != uuid.Nil {
+		snapshot = &r.SnapshotID
+	}
 	b, err := json.Marshal(struct {
 		Template string
 		Config   openapi.SandboxConfig
-	}{r.Template, r.Config})
+		Snapshot *uuid.UUID `json:",omitempty"`
+	}{r.Template, r.Config, snapshot})
 	if err != nil {
 		panic("a decoded request must marshal: " + err.Error())
 	}

@@ -88,6 +88,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	wg.Go(func() { every(ctx, expiryEvery, nil, k.pauseExpired) })
 	wg.Go(func() { every(ctx, k.cfg.PassEvery, nil, k.pass) })
 	wg.Go(func() { every(ctx, k.cfg.PassEvery, k.wake, k.settleEnded) })
+	wg.Go(func() { every(ctx, removalEvery, nil, k.removeSnapshots) })
 	wg.Go(func() { every(ctx, purgeEvery, nil, k.purge) })
 	wg.Wait()
 	return nil

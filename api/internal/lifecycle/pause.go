@@ -28,6 +28,15 @@ const (
 // Pause saves a sandbox of a team and answers when its state is durable on its node.
 // One that is paused stays so. A client that leaves does not stop it.
 func (k *Keeper) Pause(ctx context.Context, team uuid.UUID, id sandbox.ID) (store.Sandbox, error) {
+	return k.pauseNow(ctx, team, id, false)
+}
+
+// PauseFiles is Pause without the sandbox's processes and memory.
+func (k *Keeper) PauseFiles(ctx context.Context, team uuid.UUID, id sandbox.ID) (store.Sandbox, error) {
+	return k.pauseNow(ctx, team, id, true)
+}
+
+func (k *Keeper) pauseNow(ctx context.Context, team uuid.UUID, id sandbox.ID, filesOnly bool) (store.Sandbox, error) {
 	row, err := k.cfg.Store.Sandbox(ctx, team, id)
 	if err != nil || row.Status == sandbox.Paused {
 		return row, err
@@ -37,11 +46,11 @@ func (k *Keeper) Pause(ctx context.Context, team uuid.UUID, id sandbox.ID) (stor
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pauseTimeout)
 	defer cancel()
-	return k.pause(ctx, row)
+	return k.pause(ctx, row, filesOnly)
 }
 
-func (k *Keeper) pause(ctx context.Context, row store.Sandbox) (store.Sandbox, error) {
-	gen, err := k.pauseAtNode(ctx, row)
+func (k *Keeper) pause(ctx context.Context, row store.Sandbox, filesOnly bool) (store.Sandbox, error) {
+	gen, err := k.pauseAtNode(ctx, row, filesOnly)
 	if err != nil {
 		return store.Sandbox{}, err
 	}
@@ -56,12 +65,12 @@ func (k *Keeper) pause(ctx context.Context, row store.Sandbox) (store.Sandbox, e
 	return paused, nil
 }
 
-func (k *Keeper) pauseAtNode(ctx context.Context, row store.Sandbox) (sandbox.Generation, error) {
+func (k *Keeper) pauseAtNode(ctx context.Context, row store.Sandbox, filesOnly bool) (sandbox.Generation, error) {
 	rpc, err := k.cfg.Nodes.RPC(row.Node)
 	if err != nil {
 		return 0, err
 	}
-	sb, err := rpc.Pause(ctx, &nodeapi.PauseRequest{Id: string(row.ID), Generation: uint64(row.Generation)})
+	sb, err := rpc.Pause(ctx, &nodeapi.PauseRequest{Id: string(row.ID), Generation: uint64(row.Generation), FilesOnly: filesOnly})
 	if err != nil {
 		return 0, switchError(err, "the sandbox can't be paused in its present state", "the sandbox could not be paused")
 	}
@@ -175,7 +184,7 @@ func (k *Keeper) pauseExpired(ctx context.Context) {
 // pauseLeased pauses a sandbox whose ttl is over. Whoever refreshed it before that was
 // recorded has been told that it goes on: so it does.
 func (k *Keeper) pauseLeased(ctx context.Context, leased store.Sandbox) error {
-	gen, err := k.pauseAtNode(ctx, leased)
+	gen, err := k.pauseAtNode(ctx, leased, false)
 	if err != nil {
 		return err
 	}
@@ -200,7 +209,7 @@ func (k *Keeper) sleepAgain(ctx context.Context, row store.Sandbox, gen sandbox.
 	ctx, cancel := context.WithTimeout(ctx, expiredTimeout)
 	defer cancel()
 	row.Generation = gen
-	_, err := k.pauseAtNode(ctx, row)
+	_, err := k.pauseAtNode(ctx, row, false)
 	return err
 }
 

@@ -13,17 +13,17 @@ import (
 const insertClaims = `
 	c AS (
 		SELECT * FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::bigint[], $8::jsonb[],
-			$9::bigint[], $10::integer[], $11::integer[], $12::text[], $13::bytea[], $14::uuid[], $15::uuid[], $16::text[], $17::text[], $18::text[])
+			$9::bigint[], $10::integer[], $11::integer[], $12::text[], $13::bytea[], $14::uuid[], $15::uuid[], $16::text[], $17::text[], $18::text[], $19::uuid[])
 		AS c (id, team_id, user_id, claim_id, template_id, node, generation, config,
-			memory_bytes, ttl, hard_ttl, key, hash, audit_id, key_id, operation, address, request_id)
+			memory_bytes, ttl, hard_ttl, key, hash, audit_id, key_id, operation, address, request_id, snapshot_id)
 	), s AS (
 		INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
-			memory_bytes, ttl_seconds, hard_ttl_seconds, expires_at, hard_expires_at, idempotency_key, request_hash)
+			memory_bytes, ttl_seconds, hard_ttl_seconds, expires_at, hard_expires_at, idempotency_key, request_hash, snapshot_id)
 		SELECT id, team_id, user_id, claim_id, template_id, node, generation, 'running', config,
 			memory_bytes, ttl, hard_ttl,
 			CASE WHEN ttl > 0 THEN now() + make_interval(secs => ttl) END,
 			CASE WHEN hard_ttl > 0 THEN now() + make_interval(secs => hard_ttl) END,
-			nullif(key, ''), hash
+			nullif(key, ''), hash, snapshot_id
 		FROM c
 		ON CONFLICT DO NOTHING
 		RETURNING ` + sandboxColumns + `
@@ -39,7 +39,7 @@ const insertClaimsSQL = "WITH " + insertClaims + " SELECT " + sandboxColumns + "
 // the first event for it are stored in the same statement.
 const insertHookedClaimSQL = "WITH " + insertClaims + `, hook AS (
 		INSERT INTO sandbox_webhooks (sandbox_id, team_id, claim_id, url, secret, destination, watch_dir, wake_at)
-		SELECT s.id, s.team_id, s.claim_id, $19, $20, $21, $22, now() FROM s
+		SELECT s.id, s.team_id, s.claim_id, $20, $21, $22, $23, now() FROM s
 	), ready AS (
 		INSERT INTO sandbox_events (team_id, sandbox_id, event_id, type, source, payload, occurred_at, delivery)
 		SELECT s.team_id, s.id, 'evt_sandbox_ready_' || s.id, 'sandbox.ready', 'manager', ` + readyEvent + `, now(), 'pending' FROM s
@@ -76,6 +76,7 @@ func claimArgs(claims ...*NewSandbox) []any {
 		column(claims, func(n *NewSandbox) string { return n.call().Operation }),
 		column(claims, func(n *NewSandbox) string { return n.call().Address }),
 		column(claims, func(n *NewSandbox) string { return n.call().RequestID }),
+		column(claims, func(n *NewSandbox) *uuid.UUID { return orNull(n.SnapshotID) }),
 	}
 }
 

@@ -61,6 +61,7 @@ type Usage struct {
 	MemoryBytes  int64
 	IngressBytes int64 // since the month began
 	EgressBytes  int64 // since the month began
+	Snapshots    int64 // bytes
 }
 
 // CPUMillis is the CPU that comes with the memory, rounded up.
@@ -68,6 +69,9 @@ func (u Usage) CPUMillis() int64 { return (u.MemoryBytes*1000 + bytesPerCPU - 1)
 
 // MemoryMiB is the memory in MiB, rounded up.
 func (u Usage) MemoryMiB() int64 { return (u.MemoryBytes + bytesPerMiB - 1) / bytesPerMiB }
+
+// SnapshotUnits is what snapshots take in units of their quota, rounded up.
+func (u Usage) SnapshotUnits() int64 { return (u.Snapshots + snapshotUnit - 1) / snapshotUnit }
 
 // Usage adds up what a team uses, from the sandboxes themselves.
 func (s *Store) Usage(ctx context.Context, team uuid.UUID) (Usage, error) {
@@ -80,9 +84,10 @@ func (s *Store) Usage(ctx context.Context, team uuid.UUID) (Usage, error) {
 			UNION ALL SELECT $3, egress_bytes FROM metering_counts, month WHERE team_id = $1 AND hour >= began)
 		SELECT count(*), coalesce(sum(memory_bytes), 0)::bigint,
 			(SELECT coalesce(sum(value), 0)::bigint FROM traffic WHERE type = $2),
-			(SELECT coalesce(sum(value), 0)::bigint FROM traffic WHERE type = $3)
+			(SELECT coalesce(sum(value), 0)::bigint FROM traffic WHERE type = $3),
+			(SELECT coalesce(sum(size_bytes), 0)::bigint FROM rootfs_snapshots WHERE team_id = $1 AND state <> 'deleting')
 		FROM sandboxes WHERE team_id = $1 AND deleted_at IS NULL AND s0_uses(status)`,
-		team, WindowIngress, WindowEgress).Scan(&u.Sandboxes, &u.MemoryBytes, &u.IngressBytes, &u.EgressBytes)
+		team, WindowIngress, WindowEgress).Scan(&u.Sandboxes, &u.MemoryBytes, &u.IngressBytes, &u.EgressBytes, &u.Snapshots)
 	return u, classify(err, "adding up what a team uses")
 }
 

@@ -63,6 +63,7 @@ type NewSandbox struct {
 	HardTTLSeconds int32
 	IdempotencyKey string
 	RequestHash    []byte
+	SnapshotID     uuid.UUID     // that it begins with; uuid.Nil: none
 	Webhook        *NewWebhook   // nil: none
 	Audit          *audit.Record // of the call that claims; nil: nobody's
 }
