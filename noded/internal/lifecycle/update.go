@@ -19,7 +19,7 @@ type UpdateRequest struct {
 	Env         map[string]string // the claim's own, if ReplaceEnv
 	MemoryBytes int64
 	CPUMillis   int64
-	Network     *journal.Network
+	Network     *journal.Network // without a policy: newer credentials alone
 }
 
 // Update changes a running sandbox's environment and limits. It answers when the
@@ -32,7 +32,7 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 	if err := validateEnv(req.Env); err != nil {
 		return Sandbox{}, err
 	}
-	if err := validateNetwork(req.Network); err != nil {
+	if err := validateNetworkChange(req.Network); err != nil {
 		return Sandbox{}, err
 	}
 	inst := m.find(req.ID)
@@ -113,7 +113,7 @@ func (req UpdateRequest) apply(rec journal.Record) journal.Record {
 		claim.CPUMillis = req.CPUMillis
 	}
 	if req.Network != nil {
-		claim.Network = req.Network
+		claim.Network = withNetwork(claim.Network, *req.Network)
 	}
 	rec.Claim = &claim
 	return rec
