@@ -85,18 +85,17 @@ func (c *Client) CA(ctx context.Context, id sandbox.ID) (ca CA, err error) {
 	return ca, c.call(ctx, http.MethodGet, pathList+"/"+url.PathEscape(string(id))+"/ca", nil, &ca)
 }
 
-// Events hands over the records that follow the one of that number, then those to
-// come, until ctx ends, netd goes, or take fails. Numbers begin anew with each run
-// of netd ([Info]).
-func (c *Client) Events(ctx context.Context, after uint64, take func(Event) error) error {
-	resp, err := c.send(ctx, http.MethodGet, fmt.Sprintf("%s?after=%d", pathEvents, after), nil)
+// Events hands over records as they come, each to one reader alone, until ctx ends,
+// netd goes, or take fails.
+func (c *Client) Events(ctx context.Context, take func(Events) error) error {
+	resp, err := c.send(ctx, http.MethodGet, pathEvents, nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	dec := json.NewDecoder(resp.Body)
 	for {
-		var e Event
+		var e Events
 		if err := dec.Decode(&e); err != nil {
 			return fmt.Errorf("reading netd's events: %w", err)
 		}

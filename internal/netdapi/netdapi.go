@@ -98,39 +98,42 @@ type Counters struct {
 	Throttled       uint64 `json:"throttled"` // packets beyond the bandwidth, either way
 }
 
-// Event is one record of the audit, as the contract lists its fields. What does not
-// apply to a flow is empty.
+// Event is one record of the audit: a flow, in the contract's words.
 type Event struct {
-	Sequence           uint64             `json:"sequence"` // netd's, without gaps but those of Lost
-	Lost               uint64             `json:"lost,omitempty"`
-	Timestamp          time.Time          `json:"timestamp"`
-	FlowID             string             `json:"flow_id"`
-	SandboxID          sandbox.ID         `json:"sandbox_id"`
-	Generation         sandbox.Generation `json:"generation"`
-	TeamID             string             `json:"team_id,omitempty"`
-	SrcIP              string             `json:"src_ip,omitempty"`
-	DestIP             string             `json:"dest_ip,omitempty"`
-	DestPort           int                `json:"dest_port,omitempty"`
-	Transport          string             `json:"transport,omitempty"`
-	Protocol           string             `json:"protocol,omitempty"`
-	Host               string             `json:"host,omitempty"`
-	ClassifierResult   string             `json:"classifier_result,omitempty"`
-	Action             string             `json:"action"`
-	Reason             string             `json:"reason,omitempty"`
-	Outcome            string             `json:"outcome,omitempty"`
-	DurationMS         int64              `json:"duration_ms"`
-	EgressBytes        uint64             `json:"egress_bytes"`
-	IngressBytes       uint64             `json:"ingress_bytes"`
-	Adapter            string             `json:"adapter,omitempty"`
-	AuthRuleName       string             `json:"auth_rule_name,omitempty"`
-	AuthRef            string             `json:"auth_ref,omitempty"`
-	AuthFailurePolicy  string             `json:"auth_failure_policy,omitempty"`
-	AuthBypassed       bool               `json:"auth_bypassed,omitempty"`
-	AuthResolved       bool               `json:"auth_resolved,omitempty"`
-	AuthCacheHit       bool               `json:"auth_cache_hit,omitempty"`
-	AuthResolveError   string             `json:"auth_resolve_error,omitempty"`
-	ProtocolOperations []string           `json:"protocol_operations,omitempty"`
-	Error              string             `json:"error,omitempty"`
+	Timestamp          time.Time  `json:"timestamp"`
+	FlowID             string     `json:"flow_id"`
+	SandboxID          string     `json:"sandbox_id"`
+	Generation         uint64     `json:"generation"`
+	TeamID             string     `json:"team_id"`
+	SrcIP              netip.Addr `json:"src_ip"`
+	DestIP             netip.Addr `json:"dest_ip"`
+	DestPort           uint16     `json:"dest_port"`
+	Transport          string     `json:"transport"`
+	Protocol           string     `json:"protocol"`
+	Host               string     `json:"host,omitempty"`
+	ClassifierResult   string     `json:"classifier_result,omitempty"`
+	Action             string     `json:"action"`
+	Reason             string     `json:"reason,omitempty"`
+	Outcome            string     `json:"outcome"`
+	DurationMS         int64      `json:"duration_ms"`
+	EgressBytes        int64      `json:"egress_bytes"`
+	IngressBytes       int64      `json:"ingress_bytes"`
+	Adapter            string     `json:"adapter,omitempty"`
+	AuthRuleName       string     `json:"auth_rule_name,omitempty"`
+	AuthRef            string     `json:"auth_ref,omitempty"`
+	AuthFailurePolicy  string     `json:"auth_failure_policy,omitempty"`
+	AuthBypassed       bool       `json:"auth_bypassed"`
+	AuthResolved       bool       `json:"auth_resolved"`
+	AuthCacheHit       bool       `json:"auth_cache_hit"`
+	AuthResolveError   string     `json:"auth_resolve_error,omitempty"`
+	ProtocolOperations []string   `json:"protocol_operations,omitempty"`
+	Error              string     `json:"error,omitempty"`
+}
+
+// Events are records that came together.
+type Events struct {
+	Events  []Event `json:"events"`
+	Dropped uint64  `json:"dropped"` // records that had no room, since netd started
 }
 
 // Info is who answers.

@@ -60,9 +60,9 @@ func (f *fake) CA(id sandbox.ID) (netdapi.CA, error) {
 	return netdapi.CA{}, errdefs.New(errdefs.NotFound, "sandbox %s not found", id)
 }
 
-func (f *fake) Events(_ context.Context, after uint64, tell func(netdapi.Event) error) error {
-	for i := after + 1; i <= after+3; i++ {
-		if err := tell(netdapi.Event{Sequence: i}); err != nil {
+func (f *fake) Events(_ context.Context, tell func(netdapi.Events) error) error {
+	for i := range uint64(3) {
+		if err := tell(netdapi.Events{Dropped: i, Events: make([]netdapi.Event, 2)}); err != nil {
 			return err
 		}
 	}
@@ -149,11 +149,11 @@ func TestEventsStream(t *testing.T) {
 	t.Parallel()
 	_, c, _ := serve(t)
 	var got []uint64
-	err := c.Events(t.Context(), 4, func(e netdapi.Event) error {
-		got = append(got, e.Sequence)
+	err := c.Events(t.Context(), func(e netdapi.Events) error {
+		got = append(got, e.Dropped+uint64(len(e.Events)))
 		return nil
 	})
-	if err == nil || len(got) != 3 || got[0] != 5 || got[2] != 7 {
+	if err == nil || len(got) != 3 || got[0] != 2 || got[2] != 4 {
 		t.Errorf("got %v, %v", got, err)
 	}
 }

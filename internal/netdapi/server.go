@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"strconv"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -31,7 +30,7 @@ type Server interface {
 	Counters(id sandbox.ID) (Counters, error)
 	CA(id sandbox.ID) (CA, error)
 	// Events calls tell until ctx ends or tell fails.
-	Events(ctx context.Context, after uint64, tell func(Event) error) error
+	Events(ctx context.Context, tell func(Events) error) error
 }
 
 // failure is an error on the wire.
@@ -111,19 +110,14 @@ func (h handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	_ = json.NewEncoder(w).Encode(f)
 }
 
-// stream writes events as they come, each flushed.
+// stream writes events as they come, each batch flushed.
 func (h handler) stream(w http.ResponseWriter, r *http.Request, s Server) {
-	after, err := strconv.ParseUint(r.URL.Query().Get("after"), 10, 64)
-	if err != nil {
-		h.fail(w, r, errdefs.New(errdefs.InvalidArgument, "after: %v", err))
-		return
-	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out, enc := http.NewResponseController(w), json.NewEncoder(w)
 	if out.Flush() != nil {
 		return
 	}
-	_ = s.Events(r.Context(), after, func(e Event) error {
+	_ = s.Events(r.Context(), func(e Events) error { // whoever reads has gone
 		if err := enc.Encode(e); err != nil {
 			return err
 		}

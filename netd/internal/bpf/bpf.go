@@ -64,6 +64,7 @@ type Kernel struct {
 	serial     uint32               // likewise
 	links      map[int]*netdSandbox // by ifindex, as the table has them
 	entries    map[uint32]*entries  // by generation
+	shared     map[[32]byte]uint32  // generations by what they say
 }
 
 // Open loads the programs, over the tables that an earlier process has pinned. Tables
@@ -75,7 +76,7 @@ func Open(cfg Config) (*Kernel, error) {
 	if err := os.MkdirAll(cfg.PinDir, 0o700); err != nil {
 		return nil, err
 	}
-	k := &Kernel{cfg: cfg, links: map[int]*netdSandbox{}, entries: map[uint32]*entries{}}
+	k := &Kernel{cfg: cfg, links: map[int]*netdSandbox{}, entries: map[uint32]*entries{}, shared: map[[32]byte]uint32{}}
 	err := k.load()
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		if err = unpin(cfg.PinDir); err == nil {

@@ -1,6 +1,8 @@
 package bpf
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -38,29 +40,33 @@ const (
 	burstTime = 100 * time.Millisecond
 )
 
+// entries are a generation's in the rules. Links whose policies say the same share one.
 type entries struct {
-	four []netdKey4
-	six  []netdKey6
+	four    []netdKey4
+	six     []netdKey6
+	content [32]byte // of the policy's rules; zero: not known
+	proxied bool     // some rule names the proxy
+	links   int      // that use it
 }
 
 // takeOver learns what an earlier process has left and removes what no link uses.
 func (k *Kernel) takeOver() error {
 	var ifindex uint32
 	var s netdSandbox
-	used := map[uint32]bool{}
+	used := map[uint32]int{}
 	for it := k.obj.Sandboxes.Iterate(); it.Next(&ifindex, &s); {
 		found := s
 		k.links[int(ifindex)] = &found
-		used[s.Gen] = true
+		used[s.Gen]++
 		k.generation, k.serial = max(k.generation, s.Gen), max(k.serial, s.Serial)
 	}
 	if err := k.gather(); err != nil {
 		return err
 	}
-	for gen := range k.entries {
+	for gen, e := range k.entries {
 		k.generation = max(k.generation, gen)
-		if !used[gen] {
-			k.drop(gen)
+		if e.links = used[gen]; e.links == 0 {
+			k.remove(gen)
 		}
 	}
 	return nil
@@ -91,13 +97,14 @@ func (k *Kernel) of(gen uint32) *entries {
 	return k.entries[gen]
 }
 
-// Links are the ifindexes that the table knows.
-func (k *Kernel) Links() map[int]uint64 {
+// Links are those that the table knows.
+func (k *Kernel) Links() []Place {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	all := make(map[int]uint64, len(k.links))
+	all := make([]Place, 0, len(k.links))
 	for i, s := range k.links {
-		all[i] = s.Owner
+		ip4 := binary.NativeEndian.AppendUint32(nil, s.Ip4)
+		all = append(all, Place{Ifindex: i, Owner: s.Owner, IPv4: netip.AddrFrom4([4]byte(ip4)), IPv6: netip.AddrFrom16(s.Ip6), MAC: s.Mac[:]})
 	}
 	return all
 }
@@ -178,15 +185,13 @@ func (k *Kernel) SetPolicy(ifindex int, c *policy.Compiled, limits Limits) error
 		return fmt.Errorf("link %d is not attached", ifindex)
 	}
 	next := *old
-	k.generation++
-	next.Gen = k.generation
-	proxied, err := k.write(next.Gen, c.L4)
+	gen, err := k.take(c.L4)
 	if err != nil {
-		k.drop(next.Gen)
 		return fmt.Errorf("link %d: rules: %w", ifindex, err)
 	}
+	next.Gen = gen
 	next.Flags = old.Flags & netdFlagProxied // connections of before may live
-	if proxied {
+	if k.entries[gen].proxied {
 		next.Flags |= netdFlagProxied
 	}
 	if c.AuditOnly {
@@ -211,16 +216,33 @@ const (
 	netdFlagAudit
 )
 
-// write adds a generation's entries and reports whether any names the proxy. It is
-// called with mu held.
-func (k *Kernel) write(gen uint32, all []policy.PrefixRules) (proxied bool, err error) {
+// take finds the generation whose entries say just this, or writes one, for one more
+// link. It is called with mu held.
+func (k *Kernel) take(all []policy.PrefixRules) (gen uint32, err error) {
+	content := sha256.Sum256(fmt.Appendf(nil, "%v", all))
+	gen, ok := k.shared[content]
+	if !ok {
+		k.generation++
+		gen = k.generation
+		if err := k.write(gen, all); err != nil {
+			k.remove(gen)
+			return 0, err
+		}
+		k.shared[content], k.entries[gen].content = gen, content
+	}
+	k.entries[gen].links++
+	return gen, nil
+}
+
+// write adds a generation's entries.
+func (k *Kernel) write(gen uint32, all []policy.PrefixRules) error {
 	e := k.of(gen)
 	for _, p := range all {
 		rules, l7, err := encode(p)
 		if err != nil {
-			return false, err
+			return err
 		}
-		proxied = proxied || l7
+		e.proxied = e.proxied || l7
 		bits := uint32(32 + p.Prefix.Bits())
 		if a := p.Prefix.Addr(); a.Is4() {
 			key := netdKey4{Bits: bits, Gen: gen, Ip: be32(a)}
@@ -232,10 +254,10 @@ func (k *Kernel) write(gen uint32, all []policy.PrefixRules) (proxied bool, err 
 			err = k.obj.Rules6.Put(&key, &rules)
 		}
 		if err != nil {
-			return false, fmt.Errorf("%s: %w", p.Prefix, err)
+			return fmt.Errorf("%s: %w", p.Prefix, err)
 		}
 	}
-	return proxied, nil
+	return nil
 }
 
 func encode(p policy.PrefixRules) (r netdRules, proxied bool, err error) {
@@ -251,14 +273,24 @@ func encode(p policy.PrefixRules) (r netdRules, proxied bool, err error) {
 	return r, proxied, nil
 }
 
-// drop removes a generation's entries, which no link uses any more. What can't be
-// removed stays for the next process to find.
+// drop ends a link's use of a generation.
 func (k *Kernel) drop(gen uint32) {
+	if e := k.entries[gen]; e != nil {
+		if e.links--; e.links <= 0 {
+			k.remove(gen)
+		}
+	}
+}
+
+// remove removes a generation's entries, which no link uses any more. What can't be
+// removed stays for the next process to find.
+func (k *Kernel) remove(gen uint32) {
 	e := k.entries[gen]
 	if e == nil {
 		return
 	}
 	delete(k.entries, gen)
+	delete(k.shared, e.content)
 	for i := range e.four {
 		_ = forget(k.obj.Rules4, &e.four[i])
 	}
