@@ -46,6 +46,10 @@ type Config struct {
 	AllowRunc           bool                // offer runtime class runc, which shares the host's kernel
 	AllowOldRunc        bool                // also where the installed runc is known to let sandboxes out
 
+	ObjectStore   string // URL of where images of paused sandboxes are kept, too: see package objects; empty: nowhere
+	ObjectKeyFile string // keys that seal them, the same on every node
+	ObjectDryRun  bool   // only tell what of cut-off uploads would be collected
+
 	MaxSandboxes int // slots included
 	ColdStarts   int // at a time
 	SandboxCIDR  netip.Prefix
@@ -119,6 +123,9 @@ func (c Config) validate() error {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("%s %q: want an absolute path", name, path)
 		}
+	}
+	if c.ObjectStore != "" && !filepath.IsAbs(c.ObjectKeyFile) {
+		return fmt.Errorf("object key file %q: an object store needs one, by an absolute path", c.ObjectKeyFile)
 	}
 	if strings.ContainsAny(c.DataDir, ":,") {
 		return fmt.Errorf("data dir %q: want a path without ':' and ',', which mean something to runsc in the path of a sandbox's upper layer", c.DataDir)

@@ -25,12 +25,19 @@ type machine struct {
 	runtime lifecycle.Runtime
 	images  imageStore
 	layers  server.Layers // nil: sandboxes have no files
-	disk    lifecycle.Disk
+	disk    localDisk
 	network lifecycle.Network
 	groups  lifecycle.Groups
 	usage   stats.Groups
 	traffic stats.Traffic
 	ready   func(context.Context) error
+}
+
+// localDisk is package disk as the others know it.
+type localDisk interface {
+	lifecycle.Disk
+	RoomFor(bytes int64) error
+	Crowded() bool
 }
 
 // imageStore is package images as the others know it.

@@ -93,12 +93,16 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	} else if m, err = openMachine(cfg, s); err != nil {
 		return err
 	}
+	store, err := openObjectStore(cfg, m.disk)
+	if err != nil {
+		return err
+	}
 	metrics, hub := prometheus.NewRegistry(), events.NewHub()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
 		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), Snapshots: snapshots.NewStore(filepath.Join(cfg.DataDir, "snapshots")), RunDir: filepath.Join(cfg.RunDir, "sandboxes"), BinDir: cfg.ProcdDir,
-		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Network: m.network, Groups: m.groups,
+		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Groups: m.groups,
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
 	})
 	if err := manager.Load(); err != nil {
@@ -106,6 +110,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	}
 	s.start("lifecycle", manager.Run)
 	manager.Adopt(ctx)
+	store.keep(cfg, manager, m.disk, metrics, s)
 	pools := slots.New(slots.Config{Lifecycle: manager, Images: m.images, Warmups: warmups(), Hub: hub, Metrics: metrics, Log: cfg.Log})
 	s.start("pools", pools.Run)
 	s.start("images", func(ctx context.Context) error {
@@ -123,7 +128,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})
 	s.start("events relay", relay.Run)
 	return serve(cfg, s, stopping, server.New(server.Config{
-		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
+		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Archive: store.forServer(), Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
 	}))
 }
 

@@ -33,8 +33,31 @@ func TestD04_Room(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
-	if err := New(t.TempDir()).look(); err != nil && !errdefs.Is(err, errdefs.Exhausted) {
+	if err := New(t.TempDir()).RoomFor(0); err != nil && !errdefs.Is(err, errdefs.Exhausted) {
 		t.Errorf("of a real file system: %v", err)
+	}
+}
+
+// X41: what takes much is refused before the disk is full of it, and what is elsewhere
+// goes before anybody is refused.
+func TestX41_RoomForAndCrowded(t *testing.T) {
+	t.Parallel()
+	d := New("/x")
+	use := func(percent uint64) {
+		d.statfs = func(_ string, st *unix.Statfs_t) error {
+			*st = unix.Statfs_t{Bsize: 4096, Blocks: 100, Bfree: 100 - percent, Bavail: 100 - percent}
+			return nil
+		}
+	}
+	for _, c := range []struct {
+		used          uint64
+		more          int64
+		room, crowded bool
+	}{{50, 0, true, false}, {50, 34 * 4096, true, false}, {50, 35 * 4096, false, false}, {50, 1 << 60, false, false}, {79, 0, true, false}, {80, 0, true, true}, {85, 0, false, true}} {
+		use(c.used)
+		if err := d.RoomFor(c.more); (err == nil) != c.room || err != nil && !errdefs.Is(err, errdefs.Exhausted) || d.Crowded() != c.crowded {
+			t.Errorf("%d %% used, %d more: %v, crowded %v", c.used, c.more, err, d.Crowded())
+		}
 	}
 }
 

@@ -269,6 +269,12 @@ type Disk struct{ *Node }
 // Room implements lifecycle.Disk.
 func (d Disk) Room() error { return d.fault("disk.Room", "") }
 
+// RoomFor says the same.
+func (d Disk) RoomFor(int64) error { return d.Room() }
+
+// Crowded reports whether a test has said so.
+func (d Disk) Crowded() bool { return d.fault("disk.Crowded", "") != nil }
+
 // Network is a lifecycle.Network.
 type Network struct{ *Node }
 

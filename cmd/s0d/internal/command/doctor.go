@@ -98,6 +98,7 @@ func showServer(ctx context.Context, out io.Writer, cfg machine.Config) (sound b
 		sound = false
 	}
 	showImages(ctx, out, s, cfg)
+	sound = showObjectStore(ctx, out, cfg) && sound
 	fmt.Fprintf(out, "  %-12s %s\n", "log", cfg.LogFile())
 	return sound
 }
@@ -113,6 +114,20 @@ func showImages(ctx context.Context, out io.Writer, s machine.Status, cfg machin
 	}
 	fmt.Fprintf(out, "  %-12s %d on the node, %s pulled, %s unpacked; nothing uses %d of them\n", "images",
 		images.GetImages(), megabytes(images.GetContentBytes()), megabytes(images.GetSnapshotBytes()), images.GetCollectable())
+}
+
+// showObjectStore tells how the node gets on with it, if it has one.
+func showObjectStore(ctx context.Context, out io.Writer, cfg machine.Config) (sound bool) {
+	store, err := cfg.Node().ObjectStore(ctx)
+	if err != nil || store == nil {
+		return err == nil
+	}
+	fmt.Fprintf(out, "  %-12s %s, %d images wait to be stored\n", "object store", store.GetUrl(), store.GetWaiting())
+	if store.GetLastError() == "" {
+		return true
+	}
+	fmt.Fprintf(out, "  %-12s the latest could not be stored: %s\n", "", store.GetLastError())
+	return false
 }
 
 func megabytes(n int64) string { return fmt.Sprintf("%d MB", (n+500_000)/1_000_000) }

@@ -51,6 +51,9 @@ type Config struct {
 	PushRegistry      string           // where clients find the registry; "": where it listens
 	ImageRegistries   []string         // that teams' templates may name, beside the local one
 	KeepImages        time.Duration    // how long the node keeps an image that nothing uses
+	ObjectStore       string           // URL of where paused sandboxes are kept, too; "": nowhere
+	ObjectKeyFile     string           // keys that seal them; "": in DataDir
+	ObjectDryRun      bool             // only tell what of cut-off uploads would be collected
 	DatabaseURL       string           // "" runs a private PostgreSQL
 	DefaultImage      string           // reference of the builtin template's image; "" serves ImageDir from the local registry
 	ImageDir          string           // OCI layout of the builtin template's image; those of other builtin templates lie beside it
@@ -88,6 +91,9 @@ func (c Config) Validate() error {
 	}
 	if c.PostgresBin != "" {
 		dirs = append(dirs, struct{ flag, path string }{"postgres-bin", c.PostgresBin})
+	}
+	if c.ObjectKeyFile != "" {
+		dirs = append(dirs, struct{ flag, path string }{"object-key-file", c.ObjectKeyFile})
 	}
 	if c.OIDCFile != "" {
 		dirs = append(dirs, struct{ flag, path string }{"oidc-config", c.OIDCFile})
@@ -128,6 +134,14 @@ func (c Config) run(name string) string  { return filepath.Join(c.RunDir, name) 
 // registryKey signs what opens the registry, registryAuth is what opens it to noded.
 func (c Config) registryKey() string  { return c.data("registry.key") }
 func (c Config) registryAuth() string { return c.data("registry-auth.json") }
+
+// objectKey seals what is in the object store. The default one is made at the first start.
+func (c Config) objectKey() string {
+	if c.ObjectKeyFile != "" {
+		return c.ObjectKeyFile
+	}
+	return c.data("object.key")
+}
 
 // KeyFile holds the API key with which root of this machine uses the API.
 func (c Config) KeyFile() string { return filepath.Join(c.DataDir, "admin.key") }
@@ -209,7 +223,7 @@ func (c Config) traces() wipe.Config {
 	return wipe.Config{
 		Dirs: []string{c.RunDir, c.DataDir},
 		Entries: []string{
-			"logs", "procd", "registry", "registry.key", "registry-auth.json", "registry-auth.json.new", "containerd", "postgres", "noded", "api.key", "admin.key", "admin.password",
+			"logs", "procd", "registry", "registry.key", "registry-auth.json", "registry-auth.json.new", "containerd", "postgres", "noded", "api.key", "object.key", "admin.key", "admin.password",
 			"s0d.lock", "s0d.sock", "noded.sock", "noded-admin.sock", "api-admin.sock",
 		},
 		CgroupParent: c.CgroupParent,

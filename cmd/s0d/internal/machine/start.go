@@ -120,6 +120,11 @@ func (s *server) startNoded(ctx context.Context) error {
 	if err := installProcd(s.cfg.binary("procd"), s.cfg.procdDir()); err != nil {
 		return fmt.Errorf("installing procd: %w", err)
 	}
+	if s.cfg.ObjectStore != "" && s.cfg.ObjectKeyFile == "" {
+		if err := noded.MakeObjectKey(s.cfg.objectKey()); err != nil {
+			return err
+		}
+	}
 	ready := make(chan struct{})
 	cfg := noded.Config{
 		Cluster: s.cfg.Cluster, Version: s.cfg.Version,
@@ -130,6 +135,7 @@ func (s *server) startNoded(ctx context.Context) error {
 		PlainHTTPRegistries: []string{s.cfg.RegistryListen}, RegistryAuthFile: s.cfg.registryAuth(),
 		ImageRegistries: s.cfg.ImageRegistries, KeepImages: s.cfg.KeepImages,
 		AllowRunc: s.cfg.AllowRunc, AllowOldRunc: s.cfg.AllowOldRunc,
+		ObjectStore: s.cfg.ObjectStore, ObjectKeyFile: s.cfg.objectKey(), ObjectDryRun: s.cfg.ObjectDryRun,
 		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR,
 		Log: s.log.With("daemon", "noded"), Ready: func() { close(ready) },
 	}

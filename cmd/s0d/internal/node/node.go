@@ -111,6 +111,15 @@ func (n *Node) Images(ctx context.Context) (*nodeapi.ImageUsage, error) {
 	return info.GetImages(), nil
 }
 
+// ObjectStore is how the node gets on with its object store; nil when it has none.
+func (n *Node) ObjectStore(ctx context.Context) (*nodeapi.ObjectStore, error) {
+	info, err := n.client.Info(ctx, &nodeapi.InfoRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("asking noded about its object store: %w", err)
+	}
+	return info.GetObjectStore(), nil
+}
+
 // EndSandboxes deletes every sandbox that takes compute and waits until all are gone.
 // What is paused stays: it is data.
 func (n *Node) EndSandboxes(ctx context.Context, reason string) error {
