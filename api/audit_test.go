@@ -206,6 +206,9 @@ var succeed = map[string]func(s *stage) request{
 		s.i.send(request{method: "POST", path: path + "/pause", token: s.key}).want(200, nil)
 		return request{path: path + "/resume", token: s.key}
 	},
+	"forkSandbox": func(s *stage) request {
+		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/fork", token: s.key}
+	},
 	"createRegistryCredentials": func(s *stage) request { return request{token: s.key, body: `{}`} },
 	"changePassword": func(s *stage) request {
 		old := s.i.pass

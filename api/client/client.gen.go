@@ -2620,6 +2620,41 @@ type FileWatchServerMessageReason string
 // FileWatchServerMessageType defines model for FileWatchServerMessage.Type.
 type FileWatchServerMessageType string
 
+// ForkConfig What a child does not have of its source; an absent field is inherited.
+type ForkConfig struct {
+	// HardTTL Seconds from the claim, or from the last refresh or update; 0 disables. A
+	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
+	// too: this server can't pause it instead yet.
+	HardTTL *TTL `json:"hard_ttl,omitempty"`
+
+	// Memory Processes and memory, too. Absent: as a paused source was saved; of a running
+	// one the files alone.
+	Memory *bool `json:"memory,omitempty"`
+
+	// TTL Seconds from the claim, or from the last refresh or update; 0 disables. A
+	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
+	// too: this server can't pause it instead yet.
+	TTL *TTL `json:"ttl,omitempty"`
+}
+
+// ForkRequest defines model for ForkRequest.
+type ForkRequest struct {
+	// Config What a child does not have of its source; an absent field is inherited.
+	Config *ForkConfig `json:"config,omitempty"`
+
+	// Count How many children.
+	Count *int `json:"count,omitempty"`
+}
+
+// ForkResponse defines model for ForkResponse.
+type ForkResponse struct {
+	Sandbox Sandbox `json:"sandbox"`
+
+	// Sandboxes All children, when there is more than one.
+	Sandboxes       []Sandbox `json:"sandboxes,omitempty,omitzero"`
+	SourceSandboxID string    `json:"source_sandbox_id"`
+}
+
 // HTTPHeadersProjection defines model for HTTPHeadersProjection.
 type HTTPHeadersProjection struct {
 	Headers []ProjectedHeader `json:"headers,omitempty,omitzero"`

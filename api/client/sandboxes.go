@@ -123,6 +123,19 @@ func (c *Client) ResumeSandbox(ctx context.Context, id string) (*ResumeResponse,
 	return do[ResumeResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "resume")})
 }
 
+// ForkSandbox makes paused sandboxes that are what this one is now. Without a call's key
+// it may be made twice if it is sent twice: see [Client.ForkSandboxOnce].
+func (c *Client) ForkSandbox(ctx context.Context, id string, req ForkRequest) (*ForkResponse, error) {
+	return do[ForkResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "fork"), body: req})
+}
+
+// ForkSandboxOnce is ForkSandbox that may be repeated with the same key: it answers the
+// same children.
+func (c *Client) ForkSandboxOnce(ctx context.Context, id, key string, req ForkRequest) (*ForkResponse, error) {
+	header := http.Header{"Idempotency-Key": {key}}
+	return do[ForkResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "fork"), body: req, header: header})
+}
+
 // DeleteSandbox terminates a sandbox and deletes its state.
 func (c *Client) DeleteSandbox(ctx context.Context, id string) error {
 	return exec(ctx, c, call{method: http.MethodDelete, path: sandboxPath(id)})

@@ -126,6 +126,7 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"refreshSandbox":   result(func() (any, error) { return c.RefreshSandbox(ctx, sb, nil) }),
 		"pauseSandbox":     result(func() (any, error) { return c.PauseSandbox(ctx, sb) }),
 		"resumeSandbox":    result(func() (any, error) { return c.ResumeSandbox(ctx, sb) }),
+		"forkSandbox":      result(func() (any, error) { return c.ForkSandbox(ctx, sb, client.ForkRequest{Count: new(2)}) }),
 		"deleteSandbox":    func() error { return c.DeleteSandbox(ctx, sb) },
 		"listSandboxEvents": result(func() (any, error) {
 			return c.ListSandboxEvents(ctx, sb, client.SandboxEventsOptions{Action: "process.exited", Cursor: "e1", Limit: 7})

@@ -109,6 +109,7 @@ var operations = map[string]access{
 	"GET /api/v1/sandboxes/{id}/status":   {anyInTeam, auth.SandboxRead},
 	"POST /api/v1/sandboxes/{id}/refresh": {anyInTeam, auth.SandboxWrite},
 	"POST /api/v1/sandboxes/{id}/pause":   {anyInTeam, auth.SandboxWrite},
+	"POST /api/v1/sandboxes/{id}/fork":    {anyInTeam, auth.SandboxCreate},
 	"POST /api/v1/sandboxes/{id}/resume":  {anyInTeam, auth.SandboxWrite},
 
 	"GET /api/v1/sandboxes/{id}/services":                {anyInTeam, auth.SandboxRead},

@@ -70,9 +70,10 @@ func (a *API) claim(r *http.Request, req openapi.ClaimRequest, key string) (stor
 // checkClaim refuses what this server does not serve: nothing that was asked for
 // is left out silently.
 func checkClaim(req openapi.ClaimRequest, key string) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
 	switch {
-	case len(key) > maxKeyBytes || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return errdefs.New(errdefs.InvalidArgument, "Idempotency-Key must be printable ASCII of at most %d bytes", maxKeyBytes)
 	case value(req.SnapshotID) != "":
 		return errdefs.New(errdefs.NotFound, "snapshot not found: this server keeps no snapshots")
 	case len(req.Mounts) > 0:
@@ -80,6 +81,13 @@ func checkClaim(req openapi.ClaimRequest, key string) error {
 	}
 	c := value(req.Config)
 	return checkConfig(c.EnvVars, c.Network != nil)
+}
+
+func checkKey(key string) error {
+	if len(key) > maxKeyBytes || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return errdefs.New(errdefs.InvalidArgument, "Idempotency-Key must be printable ASCII of at most %d bytes", maxKeyBytes)
+	}
+	return nil
 }
 
 // checkConfig checks what claims and updates have in common.

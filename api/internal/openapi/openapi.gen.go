@@ -2627,6 +2627,41 @@ type FileWatchServerMessageReason string
 // FileWatchServerMessageType defines model for FileWatchServerMessage.Type.
 type FileWatchServerMessageType string
 
+// ForkConfig What a child does not have of its source; an absent field is inherited.
+type ForkConfig struct {
+	// HardTTL Seconds from the claim, or from the last refresh or update; 0 disables. A
+	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
+	// too: this server can't pause it instead yet.
+	HardTTL *TTL `json:"hard_ttl,omitempty"`
+
+	// Memory Processes and memory, too. Absent: as a paused source was saved; of a running
+	// one the files alone.
+	Memory *bool `json:"memory,omitempty"`
+
+	// TTL Seconds from the claim, or from the last refresh or update; 0 disables. A
+	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
+	// too: this server can't pause it instead yet.
+	TTL *TTL `json:"ttl,omitempty"`
+}
+
+// ForkRequest defines model for ForkRequest.
+type ForkRequest struct {
+	// Config What a child does not have of its source; an absent field is inherited.
+	Config *ForkConfig `json:"config,omitempty"`
+
+	// Count How many children.
+	Count *int `json:"count,omitempty"`
+}
+
+// ForkResponse defines model for ForkResponse.
+type ForkResponse struct {
+	Sandbox Sandbox `json:"sandbox"`
+
+	// Sandboxes All children, when there is more than one.
+	Sandboxes       []Sandbox `json:"sandboxes,omitempty,omitzero"`
+	SourceSandboxID string    `json:"source_sandbox_id"`
+}
+
 // HTTPHeadersProjection defines model for HTTPHeadersProjection.
 type HTTPHeadersProjection struct {
 	Headers []ProjectedHeader `json:"headers,omitempty,omitzero"`
@@ -4159,6 +4194,13 @@ type StatFileParams struct {
 	Path FilePath `form:"path" json:"path"`
 }
 
+// ForkSandboxParams defines parameters for ForkSandbox.
+type ForkSandboxParams struct {
+	// IdempotencyKey Repeating a fork with the same key answers with the same children until one
+	// has ended; the same key with another body is answered with 422.
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
 // ListSandboxLogsByOldPathParams defines parameters for ListSandboxLogsByOldPath.
 type ListSandboxLogsByOldPathParams struct {
 	// ContextID Lines of one context or execution session alone.
@@ -4398,6 +4440,9 @@ type MoveFileJSONRequestBody = MoveFileRequest
 // SearchFilesJSONRequestBody defines body for SearchFiles for application/json ContentType.
 type SearchFilesJSONRequestBody = FileSearchRequest
 
+// ForkSandboxJSONRequestBody defines body for ForkSandbox for application/json ContentType.
+type ForkSandboxJSONRequestBody = ForkRequest
+
 // RefreshSandboxJSONRequestBody defines body for RefreshSandbox for application/json ContentType.
 type RefreshSandboxJSONRequestBody = RefreshRequest
 
@@ -4604,6 +4649,9 @@ type ServerInterface interface {
 	// WatchFiles Watch directories through a WebSocket
 	// (GET /api/v1/sandboxes/{id}/files/watch)
 	WatchFiles(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ForkSandbox Make paused sandboxes that are what this one is now
+	// (POST /api/v1/sandboxes/{id}/fork)
+	ForkSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params ForkSandboxParams)
 	// ListSandboxLogsByOldPath The same as …/observability/logs
 	// (GET /api/v1/sandboxes/{id}/logs)
 	//
@@ -6276,6 +6324,56 @@ func (siw *ServerInterfaceWrapper) WatchFiles(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.WatchFiles(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ForkSandbox operation middleware
+func (siw *ServerInterfaceWrapper) ForkSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ForkSandboxParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ForkSandbox(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -9294,6 +9392,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/refresh", wrapper.RefreshSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/pause", wrapper.PauseSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/resume", wrapper.ResumeSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/fork", wrapper.ForkSandbox)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.GetSandboxServices)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.UpdateSandboxServices)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxes/{id}/exposed-ports", wrapper.ClearExposedPorts)

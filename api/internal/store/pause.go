@@ -40,12 +40,14 @@ func (s *Store) SetExpired(ctx context.Context, leased Sandbox, gen sandbox.Gene
 }
 
 // SetResumed records that a node runs an instance of a sandbox that was paused, also if
-// nobody has recorded the pause. Its ttl begins now. It reports false when the row was
+// nobody has recorded the pause. Its ttl begins now, and the hard ttl of one that has
+// never run before. It reports false when the row was
 // something else by then, or knows a later instance.
 func (s *Store) SetResumed(ctx context.Context, team uuid.UUID, id sandbox.ID, claim uuid.UUID, gen sandbox.Generation) (Sandbox, bool, error) {
 	return s.changed(ctx, "recording a resume", `
 		UPDATE sandboxes SET status = 'running', generation = $4, updated_at = now(),
-			expires_at = CASE WHEN ttl_seconds > 0 THEN now() + make_interval(secs => ttl_seconds) END
+			expires_at = CASE WHEN ttl_seconds > 0 THEN now() + make_interval(secs => ttl_seconds) END,
+			hard_expires_at = coalesce(hard_expires_at, CASE WHEN hard_ttl_seconds > 0 THEN now() + make_interval(secs => hard_ttl_seconds) END)
 		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation <= $4
 		AND deleted_at IS NULL AND (status IN ('starting', 'paused') OR status = 'running' AND generation < $4)`, team, id, claim, gen)
 }

@@ -1,0 +1,162 @@
+package store
+
+import (
+	"context"
+	"slices"
+	"strconv"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"s0.run/internal/sandbox"
+)
+
+// NewForks is what a fork stores: a row for each child. Without an IdempotencyKey,
+// RequestHash is nil.
+type NewForks struct {
+	TeamID         uuid.UUID
+	UserID         uuid.UUID
+	Source         sandbox.ID
+	Children       []NewFork
+	TTLSeconds     int32
+	HardTTLSeconds int32
+	IdempotencyKey string
+	RequestHash    []byte
+}
+
+// NewFork is one child, as its node made it.
+type NewFork struct {
+	ID         sandbox.ID
+	ClaimID    uuid.UUID
+	Generation sandbox.Generation
+}
+
+// forkKeys are the idempotency keys of a fork's rows. The first child has the call's; the
+// others' have a space in them, which no client's has.
+func forkKeys(key string, n int) []string {
+	keys := make([]string, n)
+	for i := range keys {
+		if keys[i] = key; key != "" && i > 0 {
+			keys[i] = key + " " + strconv.Itoa(i)
+		}
+	}
+	return keys
+}
+
+// maxForks is at least what one fork makes.
+const maxForks = 64
+
+// InsertForks stores the rows of a fork's children, all or none, with what their source is
+// by then: its config, its template and its webhook. Their times to live begin when they
+// are resumed first. Repeating it with the same claim ids answers the same rows. It fails
+// with NotFound when the source is there no more, and with [ErrIDTaken] or [ErrKeyTaken].
+func (s *Store) InsertForks(ctx context.Context, n NewForks) ([]Sandbox, error) {
+	var made []Sandbox
+	err := s.inTx(ctx, "storing a fork", func(ctx context.Context, tx pgx.Tx) error {
+		var err error
+		if made, err = forksByID(ctx, tx, n); err != nil || made != nil {
+			return err
+		}
+		if made, err = insertForks(ctx, tx, n); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
+			INSERT INTO sandbox_webhooks (sandbox_id, team_id, claim_id, url, secret, destination, watch_dir)
+			SELECT c.id, c.team_id, c.claim_id, w.url, w.secret, w.destination, w.watch_dir
+			FROM sandboxes c, sandbox_webhooks w
+			WHERE c.team_id = $1 AND c.id = ANY($2) AND w.team_id = $1 AND w.sandbox_id = $3`, n.TeamID, n.ids(), n.Source)
+		return err
+	})
+	return made, err
+}
+
+func insertForks(ctx context.Context, tx pgx.Tx, n NewForks) ([]Sandbox, error) {
+	rows, _ := tx.Query(ctx, `
+		INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
+			memory_bytes, ttl_seconds, hard_ttl_seconds, idempotency_key, request_hash, runs_since)
+		SELECT c.id, s.team_id, $3, c.claim_id, s.template_id, s.node, c.generation, 'paused', s.config,
+			s.memory_bytes, $4, $5, nullif(c.key, ''), $6, NULL
+		FROM unnest($7::text[], $8::uuid[], $9::bigint[], $10::text[]) AS c (id, claim_id, generation, key), sandboxes s
+		WHERE s.team_id = $1 AND s.id = $2 AND s.deleted_at IS NULL AND s.status <> 'terminating'
+		ON CONFLICT DO NOTHING
+		RETURNING `+sandboxColumns,
+		n.TeamID, n.Source, n.UserID, n.TTLSeconds, n.HardTTLSeconds, n.RequestHash,
+		n.ids(), n.claims(), n.generations(), forkKeys(n.IdempotencyKey, len(n.Children)))
+	made, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+	switch {
+	case err != nil:
+		return nil, err
+	case len(made) == len(n.Children):
+		return n.inOrder(made), nil
+	case len(made) > 0:
+		return nil, ErrKeyTaken
+	}
+	if _, err := oneSandbox(ctx, tx, n.TeamID, n.Source); err != nil {
+		return nil, err
+	}
+	return nil, ErrKeyTaken
+}
+
+func oneSandbox(ctx context.Context, tx pgx.Tx, team uuid.UUID, id sandbox.ID) (Sandbox, error) {
+	rows, _ := tx.Query(ctx, "SELECT "+sandboxColumns+` FROM sandboxes
+		WHERE team_id = $1 AND id = $2 AND deleted_at IS NULL AND status <> 'terminating'`, team, id)
+	sb, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+	return sb, found(err, "reading a sandbox", "sandbox")
+}
+
+// forksByID reads the rows if they are there; nil: none is.
+func forksByID(ctx context.Context, tx pgx.Tx, n NewForks) ([]Sandbox, error) {
+	rows, _ := tx.Query(ctx, "SELECT "+sandboxColumns+" FROM sandboxes WHERE id = ANY($1)", n.ids())
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	for _, sb := range list {
+		if sb.TeamID != n.TeamID || !slices.Contains(n.claims(), sb.ClaimID) {
+			return nil, ErrIDTaken
+		}
+	}
+	if len(list) != len(n.Children) {
+		return nil, ErrIDTaken
+	}
+	return n.inOrder(list), nil
+}
+
+// ForksByKey reads what an earlier fork with the same idempotency key made, also when it
+// has been deleted since, in the order in which it was made. NotFound: there was none.
+func (s *Store) ForksByKey(ctx context.Context, team uuid.UUID, key string) ([]Sandbox, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+sandboxColumns+` FROM sandboxes
+		WHERE team_id = $1 AND idempotency_key = ANY($2) ORDER BY array_position($2, idempotency_key)`, team, forkKeys(key, maxForks))
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+	if err == nil && len(list) == 0 {
+		return nil, notFound("fork")
+	}
+	return list, classify(err, "reading a fork by its key")
+}
+
+func (n NewForks) ids() []string {
+	return forkColumn(n, func(c NewFork) string { return string(c.ID) })
+}
+
+func (n NewForks) claims() []uuid.UUID {
+	return forkColumn(n, func(c NewFork) uuid.UUID { return c.ClaimID })
+}
+
+func (n NewForks) generations() []int64 {
+	return forkColumn(n, func(c NewFork) int64 { return int64(c.Generation) })
+}
+
+func forkColumn[T any](n NewForks, of func(NewFork) T) []T {
+	list := make([]T, len(n.Children))
+	for i, c := range n.Children {
+		list[i] = of(c)
+	}
+	return list
+}
+
+// inOrder puts the rows in the order of the children.
+func (n NewForks) inOrder(rows []Sandbox) []Sandbox {
+	ids := n.ids()
+	slices.SortFunc(rows, func(a, b Sandbox) int { return slices.Index(ids, string(a.ID)) - slices.Index(ids, string(b.ID)) })
+	return rows
+}
