@@ -201,6 +201,19 @@ var succeed = map[string]func(s *stage) request{
 	"pauseSandbox": func(s *stage) request {
 		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/pause", token: s.key}
 	},
+	"createSandboxSnapshot": func(s *stage) request {
+		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/snapshots", token: s.key}
+	},
+	"deleteSandboxSnapshot": func(s *stage) request {
+		id := s.make("id", "POST", "/api/v1/sandboxes/"+s.i.claim(s.key)+"/snapshots", s.key, `{}`)
+		return request{path: "/api/v1/sandbox-rootfs-snapshots/" + id, token: s.key}
+	},
+	"restoreSandboxRootFS": func(s *stage) request {
+		path := "/api/v1/sandboxes/" + s.i.claim(s.key)
+		id := s.make("id", "POST", path+"/snapshots", s.key, `{}`)
+		s.i.send(request{method: "POST", path: path + "/pause", token: s.key}).want(200, nil)
+		return request{path: path + "/rootfs/restore", token: s.key, body: `{"snapshot_id":"` + id + `"}`}
+	},
 	"resumeSandbox": func(s *stage) request {
 		path := "/api/v1/sandboxes/" + s.i.claim(s.key)
 		s.i.send(request{method: "POST", path: path + "/pause", token: s.key}).want(200, nil)

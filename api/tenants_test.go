@@ -153,6 +153,8 @@ func (n *tenant) make(kind string) string {
 		return n.w.create("/api/v1/templates", owner, fmt.Sprintf(`{"template_id":"t-%s","spec":{"mainContainer":{"image":"x","resources":{"memory":"1Gi"}}}}`, uuid.NewString()[:8]), "template_id")
 	case "sandbox":
 		return n.w.create("/api/v1/sandboxes", owner, `{"template":"default"}`, "sandbox_id")
+	case "snapshot":
+		return n.w.create("/api/v1/sandboxes/"+n.name("sandbox")+"/snapshots", owner, `{}`, "id")
 	case "context":
 		return n.w.create("/api/v1/sandboxes/"+n.name("sandbox")+"/contexts", owner, `{"type":"repl"}`, "id")
 	case "session":

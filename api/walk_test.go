@@ -283,7 +283,7 @@ func (w *walk) ask(n *tenant, o operation, from int, others func(string) string)
 }
 
 // mayFail are the operations whose examples are refused for a reason of their own.
-var mayFail = map[string]int{"changePassword": 403, "createRegistryCredentials": 503, "createTemplateFromSandbox": 503, "removeExposedPort": 404}
+var mayFail = map[string]int{"changePassword": 403, "createRegistryCredentials": 503, "createTemplateFromSandbox": 503, "removeExposedPort": 404, "restoreSandboxRootFS": 409}
 
 // Every route works for who may use it, with what is his: without that, the
 // refusals would prove nothing. A03: a field that nobody may set is refused, and

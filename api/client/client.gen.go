@@ -1764,10 +1764,12 @@ type ClaimMount struct {
 
 // ClaimRequest defines model for ClaimRequest.
 type ClaimRequest struct {
-	Config     *SandboxConfig `json:"config,omitempty"`
-	Mounts     []ClaimMount   `json:"mounts,omitempty,omitzero"`
-	SnapshotID *string        `json:"snapshot_id,omitempty"`
-	Template   string         `json:"template"`
+	Config *SandboxConfig `json:"config,omitempty"`
+	Mounts []ClaimMount   `json:"mounts,omitempty,omitzero"`
+
+	// SnapshotID Whose files the sandbox begins with, of a sandbox of the same template.
+	SnapshotID *string `json:"snapshot_id,omitempty"`
+	Template   string  `json:"template"`
 }
 
 // ClaimResponse defines model for ClaimResponse.
@@ -1951,6 +1953,15 @@ type CreateSSHKeyRequest struct {
 
 	// PublicKey A line of an authorized_keys file without options.
 	PublicKey string `json:"public_key"`
+}
+
+// CreateSandboxRootFSSnapshotRequest defines model for CreateSandboxRootFSSnapshotRequest.
+type CreateSandboxRootFSSnapshotRequest struct {
+	Description *string `json:"description,omitempty"`
+
+	// ExpiresAt When the snapshot is deleted.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	Name      *string    `json:"name,omitempty"`
 }
 
 // CreateTeamRequest defines model for CreateTeamRequest.
@@ -2841,6 +2852,13 @@ type PathAllowDeny struct {
 	DeniedPrefixes  []string `json:"deniedPrefixes,omitempty,omitzero"`
 }
 
+// PauseRequest defines model for PauseRequest.
+type PauseRequest struct {
+	// Memory false drops processes and memory: the next life starts from the files, with the
+	// same contexts. REPLs get new interpreters, commands have ended.
+	Memory *bool `json:"memory,omitempty"`
+}
+
 // PauseResponse defines model for PauseResponse.
 type PauseResponse struct {
 	Paused            bool         `json:"paused"`
@@ -3098,6 +3116,19 @@ type ResourceUsage struct {
 	OpenFiles    *int     `json:"open_files,omitempty"`
 	Processes    *int     `json:"processes,omitempty"`
 	ThreadCount  *int     `json:"thread_count,omitempty"`
+}
+
+// RestoreSandboxRootFSRequest defines model for RestoreSandboxRootFSRequest.
+type RestoreSandboxRootFSRequest struct {
+	SnapshotID string `json:"snapshot_id"`
+}
+
+// RestoreSandboxRootFSResponse defines model for RestoreSandboxRootFSResponse.
+type RestoreSandboxRootFSResponse struct {
+	RuntimeGeneration int64        `json:"runtime_generation"`
+	SandboxID         string       `json:"sandbox_id"`
+	SnapshotID        string       `json:"snapshot_id"`
+	Status            SandboxState `json:"status"`
 }
 
 // ResumeResponse defines model for ResumeResponse.
@@ -3378,6 +3409,29 @@ type SandboxNetworkPolicyMode string
 type SandboxResources struct {
 	// Memory A quantity from 128Mi to 32Gi.
 	Memory *string `json:"memory,omitempty"`
+}
+
+// SandboxRootFSSnapshot defines model for SandboxRootFSSnapshot.
+type SandboxRootFSSnapshot struct {
+	CreatedAt   time.Time  `json:"created_at"`
+	Description *string    `json:"description,omitempty"`
+	ExpiresAt   *time.Time `json:"expires_at,omitempty"`
+	ID          string     `json:"id"`
+	Name        *string    `json:"name,omitempty"`
+
+	// ParentID The snapshot that the sandbox began with, or was restored from last; it may be gone.
+	ParentID  *string `json:"parent_id,omitempty"`
+	SandboxID string  `json:"sandbox_id"`
+
+	// SizeBytes On the disk of its node.
+	SizeBytes  int64  `json:"size_bytes"`
+	TemplateID string `json:"template_id"`
+}
+
+// SandboxRootFSSnapshotList defines model for SandboxRootFSSnapshotList.
+type SandboxRootFSSnapshotList struct {
+	Count     int                     `json:"count"`
+	Snapshots []SandboxRootFSSnapshot `json:"snapshots"`
 }
 
 // SandboxRuntimeMetricDescriptor defines model for SandboxRuntimeMetricDescriptor.

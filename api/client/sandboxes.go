@@ -118,6 +118,12 @@ func (c *Client) PauseSandbox(ctx context.Context, id string) (*PauseResponse, e
 	return do[PauseResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "pause")})
 }
 
+// PauseSandboxFiles saves the sandbox's files alone; its next life starts from them, with
+// the same contexts.
+func (c *Client) PauseSandboxFiles(ctx context.Context, id string) (*PauseResponse, error) {
+	return do[PauseResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "pause"), body: PauseRequest{Memory: new(bool)}})
+}
+
 // ResumeSandbox lets a paused sandbox run again, and returns when it serves.
 func (c *Client) ResumeSandbox(ctx context.Context, id string) (*ResumeResponse, error) {
 	return do[ResumeResponse](ctx, c, call{method: http.MethodPost, path: sandboxPath(id, "resume")})

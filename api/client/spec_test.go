@@ -125,9 +125,16 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"updateSandbox":    result(func() (any, error) { return c.UpdateSandbox(ctx, sb, client.SandboxUpdateConfig{}) }),
 		"refreshSandbox":   result(func() (any, error) { return c.RefreshSandbox(ctx, sb, nil) }),
 		"pauseSandbox":     result(func() (any, error) { return c.PauseSandbox(ctx, sb) }),
-		"resumeSandbox":    result(func() (any, error) { return c.ResumeSandbox(ctx, sb) }),
-		"forkSandbox":      result(func() (any, error) { return c.ForkSandbox(ctx, sb, client.ForkRequest{Count: new(2)}) }),
-		"deleteSandbox":    func() error { return c.DeleteSandbox(ctx, sb) },
+		"createSandboxSnapshot": result(func() (any, error) {
+			return c.CreateSandboxSnapshot(ctx, sb, client.CreateSandboxRootFSSnapshotRequest{Name: new("s")})
+		}),
+		"listSandboxSnapshots":  result(func() (any, error) { return c.ListSandboxSnapshots(ctx, sb) }),
+		"getSandboxSnapshot":    result(func() (any, error) { return c.GetSandboxSnapshot(ctx, "s") }),
+		"deleteSandboxSnapshot": func() error { return c.DeleteSandboxSnapshot(ctx, "s") },
+		"restoreSandboxRootFS":  result(func() (any, error) { return c.RestoreSandboxRootFS(ctx, sb, "s") }),
+		"resumeSandbox":         result(func() (any, error) { return c.ResumeSandbox(ctx, sb) }),
+		"forkSandbox":           result(func() (any, error) { return c.ForkSandbox(ctx, sb, client.ForkRequest{Count: new(2)}) }),
+		"deleteSandbox":         func() error { return c.DeleteSandbox(ctx, sb) },
 		"listSandboxEvents": result(func() (any, error) {
 			return c.ListSandboxEvents(ctx, sb, client.SandboxEventsOptions{Action: "process.exited", Cursor: "e1", Limit: 7})
 		}),

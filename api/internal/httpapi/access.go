@@ -112,6 +112,12 @@ var operations = map[string]access{
 	"POST /api/v1/sandboxes/{id}/fork":    {anyInTeam, auth.SandboxCreate},
 	"POST /api/v1/sandboxes/{id}/resume":  {anyInTeam, auth.SandboxWrite},
 
+	"POST /api/v1/sandboxes/{id}/snapshots":                 {anyInTeam, auth.SandboxWrite},
+	"GET /api/v1/sandboxes/{id}/snapshots":                  {anyInTeam, auth.SandboxRead},
+	"POST /api/v1/sandboxes/{id}/rootfs/restore":            {anyInTeam, auth.SandboxWrite},
+	"GET /api/v1/sandbox-rootfs-snapshots/{snapshot_id}":    {anyInTeam, auth.SandboxRead},
+	"DELETE /api/v1/sandbox-rootfs-snapshots/{snapshot_id}": {anyInTeam, auth.SandboxWrite},
+
 	"GET /api/v1/sandboxes/{id}/services":                {anyInTeam, auth.SandboxRead},
 	"PUT /api/v1/sandboxes/{id}/services":                {anyInTeam, auth.SandboxWrite},
 	"GET /api/v1/sandboxes/{id}/exposed-ports":           {anyInTeam, auth.SandboxRead},

@@ -13,7 +13,16 @@ import (
 
 // PauseSandbox implements POST /api/v1/sandboxes/{id}/pause.
 func (a *API) PauseSandbox(w http.ResponseWriter, r *http.Request, id string) {
-	sb, err := a.switchSandbox(r, id, a.cfg.Lifecycle.Pause)
+	var req openapi.PauseRequest
+	err := decodeOptional(w, r, &req)
+	pause := a.cfg.Lifecycle.Pause
+	if req.Memory != nil && !*req.Memory {
+		pause = a.cfg.Lifecycle.PauseFiles
+	}
+	var sb store.Sandbox
+	if err == nil {
+		sb, err = a.switchSandbox(r, id, pause)
+	}
 	a.answer(w, r, http.StatusOK, openapi.PauseResponse{
 		SandboxID: string(sb.ID), Paused: sb.Status == sandbox.Paused, Status: openapi.SandboxState(sb.Status), RuntimeGeneration: int64(sb.Generation),
 	}, err)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/openapi"
@@ -61,9 +63,15 @@ func (a *API) claim(r *http.Request, req openapi.ClaimRequest, key string) (stor
 	if err := exposed.Check(); err != nil {
 		return store.Sandbox{}, err
 	}
+	var snapshot uuid.UUID
+	if id := value(req.SnapshotID); id != "" {
+		if snapshot, err = snapshotID(id); err != nil {
+			return store.Sandbox{}, err
+		}
+	}
 	p := principalOf(r)
 	return a.cfg.Claimer.Claim(r.Context(), claim.Request{
-		TeamID: p.TeamID, UserID: p.UserID, Template: name, Config: config, Key: key,
+		TeamID: p.TeamID, UserID: p.UserID, Template: name, Config: config, Key: key, SnapshotID: snapshot,
 	})
 }
 
@@ -74,8 +82,6 @@ func checkClaim(req openapi.ClaimRequest, key string) error {
 		return err
 	}
 	switch {
-	case value(req.SnapshotID) != "":
-		return errdefs.New(errdefs.NotFound, "snapshot not found: this server keeps no snapshots")
 	case len(req.Mounts) > 0:
 		return notServed("mounts")
 	}

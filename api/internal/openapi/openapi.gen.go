@@ -1771,10 +1771,12 @@ type ClaimMount struct {
 
 // ClaimRequest defines model for ClaimRequest.
 type ClaimRequest struct {
-	Config     *SandboxConfig `json:"config,omitempty"`
-	Mounts     []ClaimMount   `json:"mounts,omitempty,omitzero"`
-	SnapshotID *string        `json:"snapshot_id,omitempty"`
-	Template   string         `json:"template"`
+	Config *SandboxConfig `json:"config,omitempty"`
+	Mounts []ClaimMount   `json:"mounts,omitempty,omitzero"`
+
+	// SnapshotID Whose files the sandbox begins with, of a sandbox of the same template.
+	SnapshotID *string `json:"snapshot_id,omitempty"`
+	Template   string  `json:"template"`
 }
 
 // ClaimResponse defines model for ClaimResponse.
@@ -1958,6 +1960,15 @@ type CreateSSHKeyRequest struct {
 
 	// PublicKey A line of an authorized_keys file without options.
 	PublicKey string `json:"public_key"`
+}
+
+// CreateSandboxRootFSSnapshotRequest defines model for CreateSandboxRootFSSnapshotRequest.
+type CreateSandboxRootFSSnapshotRequest struct {
+	Description *string `json:"description,omitempty"`
+
+	// ExpiresAt When the snapshot is deleted.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	Name      *string    `json:"name,omitempty"`
 }
 
 // CreateTeamRequest defines model for CreateTeamRequest.
@@ -2848,6 +2859,13 @@ type PathAllowDeny struct {
 	DeniedPrefixes  []string `json:"deniedPrefixes,omitempty,omitzero"`
 }
 
+// PauseRequest defines model for PauseRequest.
+type PauseRequest struct {
+	// Memory false drops processes and memory: the next life starts from the files, with the
+	// same contexts. REPLs get new interpreters, commands have ended.
+	Memory *bool `json:"memory,omitempty"`
+}
+
 // PauseResponse defines model for PauseResponse.
 type PauseResponse struct {
 	Paused            bool         `json:"paused"`
@@ -3105,6 +3123,19 @@ type ResourceUsage struct {
 	OpenFiles    *int     `json:"open_files,omitempty"`
 	Processes    *int     `json:"processes,omitempty"`
 	ThreadCount  *int     `json:"thread_count,omitempty"`
+}
+
+// RestoreSandboxRootFSRequest defines model for RestoreSandboxRootFSRequest.
+type RestoreSandboxRootFSRequest struct {
+	SnapshotID string `json:"snapshot_id"`
+}
+
+// RestoreSandboxRootFSResponse defines model for RestoreSandboxRootFSResponse.
+type RestoreSandboxRootFSResponse struct {
+	RuntimeGeneration int64        `json:"runtime_generation"`
+	SandboxID         string       `json:"sandbox_id"`
+	SnapshotID        string       `json:"snapshot_id"`
+	Status            SandboxState `json:"status"`
 }
 
 // ResumeResponse defines model for ResumeResponse.
@@ -3385,6 +3416,29 @@ type SandboxNetworkPolicyMode string
 type SandboxResources struct {
 	// Memory A quantity from 128Mi to 32Gi.
 	Memory *string `json:"memory,omitempty"`
+}
+
+// SandboxRootFSSnapshot defines model for SandboxRootFSSnapshot.
+type SandboxRootFSSnapshot struct {
+	CreatedAt   time.Time  `json:"created_at"`
+	Description *string    `json:"description,omitempty"`
+	ExpiresAt   *time.Time `json:"expires_at,omitempty"`
+	ID          string     `json:"id"`
+	Name        *string    `json:"name,omitempty"`
+
+	// ParentID The snapshot that the sandbox began with, or was restored from last; it may be gone.
+	ParentID  *string `json:"parent_id,omitempty"`
+	SandboxID string  `json:"sandbox_id"`
+
+	// SizeBytes On the disk of its node.
+	SizeBytes  int64  `json:"size_bytes"`
+	TemplateID string `json:"template_id"`
+}
+
+// SandboxRootFSSnapshotList defines model for SandboxRootFSSnapshotList.
+type SandboxRootFSSnapshotList struct {
+	Count     int                     `json:"count"`
+	Snapshots []SandboxRootFSSnapshot `json:"snapshots"`
 }
 
 // SandboxRuntimeMetricDescriptor defines model for SandboxRuntimeMetricDescriptor.
@@ -4086,6 +4140,9 @@ type SandboxID = string
 // SessionID defines model for SessionID.
 type SessionID = string
 
+// SnapshotID defines model for SnapshotID.
+type SnapshotID = string
+
 // TemplateID defines model for TemplateID.
 type TemplateID = string
 
@@ -4443,8 +4500,14 @@ type SearchFilesJSONRequestBody = FileSearchRequest
 // ForkSandboxJSONRequestBody defines body for ForkSandbox for application/json ContentType.
 type ForkSandboxJSONRequestBody = ForkRequest
 
+// PauseSandboxJSONRequestBody defines body for PauseSandbox for application/json ContentType.
+type PauseSandboxJSONRequestBody = PauseRequest
+
 // RefreshSandboxJSONRequestBody defines body for RefreshSandbox for application/json ContentType.
 type RefreshSandboxJSONRequestBody = RefreshRequest
+
+// RestoreSandboxRootFSJSONRequestBody defines body for RestoreSandboxRootFS for application/json ContentType.
+type RestoreSandboxRootFSJSONRequestBody = RestoreSandboxRootFSRequest
 
 // UpdateSandboxServicesJSONRequestBody defines body for UpdateSandboxServices for application/json ContentType.
 type UpdateSandboxServicesJSONRequestBody = UpdateSandboxServicesRequest
@@ -4469,6 +4532,9 @@ type SendSessionSignalJSONRequestBody = ExecutionSessionSignalRequest
 
 // ResizeSessionTerminalJSONRequestBody defines body for ResizeSessionTerminal for application/json ContentType.
 type ResizeSessionTerminalJSONRequestBody = ExecutionSessionTerminalResizeRequest
+
+// CreateSandboxSnapshotJSONRequestBody defines body for CreateSandboxSnapshot for application/json ContentType.
+type CreateSandboxSnapshotJSONRequestBody = CreateSandboxRootFSSnapshotRequest
 
 // CreateTemplateJSONRequestBody defines body for CreateTemplate for application/json ContentType.
 type CreateTemplateJSONRequestBody = CreateTemplateRequest
@@ -4559,6 +4625,12 @@ type ServerInterface interface {
 	// CreateRegistryCredentials Get credentials for the image registry
 	// (POST /api/v1/registry/credentials)
 	CreateRegistryCredentials(w http.ResponseWriter, r *http.Request)
+	// DeleteSandboxSnapshot Delete a snapshot; sandboxes that began with it go on
+	// (DELETE /api/v1/sandbox-rootfs-snapshots/{snapshot_id})
+	DeleteSandboxSnapshot(w http.ResponseWriter, r *http.Request, snapshotID SnapshotID)
+	// GetSandboxSnapshot Get a snapshot
+	// (GET /api/v1/sandbox-rootfs-snapshots/{snapshot_id})
+	GetSandboxSnapshot(w http.ResponseWriter, r *http.Request, snapshotID SnapshotID)
 	// ListSandboxes List the team's sandboxes, newest first
 	// (GET /api/v1/sandboxes)
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
@@ -4681,6 +4753,9 @@ type ServerInterface interface {
 	// ResumeSandbox Let a paused sandbox run again; its processes, files and contexts are there
 	// (POST /api/v1/sandboxes/{id}/resume)
 	ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// RestoreSandboxRootFS Make a paused sandbox's files what a snapshot has kept
+	// (POST /api/v1/sandboxes/{id}/rootfs/restore)
+	RestoreSandboxRootFS(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// GetSandboxServices Get what a sandbox offers to the outside
 	// (GET /api/v1/sandboxes/{id}/services)
 	GetSandboxServices(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -4726,6 +4801,12 @@ type ServerInterface interface {
 	// ConnectSession Attach to an execution session through a WebSocket
 	// (GET /api/v1/sandboxes/{id}/sessions/{session_id}/ws)
 	ConnectSession(w http.ResponseWriter, r *http.Request, id SandboxID, sessionID SessionID, params ConnectSessionParams)
+	// ListSandboxSnapshots List a sandbox's snapshots, newest first; they may outlive it
+	// (GET /api/v1/sandboxes/{id}/snapshots)
+	ListSandboxSnapshots(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// CreateSandboxSnapshot Keep what a running or paused sandbox has written to its root filesystem
+	// (POST /api/v1/sandboxes/{id}/snapshots)
+	CreateSandboxSnapshot(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// GetSandboxStatus Get a sandbox's status in brief
 	// (GET /api/v1/sandboxes/{id}/status)
 	GetSandboxStatus(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -5178,6 +5259,58 @@ func (siw *ServerInterfaceWrapper) CreateRegistryCredentials(w http.ResponseWrit
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CreateRegistryCredentials(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteSandboxSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) DeleteSandboxSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "snapshot_id" -------------
+	var snapshotID SnapshotID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshot_id", r.PathValue("snapshot_id"), &snapshotID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshot_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteSandboxSnapshot(w, r, snapshotID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "snapshot_id" -------------
+	var snapshotID SnapshotID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshot_id", r.PathValue("snapshot_id"), &snapshotID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshot_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxSnapshot(w, r, snapshotID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -7178,6 +7311,32 @@ func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.
 	handler.ServeHTTP(w, r)
 }
 
+// RestoreSandboxRootFS operation middleware
+func (siw *ServerInterfaceWrapper) RestoreSandboxRootFS(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RestoreSandboxRootFS(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetSandboxServices operation middleware
 func (siw *ServerInterfaceWrapper) GetSandboxServices(w http.ResponseWriter, r *http.Request) {
 
@@ -7764,6 +7923,58 @@ func (siw *ServerInterfaceWrapper) ConnectSession(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ConnectSession(w, r, id, sessionID, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListSandboxSnapshots operation middleware
+func (siw *ServerInterfaceWrapper) ListSandboxSnapshots(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSandboxSnapshots(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateSandboxSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) CreateSandboxSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateSandboxSnapshot(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -9393,6 +9604,11 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/pause", wrapper.PauseSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/resume", wrapper.ResumeSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/fork", wrapper.ForkSandbox)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/snapshots", wrapper.ListSandboxSnapshots)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/snapshots", wrapper.CreateSandboxSnapshot)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/rootfs/restore", wrapper.RestoreSandboxRootFS)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandbox-rootfs-snapshots/{snapshot_id}", wrapper.DeleteSandboxSnapshot)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandbox-rootfs-snapshots/{snapshot_id}", wrapper.GetSandboxSnapshot)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.GetSandboxServices)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.UpdateSandboxServices)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxes/{id}/exposed-ports", wrapper.ClearExposedPorts)
