@@ -1,13 +1,16 @@
 package command
 
 import (
+	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"s0.run/api"
 	"s0.run/internal/daemon"
 	"s0.run/internal/imageref"
+	"s0.run/netd"
 	"s0.run/noded"
 )
 
@@ -102,4 +105,56 @@ func nodedCommand(version string) *cobra.Command {
 		return noded.Run(cmd.Context(), c)
 	}
 	return withFile(cmd)
+}
+
+func netdCommand(version string) *cobra.Command {
+	cmd := &cobra.Command{Use: "netd", Short: "Run the network of one node's sandboxes alone", Args: cobra.NoArgs}
+	c := netd.Default()
+	c.Version = version
+	f := cmd.Flags()
+	f.StringVar(&c.NetNS, "netns", c.NetNS, "the sandboxes' network namespace, which noded makes")
+	f.StringVar(&c.RunDir, "run-dir", c.RunDir, "tables that outlive this process")
+	f.StringVar(&c.Socket, "socket", c.Socket, "unix socket for noded")
+	f.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket of health and pprof")
+	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", c.SandboxCIDR, "the sandboxes' IPv4 addresses, as noded gives them out")
+	f.TextVar(&c.SandboxCIDR6, "sandbox-cidr6", c.SandboxCIDR6, "the sandboxes' IPv6 addresses, a /64")
+	deny, denied, allowed := networks(nil), networks(nil), networks(nil)
+	f.Var(&deny, "deny", "networks that no sandbox ever reaches, such as the control plane's")
+	f.Var(&denied, "platform-denied", "networks that are denied before any policy's rules")
+	f.Var(&allowed, "platform-allowed", "networks that are allowed before any policy's rules")
+	level := f.String("log-level", "info", "debug, info, warn or error")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		log, err := daemon.NewLogger(os.Stderr, *level)
+		if err != nil {
+			return err
+		}
+		c.Deny, c.PlatformDenied, c.PlatformAllowed = deny, denied, allowed
+		c.Log = log.With("daemon", "netd")
+		return netd.Run(cmd.Context(), c)
+	}
+	return withFile(cmd)
+}
+
+// networks is a flag's list of prefixes.
+type networks []netip.Prefix
+
+func (n *networks) Type() string { return "networks" }
+
+func (n *networks) String() string {
+	all := make([]string, len(*n))
+	for i, p := range *n {
+		all[i] = p.String()
+	}
+	return strings.Join(all, ",")
+}
+
+func (n *networks) Set(list string) error {
+	for text := range strings.SplitSeq(list, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return err
+		}
+		*n = append(*n, p.Masked())
+	}
+	return nil
 }

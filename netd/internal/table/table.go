@@ -1,0 +1,397 @@
+// Package table is what netd knows of the node's sandboxes: where each is, and what
+// it may reach.
+//
+// noded tells it, in any order and again after every restart of either; the table
+// compares and changes the kernel only where something differs. It is the way from an
+// address or an event to a sandbox, for the proxy, the resolver and the audit. It
+// keeps nothing that outlives the process: what does is in the kernel.
+package table
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/netdapi"
+	"s0.run/internal/policy"
+	"s0.run/internal/sandbox"
+	"s0.run/netd/internal/bpf"
+	"s0.run/netd/internal/guest"
+)
+
+// Kernel is package bpf's face, where the contracts are.
+type Kernel interface {
+	Attach(bpf.Place) (serial uint32, err error)
+	Detach(ifindex int) error
+	SetPolicy(ifindex int, c *policy.Compiled, limits bpf.Limits) error
+	SetAlways([]netip.Prefix) error
+	Learn(serial uint32, ip netip.Addr, slots uint64, ttl time.Duration) error
+	Counters(ifindex int) (bpf.Counters, error)
+	Links() []bpf.Place
+}
+
+// Plane is package dataplane's.
+type Plane interface {
+	Attach(id sandbox.ID, ifindex int) error
+	Links() (map[int]sandbox.ID, error)
+	Forget(addrs ...netip.Addr) error
+}
+
+// A Watcher hears of what proxied connections may have to end for. It is called
+// after the kernel judges by what is new, and must not block.
+type Watcher interface {
+	// Changed: the sandbox has another policy.
+	Changed(guest.Guest, netdapi.Policy)
+	// Ended: it is gone, or its generation is.
+	Ended(guest.Guest)
+}
+
+// Config wires a Table. Every field is required.
+type Config struct {
+	Kernel  Kernel
+	Plane   Plane
+	Watcher Watcher
+	Log     *slog.Logger
+}
+
+// Table is safe for concurrent use.
+type Table struct {
+	cfg Config
+
+	mu        sync.RWMutex
+	fixed     policy.Fixed
+	byID      map[sandbox.ID]*entry
+	byAddress map[netip.Addr]*entry
+	bySerial  map[uint32]*entry
+}
+
+// entry is one generation of a sandbox. Its turn is held while the kernel is told
+// something of it, which takes no waiting for anybody.
+type entry struct {
+	slot   netdapi.Slot
+	serial uint32
+	turn   sync.Mutex
+
+	// Table.mu guards what follows.
+	policy netdapi.Policy // its generation is 0 while there is none
+	digest string
+	guest  guest.Guest
+	gone   bool
+}
+
+// New makes a table that knows nobody.
+func New(cfg Config) *Table {
+	return &Table{cfg: cfg, byID: map[sandbox.ID]*entry{}, byAddress: map[netip.Addr]*entry{}, bySerial: map[uint32]*entry{}}
+}
+
+// owner names a sandbox's generation in the kernel.
+func owner(s netdapi.Slot) uint64 {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%d", s.ID, s.Generation))
+	return binary.NativeEndian.Uint64(sum[:])
+}
+
+// Attach: see [netdapi.Client.Attach].
+func (t *Table) Attach(_ context.Context, s netdapi.Slot) error {
+	old := t.find(s.ID)
+	if old != nil && old.slot.Generation > s.Generation {
+		return stale(s.ID, old.slot.Generation)
+	}
+	if old != nil && old.slot != s {
+		if err := t.end(old); err != nil {
+			return err
+		}
+		old = nil
+	}
+	mac, err := net.ParseMAC(s.MAC)
+	if err != nil {
+		return err
+	}
+	serial, err := t.cfg.Kernel.Attach(bpf.Place{Ifindex: s.Ifindex, Owner: owner(s), IPv4: s.IPv4, IPv6: s.IPv6, MAC: mac})
+	if err != nil {
+		return fmt.Errorf("attaching %s: %w", s.ID, err)
+	}
+	// Packets are judged only from here on.
+	if err := t.cfg.Plane.Attach(s.ID, s.Ifindex); err != nil {
+		return errors.Join(fmt.Errorf("attaching %s: %w", s.ID, err), t.cfg.Kernel.Detach(s.Ifindex))
+	}
+	if old == nil {
+		t.add(&entry{slot: s, serial: serial, guest: guest.Guest{ID: s.ID, Gen: s.Generation}})
+	}
+	return nil
+}
+
+func (t *Table) find(id sandbox.ID) *entry {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byID[id]
+}
+
+func (t *Table) add(e *entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.byID[e.slot.ID], t.bySerial[e.serial] = e, e
+	t.byAddress[e.slot.IPv4], t.byAddress[e.slot.IPv6] = e, e
+}
+
+func stale(id sandbox.ID, known sandbox.Generation) error {
+	return errdefs.New(errdefs.Conflict, "sandbox %s has generation %d", id, known)
+}
+
+// SetPolicy: see [netdapi.Client.SetPolicy].
+func (t *Table) SetPolicy(_ context.Context, p netdapi.Policy) error {
+	e := t.find(p.ID)
+	if e == nil {
+		return errdefs.New(errdefs.NotFound, "sandbox %s is not attached", p.ID)
+	}
+	if e.slot.Generation != p.Generation {
+		return stale(p.ID, e.slot.Generation)
+	}
+	digest := p.Digest()
+	e.turn.Lock()
+	defer e.turn.Unlock()
+	if t.has(e, digest) {
+		return nil
+	}
+	if err := t.apply(e, p, digest); err != nil {
+		return err
+	}
+	t.cfg.Watcher.Changed(t.guestOf(e), p)
+	return nil
+}
+
+func (t *Table) has(e *entry, digest string) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return e.digest == digest
+}
+
+func (t *Table) guestOf(e *entry) guest.Guest {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return e.guest
+}
+
+// apply compiles a policy and puts it into force. The caller has the entry's turn.
+func (t *Table) apply(e *entry, p netdapi.Policy, digest string) error {
+	t.mu.RLock()
+	fixed, gone := t.fixed, e.gone
+	t.mu.RUnlock()
+	if gone {
+		return errdefs.New(errdefs.NotFound, "sandbox %s is not attached", p.ID)
+	}
+	compiled, err := compile(p, fixed)
+	if err != nil {
+		return err
+	}
+	limits := bpf.Limits{Team: p.Team, Own: p.SandboxBandwidth, Shared: p.TeamBandwidth}
+	if err := t.cfg.Kernel.SetPolicy(e.slot.Ifindex, compiled, limits); err != nil {
+		return fmt.Errorf("policy of %s: %w", p.ID, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e.policy, e.digest = p, digest
+	e.guest.Team, e.guest.Policy = p.Team, compiled
+	return nil
+}
+
+func compile(p netdapi.Policy, fixed policy.Fixed) (*policy.Compiled, error) {
+	parsed := policy.Default()
+	var err error
+	if len(p.Policy) > 0 {
+		if parsed, err = policy.Parse(p.Policy); err == nil {
+			err = parsed.Validate()
+		}
+	}
+	if err != nil {
+		return nil, errdefs.New(errdefs.InvalidArgument, "network policy: %v", err)
+	}
+	c, err := policy.Compile(parsed, fixed)
+	if errors.Is(err, policy.ErrTooComplex) {
+		return nil, errdefs.New(errdefs.InvalidArgument, "network policy: %v", err)
+	}
+	return c, err
+}
+
+// Detach: see [netdapi.Client.Detach].
+func (t *Table) Detach(_ context.Context, id sandbox.ID, gen sandbox.Generation) error {
+	e := t.find(id)
+	if e == nil || gen != 0 && e.slot.Generation != gen {
+		return nil
+	}
+	return t.end(e)
+}
+
+// end takes a sandbox out: its packets first, then what the kernel remembers of them.
+func (t *Table) end(e *entry) error {
+	e.turn.Lock()
+	defer e.turn.Unlock()
+	if err := t.cfg.Kernel.Detach(e.slot.Ifindex); err != nil {
+		return fmt.Errorf("detaching %s: %w", e.slot.ID, err)
+	}
+	t.mu.Lock()
+	gone := e.gone
+	e.gone = true
+	if t.byID[e.slot.ID] == e {
+		delete(t.byID, e.slot.ID)
+	}
+	delete(t.bySerial, e.serial)
+	for _, a := range []netip.Addr{e.slot.IPv4, e.slot.IPv6} {
+		if t.byAddress[a] == e {
+			delete(t.byAddress, a)
+		}
+	}
+	g := e.guest
+	t.mu.Unlock()
+	if gone {
+		return nil
+	}
+	t.cfg.Watcher.Ended(g)
+	if err := t.cfg.Plane.Forget(e.slot.IPv4, e.slot.IPv6); err != nil {
+		return fmt.Errorf("detaching %s: %w", e.slot.ID, err)
+	}
+	return nil
+}
+
+// List: see [netdapi.Client.List].
+func (t *Table) List() []netdapi.Known {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	all := make([]netdapi.Known, 0, len(t.byID))
+	for _, e := range t.byID {
+		all = append(all, netdapi.Known{Slot: e.slot, Team: e.policy.Team, Digest: e.digest})
+	}
+	return all
+}
+
+// Counters: see [netdapi.Client.Counters].
+func (t *Table) Counters(id sandbox.ID) (netdapi.Counters, error) {
+	e := t.find(id)
+	if e == nil {
+		return netdapi.Counters{}, errdefs.New(errdefs.NotFound, "sandbox %s is not attached", id)
+	}
+	n, err := t.cfg.Kernel.Counters(e.slot.Ifindex)
+	if err != nil {
+		return netdapi.Counters{}, err
+	}
+	return netdapi.Counters{
+		SentPackets: n.SentPackets, SentBytes: n.SentBytes, ReceivedPackets: n.ReceivedPackets, ReceivedBytes: n.ReceivedBytes,
+		Denied: n.Denied, Malformed: n.Malformed, Throttled: n.Throttled,
+	}, nil
+}
+
+// Lookup finds the sandbox that has an address and a policy. It is a [guest.Lookup].
+func (t *Table) Lookup(a netip.Addr) (guest.Guest, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	e := t.byAddress[a.Unmap()]
+	if e == nil || e.guest.Policy == nil {
+		return guest.Guest{}, false
+	}
+	return e.guest, true
+}
+
+// Known finds the sandbox of a serial, with its addresses.
+func (t *Table) Known(serial uint32) (guest.Guest, netdapi.Slot, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	e := t.bySerial[serial]
+	if e == nil {
+		return guest.Guest{}, netdapi.Slot{}, false
+	}
+	return e.guest, e.slot, true
+}
+
+// Learn opens an address to a sandbox, for the slots of its policy that a name is in.
+func (t *Table) Learn(g guest.Guest, a netip.Addr, slots uint64, ttl time.Duration) {
+	e := t.find(g.ID)
+	if e == nil || e.slot.Generation != g.Gen || slots == 0 {
+		return
+	}
+	if err := t.cfg.Kernel.Learn(e.serial, a, slots, ttl); err != nil {
+		t.cfg.Log.Warn("an address was not learnt", "guest", g, "error", err)
+	}
+}
+
+// SetFixed says what the operator decides for all sandboxes, and has every policy
+// compiled again.
+func (t *Table) SetFixed(fixed policy.Fixed) error {
+	if err := t.cfg.Kernel.SetAlways(fixed.Always()); err != nil {
+		return fmt.Errorf("what is always denied: %w", err)
+	}
+	t.mu.Lock()
+	t.fixed = fixed
+	all := make([]*entry, 0, len(t.byID))
+	for _, e := range t.byID {
+		all = append(all, e)
+	}
+	t.mu.Unlock()
+	var errs []error
+	for _, e := range all {
+		errs = append(errs, t.again(e))
+	}
+	return errors.Join(errs...)
+}
+
+// Forbidden reports whether no policy opens an address.
+func (t *Table) Forbidden(a netip.Addr) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, p := range t.fixed.Always() {
+		if p.Contains(a.Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *Table) again(e *entry) error {
+	e.turn.Lock()
+	defer e.turn.Unlock()
+	t.mu.RLock()
+	p, digest, gone := e.policy, e.digest, e.gone
+	t.mu.RUnlock()
+	if digest == "" || gone {
+		return nil
+	}
+	if err := t.apply(e, p, digest); err != nil {
+		return err
+	}
+	t.cfg.Watcher.Changed(t.guestOf(e), p)
+	return nil
+}
+
+// Sweep takes out of the kernel what was of links that are gone.
+func (t *Table) Sweep() error {
+	known := t.cfg.Kernel.Links() // before the links are listed: one that comes meanwhile is no leftover
+	links, err := t.cfg.Plane.Links()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, place := range known {
+		if _, ok := links[place.Ifindex]; ok {
+			continue
+		}
+		t.cfg.Log.Info("sweeping what a link has left", "ifindex", place.Ifindex, "address", place.IPv4)
+		errs = append(errs, t.sweepOne(place))
+	}
+	return errors.Join(errs...)
+}
+
+func (t *Table) sweepOne(place bpf.Place) error {
+	t.mu.RLock()
+	e := t.byAddress[place.IPv4]
+	t.mu.RUnlock()
+	if e != nil && e.slot.Ifindex == place.Ifindex {
+		return t.end(e)
+	}
+	return errors.Join(t.cfg.Kernel.Detach(place.Ifindex), t.cfg.Plane.Forget(place.IPv4, place.IPv6))
+}
