@@ -1,30 +1,37 @@
 #!/usr/bin/env bash
 # Builds the programs of the nested modules under hack/tools into build/bin. A
-# program is built again only when it is missing or its module's pins changed.
+# program is built again only when it is missing or its module changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bin=$PWD/build/bin
 stamps=$PWD/build/stamps
 mkdir -p "$bin" "$stamps"
+vendored= # what build has made for a while
+trap 'rm -rf "$vendored"' EXIT
 
 # build MODULE "MINUTES" LDFLAGS PACKAGE...
 build() {
-  local module=$1 minutes=$2 ldflags="-s -w $3" stamp name missing=
+  local module=$1 minutes=$2 ldflags="-s -w $3" dir=hack/tools/$1 stamp name missing=
   shift 3
-  stamp=$stamps/$module-$({ cat "hack/tools/$module"/go.{mod,sum}; go env GOVERSION GOARCH; echo "$ldflags"; } | sha256sum | cut -c1-16)
+  stamp=$stamps/$module-$({ find "$dir" -type f | LC_ALL=C sort | xargs cat; go env GOVERSION GOARCH; echo "$ldflags"; } | sha256sum | cut -c1-16)
   for package in "$@"; do
     [ -x "$bin/$(basename "$package")" ] || missing=1
   done
   [ -n "$missing" ] || [ ! -e "$stamp" ] || return 0
+  if [ -x "$dir/vendor.sh" ]; then # it builds from a copy that it changes
+    vendored=$(mktemp -d "$stamps/.$module.XXXXXX")
+    "$dir/vendor.sh" "$vendored"
+    dir=$vendored
+  fi
   for package in "$@"; do
     name=$(basename "$package")
     echo "building $name from its pinned module (up to $minutes minutes the first time)"
     # Aside, then renamed: a running server keeps the binary that it has open.
-    (cd "hack/tools/$module" && CGO_ENABLED=0 nice go build -trimpath -ldflags "$ldflags" -o "$bin/.$name.new" "$package")
+    (cd "$dir" && CGO_ENABLED=0 nice go build -trimpath -ldflags "$ldflags" -o "$bin/.$name.new" "$package")
     mv "$bin/.$name.new" "$bin/$name"
   done
-  rm -f "$stamps/$module-"*
+  rm -rf "$stamps/$module-"* "$vendored"
   touch "$stamp"
 }
 
