@@ -325,6 +325,25 @@ func TestANodeThatKeepsFailingIsGivenUp(t *testing.T) {
 	agree(t, r, n)
 }
 
+// X12: the answer to a cold start is lost with its node's noded. What the claim has got
+// there is given up, though nobody has heard of its id.
+func TestX12_ALostColdStartIsGivenUp(t *testing.T) {
+	t.Parallel()
+	n := fakenode.Start(t, &fakenode.Node{AfterClaim: func(context.Context, *nodeapi.ClaimRequest) error {
+		return connect.NewError(connect.CodeUnavailable, errors.New("connection reset"))
+	}})
+	r := newReplica(t, s0test.Postgres(t), n)
+	slots(t, n, 0, r)
+	_, err := r.Claim(t.Context(), request())
+	if e := errdefs.From(err); e.Kind != errdefs.Unavailable {
+		t.Fatalf("%v", err)
+	}
+	agree(t, r, n)
+	if len(n.Deleted()) != 1 {
+		t.Errorf("given up: %v", n.Deleted())
+	}
+}
+
 func TestG05_AClientThatIsGoneLeavesNoHalf(t *testing.T) {
 	t.Parallel()
 	ctx, gone := context.WithCancel(t.Context())

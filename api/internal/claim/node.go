@@ -62,7 +62,7 @@ func (c *Claimer) start(ctx context.Context, p *plan, node string) (*half, error
 	req.Spec, req.Snapshot = nodeapi.SpecToWire(p.tmpl.Slot), of(p.snapshot)
 	resp, err := rpc.Claim(ctx, req)
 	if err != nil {
-		// The id is not known yet: what a lost answer leaves is swept by its claim id.
+		c.undoStart(ctx, h, err)
 		return nil, startError(fmt.Errorf("starting a sandbox on %s: %w", node, err))
 	}
 	id, err := sandbox.ParseID(resp.GetSandbox().GetId())
@@ -71,6 +71,28 @@ func (c *Claimer) start(ctx context.Context, p *plan, node string) (*half, error
 	}
 	h.row.ID, h.row.Generation = id, sandbox.Generation(resp.GetSandbox().GetGeneration())
 	return h, nil
+}
+
+// undoStart takes back what a node may have started whose answer was lost: nobody else
+// knows of it, for its id was in that answer.
+func (c *Claimer) undoStart(ctx context.Context, h *half, err error) {
+	switch connect.CodeOf(err) {
+	case connect.CodeResourceExhausted, connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeFailedPrecondition:
+		return // the node has refused before it began
+	}
+	c.undo(ctx, h, "start", c.deleteClaim)
+}
+
+func (c *Claimer) deleteClaim(ctx context.Context, h *half) error {
+	rpc, err := c.cfg.Nodes.RPC(h.node)
+	if err != nil {
+		return err
+	}
+	_, err = rpc.Delete(ctx, &nodeapi.DeleteRequest{ClaimId: h.row.ClaimID.String(), Reason: "its claim failed"})
+	if connect.CodeOf(err) == connect.CodeInvalidArgument {
+		return nil // an older node: reconciliation has it, by its claim id
+	}
+	return err
 }
 
 func startError(err error) error {

@@ -364,6 +364,13 @@ func (n *Node) Update(_ context.Context, req *nodeapi.UpdateRequest) (*nodeapi.S
 func (n *Node) Delete(_ context.Context, req *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if req.GetId() == "" {
+		if id := n.claims[req.GetClaimId()]; id != "" {
+			n.deletes[id] = req.GetReason()
+			n.goneLocked(id)
+		}
+		return &nodeapi.DeleteResponse{}, nil
+	}
 	if sb := n.sandboxes[req.GetId()]; sb != nil && req.GetGeneration() != 0 && req.GetGeneration() < sb.GetGeneration() {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("stale generation"))
 	}

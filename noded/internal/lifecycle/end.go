@@ -56,6 +56,26 @@ func (m *Manager) Delete(ctx context.Context, id sandbox.ID, gen sandbox.Generat
 	return nil
 }
 
+// DeleteClaim ends the sandbox that a claim has got or is getting, for who asked for it
+// and has not heard of its id. What a claim has never got is deleted already.
+func (m *Manager) DeleteClaim(ctx context.Context, claimID, reason string) error {
+	m.mu.Lock()
+	c := m.claims[claimID]
+	m.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return errdefs.New(errdefs.Unavailable, "the claim is still under way").WithCause(ctx.Err())
+	}
+	if c.err != nil {
+		return nil
+	}
+	return m.Delete(ctx, c.id, 0, reason)
+}
+
 // Drain ends a slot that nobody has claimed, also one that is warming; one that was
 // just claimed stays.
 func (m *Manager) Drain(ctx context.Context, id sandbox.ID) {

@@ -131,6 +131,30 @@ func (n *noded) inState(s lifecycle.SlotState) []sandbox.ID {
 	return ids
 }
 
+// Who has not heard of its sandbox's id gives it up by its claim's.
+func TestX12_DeleteClaim(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(2)
+	for i, id := range slots {
+		if _, _, err := n.Claim(n.ctx(), claimOf(id, fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.stop()
+	n = m.boot()
+	for _, claim := range []string{"0", "0", "of nothing"} {
+		if err := n.DeleteClaim(n.ctx(), claim, "test"); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, "one is left", func() bool { return n.Holding() == 1 })
+	if sb, err := n.Get(slots[1]); err != nil || sb.State() != sandbox.Running {
+		t.Errorf("the other: %s (%v)", sb.State(), err)
+	}
+}
+
 func claimOf(slot sandbox.ID, claimID string) lifecycle.ClaimRequest {
 	return lifecycle.ClaimRequest{ClaimID: claimID, Slot: slot, PoolKey: "pool", Team: "team", User: "user", Env: map[string]string{"A": "claim"}}
 }

@@ -209,6 +209,12 @@ func network(n *nodeapi.Network) *journal.Network {
 
 // Delete implements the node API.
 func (s *Server) Delete(ctx context.Context, req *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error) {
+	if req.GetId() == "" && req.GetClaimId() != "" {
+		if err := s.cfg.Lifecycle.DeleteClaim(ctx, req.GetClaimId(), req.GetReason()); err != nil {
+			return nil, s.fail("Delete", err)
+		}
+		return &nodeapi.DeleteResponse{}, nil
+	}
 	id, err := parseID(req.GetId())
 	if err != nil {
 		return nil, s.fail("Delete", err)
