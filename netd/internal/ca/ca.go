@@ -19,6 +19,8 @@ import (
 	"math/big"
 	"sync"
 	"time"
+
+	"s0.run/internal/sandbox"
 )
 
 const (
@@ -45,7 +47,7 @@ type Authority struct {
 }
 
 // New makes an authority with new keys for a sandbox.
-func New(sandbox string) (*Authority, error) {
+func New(id sandbox.ID) (*Authority, error) {
 	key, err := newKey()
 	if err != nil {
 		return nil, err
@@ -58,12 +60,12 @@ func New(sandbox string) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	template.Subject = pkix.Name{Organization: []string{"s0 sandbox egress"}, CommonName: sandbox}
+	template.Subject = pkix.Name{Organization: []string{"s0 sandbox egress"}, CommonName: string(id)}
 	template.IsCA, template.BasicConstraintsValid, template.MaxPathLenZero = true, true, true
 	template.KeyUsage = x509.KeyUsageCertSign
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		return nil, fmt.Errorf("making a certificate authority for %s: %w", sandbox, err)
+		return nil, fmt.Errorf("making a certificate authority for %s: %w", id, err)
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {

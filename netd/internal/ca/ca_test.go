@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"s0.run/internal/sandbox"
 )
 
 func pool(t *testing.T, a *Authority) *x509.CertPool {
@@ -19,7 +21,7 @@ func pool(t *testing.T, a *Authority) *x509.CertPool {
 
 func authority(t *testing.T, id string) *Authority {
 	t.Helper()
-	a, err := New(id)
+	a, err := New(sandbox.ID(id))
 	if err != nil {
 		t.Fatal(err)
 	}

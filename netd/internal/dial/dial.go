@@ -20,6 +20,7 @@ import (
 	"golang.org/x/net/proxy"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
 )
 
 const (
@@ -50,7 +51,7 @@ type Dialer struct {
 	config Config
 
 	mu   sync.Mutex
-	open map[string]int // by sandbox
+	open map[sandbox.ID]int // by sandbox
 }
 
 // New makes a dialer.
@@ -61,12 +62,12 @@ func New(config Config) (*Dialer, error) {
 	if config.PerSandbox == 0 {
 		config.PerSandbox = DefaultPerSandbox
 	}
-	return &Dialer{config: config, open: map[string]int{}}, nil
+	return &Dialer{config: config, open: map[sandbox.ID]int{}}, nil
 }
 
 // Target is where to connect for whom.
 type Target struct {
-	Sandbox string
+	Sandbox sandbox.ID
 	Addrs   []netip.Addr // as netd resolved them; tried in order
 	Port    uint16
 	Proxy   *Proxy // nil: directly
@@ -185,36 +186,31 @@ func (d *Dialer) through(ctx context.Context, conn *net.TCPConn, to Target) erro
 	return err
 }
 
-// UDP makes a socket to a resolver of the operator's, which no sandbox chooses.
-func UDP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return (&net.Dialer{}).DialContext(ctx, "udp", to.String())
-}
-
-// TCP connects to a resolver of the operator's, which no sandbox chooses.
-func TCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
+// Resolver connects to a resolver of the operator's, which no sandbox chooses.
+func Resolver(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, network, to.String())
 }
 
 // reserve takes one of a sandbox's places; release gives it back, once.
-func (d *Dialer) reserve(sandbox string) (release func(), err error) {
+func (d *Dialer) reserve(id sandbox.ID) (release func(), err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.open[sandbox] >= d.config.PerSandbox {
+	if d.open[id] >= d.config.PerSandbox {
 		return nil, errdefs.New(errdefs.Exhausted, "the sandbox has %d connections already", d.config.PerSandbox)
 	}
-	d.open[sandbox]++
+	d.open[id]++
 	return sync.OnceFunc(func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if d.open[sandbox]--; d.open[sandbox] == 0 {
-			delete(d.open, sandbox)
+		if d.open[id]--; d.open[id] == 0 {
+			delete(d.open, id)
 		}
 	}), nil
 }
 
 // Open is how many connections a sandbox has.
-func (d *Dialer) Open(sandbox string) int {
+func (d *Dialer) Open(id sandbox.ID) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.open[sandbox]
+	return d.open[id]
 }

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"s0.run/internal/policy"
+	"s0.run/internal/sandbox"
 	"s0.run/netd/internal/guest"
 )
 
@@ -85,12 +86,12 @@ type Resolver struct {
 	config Config
 
 	mu     sync.Mutex
-	guests map[string]*state // by sandbox id
+	guests map[sandbox.ID]*state // by sandbox id
 }
 
 // state is what one generation of a sandbox asked.
 type state struct {
-	gen     uint64
+	gen     sandbox.Generation
 	limit   *rate.Limiter
 	flights chan struct{}
 
@@ -119,7 +120,7 @@ func New(config Config) (*Resolver, error) {
 	if len(config.Upstreams) == 0 {
 		return nil, errors.New("the resolver has no upstream")
 	}
-	return &Resolver{config: config, guests: map[string]*state{}}, nil
+	return &Resolver{config: config, guests: map[sandbox.ID]*state{}}, nil
 }
 
 // Upstreams are the resolvers that a file like /etc/resolv.conf names.
@@ -153,7 +154,7 @@ func (r *Resolver) state(g guest.Guest) *state {
 }
 
 // Forget drops what a sandbox asked, when it is gone.
-func (r *Resolver) Forget(id string) {
+func (r *Resolver) Forget(id sandbox.ID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.guests, id)

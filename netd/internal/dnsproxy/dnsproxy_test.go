@@ -15,6 +15,7 @@ import (
 	"github.com/miekg/dns"
 
 	"s0.run/internal/policy"
+	"s0.run/internal/sandbox"
 	"s0.run/netd/internal/guest"
 )
 
@@ -349,7 +350,7 @@ func TestX32_ASecondUpstreamAnswersForTheFirst(t *testing.T) {
 	if m := b.ask(t, "udp", "a.good.example.", dns.TypeA); !slices.Equal(texts(m), []string{"8.8.8.8"}) {
 		t.Errorf("%v", m)
 	}
-	lost := &Resolver{config: b.config, guests: map[string]*state{}}
+	lost := &Resolver{config: b.config, guests: map[sandbox.ID]*state{}}
 	lost.config.Upstreams = []netip.AddrPort{down}
 	if a := lost.answer(t.Context(), b.guest(), dns.Question{Name: "b.good.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}); a.rcode != dns.RcodeServerFailure {
 		t.Errorf("all down: %v", a)
@@ -469,7 +470,7 @@ func FuzzAccept(f *testing.F) {
 		if !p.Reachable(a) {
 			panic("learnt " + a.String())
 		}
-	}}, guests: map[string]*state{}}
+	}}, guests: map[sandbox.ID]*state{}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := new(dns.Msg)
 		if m.Unpack(b) != nil {

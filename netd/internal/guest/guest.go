@@ -9,13 +9,14 @@ import (
 	"net/netip"
 
 	"s0.run/internal/policy"
+	"s0.run/internal/sandbox"
 )
 
 // Guest is a sandbox as it is at one moment. A policy that changes is another
 // value under the same id and generation.
 type Guest struct {
-	ID     string
-	Gen    uint64
+	ID     sandbox.ID
+	Gen    sandbox.Generation
 	Team   string
 	Policy *policy.Compiled
 }
@@ -26,5 +27,5 @@ type Lookup func(netip.Addr) (Guest, bool)
 
 // LogValue is a guest in logs.
 func (g Guest) LogValue() slog.Value {
-	return slog.GroupValue(slog.String("sandbox", g.ID), slog.Uint64("gen", g.Gen), slog.String("team", g.Team))
+	return slog.GroupValue(slog.String("sandbox", string(g.ID)), slog.Uint64("gen", uint64(g.Gen)), slog.String("team", g.Team))
 }

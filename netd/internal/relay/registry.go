@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"s0.run/internal/sandbox"
 )
 
 const (
@@ -17,7 +19,7 @@ const (
 
 // Flow is an open connection of a sandbox.
 type Flow struct {
-	Sandbox string
+	Sandbox sandbox.ID
 	// Cut ends the flow; it is called at most once, and not after the flow was removed.
 	Cut func()
 	// Allowed says whether the sandbox's policy, as it is now, still lets the flow be.
@@ -41,11 +43,11 @@ func (f *Flow) WasCut() bool { return f.cut.Load() }
 // Registry knows the open flows of every sandbox. It is safe for concurrent use.
 type Registry struct {
 	mu    sync.Mutex
-	flows map[string]map[*Flow]struct{} // by sandbox
+	flows map[sandbox.ID]map[*Flow]struct{} // by sandbox
 }
 
 // NewRegistry makes an empty registry.
-func NewRegistry() *Registry { return &Registry{flows: map[string]map[*Flow]struct{}{}} }
+func NewRegistry() *Registry { return &Registry{flows: map[sandbox.ID]map[*Flow]struct{}{}} }
 
 // Add registers a flow; remove ends that.
 func (r *Registry) Add(f *Flow) (remove func()) {
@@ -70,17 +72,17 @@ func (r *Registry) remove(f *Flow) {
 
 // Rejudge cuts the flows of a sandbox that its policy no longer allows (E21), and
 // returns how many those were.
-func (r *Registry) Rejudge(sandbox string) int {
-	return r.cut(sandbox, func(f *Flow) bool { return !f.Allowed() })
+func (r *Registry) Rejudge(id sandbox.ID) int {
+	return r.cut(id, func(f *Flow) bool { return !f.Allowed() })
 }
 
 // CutAll cuts all of a sandbox's flows.
-func (r *Registry) CutAll(sandbox string) int {
-	return r.cut(sandbox, func(*Flow) bool { return true })
+func (r *Registry) CutAll(id sandbox.ID) int {
+	return r.cut(id, func(*Flow) bool { return true })
 }
 
-func (r *Registry) cut(sandbox string, which func(*Flow) bool) (n int) {
-	for _, f := range r.of(sandbox) {
+func (r *Registry) cut(id sandbox.ID, which func(*Flow) bool) (n int) {
+	for _, f := range r.of(id) {
 		if which(f) && f.cut.CompareAndSwap(false, true) {
 			f.Cut()
 			n++
@@ -89,20 +91,20 @@ func (r *Registry) cut(sandbox string, which func(*Flow) bool) (n int) {
 	return n
 }
 
-func (r *Registry) of(sandbox string) (all []*Flow) {
+func (r *Registry) of(id sandbox.ID) (all []*Flow) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for f := range r.flows[sandbox] {
+	for f := range r.flows[id] {
 		all = append(all, f)
 	}
 	return all
 }
 
 // Open is how many flows a sandbox has.
-func (r *Registry) Open(sandbox string) int {
+func (r *Registry) Open(id sandbox.ID) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.flows[sandbox])
+	return len(r.flows[id])
 }
 
 // Run cuts flows that hardly move, until ctx ends.

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"s0.run/internal/sandbox"
 )
 
 // pair is two ends of one TCP connection.
@@ -38,26 +40,26 @@ func pair(tb testing.TB) (a, b *net.TCPConn) {
 }
 
 // line is a sandbox and a server with a relay between.
-func line(tb testing.TB, head string) (sandbox, server *net.TCPConn, flow *Flow, done chan error) {
+func line(tb testing.TB, head string) (guest, server *net.TCPConn, flow *Flow, done chan error) {
 	tb.Helper()
-	sandbox, client := pair(tb)
+	guest, client := pair(tb)
 	upstream, server := pair(tb)
 	flow, done = &Flow{Sandbox: "s"}, make(chan error, 1)
 	go func() { done <- Splice(client, upstream, []byte(head), flow) }()
-	return sandbox, server, flow, done
+	return guest, server, flow, done
 }
 
 func TestE20_HalfClosedBothWays(t *testing.T) {
 	t.Parallel()
-	sandbox, server, flow, done := line(t, "head ")
-	io.WriteString(sandbox, "question")
-	sandbox.CloseWrite()
+	guest, server, flow, done := line(t, "head ")
+	io.WriteString(guest, "question")
+	guest.CloseWrite()
 	if got, err := io.ReadAll(server); err != nil || string(got) != "head question" {
 		t.Fatalf("%q, %v", got, err)
 	}
 	io.WriteString(server, "a long answer")
 	server.Close()
-	if got, err := io.ReadAll(sandbox); err != nil || string(got) != "a long answer" {
+	if got, err := io.ReadAll(guest); err != nil || string(got) != "a long answer" {
 		t.Fatalf("%q, %v", got, err)
 	}
 	if err := <-done; err != nil {
@@ -71,10 +73,10 @@ func TestE20_HalfClosedBothWays(t *testing.T) {
 func TestE20_AResetIsAReset(t *testing.T) {
 	t.Parallel()
 	for _, fromServer := range []bool{true, false} {
-		sandbox, server, _, done := line(t, "")
-		from, to := sandbox, server
+		guest, server, _, done := line(t, "")
+		from, to := guest, server
 		if fromServer {
-			from, to = server, sandbox
+			from, to = server, guest
 		}
 		io.WriteString(from, "x")
 		io.ReadFull(to, make([]byte, 1))
@@ -91,14 +93,14 @@ func TestE20_AResetIsAReset(t *testing.T) {
 
 func TestLargeTransfersArriveWhole(t *testing.T) {
 	t.Parallel()
-	sandbox, server, flow, done := line(t, "")
+	guest, server, flow, done := line(t, "")
 	data := make([]byte, 8<<20)
 	rand.Read(data)
-	go func() { sandbox.Write(data); sandbox.CloseWrite() }()
+	go func() { guest.Write(data); guest.CloseWrite() }()
 	go func() { server.Write(data); server.CloseWrite() }()
 	up := make(chan []byte)
 	go func() { b, _ := io.ReadAll(server); up <- b }()
-	down, err := io.ReadAll(sandbox)
+	down, err := io.ReadAll(guest)
 	if err != nil || !bytes.Equal(down, data) || !bytes.Equal(<-up, data) {
 		t.Fatalf("%d bytes down: %v", len(down), err)
 	}
@@ -141,7 +143,7 @@ func TestD15_WhatHardlyMovesIsCut(t *testing.T) {
 	r := NewRegistry()
 	cut := map[string]bool{}
 	add := func(name string, bytes int) *Flow {
-		f := &Flow{Sandbox: name, Cut: func() { cut[name] = true }}
+		f := &Flow{Sandbox: sandbox.ID(name), Cut: func() { cut[name] = true }}
 		r.Add(f)
 		f.addUp(bytes)
 		return f
@@ -168,38 +170,38 @@ func TestD15_WhatHardlyMovesIsCut(t *testing.T) {
 }
 
 func BenchmarkPingPong(b *testing.B) {
-	sandbox, server, _, _ := line(b, "")
+	guest, server, _, _ := line(b, "")
 	go io.Copy(server, server)
 	buf := make([]byte, 64)
 	for b.Loop() {
-		sandbox.Write(buf)
-		if _, err := io.ReadFull(sandbox, buf); err != nil {
+		guest.Write(buf)
+		if _, err := io.ReadFull(guest, buf); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func BenchmarkBulk(b *testing.B) {
-	sandbox, server, _, _ := line(b, "")
+	guest, server, _, _ := line(b, "")
 	go io.Copy(io.Discard, server)
 	buf := make([]byte, 1<<20)
 	b.SetBytes(1 << 20)
 	for b.Loop() {
-		if _, err := sandbox.Write(buf); err != nil {
+		if _, err := guest.Write(buf); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func BenchmarkBulkIOCopy(b *testing.B) {
-	sandbox, client := pair(b)
+	guest, client := pair(b)
 	upstream, server := pair(b)
 	go io.Copy(upstream, client)
 	go io.Copy(io.Discard, server)
 	buf := make([]byte, 1<<20)
 	b.SetBytes(1 << 20)
 	for b.Loop() {
-		if _, err := sandbox.Write(buf); err != nil {
+		if _, err := guest.Write(buf); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,0 +1,94 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/policy"
+	"s0.run/netd/internal/dial"
+	"s0.run/netd/internal/guest"
+	"s0.run/netd/internal/inject"
+)
+
+// dial connects to where a flow goes, over the sandbox's own proxy if it has one.
+// Every address is judged by the policy with the name, and once more by the dialler.
+func (p *Proxy) dial(ctx context.Context, g guest.Guest, to policy.Flow) (*dial.Conn, error) {
+	addrs, err := p.addrs(ctx, g, to)
+	if err != nil {
+		return nil, err
+	}
+	target := dial.Target{Sandbox: g.ID, Addrs: addrs, Port: to.Port}
+	if target.Proxy, err = p.egressProxy(ctx, g); err != nil {
+		return nil, err
+	}
+	return p.dialer.Dial(ctx, target)
+}
+
+// addrs are those of a flow that the policy lets it have.
+func (p *Proxy) addrs(ctx context.Context, g guest.Guest, to policy.Flow) (allowed []netip.Addr, err error) {
+	all := []netip.Addr{to.Addr}
+	if !to.Addr.IsValid() {
+		if all, err = p.resolver.Addrs(ctx, g, to.Name); err != nil {
+			return nil, err
+		}
+	}
+	var last policy.Verdict
+	for _, to.Addr = range all {
+		if last = g.Policy.Judge(to); last.Allow {
+			allowed = append(allowed, to.Addr)
+		}
+	}
+	if len(allowed) == 0 {
+		return nil, errdefs.New(errdefs.PermissionDenied, "%s: %s", last.Rule, last.Reason)
+	}
+	return allowed, nil
+}
+
+// egressProxy is the sandbox's SOCKS5 proxy, resolved and with its credential; nil:
+// it has none.
+func (p *Proxy) egressProxy(ctx context.Context, g guest.Guest) (*dial.Proxy, error) {
+	conf, binding := g.Policy.EgressProxy()
+	if conf == nil {
+		return nil, nil
+	}
+	host, text, err := net.SplitHostPort(conf.Address)
+	if err != nil {
+		return nil, errdefs.New(errdefs.BadGateway, "the egress proxy's address is none").WithCause(err)
+	}
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return nil, errdefs.New(errdefs.BadGateway, "the egress proxy's port is none").WithCause(err)
+	}
+	out := &dial.Proxy{Port: uint16(port)}
+	if out.Addrs, err = p.proxyAddrs(ctx, g, host); err != nil {
+		return nil, err
+	}
+	if binding == nil {
+		return out, nil
+	}
+	ready, err := inject.Prepare(p.config.Credentials, g, binding)
+	if err != nil {
+		return nil, err
+	}
+	out.User, out.Pass = ready.UserPass()
+	return out, nil
+}
+
+// proxyAddrs are a proxy's: the policy names it, so what else the policy says of
+// its address does not matter, but for what a name may never lead to.
+func (p *Proxy) proxyAddrs(ctx context.Context, g guest.Guest, host string) ([]netip.Addr, error) {
+	if addr, err := netip.ParseAddr(host); err == nil {
+		if !g.Policy.Reachable(addr.Unmap()) {
+			return nil, errdefs.New(errdefs.PermissionDenied, "the egress proxy's address is one that no policy opens")
+		}
+		return []netip.Addr{addr.Unmap()}, nil
+	}
+	name, err := policy.Name(host)
+	if err != nil {
+		return nil, errdefs.New(errdefs.BadGateway, "the egress proxy's name is none").WithCause(err)
+	}
+	return p.resolver.Addrs(ctx, g, name)
+}

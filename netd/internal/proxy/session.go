@@ -1,0 +1,248 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/policy"
+	"s0.run/netd/internal/audit"
+	"s0.run/netd/internal/dial"
+	"s0.run/netd/internal/guest"
+	"s0.run/netd/internal/httpproxy"
+	"s0.run/netd/internal/inject"
+	"s0.run/netd/internal/relay"
+	"s0.run/netd/internal/sniff"
+)
+
+// session is one connection of a sandbox, from its first byte to its record.
+type session struct {
+	p      *Proxy
+	guest  guest.Guest
+	conn   net.Conn
+	src    netip.AddrPort
+	dst    netip.AddrPort // where the sandbox connected to; a name that it gives goes before
+	flow   *relay.Flow
+	record audit.Record
+
+	mu      sync.Mutex
+	allowed func() bool // by the policy as it is now
+}
+
+// handle sees a connection through.
+func (p *Proxy) handle(ctx context.Context, conn net.Conn) {
+	s := &session{p: p, conn: conn, src: peer(conn.RemoteAddr()), dst: peer(conn.LocalAddr())}
+	g, ok := p.config.Lookup(s.src.Addr())
+	if !ok || p.flows.Open(g.ID) >= maxFlows {
+		reset(conn)
+		return
+	}
+	s.guest = g
+	s.flow = &relay.Flow{Sandbox: g.ID, Cut: func() { reset(conn) }, Allowed: s.stillAllowed}
+	defer p.flows.Add(s.flow)()
+	defer conn.Close()
+	// What is served when ctx ends is cut.
+	defer context.AfterFunc(ctx, func() { reset(conn) })()
+	s.begin()
+	err := s.serve(ctx)
+	s.end(err)
+}
+
+func (s *session) begin() {
+	s.record = audit.Record{
+		Timestamp: time.Now().UTC(), FlowID: flowID(), SandboxID: string(s.guest.ID), Generation: uint64(s.guest.Gen), TeamID: s.guest.Team,
+		SrcIP: s.src.Addr(), DestIP: s.dst.Addr(), DestPort: s.dst.Port(), Transport: policy.TCP, Action: audit.Allow,
+	}
+}
+
+func (s *session) serve(ctx context.Context) error {
+	result, head, err := sniff.Peek(s.conn, s.p.config.Limits)
+	s.record.ClassifierResult, s.record.Protocol = string(result.Kind), app(result.Kind)
+	if err != nil {
+		reset(s.conn)
+		s.deny("what it begins with is not understood")
+		return err
+	}
+	switch result.Kind {
+	case sniff.TLS:
+		return s.tls(ctx, head, result.Hello)
+	case sniff.HTTP, sniff.HTTP2:
+		return s.http(ctx, head, &httpproxy.Conn{H2C: result.Kind == sniff.HTTP2, Addr: s.dst.Addr()})
+	}
+	return s.raw(ctx, head, app(result.Kind))
+}
+
+// app is the policy's word for what was seen; what was not understood has none.
+func app(k sniff.Kind) string {
+	switch k {
+	case sniff.Unknown, sniff.Silent:
+		return ""
+	case sniff.HTTP2:
+		return policy.HTTP
+	}
+	return string(k)
+}
+
+// tls judges a connection by the name in its ClientHello.
+func (s *session) tls(ctx context.Context, head *sniff.Conn, hello sniff.Hello) error {
+	to := policy.Flow{Port: s.dst.Port(), App: policy.TLS}
+	var err error
+	if hello.ServerName == "" {
+		to.Addr = s.dst.Addr()
+	} else if to.Name, err = policy.Name(hello.ServerName); err != nil {
+		reset(s.conn)
+		s.deny("the server's name is none")
+		return err
+	}
+	s.record.Host = to.Name
+	if !s.judge(to) {
+		return nil
+	}
+	intercept := s.guest.Policy.NeedsInterception(to.Name, to.Port)
+	switch {
+	case hello.ECH && !intercept:
+		reset(s.conn)
+		s.deny("the ClientHello is encrypted: its name is not the connection's") // E08
+		return nil
+	case !intercept:
+		return s.splice(ctx, head, to)
+	case to.Name == "":
+		reset(s.conn)
+		s.deny("a rule has to look inside, and there is no name to answer in")
+		return nil
+	}
+	if cred := s.guest.Policy.ConnectionCredential(to.Name, to.Port, policy.TLS); cred != nil {
+		return s.tunnel(ctx, head, to, cred)
+	}
+	return s.http(ctx, head, &httpproxy.Conn{TLS: true, Name: to.Name, Addr: s.dst.Addr()})
+}
+
+// http has the HTTP proxy answer.
+func (s *session) http(ctx context.Context, head net.Conn, c *httpproxy.Conn) error {
+	c.Current, c.Flow, c.Port, c.Leaf = s.current, s.flow, s.dst.Port(), s.leaf
+	s.allow(func() bool { return s.p.http.Allowed(c) })
+	s.record.Adapter = "terminate"
+	report := s.p.http.Serve(ctx, head, c)
+	if report.Host != "" {
+		s.record.Host = report.Host
+	}
+	s.record.ProtocolOperations = report.Operations
+	s.authorised(report.AuthRule, report.AuthRef, report.AuthDone, report.AuthHit, report.AuthErr)
+	s.verdict(report.Verdict)
+	return report.Err
+}
+
+func (s *session) authorised(rule, ref string, done, hit bool, err error) {
+	s.record.AuthRuleName, s.record.AuthRef, s.record.AuthResolved, s.record.AuthCacheHit = rule, ref, done, hit
+	if rule != "" {
+		s.record.AuthFailurePolicy = policy.FailClosed
+	}
+	if err != nil {
+		s.record.AuthResolveError = errdefs.From(err).Message
+	}
+}
+
+func (s *session) leaf(name string) (*tls.Certificate, error) {
+	a, err := s.p.authority(s.guest.ID, s.guest.Gen)
+	if err != nil {
+		return nil, err
+	}
+	return a.Leaf(name)
+}
+
+// raw judges a connection of a protocol that names no server: by the names for
+// which its address was answered, or by the address alone.
+func (s *session) raw(ctx context.Context, head *sniff.Conn, seen string) error {
+	to := policy.Flow{Addr: s.dst.Addr(), Port: s.dst.Port(), App: seen}
+	for _, name := range s.p.resolver.Names(s.guest, to.Addr) {
+		named := to
+		named.Name = name
+		if v := s.guest.Policy.Judge(named); to.Name == "" || v.Allow && !v.WouldDeny {
+			to = named
+		}
+	}
+	s.record.Host = to.Name
+	if !s.judge(to) {
+		return nil
+	}
+	if cred := s.guest.Policy.ConnectionCredential(to.Name, to.Port, seen); cred != nil && seen != "" {
+		return s.login(ctx, head, to, cred)
+	}
+	return s.splice(ctx, head, to)
+}
+
+// judge has the policy say whether a flow may be; if not, it ends here.
+func (s *session) judge(to policy.Flow) bool {
+	v := s.guest.Policy.Judge(to)
+	s.verdict(v)
+	if !v.Allow {
+		reset(s.conn)
+		return false
+	}
+	s.allow(func() bool {
+		g, ok := s.current()
+		return ok && g.Policy.Judge(to).Allow && (to.App != policy.TLS || g.Policy.NeedsInterception(to.Name, to.Port) == s.guest.Policy.NeedsInterception(to.Name, to.Port))
+	})
+	return true
+}
+
+// splice passes the connection on as it is.
+func (s *session) splice(ctx context.Context, head *sniff.Conn, to policy.Flow) error {
+	s.record.Adapter = "splice"
+	client, ok := s.conn.(*net.TCPConn)
+	if !ok {
+		return errors.New("a connection that is not TCP")
+	}
+	up, err := s.dial(ctx, to)
+	if err != nil {
+		reset(client)
+		return err
+	}
+	defer up.Close()
+	defer context.AfterFunc(ctx, func() { reset(up.TCPConn) })()
+	return relay.Splice(client, up.TCPConn, head.Take(), s.flow)
+}
+
+func (s *session) dial(ctx context.Context, to policy.Flow) (*dial.Conn, error) {
+	up, err := s.p.dial(ctx, s.guest, to)
+	if err == nil {
+		s.record.DestIP = peer(up.RemoteAddr()).Addr()
+	}
+	return up, err
+}
+
+// current is the sandbox as it is now: another generation at its address is not it.
+func (s *session) current() (guest.Guest, bool) {
+	g, ok := s.p.config.Lookup(s.src.Addr())
+	return g, ok && g.ID == s.guest.ID && g.Gen == s.guest.Gen
+}
+
+func (s *session) allow(f func() bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.allowed = f
+}
+
+func (s *session) stillAllowed() bool {
+	s.mu.Lock()
+	f := s.allowed
+	s.mu.Unlock()
+	if f == nil { // nothing is known of it yet; it will be judged
+		_, ok := s.current()
+		return ok
+	}
+	return f()
+}
+
+// prepare makes a connection's credential ready.
+func (s *session) prepare(cred *policy.Credential) (*inject.Prepared, error) {
+	ready, err := inject.Prepare(s.p.config.Credentials, s.guest, &cred.Binding)
+	hit := err == nil && ready.Hit
+	s.authorised(cred.Rule, cred.Binding.Ref, err == nil, hit, err)
+	return ready, err
+}
