@@ -73,9 +73,9 @@ func (s *Store) InsertForks(ctx context.Context, n NewForks) ([]Sandbox, error) 
 func insertForks(ctx context.Context, tx pgx.Tx, n NewForks) ([]Sandbox, error) {
 	rows, _ := tx.Query(ctx, `
 		INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
-			memory_bytes, ttl_seconds, hard_ttl_seconds, idempotency_key, request_hash, runs_since)
+			memory_bytes, ttl_seconds, hard_ttl_seconds, idempotency_key, request_hash, runs_since, forked_from)
 		SELECT c.id, s.team_id, $3, c.claim_id, s.template_id, s.node, c.generation, 'paused', s.config,
-			s.memory_bytes, $4, $5, nullif(c.key, ''), $6, NULL
+			s.memory_bytes, $4, $5, nullif(c.key, ''), $6, NULL, s.id
 		FROM unnest($7::text[], $8::uuid[], $9::bigint[], $10::text[]) AS c (id, claim_id, generation, key), sandboxes s
 		WHERE s.team_id = $1 AND s.id = $2 AND s.deleted_at IS NULL AND s.status <> 'terminating'
 		ON CONFLICT DO NOTHING
