@@ -10,23 +10,33 @@ import (
 )
 
 func (a *app) sandboxPause() *cobra.Command {
-	return &cobra.Command{
+	var filesOnly bool
+	cmd := &cobra.Command{
 		Use:   "pause <id>",
 		Short: "Save a sandbox with everything in it and free its compute",
 		Long: `Save a sandbox with its processes, memory and files, and free its compute. The
 state is durable when the command returns. Any request for the sandbox wakes it
-again, unless its auto_resume is off.`,
-		Example:           "  s0 sandbox pause ID",
+again, unless its auto_resume is off.
+
+With --files-only processes and memory are dropped: contexts are there again, REPLs
+with a new interpreter, and commands have ended.`,
+		Example:           "  s0 sandbox pause ID\n  s0 sandbox pause ID --files-only",
 		Args:              want("the sandbox's id"),
 		ValidArgsFunction: a.completeSandboxes,
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			p, err := c.PauseSandbox(ctx, args[0])
+			pause := c.PauseSandbox
+			if filesOnly {
+				pause = c.PauseSandboxFiles
+			}
+			p, err := pause(ctx, args[0])
 			if err != nil {
 				return err
 			}
 			return a.printer.Print(p, output.Fields{{"ID", p.SandboxID}, {"Status", string(p.Status)}})
 		}),
 	}
+	cmd.Flags().BoolVar(&filesOnly, "files-only", false, "without processes and memory")
+	return cmd
 }
 
 func (a *app) sandboxResume() *cobra.Command {
