@@ -2,58 +2,101 @@ package netd
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net"
+	"net/netip"
+	"os"
+	"time"
 
 	"s0.run/internal/daemon"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/netdapi"
 	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
 	"s0.run/netd/internal/audit"
 	"s0.run/netd/internal/dataplane"
+	"s0.run/netd/internal/dial"
+	"s0.run/netd/internal/dnsproxy"
 	"s0.run/netd/internal/guest"
+	"s0.run/netd/internal/proxy"
+	"s0.run/netd/internal/table"
+	"s0.run/netd/internal/vault"
 )
+
+// resolvConf names the machine's own resolvers, which are asked when no others are
+// configured.
+const resolvConf = "/etc/resolv.conf"
 
 // front is what sandboxes talk to: the proxy and the resolver on the data plane's
 // sockets. It is told of policies after the kernel judges by them.
 type front struct {
-	records *audit.Queue
+	*proxy.Proxy
+	vault     *vault.Vault
+	sandboxes *table.Table // set before anything is served
 }
 
-func newFront(_ Config, records *audit.Queue) *front { return &front{records: records} }
-
-// start serves the sockets until the stack is stopped. There is no proxy and no
-// resolver yet: who gets here is refused, which is what a policy that needs one means.
-func (f *front) start(_ Config, l *dataplane.Listeners, s *daemon.Stack) error {
-	for name, listener := range map[string]*net.TCPListener{"proxy, IPv4": l.Proxy4, "proxy, IPv6": l.Proxy6, "DNS over TCP, IPv4": l.DNSTCP4, "DNS over TCP, IPv6": l.DNSTCP6} {
-		s.Start(name, func(ctx context.Context) error { return refuse(ctx, listener) })
-	}
-	return nil
+// frontConfig is what a front is made of.
+type frontConfig struct {
+	Config
+	host, inside *os.File // network namespaces
+	records      *audit.Queue
 }
 
-func refuse(ctx context.Context, l *net.TCPListener) error {
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	for {
-		c, err := l.AcceptTCP()
-		if errors.Is(err, net.ErrClosed) {
-			return nil
+// newFront makes a front, which knows no sandbox before it is given its table.
+func newFront(cfg frontConfig) (*front, error) {
+	keys := &sealed.Keyring{} // which opens nothing
+	resolvers := cfg.Resolvers
+	var err error
+	if cfg.CredentialKeyDir != "" {
+		if keys, err = sealed.ReadKeyring(cfg.CredentialKeyDir); err != nil {
+			return nil, err
 		}
-		if err != nil {
-			return err
-		}
-		_ = c.SetLinger(0) // a reset says that nobody is there
-		c.Close()
 	}
+	if len(resolvers) == 0 {
+		if resolvers, err = dnsproxy.Upstreams(resolvConf); err != nil {
+			return nil, fmt.Errorf("reading the machine's resolvers: %w", err)
+		}
+	}
+	f := &front{vault: vault.New(vault.Config{Keys: keys})}
+	f.Proxy, err = proxy.New(proxy.Config{
+		Lookup: func(a netip.Addr) (guest.Guest, bool) { return f.sandboxes.Lookup(a) },
+		Learn: func(g guest.Guest, a netip.Addr, slots uint64, ttl time.Duration) {
+			f.sandboxes.Learn(g, a, slots, ttl)
+		},
+		Forbidden: func(a netip.Addr) bool { return f.sandboxes.Forbidden(a) },
+		Resolvers: resolvers, DialResolver: dial.ResolverFrom(cfg.host, cfg.inside),
+		Credentials: f.vault, Records: cfg.records, Log: cfg.Log,
+	})
+	return f, err
 }
 
-// Changed is told of a sandbox's policy.
-func (f *front) Changed(guest.Guest, netdapi.Policy) {}
+// start serves the sockets until the stack is stopped.
+func (f *front) start(l *dataplane.Listeners, s *daemon.Stack) {
+	s.Start("proxy", f.Run)
+	for name, listener := range map[string]net.Listener{"proxy, IPv4": l.Proxy4, "proxy, IPv6": l.Proxy6} {
+		s.Start(name, func(ctx context.Context) error { return f.Serve(ctx, listener) })
+	}
+	s.Start("DNS, IPv4", func(ctx context.Context) error { return f.ServeDNS(ctx, l.DNSUDP4, l.DNSTCP4) })
+	s.Start("DNS, IPv6", func(ctx context.Context) error { return f.ServeDNS(ctx, l.DNSUDP6, l.DNSTCP6) })
+}
+
+// Changed is told of a sandbox's policy and of the credentials that belong to it.
+func (f *front) Changed(g guest.Guest, p netdapi.Policy) {
+	f.vault.Set(g.ID, g.Gen, g.Team, p.Credentials)
+	f.Proxy.Changed(g)
+}
 
 // Ended is told of a sandbox's end.
-func (f *front) Ended(guest.Guest) {}
+func (f *front) Ended(g guest.Guest) {
+	f.vault.Drop(g.ID, g.Gen)
+	f.Gone(g.ID)
+}
 
 // CA is the certificate of a sandbox's authority.
 func (f *front) CA(id sandbox.ID) (netdapi.CA, error) {
-	return netdapi.CA{}, errdefs.New(errdefs.Unavailable, "sandbox %s has no certificate authority", id)
+	if !f.sandboxes.Has(id) {
+		return netdapi.CA{}, errdefs.New(errdefs.NotFound, "sandbox %s is not attached", id)
+	}
+	pem, err := f.Proxy.CA(id)
+	return netdapi.CA{PEM: string(pem)}, err
 }

@@ -54,6 +54,9 @@ type Config struct {
 	SandboxCIDR  netip.Prefix // the sandboxes' addresses, as noded gives them out
 	SandboxCIDR6 netip.Prefix
 
+	Resolvers        []netip.AddrPort // asked from the host's network for sandboxes' names; empty: the machine's own
+	CredentialKeyDir string           // of the keys that open credentials; empty: none can be opened
+
 	Deny            []netip.Prefix // never reached: the control plane's addresses
 	PlatformDenied  []netip.Prefix // rules before every policy's own
 	PlatformAllowed []netip.Prefix
@@ -118,8 +121,12 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 		return err
 	}
 	records := audit.NewQueue(audit.DefaultSize)
-	front := newFront(cfg, records)
+	front, err := newFront(frontConfig{Config: cfg, host: host, inside: inside, records: records})
+	if err != nil {
+		return err
+	}
 	sandboxes := table.New(table.Config{Kernel: kernel, Plane: plane, Watcher: front, Log: cfg.Log})
+	front.sandboxes = sandboxes
 	fixed := &fixed{cfg: cfg, plane: plane, sandboxes: sandboxes}
 	if err := fixed.refresh(); err != nil {
 		return err
@@ -129,7 +136,7 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 	s.Start("verdicts", func(ctx context.Context) error {
 		return kernel.Events(ctx, func(e bpf.Event) { record(records, sandboxes, e) })
 	})
-	if err := listen(ctx, cfg, plane, kernel, front, s); err != nil {
+	if err := listen(ctx, plane, kernel, front, s); err != nil {
 		return err
 	}
 	return serve(cfg, s, netdapi.Handler(&server{Table: sandboxes, front: front, records: records, info: netdapi.Info{Version: cfg.Version, Run: runID()}}, logFailures(cfg.Log)))
@@ -157,15 +164,13 @@ func mountTables(dir string) error {
 }
 
 // listen hands sandboxes' packets to the front's sockets.
-func listen(ctx context.Context, cfg Config, plane *dataplane.Plane, kernel *bpf.Kernel, front *front, s *daemon.Stack) error {
+func listen(ctx context.Context, plane *dataplane.Plane, kernel *bpf.Kernel, front *front, s *daemon.Stack) error {
 	l, err := plane.Listen(ctx)
 	if err != nil {
 		return err
 	}
 	s.Push(func() { _ = l.Close() }) // the front has closed them, or nobody will
-	if err := front.start(cfg, l, s); err != nil {
-		return err
-	}
+	front.start(l, s)
 	return kernelListens(kernel, l)
 }
 

@@ -148,7 +148,7 @@ func (s *session) authorised(rule, ref string, done, hit bool, err error) {
 }
 
 func (s *session) leaf(name string) (*tls.Certificate, error) {
-	a, err := s.p.authority(s.guest.ID, s.guest.Gen)
+	a, err := s.p.authority(s.guest.ID)
 	if err != nil {
 		return nil, err
 	}

@@ -287,6 +287,9 @@ func (t *Table) Counters(id sandbox.ID) (netdapi.Counters, error) {
 	}, nil
 }
 
+// Has reports whether a sandbox is attached.
+func (t *Table) Has(id sandbox.ID) bool { return t.find(id) != nil }
+
 // Lookup finds the sandbox that has an address and a policy. It is a [guest.Lookup].
 func (t *Table) Lookup(a netip.Addr) (guest.Guest, bool) {
 	t.mu.RLock()

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -122,11 +123,20 @@ func netdCommand(version string) *cobra.Command {
 	f.Var(&deny, "deny", "networks that no sandbox ever reaches, such as the control plane's")
 	f.Var(&denied, "platform-denied", "networks that are denied before any policy's rules")
 	f.Var(&allowed, "platform-allowed", "networks that are allowed before any policy's rules")
+	resolvers := f.StringSlice("resolvers", nil, "address:port of the resolvers to ask for sandboxes' names (default: the machine's own)")
+	f.StringVar(&c.CredentialKeyDir, "credential-keys", "", "directory of the keys that open credentials")
 	level := f.String("log-level", "info", "debug, info, warn or error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		log, err := daemon.NewLogger(os.Stderr, *level)
 		if err != nil {
 			return err
+		}
+		for _, text := range *resolvers {
+			to, err := netip.ParseAddrPort(text)
+			if err != nil {
+				return fmt.Errorf("--resolvers: %w", err)
+			}
+			c.Resolvers = append(c.Resolvers, to)
 		}
 		c.Deny, c.PlatformDenied, c.PlatformAllowed = deny, denied, allowed
 		c.Log = log.With("daemon", "netd")
