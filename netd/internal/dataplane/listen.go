@@ -62,8 +62,15 @@ func (p *Plane) Listen(ctx context.Context) (*Listeners, error) {
 	return l, nil
 }
 
-// transparent sockets take packets for any address.
-var transparent = net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
+// transparent sockets take packets for any address. They are plain TCP: sockets of
+// Multipath TCP, which is Go's default, can't be handed packets by sk_lookup.
+var transparent = func() (c net.ListenConfig) {
+	c.Control = setTransparent
+	c.SetMultipathTCP(false)
+	return c
+}()
+
+func setTransparent(network, _ string, c syscall.RawConn) error {
 	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
 	if network == "tcp6" || network == "udp6" {
 		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
@@ -71,7 +78,7 @@ var transparent = net.ListenConfig{Control: func(network, _ string, c syscall.Ra
 	var failed error
 	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, option, 1) })
 	return errors.Join(err, failed)
-}}
+}
 
 // Close closes them all.
 func (l *Listeners) Close() error {
