@@ -22,6 +22,8 @@ const (
 	maxBody = 8 << 20
 	// dialTimeout is for a socket of this machine: who does not accept hangs.
 	dialTimeout = time.Second
+	// answerTimeout is for a netd that hangs: every answer begins at once.
+	answerTimeout = 2 * time.Second
 	// idleConns are kept for claims that come together.
 	idleConns = 16
 )
@@ -40,7 +42,7 @@ func NewClient(socket string) *Client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "unix", socket)
 		},
-		MaxIdleConnsPerHost: idleConns, DisableCompression: true,
+		MaxIdleConnsPerHost: idleConns, ResponseHeaderTimeout: answerTimeout, DisableCompression: true,
 	}}}
 }
 
@@ -50,6 +52,23 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // Info says who answers.
 func (c *Client) Info(ctx context.Context) (info Info, err error) {
 	return info, c.call(ctx, http.MethodGet, pathInfo, nil, &info)
+}
+
+// Watch calls up when netd answers, and returns when it does not any more, or when
+// ctx ends.
+func (c *Client) Watch(ctx context.Context, up func(Info)) error {
+	resp, err := c.send(ctx, http.MethodGet, pathWatch, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	dec := json.NewDecoder(io.LimitReader(resp.Body, maxBody))
+	var info Info
+	if err := dec.Decode(&info); err != nil {
+		return fmt.Errorf("watching netd: %w", err)
+	}
+	up(info)
+	return dec.Decode(&info) // nothing follows but the end
 }
 
 // Attach tells of a sandbox's place in the network. It reaches nothing until its

@@ -158,6 +158,31 @@ func TestEventsStream(t *testing.T) {
 	}
 }
 
+func TestWatchLastsAsLongAsNetd(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: netdapi.Handler(&fake{}, func(string, error) {})}
+	go srv.Serve(l)
+	c := netdapi.NewClient(path)
+	defer c.Close()
+	up, ended := make(chan netdapi.Info, 1), make(chan error, 1)
+	go func() { ended <- c.Watch(t.Context(), func(i netdapi.Info) { up <- i }) }()
+	if i := <-up; i.Run != "r" {
+		t.Errorf("it is %+v", i)
+	}
+	srv.Close()
+	if err := <-ended; err == nil {
+		t.Error("netd is gone, and the watch ended without an error")
+	}
+	if err := c.Watch(t.Context(), func(netdapi.Info) { t.Error("nobody is up") }); !errors.Is(err, netdapi.ErrDown) {
+		t.Errorf("watching nobody: %v", err)
+	}
+}
+
 func TestRefusesWhatItDoesNotUnderstand(t *testing.T) {
 	t.Parallel()
 	_, _, h := serve(t)

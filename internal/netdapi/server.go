@@ -12,6 +12,7 @@ import (
 
 const (
 	pathInfo   = "/v1/info"
+	pathWatch  = "/v1/watch"
 	pathAttach = "/v1/attach"
 	pathPolicy = "/v1/policy"
 	pathDetach = "/v1/detach"
@@ -62,6 +63,7 @@ func Handler(s Server, logFailure func(path string, err error)) http.Handler {
 	mux.HandleFunc("POST "+pathDetach, h.answer(func(r *http.Request) (any, error) {
 		return nil, told(r, detachRequest.validate, func(ctx context.Context, d detachRequest) error { return s.Detach(ctx, d.ID, d.Generation) })
 	}))
+	mux.HandleFunc("GET "+pathWatch, func(w http.ResponseWriter, r *http.Request) { watch(w, r, s) })
 	mux.HandleFunc("GET "+pathEvents, func(w http.ResponseWriter, r *http.Request) { h.stream(w, r, s) })
 	return mux
 }
@@ -108,6 +110,13 @@ func (h handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(f.Kind.HTTPStatus())
 	_ = json.NewEncoder(w).Encode(f)
+}
+
+// watch says who this is and then holds on: the connection's end is netd's.
+func watch(w http.ResponseWriter, r *http.Request, s Server) {
+	if json.NewEncoder(w).Encode(s.Info()) == nil && http.NewResponseController(w).Flush() == nil {
+		<-r.Context().Done()
+	}
 }
 
 // stream writes events as they come, each batch flushed.
