@@ -1,15 +1,20 @@
 package procd
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
-// names gives the sandbox its name, as far as it can: one without works, too.
+// names gives the sandbox its names, as far as it can: one without works, too.
 type names struct {
 	etc string
 	log *slog.Logger
@@ -18,14 +23,18 @@ type names struct {
 	mu     sync.Mutex // orders the writes
 }
 
-// set names the machine, which PID 1 alone owns. The files follow behind: they
-// take longer than a claim has time for.
+// set names the machine, which PID 1 alone owns. The files that tell its name follow
+// behind: they take longer than a claim has time for. The one that tells a clone from what
+// it was cloned from is there before anything of the clone's own runs.
 func (n *names) set(hostname string) {
 	if os.Getpid() != 1 {
 		return
 	}
 	if err := syscall.Sethostname([]byte(hostname)); err != nil {
 		n.log.Warn("setting the hostname", "err", err)
+	}
+	if err := n.identify(hostname); err != nil {
+		n.log.Warn("writing the machine id", "err", err)
 	}
 	n.writes.Go(func() {
 		n.mu.Lock()
@@ -37,6 +46,31 @@ func (n *names) set(hostname string) {
 }
 
 func (n *names) wait() { n.writes.Wait() }
+
+// identify gives a machine that has had another name an id of its own, where it has one
+// at all. It follows from the name, so a sandbox that is resumed keeps it.
+func (n *names) identify(hostname string) error {
+	was, err := os.ReadFile(n.etc + "/hostname")
+	if err == nil && string(was) == hostname+"\n" {
+		return nil
+	}
+	f, err := os.OpenFile(n.etc+"/machine-id", os.O_WRONLY|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(machineID(hostname))
+	return errors.Join(err, f.Close())
+}
+
+// machineID is one in the form of a random UUID's digits, as machine-id(5) wants.
+func machineID(hostname string) string {
+	id := sha256.Sum256([]byte("s0 machine-id " + hostname))
+	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
+	return hex.EncodeToString(id[:16]) + "\n"
+}
 
 // namesMark tells our own hosts file, which a later name replaces, from one that
 // the image or the owner brought.

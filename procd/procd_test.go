@@ -3,6 +3,7 @@ package procd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -626,5 +628,40 @@ func TestWriteNames(t *testing.T) {
 	}
 	if h := read("hosts"); h != "1.2.3.4 mine\n" {
 		t.Errorf("the owner's hosts became %q", h)
+	}
+}
+
+func TestG10_AMachineWithAnotherNameHasAnotherID(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n := &names{etc: dir}
+	id := func() string {
+		b, _ := os.ReadFile(dir + "/machine-id")
+		return string(b)
+	}
+	begin := func(hostname string) string {
+		if err := errors.Join(n.identify(hostname), n.write(hostname)); err != nil {
+			t.Fatal(err)
+		}
+		return id()
+	}
+	if got := begin("a"); got != "" {
+		t.Errorf("a machine without an id got %q", got)
+	}
+	if err := os.WriteFile(dir+"/machine-id", []byte("the owner's\n"), 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if got := begin("a"); got != "the owner's\n" {
+		t.Errorf("a resume replaced the id by %q", got)
+	}
+	b := begin("b")
+	if !regexp.MustCompile(`^[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}\n$`).MatchString(b) {
+		t.Errorf("a clone has the id %q", b)
+	}
+	if got := begin("b"); got != b {
+		t.Errorf("a resumed clone has the id %q, not %q", got, b)
+	}
+	if c := begin("c"); c == b {
+		t.Errorf("two clones have the id %q", c)
 	}
 }

@@ -24,6 +24,10 @@ const (
 	Socket = Dir + "/node.sock"
 	// Binary is procd itself, the sandbox's PID 1.
 	Binary = Dir + "/bin/procd"
+	// InstanceFile has one line: the sandbox's id and generation. Who finds another
+	// one there than before is a clone, or has been resumed: what it took for unique or
+	// random, and keeps in memory, may be in other sandboxes, too.
+	InstanceFile = Dir + "/instance"
 	// Workspace is where relative paths resolve and processes start.
 	Workspace = "/workspace"
 	// EventPort is the loopback port inside the sandbox for events and envd.

@@ -191,7 +191,7 @@ func (m *Manager) createSteps(inst *instance, image string, req startRequest) []
 		{"intent", func(ctx context.Context) error { return m.cfg.Journal.Put(ctx, rec) }},
 		{"netns", func(context.Context) error { return m.cfg.Network.Add(m.cfg.Network.Slot(id, rec.NetIndex)) }},
 		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(id, limits(rec.Spec, nil, req.idle)) }},
-		{"dirs", func(context.Context) error { return m.makeDirs(id) }},
+		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
 	}, files, []step{
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
@@ -219,7 +219,8 @@ func (m *Manager) runSteps(ctx context.Context, operation string, steps []step) 
 	return nil
 }
 
-func (m *Manager) makeDirs(id sandbox.ID) error {
+func (m *Manager) makeDirs(rec journal.Record) error {
+	id := rec.ID
 	for _, dir := range []string{m.slotDir(id), m.overlayDir(id)} {
 		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 			return err
@@ -228,7 +229,15 @@ func (m *Manager) makeDirs(id sandbox.ID) error {
 			return err
 		}
 	}
-	return os.Mkdir(m.binDir(id), 0o755) // what BinDir is mounted on, inside
+	if err := os.Mkdir(m.binDir(id), 0o755); err != nil { // what BinDir is mounted on, inside
+		return err
+	}
+	return os.WriteFile(m.instanceFile(id), fmt.Appendf(nil, "%s %d\n", id, rec.Generation), 0o444)
+}
+
+// instanceFile is procapi.InstanceFile as the host sees it.
+func (m *Manager) instanceFile(id sandbox.ID) string {
+	return filepath.Join(m.slotDir(id), filepath.Base(procapi.InstanceFile))
 }
 
 func (m *Manager) binDir(id sandbox.ID) string {

@@ -126,7 +126,7 @@ func (m *Manager) resumeSteps(inst *instance, rec journal.Record, image string) 
 		{"intent", func(ctx context.Context) error { return m.commit(ctx, inst, rec) }},
 		{"netns", func(context.Context) error { return m.cfg.Network.Add(m.cfg.Network.Slot(rec.ID, rec.NetIndex)) }},
 		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(rec.ID, limits(rec.Spec, rec.Claim, false)) }},
-		{"dirs", func(context.Context) error { return m.makeDirs(rec.ID) }},
+		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
 		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, nil) }},
