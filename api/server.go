@@ -21,6 +21,7 @@ import (
 	"s0.run/api/internal/capture"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
+	"s0.run/api/internal/egress"
 	"s0.run/api/internal/events"
 	"s0.run/api/internal/exposure"
 	"s0.run/api/internal/httpapi"
@@ -46,6 +47,7 @@ import (
 	"s0.run/internal/errdefs"
 	"s0.run/internal/regauth"
 	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
 )
 
 const (
@@ -69,6 +71,7 @@ type server struct {
 	pools     *pools.Keeper
 	images    *images.Keeper
 	registry  *images.Registry // nil: none
+	network   *egress.Keeper
 	lifecycle *lifecycle.Keeper
 	webhooks  *webhook.Dispatcher
 	events    *events.Feed
@@ -84,7 +87,8 @@ type server struct {
 	http      *http.Server
 	metrics   http.Handler
 	doc       *apidoc.Doc
-	draining  atomic.Bool // it stops: others shall be asked
+	sealTo    *sealed.PublicKey // credentials; nil: there are none
+	draining  atomic.Bool       // it stops: others shall be asked
 }
 
 // open acquires what a server needs: listeners, keys, a database with the first
@@ -133,6 +137,11 @@ func open(ctx context.Context, cfg Config) (_ *server, err error) {
 		return nil, err
 	}
 	s.doc = doc
+	if cfg.CredentialKeyFile != "" {
+		if s.sealTo, err = sealed.ReadPublic(cfg.CredentialKeyFile); err != nil {
+			return nil, err
+		}
+	}
 	s.wire(signer, id)
 	return s, s.catalog.Load(ctx)
 }
@@ -217,20 +226,22 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 			s.pools.Kick()
 			s.events.Follow(node)
 		},
-		OnEnd: func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
+		OnEnd:    func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
+		OnStored: func(node string, id sandbox.ID) { s.lifecycle.Stored(node, id) },
 	})
 	s.pools = pools.New(pools.Config{Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Log: log})
 	s.images = images.New(images.Config{
 		Store: s.store, Registry: s.registry, Allowed: s.cfg.ImageRegistries, Table: s.table, Nodes: s.nodes, Catalog: s.catalog,
 		Changed: s.templatesChanged, Log: log,
 	})
-	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
+	s.network = egress.New(egress.Config{Store: s.store, Nodes: s.nodes, Table: s.table, Key: s.sealTo, Log: log})
+	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Network: s.network, Log: log})
 	s.meter = metering.New(metering.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
 	hooks := webhook.Policy{AllowPrivate: s.cfg.WebhookAllowPrivate}
 	s.webhooks = webhook.New(webhook.Config{Store: s.store, Policy: hooks, Metrics: reg, Log: log})
 	s.events = events.New(events.Config{Store: s.store, Nodes: s.nodes, Changed: s.webhooks.Kick, Log: log})
 	s.claimer = claim.New(claim.Config{
-		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Hooks: hooks, Metrics: claim.NewMetrics(reg), Log: log,
+		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Network: s.network, Hooks: hooks, Metrics: claim.NewMetrics(reg), Log: log,
 	})
 	s.captures = capture.New(capture.Config{
 		Store: s.store, Catalog: s.catalog, Nodes: s.nodes, Registry: s.images, Trusted: s.cfg.ImageRegistries,
@@ -244,7 +255,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	s.sockets = wsapi.New(wsapi.Config{Plane: plane, CheckOrigin: hosts.SameOrigin, Log: log})
 	s.http = httpapi.New(httpapi.Config{
 		Store: s.store, Auth: s.auth, Identity: id, SSO: s.sso, Catalog: s.catalog, Images: s.images, Captures: s.captures, Table: s.table, Claimer: s.claimer,
-		Lifecycle: s.lifecycle, Plane: plane, Sockets: s.sockets, Watches: s.watches,
+		Lifecycle: s.lifecycle, Network: s.network, Plane: plane, Sockets: s.sockets, Watches: s.watches,
 		Events:  &events.View{Store: s.store, Feed: s.events, RegionID: s.cfg.RegionID},
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
 		RegionID: s.cfg.RegionID, Cluster: s.cfg.Cluster, Registry: reg, Log: log,
@@ -320,6 +331,7 @@ func (s *server) run(ctx context.Context) error {
 	g.Go(func() error { return s.pools.Run(background) })
 	g.Go(func() error { return s.images.Run(background) })
 	g.Go(func() error { return s.lifecycle.Run(background) })
+	g.Go(func() error { return s.network.Run(background) })
 	g.Go(func() error { return s.meter.Run(background) })
 	g.Go(func() error { return s.events.Run(background) })
 	g.Go(func() error { return s.webhooks.Run(background) })
@@ -389,6 +401,10 @@ func (s *server) changed(ctx context.Context, table string) {
 	switch table {
 	case "", store.TableQuotas, store.TableDefaults:
 		s.claimer.LimitsChanged()
+	}
+	switch table {
+	case "", store.TableUses:
+		s.network.Kick()
 	}
 	if table != store.TableTemplates && table != "" {
 		return

@@ -30,6 +30,7 @@ type Node struct {
 	Cluster       string
 	NetworkPolicy bool
 	Classes       []string     // beside gvisor
+	ObjectStore   bool         // the node has one
 	NoRefill      bool         // pools are filled once
 	Proc          http.Handler // every sandbox's procd; it sees procd's own paths and the id in the header SandboxHeader
 
@@ -42,6 +43,9 @@ type Node struct {
 
 	// AfterPause is called before a pause that took effect is answered.
 	AfterPause func(id string)
+
+	// OnResume may refuse a resume, before it takes effect.
+	OnResume func(req *nodeapi.ResumeRequest) error
 
 	// AfterFork may lose a fork's answer, after it took effect.
 	AfterFork func(req *nodeapi.ForkRequest) error
@@ -60,6 +64,7 @@ type Node struct {
 
 	mu        sync.Mutex
 	removed   []*nodeapi.RemoveStoredRequest
+	networks  map[string]*nodeapi.Network
 	pools     map[string]*nodeapi.Pool
 	setPools  int
 	free      map[string]*nodeapi.Slot
@@ -152,7 +157,7 @@ func (n *Node) proxy(w http.ResponseWriter, r *http.Request) {
 
 // Info implements the node API.
 func (n *Node) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
-	return &nodeapi.InfoResponse{Node: n.Name, Cluster: n.Cluster, Version: "fake", RuntimeClasses: append([]string{"gvisor"}, n.Classes...), NetworkPolicy: n.NetworkPolicy}, nil
+	return &nodeapi.InfoResponse{Node: n.Name, Cluster: n.Cluster, Version: "fake", RuntimeClasses: append([]string{"gvisor"}, n.Classes...), NetworkPolicy: n.NetworkPolicy, ObjectStore: n.objectStore()}, nil
 }
 
 // SetPools implements the node API: slots are there at once.
@@ -314,6 +319,7 @@ func (n *Node) claim(req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) 
 		ClaimId: req.GetClaimId(), ClaimedUnixNano: time.Now().UnixNano(), MemoryBytes: req.GetMemoryBytes(), CpuMillis: req.GetCpuMillis(), Env: req.GetEnv(), Events: req.GetEvents(),
 	}
 	n.sandboxes[id] = sb
+	n.putNetworkLocked(id, req.GetNetwork())
 	n.begun[id] = req.GetSnapshot()
 	n.claimed[sb.GetPoolKey()]++
 	n.claims[req.GetClaimId()] = id
@@ -342,9 +348,10 @@ func (n *Node) Update(_ context.Context, req *nodeapi.UpdateRequest) (*nodeapi.S
 	if sb == nil {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("unknown"))
 	}
-	if sb.GetGeneration() != req.GetGeneration() {
+	if g := req.GetGeneration(); g != 0 && g != sb.GetGeneration() {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("stale generation"))
 	}
+	n.putNetworkLocked(sb.GetId(), req.GetNetwork())
 	next := &nodeapi.Sandbox{
 		Id: sb.Id, Generation: sb.Generation, PoolKey: sb.PoolKey, State: sb.State, Team: sb.Team, User: sb.User,
 		ClaimId: sb.ClaimId, ClaimedUnixNano: sb.ClaimedUnixNano, MemoryBytes: sb.MemoryBytes, CpuMillis: sb.CpuMillis, Env: sb.Env,

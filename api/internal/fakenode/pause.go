@@ -26,7 +26,12 @@ func (n *Node) Pause(_ context.Context, req *nodeapi.PauseRequest) (*nodeapi.San
 
 // Resume implements the node API.
 func (n *Node) Resume(_ context.Context, req *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error) {
-	return n.switchTo(req.GetId(), req.GetGeneration(), "running", 1)
+	if n.OnResume != nil {
+		if err := n.OnResume(req); err != nil {
+			return nil, err
+		}
+	}
+	return n.switchTo(req.GetId(), req.GetGeneration(), "running", n.takeIn(req))
 }
 
 // Switch makes a sandbox one of a state and generation, as if by another's call.
@@ -52,7 +57,7 @@ func (n *Node) switchTo(id string, gen uint64, state string, step uint64) (*node
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("stale generation"))
 	}
 	next := proto.CloneOf(sb)
-	next.State, next.Generation = state, sb.GetGeneration()+step
+	next.State, next.Generation, next.StoredGeneration = state, sb.GetGeneration()+step, 0
 	n.sandboxes[id] = next
 	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: next}})
 	return next, nil

@@ -3,6 +3,8 @@ package fakenode
 import (
 	"context"
 
+	"google.golang.org/protobuf/proto"
+
 	"s0.run/internal/nodeapi"
 )
 
@@ -19,4 +21,43 @@ func (n *Node) Removed() []*nodeapi.RemoveStoredRequest {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return append([]*nodeapi.RemoveStoredRequest(nil), n.removed...)
+}
+
+func (n *Node) objectStore() *nodeapi.ObjectStore {
+	if !n.ObjectStore {
+		return nil
+	}
+	return &nodeapi.ObjectStore{Url: "s3://fake"}
+}
+
+// takeIn makes a paused sandbox of this node of a stored image, unless it has it, and
+// returns how many generations later its next instance is.
+func (n *Node) takeIn(req *nodeapi.ResumeRequest) uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	stored := req.GetStored()
+	if stored == nil {
+		return 1
+	}
+	sb := n.sandboxes[req.GetId()]
+	if sb == nil && n.ObjectStore {
+		sb = &nodeapi.Sandbox{Id: req.GetId(), Generation: stored.GetGeneration(), State: "paused", Team: stored.GetTeam(), ClaimId: stored.GetClaimId()}
+		n.sandboxes[req.GetId()] = sb
+	}
+	if sb == nil {
+		return 1
+	}
+	return max(sb.GetGeneration(), stored.GetAfterGeneration()) + 1 - sb.GetGeneration()
+}
+
+// SetStored says that the object store has, or has not, a sandbox as it was paused.
+func (n *Node) SetStored(id string, stored bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	next := proto.CloneOf(n.sandboxes[id])
+	if next.StoredGeneration = 0; stored {
+		next.StoredGeneration = next.GetGeneration()
+	}
+	n.sandboxes[id] = next
+	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: next}})
 }

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
+	"s0.run/api/internal/egress"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
@@ -46,14 +47,16 @@ const (
 
 // Config names what the Keeper works with. The zero durations mean the defaults.
 type Config struct {
-	Store *store.Store
-	Table *placement.Table
-	Nodes *nodes.Set
-	Log   *slog.Logger
+	Store   *store.Store
+	Table   *placement.Table
+	Nodes   *nodes.Set
+	Network *egress.Keeper
+	Log     *slog.Logger
 
 	PassEvery time.Duration // between two comparisons with a node; defaults to 15 s
 	Settled   time.Duration // age at which a row's node must know about it; defaults to 30 s
 	Grace     time.Duration // for a sandbox without a row; defaults to 10 min
+	LostAfter time.Duration // silence after which what a node had in the object store, too, is resumed elsewhere; defaults to 30 s
 }
 
 // Keeper is safe for concurrent use.
@@ -61,11 +64,14 @@ type Keeper struct {
 	cfg  Config
 	wake chan struct{} // there is something in ended
 
+	wakeStored chan struct{} // and in stored
+
 	resumes singleflight.Group // by team and id
 
 	mu      sync.Mutex
 	ended   map[sandbox.ID]string    // sandboxes that their node says have ended
 	orphans map[sandbox.ID]time.Time // sandboxes without a row, since when
+	stored  map[sandbox.ID]string    // sandboxes of which their node says something new of the object store
 }
 
 // New makes a Keeper.
@@ -78,7 +84,11 @@ func New(cfg Config) *Keeper {
 	def(&cfg.PassEvery, 15*time.Second)
 	def(&cfg.Settled, 30*time.Second)
 	def(&cfg.Grace, 10*time.Minute)
-	return &Keeper{cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]time.Time{}}
+	def(&cfg.LostAfter, 30*time.Second)
+	return &Keeper{
+		cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]time.Time{},
+		wakeStored: make(chan struct{}, 1), stored: map[sandbox.ID]string{},
+	}
 }
 
 // Run expires, reconciles and purges until ctx ends.
@@ -89,6 +99,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 	wg.Go(func() { every(ctx, k.cfg.PassEvery, nil, k.pass) })
 	wg.Go(func() { every(ctx, k.cfg.PassEvery, k.wake, k.settleEnded) })
 	wg.Go(func() { every(ctx, removalEvery, nil, k.removeSnapshots) })
+	wg.Go(func() { every(ctx, k.cfg.PassEvery, k.wakeStored, k.settleStored) })
+	wg.Go(func() { every(ctx, unwantedEvery, nil, k.removeUnwanted) })
 	wg.Go(func() { every(ctx, purgeEvery, nil, k.purge) })
 	wg.Wait()
 	return nil

@@ -27,6 +27,7 @@ type fixture struct {
 	store *store.Store
 	conn  *pgx.Conn
 	node  *fakenode.Node
+	nodes []*fakenode.Node // with node
 	table *placement.Table
 	keep  *lifecycle.Keeper
 	team  uuid.UUID
@@ -38,7 +39,7 @@ func run(t *testing.T, grace time.Duration) *fixture {
 	return runWith(t, &fakenode.Node{}, lifecycle.Config{Settled: time.Millisecond, Grace: grace})
 }
 
-func runWith(t *testing.T, node *fakenode.Node, c lifecycle.Config) *fixture {
+func runWith(t *testing.T, node *fakenode.Node, c lifecycle.Config, more ...*fakenode.Node) *fixture {
 	t.Helper()
 	dsn := s0test.Postgres(t)
 	s, err := store.Open(t.Context(), dsn)
@@ -53,9 +54,18 @@ func runWith(t *testing.T, node *fakenode.Node, c lifecycle.Config) *fixture {
 	t.Cleanup(func() { conn.Close(context.Background()) })
 	f := &fixture{t: t, store: s, conn: conn, node: fakenode.Start(t, node), table: placement.New(), team: uuid.New()}
 	log := slog.New(slog.DiscardHandler)
+	f.nodes = []*fakenode.Node{f.node}
+	for _, n := range more {
+		f.nodes = append(f.nodes, fakenode.Start(t, n))
+	}
+	var sockets []string
+	for _, n := range f.nodes {
+		sockets = append(sockets, n.Socket)
+	}
 	set := nodes.New(nodes.Config{
-		Sockets: []string{f.node.Socket}, Cluster: "local", Table: f.table, Log: log,
+		Sockets: sockets, Cluster: "local", Table: f.table, Log: log,
 		OnSync: func(string) {}, OnEnd: func(node string, id sandbox.ID) { f.keep.Ended(node, id) },
+		OnStored: func(node string, id sandbox.ID) { f.keep.Stored(node, id) },
 	})
 	c.Store, c.Table, c.Nodes, c.Log, c.PassEvery = s, f.table, set, log, 20*time.Millisecond
 	f.keep = lifecycle.New(c)
@@ -68,7 +78,7 @@ func runWith(t *testing.T, node *fakenode.Node, c lifecycle.Config) *fixture {
 		<-done
 		<-done
 	})
-	fakenode.Eventually(t, "the node is known", func() bool { return f.table.IsSynced("n1") })
+	fakenode.Eventually(t, "the nodes are known", func() bool { return len(f.table.Synced()) == len(sockets) })
 	return f
 }
 

@@ -112,10 +112,12 @@ func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 	if row.Status != sandbox.Starting && row.Status != sandbox.Running {
 		return store.Sandbox{}, errdefs.New(errdefs.Conflict, "the sandbox is %s", row.Status)
 	}
-	rpc, err := k.cfg.Nodes.RPC(row.Node)
-	var sb *nodeapi.Sandbox
-	if err == nil {
-		sb, err = rpc.Resume(ctx, &nodeapi.ResumeRequest{Id: string(id)})
+	if row.Status == sandbox.Starting && row.Stored != nil && !begun {
+		return store.Sandbox{}, errBeingResumed // maybe at another node
+	}
+	sb, err := k.resumeAt(ctx, row)
+	if err != nil && begun {
+		row, sb, err = k.resumeElsewhere(ctx, row, err)
 	}
 	if err != nil {
 		k.stayPaused(ctx, row, begun)
@@ -220,6 +222,7 @@ func (k *Keeper) settleState(ctx context.Context, row store.Sandbox, state sandb
 	var changed bool
 	var err error
 	switch {
+	case state == sandbox.Paused && row.Status == sandbox.Starting && k.rests(ctx, row):
 	case state == sandbox.Paused && (row.Status != sandbox.Paused || gen > row.Generation):
 		_, changed, err = k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, gen)
 	case state == sandbox.Running && (row.Status != sandbox.Running || gen > row.Generation):

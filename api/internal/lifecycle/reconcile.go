@@ -60,6 +60,7 @@ func (k *Keeper) settleEnded(ctx context.Context) {
 		case row.DeletedAt != nil || row.Node != node:
 		case row.Status == sandbox.Terminating:
 			k.finish(ctx, row)
+		case !known && k.rests(ctx, row):
 		case !known:
 			k.fail(ctx, row, "it ended on its node")
 		case sb.State == sandbox.Failed && sb.ClaimID == row.ClaimID.String():
@@ -109,6 +110,7 @@ func (k *Keeper) passNode(ctx context.Context, node string) {
 		return
 	}
 	k.adoptOrEnd(ctx, node, theirs, len(list))
+	k.endOutdated(ctx, node)
 }
 
 // compareRows settles every row of a node, and removes from theirs what has one.
@@ -146,6 +148,9 @@ func (k *Keeper) compare(ctx context.Context, row store.NodeRow, sb placement.Sa
 	case !row.Settled:
 	case same && (sb.State == sandbox.Paused || sb.State == sandbox.Running):
 		k.settleState(ctx, row.Sandbox, sb.State, sb.Generation)
+		if sb.State == sandbox.Paused && (sb.Stored != 0) != (row.Stored != nil) {
+			k.recordStored(ctx, sb)
+		}
 	case has && !same:
 		k.dropLostClaim(ctx, row.Sandbox)
 	case !has:
@@ -171,7 +176,7 @@ func (k *Keeper) failIfUnknown(ctx context.Context, row store.Sandbox) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := rpc.Get(ctx, &nodeapi.GetRequest{Id: string(row.ID)}); connect.CodeOf(err) == connect.CodeNotFound {
+	if _, err := rpc.Get(ctx, &nodeapi.GetRequest{Id: string(row.ID)}); connect.CodeOf(err) == connect.CodeNotFound && !k.rests(ctx, row) {
 		k.fail(ctx, row, "its node has no record of it")
 	}
 }
@@ -191,6 +196,8 @@ func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.I
 		mine := err == nil && row.ClaimID.String() == sb.ClaimID
 		switch {
 		case sb.State == sandbox.Terminating:
+		case mine && wentOn(row, sb):
+			k.end(ctx, sb, "it went on at another node")
 		case mine && row.DeletedAt == nil: // it has got its row meanwhile
 		case mine:
 			k.end(ctx, sb, row.Reason)

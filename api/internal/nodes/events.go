@@ -37,7 +37,11 @@ func (s *Set) apply(node string, e *nodeapi.Event) {
 		t.SlotTaken(node, sandbox.ID(ev.SlotTaken))
 	case *nodeapi.Event_Sandbox:
 		sb := sandboxFromWire(node, ev.Sandbox)
+		was, _, _ := t.Lookup(sb.ID)
 		t.SandboxChanged(sb)
+		if sb.Stored != was.Stored && s.cfg.OnStored != nil {
+			s.cfg.OnStored(node, sb.ID)
+		}
 		if sb.State == sandbox.Failed {
 			s.cfg.OnEnd(node, sb.ID)
 		}
@@ -58,6 +62,7 @@ func sandboxFromWire(node string, w *nodeapi.Sandbox) placement.Sandbox {
 	return placement.Sandbox{
 		Node: node, ID: sandbox.ID(w.GetId()), Generation: sandbox.Generation(w.GetGeneration()), PoolKey: w.GetPoolKey(),
 		State: sandbox.State(w.GetState()), Reason: w.GetReason(), Team: w.GetTeam(), ClaimID: w.GetClaimId(),
+		Stored: sandbox.Generation(w.GetStoredGeneration()),
 	}
 }
 

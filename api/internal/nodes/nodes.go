@@ -54,9 +54,12 @@ type Config struct {
 
 	// OnSync is called after a node's stream has told everything, again after
 	// each reconnection. OnEnd is called for a sandbox that failed or is gone.
-	// Both are called from the node's stream and must not block.
-	OnSync func(node string)
-	OnEnd  func(node string, id sandbox.ID)
+	// OnStored, unless nil, is called when a node says something new of whether a paused
+	// sandbox is in the object store. All are called from the node's stream and must not
+	// block.
+	OnSync   func(node string)
+	OnEnd    func(node string, id sandbox.ID)
+	OnStored func(node string, id sandbox.ID)
 }
 
 // Set is the nodes of one cluster.
@@ -197,7 +200,7 @@ func (s *Set) hello(ctx context.Context, c *conn) (placement.Node, error) {
 		return placement.Node{}, fmt.Errorf("two nodes are called %q: %s and %s", info.GetNode(), other.socket, c.socket)
 	}
 	s.byName[info.GetNode()] = c
-	n := placement.Node{Name: info.GetNode(), NetworkPolicy: info.GetNetworkPolicy()}
+	n := placement.Node{Name: info.GetNode(), NetworkPolicy: info.GetNetworkPolicy(), ObjectStore: info.GetObjectStore() != nil}
 	for _, class := range info.GetRuntimeClasses() {
 		n.Classes = append(n.Classes, sandbox.RuntimeClass(class))
 	}

@@ -36,6 +36,7 @@ type Sandbox struct {
 	Reason     string
 	Team       string
 	ClaimID    string
+	Stored     sandbox.Generation // the image of it in the object store, if it is paused and there is one
 
 	silent time.Time // since when its node can't tell its state; zero while it can
 }
@@ -69,6 +70,7 @@ func NewSnapshot() *Snapshot {
 type Node struct {
 	Name          string
 	NetworkPolicy bool // it enforces network policy
+	ObjectStore   bool // it has the object store
 	Classes       []sandbox.RuntimeClass
 }
 
@@ -89,9 +91,10 @@ type Table struct {
 type node struct {
 	Node
 	synced bool
-	lost   time.Time             // since when it is not synced
-	slots  map[sandbox.ID]string // pool keys of its free slots
-	own    map[sandbox.ID]bool   // its sandboxes
+	lost   time.Time              // since when it is not synced
+	slots  map[sandbox.ID]string  // pool keys of its free slots
+	own    map[sandbox.ID]bool    // its sandboxes
+	older  map[sandbox.ID]Sandbox // what it still says of sandboxes that are another node's
 	pools  map[string]Pool
 }
 
@@ -111,7 +114,7 @@ func (t *Table) Sync(n Node, s *Snapshot) {
 		}
 	}
 	maps.DeleteFunc(t.free, func(_ string, l *slotList) bool { return len(l.slots) == 0 }) // of templates that changed
-	fresh := &node{Node: n, synced: true, slots: map[sandbox.ID]string{}, own: map[sandbox.ID]bool{}, pools: s.Pools}
+	fresh := &node{Node: n, synced: true, slots: map[sandbox.ID]string{}, own: map[sandbox.ID]bool{}, older: map[sandbox.ID]Sandbox{}, pools: s.Pools}
 	t.nodes[n.Name] = fresh
 	for _, slot := range s.Slots {
 		t.addSlot(fresh, slot)
@@ -161,6 +164,7 @@ func (t *Table) SandboxChanged(sb Sandbox) {
 // SandboxGone removes a sandbox that has ended.
 func (t *Table) SandboxGone(name string, id sandbox.ID) {
 	t.update(name, func(n *node) {
+		delete(n.older, id)
 		if n.own[id] {
 			delete(n.own, id)
 			t.dropSandbox(id)
@@ -200,6 +204,44 @@ func (t *Table) ColdNode(class sandbox.RuntimeClass, except map[string]bool) (st
 		}
 	}
 	return best, best != ""
+}
+
+// StoreNode chooses, of the nodes that have the object store, the one with the fewest
+// sandboxes, except those that were asked already.
+func (t *Table) StoreNode(except map[string]bool) (string, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	best, fewest := "", 0
+	for name, n := range t.nodes {
+		if n.synced && n.ObjectStore && !except[name] && (best == "" || len(n.own) < fewest) {
+			best, fewest = name, len(n.own)
+		}
+	}
+	return best, best != ""
+}
+
+// NoStore reports whether every node that there is can be asked and none has an object
+// store.
+func (t *Table) NoStore() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, n := range t.nodes {
+		if !n.synced || n.ObjectStore {
+			return false
+		}
+	}
+	return len(t.nodes) > 0
+}
+
+// Outdated lists what a synced node says of sandboxes that another node has in the same
+// or a later generation.
+func (t *Table) Outdated(name string) []Sandbox {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if n := t.nodes[name]; n != nil && n.synced {
+		return slices.Collect(maps.Values(n.older))
+	}
+	return nil
 }
 
 // Lookup finds a claimed sandbox. synced is false when its node's stream is
@@ -380,10 +422,13 @@ func (t *Table) putSandbox(n *node, sb Sandbox) {
 	old := t.sandboxes[sb.ID]
 	if old != nil && old.Node != n.Name {
 		if old.Generation >= sb.Generation {
+			n.older[sb.ID] = sb
 			return
 		}
 		delete(t.nodes[old.Node].own, sb.ID)
+		t.nodes[old.Node].older[sb.ID] = *old
 	}
+	delete(n.older, sb.ID)
 	t.dropSandbox(sb.ID)
 	n.own[sb.ID] = true
 	sb.silent = time.Time{}

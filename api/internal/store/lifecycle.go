@@ -83,12 +83,14 @@ func (s *Store) SandboxesOn(ctx context.Context, node string, after sandbox.ID, 
 	return list, classify(err, "reading a node's sandboxes")
 }
 
-// PurgeDeleted forgets tombstones older than age that were metered and whose end
-// the last webhook was told of.
+// PurgeDeleted forgets tombstones older than age that were metered, whose end the last
+// webhook was told of, and whose images are gone from the object store. Those that
+// nobody removes for a month are given up: there is no object store any more.
 func (s *Store) PurgeDeleted(ctx context.Context, age time.Duration) error {
 	return s.purge(ctx, "purging tombstones", `DELETE FROM sandboxes WHERE id IN (
 		SELECT id FROM sandboxes WHERE deleted_at < now() - $1::interval
 		AND claimed_at < (SELECT events_until FROM metering_progress)
+		AND (images_due IS NULL OR deleted_at < now() - interval '30 days')
 		AND NOT EXISTS (SELECT FROM sandbox_webhooks w WHERE w.sandbox_id = id AND coalesce(w.leased_until, w.wake_at) IS NOT NULL)
 		LIMIT $2)`, age)
 }

@@ -38,11 +38,14 @@ type Sandbox struct {
 	CreatedAt      time.Time
 	UpdatedAt      time.Time
 	DeletedAt      *time.Time
+	// Stored is the image in the object store that the sandbox is, if it is paused and
+	// there is one: see migrations/0015_objects.sql.
+	Stored *sandbox.Generation
 }
 
 const sandboxColumns = `id, team_id, user_id, claim_id, template_id, node, generation, status, reason, config,
 	memory_bytes, ttl_seconds, hard_ttl_seconds, expires_at, hard_expires_at, request_hash,
-	claimed_at, created_at, updated_at, deleted_at`
+	claimed_at, created_at, updated_at, deleted_at, stored_generation`
 
 // listColumns leave the config out: a function's code makes it large, and who
 // reads many rows at once needs none.

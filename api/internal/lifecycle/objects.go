@@ -1,0 +1,206 @@
+package lifecycle
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"s0.run/api/internal/nodes"
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+)
+
+const (
+	// moves bounds how many other nodes one resume tries.
+	moves = 3
+	// unwantedEvery is how often there is a look for images in the object store that
+	// nobody wants, unwantedLease when another attempt to remove them may be made, and
+	// unwantedBatch how many sandboxes' at a time.
+	unwantedEvery, unwantedLease, unwantedBatch = 10 * time.Second, 5 * time.Minute, 50
+	// removeTimeout is for all objects of a sandbox's images.
+	removeTimeout = 2 * time.Minute
+)
+
+var errBeingResumed = errdefs.New(errdefs.Unavailable, "the sandbox is being resumed").WithRetryAfter(time.Second)
+
+// Stored takes note that a node says something new of whether a paused sandbox is in the
+// object store. It never blocks.
+func (k *Keeper) Stored(node string, id sandbox.ID) {
+	k.mu.Lock()
+	k.stored[id] = node
+	k.mu.Unlock()
+	select {
+	case k.wakeStored <- struct{}{}:
+	default:
+	}
+}
+
+// settleStored makes the rows say it. What the database does not take now, the next
+// comparison with the node finds.
+func (k *Keeper) settleStored(ctx context.Context) {
+	k.mu.Lock()
+	said := k.stored
+	k.stored = map[sandbox.ID]string{}
+	k.mu.Unlock()
+	for id := range said {
+		if sb, synced, ok := k.cfg.Table.Lookup(id); ok && synced && sb.State == sandbox.Paused {
+			k.recordStored(ctx, sb)
+		}
+	}
+}
+
+func (k *Keeper) recordStored(ctx context.Context, sb placement.Sandbox) {
+	stored := sb.Stored != 0
+	changed, err := k.cfg.Store.SetStored(ctx, sb.Node, sb.ID, sb.ClaimID, sb.Generation, stored)
+	if err != nil {
+		k.logFailure(ctx, "could not record a stored image", err)
+	}
+	if changed {
+		k.cfg.Log.Info("a paused sandbox is or is not in the object store", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node, "stored", stored)
+	}
+}
+
+// resumeAt has the row's node resume a sandbox: what the node has, or else what is in the
+// object store.
+func (k *Keeper) resumeAt(ctx context.Context, row store.Sandbox) (*nodeapi.Sandbox, error) {
+	rpc, err := k.cfg.Nodes.RPC(row.Node)
+	if err != nil {
+		return nil, err
+	}
+	req := &nodeapi.ResumeRequest{Id: string(row.ID)}
+	if row.Stored != nil {
+		req.Stored = &nodeapi.StoredImage{
+			Generation: uint64(*row.Stored), Team: row.TeamID.String(), ClaimId: row.ClaimID.String(), AfterGeneration: uint64(row.Generation),
+		}
+	}
+	return rpc.Resume(ctx, req)
+}
+
+// resumeElsewhere resumes a sandbox at another node whose own can't, after refused. It
+// needs to be in the object store, and this caller to have begun the resume. It returns
+// the row as it is by then.
+//
+// There are never two of a sandbox (R2): who began its resume is alone with it, moves its
+// row before another node is asked, and asks for a generation that is later than any that
+// there may have been. A node that is lost and comes back has an older one, which ends.
+func (k *Keeper) resumeElsewhere(ctx context.Context, row store.Sandbox, refused error) (store.Sandbox, *nodeapi.Sandbox, error) {
+	tried := map[string]bool{row.Node: true}
+	for range moves {
+		if row.Stored == nil || !k.mayMove(row, refused) {
+			break
+		}
+		node, ok := k.cfg.Table.StoreNode(tried)
+		if !ok {
+			break
+		}
+		tried[node] = true
+		moved, ok, err := k.cfg.Store.Move(ctx, row, node)
+		if err != nil {
+			return row, nil, err
+		}
+		if !ok {
+			return row, nil, errBeingResumed
+		}
+		k.cfg.Log.Warn("moved a paused sandbox to another node", "sandbox", row.ID, "gen", moved.Generation, "team", row.TeamID, "from", row.Node, "node", node, "err", refused)
+		row = moved
+		sb, err := k.resumeAt(ctx, row)
+		if err == nil {
+			return row, sb, nil
+		}
+		refused = err
+	}
+	return row, nil, refused
+}
+
+// mayMove reports whether a node's refusal is a reason to ask another one: it is full, it
+// can't take up the image, or nobody has heard of it for so long that it counts as lost.
+func (k *Keeper) mayMove(row store.Sandbox, refused error) bool {
+	switch connect.CodeOf(refused) {
+	case connect.CodeResourceExhausted, connect.CodeFailedPrecondition:
+		return true
+	}
+	return k.cfg.Table.Silence(row.Node) >= k.cfg.LostAfter
+}
+
+// rests reports whether a row is of a sandbox that its node need not have: it is paused
+// and in the object store. One whose resume nobody finishes is paused again when nobody
+// can be at it any more.
+func (k *Keeper) rests(ctx context.Context, row store.Sandbox) bool {
+	if row.Stored == nil || row.Status != sandbox.Paused && row.Status != sandbox.Starting {
+		return false
+	}
+	if row.Status == sandbox.Starting {
+		if err := k.cfg.Store.GiveUpResume(ctx, row, resumeTimeout); err != nil {
+			k.logFailure(ctx, "could not give up a resume", err)
+		}
+	}
+	return true
+}
+
+// endOutdated ends what a node still has of sandboxes that went on at another node: their
+// rows say so.
+func (k *Keeper) endOutdated(ctx context.Context, node string) {
+	for _, sb := range k.cfg.Table.Outdated(node) {
+		row, err := k.cfg.Store.AnySandbox(ctx, sb.ID)
+		if errdefs.Is(err, errdefs.NotFound) {
+			continue // that is no evidence
+		}
+		if err != nil {
+			k.logFailure(ctx, "could not look for a sandbox's row", err)
+			return
+		}
+		if wentOn(row, sb) {
+			k.end(ctx, sb, "it went on at another node")
+		}
+	}
+}
+
+// wentOn reports whether a row says that an instance is not the sandbox any more.
+func wentOn(row store.Sandbox, sb placement.Sandbox) bool {
+	return row.ClaimID.String() == sb.ClaimID && row.Node != sb.Node && row.Generation >= sb.Generation
+}
+
+// removeUnwanted removes images from the object store that nobody wants any more, as the
+// rows of their sandboxes say. Any node that has the store can.
+func (k *Keeper) removeUnwanted(ctx context.Context) {
+	node, ok := k.cfg.Table.StoreNode(nil)
+	if !ok && !k.cfg.Table.NoStore() {
+		return // who could remove them can't be asked now
+	}
+	list, err := k.cfg.Store.LeaseUnwantedImages(ctx, unwantedLease, unwantedBatch)
+	if err != nil {
+		k.logFailure(ctx, "could not look for images that nobody wants", err)
+		return
+	}
+	for _, row := range list {
+		if ok {
+			err = k.removeImages(ctx, node, row)
+		}
+		if err == nil {
+			err = k.cfg.Store.ImagesRemoved(ctx, row.TeamID, row)
+		}
+		if err != nil {
+			k.logFailure(ctx, "could not remove images that nobody wants", err)
+			return
+		}
+	}
+}
+
+func (k *Keeper) removeImages(ctx context.Context, node string, row store.Sandbox) error {
+	rpc, err := k.cfg.Nodes.RPC(node)
+	if err != nil {
+		return nodes.ErrUnreachable.WithCause(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	req := &nodeapi.RemoveStoredRequest{Id: string(row.ID)}
+	if row.DeletedAt == nil {
+		req.BelowGeneration = uint64(row.Generation)
+	}
+	_, err = rpc.RemoveStored(ctx, req)
+	return err
+}
