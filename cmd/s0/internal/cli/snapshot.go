@@ -88,7 +88,7 @@ func (a *app) snapshotList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows := output.Rows{Columns: []string{"ID", "NAME~?", "SIZE", "CREATED", "EXPIRES?"}, None: "No snapshots."}
+			rows := output.Rows{Columns: []string{"ID", "NAME~", "SIZE", "CREATED", "EXPIRES?"}, None: "No snapshots."}
 			for _, s := range list.Snapshots {
 				rows.Rows = append(rows.Rows, []string{s.ID, deref(s.Name), size(&s.SizeBytes), since(s.CreatedAt), until(deref(s.ExpiresAt))})
 			}
