@@ -99,7 +99,7 @@ func (a *Archive) collect(ctx context.Context, u upload) error {
 // storeTime reads the store's clock: what it says of an object that was just written.
 func (a *Archive) storeTime(ctx context.Context) (now time.Time, err error) {
 	key := clockPrefix + strings.ToLower(rand.Text())
-	if err := a.cfg.Store.Put(ctx, key, nil); err != nil {
+	if err := a.cfg.Store.Put(ctx, key, []byte("now?")); err != nil {
 		return now, err
 	}
 	defer func() { err = errors.Join(err, a.cfg.Store.Delete(ctx, key)) }()

@@ -94,8 +94,8 @@ func Open(raw string) (*Store, error) {
 // String is the store's URL.
 func (s *Store) String() string { return s.name }
 
-// Put stores an object in place of any other of that name. It is durable when Put
-// returns.
+// Put stores an object, which is not empty, in place of any other of that name. It is
+// durable when Put returns.
 func (s *Store) Put(ctx context.Context, key string, data []byte) error {
 	return s.insist(ctx, "storing", key, func(ctx context.Context) error { return s.backend.put(ctx, key, data) })
 }
