@@ -86,6 +86,10 @@ type Config struct {
 	// sign in; docs/OIDC.md describes it. Empty: there are none.
 	OIDCFile string
 
+	// CredentialKeyFile is the public key that credential sources are sealed to; netd
+	// has the private one. Empty: there are no credential sources.
+	CredentialKeyFile string
+
 	// Drain is how long a server that is told to stop serves on while /readyz says
 	// no, so that a load balancer stops asking it before it takes no more. Defaults
 	// to nothing: who asks one server alone gains nothing by waiting.

@@ -116,6 +116,13 @@ func (s *stage) refreshToken() string {
 	return s.make("refresh_token", "POST", "/auth/login", "", fmt.Sprintf(`{"email":%q,"password":%q}`, s.i.admin, s.i.pass))
 }
 
+// source makes a credential source and answers its path.
+func (s *stage) source() string {
+	return "/api/v1/credential-sources/" + s.make("name", "POST", "/api/v1/credential-sources", s.key, `{"name":"`+s.name()+`",`+sourceSpec+`}`)
+}
+
+const sourceSpec = `"resolverKind":"static_headers","spec":{"staticHeaders":{"values":{"token":"x"}}}`
+
 // succeed maps each operation that changes the control plane to a request that
 // changes something.
 var succeed = map[string]func(s *stage) request{
@@ -143,6 +150,17 @@ var succeed = map[string]func(s *stage) request{
 	"deleteSandbox": func(s *stage) request { return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key), token: s.key} },
 	"refreshSandbox": func(s *stage) request {
 		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/refresh", token: s.key, body: `{"duration":60}`}
+	},
+	"createCredentialSource": func(s *stage) request {
+		return request{token: s.key, body: `{"name":"` + s.name() + `",` + sourceSpec + `}`}
+	},
+	"updateCredentialSource": func(s *stage) request {
+		return request{path: s.source(), token: s.key, body: `{` + sourceSpec + `}`}
+	},
+	"deleteCredentialSource": func(s *stage) request { return request{path: s.source(), token: s.key} },
+	"updateSandboxNetwork": func(s *stage) request {
+		id := s.make("sandbox_id", "POST", "/api/v1/sandboxes", s.key, `{"template":"default"}`)
+		return request{path: "/api/v1/sandboxes/" + id + "/network", token: s.key, body: `{"mode":"block-all"}`}
 	},
 	"updateSandboxServices": func(s *stage) request {
 		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/services", token: s.key, body: `{"services":[{"id":"a","port":80,"ingress":{"public":true}}]}`}
@@ -299,8 +317,8 @@ func (s *stage) exposed() string {
 var withProvider = []string{"startDeviceLogin", "pollDeviceLogin", "exchangeLoginCode"}
 
 // everything lets anybody sign up, and issues credentials of a registry.
-func everything(c *api.Config, _ *fakenode.Node) {
-	c.AllowRegistration = true
+func everything(c *api.Config, n *fakenode.Node) {
+	open(c, n)
 	c.Registry, c.RegistryKeyFile = "registry.example:5000", c.KeyFile+".registry"
 }
 

@@ -28,7 +28,10 @@ type walk struct {
 	secrets      []string // what must not be in any log
 }
 
-func open(c *api.Config, _ *fakenode.Node) { c.AllowRegistration = true }
+func open(c *api.Config, n *fakenode.Node) {
+	c.AllowRegistration = true
+	withNetwork(c, n)
+}
 
 func newWalk(t *testing.T) *walk {
 	t.Helper()
@@ -153,6 +156,8 @@ func (n *tenant) make(kind string) string {
 		return n.w.create("/api/v1/templates", owner, fmt.Sprintf(`{"template_id":"t-%s","spec":{"mainContainer":{"image":"x","resources":{"memory":"1Gi"}}}}`, uuid.NewString()[:8]), "template_id")
 	case "sandbox":
 		return n.w.create("/api/v1/sandboxes", owner, `{"template":"default"}`, "sandbox_id")
+	case "credential source":
+		return n.w.create("/api/v1/credential-sources", owner, fmt.Sprintf(`{"name":"src-%s","resolverKind":"static_headers","spec":{"staticHeaders":{"values":{"token":"x"}}}}`, uuid.NewString()[:8]), "name")
 	case "snapshot":
 		return n.w.create("/api/v1/sandboxes/"+n.name("sandbox")+"/snapshots", owner, `{}`, "id")
 	case "context":
@@ -231,6 +236,8 @@ func unknown(t testing.TB) func(kind string) string {
 			return "sess-" + uuid.NewString()[:12]
 		case "template":
 			return "t-" + uuid.NewString()[:8]
+		case "credential source":
+			return "src-" + uuid.NewString()[:8]
 		case "candidate":
 			return uuid.NewString() + "@example.com"
 		}

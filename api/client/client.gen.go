@@ -232,6 +232,30 @@ func (e CredentialProjectionType) Valid() bool {
 	}
 }
 
+// Defines values for CredentialResolverKind.
+const (
+	CredentialResolverKindStaticHeaders              CredentialResolverKind = "static_headers"
+	CredentialResolverKindStaticSSHPrivateKey        CredentialResolverKind = "static_ssh_private_key"
+	CredentialResolverKindStaticTLSClientCertificate CredentialResolverKind = "static_tls_client_certificate"
+	CredentialResolverKindStaticUsernamePassword     CredentialResolverKind = "static_username_password"
+)
+
+// Valid indicates whether the value is a known member of the CredentialResolverKind enum.
+func (e CredentialResolverKind) Valid() bool {
+	switch e {
+	case CredentialResolverKindStaticHeaders:
+		return true
+	case CredentialResolverKindStaticSSHPrivateKey:
+		return true
+	case CredentialResolverKindStaticTLSClientCertificate:
+		return true
+	case CredentialResolverKindStaticUsernamePassword:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CredentialRuleFailurePolicy.
 const (
 	CredentialRuleFailurePolicyFailClosed CredentialRuleFailurePolicy = "fail-closed"
@@ -295,6 +319,21 @@ func (e CredentialRuleRollout) Valid() bool {
 	case CredentialRuleRolloutDisabled:
 		return true
 	case CredentialRuleRolloutEnabled:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CredentialSourceMetadataStatus.
+const (
+	CredentialSourceMetadataStatusActive CredentialSourceMetadataStatus = "active"
+)
+
+// Valid indicates whether the value is a known member of the CredentialSourceMetadataStatus enum.
+func (e CredentialSourceMetadataStatus) Valid() bool {
+	switch e {
+	case CredentialSourceMetadataStatusActive:
 		return true
 	default:
 		return false
@@ -1087,6 +1126,24 @@ func (e SandboxLogStream) Valid() bool {
 	case SandboxLogStreamStderr:
 		return true
 	case SandboxLogStreamStdout:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxNetworkPolicyEnforcement.
+const (
+	SandboxNetworkPolicyEnforcementAuditOnly SandboxNetworkPolicyEnforcement = "audit-only"
+	SandboxNetworkPolicyEnforcementEnforce   SandboxNetworkPolicyEnforcement = "enforce"
+)
+
+// Valid indicates whether the value is a known member of the SandboxNetworkPolicyEnforcement enum.
+func (e SandboxNetworkPolicyEnforcement) Valid() bool {
+	switch e {
+	case SandboxNetworkPolicyEnforcementAuditOnly:
+		return true
+	case SandboxNetworkPolicyEnforcementEnforce:
 		return true
 	default:
 		return false
@@ -2032,6 +2089,9 @@ type CredentialProjection struct {
 // CredentialProjectionType defines model for CredentialProjection.Type.
 type CredentialProjectionType string
 
+// CredentialResolverKind defines model for CredentialResolverKind.
+type CredentialResolverKind string
+
 // CredentialRule defines model for CredentialRule.
 type CredentialRule struct {
 	CredentialRef string                       `json:"credentialRef"`
@@ -2053,6 +2113,46 @@ type CredentialRuleProtocol string
 
 // CredentialRuleRollout defines model for CredentialRule.Rollout.
 type CredentialRuleRollout string
+
+// CredentialSourceMetadata defines model for CredentialSourceMetadata.
+type CredentialSourceMetadata struct {
+	CreatedAt      time.Time                      `json:"createdAt"`
+	CurrentVersion int64                          `json:"currentVersion"`
+	Name           string                         `json:"name"`
+	ResolverKind   CredentialResolverKind         `json:"resolverKind"`
+	Status         CredentialSourceMetadataStatus `json:"status"`
+	UpdatedAt      time.Time                      `json:"updatedAt"`
+}
+
+// CredentialSourceMetadataStatus defines model for CredentialSourceMetadata.Status.
+type CredentialSourceMetadataStatus string
+
+// CredentialSourceSpec The field of `resolverKind`, and that alone.
+type CredentialSourceSpec struct {
+	StaticHeaders              *StaticHeadersSource              `json:"staticHeaders,omitempty"`
+	StaticSSHPrivateKey        *StaticSSHPrivateKeySource        `json:"staticSSHPrivateKey,omitempty"`
+	StaticTLSClientCertificate *StaticTLSClientCertificateSource `json:"staticTLSClientCertificate,omitempty"`
+	StaticUsernamePassword     *StaticUsernamePasswordSource     `json:"staticUsernamePassword,omitempty"`
+}
+
+// CredentialSourceUpdateRequest defines model for CredentialSourceUpdateRequest.
+type CredentialSourceUpdateRequest struct {
+	// Name If it is there, the one in the path.
+	Name         *string                `json:"name,omitempty"`
+	ResolverKind CredentialResolverKind `json:"resolverKind"`
+
+	// Spec The field of `resolverKind`, and that alone.
+	Spec CredentialSourceSpec `json:"spec"`
+}
+
+// CredentialSourceWriteRequest defines model for CredentialSourceWriteRequest.
+type CredentialSourceWriteRequest struct {
+	Name         string                 `json:"name"`
+	ResolverKind CredentialResolverKind `json:"resolverKind"`
+
+	// Spec The field of `resolverKind`, and that alone.
+	Spec CredentialSourceSpec `json:"spec"`
+}
 
 // CurrentAPIKey defines model for CurrentAPIKey.
 type CurrentAPIKey struct {
@@ -3397,10 +3497,16 @@ type SandboxMetricSampleList struct {
 // SandboxNetworkPolicy defines model for SandboxNetworkPolicy.
 type SandboxNetworkPolicy struct {
 	// CredentialBindings Absent keeps them, `[]` clears them.
-	CredentialBindings []CredentialBinding      `json:"credentialBindings,omitzero"`
-	Egress             *NetworkEgress           `json:"egress,omitempty"`
-	Mode               SandboxNetworkPolicyMode `json:"mode"`
+	CredentialBindings []CredentialBinding `json:"credentialBindings,omitzero"`
+	Egress             *NetworkEgress      `json:"egress,omitempty"`
+
+	// Enforcement With `audit-only` what the policy denies passes, and is recorded as what would have been denied. What no policy opens stays closed.
+	Enforcement *SandboxNetworkPolicyEnforcement `json:"enforcement,omitempty"`
+	Mode        SandboxNetworkPolicyMode         `json:"mode"`
 }
+
+// SandboxNetworkPolicyEnforcement With `audit-only` what the policy denies passes, and is recorded as what would have been denied. What no policy opens stays closed.
+type SandboxNetworkPolicyEnforcement string
 
 // SandboxNetworkPolicyMode defines model for SandboxNetworkPolicy.Mode.
 type SandboxNetworkPolicyMode string
@@ -3714,6 +3820,30 @@ type SetQuotaRequest struct {
 // Signaled defines model for Signaled.
 type Signaled struct {
 	Signaled bool `json:"signaled"`
+}
+
+// StaticHeadersSource defines model for StaticHeadersSource.
+type StaticHeadersSource struct {
+	Values map[string]string `json:"values,omitempty,omitzero"`
+}
+
+// StaticSSHPrivateKeySource defines model for StaticSSHPrivateKeySource.
+type StaticSSHPrivateKeySource struct {
+	Passphrase    *string `json:"passphrase,omitempty"`
+	PrivateKeyPem string  `json:"privateKeyPem"`
+}
+
+// StaticTLSClientCertificateSource defines model for StaticTLSClientCertificateSource.
+type StaticTLSClientCertificateSource struct {
+	CaPem          *string `json:"caPem,omitempty"`
+	CertificatePem string  `json:"certificatePem"`
+	PrivateKeyPem  string  `json:"privateKeyPem"`
+}
+
+// StaticUsernamePasswordSource defines model for StaticUsernamePasswordSource.
+type StaticUsernamePasswordSource struct {
+	Password string `json:"password"`
+	Username string `json:"username"`
 }
 
 // TCPProbe defines model for TCPProbe.

@@ -139,6 +139,19 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 			return c.ListSandboxEvents(ctx, sb, client.SandboxEventsOptions{Action: "process.exited", Cursor: "e1", Limit: 7})
 		}),
 		"getSandboxServices": result(func() (any, error) { return c.SandboxServices(ctx, sb) }),
+		"getSandboxNetwork":  result(func() (any, error) { return c.SandboxNetwork(ctx, sb) }),
+		"updateSandboxNetwork": result(func() (any, error) {
+			return c.UpdateSandboxNetwork(ctx, sb, client.SandboxNetworkPolicy{Mode: "block-all"})
+		}),
+		"listCredentialSources": result(func() (any, error) { return c.ListCredentialSources(ctx) }),
+		"getCredentialSource":   result(func() (any, error) { return c.GetCredentialSource(ctx, "s") }),
+		"createCredentialSource": result(func() (any, error) {
+			return c.CreateCredentialSource(ctx, client.CredentialSourceWriteRequest{Name: "s", ResolverKind: "static_headers"})
+		}),
+		"updateCredentialSource": result(func() (any, error) {
+			return c.UpdateCredentialSource(ctx, "s", client.CredentialSourceUpdateRequest{ResolverKind: "static_headers"})
+		}),
+		"deleteCredentialSource": func() error { return c.DeleteCredentialSource(ctx, "s") },
 		"updateSandboxServices": result(func() (any, error) {
 			return c.UpdateSandboxServices(ctx, sb, []client.SandboxAppService{{ID: "web", Port: new(int32(80))}})
 		}),

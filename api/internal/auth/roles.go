@@ -32,6 +32,10 @@ const (
 	QuotaRead      Permission = "quota:read"
 	TeamManage     Permission = "team:manage"
 
+	CredentialSourceRead   Permission = "credentialsource:read"
+	CredentialSourceWrite  Permission = "credentialsource:write"
+	CredentialSourceDelete Permission = "credentialsource:delete"
+
 	everything Permission = "*"
 )
 
@@ -51,7 +55,7 @@ var granted = map[string][]Permission{
 	},
 	RoleDeveloper: {
 		SandboxCreate, SandboxRead, SandboxWrite, SandboxDelete, TemplateRead, RegistryWrite,
-		"credentialsource:read", "credentialsource:write", "credentialsource:delete",
+		CredentialSourceRead, CredentialSourceWrite, CredentialSourceDelete,
 		"sandboxvolume:create", "sandboxvolume:read", "sandboxvolume:write", "sandboxvolume:delete",
 		"sandboxvolumefile:read", "sandboxvolumefile:write", QuotaRead,
 	},
@@ -59,7 +63,7 @@ var granted = map[string][]Permission{
 		TemplateRead, RegistryWrite,
 	},
 	RoleViewer: {
-		SandboxRead, TemplateRead, "credentialsource:read", "sandboxvolume:read", "sandboxvolumefile:read", QuotaRead,
+		SandboxRead, TemplateRead, CredentialSourceRead, "sandboxvolume:read", "sandboxvolumefile:read", QuotaRead,
 	},
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/google/uuid"
 
 	"s0.run/api/internal/audit"
+	"s0.run/api/internal/egress"
 	"s0.run/api/internal/fair"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
@@ -60,6 +61,7 @@ type Config struct {
 	Catalog *templates.Catalog
 	Table   *placement.Table
 	Nodes   *nodes.Set
+	Network *egress.Keeper
 	Hooks   webhook.Policy
 	Metrics *Metrics
 	Log     *slog.Logger
@@ -94,6 +96,9 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 		return store.Sandbox{}, err
 	}
 	p, err := c.plan(req, tmpl)
+	if err == nil && p.policy != nil {
+		p.network, err = c.cfg.Network.Message(ctx, req.TeamID, p.policy)
+	}
 	if err != nil {
 		return store.Sandbox{}, err
 	}

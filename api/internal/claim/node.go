@@ -34,7 +34,7 @@ func (h *half) request() *nodeapi.ClaimRequest {
 	p := h.p
 	req := &nodeapi.ClaimRequest{
 		ClaimId: h.row.ClaimID.String(), PoolKey: p.tmpl.PoolKey,
-		Team: h.row.TeamID.String(), User: h.row.UserID.String(), Env: p.env,
+		Team: h.row.TeamID.String(), User: h.row.UserID.String(), Env: p.env, Network: p.network,
 	}
 	if p.row.MemoryBytes != p.tmpl.Slot.MemoryBytes {
 		req.MemoryBytes, req.CpuMillis = p.row.MemoryBytes, p.cpuMillis

@@ -8,11 +8,14 @@ import (
 
 	"github.com/google/uuid"
 
+	"s0.run/api/internal/egress"
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/quantity"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/policy"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 )
@@ -35,7 +38,9 @@ type plan struct {
 	row       store.NewSandbox // without what the slot decides
 	env       map[string]string
 	cpuMillis int64
-	snapshot  *store.Snapshot // it begins with; nil: none
+	snapshot  *store.Snapshot  // it begins with; nil: none
+	policy    *policy.Policy   // nil: the default
+	network   *nodeapi.Network // what the node is told of it
 }
 
 func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
@@ -66,12 +71,20 @@ func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
 	}
 	stored := req.Config
 	stored.Webhook = nil // it has a place of its own, from which nothing reads it back
+	effective, err := egress.Merged(tmpl.Spec.Network, req.Config.Network)
+	if err == nil && effective != nil {
+		stored.Network = new(openapi.SandboxNetworkPolicy)
+		*stored.Network, err = egress.Wire(effective)
+	}
+	if err != nil {
+		return nil, err
+	}
 	config, err := json.Marshal(stored)
 	if err != nil {
 		return nil, err
 	}
 	p := &plan{
-		req: req, tmpl: tmpl, env: req.Config.EnvVars, cpuMillis: templates.CPUFor(memory),
+		req: req, tmpl: tmpl, env: req.Config.EnvVars, cpuMillis: templates.CPUFor(memory), policy: effective,
 		row: store.NewSandbox{
 			TeamID: req.TeamID, UserID: req.UserID, TemplateID: tmpl.Row.TemplateID,
 			Config: config, MemoryBytes: memory, TTLSeconds: ttl, HardTTLSeconds: hardTTL, Webhook: hook,

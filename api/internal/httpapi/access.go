@@ -92,6 +92,12 @@ var operations = map[string]access{
 	"DELETE /api-keys/{id}":          {userTeam, auth.APIKeyManage},
 	"POST /api-keys/{id}/deactivate": {userTeam, auth.APIKeyManage},
 
+	"GET /api/v1/credential-sources":           {anyInTeam, auth.CredentialSourceRead},
+	"POST /api/v1/credential-sources":          {anyInTeam, auth.CredentialSourceWrite},
+	"GET /api/v1/credential-sources/{name}":    {anyInTeam, auth.CredentialSourceRead},
+	"PUT /api/v1/credential-sources/{name}":    {anyInTeam, auth.CredentialSourceWrite},
+	"DELETE /api/v1/credential-sources/{name}": {anyInTeam, auth.CredentialSourceDelete},
+
 	"POST /api/v1/registry/credentials": {anyInTeam, auth.RegistryWrite},
 
 	"GET /api/v1/templates":                  {anyInTeam, auth.TemplateRead},
@@ -118,6 +124,8 @@ var operations = map[string]access{
 	"GET /api/v1/sandbox-rootfs-snapshots/{snapshot_id}":    {anyInTeam, auth.SandboxRead},
 	"DELETE /api/v1/sandbox-rootfs-snapshots/{snapshot_id}": {anyInTeam, auth.SandboxWrite},
 
+	"GET /api/v1/sandboxes/{id}/network":                 {anyInTeam, auth.SandboxRead},
+	"PUT /api/v1/sandboxes/{id}/network":                 {anyInTeam, auth.SandboxWrite},
 	"GET /api/v1/sandboxes/{id}/services":                {anyInTeam, auth.SandboxRead},
 	"PUT /api/v1/sandboxes/{id}/services":                {anyInTeam, auth.SandboxWrite},
 	"GET /api/v1/sandboxes/{id}/exposed-ports":           {anyInTeam, auth.SandboxRead},

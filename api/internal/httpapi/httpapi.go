@@ -26,6 +26,7 @@ import (
 	"s0.run/api/internal/capture"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
+	"s0.run/api/internal/egress"
 	"s0.run/api/internal/events"
 	"s0.run/api/internal/exposure"
 	"s0.run/api/internal/identity"
@@ -74,6 +75,7 @@ type Config struct {
 	Observe   *observe.Observer
 	Events    *events.View
 	Watches   *ndjson.Server
+	Network   *egress.Keeper
 	Exposure  *exposure.Proxy
 	Runtimes  *runtimes.Starter
 	Domain    services.Domain // under which sandboxes' services are found

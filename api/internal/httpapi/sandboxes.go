@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"s0.run/api/internal/claim"
+	"s0.run/api/internal/egress"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/quantity"
@@ -86,7 +87,7 @@ func checkClaim(req openapi.ClaimRequest, key string) error {
 		return notServed("mounts")
 	}
 	c := value(req.Config)
-	return checkConfig(c.EnvVars, c.Network != nil)
+	return checkConfig(c.EnvVars)
 }
 
 func checkKey(key string) error {
@@ -97,10 +98,7 @@ func checkKey(key string) error {
 }
 
 // checkConfig checks what claims and updates have in common.
-func checkConfig(env map[string]string, network bool) error {
-	if network {
-		return templates.ErrNoNetworkPolicy
-	}
+func checkConfig(env map[string]string) error {
 	if err := templates.CheckEnv(env); err != nil {
 		return errdefs.New(errdefs.InvalidArgument, "config.env_vars: %v", err)
 	}
@@ -206,15 +204,22 @@ func (a *API) UpdateSandbox(w http.ResponseWriter, r *http.Request, id string) {
 	err := decode(w, r, controlBytes, &req, "config")
 	c := req.Config
 	if err == nil {
-		err = checkConfig(c.EnvVars, c.Network != nil)
+		err = checkConfig(c.EnvVars)
 	}
 	if err == nil {
 		err = normalize(&c.Services, &c.ExposedPorts)
 	}
 	var sb store.Sandbox
 	if err == nil {
-		sb, err = a.updateConfig(r, id, func(row store.Sandbox) (openapi.SandboxUpdateConfig, error) {
-			return c, a.checkTTL(r.Context(), row, c.TTL)
+		sb, err = a.updateConfig(r, id, func(row store.Sandbox) (_ openapi.SandboxUpdateConfig, err error) {
+			change := c
+			if c.Network != nil {
+				change.Network, err = egress.Changed(row.Config, *c.Network)
+			}
+			if err == nil {
+				err = a.checkTTL(r.Context(), row, c.TTL)
+			}
+			return change, err
 		})
 	}
 	a.answer(w, r, http.StatusOK, a.sandboxOut(sb), err)

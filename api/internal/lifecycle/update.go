@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"s0.run/api/internal/claim"
+	"s0.run/api/internal/egress"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/services"
@@ -88,7 +89,7 @@ func checkUpdate(row store.Sandbox, c openapi.SandboxUpdateConfig, u *store.Sand
 }
 
 func (k *Keeper) updateAtNode(ctx context.Context, row store.Sandbox, c openapi.SandboxUpdateConfig, memory *int64) error {
-	if c.EnvVars == nil && memory == nil {
+	if c.EnvVars == nil && memory == nil && c.Network == nil {
 		return nil
 	}
 	rpc, err := k.cfg.Nodes.RPC(row.Node)
@@ -101,11 +102,24 @@ func (k *Keeper) updateAtNode(ctx context.Context, row store.Sandbox, c openapi.
 	if c.EnvVars != nil {
 		req.ReplaceEnv, req.Env = true, c.EnvVars
 	}
+	if c.Network != nil {
+		if req.Network, err = k.networkMessage(ctx, row, *c.Network); err != nil {
+			return err
+		}
+	}
 	if memory != nil {
 		req.MemoryBytes, req.CpuMillis = *memory, templates.CPUFor(*memory)
 	}
 	_, err = rpc.Update(ctx, req)
 	return updateError(err)
+}
+
+func (k *Keeper) networkMessage(ctx context.Context, row store.Sandbox, wire openapi.SandboxNetworkPolicy) (*nodeapi.Network, error) {
+	p, err := egress.Read(wire)
+	if err != nil {
+		return nil, err
+	}
+	return k.cfg.Network.Message(ctx, row.TeamID, p)
 }
 
 // takeMemoryBack gives a sandbox at its node the memory that its row says, after a

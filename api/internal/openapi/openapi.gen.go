@@ -239,6 +239,30 @@ func (e CredentialProjectionType) Valid() bool {
 	}
 }
 
+// Defines values for CredentialResolverKind.
+const (
+	CredentialResolverKindStaticHeaders              CredentialResolverKind = "static_headers"
+	CredentialResolverKindStaticSSHPrivateKey        CredentialResolverKind = "static_ssh_private_key"
+	CredentialResolverKindStaticTLSClientCertificate CredentialResolverKind = "static_tls_client_certificate"
+	CredentialResolverKindStaticUsernamePassword     CredentialResolverKind = "static_username_password"
+)
+
+// Valid indicates whether the value is a known member of the CredentialResolverKind enum.
+func (e CredentialResolverKind) Valid() bool {
+	switch e {
+	case CredentialResolverKindStaticHeaders:
+		return true
+	case CredentialResolverKindStaticSSHPrivateKey:
+		return true
+	case CredentialResolverKindStaticTLSClientCertificate:
+		return true
+	case CredentialResolverKindStaticUsernamePassword:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CredentialRuleFailurePolicy.
 const (
 	CredentialRuleFailurePolicyFailClosed CredentialRuleFailurePolicy = "fail-closed"
@@ -302,6 +326,21 @@ func (e CredentialRuleRollout) Valid() bool {
 	case CredentialRuleRolloutDisabled:
 		return true
 	case CredentialRuleRolloutEnabled:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CredentialSourceMetadataStatus.
+const (
+	CredentialSourceMetadataStatusActive CredentialSourceMetadataStatus = "active"
+)
+
+// Valid indicates whether the value is a known member of the CredentialSourceMetadataStatus enum.
+func (e CredentialSourceMetadataStatus) Valid() bool {
+	switch e {
+	case CredentialSourceMetadataStatusActive:
 		return true
 	default:
 		return false
@@ -1094,6 +1133,24 @@ func (e SandboxLogStream) Valid() bool {
 	case SandboxLogStreamStderr:
 		return true
 	case SandboxLogStreamStdout:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxNetworkPolicyEnforcement.
+const (
+	SandboxNetworkPolicyEnforcementAuditOnly SandboxNetworkPolicyEnforcement = "audit-only"
+	SandboxNetworkPolicyEnforcementEnforce   SandboxNetworkPolicyEnforcement = "enforce"
+)
+
+// Valid indicates whether the value is a known member of the SandboxNetworkPolicyEnforcement enum.
+func (e SandboxNetworkPolicyEnforcement) Valid() bool {
+	switch e {
+	case SandboxNetworkPolicyEnforcementAuditOnly:
+		return true
+	case SandboxNetworkPolicyEnforcementEnforce:
 		return true
 	default:
 		return false
@@ -2039,6 +2096,9 @@ type CredentialProjection struct {
 // CredentialProjectionType defines model for CredentialProjection.Type.
 type CredentialProjectionType string
 
+// CredentialResolverKind defines model for CredentialResolverKind.
+type CredentialResolverKind string
+
 // CredentialRule defines model for CredentialRule.
 type CredentialRule struct {
 	CredentialRef string                       `json:"credentialRef"`
@@ -2060,6 +2120,46 @@ type CredentialRuleProtocol string
 
 // CredentialRuleRollout defines model for CredentialRule.Rollout.
 type CredentialRuleRollout string
+
+// CredentialSourceMetadata defines model for CredentialSourceMetadata.
+type CredentialSourceMetadata struct {
+	CreatedAt      time.Time                      `json:"createdAt"`
+	CurrentVersion int64                          `json:"currentVersion"`
+	Name           string                         `json:"name"`
+	ResolverKind   CredentialResolverKind         `json:"resolverKind"`
+	Status         CredentialSourceMetadataStatus `json:"status"`
+	UpdatedAt      time.Time                      `json:"updatedAt"`
+}
+
+// CredentialSourceMetadataStatus defines model for CredentialSourceMetadata.Status.
+type CredentialSourceMetadataStatus string
+
+// CredentialSourceSpec The field of `resolverKind`, and that alone.
+type CredentialSourceSpec struct {
+	StaticHeaders              *StaticHeadersSource              `json:"staticHeaders,omitempty"`
+	StaticSSHPrivateKey        *StaticSSHPrivateKeySource        `json:"staticSSHPrivateKey,omitempty"`
+	StaticTLSClientCertificate *StaticTLSClientCertificateSource `json:"staticTLSClientCertificate,omitempty"`
+	StaticUsernamePassword     *StaticUsernamePasswordSource     `json:"staticUsernamePassword,omitempty"`
+}
+
+// CredentialSourceUpdateRequest defines model for CredentialSourceUpdateRequest.
+type CredentialSourceUpdateRequest struct {
+	// Name If it is there, the one in the path.
+	Name         *string                `json:"name,omitempty"`
+	ResolverKind CredentialResolverKind `json:"resolverKind"`
+
+	// Spec The field of `resolverKind`, and that alone.
+	Spec CredentialSourceSpec `json:"spec"`
+}
+
+// CredentialSourceWriteRequest defines model for CredentialSourceWriteRequest.
+type CredentialSourceWriteRequest struct {
+	Name         string                 `json:"name"`
+	ResolverKind CredentialResolverKind `json:"resolverKind"`
+
+	// Spec The field of `resolverKind`, and that alone.
+	Spec CredentialSourceSpec `json:"spec"`
+}
 
 // CurrentAPIKey defines model for CurrentAPIKey.
 type CurrentAPIKey struct {
@@ -3404,10 +3504,16 @@ type SandboxMetricSampleList struct {
 // SandboxNetworkPolicy defines model for SandboxNetworkPolicy.
 type SandboxNetworkPolicy struct {
 	// CredentialBindings Absent keeps them, `[]` clears them.
-	CredentialBindings []CredentialBinding      `json:"credentialBindings,omitzero"`
-	Egress             *NetworkEgress           `json:"egress,omitempty"`
-	Mode               SandboxNetworkPolicyMode `json:"mode"`
+	CredentialBindings []CredentialBinding `json:"credentialBindings,omitzero"`
+	Egress             *NetworkEgress      `json:"egress,omitempty"`
+
+	// Enforcement With `audit-only` what the policy denies passes, and is recorded as what would have been denied. What no policy opens stays closed.
+	Enforcement *SandboxNetworkPolicyEnforcement `json:"enforcement,omitempty"`
+	Mode        SandboxNetworkPolicyMode         `json:"mode"`
 }
+
+// SandboxNetworkPolicyEnforcement With `audit-only` what the policy denies passes, and is recorded as what would have been denied. What no policy opens stays closed.
+type SandboxNetworkPolicyEnforcement string
 
 // SandboxNetworkPolicyMode defines model for SandboxNetworkPolicy.Mode.
 type SandboxNetworkPolicyMode string
@@ -3721,6 +3827,30 @@ type SetQuotaRequest struct {
 // Signaled defines model for Signaled.
 type Signaled struct {
 	Signaled bool `json:"signaled"`
+}
+
+// StaticHeadersSource defines model for StaticHeadersSource.
+type StaticHeadersSource struct {
+	Values map[string]string `json:"values,omitempty,omitzero"`
+}
+
+// StaticSSHPrivateKeySource defines model for StaticSSHPrivateKeySource.
+type StaticSSHPrivateKeySource struct {
+	Passphrase    *string `json:"passphrase,omitempty"`
+	PrivateKeyPem string  `json:"privateKeyPem"`
+}
+
+// StaticTLSClientCertificateSource defines model for StaticTLSClientCertificateSource.
+type StaticTLSClientCertificateSource struct {
+	CaPem          *string `json:"caPem,omitempty"`
+	CertificatePem string  `json:"certificatePem"`
+	PrivateKeyPem  string  `json:"privateKeyPem"`
+}
+
+// StaticUsernamePasswordSource defines model for StaticUsernamePasswordSource.
+type StaticUsernamePasswordSource struct {
+	Password string `json:"password"`
+	Username string `json:"username"`
 }
 
 // TCPProbe defines model for TCPProbe.
@@ -4464,6 +4594,12 @@ type GetActiveTenantParams struct {
 // CreateAPIKeyJSONRequestBody defines body for CreateAPIKey for application/json ContentType.
 type CreateAPIKeyJSONRequestBody = CreateAPIKeyRequest
 
+// CreateCredentialSourceJSONRequestBody defines body for CreateCredentialSource for application/json ContentType.
+type CreateCredentialSourceJSONRequestBody = CredentialSourceWriteRequest
+
+// UpdateCredentialSourceJSONRequestBody defines body for UpdateCredentialSource for application/json ContentType.
+type UpdateCredentialSourceJSONRequestBody = CredentialSourceUpdateRequest
+
 // CreateRegistryCredentialsJSONRequestBody defines body for CreateRegistryCredentials for application/json ContentType.
 type CreateRegistryCredentialsJSONRequestBody = RegistryCredentialsRequest
 
@@ -4499,6 +4635,9 @@ type SearchFilesJSONRequestBody = FileSearchRequest
 
 // ForkSandboxJSONRequestBody defines body for ForkSandbox for application/json ContentType.
 type ForkSandboxJSONRequestBody = ForkRequest
+
+// UpdateSandboxNetworkJSONRequestBody defines body for UpdateSandboxNetwork for application/json ContentType.
+type UpdateSandboxNetworkJSONRequestBody = SandboxNetworkPolicy
 
 // PauseSandboxJSONRequestBody defines body for PauseSandbox for application/json ContentType.
 type PauseSandboxJSONRequestBody = PauseRequest
@@ -4616,6 +4755,21 @@ type ServerInterface interface {
 	// ListAuditRecords List what was changed in a team, newest first
 	// (GET /api/v1/audit)
 	ListAuditRecords(w http.ResponseWriter, r *http.Request, params ListAuditRecordsParams)
+	// ListCredentialSources List the team's credential sources
+	// (GET /api/v1/credential-sources)
+	ListCredentialSources(w http.ResponseWriter, r *http.Request)
+	// CreateCredentialSource Create a credential source
+	// (POST /api/v1/credential-sources)
+	CreateCredentialSource(w http.ResponseWriter, r *http.Request)
+	// DeleteCredentialSource Delete a credential source
+	// (DELETE /api/v1/credential-sources/{name})
+	DeleteCredentialSource(w http.ResponseWriter, r *http.Request, name string)
+	// GetCredentialSource Get a credential source
+	// (GET /api/v1/credential-sources/{name})
+	GetCredentialSource(w http.ResponseWriter, r *http.Request, name string)
+	// UpdateCredentialSource Replace what a credential source holds
+	// (PUT /api/v1/credential-sources/{name})
+	UpdateCredentialSource(w http.ResponseWriter, r *http.Request, name string)
 	// ListQuotas List what the team may use
 	// (GET /api/v1/quotas)
 	ListQuotas(w http.ResponseWriter, r *http.Request, params ListQuotasParams)
@@ -4735,6 +4889,12 @@ type ServerInterface interface {
 	// GetSandboxMetricsCatalog Get the names, kinds and units of …/metrics
 	// (GET /api/v1/sandboxes/{id}/metrics/catalog)
 	GetSandboxMetricsCatalog(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// GetSandboxNetwork Get what a sandbox may reach
+	// (GET /api/v1/sandboxes/{id}/network)
+	GetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// UpdateSandboxNetwork Replace what a sandbox may reach
+	// (PUT /api/v1/sandboxes/{id}/network)
+	UpdateSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// ListSandboxEvents List what happened to a sandbox and in it, oldest first
 	// (GET /api/v1/sandboxes/{id}/observability/events)
 	ListSandboxEvents(w http.ResponseWriter, r *http.Request, id SandboxID, params ListSandboxEventsParams)
@@ -5186,6 +5346,112 @@ func (siw *ServerInterfaceWrapper) ListAuditRecords(w http.ResponseWriter, r *ht
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListAuditRecords(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListCredentialSources operation middleware
+func (siw *ServerInterfaceWrapper) ListCredentialSources(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListCredentialSources(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateCredentialSource operation middleware
+func (siw *ServerInterfaceWrapper) CreateCredentialSource(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateCredentialSource(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteCredentialSource operation middleware
+func (siw *ServerInterfaceWrapper) DeleteCredentialSource(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", r.PathValue("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteCredentialSource(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetCredentialSource operation middleware
+func (siw *ServerInterfaceWrapper) GetCredentialSource(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", r.PathValue("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetCredentialSource(w, r, name)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateCredentialSource operation middleware
+func (siw *ServerInterfaceWrapper) UpdateCredentialSource(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", r.PathValue("name"), &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateCredentialSource(w, r, name)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -6760,6 +7026,58 @@ func (siw *ServerInterfaceWrapper) GetSandboxMetricsCatalog(w http.ResponseWrite
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetSandboxMetricsCatalog(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxNetwork operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxNetwork(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxNetwork(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateSandboxNetwork operation middleware
+func (siw *ServerInterfaceWrapper) UpdateSandboxNetwork(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateSandboxNetwork(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -9587,6 +9905,11 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api-keys/{id}/deactivate", wrapper.DeactivateAPIKey)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/users", wrapper.ListUsers)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/internal/v1/users/{id}", wrapper.UpdateUserRights)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/credential-sources", wrapper.ListCredentialSources)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/credential-sources", wrapper.CreateCredentialSource)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/credential-sources/{name}", wrapper.DeleteCredentialSource)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/credential-sources/{name}", wrapper.GetCredentialSource)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/credential-sources/{name}", wrapper.UpdateCredentialSource)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/registry/credentials", wrapper.CreateRegistryCredentials)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/templates", wrapper.CreateTemplate)
@@ -9609,6 +9932,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/rootfs/restore", wrapper.RestoreSandboxRootFS)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandbox-rootfs-snapshots/{snapshot_id}", wrapper.DeleteSandboxSnapshot)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandbox-rootfs-snapshots/{snapshot_id}", wrapper.GetSandboxSnapshot)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/network", wrapper.GetSandboxNetwork)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/network", wrapper.UpdateSandboxNetwork)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.GetSandboxServices)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxes/{id}/services", wrapper.UpdateSandboxServices)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxes/{id}/exposed-ports", wrapper.ClearExposedPorts)

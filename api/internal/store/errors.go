@@ -39,6 +39,8 @@ func classify(err error, doing string) error {
 		return err
 	case is(err, stateQuotaExceeded):
 		return quotaExceeded(err)
+	case unknownSource(err):
+		return errdefs.New(errdefs.InvalidArgument, "network.credentialBindings: a sourceRef names no credential source").WithCause(err)
 	case passes(err):
 		return errdefs.New(errdefs.Unavailable, "the database is not available").
 			WithRetryAfter(retryAfter).WithCause(fmt.Errorf("%s: %w", doing, err))

@@ -11,6 +11,7 @@ const (
 	TableMembers   = "team_members" // who is what in a team
 	TableQuotas    = "team_quotas"
 	TableDefaults  = "quota_defaults"
+	TableUses      = "credential_uses" // which sandboxes' nodes have to be told of newer credentials
 )
 
 // Listen calls changed with a table's name after each change of it that any

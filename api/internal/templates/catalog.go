@@ -100,8 +100,6 @@ func unavailable(t *Template) *errdefs.Error {
 		return errdefs.New(errdefs.Conflict, "template %s is still being made from sandbox %s", t.Row.TemplateID, c.SandboxID)
 	case c != nil && c.State == store.CaptureFailed:
 		return errdefs.New(errdefs.Conflict, "template %s could not be made from sandbox %s: %s", t.Row.TemplateID, c.SandboxID, c.Message)
-	case t.Spec.Network != nil:
-		return ErrNoNetworkPolicy
 	}
 	return nil
 }

@@ -161,10 +161,6 @@ func reserved(p string) bool {
 	return slices.ContainsFunc(reservedPaths, func(r string) bool { return p == r || strings.HasPrefix(p, r+"/") || strings.HasPrefix(r, p+"/") })
 }
 
-// ErrNoNetworkPolicy answers every request for a network policy while nothing
-// enforces one: a policy that is not enforced must never be accepted (R5).
-var ErrNoNetworkPolicy = errdefs.New(errdefs.Unavailable, "network policy is unavailable in this deployment")
-
 func checkTexts(s *openapi.TemplateSpec) error {
 	texts := append([]string{}, s.Tags...)
 	for _, p := range []*string{s.Description, s.DisplayName} {
