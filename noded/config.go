@@ -53,6 +53,8 @@ type Config struct {
 	MaxSandboxes int // slots included
 	ColdStarts   int // at a time
 	SandboxCIDR  netip.Prefix
+	SandboxCIDR6 netip.Prefix // a /64
+	NetdSocket   string       // of this node's netd; empty: nothing gets out
 
 	// Simulate runs everything but sandboxes: slots exist in memory and their
 	// procd does nothing. For load tests of what is above.
@@ -74,7 +76,7 @@ func Default() Config {
 		DataDir: "/var/lib/s0/noded", RunDir: "/run/s0/noded", Socket: "/run/s0/noded/node.sock",
 		ContainerdNamespace: "s0", Snapshotter: "overlayfs", CgroupParent: "s0",
 		ImageRegistries: imageref.Public, KeepImages: 24 * time.Hour,
-		MaxSandboxes: 1000, ColdStarts: max(2, runtime.NumCPU()), SandboxCIDR: netip.MustParsePrefix("10.77.0.0/16"),
+		MaxSandboxes: 1000, ColdStarts: max(2, runtime.NumCPU()), SandboxCIDR: netip.MustParsePrefix("10.77.0.0/16"), SandboxCIDR6: netip.MustParsePrefix("fd77::/64"),
 		Log: slog.Default(),
 	}
 }
@@ -104,6 +106,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.MaxSandboxes, d.MaxSandboxes)
 	orDefault(&c.ColdStarts, d.ColdStarts)
 	orDefault(&c.SandboxCIDR, d.SandboxCIDR)
+	orDefault(&c.SandboxCIDR6, d.SandboxCIDR6)
 	orDefault(&c.Log, d.Log)
 	return c
 }

@@ -28,6 +28,7 @@ type machine struct {
 	disk    localDisk
 	network lifecycle.Network
 	groups  lifecycle.Groups
+	egress  lifecycle.Egress // nil: through netd
 	usage   stats.Groups
 	traffic stats.Traffic
 	ready   func(context.Context) error
@@ -52,7 +53,7 @@ func simulated(s *stack) machine {
 	n := noop.New()
 	s.push(n.Close)
 	return machine{
-		runtime: noop.Runtime{Node: n}, images: noop.Images{Node: n}, disk: noop.Disk{Node: n}, network: noop.Network{Node: n}, groups: noop.Groups{Node: n},
+		runtime: noop.Runtime{Node: n}, images: noop.Images{Node: n}, disk: noop.Disk{Node: n}, network: noop.Network{Node: n}, groups: noop.Groups{Node: n}, egress: noop.Egress{},
 		usage: noop.Groups{Node: n}, traffic: noop.Network{Node: n},
 		ready: func(context.Context) error { return nil },
 	}
@@ -60,7 +61,7 @@ func simulated(s *stack) machine {
 
 // openMachine connects to containerd and the kernel.
 func openMachine(cfg Config, s *stack) (machine, error) {
-	network, err := netns.Open(netns.Config{Dir: filepath.Join(cfg.RunDir, "netns"), CIDR: cfg.SandboxCIDR})
+	network, err := netns.Open(netns.Config{Dir: filepath.Join(cfg.RunDir, "netns"), CIDR: cfg.SandboxCIDR, CIDR6: cfg.SandboxCIDR6})
 	if err != nil {
 		return machine{}, err
 	}

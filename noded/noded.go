@@ -24,6 +24,7 @@ import (
 
 	"s0.run/internal/daemon"
 	"s0.run/internal/nodeapi"
+	"s0.run/noded/internal/egress"
 	"s0.run/noded/internal/events"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
@@ -99,15 +100,20 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	}
 	metrics, hub := prometheus.NewRegistry(), events.NewHub()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	agent := egress.New(cfg.NetdSocket, cfg.Log)
+	if m.egress == nil {
+		m.egress = agent
+	}
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
 		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), Snapshots: snapshots.NewStore(filepath.Join(cfg.DataDir, "snapshots")), RunDir: filepath.Join(cfg.RunDir, "sandboxes"), BinDir: cfg.ProcdDir,
-		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Groups: m.groups,
+		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Egress: m.egress, Groups: m.groups,
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
 	})
 	if err := manager.Load(); err != nil {
 		return err
 	}
+	s.start("egress", agent.Run)
 	s.start("lifecycle", manager.Run)
 	manager.Adopt(ctx)
 	store.keep(cfg, manager, m.disk, metrics, s)

@@ -105,6 +105,9 @@ func (m *Manager) Claim(ctx context.Context, req ClaimRequest) (sb Sandbox, cold
 	if err := req.validate(); err != nil {
 		return Sandbox{}, false, err
 	}
+	if err := m.checkEgress(req.Network); err != nil {
+		return Sandbox{}, false, err
+	}
 	begin := time.Now()
 	c, first := m.enter(req.ClaimID)
 	if !first {
@@ -254,6 +257,8 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 		}
 		committed <- err
 	}()
+	judged := make(chan error, 1)
+	go func() { judged <- m.setPolicy(ctx, rec) }()
 	err := m.claimEnv(ctx, inst, rec)
 	if err == nil {
 		err = m.keepEvents(ctx, inst, rec)
@@ -261,7 +266,7 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 	if err == nil {
 		err = failpoint.Hit("claim.after-env")
 	}
-	return cmp.Or(<-committed, err)
+	return cmp.Or(<-committed, <-judged, err)
 }
 
 // claimEnv gives procd the claim's environment. One that does not change needs no

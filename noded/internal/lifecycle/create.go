@@ -189,7 +189,7 @@ func (m *Manager) createSteps(inst *instance, image string, req startRequest) []
 	}
 	return slices.Concat([]step{
 		{"intent", func(ctx context.Context) error { return m.cfg.Journal.Put(ctx, rec) }},
-		{"netns", func(context.Context) error { return m.cfg.Network.Add(m.cfg.Network.Slot(id, rec.NetIndex)) }},
+		{"netns", func(ctx context.Context) error { return m.addNetwork(ctx, rec) }},
 		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(id, limits(rec.Spec, nil, req.idle)) }},
 		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
 	}, files, []step{
@@ -209,9 +209,11 @@ func (m *Manager) runSteps(ctx context.Context, operation string, steps []step) 
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		begin := time.Now()
 		if err := s.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
+		m.cfg.Metrics.stepSeconds.WithLabelValues(operation, s.name).Observe(time.Since(begin).Seconds())
 		if err := failpoint.Hit(operation + ".after-" + s.name); err != nil {
 			return err
 		}

@@ -335,7 +335,7 @@ func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
 		{"stop", func(ctx context.Context) error { return m.cfg.Runtime.Remove(ctx, slot.ID) }},
 		{"cgroup", func(ctx context.Context) error { return m.cfg.Groups.Remove(ctx, slot.ID) }},
 		{"dirs", func(context.Context) error { return m.removeDirs(slot.ID) }},
-		{"netns", func(context.Context) error { return m.cfg.Network.Remove(slot) }},
+		{"netns", func(ctx context.Context) error { return m.removeNetwork(ctx, slot) }},
 	} {
 		if err := s.do(ctx); err != nil {
 			return fmt.Errorf("teardown of %s: %s: %w", slot.ID, s.name, err)

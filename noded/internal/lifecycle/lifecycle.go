@@ -203,6 +203,7 @@ type Config struct {
 	Disk       Disk
 	Archive    Archive // nil: there is no object store
 	Network    Network
+	Egress     Egress
 	Groups     Groups
 	Hub        *events.Hub
 	Metrics    *Metrics

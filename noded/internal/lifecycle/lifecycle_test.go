@@ -65,7 +65,7 @@ func (m *machine) prepare(mutate ...func(*lifecycle.Config)) *noded {
 		Cluster: "local", Scope: "test", Max: 200, ColdStarts: 2,
 		DataDir: filepath.Join(m.dir, "data"), ImageDir: filepath.Join(m.dir, "images"), Snapshots: snapshots.NewStore(filepath.Join(m.dir, "snapshots")), RunDir: filepath.Join(m.dir, "run"), BinDir: "/bin",
 		Journal: j, Runtime: noop.Runtime{Node: m.node}, Images: noop.Images{Node: m.node}, Disk: noop.Disk{Node: m.node},
-		Network: noop.Network{Node: m.node}, Groups: noop.Groups{Node: m.node},
+		Network: noop.Network{Node: m.node}, Egress: noop.Egress{}, Groups: noop.Groups{Node: m.node},
 		Hub: n.hub, Metrics: lifecycle.NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	for _, f := range mutate {

@@ -30,6 +30,7 @@ func (m *Manager) Load() error {
 		inst.unseen = rec.State == journal.Slot || rec.State == journal.Claimed || rec.State == journal.Pausing
 		m.instances[rec.ID] = inst
 		m.indexes.hold(rec.NetIndex)
+		m.knowNetwork(context.Background(), rec) // which is only remembered: nobody is told before Run
 		if rec.Claim != nil {
 			done := make(chan struct{})
 			close(done)

@@ -124,7 +124,7 @@ func (m *Manager) resumeSteps(inst *instance, rec journal.Record, image string) 
 	c.Checkpoint = m.imageDir(rec)
 	return []step{
 		{"intent", func(ctx context.Context) error { return m.commit(ctx, inst, rec) }},
-		{"netns", func(context.Context) error { return m.cfg.Network.Add(m.cfg.Network.Slot(rec.ID, rec.NetIndex)) }},
+		{"netns", func(ctx context.Context) error { return m.addNetwork(ctx, rec) }},
 		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(rec.ID, limits(rec.Spec, rec.Claim, false)) }},
 		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
 		{"listen", func(context.Context) error { return m.listen(inst) }},

@@ -59,6 +59,9 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 		}
 		return m.Get(req.ID)
 	}
+	if err := m.checkEgress(req.Network); err != nil {
+		return Sandbox{}, err
+	}
 	if err := m.checkShrink(old, rec); err != nil {
 		return Sandbox{}, err
 	}
@@ -66,7 +69,11 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 		return Sandbox{}, err
 	}
 	m.change(inst, func() { inst.rec = rec })
-	if err := m.enforce(ctx, inst, rec, false); err != nil {
+	err := m.enforce(ctx, inst, rec, false)
+	if err == nil && req.Network != nil {
+		err = m.setPolicy(ctx, rec)
+	}
+	if err != nil {
 		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be changed", rec.ID).WithCause(err)
 	}
 	return m.Get(req.ID)

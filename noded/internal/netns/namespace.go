@@ -12,9 +12,9 @@ import (
 
 const ownNamespace = "/proc/thread-self/ns/net"
 
-// create makes a network namespace and binds it at path, where it lives without
-// any process in it.
-func create(path string) error {
+// create makes a network namespace, has it prepared, and binds it at path, where it
+// lives without any process in it.
+func create(path string, prepare func() error) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) { // left by a creation that died before the bind
 		if isNamespace(path) {
@@ -29,7 +29,7 @@ func create(path string) error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
-		if err := disableIPv6(); err != nil { // before there is a link to address
+		if err := prepare(); err != nil { // before there is a link to address
 			return err
 		}
 		return os.NewSyscallError("mount", unix.Mount(ownNamespace, path, "", unix.MS_BIND, ""))

@@ -14,6 +14,8 @@
 //	  gateway dev eth0 scope link               ip/32 dev sx<index> scope link
 //	  default via gateway                       lo  gateway/32
 //	  neighbours on both sides are permanent: no ARP is ever needed
+//
+// and the same with an IPv6 address and its gateway.
 package netns
 
 import (
@@ -48,8 +50,9 @@ var hostMAC = net.HardwareAddr{0x02, 0x73, 0, 0, 0, 1} // every veth is its own 
 
 // Config says where the namespaces are bound and what addresses they get.
 type Config struct {
-	Dir  string       // a directory of ours, created when missing
-	CIDR netip.Prefix // the node's range; its first address is the gateway
+	Dir   string       // a directory of ours, created when missing
+	CIDR  netip.Prefix // the node's range; its first address is the gateway
+	CIDR6 netip.Prefix // the same of IPv6, a /64
 }
 
 // Slot names the network of one sandbox. The index gives the address, the link's
@@ -58,13 +61,21 @@ type Slot struct {
 	ID    sandbox.ID
 	Index uint32
 	IP    netip.Addr
+	IP6   netip.Addr
 }
+
+// Ifindex is the number of the link's end in the data plane.
+func (s Slot) Ifindex() int { return firstIfindex + int(s.Index) }
+
+// MAC is where the sandbox's frames come from.
+func (s Slot) MAC() net.HardwareAddr { return sandboxMAC(s.IP) }
 
 // Net is safe for concurrent use.
 type Net struct {
-	cfg     Config
-	gateway netip.Addr
-	host    *netlink.Handle // in the data plane
+	cfg      Config
+	gateway  netip.Addr
+	gateway6 netip.Addr      // invalid on a kernel without IPv6
+	host     *netlink.Handle // in the data plane
 }
 
 // Open makes sure of the data plane and connects to it.
@@ -72,8 +83,14 @@ func Open(cfg Config) (*Net, error) {
 	if !cfg.CIDR.IsValid() || !cfg.CIDR.Addr().Is4() || cfg.CIDR.Bits() > 29 {
 		return nil, fmt.Errorf("sandbox network %v: want an IPv4 range of 8 addresses or more", cfg.CIDR)
 	}
-	cfg.CIDR = cfg.CIDR.Masked()
+	if !cfg.CIDR6.IsValid() || !cfg.CIDR6.Addr().Is6() || cfg.CIDR6.Bits() != 64 {
+		return nil, fmt.Errorf("sandbox network %v: want an IPv6 /64", cfg.CIDR6)
+	}
+	cfg.CIDR, cfg.CIDR6 = cfg.CIDR.Masked(), cfg.CIDR6.Masked()
 	n := &Net{cfg: cfg, gateway: cfg.CIDR.Addr().Next()}
+	if hasIPv6() {
+		n.gateway6 = cfg.CIDR6.Addr().Next()
+	}
 	if err := n.openDataplane(); err != nil {
 		return nil, fmt.Errorf("data-plane namespace %s: %w", n.dataplanePath(), err)
 	}
@@ -91,11 +108,16 @@ func (n *Net) Slot(id sandbox.ID, index uint32) Slot {
 	b := n.cfg.CIDR.Addr().As4()
 	base := binary.BigEndian.Uint32(b[:])
 	binary.BigEndian.PutUint32(b[:], base+1+index)
-	return Slot{ID: id, Index: index, IP: netip.AddrFrom4(b)}
+	six := n.cfg.CIDR6.Addr().As16()
+	binary.BigEndian.PutUint32(six[12:], 1+index)
+	return Slot{ID: id, Index: index, IP: netip.AddrFrom4(b), IP6: netip.AddrFrom16(six)}
 }
 
 // Path is where the sandbox's namespace is bound.
 func (n *Net) Path(id sandbox.ID) string { return filepath.Join(n.cfg.Dir, string(id)) }
+
+// Dataplane is where the data plane's namespace is bound.
+func (n *Net) Dataplane() string { return n.dataplanePath() }
 
 func (n *Net) dataplanePath() string { return filepath.Join(n.cfg.Dir, dataplane) }
 
@@ -105,19 +127,18 @@ func (n *Net) openDataplane() error {
 	}
 	path := n.dataplanePath()
 	if !isNamespace(path) {
-		if err := create(path); err != nil {
+		if err := create(path, sealDataplane); err != nil {
 			return err
 		}
 	}
-	// Not only on creation: whoever made it may have died half way.
-	if err := inside(path, sealDataplane); err != nil {
+	if err := inside(path, quietIPv6); err != nil { // of an older version's, too
 		return err
 	}
 	h, err := handleAt(path)
 	if err != nil {
 		return err
 	}
-	if err := addGateway(h, n.gateway); err != nil {
+	if err := addGateways(h, n.gateway, n.gateway6); err != nil {
 		h.Close()
 		return err
 	}
@@ -126,36 +147,64 @@ func (n *Net) openDataplane() error {
 }
 
 // sealDataplane turns off forwarding, which a new namespace may inherit from the
-// host's settings, and IPv6, which nothing filters yet.
+// host's settings. It comes before anybody else can see the namespace: netd, which
+// turns it on behind its rules, may do so at any time.
 func sealDataplane() error {
-	for _, knob := range []string{"ipv4/conf/all/forwarding", "ipv4/conf/default/forwarding"} {
-		if err := os.WriteFile("/proc/sys/net/"+knob, []byte("0"), 0); err != nil {
+	for _, knob := range []string{"ipv4/conf/all/forwarding", "ipv4/conf/default/forwarding", "ipv6/conf/all/forwarding", "ipv6/conf/default/forwarding"} {
+		if err := os.WriteFile("/proc/sys/net/"+knob, []byte("0"), 0); err != nil && hasIPv6() {
 			return err
 		}
 	}
-	return disableIPv6()
+	return quietIPv6()
 }
 
-func disableIPv6() error {
-	for _, conf := range []string{"all", "default"} {
-		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+conf+"/disable_ipv6", []byte("1"), 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6 has nothing to turn off
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
+
+// quietIPv6 leaves a namespace with the addresses that it is given: none of its own
+// making, none that a router tells it.
+func quietIPv6() error {
+	for _, k := range []struct{ name, value string }{
+		{"all/disable_ipv6", "0"}, {"default/disable_ipv6", "0"},
+		{"all/accept_ra", "0"}, {"default/accept_ra", "0"}, {"default/autoconf", "0"},
+		{"default/accept_dad", "0"}, {"default/addr_gen_mode", "1"},
+	} {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+k.name, []byte(k.value), 0)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6 has nothing to be quiet about
 			return err
 		}
 	}
 	return nil
 }
 
-func addGateway(h *netlink.Handle, gateway netip.Addr) error {
+func addGateways(h *netlink.Handle, gateways ...netip.Addr) error {
 	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return err
 	}
-	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: host(gateway)}); err != nil {
-		return err
+	for _, g := range gateways {
+		if !g.IsValid() {
+			continue
+		}
+		if err := h.AddrReplace(lo, address(g)); err != nil {
+			return err
+		}
 	}
 	return h.LinkSetUp(lo)
 }
+
+// ways are the slot's addresses, each with its gateway.
+func (n *Net) ways(s Slot) []way {
+	all := []way{{s.IP, n.gateway}}
+	if n.gateway6.IsValid() {
+		all = append(all, way{s.IP6, n.gateway6})
+	}
+	return all
+}
+
+type way struct{ own, gateway netip.Addr }
 
 // Add makes the slot's network. After an error the caller removes the slot, like
 // after a crash: what half an Add leaves behind bears the slot's id.
@@ -164,7 +213,7 @@ func (n *Net) Add(s Slot) error {
 		return fmt.Errorf("network of %s: index %d: want 1 to %d", s.ID, s.Index, n.MaxIndex())
 	}
 	path := n.Path(s.ID)
-	if err := create(path); err != nil {
+	if err := create(path, quietIPv6); err != nil {
 		return fmt.Errorf("network of %s: namespace: %w", s.ID, err)
 	}
 	ns, err := os.Open(path)
@@ -195,10 +244,15 @@ func (n *Net) addHostEnd(s Slot, ns *os.File) error {
 	if err := n.host.LinkSetAlias(link, string(s.ID)); err != nil {
 		return err
 	}
-	if err := n.host.NeighSet(neighbour(link, s.IP, sandboxMAC(s.IP))); err != nil {
-		return err
+	for _, w := range n.ways(s) {
+		if err := n.host.NeighSet(neighbour(link, w.own, s.MAC())); err != nil {
+			return err
+		}
+		if err := n.host.RouteReplace(&netlink.Route{LinkIndex: link.Index, Scope: netlink.SCOPE_LINK, Dst: host(w.own)}); err != nil {
+			return err
+		}
 	}
-	return n.host.RouteReplace(&netlink.Route{LinkIndex: link.Index, Scope: netlink.SCOPE_LINK, Dst: host(s.IP)})
+	return nil
 }
 
 func (n *Net) addSandboxEnd(s Slot, path string) error {
@@ -214,20 +268,30 @@ func (n *Net) addSandboxEnd(s Slot, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := h.AddrAdd(link, &netlink.Addr{IPNet: host(s.IP)}); err != nil {
-		return err
-	}
 	if err := h.LinkSetUp(link); err != nil {
 		return err
 	}
-	if err := h.NeighSet(neighbour(link, n.gateway, hostMAC)); err != nil {
+	for _, w := range n.ways(s) {
+		if err := connect(h, link, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// connect gives the sandbox's end an address and the route to everywhere.
+func connect(h *netlink.Handle, link netlink.Link, w way) error {
+	if err := h.AddrAdd(link, address(w.own)); err != nil {
+		return err
+	}
+	if err := h.NeighSet(neighbour(link, w.gateway, hostMAC)); err != nil {
 		return err
 	}
 	index := link.Attrs().Index
-	if err := h.RouteAdd(&netlink.Route{LinkIndex: index, Scope: netlink.SCOPE_LINK, Dst: host(n.gateway)}); err != nil {
+	if err := h.RouteAdd(&netlink.Route{LinkIndex: index, Scope: netlink.SCOPE_LINK, Dst: host(w.gateway)}); err != nil {
 		return err
 	}
-	return h.RouteAdd(&netlink.Route{LinkIndex: index, Gw: n.gateway.AsSlice()})
+	return h.RouteAdd(&netlink.Route{LinkIndex: index, Gw: w.gateway.AsSlice()})
 }
 
 // upLoopback: gVisor copies the links that are up, and gives the sandbox no
@@ -304,6 +368,15 @@ func (n *Net) List() ([]Slot, error) {
 
 func host(ip netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(ip.BitLen(), ip.BitLen())}
+}
+
+// address is used at once: nobody else can have it.
+func address(ip netip.Addr) *netlink.Addr {
+	a := &netlink.Addr{IPNet: host(ip)}
+	if ip.Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return a
 }
 
 func sandboxMAC(ip netip.Addr) net.HardwareAddr {

@@ -17,12 +17,15 @@ import (
 	"s0.run/internal/sandbox"
 )
 
-var testCIDR = netip.MustParsePrefix("10.77.0.0/16")
+var (
+	testCIDR  = netip.MustParsePrefix("10.77.0.0/16")
+	testCIDR6 = netip.MustParsePrefix("fd77::/64")
+)
 
 func openNet(t testing.TB) *Net {
 	t.Helper()
 	s0test.NeedRoot(t)
-	n, err := Open(Config{Dir: filepath.Join(t.TempDir(), "netns"), CIDR: testCIDR})
+	n, err := Open(Config{Dir: filepath.Join(t.TempDir(), "netns"), CIDR: testCIDR, CIDR6: testCIDR6})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +75,7 @@ func listed(t testing.TB, n *Net) []Slot {
 
 func TestAddresses(t *testing.T) {
 	t.Parallel()
-	n := &Net{cfg: Config{CIDR: netip.MustParsePrefix("10.77.0.0/29")}}
+	n := &Net{cfg: Config{CIDR: netip.MustParsePrefix("10.77.0.0/29"), CIDR6: testCIDR6}}
 	if got := n.Slot("a", 1).IP.String(); got != "10.77.0.2" {
 		t.Errorf("first address: %s", got)
 	}
@@ -83,7 +86,7 @@ func TestAddresses(t *testing.T) {
 		t.Errorf("last address: %s", got)
 	}
 	for _, cidr := range []string{"10.77.0.0/30", "fd77::/64"} {
-		if _, err := Open(Config{Dir: t.TempDir(), CIDR: netip.MustParsePrefix(cidr)}); err == nil {
+		if _, err := Open(Config{Dir: t.TempDir(), CIDR: netip.MustParsePrefix(cidr), CIDR6: testCIDR6}); err == nil {
 			t.Errorf("range %s accepted", cidr)
 		}
 	}
@@ -114,12 +117,16 @@ func TestLayout(t *testing.T) {
 		t.Errorf("MAC %s", mac)
 	}
 	addrs, err := h.AddrList(eth0, netlink.FAMILY_ALL)
-	if err != nil || len(addrs) != 1 || addrs[0].IPNet.String() != "10.77.0.4/32" {
-		t.Errorf("addresses %v (%v), want only 10.77.0.4/32", addrs, err)
+	if err != nil || len(addrs) != 2 || addrs[0].IPNet.String() != "10.77.0.4/32" || addrs[1].IPNet.String() != "fd77::4/128" {
+		t.Errorf("addresses %v (%v), want only 10.77.0.4/32 and fd77::4/128", addrs, err)
 	}
 	routes, err := h.RouteGet(net.IPv4(93, 184, 216, 34))
 	if err != nil || len(routes) != 1 || routes[0].Gw.String() != "10.77.0.1" {
 		t.Errorf("route to the world: %v (%v)", routes, err)
+	}
+	routes, err = h.RouteGet(net.ParseIP("2606:aaaa::1"))
+	if err != nil || len(routes) != 1 || routes[0].Gw.String() != "fd77::1" {
+		t.Errorf("route to the world of IPv6: %v (%v)", routes, err)
 	}
 	neigh, err := h.NeighList(eth0.Attrs().Index, netlink.FAMILY_V4)
 	if err != nil || len(neigh) != 1 || neigh[0].State != netlink.NUD_PERMANENT || neigh[0].HardwareAddr.String() != hostMAC.String() {
@@ -231,7 +238,7 @@ func TestX03_HalfMadeNetworks(t *testing.T) {
 			}
 		},
 		"namespace without link": func(t *testing.T, n *Net, s Slot) {
-			if err := create(n.Path(s.ID)); err != nil {
+			if err := create(n.Path(s.ID), quietIPv6); err != nil {
 				t.Fatal(err)
 			}
 		},

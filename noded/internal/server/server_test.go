@@ -63,7 +63,7 @@ func start(t *testing.T, procd http.Handler) *node {
 		Cluster: "local", Scope: "test", Max: 100, ColdStarts: 1,
 		DataDir: filepath.Join(dir, "data"), ImageDir: filepath.Join(dir, "images"), Snapshots: snapshots.NewStore(filepath.Join(dir, "snapshots")), RunDir: filepath.Join(dir, "run"), BinDir: "/bin",
 		Journal: j, Runtime: n.runtime, Images: noop.Images{Node: machine}, Disk: noop.Disk{Node: machine},
-		Network: noop.Network{Node: machine}, Groups: noop.Groups{Node: machine},
+		Network: noop.Network{Node: machine}, Egress: noop.Egress{}, Groups: noop.Groups{Node: machine},
 		Hub: n.hub, Metrics: lifecycle.NewMetrics(reg), Log: log,
 	})
 	pools := slots.New(slots.Config{Lifecycle: n.manager, Images: noop.Images{Node: machine}, Warmups: 1, Hub: n.hub, Metrics: reg, Log: log})

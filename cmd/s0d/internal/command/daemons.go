@@ -94,6 +94,8 @@ func nodedCommand(version string) *cobra.Command {
 	f.BoolVar(&c.AllowRunc, "allow-runc", false, allowRuncHelp)
 	f.BoolVar(&c.AllowOldRunc, "allow-old-runc", false, allowOldRuncHelp)
 	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", c.SandboxCIDR, "the sandboxes' IPv4 addresses")
+	f.TextVar(&c.SandboxCIDR6, "sandbox-cidr6", c.SandboxCIDR6, "the sandboxes' IPv6 addresses, a /64")
+	f.StringVar(&c.NetdSocket, "netd-socket", c.NetdSocket, "unix socket of this node's netd; without one sandboxes reach nothing")
 	f.BoolVar(&c.Simulate, "simulate", false, "run everything but sandboxes, to load-test what is above")
 	level := f.String("log-level", "info", "debug, info, warn or error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
