@@ -81,6 +81,7 @@ func TestSettings(t *testing.T) {
 		{Limits{CPUMillis: 2000}, "2048", "200000", "79", "200000 100000"},
 		{Limits{CPUMillis: 125}, "128", "100000", "5", "100000 100000"}, // a small share bursts to one core
 		{Limits{CPUMillis: 2000, Idle: true}, "2", "200000", "1", "200000 100000"},
+		{Limits{CPUMillis: 2000, Hasty: true}, "2048", "-1", "79", "max 100000"},
 		{Limits{CPUMillis: 1}, "2", "100000", "1", "100000 100000"},
 		{Limits{CPUMillis: 1 << 40}, "262144", "109951162777600", "10000", "109951162777600 100000"},
 	} {

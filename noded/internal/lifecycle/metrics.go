@@ -15,6 +15,7 @@ type Metrics struct {
 	startSeconds    prometheus.Histogram
 	pauseSeconds    prometheus.Histogram
 	resumeSeconds   prometheus.Histogram
+	stepSeconds     *prometheus.HistogramVec
 	startFailures   prometheus.Counter
 	failures        prometheus.Counter
 	teardownRetries prometheus.Counter
@@ -40,12 +41,15 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		resumeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "s0_node_resume_seconds", Help: "Time to start a sandbox from its image until procd is ready.", Buckets: prometheus.ExponentialBuckets(.05, 1.6, 18),
 		}),
+		stepSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "s0_node_step_seconds", Help: "Time of each step of an operation.", Buckets: prometheus.ExponentialBuckets(.0005, 2, 16),
+		}, []string{"operation", "step"}),
 		startFailures:   counter("s0_node_start_failures_total", "Starts that failed."),
 		failures:        counter("s0_node_sandbox_failures_total", "Claimed sandboxes that ended by themselves."),
 		teardownRetries: counter("s0_node_teardown_retries_total", "Teardown attempts that failed."),
 		swept:           counter("s0_node_swept_total", "Leftovers without an owner that were removed."),
 	}
-	reg.MustRegister(m.claims, m.claimSeconds, m.startSeconds, m.pauseSeconds, m.resumeSeconds, m.startFailures, m.failures, m.teardownRetries, m.swept)
+	reg.MustRegister(m.claims, m.claimSeconds, m.startSeconds, m.pauseSeconds, m.resumeSeconds, m.stepSeconds, m.startFailures, m.failures, m.teardownRetries, m.swept)
 	return m
 }
 

@@ -121,7 +121,7 @@ func TestX19_PauseAndResumeUndo(t *testing.T) {
 		"pause.after-checkpoint": sandbox.Paused,
 		"resume.journal.commit":  sandbox.Paused, "resume.after-intent": sandbox.Paused, "resume.after-netns": sandbox.Paused, "resume.after-cgroup": sandbox.Paused,
 		"resume.after-dirs": sandbox.Paused, "resume.after-listen": sandbox.Paused, "resume.after-start": sandbox.Paused,
-		"resume.after-handshake": sandbox.Paused, "resume.after-events": sandbox.Paused, "resume.after-commit": sandbox.Paused,
+		"resume.after-handshake": sandbox.Paused, "resume.after-limits": sandbox.Paused, "resume.after-events": sandbox.Paused, "resume.after-commit": sandbox.Paused,
 	} {
 		t.Run(place, func(t *testing.T) {
 			n := newMachine(t).boot()

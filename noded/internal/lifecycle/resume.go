@@ -122,14 +122,18 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 func (m *Manager) resumeSteps(inst *instance, rec journal.Record, image string) []step {
 	c := m.container(rec, image)
 	c.Checkpoint = m.imageDir(rec)
+	usual := limits(rec.Spec, rec.Claim, false)
+	hasty := usual
+	hasty.Hasty = true
 	return []step{
 		{"intent", func(ctx context.Context) error { return m.commit(ctx, inst, rec) }},
 		{"netns", func(ctx context.Context) error { return m.addNetwork(ctx, rec) }},
-		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(rec.ID, limits(rec.Spec, rec.Claim, false)) }},
+		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(rec.ID, hasty) }},
 		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
 		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, nil) }},
+		{"limits", func(context.Context) error { return m.cfg.Groups.Set(rec.ID, hasty, usual) }},
 		{"events", func(ctx context.Context) error { return m.keepEvents(ctx, inst, rec) }},
 		{"commit", func(ctx context.Context) error {
 			awake := rec
