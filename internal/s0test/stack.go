@@ -84,7 +84,7 @@ func Prepare(t testing.TB, opt Options) *Stack {
 		Machine: Machine{
 			Root: dir, DataDir: filepath.Join(dir, "d"), RunDir: filepath.Join(dir, "r"), Cluster: name, CgroupParent: "/s0" + name,
 			NodeSocket: filepath.Join(dir, "r", "noded.sock"), ContainerdSocket: filepath.Join(dir, "r", "containerd", "containerd.sock"),
-			Namespace: "s0", BinDir: binaries(t),
+			Namespace: "s0", BinDir: Programs(t),
 		},
 		t: t, env: opt.Env,
 	}
@@ -131,9 +131,9 @@ func BuiltImage(t testing.TB, name string) string {
 	return filepath.Join(ModuleRoot(t), "build", "images", name)
 }
 
-// binaries builds our programs beside containerd and runsc, and returns the
+// Programs builds our programs beside containerd and runsc, and returns the
 // directory of them all.
-func binaries(t testing.TB) string {
+func Programs(t testing.TB) string {
 	t.Helper()
 	dir, err := buildOnce()
 	if err != nil {

@@ -1,0 +1,248 @@
+package fault_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"s0.run/api/client"
+)
+
+// An operation is what noded is killed in: at its beginning and behind each of its
+// steps, which is before the next one.
+type operation struct {
+	name     string
+	rows     string // of the fault list
+	template string // of the sandbox
+	// prepare makes what the operation needs and returns the sandbox, if there is one.
+	prepare func(s *stack) (id string)
+	// begin asks for the operation, once or, told to wait, again until it is done.
+	begin func(s *stack, id string) error
+	// verify says what is true when it is done. The sandbox of prepare is id's, with
+	// what was left in it; verify returns with nothing left of its own but that.
+	verify func(s *stack, id string, tr traces)
+}
+
+// coldTemplate has no pool: its claims are creations.
+const coldTemplate = "cold"
+
+// claimKey is that of the one claim of a round.
+func claimKey(t testing.TB) string { return strings.ReplaceAll(t.Name(), "/", "-") }
+
+var operations = []operation{
+	{
+		name: "create", rows: "X01–X12", template: coldTemplate,
+		begin:  func(s *stack, _ string) error { return s.tryClaim(coldTemplate) },
+		verify: func(s *stack, _ string, _ traces) { s.verifyClaim(coldTemplate) },
+	},
+	{
+		name: "claim", rows: "X12", template: "default",
+		begin:  func(s *stack, _ string) error { return s.tryClaim("default") },
+		verify: func(s *stack, _ string, _ traces) { s.verifyClaim("default") },
+	},
+	{
+		name: "delete", rows: "X13–X18",
+		prepare: func(s *stack) string { return s.claim(claimKey(s), "default") },
+		begin: func(s *stack, id string) error {
+			err := s.c.DeleteSandbox(s.ctx(), id)
+			if isStatus(err, 404) {
+				return nil
+			}
+			return err
+		},
+		verify: func(s *stack, id string, _ traces) {
+			if sb, err := s.c.GetSandbox(s.ctx(), id); !isStatus(err, 404) {
+				s.Errorf("it was deleted and is %+v (%v)", sb, err)
+			}
+		},
+	},
+	{
+		name: "pause", rows: "X19–X23",
+		prepare: func(s *stack) string { return s.claim(claimKey(s), "default") },
+		begin:   func(s *stack, id string) error { _, err := s.c.PauseSandbox(s.ctx(), id); return err },
+		verify: func(s *stack, id string, tr traces) {
+			if sb, err := s.c.GetSandbox(s.ctx(), id); err != nil || !sb.Paused {
+				s.Errorf("it was paused and is %+v (%v)", sb, err)
+			}
+			s.check()
+			s.resume(id)
+			s.wantTraces(id, tr)
+			s.wantGeneration(id, 2)
+		},
+	},
+	{
+		name: "resume", rows: "X24",
+		prepare: func(s *stack) string { return s.claim(claimKey(s), "default") },
+		begin:   func(s *stack, id string) error { _, err := s.c.ResumeSandbox(s.ctx(), id); return err },
+		verify: func(s *stack, id string, tr traces) {
+			s.wantTraces(id, tr)
+			s.wantGeneration(id, 2)
+		},
+	},
+}
+
+func (s *stack) tryClaim(template string) error {
+	_, err := s.c.CreateSandboxOnce(s.ctx(), claimKey(s), client.ClaimRequest{Template: template})
+	return err
+}
+
+// verifyClaim: whoever asks again gets the same one, which serves.
+func (s *stack) verifyClaim(template string) {
+	s.Helper()
+	id := s.claim(claimKey(s), template)
+	if other := s.claim(claimKey(s), template); other != id {
+		s.Errorf("R2: one claim has got %s and %s", id, other)
+	}
+	s.mustServe(id)
+	s.check()
+	s.remove(id)
+}
+
+func (s *stack) wantGeneration(id string, want int64) {
+	s.Helper()
+	if sb, err := s.c.GetSandbox(s.ctx(), id); err != nil || sb.RuntimeGeneration != want {
+		s.Errorf("%s: %+v (%v), want generation %d", id, sb, err, want)
+	}
+}
+
+func (s *stack) makeColdTemplate() {
+	s.Helper()
+	zero, memory := int32(0), "256Mi"
+	_, err := s.c.CreateTemplate(s.ctx(), coldTemplate, client.TemplateSpec{
+		MainContainer: client.ContainerSpec{Image: s.image, Resources: client.ResourceSpec{Memory: &memory}}, Pool: &client.PoolSpec{MinIdle: zero, MaxIdle: zero},
+	})
+	s.must(err)
+}
+
+// TestX01_Matrix kills noded at every place of every operation, as often as there are
+// places, and after each kill asks the oracle.
+func TestX01_Matrix(t *testing.T) {
+	needFaults(t)
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) {
+			s := newMatrixStack(t)
+			places := s.placesOf(op)
+			t.Logf("%s: %d places: %s", op.rows, len(places), strings.Join(places, " "))
+			for _, place := range places {
+				sound := t.Run(place, func(t *testing.T) {
+					s.TB = t
+					s.killAt(op, place)
+				})
+				if s.TB = t; !sound {
+					s = newMatrixStack(t) // what one place has broken is none of the next one's
+				}
+			}
+		})
+	}
+}
+
+func newMatrixStack(t testing.TB) *stack {
+	t.Helper()
+	s := newStack(t, 1)
+	s.makeColdTemplate()
+	return s
+}
+
+// The quick selection: one place of each kind, those that lose most if they are handled wrongly.
+func TestX10_KilledInTheMiddle(t *testing.T) {
+	s := newMatrixStack(t)
+	for name, place := range map[string]string{
+		"create": "start.after-task", "claim": "claim.after-journal", "delete": "remove.after-task",
+		"pause": "checkpoint.after-freeze", "resume": "resume.after-start",
+	} {
+		i := slices.IndexFunc(operations, func(op operation) bool { return op.name == name })
+		t.Run(place, func(t *testing.T) {
+			s.TB = t
+			s.killAt(operations[i], place)
+		})
+		s.TB = t
+	}
+}
+
+// ready makes what the operation works on.
+func (s *stack) ready(op operation) (id string, tr traces) {
+	s.Helper()
+	if op.prepare == nil {
+		return "", traces{}
+	}
+	id = op.prepare(s)
+	tr = s.leaveTraces(id)
+	if op.name == "resume" {
+		s.pause(id)
+	}
+	return id, tr
+}
+
+// placesOf runs an operation once, with a trace of the places that it comes by. What a
+// start of noded comes by with the same sandboxes is no place of the operation: it
+// would die before it serves.
+func (s *stack) placesOf(op operation) []string {
+	s.Helper()
+	id, _ := s.ready(op)
+	s.check()
+	file := filepath.Join(s.Root, "trace-"+op.name)
+	s.restartNoded("*=trace(" + file + ")")
+	s.check()
+	before, err := os.ReadFile(file)
+	if err != nil && !os.IsNotExist(err) {
+		s.Fatal(err)
+	}
+	s.eventuallyDone(op.name, func() error { return op.begin(s, id) })
+	if id != "" {
+		s.remove(id)
+	} else {
+		s.remove(s.claim(claimKey(s), op.template))
+	}
+	s.check()
+	return s.tracedSince(file, before, op)
+}
+
+// tracedSince leaves out what the clean-up behind the operation came by, unless that
+// is the operation.
+func (s *stack) tracedSince(file string, before []byte, op operation) []string {
+	s.Helper()
+	after, err := os.ReadFile(file)
+	s.must(err)
+	places := strings.Fields(strings.TrimPrefix(string(after), string(before)))
+	if op.name == "delete" {
+		return places
+	}
+	end := slices.Index(places, "delete.begin")
+	if end < 0 {
+		s.Fatalf("the trace has no clean-up: %v", places)
+	}
+	return places[:end]
+}
+
+// killAt kills noded at a place of an operation. What was asked for comes to be, once.
+func (s *stack) killAt(op operation, place string) {
+	s.Helper()
+	id, tr := s.ready(op)
+	s.check()
+	s.restartNoded(place + "=exit")
+	s.check() // else a restart's own work and not the operation would die
+	answered := make(chan error, 1)
+	go func() { answered <- op.begin(s, id) }()
+	s.noded.died(fmt.Sprintf("%s did not come by %s", op.name, place))
+	first := <-answered
+	s.startNoded("")
+	s.Logf("answered with noded dead: %v", first)
+	s.eventuallyDone(op.name+", asked again", func() error { return op.begin(s, id) })
+	s.check()
+	op.verify(s, id, tr)
+	if id != "" {
+		s.remove(id)
+	}
+	s.check()
+}
+
+// needFaults keeps what takes minutes out of `make test`.
+func needFaults(t testing.TB) {
+	t.Helper()
+	if os.Getenv("S0_FAULTS") == "" {
+		t.Skip("takes minutes: make test-faults")
+	}
+}

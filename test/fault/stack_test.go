@@ -1,0 +1,271 @@
+package fault_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"s0.run/api/client"
+	"s0.run/internal/failpoint"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/nodetest"
+)
+
+const (
+	// patience bounds what must happen on a loaded machine.
+	patience = 60 * time.Second
+	// look is the pace at which a condition is looked at again.
+	look = 25 * time.Millisecond
+)
+
+// A stack is a whole s0 whose processes can be ended one by one.
+type stack struct {
+	testing.TB
+	s0test.Machine
+	ctd   *nodetest.Containerd
+	pg    *s0test.PostgresCluster
+	dsn   string
+	image string
+	url   string
+	noded *process
+	api   *process
+	c     *client.Client
+	shape shape // of a whole sandbox, see oracle_test.go
+}
+
+// newStack starts everything, with a pool of so many warm sandboxes. When the test
+// ends all sandboxes are deleted; what then is left of anything fails it.
+func newStack(t testing.TB, pool int) *stack {
+	t.Helper()
+	ctd := nodetest.NewContainerd(t)
+	name := "t" + strings.ToLower(strings.TrimPrefix(filepath.Base(ctd.Dir), "s0c-"))
+	s := &stack{TB: t, ctd: ctd, Machine: s0test.Machine{
+		Root: ctd.Dir, DataDir: ctd.Dir, RunDir: filepath.Join(ctd.Dir, "r"), Cluster: name, CgroupParent: ctd.CgroupParent,
+		NodeSocket: filepath.Join(ctd.Dir, "r", "n.sock"), ContainerdSocket: ctd.Address, Namespace: nodetest.Namespace,
+		BinDir: s0test.Programs(t),
+	}}
+	ctd.RunscRoot = filepath.Join(s.nodedRun(), "runsc")
+	t.Cleanup(s.removeInfrastructure)
+	s.pg = s0test.NewPostgresCluster(t)
+	s.dsn = s.pg.Database(t)
+	registry := nodetest.NewRegistry(t)
+	s.image = registry.Push(t, "test/probe:1", nodetest.Rootfs(t), v1.Config{Env: []string{"PATH=/bin"}})
+	s.install()
+	s.noded = newProcess(s, "noded", s.nodedArgs(registry.Host))
+	s.api = newProcess(s, "api", s.apiArgs(pool, registry.Host))
+	t.Cleanup(s.finish)
+	s.startNoded("")
+	s.startAPI()
+	s.c = s.newClient()
+	s.learn(pool)
+	return s
+}
+
+// install puts procd where it is alone, and makes the directory of sockets.
+func (s *stack) install() {
+	s.Helper()
+	s.must(os.Mkdir(s.procdDir(), 0o755))
+	program, err := os.ReadFile(filepath.Join(s.BinDir, "procd"))
+	s.must(err)
+	s.must(os.WriteFile(filepath.Join(s.procdDir(), "procd"), program, 0o755))
+	s.must(os.Mkdir(s.RunDir, 0o711))
+}
+
+func (s *stack) nodedRun() string  { return filepath.Join(s.RunDir, "noded") }
+func (s *stack) nodedData() string { return filepath.Join(s.Root, "d") }
+func (s *stack) procdDir() string  { return filepath.Join(s.Root, "p") }
+func (s *stack) journal() string   { return filepath.Join(s.nodedData(), "journal.db") }
+func (s *stack) paused() string    { return filepath.Join(s.nodedData(), "paused") }
+
+func (s *stack) nodedArgs(registry string) []string {
+	return []string{
+		"noded", "--node=n1", "--cluster=" + s.Cluster, "--data-dir=" + s.nodedData(), "--run-dir=" + s.nodedRun(),
+		"--socket=" + s.NodeSocket, "--admin-socket=" + filepath.Join(s.RunDir, "na.sock"),
+		"--containerd-socket=" + s.ContainerdSocket, "--containerd-namespace=" + s.Namespace,
+		"--runsc=" + s.ctd.Runsc, "--procd-dir=" + s.procdDir(), "--cgroup-parent=" + s.CgroupParent,
+		"--plain-http-registries=" + registry, "--image-registries=" + registry, "--cold-starts=4", "--log-level=debug",
+	}
+}
+
+func (s *stack) apiArgs(pool int, registry string) []string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	s.must(err)
+	defer l.Close()
+	s.url = "http://" + l.Addr().String()
+	return []string{
+		"api", "--listen=" + l.Addr().String(), "--database-url=" + s.dsn, "--nodes=unix://" + s.NodeSocket,
+		"--cluster=" + s.Cluster, "--key-file=" + filepath.Join(s.Root, "api.key"), "--admin-password=" + s0test.AdminPassword,
+		"--image-registries=" + registry, "--default-image=" + s.image, "--pool-min=" + strconv.Itoa(pool), "--pool-max=" + strconv.Itoa(pool),
+		"--rate-limit=1000000", "--rate-burst=1000000", "--log-level=debug",
+	}
+}
+
+// startNoded starts noded with failpoints armed, and waits until it answers.
+func (s *stack) startNoded(failpoints string) {
+	s.Helper()
+	s.noded.start(failpoint.EnvVar + "=" + failpoints)
+	s.eventually("noded to answer", func() error {
+		if s.noded.ended() {
+			s.Fatalf("noded ended while it was starting:\n%s", s.noded.tail())
+		}
+		_, err := s.Live()
+		return err
+	})
+}
+
+func (s *stack) startAPI() {
+	s.Helper()
+	s.api.start("")
+	c, err := client.New(client.Config{BaseURL: s.url})
+	s.must(err)
+	s.eventually("the API to answer", func() error {
+		if s.api.ended() {
+			s.Fatalf("api ended while it was starting:\n%s", s.api.tail())
+		}
+		return c.Ready(s.ctx())
+	})
+}
+
+// restartNoded ends noded as a crash would, and starts it with failpoints armed.
+func (s *stack) restartNoded(failpoints string) {
+	s.Helper()
+	s.noded.kill()
+	s.startNoded(failpoints)
+}
+
+// newClient logs in and makes a key, which outlives every process.
+func (s *stack) newClient() *client.Client {
+	s.Helper()
+	anonymous, err := client.New(client.Config{BaseURL: s.url})
+	s.must(err)
+	login, err := anonymous.Login(s.ctx(), "admin@example.com", s0test.AdminPassword)
+	s.must(err)
+	admin, err := client.New(client.Config{BaseURL: s.url, Token: login.AccessToken})
+	s.must(err)
+	never := client.CreateAPIKeyRequestExpiresIn("never")
+	key, err := admin.CreateAPIKey(s.ctx(), client.CreateAPIKeyRequest{Name: "fault", Roles: []client.Role{"admin"}, ExpiresIn: &never})
+	s.must(err)
+	c, err := client.New(client.Config{BaseURL: s.url, Token: key.Key})
+	s.must(err)
+	return c
+}
+
+// finish deletes everything, and looks at what is left.
+func (s *stack) finish() {
+	s.noded.resume()
+	s.api.resume()
+	s.api.kill() // it would refill
+	defer s.noded.kill()
+	if s.noded.ended() {
+		s.startNoded("")
+	}
+	s.eventually("nothing to be left", func() error {
+		if err := s.drain(); err != nil {
+			return err
+		}
+		traces, err := s.Traces()
+		if err != nil {
+			return err
+		}
+		var left []string
+		for _, t := range traces {
+			if t.ID != "" || t.Kind == "shim" {
+				left = append(left, t.String())
+			}
+		}
+		if len(left) > 0 {
+			return fmt.Errorf("left:\n\t%s", strings.Join(left, "\n\t"))
+		}
+		return nil
+	})
+	if s.Failed() {
+		s.Logf("noded's log ends with:\n%s", s.noded.tail())
+		s.Logf("the API's log ends with:\n%s", s.api.tail())
+	}
+}
+
+// drain asks the node to end everything.
+func (s *stack) drain() error {
+	live, err := s.Live()
+	if err != nil {
+		return err
+	}
+	node, done := s.Node()
+	defer done()
+	if _, err := node.SetPools(s.ctx(), &nodeapi.SetPoolsRequest{}); err != nil {
+		return err
+	}
+	for id, what := range live {
+		if what != "sandbox" {
+			continue
+		}
+		if _, err := node.Delete(s.ctx(), &nodeapi.DeleteRequest{Id: id}); err != nil {
+			return err
+		}
+	}
+	if len(live) > 0 {
+		return fmt.Errorf("the node has %v", live)
+	}
+	return nil
+}
+
+// removeInfrastructure removes what a noded makes once and keeps, or that a killed
+// one could not remove. What is still in use is found by containerd's own check.
+func (s *stack) removeInfrastructure() {
+	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		groups, _ := filepath.Glob(filepath.Join(pattern, s.CgroupParent, "*"))
+		for _, g := range groups {
+			_ = os.Remove(g)
+		}
+	}
+	if err := syscall.Unmount(filepath.Join(s.nodedRun(), "netns", "_dataplane"), syscall.MNT_DETACH); err != nil {
+		s.Errorf("data plane: %v", err)
+	}
+}
+
+func (s *stack) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	s.Cleanup(cancel)
+	return ctx
+}
+
+func (s *stack) must(err error) {
+	s.Helper()
+	if err != nil {
+		s.Fatal(err)
+	}
+}
+
+// eventually waits until ok returns nil.
+func (s *stack) eventually(what string, ok func() error) {
+	s.Helper()
+	for deadline := time.Now().Add(patience); ; <-time.After(look) {
+		err := ok()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("waited %s for %s: %v\nnoded: %s\napi: %s", patience, what, err, s.noded.tail(), s.api.tail())
+		}
+	}
+}
+
+// again reports whether an answer means that the same request may succeed later.
+func again(err error) bool {
+	var answer *client.APIError
+	if !errors.As(err, &answer) {
+		return true // no answer, or half of one
+	}
+	return answer.StatusCode >= 500 || answer.StatusCode == 429
+}
