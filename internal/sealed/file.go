@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -35,7 +36,7 @@ func Ensure(dir string) (publicFile string, err error) {
 		return "", err
 	}
 	if len(private) == 0 {
-		return generate(dir)
+		return generate(dir, 1)
 	}
 	slices.Sort(private)
 	newest := private[len(private)-1]
@@ -50,8 +51,21 @@ func Ensure(dir string) (publicFile string, err error) {
 	return publicFile, write(publicFile, publicType, key.PublicKey().Bytes(), 0o644)
 }
 
-// generate makes the first key. More keys have names that sort behind it.
-func generate(dir string) (publicFile string, err error) {
+// Add makes one more key, which is sealed to from then on; what was sealed before
+// needs the older ones. It answers the public key's file.
+func Add(dir string) (publicFile string, err error) {
+	if publicFile, err = Ensure(dir); err != nil {
+		return "", err
+	}
+	n, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(publicFile), publicExt))
+	if err != nil {
+		return "", fmt.Errorf("credential key %s: want a number for a name", publicFile)
+	}
+	return generate(dir, n+1)
+}
+
+// generate makes a key. Names sort by age.
+func generate(dir string, n int) (publicFile string, err error) {
 	key, err := kem.GenerateKey()
 	if err != nil {
 		return "", fmt.Errorf("making a credential key: %w", err)
@@ -60,10 +74,11 @@ func generate(dir string) (publicFile string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("making a credential key: %w", err)
 	}
-	if err := write(filepath.Join(dir, "0001"+privateExt), privateType, secret, 0o600); err != nil {
+	name := filepath.Join(dir, fmt.Sprintf("%04d", n))
+	if err := write(name+privateExt, privateType, secret, 0o600); err != nil {
 		return "", err
 	}
-	publicFile = filepath.Join(dir, "0001"+publicExt)
+	publicFile = name + publicExt
 	return publicFile, write(publicFile, publicType, key.PublicKey().Bytes(), 0o644)
 }
 

@@ -98,11 +98,8 @@ func TestKeysAreFiles(t *testing.T) {
 		t.Errorf("the key changed: %v", err)
 	}
 	// A second key is sealed to from then on; both open.
-	_, _, more := keys(t)
-	for _, ext := range []string{privateExt, publicExt} {
-		if err := os.Rename(filepath.Join(more, "0001"+ext), filepath.Join(dir, "0002"+ext)); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := Add(dir); err != nil {
+		t.Fatal(err)
 	}
 	file, err = Ensure(dir)
 	if err != nil || filepath.Base(file) != "0002.pub" {

@@ -143,6 +143,10 @@ func (c Config) objectKey() string {
 	return c.data("object.key")
 }
 
+// credentialKeys is where the keys are that open credentials, for netd alone; the API
+// server has the public part.
+func (c Config) credentialKeys() string { return c.data("credential-keys") }
+
 // KeyFile holds the API key with which root of this machine uses the API.
 func (c Config) KeyFile() string { return filepath.Join(c.DataDir, "admin.key") }
 

@@ -15,6 +15,7 @@ import (
 	"s0.run/cmd/s0d/internal/containerd"
 	"s0.run/cmd/s0d/internal/node"
 	"s0.run/cmd/s0d/internal/postgres"
+	"s0.run/internal/sealed"
 	"s0.run/noded"
 )
 
@@ -144,6 +145,10 @@ func (s *server) startNoded(ctx context.Context) error {
 }
 
 func (s *server) startAPI(ctx context.Context, images map[string]string) error {
+	credentialKey, err := sealed.Ensure(s.cfg.credentialKeys())
+	if err != nil {
+		return err
+	}
 	ready := make(chan struct{})
 	cfg := api.Config{
 		Listen: s.cfg.Listen, DatabaseURL: s.cfg.DatabaseURL, Nodes: []string{"unix://" + s.cfg.nodeSocket()},
@@ -155,6 +160,7 @@ func (s *server) startAPI(ctx context.Context, images map[string]string) error {
 		PublicDomain: s.cfg.PublicDomain,
 		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst, Quotas: s.cfg.Quotas,
 		WebhookAllowPrivate: s.cfg.HooksPrivate, AllowRegistration: s.cfg.AllowRegistration, OIDCFile: s.cfg.OIDCFile,
+		CredentialKeyFile: credentialKey,
 		Log: s.log.With("daemon", "api"),
 		Ready: func(addr string) {
 			s.mu.Lock()
