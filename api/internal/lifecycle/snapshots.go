@@ -17,9 +17,11 @@ import (
 )
 
 const (
-	// snapshotTimeout is for all that a sandbox may have written. snapshotLease is
-	// longer: a node is not told to remove what it may still begin to make.
-	snapshotTimeout, snapshotLease = 5 * time.Minute, 10 * time.Minute
+	// snapshotTimeout is for all that a sandbox may have written.
+	snapshotTimeout = 5 * time.Minute
+	// A lease lasts some renewals, so that one that the database missed is no end. What
+	// a server that died was making goes soon after.
+	snapshotLease, snapshotRenewal = time.Minute, 15 * time.Second
 	// removalEvery is how often there is a look for snapshots that shall go, removalLease
 	// when a node that did not do it is told again, and removalBatch how many at a time.
 	removalEvery, removalLease, removalBatch = 5 * time.Second, 30 * time.Second, 100
@@ -56,7 +58,9 @@ func (k *Keeper) Snapshot(ctx context.Context, req SnapshotRequest) (store.Snaps
 	if err := k.cfg.Store.BeginSnapshot(ctx, n); err != nil {
 		return store.Snapshot{}, err
 	}
+	stop := k.renewSnapshot(ctx, n.ID)
 	made, err := rpc.Snapshot(ctx, &nodeapi.SnapshotRequest{Id: string(row.ID), Snapshot: n.ID.String()})
+	stop()
 	if err != nil {
 		k.abandonSnapshot(ctx, n.ID)
 		return store.Snapshot{}, switchError(err, "the sandbox can't be saved in its present state", "the sandbox could not be saved")
@@ -66,6 +70,31 @@ func (k *Keeper) Snapshot(ctx context.Context, req SnapshotRequest) (store.Snaps
 		k.cfg.Log.Info("kept a snapshot", "snapshot", snap.ID, "sandbox", row.ID, "gen", row.Generation, "team", row.TeamID, "node", row.Node)
 	}
 	return snap, err
+}
+
+// renewSnapshot says that one is still being made, until it is stopped.
+func (k *Keeper) renewSnapshot(ctx context.Context, id uuid.UUID) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(snapshotRenewal)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+			if err := k.cfg.Store.RenewSnapshot(ctx, id, snapshotLease); err != nil {
+				k.logFailure(ctx, "could not renew a snapshot's lease", err)
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // abandonSnapshot has one removed that may have been made. If the database does not take

@@ -76,6 +76,13 @@ func (s *Store) BeginSnapshot(ctx context.Context, n NewSnapshot) error {
 	})
 }
 
+// RenewSnapshot keeps one alive that is being made.
+func (s *Store) RenewSnapshot(ctx context.Context, id uuid.UUID, lease time.Duration) error {
+	_, err := s.pool.Exec(ctx, `UPDATE rootfs_snapshots SET lease_until = now() + $2::interval
+		WHERE id = $1 AND state = 'creating' AND lease_until > now()`, id, lease)
+	return classify(err, "renewing a snapshot's lease")
+}
+
 // FinishSnapshot records that a node has a snapshot whole. It fails with a conflict
 // when the making took longer than its lease.
 func (s *Store) FinishSnapshot(ctx context.Context, id uuid.UUID, bytes int64) (Snapshot, error) {

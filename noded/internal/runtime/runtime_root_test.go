@@ -145,6 +145,47 @@ func TestX19_Checkpoint(t *testing.T) {
 	}
 }
 
+// Files are kept while the sandbox goes on with its connection, and another begins with
+// them; saved alone they end it, and it begins with them again.
+func TestX21_FilesAlone(t *testing.T) {
+	n := newNode(t)
+	b := n.start(sandbox.GVisor)
+	a := b.accept()
+	a.do("write", "/etc/file", "kept")
+	a.do("write", "/tmp/file", "kept, too")
+	image := dir(t)
+	n.ok(n.rt.SaveFiles(n.ctx(), b.c.ID, image))
+	a.wantOut("kept", "read", "/etc/file") // over the same connection
+	a.do("write", "/etc/file", "changed")
+	if err := n.rt.SaveFiles(n.ctx(), b.c.ID, image); err == nil {
+		t.Error("an image was written over another")
+	}
+	if saved, err := n.rt.Saved(image); !saved || err != nil {
+		t.Errorf("saved: %v, %v", saved, err)
+	}
+	begun := func(image, etc string) {
+		t.Helper()
+		c := n.newBox(sandbox.GVisor)
+		c.c.Checkpoint = image
+		n.ok(n.rt.Start(n.ctx(), c.c))
+		defer func() { n.ok(n.rt.Remove(n.ctx(), c.c.ID)) }()
+		n.ok(os.RemoveAll(image)) // it is the sandbox's own by now
+		other := c.accept()
+		other.wantOut(etc, "read", "/etc/file")
+		other.wantOut("kept, too", "read", "/tmp/file")
+		other.wantOut("yes", "read", "/etc/from-image")
+	}
+	begun(image, "kept")
+	a.conn.Close()
+	image = dir(t)
+	n.ok(n.rt.CheckpointFiles(n.ctx(), b.c.ID, image))
+	if saved, err := n.rt.Saved(image); !saved || err != nil {
+		t.Errorf("saved: %v, %v", saved, err)
+	}
+	n.ok(n.rt.Remove(n.ctx(), b.c.ID))
+	begun(image, "changed")
+}
+
 // X20: what a checkpoint left frozen goes on, and nothing else is changed by it; the end
 // of one that died meanwhile is told.
 func TestX20_Thaw(t *testing.T) {
