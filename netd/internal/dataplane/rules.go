@@ -10,7 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const tableName = "s0" // inside; on the host it has the uplink's name behind it
+const tableName = "s0" // inside
+
+func hostTable(uplink string) string { return tableName + "-" + uplink }
 
 // Kinds of refusal: a port, for gVisor heeds no other for UDP.
 const (
@@ -128,7 +130,7 @@ func (p *Plane) setRules() error {
 // and nothing that is link-local, whoever lets it.
 func (p *Plane) setHostRules() error {
 	up, u := p.cfg.Uplink, p.uplink
-	return install(int(p.cfg.Host.Fd()), tableName+"-"+up, []chain{
+	return install(int(p.cfg.Host.Fd()), hostTable(up), []chain{
 		{name: "c_input", hook: nftables.ChainHookInput, policy: nftables.ChainPolicyAccept, rules: []rule{
 			when(in(up), state(established|related), accept()),
 			when(in(up), drop()),

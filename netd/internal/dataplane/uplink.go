@@ -22,6 +22,9 @@ var (
 	// uplinks is where the /30s come from: what no route of the host is about.
 	uplinks = netip.MustParsePrefix("10.213.0.0/16")
 
+	// anyNet6 stands for the sandboxes' network where none is meant.
+	anyNet6 = netip.MustParsePrefix("fd77::/64")
+
 	uplinkHostMAC   = net.HardwareAddr{0x02, 0x73, 0, 1, 0, 1}
 	uplinkInsideMAC = net.HardwareAddr{0x02, 0x73, 0, 1, 0, 2}
 )

@@ -122,10 +122,9 @@ func netdCommand(version string) *cobra.Command {
 	f.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket of health and pprof")
 	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", c.SandboxCIDR, "the sandboxes' IPv4 addresses, as noded gives them out")
 	f.TextVar(&c.SandboxCIDR6, "sandbox-cidr6", c.SandboxCIDR6, "the sandboxes' IPv6 addresses, a /64")
-	deny, denied, allowed := networks(nil), networks(nil), networks(nil)
-	f.Var(&deny, "deny", "networks that no sandbox ever reaches, such as the control plane's")
-	f.Var(&denied, "platform-denied", "networks that are denied before any policy's rules")
-	f.Var(&allowed, "platform-allowed", "networks that are allowed before any policy's rules")
+	f.Var((*networks)(&c.Deny), "deny", "networks that no sandbox ever reaches, such as the control plane's")
+	f.Var((*networks)(&c.PlatformDenied), "platform-denied", "networks that are denied before any policy's rules")
+	f.Var((*networks)(&c.PlatformAllowed), "platform-allowed", "networks that are allowed before any policy's rules")
 	resolvers := f.StringSlice("resolvers", nil, "address:port of the resolvers to ask for sandboxes' names (default: the machine's own)")
 	f.StringVar(&c.CredentialKeyDir, "credential-keys", "", "directory of the keys that open credentials")
 	level := f.String("log-level", "info", "debug, info, warn or error")
@@ -141,7 +140,6 @@ func netdCommand(version string) *cobra.Command {
 			}
 			c.Resolvers = append(c.Resolvers, to)
 		}
-		c.Deny, c.PlatformDenied, c.PlatformAllowed = deny, denied, allowed
 		c.Log = log.With("daemon", "netd")
 		return netd.Run(cmd.Context(), c)
 	}

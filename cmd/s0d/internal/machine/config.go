@@ -20,6 +20,7 @@ import (
 	"s0.run/cmd/s0d/internal/prereq"
 	"s0.run/cmd/s0d/internal/wipe"
 	"s0.run/internal/sandbox"
+	"s0.run/netd"
 )
 
 // How long the steps of a start and a stop may take on a slow, loaded disk.
@@ -64,6 +65,8 @@ type Config struct {
 	AllowOldRunc     bool // also by a runc with known escapes
 	ColdStarts       int  // sandboxes started at once
 	SandboxCIDR      netip.Prefix
+	SandboxCIDR6     netip.Prefix
+	Deny             []netip.Prefix // that no sandbox ever reaches, beside this machine
 	CgroupParent     string
 	Cluster          string
 	Nice             int // of containerd and sandboxes, so that the API stays quick beside them
@@ -119,6 +122,8 @@ func (c Config) Validate() error {
 func (c Config) logFile(name string) string { return filepath.Join(c.DataDir, "logs", name+".log") }
 func (c Config) lockFile() string           { return filepath.Join(c.RunDir, "s0d.lock") }
 func (c Config) controlSocket() string      { return filepath.Join(c.RunDir, "s0d.sock") }
+func (c Config) netdSocket() string         { return filepath.Join(c.RunDir, "netd.sock") }
+func (c Config) dataplane() string          { return filepath.Join(c.run("noded"), "netns", "_dataplane") }
 func (c Config) nodeSocket() string         { return filepath.Join(c.RunDir, "noded.sock") }
 func (c Config) procdDir() string           { return filepath.Join(c.DataDir, "procd") }
 func (c Config) binary(name string) string  { return filepath.Join(c.BinDir, name) }
@@ -219,7 +224,7 @@ func (c Config) Wipe(ctx context.Context) error {
 	} else if !errors.Is(err, os.ErrNotExist) { // without a directory there may still be control groups
 		return err
 	}
-	return wipe.Run(ctx, c.traces())
+	return errors.Join(wipe.Run(ctx, c.traces()), netd.Clean(c.dataplane()))
 }
 
 // traces is everything that a stopped instance leaves on the machine.
@@ -227,7 +232,7 @@ func (c Config) traces() wipe.Config {
 	return wipe.Config{
 		Dirs: []string{c.RunDir, c.DataDir},
 		Entries: []string{
-			"logs", "procd", "registry", "registry.key", "registry-auth.json", "registry-auth.json.new", "containerd", "postgres", "noded", "api.key", "object.key", "admin.key", "admin.password",
+			"logs", "procd", "registry", "registry.key", "registry-auth.json", "registry-auth.json.new", "containerd", "postgres", "noded", "netd", "netd.sock", "api.key", "object.key", "admin.key", "admin.password",
 			"s0d.lock", "s0d.sock", "noded.sock", "noded-admin.sock", "api-admin.sock",
 		},
 		CgroupParent: c.CgroupParent,

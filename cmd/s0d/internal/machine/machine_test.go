@@ -21,7 +21,7 @@ func config(t *testing.T) Config {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return Config{
 		DataDir: filepath.Join(dir, "d"), RunDir: filepath.Join(dir, "r"), BinDir: dir, ImageDir: dir, Listen: "127.0.0.1:0", RegistryListen: "127.0.0.1:0",
-		Cluster: "test", PoolMin: 1, PoolMax: 2, SandboxCIDR: netip.MustParsePrefix("10.73.0.0/16"),
+		Cluster: "test", PoolMin: 1, PoolMax: 2, SandboxCIDR: netip.MustParsePrefix("10.73.0.0/16"), SandboxCIDR6: netip.MustParsePrefix("fd73::/64"),
 	}
 }
 

@@ -36,6 +36,9 @@ func (s *server) start(ctx context.Context) error {
 	if err := s.startNoded(ctx); err != nil {
 		return err
 	}
+	if err := s.startNetd(ctx); err != nil {
+		return err
+	}
 	if err := s.startAPI(ctx, images); err != nil {
 		return err
 	}
@@ -137,7 +140,7 @@ func (s *server) startNoded(ctx context.Context) error {
 		ImageRegistries: s.cfg.ImageRegistries, KeepImages: s.cfg.KeepImages,
 		AllowRunc: s.cfg.AllowRunc, AllowOldRunc: s.cfg.AllowOldRunc,
 		ObjectStore: s.cfg.ObjectStore, ObjectKeyFile: s.cfg.objectKey(), ObjectDryRun: s.cfg.ObjectDryRun,
-		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR,
+		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR, SandboxCIDR6: s.cfg.SandboxCIDR6, NetdSocket: s.cfg.netdSocket(),
 		Log: s.log.With("daemon", "noded"), Ready: func() { close(ready) },
 	}
 	s.launch(ctx, "noded", func(ctx context.Context) error { return noded.Run(ctx, cfg) })
@@ -161,7 +164,7 @@ func (s *server) startAPI(ctx context.Context, images map[string]string) error {
 		RateLimit:    s.cfg.RateLimit, RateBurst: s.cfg.RateBurst, Quotas: s.cfg.Quotas,
 		WebhookAllowPrivate: s.cfg.HooksPrivate, AllowRegistration: s.cfg.AllowRegistration, OIDCFile: s.cfg.OIDCFile,
 		CredentialKeyFile: credentialKey,
-		Log: s.log.With("daemon", "api"),
+		Log:               s.log.With("daemon", "api"),
 		Ready: func(addr string) {
 			s.mu.Lock()
 			s.status.API = "http://" + addr

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/cmd/s0d/internal/postgres"
+	"s0.run/netd"
 )
 
 // minFree is what a first start needs: the image packed and unpacked, the
@@ -56,7 +57,7 @@ func (m Missing) Error() string {
 
 // All runs every check. Checks that only root can do are left out for others.
 func All(cfg Config) []Result {
-	results := []Result{platform(), root(), memory(), disk(cfg.DataDir), overlay(), cgroups(), namespaces()}
+	results := []Result{platform(), root(), memory(), disk(cfg.DataDir), overlay(), cgroups(), namespaces(), network()}
 	for _, b := range []struct{ name, how string }{
 		{"containerd", "make tools"}, {"runsc", "make tools"},
 		{"containerd-shim-s0-v1", "make build"}, {"procd", "make build"},
@@ -192,6 +193,15 @@ func namespaces() Result {
 		}
 	}
 	return result("namespaces", "all", nil, "")
+}
+
+// network is tried by root alone.
+func network() Result {
+	var err error
+	if os.Geteuid() == 0 {
+		err = netd.Check()
+	}
+	return result("network policies", "BPF and nftables", err, "use a kernel from 5.9 on with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT, CONFIG_NET_CLS_BPF and nf_tables with its reject, ct and masq expressions")
 }
 
 func binary(dir, name, how string) Result {

@@ -1,0 +1,24 @@
+package netd
+
+import (
+	"fmt"
+
+	"s0.run/netd/internal/bpf"
+	"s0.run/netd/internal/dataplane"
+)
+
+// Check says what this machine's kernel lacks, nil when that is nothing. It needs root
+// and leaves nothing behind.
+func Check() error {
+	if err := bpf.Supported(); err != nil {
+		return err
+	}
+	if err := dataplane.Supported(); err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	return nil
+}
+
+// Clean removes what a netd that runs no more has left on the host, beside its
+// directory.
+func Clean(netns string) error { return dataplane.Clean(UplinkName(netns)) }
