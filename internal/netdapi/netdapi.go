@@ -59,7 +59,7 @@ type Policy struct {
 	ID         sandbox.ID         `json:"id"`
 	Generation sandbox.Generation `json:"generation"`
 	Team       string             `json:"team"`
-	Policy     json.RawMessage    `json:"policy"` // of package policy; its default when it is empty
+	Policy     json.RawMessage    `json:"policy,omitempty"` // of package policy; its default when it is empty
 	// Credentials are the sources that the policy's bindings name, for netd to open.
 	Credentials []sealed.Credential `json:"credentials,omitempty"`
 	// Bytes a second in each direction; 0 is no limit. A team's is shared by its
