@@ -190,6 +190,18 @@ func serviceWords(sandbox *string) words {
 	}
 }
 
+// credentialWords are the team's credential sources.
+func credentialWords(ctx context.Context, c *client.Client) (found []cobra.Completion, _ error) {
+	list, err := c.ListCredentialSources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range list {
+		found = append(found, describeWord(x.Name, string(x.ResolverKind)))
+	}
+	return found, nil
+}
+
 // portWords are the ports that a sandbox exposes.
 func portWords(sandbox *string) words {
 	return func(ctx context.Context, c *client.Client) (found []cobra.Completion, _ error) {
