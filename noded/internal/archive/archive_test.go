@@ -94,6 +94,23 @@ func makeImage(t testing.TB) string {
 	return dir
 }
 
+// memoryLike makes an image whose one file is like a sandbox's memory: half zeros, a
+// quarter text, a quarter noise, page by page.
+func memoryLike(t testing.TB, size int) string {
+	t.Helper()
+	const page = 4096
+	data := make([]byte, size)
+	for at := 0; at < size; at += 4 * page {
+		copy(data[at:at+page], strings.Repeat("import os, sys; def main(): print(42)\n", 128))
+		rand.Read(data[at+page : at+2*page])
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "pages.img"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // sameTree fails unless two directories have the same content.
 func sameTree(t testing.TB, want, got string) {
 	t.Helper()
