@@ -149,10 +149,13 @@ func (m *Manager) byImageAge() []*instance {
 // that has never had it. An older instance that this node still has is ended first: it
 // is not the sandbox any more.
 func (m *Manager) ResumeStored(ctx context.Context, s Stored) (Sandbox, error) {
-	if m.find(s.Sandbox) == nil {
+	switch inst := m.find(s.Sandbox); {
+	case inst == nil:
 		if err := m.takeIn(ctx, s); err != nil {
 			return Sandbox{}, err
 		}
+	case m.record(inst).State == journal.Terminating: // or it is being taken in
+		return Sandbox{}, busy(s.Sandbox, errors.New("an outdated instance of it ends"))
 	}
 	return m.resume(ctx, s.Sandbox, 0, &s)
 }
@@ -239,7 +242,7 @@ func (m *Manager) fetchRecord(ctx context.Context, s Stored, dir string) (journa
 		return journal.Record{}, fmt.Errorf("what was stored about it: %w", err)
 	}
 	if rec.ID != s.Sandbox || rec.Image != s.Generation || rec.State != journal.Paused || rec.Claim == nil || rec.Claim.Team != s.Team || rec.Claim.ClaimID != s.ClaimID {
-		return journal.Record{}, fmt.Errorf("what was stored about it is of another sandbox (%s, image %d)", rec.ID, rec.Image)
+		return journal.Record{}, fmt.Errorf("%w: what is known about it is of another sandbox (%s, image %d)", archive.ErrDamaged, rec.ID, rec.Image)
 	}
 	if err := rec.Spec.Validate(); err != nil {
 		return journal.Record{}, err
