@@ -41,9 +41,11 @@ const (
 	// grace is how much longer than its TTL an address stands for its name:
 	// clients connect late.
 	grace = 30 * time.Second
-	// attemptTimeout and queryTimeout bound one upstream's answer and all of them (X32).
-	attemptTimeout = 2 * time.Second
-	queryTimeout   = 6 * time.Second
+	// attemptTimeout and queryTimeout bound one upstream's answer and all of them, of
+	// which each is asked as often as rounds (X32). A client waits 5 s and asks again.
+	attemptTimeout = 3 * time.Second
+	queryTimeout   = 9 * time.Second
+	rounds         = 3
 
 	// Per sandbox (D11): answers and addresses kept, queries a second and at once.
 	maxAnswers  = 512
@@ -69,7 +71,7 @@ type Event struct {
 // Config is what a [Resolver] needs.
 type Config struct {
 	Lookup guest.Lookup
-	// Upstreams are asked in order.
+	// Upstreams are asked in order; without any, no name is resolved.
 	Upstreams []netip.AddrPort
 	// Dial connects to an upstream.
 	Dial func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
@@ -116,9 +118,6 @@ type answer struct {
 func New(config Config) (*Resolver, error) {
 	if config.Lookup == nil || config.Dial == nil || config.Learn == nil || config.Observe == nil || config.Log == nil {
 		return nil, errors.New("the resolver's configuration is incomplete")
-	}
-	if len(config.Upstreams) == 0 {
-		return nil, errors.New("the resolver has no upstream")
 	}
 	return &Resolver{config: config, guests: map[sandbox.ID]*state{}}, nil
 }

@@ -171,15 +171,16 @@ func addresses(records []dns.RR) (all []netip.Addr) {
 func (r *Resolver) exchange(ctx context.Context, q question) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	var failed error
-	for _, to := range r.config.Upstreams {
-		reply, err := r.ask(ctx, to, q)
-		if err == nil {
-			return reply, nil
-		}
-		failed = err
-		if ctx.Err() != nil {
-			break
+	failed := errNoUpstream
+	for range rounds { // datagrams are lost
+		for _, to := range r.config.Upstreams {
+			reply, err := r.ask(ctx, to, q)
+			if err == nil {
+				return reply, nil
+			}
+			if failed = err; ctx.Err() != nil {
+				break
+			}
 		}
 	}
 	return nil, errdefs.New(errdefs.Unavailable, "no resolver answers for %s", q.name).WithCause(failed)
@@ -192,6 +193,8 @@ func (r *Resolver) ask(ctx context.Context, to netip.AddrPort, q question) (*dns
 	}
 	return reply, err
 }
+
+var errNoUpstream = errors.New("no upstream is configured")
 
 var errLying = errors.New("the upstream's answer is to another question")
 

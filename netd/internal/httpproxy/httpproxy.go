@@ -310,18 +310,9 @@ func (s *Server) transport(c *Conn, credential *inject.Prepared) *http.Transport
 	if t := c.transports[key]; t != nil {
 		return t
 	}
-	config := &tls.Config{RootCAs: s.config.Roots, MinVersion: tls.VersionTLS12}
-	if credential != nil {
-		if cert, roots := credential.Certificate(); cert != nil {
-			config.Certificates = []tls.Certificate{*cert}
-			if roots != nil {
-				config.RootCAs = roots
-			}
-		}
-	}
 	t := &http.Transport{
 		DialContext:     func(ctx context.Context, _, addr string) (net.Conn, error) { return s.dial(ctx, c, addr) },
-		TLSClientConfig: config, TLSHandshakeTimeout: handshakeTimeout, ForceAttemptHTTP2: true,
+		TLSClientConfig: &tls.Config{RootCAs: s.config.Roots, MinVersion: tls.VersionTLS12}, TLSHandshakeTimeout: handshakeTimeout, ForceAttemptHTTP2: true,
 		ResponseHeaderTimeout: answerTimeout, IdleConnTimeout: idleTimeout, ExpectContinueTimeout: time.Second,
 		MaxConnsPerHost: maxUpstream, MaxIdleConnsPerHost: maxUpstream, MaxResponseHeaderBytes: 256 << 10,
 		DisableCompression: true, ReadBufferSize: 16 << 10, WriteBufferSize: 16 << 10,

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strings"
 
 	"s0.run/internal/policy"
 )
@@ -14,9 +15,10 @@ import (
 // maxMCP bounds a request that is looked into for calls of tools; maxDepth and
 // maxCalls what is in it.
 const (
-	maxMCP   = 1 << 20
-	maxDepth = 64
-	maxCalls = 100
+	maxMCP       = 1 << 20
+	maxDepth     = 64
+	maxCalls     = 100
+	strictLevels = 2 // a message, and its params
 )
 
 var errNotMCP = errors.New("not MCP that is understood")
@@ -86,7 +88,7 @@ func readCalls(r *http.Request) ([]call, error) {
 // findCalls reads a message or a batch. What two readers could read differently (a
 // key twice, keys that differ in their case alone) is refused.
 func findCalls(body []byte) ([]call, error) {
-	if !json.Valid(body) || !unique(json.NewDecoder(bytes.NewReader(body)), 0) {
+	if !json.Valid(body) || !unique(json.NewDecoder(bytes.NewReader(body)), strictLevels, 0) {
 		return nil, errNotMCP
 	}
 	var messages []json.RawMessage
@@ -134,8 +136,10 @@ func readCall(message []byte) (c call, is bool, err error) {
 	return c, true, nil
 }
 
-// unique says that no object in a value has a key twice, whatever its case.
-func unique(dec *json.Decoder, depth int) bool {
+// unique says that no object in a value has a key twice; for a message and its
+// params, whose keys decide what is meant, also not in another case. Below those,
+// arguments are a tool's own. strict is how many such levels are left.
+func unique(dec *json.Decoder, strict, depth int) bool {
 	tok, err := dec.Token()
 	if err != nil || depth > maxDepth {
 		return false
@@ -146,21 +150,23 @@ func unique(dec *json.Decoder, depth int) bool {
 	}
 	keys := map[string]bool{}
 	for dec.More() {
+		below := strict // a batch's messages
 		if open == '{' {
-			key, err := dec.Token()
-			name, ok := key.(string)
-			name = string(bytes.ToLower([]byte(name)))
-			// Only what decides what a message means has to be one in every case;
-			// arguments are a tool's own and may differ in theirs.
-			if depth > 2 {
-				name, _ = key.(string)
+			tok, err := dec.Token()
+			key, ok := tok.(string)
+			folded := key
+			if strict > 0 {
+				folded = strings.ToLower(key)
 			}
-			if err != nil || !ok || keys[name] {
+			if err != nil || !ok || keys[folded] {
 				return false
 			}
-			keys[name] = true
+			keys[folded] = true
+			if below = 0; key == "params" {
+				below = strict - 1
+			}
 		}
-		if !unique(dec, depth+1) {
+		if !unique(dec, below, depth+1) {
 			return false
 		}
 	}
