@@ -232,7 +232,7 @@ func (c Config) traces() wipe.Config {
 	return wipe.Config{
 		Dirs: []string{c.RunDir, c.DataDir},
 		Entries: []string{
-			"logs", "procd", "registry", "registry.key", "registry-auth.json", "registry-auth.json.new", "containerd", "postgres", "noded", "netd", "netd.sock", "api.key", "object.key", "admin.key", "admin.password",
+			"logs", "procd", "registry", "registry.key", "registry-auth.json", "registry-auth.json.new", "containerd", "postgres", "noded", "netd", "netd.sock", "api.key", "object.key", "credential-keys", "admin.key", "admin.password",
 			"s0d.lock", "s0d.sock", "noded.sock", "noded-admin.sock", "api-admin.sock",
 		},
 		CgroupParent: c.CgroupParent,

@@ -12,6 +12,7 @@ import (
 
 	"s0.run/cmd/s0d/internal/child"
 	"s0.run/internal/netdapi"
+	"s0.run/internal/sealed"
 )
 
 const (
@@ -22,6 +23,9 @@ const (
 // startNetd starts netd beside us: in a process of its own, for it lives in the
 // sandboxes' network namespace, which noded has made, and its end takes nothing along.
 func (s *server) startNetd(ctx context.Context) error {
+	if _, err := sealed.Ensure(s.cfg.credentialKeys()); err != nil {
+		return err
+	}
 	client := netdapi.NewClient(s.cfg.netdSocket())
 	defer client.Close()
 	c := s.launchChild(ctx, child.Config{
@@ -40,7 +44,7 @@ func (s *server) startNetd(ctx context.Context) error {
 func (s *server) netdCommand(ctx context.Context) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "netd",
 		"--netns", s.cfg.dataplane(), "--run-dir", s.cfg.run("netd"), "--socket", s.cfg.netdSocket(),
-		"--sandbox-cidr", s.cfg.SandboxCIDR.String(), "--sandbox-cidr6", s.cfg.SandboxCIDR6.String(), "--log-level", s.cfg.LogLevel,
+		"--sandbox-cidr", s.cfg.SandboxCIDR.String(), "--sandbox-cidr6", s.cfg.SandboxCIDR6.String(), "--credential-keys", s.cfg.credentialKeys(), "--log-level", s.cfg.LogLevel,
 	)
 	if deny := s.denied(); len(deny) > 0 {
 		cmd.Args = append(cmd.Args, "--deny", strings.Join(deny, ","))
