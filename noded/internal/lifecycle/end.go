@@ -279,6 +279,7 @@ func (m *Manager) rest(ctx context.Context, inst *instance) bool {
 	if rec.State == journal.Terminating {
 		return false
 	}
+	m.dropOldImages(rec)
 	index := rec.NetIndex
 	rec.NetIndex = 0
 	err := m.cfg.Journal.Put(ctx, rec)

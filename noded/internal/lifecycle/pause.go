@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -271,6 +272,31 @@ func (m *Manager) imageDir(rec journal.Record) string {
 }
 
 func (m *Manager) imagesDir(id sandbox.ID) string { return filepath.Join(m.cfg.ImageDir, string(id)) }
+
+// dropOldImages removes what is no image of the sandbox's by its record: of a life that
+// has ended in the next one, in a failure or in another image, when whoever should have
+// removed it died first. What can't be removed waits for the next occasion. The caller
+// has the turn.
+func (m *Manager) dropOldImages(rec journal.Record) {
+	images, err := os.ReadDir(m.imagesDir(rec.ID))
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	kept := 0
+	for _, image := range images {
+		if rec.Image != 0 && rec.State != journal.Failed && image.Name() == fmt.Sprint(rec.Image) {
+			kept++
+			continue
+		}
+		err = errors.Join(err, os.RemoveAll(filepath.Join(m.imagesDir(rec.ID), image.Name())))
+	}
+	if err == nil && kept == 0 {
+		err = os.Remove(m.imagesDir(rec.ID))
+	}
+	if err != nil {
+		m.log(rec).Warn("removing old images", "error", err)
+	}
+}
 
 func (m *Manager) removeImages(_ context.Context, id sandbox.ID) error {
 	return os.RemoveAll(m.imagesDir(id))

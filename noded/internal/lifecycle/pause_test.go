@@ -422,3 +422,31 @@ func TestG03_DeleteDuringPauseAndResume(t *testing.T) {
 		})
 	}
 }
+
+// X24, R4: what a killed noded has left of images that are no life of their sandbox's any
+// more goes with the next one's start, not with the sandbox's next pause or its end.
+func TestX24_OldImagesGo(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	slots := n.warm(3)
+	for _, id := range slots {
+		n.claim(id)
+	}
+	runs, paused, failed := slots[0], slots[1], slots[2]
+	n.pause(paused)
+	noop.Runtime{Node: m.node}.Kill(failed, true)
+	eventually(t, "only one runs", func() bool { return len(m.node.Left()) == 3 })
+	n.stop()
+	for _, id := range slots {
+		if err := os.MkdirAll(filepath.Join(n.image(id), "7", "memory"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n = m.boot()
+	eventually(t, "the images of what does not exist any more go", func() bool {
+		left, err := os.ReadDir(n.image(paused))
+		return !n.hasImage(runs) && !n.hasImage(failed) && err == nil && len(left) == 1 && left[0].Name() == "1"
+	})
+	n.resume(paused, 2)
+}

@@ -152,6 +152,9 @@ func (m *Manager) restore(ctx context.Context, inst *instance) error {
 	if !atRest(rec) {
 		err = m.reinstate(ctx, inst, rec)
 	}
+	if err == nil {
+		m.dropOldImages(rec)
+	}
 	m.change(inst, func() {
 		if err == nil {
 			inst.unseen, inst.ready = false, rec.State == journal.Slot && len(rec.Spec.Warm) == 0
