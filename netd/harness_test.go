@@ -493,6 +493,9 @@ func parse(b []byte) (p seen, ok bool) {
 		if p.protocol == unix.IPPROTO_ICMPV6 && len(b) > 54 && b[54] >= 133 {
 			return p, false // neighbours of the test's own wires
 		}
+		if p.protocol == unix.IPPROTO_HOPOPTS && dst == netip.MustParseAddr("ff02::16") {
+			return p, false // the host itself, which says what it listens to
+		}
 	default:
 		return p, false
 	}

@@ -57,8 +57,8 @@ func set(knobs ...knob) error {
 }
 
 // setKnobs: ports and TIME_WAIT as many short connections through the proxy need
-// them, connections forgotten an hour after their last packet, and no addresses or
-// redirects but ours.
+// them, connections forgotten an hour after their last packet, a refusal for every
+// packet that gets one, and no addresses or redirects but ours.
 func (p *Plane) setKnobs() error {
 	return inside(p.cfg.Inside, func() error {
 		return set(
@@ -73,6 +73,8 @@ func (p *Plane) setKnobs() error {
 			knob{path: "ipv6/conf/default/disable_ipv6", value: "0"},
 			knob{path: "ipv6/conf/default/accept_ra", value: "0"},
 			knob{path: "ipv6/conf/default/addr_gen_mode", value: "1"},
+			knob{path: "ipv4/icmp_ratelimit", value: "0"},
+			knob{path: "ipv6/icmp/ratelimit", value: "0"},
 			knob{path: "ipv4/tcp_tw_reuse", value: "1"},
 			knob{path: "ipv4/ip_local_port_range", value: "10240\t65000"},
 			knob{path: "netfilter/nf_conntrack_acct", value: "1", optional: true},
