@@ -406,6 +406,7 @@ type origin struct {
 	seen []*http.Request
 	body []string
 	tcp  atomic.Int64 // connections
+	big  sync.Once
 }
 
 func (w *world) newOrigin(addrs ...string) *origin {
