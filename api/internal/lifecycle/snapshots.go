@@ -21,7 +21,7 @@ const (
 	snapshotTimeout = 5 * time.Minute
 	// A lease lasts some renewals, so that one that the database missed is no end. What
 	// a server that died was making goes soon after.
-	snapshotLease, snapshotRenewal = time.Minute, 15 * time.Second
+	snapshotLease, snapshotRenewal = 30 * time.Second, 5 * time.Second
 	// removalEvery is how often there is a look for snapshots that shall go, removalLease
 	// when a node that did not do it is told again, and removalBatch how many at a time.
 	removalEvery, removalLease, removalBatch = 5 * time.Second, 30 * time.Second, 100

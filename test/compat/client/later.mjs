@@ -10,12 +10,6 @@ const id = "00000000-0000-0000-0000-000000000000";
 const calls = (sb) => ({
   "Sandbox.getNetworkPolicy": () => sb.getNetworkPolicy(),
   "Sandbox.updateNetworkPolicy": () => sb.updateNetworkPolicy({ mode: "allow-all" }),
-  "Sandboxes.createRootFSSnapshot": () => client.sandboxes.createRootFSSnapshot(sb.id),
-  "Sandboxes.listRootFSSnapshots": () => client.sandboxes.listRootFSSnapshots(sb.id),
-  "Sandboxes.getRootFSSnapshot": () => client.sandboxes.getRootFSSnapshot(id),
-  "Sandboxes.deleteRootFSSnapshot": () => client.sandboxes.deleteRootFSSnapshot(id),
-  "Sandboxes.restoreRootFS": () => client.sandboxes.restoreRootFS(sb.id, { snapshotId: id }),
-  "Sandboxes.fork": () => client.sandboxes.fork(sb.id),
   "CredentialSources.list": () => client.credentialSources.list(),
   "CredentialSources.get": () => client.credentialSources.get("x"),
   "CredentialSources.create": () => client.credentialSources.create({ name: "x", resolverKind: "static_headers", spec: {} }),

@@ -72,6 +72,48 @@ test("pause and resume", async (t) => {
   assert.equal((await sb.cmd("echo awake")).stdout, "awake\n", "a request wakes it");
 });
 
+test("fork", async (t) => {
+  const sb = await withSandbox(t);
+  await sb.run("python", "open('/workspace/f', 'w').write('kept')");
+  const forked = await client.sandboxes.fork(sb.id);
+  t.after(() => client.sandboxes.delete(forked.sandbox.id));
+  assert.equal(forked.sourceSandboxId, sb.id);
+  assert.equal(forked.sandbox.paused, true);
+  const own = await client.sandboxes.fork(sb.id, { config: { ttl: 600, hardTtl: 1200 } });
+  await client.sandboxes.delete(own.sandbox.id);
+  assert.equal((await client.sandboxes.get(sb.id)).status, "running");
+  assert.equal((await client.sandbox(forked.sandbox.id).cmd("cat /workspace/f")).stdout, "kept", "a request wakes it");
+});
+
+test("snapshots of the root filesystem", async (t) => {
+  const sb = await withSandbox(t);
+  await sb.writeFile("/tmp/f", "kept");
+  const expiresAt = new Date(Date.now() + 3600_000);
+  const snap = await client.sandboxes.createRootFSSnapshot(sb.id, { name: "first", description: "d", expiresAt });
+  assert.equal(snap.sandboxId, sb.id);
+  assert.equal(snap.name, "first");
+  assert.equal(snap.expiresAt.getTime(), expiresAt.getTime());
+  assert(snap.createdAt instanceof Date);
+  const bare = await client.sandboxes.createRootFSSnapshot(sb.id);
+  assert.equal(bare.name, undefined);
+  assert.deepEqual((await client.sandboxes.listRootFSSnapshots(sb.id)).map((s) => s.id), [bare.id, snap.id]);
+  assert.equal((await client.sandboxes.getRootFSSnapshot(snap.id)).description, "d");
+  await sb.writeFile("/tmp/f", "changed");
+
+  const child = await withSandbox(t, { snapshotId: snap.id });
+  assert.equal((await child.cmd("cat /tmp/f")).stdout, "kept");
+  await refused(client.sandboxes.restoreRootFS(sb.id, { snapshotId: snap.id }), 409, "conflict");
+  await client.sandboxes.pause(sb.id);
+  const restored = await client.sandboxes.restoreRootFS(sb.id, { snapshotId: snap.id });
+  assert.deepEqual([restored.sandboxId, restored.snapshotId, restored.status], [sb.id, snap.id, "paused"]);
+  assert.equal((await sb.cmd("cat /tmp/f")).stdout, "kept", "a request wakes it");
+
+  await client.sandboxes.deleteRootFSSnapshot(bare.id);
+  await client.sandboxes.deleteRootFSSnapshot(snap.id);
+  await refused(client.sandboxes.getRootFSSnapshot(snap.id), 404, "not_found");
+  await refused(client.sandboxes.claim("default", { snapshotId: snap.id }), 404, "not_found");
+});
+
 test("quotas and usage", async () => {
   const quotas = await client.quotas.list();
   assert(quotas.some((q) => q.dimension === "active_sandboxes"));
