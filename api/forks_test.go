@@ -221,3 +221,26 @@ func (i *instance) count(sql string) (n int) {
 	}
 	return n
 }
+
+// A node's refusal of an image comes with its reason, and with what can be done.
+func TestG10_ResumeRefusalSaysWhy(t *testing.T) {
+	t.Parallel()
+	const why = "the sandbox was saved by another version; its files can be resumed without its memory"
+	i := start(t, func(_ *api.Config, n *fakenode.Node) {
+		n.OnResume = func(*nodeapi.ResumeRequest) error {
+			err := connectrpc.NewError(connectrpc.CodeFailedPrecondition, errors.New(why))
+			err.Meta().Set(nodeapi.CodeHeader, nodeapi.CodeMemoryDiffers)
+			return err
+		}
+	})
+	key := i.key("developer")
+	path := "/api/v1/sandboxes/" + i.claim(key)
+	i.send(request{method: "POST", path: path + "/pause", token: key}).want(200, nil)
+	if a := i.send(request{method: "POST", path: path + "/resume", token: key}).refused(409, nodeapi.CodeMemoryDiffers); a.msg != why {
+		t.Errorf("it says %q", a.msg)
+	}
+	var sb forkedSandbox
+	if i.send(request{method: "GET", path: path, token: key}).want(200, &sb); !sb.Paused {
+		t.Errorf("after the refusal: %+v", sb)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/google/uuid"
 
 	"s0.run/api/internal/claim"
@@ -166,6 +167,20 @@ func (k *Keeper) forkAtNode(ctx context.Context, req ForkRequest, source store.S
 	}
 	for i, c := range resp.GetChildren() {
 		n.Children[i].Generation = sandbox.Generation(c.GetGeneration())
+	}
+	return nil
+}
+
+// differs is a node's refusal of an image that it can't start as it was saved, with the
+// reason, which is for its tenant; nil: it is another.
+func differs(err error) error {
+	refused, ok := errors.AsType[*connect.Error](err)
+	if !ok {
+		return nil
+	}
+	switch code := refused.Meta().Get(nodeapi.CodeHeader); code {
+	case nodeapi.CodeMemoryDiffers, nodeapi.CodeImageDiffers:
+		return errdefs.WithCode(errdefs.Conflict, code, "%s", nodeapi.Text(refused.Message())).WithCause(err)
 	}
 	return nil
 }

@@ -149,6 +149,9 @@ func (k *Keeper) stayPaused(ctx context.Context, row store.Sandbox, begun bool) 
 
 // switchError says what a tenant may know of a node's refusal.
 func switchError(err error, state, failed string) error {
+	if e := differs(err); e != nil {
+		return e
+	}
 	switch connect.CodeOf(err) {
 	case connect.CodeFailedPrecondition, connect.CodeNotFound:
 		return errdefs.New(errdefs.Conflict, "%s", state).WithCause(err)
