@@ -1,0 +1,245 @@
+package table
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/netdapi"
+	"s0.run/internal/policy"
+	"s0.run/internal/sandbox"
+	"s0.run/netd/internal/bpf"
+	"s0.run/netd/internal/guest"
+)
+
+// machine is kernel, links and watcher in one.
+type machine struct {
+	mu       sync.Mutex
+	serial   uint32
+	places   map[int]bpf.Place
+	policies map[int]*policy.Compiled
+	joined   map[int]sandbox.ID
+	links    map[int]sandbox.ID
+	forgot   []netip.Addr
+	learned  map[netip.Addr]uint64
+	always   []netip.Prefix
+	changed  []guest.Guest
+	ended    []guest.Guest
+	refuse   error
+}
+
+func newMachine() *machine {
+	return &machine{places: map[int]bpf.Place{}, policies: map[int]*policy.Compiled{}, joined: map[int]sandbox.ID{}, links: map[int]sandbox.ID{}, learned: map[netip.Addr]uint64{}}
+}
+
+type (
+	kernel  struct{ *machine }
+	plane   struct{ *machine }
+	watcher struct{ *machine }
+)
+
+func (m kernel) Attach(p bpf.Place) (uint32, error) {
+	m.serial++
+	m.places[p.Ifindex] = p
+	return m.serial, m.refuse
+}
+
+func (m kernel) Detach(ifindex int) error {
+	delete(m.places, ifindex)
+	delete(m.policies, ifindex)
+	return nil
+}
+
+func (m kernel) SetPolicy(ifindex int, c *policy.Compiled, _ bpf.Limits) error {
+	if m.refuse == nil {
+		m.policies[ifindex] = c
+	}
+	return m.refuse
+}
+
+func (m kernel) SetAlways(p []netip.Prefix) error { m.always = p; return nil }
+
+func (m kernel) Learn(_ uint32, ip netip.Addr, slots uint64, _ time.Duration) error {
+	m.learned[ip] = slots
+	return nil
+}
+func (m kernel) Counters(int) (bpf.Counters, error) { return bpf.Counters{Denied: 3}, nil }
+
+func (m kernel) Links() (all []bpf.Place) {
+	for _, p := range m.places {
+		all = append(all, p)
+	}
+	return all
+}
+
+func (m plane) Attach(id sandbox.ID, ifindex int) error {
+	m.joined[ifindex] = id
+	return nil
+}
+func (m plane) Links() (map[int]sandbox.ID, error) { return m.links, nil }
+func (m plane) Forget(addrs ...netip.Addr) error {
+	m.forgot = append(m.forgot, addrs...)
+	return nil
+}
+func (m watcher) Changed(g guest.Guest, _ netdapi.Policy) { m.changed = append(m.changed, g) }
+func (m watcher) Ended(g guest.Guest)                     { m.ended = append(m.ended, g) }
+
+func newTable() (*Table, *machine) {
+	m := newMachine()
+	return New(Config{Kernel: kernel{m}, Plane: plane{m}, Watcher: watcher{m}, Log: slog.New(slog.DiscardHandler)}), m
+}
+
+func slot(t *testing.T, index int) netdapi.Slot {
+	t.Helper()
+	id, err := sandbox.NewID("t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return netdapi.Slot{
+		ID: id, Generation: 1, Ifindex: index, MAC: "02:73:0a:4d:00:02",
+		IPv4: netip.AddrFrom4([4]byte{10, 77, 0, byte(index)}), IPv6: netip.AddrFrom16([16]byte{0xfd, 0x77, 15: byte(index)}),
+	}
+}
+
+func kindOf(err error) errdefs.Kind {
+	var typed *errdefs.Error
+	errors.As(err, &typed)
+	if typed == nil {
+		return errdefs.Internal
+	}
+	return typed.Kind
+}
+
+func TestWordsAreCompared(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	ctx, s := t.Context(), slot(t, 5)
+	if err := tab.SetPolicy(ctx, netdapi.Policy{ID: s.ID, Generation: 1}); kindOf(err) != errdefs.NotFound {
+		t.Errorf("a policy of nobody's: %v", err)
+	}
+	for range 2 {
+		if err := tab.Attach(ctx, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := tab.Lookup(s.IPv4); ok {
+		t.Error("a sandbox without a policy is a guest")
+	}
+	p := netdapi.Policy{ID: s.ID, Generation: 1, Team: "team", Policy: []byte(`{"mode":"block-all"}`)}
+	for range 2 {
+		if err := tab.SetPolicy(ctx, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(m.changed) != 1 {
+		t.Errorf("the same policy twice is %d changes", len(m.changed))
+	}
+	for _, a := range []netip.Addr{s.IPv4, s.IPv6, netip.AddrFrom16(s.IPv4.As16())} {
+		if g, ok := tab.Lookup(a); !ok || g.ID != s.ID || g.Team != "team" || g.Policy == nil {
+			t.Errorf("%v is %+v", a, g)
+		}
+	}
+	if known := tab.List(); len(known) != 1 || known[0].Digest != p.Digest() || known[0].Slot != s {
+		t.Errorf("known: %+v", known)
+	}
+	p.Policy = []byte(`{"mode":"none"}`)
+	if err := tab.SetPolicy(ctx, p); kindOf(err) != errdefs.InvalidArgument || len(m.changed) != 1 {
+		t.Errorf("a policy that is none: %v", err)
+	}
+	m.refuse = errors.New("the table is full")
+	p.Policy = []byte(`{"mode":"allow-all"}`)
+	if err := tab.SetPolicy(ctx, p); err == nil || tab.List()[0].Digest == p.Digest() || len(m.changed) != 1 {
+		t.Errorf("X31: a policy that the kernel has no room for: %v", err)
+	}
+}
+
+func TestE23_AnEndTakesEverythingAlong(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	ctx, s := t.Context(), slot(t, 5)
+	if err := errors.Join(tab.Attach(ctx, s), tab.SetPolicy(ctx, netdapi.Policy{ID: s.ID, Generation: 1})); err != nil {
+		t.Fatal(err)
+	}
+	g, _ := tab.Lookup(s.IPv4)
+	if err := tab.Detach(ctx, s.ID, 2); err != nil || len(m.places) != 1 {
+		t.Errorf("another generation's end: %v", err)
+	}
+	if err := tab.Detach(ctx, s.ID, 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := tab.Lookup(s.IPv4); ok || len(m.places) != 0 || len(m.forgot) != 2 || len(m.ended) != 1 || len(tab.List()) != 0 {
+		t.Errorf("left: %+v", m)
+	}
+	tab.Learn(g, netip.MustParseAddr("93.184.0.2"), 1, time.Minute)
+	if len(m.learned) != 0 {
+		t.Error("a name of a sandbox that ended was learnt")
+	}
+	if err := tab.Detach(ctx, s.ID, 0); err != nil {
+		t.Errorf("again: %v", err)
+	}
+}
+
+func TestANewGenerationReplacesTheOld(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	ctx, s := t.Context(), slot(t, 5)
+	if err := errors.Join(tab.Attach(ctx, s), tab.SetPolicy(ctx, netdapi.Policy{ID: s.ID, Generation: 1})); err != nil {
+		t.Fatal(err)
+	}
+	next := slot(t, 6)
+	next.ID, next.Generation = s.ID, 2
+	if err := tab.Attach(ctx, next); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := tab.Lookup(s.IPv4); ok || len(m.ended) != 1 || len(m.places) != 1 {
+		t.Errorf("the old one is still there: %+v", m)
+	}
+	if err := tab.Attach(ctx, s); kindOf(err) != errdefs.Conflict {
+		t.Errorf("the old one again: %v", err)
+	}
+	if err := tab.SetPolicy(ctx, netdapi.Policy{ID: s.ID, Generation: 1}); kindOf(err) != errdefs.Conflict {
+		t.Errorf("the old one's policy: %v", err)
+	}
+}
+
+func TestSweepTakesWhatLinksHaveLeft(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	ctx, known, alive := t.Context(), slot(t, 5), slot(t, 6)
+	if err := errors.Join(tab.Attach(ctx, known), tab.Attach(ctx, alive)); err != nil {
+		t.Fatal(err)
+	}
+	m.places[9] = bpf.Place{Ifindex: 9, IPv4: netip.MustParseAddr("10.77.0.9"), IPv6: netip.MustParseAddr("fd77::9")} // of an earlier process
+	m.links = map[int]sandbox.ID{6: alive.ID}
+	if err := tab.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if len(m.places) != 1 || m.places[6].Ifindex != 6 || len(m.forgot) != 4 || len(tab.List()) != 1 {
+		t.Errorf("left: %+v, known %+v", m, tab.List())
+	}
+}
+
+func TestWhatTheOperatorDeniesHoldsAtOnce(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	ctx, s := t.Context(), slot(t, 5)
+	if err := errors.Join(tab.Attach(ctx, s), tab.SetPolicy(ctx, netdapi.Policy{ID: s.ID, Generation: 1})); err != nil {
+		t.Fatal(err)
+	}
+	host := netip.MustParseAddr("93.184.0.1")
+	g, _ := tab.Lookup(s.IPv4)
+	if tab.Forbidden(host) || !g.Policy.Reachable(host) {
+		t.Fatal("it is denied before it was said")
+	}
+	if err := tab.SetFixed(policy.Fixed{Denied: []netip.Prefix{netip.PrefixFrom(host, 32)}}); err != nil {
+		t.Fatal(err)
+	}
+	g, _ = tab.Lookup(s.IPv4)
+	if !tab.Forbidden(host) || !tab.Forbidden(netip.MustParseAddr("169.254.169.254")) || g.Policy.Reachable(host) || len(m.changed) != 2 || len(m.always) == 0 {
+		t.Errorf("%v is still open", host)
+	}
+}
