@@ -2,8 +2,10 @@ package shim_test
 
 import (
 	"context"
+	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"syscall"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -197,3 +200,44 @@ func TestX41_ACheckpointThatFails(t *testing.T) {
 	h.counted(c, 1)
 	h.end(c, task)
 }
+
+// A process that Exec added, as kubectl does, holds up no checkpoint. Nobody is
+// connected to it afterwards: it does not come back, and its client learns that it ended.
+func TestCheckpointDuringAnExec(t *testing.T) {
+	h := newHost(t)
+	check := h.baseline()
+	image := t.TempDir()
+	c, task, exit := h.run(want{id: "a", args: counter, spec: h.overlaid("first")})
+	h.counted(c, 0)
+	p, err := task.Exec(h.ctx(), "live", &specs.Process{Args: []string{"/bin/probe", "count", "/exec"}, Cwd: "/", Env: []string{"PATH=/bin"}},
+		cio.NewCreator(cio.WithStreams(nil, io.Discard, io.Discard), cio.WithFIFODir(h.Dir+"/fifo")))
+	h.ok(err)
+	ended, err := p.Wait(h.ctx())
+	h.ok(err)
+	h.ok(p.Start(h.ctx()))
+	h.eventually("the process that was added to run", func() bool {
+		got, _ := h.exec(c, "", "/bin/probe", "read", "/exec")
+		return got == "0"
+	})
+	h.ok(task.Pause(h.ctx()))
+	h.ok(h.checkpoint("a", &options.CheckpointOptions{ImagePath: image, Exit: true}))
+	if code := h.exited(ended); code == 0 {
+		t.Error("what was cut off ended well")
+	}
+	_, err = p.Delete(h.ctx())
+	h.ok(err)
+	h.exited(exit)
+	h.remove(c, task)
+
+	c, task = h.restore("b", image)
+	h.ok(task.Kill(h.ctx(), syscall.SIGUSR1))
+	h.counted(c, 1)
+	h.eventually("the process that was cut off to be gone", func() bool {
+		names, _ := h.exec(c, "", "/bin/probe", "ls", "/proc")
+		return len(pids.FindAllString(names, -1)) == 2 // the first one and the one that looks
+	})
+	h.end(c, task)
+	check()
+}
+
+var pids = regexp.MustCompile(`\b[0-9]+\b`)
