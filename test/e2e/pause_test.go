@@ -27,6 +27,7 @@ func TestPause(t *testing.T) {
 	t.Run("X41: a full disk", func(t *testing.T) { testPauseWithAFullDisk(t, s) })
 	t.Run("ttl", func(t *testing.T) { testTTLPauses(t, s) })
 	t.Run("cycles", func(t *testing.T) { testPauseCycles(t, s) })
+	t.Run("checkpoints", func(t *testing.T) { testCheckpoints(t, s) })
 }
 
 func (u *user) pause(id string) {
