@@ -54,6 +54,7 @@ func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row
 	if err != nil {
 		return nil, err
 	}
+	admin := filepath.Join(stack.RunDir, "noded-admin.sock")
 	steps := []struct {
 		name    string
 		measure func() ([]row, error)
@@ -64,7 +65,10 @@ func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row
 		{"inside a sandbox", func() ([]row, error) { return c.inside(ctx, template, *samples) }},
 		{"files", func() ([]row, error) { return c.files(ctx, template) }},
 		{"streams", func() ([]row, error) { return c.streams(ctx, stack, template, *samples) }},
-		{"pauses", func() ([]row, error) { return c.pauses(ctx, stack.DataDir, template, *samples/20) }},
+		{"pauses", func() ([]row, error) { return c.pauses(ctx, stack.DataDir, admin, template, *samples/20) }},
+		{"snapshots", func() ([]row, error) { return c.snapshots(ctx, template, *samples/20) }},
+		{"forks", func() ([]row, error) { return c.forks(ctx, admin, template, *samples/40) }},
+		{"density", func() ([]row, error) { return c.density(ctx, stack.DataDir, template, min(16, *samples/10)) }},
 		{"bursts and refill", func() ([]row, error) { return c.claimBurst(ctx, template, *pool, 8) }},
 		{"cold starts", func() ([]row, error) { return c.coldClaims(ctx, cold, *samples/10) }},
 		{"the plain tools", func() ([]row, error) { return besides(ctx, stack, *samples/10) }},

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,15 +15,34 @@ import (
 // workingSets are what a sandbox holds in memory when it is paused, in MiB.
 var workingSets = []int{0, 16, 64, 256}
 
+// settle is how long what a pause leaves to be cleared away may take.
+const settle = time.Second
+
 // pauses measures how long it takes to save a sandbox of a working set, and to have it
-// run a command again, with its image in the page cache and without.
-func (c *client) pauses(ctx context.Context, dataDir, template string, n int) (rows []row, err error) {
+// run a command again, with its image in the page cache and without, and where the
+// time goes.
+func (c *client) pauses(ctx context.Context, dataDir, adminSocket, template string, n int) (rows []row, err error) {
 	for _, size := range workingSets {
+		before, err := steps(ctx, adminSocket)
+		if err != nil {
+			return rows, err
+		}
 		more, err := c.pauseOf(ctx, dataDir, template, size, n)
 		if err != nil {
 			return rows, fmt.Errorf("of %d MiB: %w", size, err)
 		}
+		after, err := steps(ctx, adminSocket)
+		if err != nil {
+			return rows, err
+		}
 		rows = append(rows, more...)
+		for _, step := range []string{"pause/intent", "pause/quiesce", "pause/checkpoint", "resume/netns", "resume/start", "resume/handshake", "resume/commit"} {
+			operation, name, _ := strings.Cut(step, "/")
+			rows = append(rows, row{
+				name: fmt.Sprintf("  %s of a %s", name, operation), load: more[0].load, unit: "ms",
+				samples: []float64{after.since(before, operation, name)}, note: "mean of all",
+			})
+		}
 	}
 	return rows, nil
 }
@@ -53,6 +73,9 @@ func (c *client) pauseOf(ctx context.Context, dataDir, template string, size, n 
 			if err := evict(filepath.Join(dataDir, "noded", "paused", id)); err != nil {
 				return nil, err
 			}
+		}
+		if err := sleep(ctx, settle); err != nil {
+			return nil, err
 		}
 		begin := time.Now()
 		if _, err := c.command(ctx, id, true, "true"); err != nil { // wakes it
