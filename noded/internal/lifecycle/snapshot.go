@@ -93,6 +93,9 @@ func (m *Manager) saveFiles(ctx context.Context, rec journal.Record, dir string)
 		Sandbox: rec.ID, Generation: rec.Generation, Team: rec.Claim.Team, Template: rec.PoolKey, Created: time.Now().UTC(),
 	}
 	if rec.State == journal.Paused {
+		if err := m.bringImage(ctx, rec); err != nil {
+			return err
+		}
 		saved, err := m.manifest(rec)
 		if err != nil {
 			return err
@@ -181,10 +184,14 @@ func (m *Manager) restoreFiles(ctx context.Context, inst *instance, rec journal.
 	if err != nil {
 		return err
 	}
-	manifest.Kept = nil
-	if own, err := m.manifest(rec); err == nil {
-		manifest.Kept = own.Kept // its owner's contexts are where they were
+	if err := m.bringImage(ctx, rec); err != nil {
+		return err
 	}
+	own, err := m.manifest(rec)
+	if err != nil && !errors.Is(err, snapshots.ErrNone) {
+		return err
+	}
+	manifest.Kept = own.Kept // its owner's contexts are where they were
 	next := rec
 	next.Generation, next.Image, next.Spec.Image = rec.Generation+1, rec.Generation+1, manifest.Image
 	manifest.Sandbox, manifest.Generation, manifest.Template = rec.ID, next.Generation, rec.PoolKey
