@@ -8,13 +8,6 @@ import { client, withSandbox } from "./setup.mjs";
 const id = "00000000-0000-0000-0000-000000000000";
 
 const calls = (sb) => ({
-  "Sandbox.getNetworkPolicy": () => sb.getNetworkPolicy(),
-  "Sandbox.updateNetworkPolicy": () => sb.updateNetworkPolicy({ mode: "allow-all" }),
-  "CredentialSources.list": () => client.credentialSources.list(),
-  "CredentialSources.get": () => client.credentialSources.get("x"),
-  "CredentialSources.create": () => client.credentialSources.create({ name: "x", resolverKind: "static_headers", spec: {} }),
-  "CredentialSources.update": () => client.credentialSources.update("x", { name: "x", resolverKind: "static_headers", spec: {} }),
-  "CredentialSources.delete": () => client.credentialSources.delete("x"),
   "Volumes.create": () => client.volumes.create({}),
   "Volumes.open": () => client.volumes.open({}),
   "Volumes.list": () => client.volumes.list(),
