@@ -189,9 +189,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer a.client.Close()
 	for ctx.Err() == nil {
-		if err := a.follow(ctx); ctx.Err() == nil {
-			a.log.Debug("netd is away", "error", err)
-		}
+		a.follow(ctx)
 		select {
 		case <-ctx.Done():
 		case <-time.After(redial):
@@ -201,7 +199,7 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // follow lasts as long as one netd does.
-func (a *Agent) follow(ctx context.Context) error {
+func (a *Agent) follow(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -216,7 +214,6 @@ func (a *Agent) follow(ctx context.Context) error {
 	if a.up.Swap(false) {
 		a.log.Warn("netd is gone: nothing new reaches the network until it is back", "error", err)
 	}
-	return err
 }
 
 // keepTold compares until ctx ends or netd hangs.
