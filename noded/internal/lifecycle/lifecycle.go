@@ -140,8 +140,8 @@ type Runtime interface {
 	// saves one that stands still, which it goes on doing, like Checkpoint.
 	Freeze(ctx context.Context, id sandbox.ID) error
 	SaveFrozen(ctx context.Context, id sandbox.ID, dir string) error
-	// Thaw ends what a Checkpoint has left: after it no checkpoint is under way, and the sandbox goes on
-	// unless it has ended. An error says that nobody knows yet.
+	// Thaw ends what a Checkpoint has left: after it no checkpoint is under way, and
+	// the sandbox goes on unless it has ended. An error says that nobody knows yet.
 	Thaw(ctx context.Context, id sandbox.ID) error
 	// Origin is what an image of the running sandbox is bound to, and Target what one
 	// must be bound to for c to start from it.

@@ -237,6 +237,36 @@ func TestClaimFromSnapshot(t *testing.T) {
 	kind(t, err, errdefs.NotFound)
 }
 
+// X08: a start with a snapshot's files that fails leaves nothing, and the snapshot.
+func TestX08_ClaimFromSnapshotUndo(t *testing.T) {
+	defer failpoint.Arm("")
+	for _, place := range []string{"create.after-files", "create.after-start", "create.after-drop"} {
+		t.Run(place, func(t *testing.T) {
+			n := newMachine(t).boot()
+			id := n.warm(1)[0]
+			n.claim(id)
+			n.keep(id, snap)
+			if err := n.Delete(n.ctx(), id, 0, "test"); err != nil {
+				t.Fatal(err)
+			}
+			n.nothingLeft()
+			if err := failpoint.Arm(place + "=1*error(on purpose)"); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err := n.Claim(n.ctx(), fromSnapshot(snap, "c1"))
+			kind(t, err, errdefs.Unavailable)
+			n.nothingLeft()
+			eventually(t, "its image is gone", func() bool {
+				left, err := os.ReadDir(filepath.Join(n.dir, "images"))
+				return err == nil && len(left) == 0
+			})
+			if _, _, err := n.Claim(n.ctx(), fromSnapshot(snap, "c1")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // G11: a snapshot of another team is none.
 func TestG11_ASnapshotIsItsTeams(t *testing.T) {
 	t.Parallel()
