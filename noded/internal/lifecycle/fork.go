@@ -120,6 +120,11 @@ func forkError(id sandbox.ID, err error) error {
 
 // fork takes the steps. The caller has the source's turn; its Delete interrupts them.
 func (m *Manager) fork(ctx context.Context, inst *instance, rec journal.Record, req ForkRequest) error {
+	if rec.State == journal.Paused {
+		if err := m.bringImage(ctx, rec); err != nil {
+			return err
+		}
+	}
 	f := &forking{m: m, source: inst, rec: rec, req: req}
 	steps, err := f.steps()
 	if err != nil {

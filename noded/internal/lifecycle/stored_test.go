@@ -142,6 +142,26 @@ func TestX41_ADroppedImageIsFetched(t *testing.T) {
 	}
 }
 
+// What was dropped is forked like what was not.
+func TestADroppedImageIsForked(t *testing.T) {
+	t.Parallel()
+	s := newShelf(t)
+	n := newMachine(t).boot(with(s))
+	id, _ := n.asleep(s)
+	if dropped, err := n.DropStored(n.ctx()); !dropped || err != nil {
+		t.Fatalf("dropped: %v, %v", dropped, err)
+	}
+	child, err := sandbox.NewID("local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Fork(n.ctx(), lifecycle.ForkRequest{ID: id, Children: []lifecycle.Child{{ID: child, ClaimID: "child"}}}); err != nil {
+		t.Fatal(err)
+	}
+	n.resume(child, 2)
+	n.resume(id, 2)
+}
+
 func TestTheLongestPausedIsDroppedFirst(t *testing.T) {
 	t.Parallel()
 	s := newShelf(t)
