@@ -14,9 +14,8 @@ import (
 // An operation is what noded is killed in: at its beginning and behind each of its
 // steps, which is before the next one.
 type operation struct {
-	name     string
-	rows     string // of the fault list
-	template string // of the sandbox
+	name string
+	rows string // of the fault list
 	// prepare makes what the operation needs and returns the sandbox, if there is one.
 	prepare func(s *stack) (id string)
 	// begin asks for the operation, once or, told to wait, again until it is done.
@@ -34,12 +33,12 @@ func claimKey(t testing.TB) string { return strings.ReplaceAll(t.Name(), "/", "-
 
 var operations = []operation{
 	{
-		name: "create", rows: "X01–X12", template: coldTemplate,
+		name: "create", rows: "X01–X12",
 		begin:  func(s *stack, _ string) error { return s.tryClaim(coldTemplate) },
 		verify: func(s *stack, _ string, _ traces) { s.verifyClaim(coldTemplate) },
 	},
 	{
-		name: "claim", rows: "X12", template: "default",
+		name: "claim", rows: "X12",
 		begin:  func(s *stack, _ string) error { return s.tryClaim("default") },
 		verify: func(s *stack, _ string, _ traces) { s.verifyClaim("default") },
 	},
@@ -82,6 +81,101 @@ var operations = []operation{
 			s.wantGeneration(id, 2)
 		},
 	},
+	{
+		name: "snapshot", rows: "X19–X22, of files alone",
+		prepare: func(s *stack) string { return s.claim(claimKey(s), "default") },
+		begin: func(s *stack, id string) error {
+			_, err := s.c.CreateSandboxSnapshot(s.ctx(), id, client.CreateSandboxRootFSSnapshotRequest{})
+			return err
+		},
+		verify: func(s *stack, id string, tr traces) {
+			s.wantTraces(id, tr)
+			s.wantSnapshots(id, tr)
+		},
+	},
+	{
+		name: "restore", rows: "X19–X22, back to a snapshot",
+		prepare: func(s *stack) string { return s.claim(claimKey(s), "default") },
+		begin: func(s *stack, id string) error {
+			list, err := s.c.ListSandboxSnapshots(s.ctx(), id)
+			if err == nil {
+				_, err = s.c.RestoreSandboxRootFS(s.ctx(), id, list.Snapshots[0].ID)
+			}
+			if isStatus(err, 409) { // its row does not know yet what its node has made of it
+				err = fmt.Errorf("not yet: %v", err)
+			}
+			return err
+		},
+		verify: func(s *stack, id string, tr traces) {
+			s.resume(id)
+			s.wantFile(id, tr)
+			s.wantSnapshots(id, tr)
+		},
+	},
+	{
+		name: "fork", rows: "X19–X24, of a sandbox that runs, with memory",
+		prepare: func(s *stack) string { return s.claim(claimKey(s), "default") },
+		begin:   func(s *stack, id string) error { _, err := s.fork(id); return err },
+		verify: func(s *stack, id string, tr traces) {
+			s.wantTraces(id, tr)
+			s.verifyFork(id, tr)
+		},
+	},
+}
+
+// fork asks for two children, once however often it has to be asked for.
+func (s *stack) fork(id string) ([]string, error) {
+	memory, count := true, 2
+	res, err := s.c.ForkSandboxOnce(s.ctx(), id, claimKey(s)+"-fork", client.ForkRequest{Config: &client.ForkConfig{Memory: &memory}, Count: &count})
+	if err != nil {
+		return nil, err
+	}
+	var children []string
+	for _, sb := range res.Sandboxes {
+		children = append(children, sb.ID)
+	}
+	return children, nil
+}
+
+func (s *stack) verifyFork(id string, tr traces) {
+	s.Helper()
+	var children, others []string
+	s.eventuallyDone("the children", func() (err error) { children, err = s.fork(id); return err })
+	s.eventuallyDone("the children again", func() (err error) { others, err = s.fork(id); return err })
+	if len(children) != 2 || !slices.Equal(children, others) {
+		s.Fatalf("R2: one fork has made %v and %v", children, others)
+	}
+	for _, child := range children {
+		s.resume(child)
+		s.wantTraces(child, tr)
+	}
+	s.check()
+	for _, child := range children {
+		s.remove(child)
+	}
+}
+
+// wantSnapshots: what each snapshot of a sandbox holds is what it did. They are deleted.
+func (s *stack) wantSnapshots(id string, tr traces) {
+	s.Helper()
+	list, err := s.c.ListSandboxSnapshots(s.ctx(), id)
+	s.must(err)
+	if list.Count == 0 {
+		s.Error("no snapshot")
+	}
+	for _, snap := range list.Snapshots {
+		var child string
+		s.eventuallyDone("a claim from a snapshot", func() error {
+			sb, err := s.c.CreateSandboxOnce(s.ctx(), claimKey(s)+snap.ID, client.ClaimRequest{Template: "default", SnapshotID: &snap.ID})
+			if err == nil {
+				child = sb.SandboxID
+			}
+			return err
+		})
+		s.wantFile(child, tr)
+		s.remove(child)
+		s.eventuallyDone("a delete of a snapshot", func() error { return s.c.DeleteSandboxSnapshot(s.ctx(), snap.ID) })
+	}
 }
 
 func (s *stack) tryClaim(template string) error {
@@ -152,6 +246,7 @@ func TestX10_KilledInTheMiddle(t *testing.T) {
 	for name, place := range map[string]string{
 		"create": "start.after-task", "claim": "claim.after-journal", "delete": "remove.after-task",
 		"pause": "checkpoint.after-freeze", "resume": "resume.after-start",
+		"snapshot": "snapshot.after-files", "fork": "fork.after-freeze",
 	} {
 		i := slices.IndexFunc(operations, func(op operation) bool { return op.name == name })
 		t.Run(place, func(t *testing.T) {
@@ -170,7 +265,13 @@ func (s *stack) ready(op operation) (id string, tr traces) {
 	}
 	id = op.prepare(s)
 	tr = s.leaveTraces(id)
-	if op.name == "resume" {
+	if op.name == "restore" {
+		s.eventuallyDone("a snapshot", func() error {
+			_, err := s.c.CreateSandboxSnapshot(s.ctx(), id, client.CreateSandboxRootFSSnapshotRequest{})
+			return err
+		})
+	}
+	if op.name == "resume" || op.name == "restore" {
 		s.pause(id)
 	}
 	return id, tr
@@ -181,7 +282,7 @@ func (s *stack) ready(op operation) (id string, tr traces) {
 // would die before it serves.
 func (s *stack) placesOf(op operation) []string {
 	s.Helper()
-	id, _ := s.ready(op)
+	id, tr := s.ready(op)
 	s.check()
 	file := filepath.Join(s.Root, "trace-"+op.name)
 	s.restartNoded("*=trace(" + file + ")")
@@ -191,30 +292,18 @@ func (s *stack) placesOf(op operation) []string {
 		s.Fatal(err)
 	}
 	s.eventuallyDone(op.name, func() error { return op.begin(s, id) })
-	if id != "" {
-		s.remove(id)
-	} else {
-		s.remove(s.claim(claimKey(s), op.template))
-	}
-	s.check()
-	return s.tracedSince(file, before, op)
-}
-
-// tracedSince leaves out what the clean-up behind the operation came by, unless that
-// is the operation.
-func (s *stack) tracedSince(file string, before []byte, op operation) []string {
-	s.Helper()
 	after, err := os.ReadFile(file)
 	s.must(err)
-	places := strings.Fields(strings.TrimPrefix(string(after), string(before)))
+	op.verify(s, id, tr)
+	if id != "" {
+		s.remove(id)
+	}
+	s.check()
 	if op.name == "delete" {
-		return places
+		after, err = os.ReadFile(file)
+		s.must(err)
 	}
-	end := slices.Index(places, "delete.begin")
-	if end < 0 {
-		s.Fatalf("the trace has no clean-up: %v", places)
-	}
-	return places[:end]
+	return strings.Fields(strings.TrimPrefix(string(after), string(before)))
 }
 
 // killAt kills noded at a place of an operation. What was asked for comes to be, once.

@@ -25,7 +25,7 @@ func sound() (view, shape) {
 			"psd1": {ID: "psd1", State: "paused", Generation: 2, Image: 2}, "fld1": {ID: "fld1", State: "failed", Generation: 1},
 		},
 		node:   map[string]string{"slot1": "slot", "clmd1": "sandbox", "psd1": "sandbox", "fld1": "sandbox"},
-		images: map[string][]image{"psd1": {{2, true}}},
+		images: map[string][]image{"psd1": {{2, true}}}, snapshotRows: map[string]string{"n": "ready"}, snapshotDirs: map[string]bool{"n": true},
 		traces: []s0test.Trace{{Kind: "shim", Name: "77 containerd-shim-s0-v1"}},
 	}
 	for i, id := range []string{"slot1", "clmd1"} {
@@ -62,6 +62,9 @@ func TestOracleCompares(t *testing.T) {
 		"it is paused with image 2 and has [{2 false}]":             func(v *view) { v.images["psd1"] = []image{{2, false}} },
 		"it is paused with image 2 and has [{1 true} {2":            func(v *view) { v.images["psd1"] = []image{{1, true}, {2, true}} },
 		"it is paused with image 2 and has []":                      func(v *view) { delete(v.images, "psd1") },
+		"snapshot n has no directory":                               func(v *view) { delete(v.snapshotDirs, "n") },
+		"snapshot m is nobody's":                                    func(v *view) { v.snapshotDirs["m"] = true },
+		"snapshot n is creating":                                    func(v *view) { v.snapshotRows["n"] = "creating" },
 	} {
 		v, whole := sound()
 		damage(&v)

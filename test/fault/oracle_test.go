@@ -50,6 +50,9 @@ type view struct {
 	node    map[string]string // what the node tells others: "slot", "sandbox"
 	traces  []s0test.Trace    // kernel, containerd and directories
 	images  map[string][]image
+
+	snapshotRows map[string]string // states, by the snapshots' own ids
+	snapshotDirs map[string]bool
 }
 
 // A shape is what a whole sandbox has on the machine: how many traces of each kind and
@@ -104,10 +107,13 @@ func (s *stack) view() (v view, err error) {
 	if v.records, err = s.records(); err != nil {
 		return v, err
 	}
-	if v.rows, err = s.rows(); err != nil {
+	if v.rows, v.snapshotRows, err = s.rows(); err != nil {
 		return v, err
 	}
 	if v.images, err = s.images(); err != nil {
+		return v, err
+	}
+	if v.snapshotDirs, err = s.snapshotDirs(); err != nil {
 		return v, err
 	}
 	traces, err := s.Traces()
@@ -115,23 +121,41 @@ func (s *stack) view() (v view, err error) {
 	return v, err
 }
 
-// rows are those of sandboxes that are not deleted.
-func (s *stack) rows() (map[string]row, error) {
+// rows are those of sandboxes that are not deleted, and of snapshots.
+func (s *stack) rows() (map[string]row, map[string]string, error) {
 	ctx := s.ctx()
 	db, err := pgx.Connect(ctx, s.dsn)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer db.Close(ctx)
+	sandboxes, snapshots := map[string]row{}, map[string]string{}
 	found, err := db.Query(ctx, `SELECT id, status, generation FROM sandboxes WHERE deleted_at IS NULL`)
 	if err != nil {
+		return nil, nil, err
+	}
+	var id, state string
+	var r row
+	if _, err = pgx.ForEachRow(found, []any{&id, &r.Status, &r.Generation}, func() error { sandboxes[id] = r; return nil }); err != nil {
+		return nil, nil, err
+	}
+	if found, err = db.Query(ctx, `SELECT id::text, state FROM rootfs_snapshots`); err != nil {
+		return nil, nil, err
+	}
+	_, err = pgx.ForEachRow(found, []any{&id, &state}, func() error { snapshots[id] = state; return nil })
+	return sandboxes, snapshots, err
+}
+
+func (s *stack) snapshotDirs() (map[string]bool, error) {
+	entries, err := os.ReadDir(filepath.Join(s.nodedData(), "snapshots"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	all := map[string]row{}
-	var id string
-	var r row
-	_, err = pgx.ForEachRow(found, []any{&id, &r.Status, &r.Generation}, func() error { all[id] = r; return nil })
-	return all, err
+	all := map[string]bool{}
+	for _, e := range entries {
+		all[e.Name()] = true
+	}
+	return all, nil
 }
 
 // records are the journal's, from a copy: noded holds the file.
@@ -180,11 +204,20 @@ func (s *stack) images() (map[string][]image, error) {
 			if err != nil {
 				return nil, fmt.Errorf("an image of %s: %w", owner.Name(), err)
 			}
-			_, err = os.Stat(filepath.Join(s.paused(), owner.Name(), d.Name(), "memory", "complete"))
-			all[owner.Name()] = append(all[owner.Name()], image{gen, err == nil})
+			all[owner.Name()] = append(all[owner.Name()], image{gen, complete(filepath.Join(s.paused(), owner.Name(), d.Name()))})
 		}
 	}
 	return all, nil
+}
+
+// complete reports whether an image is: of everything, or of files alone.
+func complete(dir string) bool {
+	part := "memory"
+	if _, err := os.Stat(filepath.Join(dir, part)); errors.Is(err, fs.ErrNotExist) {
+		part = "files"
+	}
+	_, err := os.Stat(filepath.Join(dir, part, "complete"))
+	return err == nil
 }
 
 // compare says what does not fit together, sandbox by sandbox.
@@ -206,7 +239,26 @@ func (v view) compare(whole shape) error {
 			running[id] = r.State
 		}
 	}
+	errs = append(errs, v.compareSnapshots())
 	return errors.Join(append(errs, s0test.CompareShared(running, v.traces))...)
+}
+
+func (v view) compareSnapshots() error {
+	var errs []error
+	for id, state := range v.snapshotRows {
+		if state != "ready" {
+			errs = append(errs, fmt.Errorf("snapshot %s is %s, on the way to something else", id, state))
+		}
+		if !v.snapshotDirs[id] {
+			errs = append(errs, fmt.Errorf("snapshot %s has no directory", id))
+		}
+	}
+	for id := range v.snapshotDirs {
+		if v.snapshotRows[id] == "" {
+			errs = append(errs, fmt.Errorf("snapshot %s is nobody's", id))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (v view) ids() []string {

@@ -106,17 +106,22 @@ func (s *stack) leaveTraces(id string) traces {
 // wantTraces: R7 for files, and the same processes as before.
 func (s *stack) wantTraces(id string, tr traces) {
 	s.Helper()
-	s.eventuallyDone("a read", func() error {
-		got, err := s.read(id, tracesFile)
-		if err == nil && got != tr.content {
-			s.Fatalf("R7: %s holds %q, want %q", id, got, tr.content)
-		}
-		return err
-	})
+	s.wantFile(id, tr)
 	s.eventuallyDone("a look at a process", func() error {
 		p, err := s.c.GetContext(s.ctx(), id, tr.context)
 		if err == nil && !p.Running {
 			err = fmt.Errorf("its process has ended: %+v", *p)
+		}
+		return err
+	})
+}
+
+func (s *stack) wantFile(id string, tr traces) {
+	s.Helper()
+	s.eventuallyDone("a read", func() error {
+		got, err := s.read(id, tracesFile)
+		if err == nil && got != tr.content {
+			s.Fatalf("R7: %s holds %q, want %q", id, got, tr.content)
 		}
 		return err
 	})

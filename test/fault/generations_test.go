@@ -1,0 +1,220 @@
+package fault_test
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"s0.run/api/client"
+	"s0.run/internal/s0test"
+)
+
+// shortGenerations is how many lives a sandbox has in `make test`.
+const shortGenerations = 6
+
+// A life is what a sandbox takes with it from one generation to the next, put there once
+// and looked at after each.
+const (
+	makeTree = `set -e; mkdir -p /workspace/t/a/b; cd /workspace/t; head -c 3000000 /dev/urandom >blob; ln -s ../blob a/link; ln blob a/hard
+printf x >'a/ü name'; chmod 4751 a/b; touch -d @1234567890 blob; mkfifo a/fifo; : >a/empty; truncate -s 50M a/sparse; chown 12:34 a/empty; echo done`
+	treeDigest = `cd /workspace/t && find . -printf '%p %y %m %U %G %s %T@ %n %l\n' | sort | sha256sum; find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum`
+	makeState  = `import os, hashlib; n = 0; data = os.urandom(4 << 20); f = open('/tmp/gone', 'w+b'); f.write(data[:99999]); f.flush(); os.unlink('/tmp/gone'); g = open('/workspace/open', 'a'); r, w = os.pipe(); os.write(w, b'in a pipe')`
+	stateOf    = `f.seek(0); print(hashlib.sha256(data).hexdigest(), hashlib.sha256(f.read()).hexdigest(), f.tell(), g.fileno(), r, w)`
+	ticker     = `i=0; while :; do i=$((i+1)); echo $i >/tmp/n.new; mv /tmp/n.new /tmp/n; sleep 0.2; done`
+	children   = `(sleep 100000 & sleep 100001 & wait) & exec sleep 100002`
+	treeOf     = `for p in /proc/[0-9]*; do read -r c <$p/comm; case "$(tr '\0' ' ' <$p/cmdline)" in *' 10000'*|*n.new*) echo "${p#/proc/} $(cut -d' ' -f4 $p/stat) $(tr '\0' ' ' <$p/cmdline | sha256sum)";; esac; done`
+)
+
+// TestGenerations pauses and resumes one sandbox again and again, S0_GENERATIONS times.
+// Its files, its REPL's memory, its open and its deleted files and its process tree are
+// the same to the byte after each; its image and the time that a life takes do not grow.
+func TestGenerations(t *testing.T) {
+	cycles, err := strconv.Atoi(os.Getenv("S0_GENERATIONS"))
+	if err != nil {
+		cycles = shortGenerations
+	}
+	s := s0test.Start(t, s0test.Options{Pool: 1})
+	g := &generations{t: t, s: s, c: s.Client()}
+	g.begin()
+	wantTree, wantState, wantProcesses := g.sh(treeDigest), g.exec(stateOf), g.sh(treeOf)
+	if n := len(strings.Split(wantProcesses, "\n")); n < 4 {
+		t.Fatalf("a process tree of %d:\n%s", n, wantProcesses)
+	}
+	began := time.Now()
+	for i := range cycles {
+		g.cycle()
+		for what, x := range map[string]struct{ got, want string }{
+			"the files":     {g.sh(treeDigest), wantTree},
+			"the memory":    {g.exec(stateOf), wantState},
+			"the processes": {g.sh(treeOf), wantProcesses},
+			"the counter":   {g.exec("n += 1; print(n)"), fmt.Sprint(i + 1)},
+		} {
+			if x.got != x.want {
+				t.Fatalf("generation %d: %s are %q, were %q", i+2, what, x.got, x.want)
+			}
+		}
+		g.ticks()
+		if (i+1)%250 == 0 {
+			t.Logf("%d lives in %s", i+1, time.Since(began).Round(time.Second))
+		}
+	}
+	g.wantFlat(cycles)
+	g.end(cycles)
+}
+
+type generations struct {
+	t             *testing.T
+	s             *s0test.Stack
+	c             *client.Client
+	id, python    string
+	tick          int
+	pauses, wakes []time.Duration
+	sizes         []int64
+}
+
+func (g *generations) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	g.t.Cleanup(cancel)
+	return ctx
+}
+
+func (g *generations) must(err error) {
+	g.t.Helper()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+func (g *generations) begin() {
+	g.t.Helper()
+	sb, err := g.c.CreateSandbox(g.ctx(), client.ClaimRequest{Template: "default"})
+	g.must(err)
+	g.id = sb.SandboxID
+	repl, err := g.c.CreateContext(g.ctx(), g.id, client.CreateContextRequest{Type: client.ContextTypeREPL, REPL: &client.REPLRequest{Alias: new("python")}})
+	g.must(err)
+	g.python = repl.ID
+	if got := g.sh(makeTree); got != "done" {
+		g.t.Fatalf("making a tree: %q", got)
+	}
+	g.exec(makeState)
+	for _, script := range []string{ticker, children} {
+		_, err := g.c.CreateContext(g.ctx(), g.id, client.CreateContextRequest{Type: client.ContextTypeCMD, CMD: &client.CMDRequest{Command: []string{"sh", "-c", script}}})
+		g.must(err)
+	}
+	g.s.Eventually("the process tree", func() error {
+		if n := len(strings.Split(g.sh(treeOf), "\n")); n < 5 {
+			return fmt.Errorf("%d processes", n)
+		}
+		return nil
+	})
+	g.ticks()
+}
+
+// cycle is one pause and one resume.
+func (g *generations) cycle() {
+	g.t.Helper()
+	begin := time.Now()
+	_, err := g.c.PauseSandbox(g.ctx(), g.id)
+	g.must(err)
+	paused := time.Now()
+	g.sizes = append(g.sizes, g.imageSize())
+	woken := time.Now()
+	_, err = g.c.ResumeSandbox(g.ctx(), g.id)
+	g.must(err)
+	g.pauses, g.wakes = append(g.pauses, paused.Sub(begin)), append(g.wakes, time.Since(woken))
+}
+
+// imageSize is what the sandbox takes on the disk while it is paused.
+func (g *generations) imageSize() (total int64) {
+	g.t.Helper()
+	root := filepath.Join(g.s.DataDir, "noded", "paused", g.id)
+	generations, err := os.ReadDir(root)
+	g.must(err)
+	if len(generations) != 1 {
+		g.t.Fatalf("%d images of one sandbox", len(generations))
+	}
+	g.must(filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			total += info.Size()
+		}
+		return err
+	}))
+	return total
+}
+
+// ticks waits until the background counter has gone on from where it was.
+func (g *generations) ticks() {
+	g.t.Helper()
+	g.s.Eventually("the background counter to go on", func() error {
+		n, err := strconv.Atoi(g.sh("cat /tmp/n"))
+		if err != nil || n <= g.tick {
+			return fmt.Errorf("it is at %d, was at %d (%v)", n, g.tick, err)
+		}
+		g.tick = n
+		return nil
+	})
+}
+
+func (g *generations) sh(script string) string {
+	g.t.Helper()
+	wait := true
+	res, err := g.c.CreateContext(g.ctx(), g.id, client.CreateContextRequest{
+		Type: client.ContextTypeCMD, CMD: &client.CMDRequest{Command: []string{"sh", "-c", script}}, WaitUntilDone: &wait,
+	})
+	g.must(err)
+	g.must(g.c.DeleteContext(g.ctx(), g.id, res.ID)) // its output would be state, too
+	return strings.TrimSpace(*res.Stdout)
+}
+
+func (g *generations) exec(line string) string {
+	g.t.Helper()
+	res, err := g.c.ExecContext(g.ctx(), g.id, g.python, line)
+	g.must(err)
+	return strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(res.OutputRaw), line))
+}
+
+// wantFlat compares the first tenth with the last: what grows with each life would be
+// many times as large after thousands.
+func (g *generations) wantFlat(cycles int) {
+	g.t.Helper()
+	tenth := max(1, cycles/10)
+	first, last := slices.Max(g.sizes[:tenth]), slices.Max(g.sizes[cycles-tenth:])
+	g.t.Logf("image: %d bytes in the first tenth, %d in the last", first, last)
+	if last > first+first/10 {
+		g.t.Errorf("the image has grown from %d to %d bytes", first, last)
+	}
+	for what, took := range map[string][]time.Duration{"pause": g.pauses, "resume": g.wakes} {
+		first, last := median(took[:tenth]), median(took[cycles-tenth:])
+		g.t.Logf("%s: p50 %s in the first tenth, %s in the last", what, first.Round(time.Millisecond), last.Round(time.Millisecond))
+		if cycles > 100 && last > 2*first { // a machine has other work, too; growth knows no bound
+			g.t.Errorf("a %s takes %s, took %s", what, last, first)
+		}
+	}
+}
+
+func median(of []time.Duration) time.Duration {
+	sorted := slices.Sorted(slices.Values(of))
+	return sorted[len(sorted)/2]
+}
+
+func (g *generations) end(cycles int) {
+	g.t.Helper()
+	sb, err := g.c.GetSandbox(g.ctx(), g.id)
+	g.must(err)
+	if want := int64(cycles + 1); sb.RuntimeGeneration != want {
+		g.t.Errorf("generation %d, want %d", sb.RuntimeGeneration, want)
+	}
+	g.s.CheckOwned()
+	g.must(g.c.DeleteSandbox(g.ctx(), g.id))
+}
