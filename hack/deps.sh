@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the named purposes need and that are missing.
-# usage: hack/deps.sh run|test|vm...
+# usage: hack/deps.sh run|test|gen|vm...
 set -euo pipefail
 
 packages=()
@@ -16,6 +16,9 @@ for purpose in "$@"; do
       packages+=(lua5.4 nodejs perl php-cli python3 r-base-core redis-tools ruby sqlite3 zsh)
       command -v npm >/dev/null || packages+=(npm)
       ;;
+    # What compiles netd's BPF programs (go generate ./netd/internal/bpf); what came
+    # of it is committed.
+    gen) packages+=(clang-14 libbpf-dev linux-libc-dev llvm-14) ;;
     # The virtual machine that a stock Debian is tried in.
     vm) packages+=(cpio debootstrap e2fsprogs kmod qemu-system-x86) ;;
     *) echo "deps: no such purpose: $purpose" >&2; exit 2 ;;
