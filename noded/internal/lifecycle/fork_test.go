@@ -234,7 +234,10 @@ func TestX24_ForkUndo(t *testing.T) {
 				n.claim(id)
 				if c.paused {
 					n.pause(id)
-					n.released()
+					eventually(t, "it rests", func() bool { // its teardown has written to the journal, too
+						sb, err := n.Get(id)
+						return err == nil && sb.NetIndex == 0
+					})
 				}
 				place := "fork.after-" + step
 				if strings.Contains(step, ".") {
