@@ -74,7 +74,7 @@ var rules = []rule{
 	{in: "netd/internal/inject", own: append(leaves, "internal/sealed"), third: []string{"golang.org/x/net/http/httpguts"}},
 	{in: "netd/internal/proxy", own: leaves, third: []string{"golang.org/x/sync"}},
 	{in: "netd/internal/sniff", third: []string{"golang.org/x/crypto/cryptobyte"}},
-	{in: "netd/internal/dataplane", own: append(leaves, "internal/netdapi"), third: []string{"github.com/google/nftables", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
+	{in: "netd/internal/dataplane", own: append(leaves, "internal/netdapi"), third: []string{"github.com/google/nftables", "github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys"}},
 	{in: "registry", own: []string{"internal/daemon", "internal/errdefs", "internal/imageref", "internal/regauth"}},
 	{in: "registry/internal/store", third: []string{"go.etcd.io/bbolt"}},
 	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/warm"}, third: []string{"golang.org/x/sys"}},

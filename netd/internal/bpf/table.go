@@ -197,7 +197,7 @@ func (k *Kernel) SetPolicy(ifindex int, c *policy.Compiled, limits Limits) error
 	if c.AuditOnly {
 		next.Flags |= netdFlagAudit
 	}
-	if err := k.limit(&next, limits); err == nil {
+	if err = k.limit(&next, limits); err == nil {
 		err = k.put(ifindex, &next)
 	}
 	if err != nil {

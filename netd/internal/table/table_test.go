@@ -4,7 +4,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 
 // machine is kernel, links and watcher in one.
 type machine struct {
-	mu       sync.Mutex
 	serial   uint32
 	places   map[int]bpf.Place
 	policies map[int]*policy.Compiled
