@@ -62,7 +62,7 @@ func (c *client) pauseOf(ctx context.Context, dataDir, template string, size, n 
 	}
 	var pause, warm, cold []time.Duration
 	for i := range 2 * n {
-		a, err := c.must(ctx, http.MethodPost, sandboxes+"/"+id+"/pause", nil, nil)
+		a, err := c.must(ctx, http.MethodPost, sandboxes+"/"+id+"/pause", struct{}{}, nil)
 		if err != nil {
 			return nil, err
 		}
