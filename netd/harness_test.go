@@ -43,6 +43,9 @@ func TestMain(m *testing.M) {
 	cfg := netd.Default()
 	at := strings.Split(text, ",")
 	cfg.NetNS, cfg.RunDir, cfg.Socket = at[0], at[1], at[2]
+	if len(at) > 3 { // of tests of the proxy
+		cfg.Resolvers, cfg.CredentialKeyDir = []netip.AddrPort{netip.MustParseAddrPort(at[3])}, at[4]
+	}
 	cfg.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -59,6 +62,7 @@ type world struct {
 	dir                  string
 	inside, host, beyond netns.NsHandle
 	cfg                  netd.Config
+	env                  []string // for the netd, beside this process'
 	client               *netdapi.Client
 	process              *exec.Cmd
 	sandboxes            int
@@ -192,13 +196,17 @@ func (w *world) wire(name string, ns netns.NsHandle, addrs []string, peer string
 func (w *world) start() {
 	w.t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{w.cfg.NetNS, w.cfg.RunDir, w.cfg.Socket}, ","))
+	settings := []string{w.cfg.NetNS, w.cfg.RunDir, w.cfg.Socket}
+	if len(w.cfg.Resolvers) > 0 {
+		settings = append(settings, w.cfg.Resolvers[0].String(), w.cfg.CredentialKeyDir)
+	}
+	cmd.Env = append(append(os.Environ(), childEnv+"="+strings.Join(settings, ",")), w.env...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	w.must(in(w.host, cmd.Start))
 	w.process = cmd
 	w.t.Cleanup(func() { w.kill(cmd) })
 	w.eventually("netd answers", func() error {
-		if err := syscall.Kill(cmd.Process.Pid, 0); err != nil || zombie(cmd.Process.Pid) {
+		if ended(cmd.Process.Pid) {
 			w.t.Fatal("netd has ended")
 		}
 		_, err := w.client.Info(context.Background())
@@ -206,9 +214,12 @@ func (w *world) start() {
 	})
 }
 
-func zombie(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && strings.Contains(string(b), ") Z ")
+// ended asks without taking the answer away. The process' state in /proc does not say:
+// netd begins anew from another thread, and its first is a zombie for that moment.
+func ended(pid int) bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err != nil || info.Signo != 0
 }
 
 func (w *world) kill(cmd *exec.Cmd) {
@@ -275,6 +286,24 @@ func (w *world) link(index int) *box {
 	w.must(h.LinkSetAlias(link, string(id)))
 	b.configure(h, link)
 	return b
+}
+
+// bare is a link without a sandbox behind it.
+func (w *world) bare(h *netlink.Handle, index int) netdapi.Slot {
+	w.t.Helper()
+	id, err := sandbox.NewID("t")
+	w.must(err)
+	hi, lo := byte(index>>8), byte(index)
+	link := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("sx", index), Index: 1<<16 + index, Group: 77, TxQLen: -1, NumTxQueues: 1, NumRxQueues: 1},
+		PeerName:  fmt.Sprint("px", index), PeerTxQLen: -1,
+	}
+	w.must(h.LinkAdd(link))
+	w.must(h.LinkSetAlias(link, string(id)))
+	return netdapi.Slot{
+		ID: id, Generation: 1, Ifindex: 1<<16 + index, MAC: net.HardwareAddr{0x02, 0x73, 10, 77, hi, lo}.String(),
+		IPv4: netip.AddrFrom4([4]byte{10, 77, hi, lo}), IPv6: netip.AddrFrom16([16]byte{0xfd, 0x77, 14: hi, 15: lo}),
+	}
 }
 
 func (b *box) configure(h *netlink.Handle, link netlink.Link) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"s0.run/internal/errdefs"
@@ -53,7 +54,7 @@ func (s *session) end(err error) {
 		if r.Reason == "" && known != nil {
 			r.Reason = known.Message
 		}
-	case err != nil && !ordinary(err):
+	case err != nil && !ordinary(err, r.IngressBytes):
 		r.Outcome, r.Error = audit.Failed, tellable(err)
 	}
 	s.p.config.Records.Add(*r)
@@ -61,8 +62,12 @@ func (s *session) end(err error) {
 		"port", r.DestPort, "action", r.Action, "outcome", r.Outcome, "error", err)
 }
 
-// ordinary are ends that nothing is wrong with.
-func ordinary(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) }
+// ordinary are ends that nothing is wrong with. Who has an answer may end with a
+// reset: clients that close before they read everything do.
+func ordinary(err error, answered int64) bool {
+	reset := errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || reset && answered > 0
+}
 
 // tellable is what of an error a tenant may read: causes hold this node's addresses.
 func tellable(err error) string {

@@ -521,14 +521,16 @@ func (o *origin) upgrade(w http.ResponseWriter) {
 	io.WriteString(conn, strings.ToUpper(line))
 }
 
-// last is what the server was asked last.
-func (o *origin) last() (*http.Request, string) {
+// last is the body of what the server was asked last at a path.
+func (o *origin) last(path string) string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.seen) == 0 {
-		return nil, ""
+	for i, r := range slices.Backward(o.seen) {
+		if r.URL.Path == path {
+			return o.body[i]
+		}
 	}
-	return o.seen[len(o.seen)-1], o.body[len(o.body)-1]
+	return ""
 }
 
 // find is a request that the server got, by its path.
