@@ -280,3 +280,24 @@ func report(b *testing.B, took []time.Duration) {
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
 }
+
+func TestX24_RecordsOfOneWriteAreAllThereOrNone(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "journal.db")
+	j, stop := open(t, path)
+	a, b, c := record(t), record(t), record(t)
+	if err := j.Put(t.Context(), a, b); err != nil {
+		t.Fatal(err)
+	}
+	bad := c
+	bad.ID = "" // a key that the store refuses
+	if err := j.Put(t.Context(), c, bad); err == nil {
+		t.Fatal("a write that failed in part is acknowledged")
+	}
+	stop()
+	j, _ = open(t, path)
+	all, err := j.All()
+	if err != nil || len(all) != 2 || slices.ContainsFunc(all, func(r Record) bool { return r.ID == c.ID }) {
+		t.Errorf("%+v, %v", all, err)
+	}
+}

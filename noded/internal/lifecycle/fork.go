@@ -229,10 +229,14 @@ func (f *forking) reserve() error {
 }
 
 // child is a child's record. It has the source's generation, for a procd that is in the
-// image heeds only later ones.
+// image heeds only later ones, and the source's policy without its credentials: whoever
+// keeps those tells the node of them anew, for each sandbox, or they would outlive that.
 func (f *forking) child(c Child) journal.Record {
 	claim := *f.rec.Claim
 	claim.ClaimID, claim.User, claim.Time = c.ClaimID, f.req.User, time.Now().UTC()
+	if n := claim.Network; n != nil {
+		claim.Network = &journal.Network{Policy: n.Policy}
+	}
 	return journal.Record{
 		ID: c.ID, Generation: f.rec.Generation, State: journal.Paused, Image: f.rec.Generation,
 		PoolKey: f.rec.PoolKey, Spec: f.rec.Spec, Created: claim.Time, Claim: &claim,

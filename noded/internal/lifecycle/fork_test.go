@@ -11,6 +11,7 @@ import (
 	"s0.run/internal/errdefs"
 	"s0.run/internal/failpoint"
 	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/noop"
@@ -329,4 +330,32 @@ func TestX24_ASourceThatEndsWhileItIsForkedHasFailed(t *testing.T) {
 		return err == nil && sb.State() == sandbox.Failed
 	})
 	n.noChildren(req)
+}
+
+// G11: a child has its source's policy, and none of the credentials that its source was
+// given.
+func TestG11_ForkInheritsNoCredential(t *testing.T) {
+	t.Parallel()
+	n := newMachine(t).boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	sb, err := n.Get(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, claim := sb.Record, *sb.Claim
+	claim.Network = &journal.Network{Policy: []byte(`{"mode":"block-all"}`), Credentials: []sealed.Credential{{Source: "canary"}}}
+	rec.Claim = &claim
+	if err := n.journal.Put(n.ctx(), rec); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	n = n.boot()
+	child, err := n.Get(n.fork(forkOf(id, nil, 1))[0])
+	if err != nil || child.Claim.Network == nil || string(child.Claim.Network.Policy) != string(claim.Network.Policy) || len(child.Claim.Network.Credentials) != 0 {
+		t.Errorf("the child: %+v, %v", child.Claim.Network, err)
+	}
+	if source, err := n.Get(id); err != nil || len(source.Claim.Network.Credentials) != 1 {
+		t.Errorf("the source: %+v, %v", source.Claim.Network, err)
+	}
 }
