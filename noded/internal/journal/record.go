@@ -41,7 +41,7 @@ type Record struct {
 	State      State              `json:"state"`
 	Reason     string             `json:"reason,omitempty"` // why it failed or ends
 	Image      sandbox.Generation `json:"image,omitempty"`  // the generation that its image is of; 0: none
-	Frozen     bool               `json:"frozen,omitempty"` // may stand still since a fork or a freeze: to be thawed before it is looked for
+	Frozen     bool               `json:"frozen,omitempty"` // may stand still, for it was being forked: to be thawed before it is looked for
 	Stored     sandbox.Generation `json:"stored,omitempty"` // the image that is in the object store, with this record; 0: none
 	PoolKey    string             `json:"pool_key"`
 	Spec       sandbox.Spec       `json:"spec"`

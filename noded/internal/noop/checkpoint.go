@@ -98,9 +98,6 @@ func (r Runtime) Freeze(ctx context.Context, id sandbox.ID) error {
 	return errors.Join(ctx.Err(), r.fault("runtime.Freeze", id))
 }
 
-// Frozen reports whether a sandbox stands still.
-func (r Runtime) Frozen(id sandbox.ID) bool { return r.process(id).frozen.Load() }
-
 // SaveFrozen implements lifecycle.Runtime.
 func (r Runtime) SaveFrozen(ctx context.Context, id sandbox.ID, dir string) error {
 	if p := r.process(id); p == nil || !p.alive() || !p.frozen.Load() {
