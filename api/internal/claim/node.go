@@ -160,7 +160,7 @@ func (c *Claimer) deleteAtNode(ctx context.Context, h *half) error {
 	if err != nil {
 		return err
 	}
-	_, err = rpc.Delete(ctx, &nodeapi.DeleteRequest{Id: string(h.row.ID), Generation: uint64(h.row.Generation), Reason: "its claim failed"})
+	_, err = rpc.Delete(ctx, &nodeapi.DeleteRequest{Id: string(h.row.ID), Generation: uint64(h.row.Generation), ClaimId: h.row.ClaimID.String(), Reason: "its claim failed"})
 	if connect.CodeOf(err) == connect.CodeFailedPrecondition {
 		return nil // a later generation: it is not ours any more
 	}

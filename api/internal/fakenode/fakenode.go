@@ -378,6 +378,9 @@ func (n *Node) Delete(_ context.Context, req *nodeapi.DeleteRequest) (*nodeapi.D
 		}
 		return &nodeapi.DeleteResponse{}, nil
 	}
+	if sb := n.sandboxes[req.GetId()]; sb != nil && req.GetClaimId() != "" && sb.GetClaimId() != req.GetClaimId() {
+		return &nodeapi.DeleteResponse{}, nil
+	}
 	if sb := n.sandboxes[req.GetId()]; sb != nil && req.GetGeneration() != 0 && req.GetGeneration() < sb.GetGeneration() {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("stale generation"))
 	}

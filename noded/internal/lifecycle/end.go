@@ -22,11 +22,22 @@ import (
 // durable; what it holds is freed in the background. What is unknown is deleted
 // already. An older generation than the sandbox's is refused, 0 means any.
 func (m *Manager) Delete(ctx context.Context, id sandbox.ID, gen sandbox.Generation, reason string) error {
+	return m.remove(ctx, id, gen, func(journal.Record) bool { return true }, reason)
+}
+
+// DeleteOf is Delete for who asked for a sandbox by a claim and does not know what came
+// of it: a slot is given up, and what is another claim's by now is left alone.
+func (m *Manager) DeleteOf(ctx context.Context, id sandbox.ID, gen sandbox.Generation, claimID, reason string) error {
+	return m.remove(ctx, id, gen, func(rec journal.Record) bool { return rec.Claim == nil || rec.Claim.ClaimID == claimID }, reason)
+}
+
+func (m *Manager) remove(ctx context.Context, id sandbox.ID, gen sandbox.Generation, meant func(journal.Record) bool, reason string) error {
 	inst := m.find(id)
 	if inst == nil {
 		return nil
 	}
-	if err := checkGeneration(m.record(inst), gen); err != nil {
+	rec := m.record(inst)
+	if err := checkGeneration(rec, gen); err != nil || !meant(rec) {
 		return err // before a start is ended that is not meant
 	}
 	m.cancelStart(inst, errors.New("deleted"))
@@ -34,11 +45,11 @@ func (m *Manager) Delete(ctx context.Context, id sandbox.ID, gen sandbox.Generat
 		return errdefs.New(errdefs.Unavailable, "sandbox %s is busy", id).WithCause(err)
 	}
 	defer inst.endTurn()
-	rec := m.record(inst)
+	rec = m.record(inst)
 	if err := checkGeneration(rec, gen); err != nil {
 		return err
 	}
-	if rec.State == journal.Terminating {
+	if rec.State == journal.Terminating || !meant(rec) {
 		return nil
 	}
 	if err := failpoint.Hit("delete.begin"); err != nil {

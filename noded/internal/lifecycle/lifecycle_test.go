@@ -131,6 +131,28 @@ func (n *noded) inState(s lifecycle.SlotState) []sandbox.ID {
 	return ids
 }
 
+// R1: a claim whose node died is undone when the node is back. By then its slot may be
+// somebody else's.
+func TestX12_DeleteOfAnotherClaim(t *testing.T) {
+	t.Parallel()
+	n := newMachine(t).boot()
+	slots := n.warm(2)
+	n.claim(slots[0])
+	for _, id := range slots {
+		if err := n.DeleteOf(n.ctx(), id, 1, "of before", "its claim failed"); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, "the slot is given up", func() bool { return n.Holding() == 1 })
+	if sb, err := n.Get(slots[0]); err != nil || sb.State() != sandbox.Running {
+		t.Errorf("the other claim's: %s (%v)", sb.State(), err)
+	}
+	if err := n.DeleteOf(n.ctx(), slots[0], 1, "claim-"+string(slots[0]), "its claim failed"); err != nil {
+		t.Error(err)
+	}
+	n.nothingLeft()
+}
+
 // Who has not heard of its sandbox's id gives it up by its claim's.
 func TestX12_DeleteClaim(t *testing.T) {
 	t.Parallel()

@@ -219,7 +219,13 @@ func (s *Server) Delete(ctx context.Context, req *nodeapi.DeleteRequest) (*nodea
 	if err != nil {
 		return nil, s.fail("Delete", err)
 	}
-	if err := s.cfg.Lifecycle.Delete(ctx, id, sandbox.Generation(req.GetGeneration()), req.GetReason()); err != nil {
+	gen := sandbox.Generation(req.GetGeneration())
+	if req.GetClaimId() != "" {
+		err = s.cfg.Lifecycle.DeleteOf(ctx, id, gen, req.GetClaimId(), req.GetReason())
+	} else {
+		err = s.cfg.Lifecycle.Delete(ctx, id, gen, req.GetReason())
+	}
+	if err != nil {
 		return nil, s.fail("Delete", err)
 	}
 	return &nodeapi.DeleteResponse{}, nil
