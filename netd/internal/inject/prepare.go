@@ -189,9 +189,6 @@ func (p *Prepared) UserPass() (user, pass string) {
 	return p.secret.Values["username"], p.secret.Values["password"]
 }
 
-// Key is an SSH key, and what it is locked with.
-func (p *Prepared) Key() (pem, passphrase string) { return p.secret.PrivateKeyPEM, p.secret.Passphrase }
-
 // setHeaders removes whatever the sandbox sent under the credential's names, in
 // every spelling and as a trailer, and sets each once (F05).
 func (p *Prepared) setHeaders(h http.Header) {
