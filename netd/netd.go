@@ -41,6 +41,9 @@ const (
 	// addressInterval is how soon a new address of the host is denied in the kernel,
 	// behind the host's own rules, which deny it at once.
 	sweepInterval, addressInterval = time.Minute, 5 * time.Second
+	// forgetInterval gathers what is to be forgotten of connections: no address is
+	// given out again for two minutes.
+	forgetInterval = 10 * time.Second
 )
 
 // Config says what a netd owns and where. Zero fields take the value that [Default]
@@ -132,6 +135,7 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 		return err
 	}
 	s.Start("sweep", func(ctx context.Context) error { return keep(ctx, cfg.Log, sweepInterval, sandboxes.Sweep) })
+	s.Start("connections", func(ctx context.Context) error { return keep(ctx, cfg.Log, forgetInterval, sandboxes.Forget) })
 	s.Start("host addresses", func(ctx context.Context) error { return keep(ctx, cfg.Log, addressInterval, fixed.refresh) })
 	s.Start("verdicts", func(ctx context.Context) error {
 		return kernel.Events(ctx, func(e bpf.Event) { record(records, sandboxes, e) })

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -342,6 +343,59 @@ func TestX31_KilledNetd(t *testing.T) {
 		if p.dst.Addr().String() == other4 || p.dst.Addr().String() == other6 {
 			t.Errorf("protocol %d got out to %s", p.protocol, p.dst)
 		}
+	}
+}
+
+// X31: without its pinned tables a netd knows nothing, and nothing passes until it is
+// told again.
+func TestX31_PinsAreGone(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.far("80")
+	b := w.sandbox()
+	b.policy(`{"mode":"allow-all"}`)
+	b.reaches("tcp", net.JoinHostPort(far4, "80"))
+	w.kill(w.process)
+	w.must(unix.Unmount(filepath.Join(w.cfg.RunDir, "bpf"), unix.MNT_DETACH))
+	w.start()
+	if c, err := b.dialWithin("tcp", net.JoinHostPort(far4, "80"), 300*time.Millisecond); err == nil {
+		c.Close()
+		t.Error("a sandbox that netd does not know got out")
+	}
+	w.must(w.client.Attach(t.Context(), b.slot))
+	b.refused("tcp", net.JoinHostPort(far6, "80"))
+	b.policy(`{"mode":"allow-all"}`)
+	b.reaches("tcp", net.JoinHostPort(far4, "80"))
+	b.reaches("tcp", net.JoinHostPort(far6, "80"))
+}
+
+// Many sandboxes are told of one after the other.
+func TestManyLinks(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	const n = 200
+	h := w.handle(w.inside)
+	began := time.Now()
+	slots := make([]netdapi.Slot, n)
+	for i := range slots {
+		slots[i] = w.bare(h, 1000+i)
+	}
+	made := time.Now()
+	for _, s := range slots {
+		w.must(w.client.Attach(t.Context(), s))
+		w.must(w.client.SetPolicy(t.Context(), netdapi.Policy{ID: s.ID, Generation: 1, Team: "team"}))
+	}
+	told := time.Since(made)
+	t.Logf("a link takes %v, to tell netd of it %v", made.Sub(began)/n, told/n)
+	known, err := w.client.List(t.Context())
+	if err != nil || len(known) != n {
+		t.Fatalf("%d known, %v", len(known), err)
+	}
+	for _, s := range slots {
+		w.must(w.client.Detach(t.Context(), s.ID, 0))
+	}
+	if known, err := w.client.List(t.Context()); err != nil || len(known) != 0 {
+		t.Errorf("%d left, %v", len(known), err)
 	}
 }
 

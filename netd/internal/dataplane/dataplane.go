@@ -230,22 +230,25 @@ func (p *Plane) setLocalRoutes() error {
 	return nil
 }
 
-// Forget cuts what the kernel tracks of a sandbox's connections, so that no packet of
-// theirs finds the next one that has its address.
+// Forget cuts what the kernel tracks of sandboxes' connections, so that no packet of
+// theirs finds the next one that has its address. It looks through all of them once.
 func (p *Plane) Forget(addrs ...netip.Addr) error {
-	var errs []error
+	var four, six []netlink.CustomConntrackFilter
 	for _, a := range addrs {
-		family := netlink.InetFamily(netlink.FAMILY_V4)
-		if a.Is6() {
-			family = netlink.FAMILY_V6
-		}
 		f := &netlink.ConntrackFilter{}
 		if err := f.AddIP(netlink.ConntrackOrigSrcIP, a.AsSlice()); err != nil {
 			return err
 		}
-		if _, err := p.inside.ConntrackDeleteFilters(netlink.ConntrackTable, family, f); err != nil {
-			errs = append(errs, fmt.Errorf("connections of %s: %w", a, err))
+		if a.Is4() {
+			four = append(four, f)
+		} else {
+			six = append(six, f)
 		}
 	}
-	return errors.Join(errs...)
+	_, err4 := p.inside.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, four...)
+	_, err6 := p.inside.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V6, six...)
+	if err := errors.Join(err4, err6); err != nil {
+		return fmt.Errorf("forgetting connections: %w", err)
+	}
+	return nil
 }

@@ -71,6 +71,7 @@ type Table struct {
 	byID      map[sandbox.ID]*entry
 	byAddress map[netip.Addr]*entry
 	bySerial  map[uint32]*entry
+	left      []netip.Addr // of those that ended, whose connections the kernel remembers
 }
 
 // entry is one generation of a sandbox. Its turn is held while the kernel is told
@@ -229,7 +230,7 @@ func (t *Table) Detach(_ context.Context, id sandbox.ID, gen sandbox.Generation)
 	return t.end(e)
 }
 
-// end takes a sandbox out: its packets first, then what the kernel remembers of them.
+// end takes a sandbox out, its packets first.
 func (t *Table) end(e *entry) error {
 	e.turn.Lock()
 	defer e.turn.Unlock()
@@ -249,13 +250,32 @@ func (t *Table) end(e *entry) error {
 		}
 	}
 	g := e.guest
+	if !gone {
+		t.left = append(t.left, e.slot.IPv4, e.slot.IPv6)
+	}
 	t.mu.Unlock()
-	if gone {
+	if !gone {
+		t.cfg.Watcher.Ended(g)
+	}
+	return nil
+}
+
+// Forget has the kernel forget the connections of those that have ended. All that is
+// known is looked through for it, so it is done for many at a time, well within the
+// minutes for which no address is given out again.
+func (t *Table) Forget() error {
+	t.mu.Lock()
+	left := t.left
+	t.left = nil
+	t.mu.Unlock()
+	if len(left) == 0 {
 		return nil
 	}
-	t.cfg.Watcher.Ended(g)
-	if err := t.cfg.Plane.Forget(e.slot.IPv4, e.slot.IPv6); err != nil {
-		return fmt.Errorf("detaching %s: %w", e.slot.ID, err)
+	if err := t.cfg.Plane.Forget(left...); err != nil {
+		t.mu.Lock()
+		t.left = append(t.left, left...)
+		t.mu.Unlock()
+		return err
 	}
 	return nil
 }
@@ -396,5 +416,8 @@ func (t *Table) sweepOne(place bpf.Place) error {
 	if e != nil && e.slot.Ifindex == place.Ifindex {
 		return t.end(e)
 	}
-	return errors.Join(t.cfg.Kernel.Detach(place.Ifindex), t.cfg.Plane.Forget(place.IPv4, place.IPv6))
+	t.mu.Lock()
+	t.left = append(t.left, place.IPv4, place.IPv6)
+	t.mu.Unlock()
+	return t.cfg.Kernel.Detach(place.Ifindex)
 }

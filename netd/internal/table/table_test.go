@@ -166,7 +166,7 @@ func TestE23_AnEndTakesEverythingAlong(t *testing.T) {
 	if err := tab.Detach(ctx, s.ID, 2); err != nil || len(m.places) != 1 {
 		t.Errorf("another generation's end: %v", err)
 	}
-	if err := tab.Detach(ctx, s.ID, 1); err != nil {
+	if err := errors.Join(tab.Detach(ctx, s.ID, 1), tab.Forget(), tab.Forget()); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := tab.Lookup(s.IPv4); ok || len(m.places) != 0 || len(m.forgot) != 2 || len(m.ended) != 1 || len(tab.List()) != 0 {
@@ -213,7 +213,7 @@ func TestSweepTakesWhatLinksHaveLeft(t *testing.T) {
 	}
 	m.places[9] = bpf.Place{Ifindex: 9, IPv4: netip.MustParseAddr("10.77.0.9"), IPv6: netip.MustParseAddr("fd77::9")} // of an earlier process
 	m.links = map[int]sandbox.ID{6: alive.ID}
-	if err := tab.Sweep(); err != nil {
+	if err := errors.Join(tab.Sweep(), tab.Forget()); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.places) != 1 || m.places[6].Ifindex != 6 || len(m.forgot) != 4 || len(tab.List()) != 1 {
