@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -35,7 +36,7 @@ func ways(b *testing.B) map[string]*http.Client {
 
 func through(b *testing.B, at string, box *box) *http.Client {
 	t := &http.Transport{
-		Dial:            func(string, string) (net.Conn, error) { return net.Dial("tcp", at) },
+		DialContext:     func(context.Context, string, string) (net.Conn, error) { return net.Dial("tcp", at) },
 		TLSClientConfig: &tls.Config{RootCAs: box.trust(false)}, MaxIdleConnsPerHost: 100,
 	}
 	b.Cleanup(t.CloseIdleConnections)

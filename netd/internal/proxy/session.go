@@ -61,9 +61,14 @@ func (s *session) begin() {
 }
 
 func (s *session) serve(ctx context.Context) error {
-	result, head, err := sniff.Peek(s.conn, s.p.config.Limits)
+	limits := s.p.config.Limits
+	clientFirst := s.dst.Port() == 80 || s.dst.Port() == 443
+	if clientFirst { // there is no server that speaks first to wait for
+		limits.Quiet = limits.Timeout
+	}
+	result, head, err := sniff.Peek(s.conn, limits)
 	s.record.ClassifierResult, s.record.Protocol = string(result.Kind), app(result.Kind)
-	if err != nil {
+	if err != nil || clientFirst && result.Kind == sniff.Silent {
 		reset(s.conn)
 		s.deny("what it begins with is not understood")
 		return err
@@ -168,6 +173,12 @@ func (s *session) raw(ctx context.Context, head *sniff.Conn, seen string) error 
 	}
 	s.record.Host = to.Name
 	if !s.judge(to) {
+		return nil
+	}
+	// Who waits until nobody looks any more must not get past a rule that looks.
+	if p := s.guest.Policy; seen == "" && (p.NeedsInterception(to.Name, to.Port) || p.NeedsHTTP(to.Name, to.Port)) {
+		reset(s.conn)
+		s.deny("a rule has to look inside, and nothing is said that it understands")
 		return nil
 	}
 	if cred := s.guest.Policy.ConnectionCredential(to.Name, to.Port, seen); cred != nil && seen != "" {

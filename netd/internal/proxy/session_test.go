@@ -205,6 +205,18 @@ func TestServerFirstProtocolsGoByTheirAddressesNames(t *testing.T) {
 	}
 }
 
+func TestE08_WaitingGetsPastNoRule(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, `{"mode":"allow-all","egress":{"protocolRules":[{"name":"read only","protocol":"http","http":{"methods":{"allowed":["GET"]}}}]}}`)
+	gone(t, b.dial("2222")) // silent for longer than anybody waits
+	c := b.dial("2222")
+	io.WriteString(c, "\x00\x01 nothing known, and long enough to know that")
+	gone(t, c)
+	if r := b.recorded(func(r audit.Record) bool { return r.ClassifierResult == "silent" }); r.Action != audit.Deny || !strings.Contains(r.Reason, "look inside") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestE20_AResetArrivesAndTheSlotIsFreed(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, onlyGood)

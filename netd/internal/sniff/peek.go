@@ -17,7 +17,7 @@ type Limits struct {
 
 // DefaultLimits are those of E09. Quiet is short, for it is what every connection
 // of a protocol whose server speaks first waits for.
-var DefaultLimits = Limits{Bytes: MaxHello, Timeout: 5 * time.Second, Quiet: 300 * time.Millisecond}
+var DefaultLimits = Limits{Bytes: MaxHello, Timeout: 5 * time.Second, Quiet: time.Second}
 
 // Conn is a connection of which a head was read; Read gives it again.
 type Conn struct {
