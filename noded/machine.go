@@ -155,7 +155,7 @@ func (c *containers) List(ctx context.Context) ([]lifecycle.Status, error) {
 	var ours []lifecycle.Status
 	for _, s := range found {
 		if s.Labels[scopeLabel] == c.scope {
-			ours = append(ours, lifecycle.Status{ID: s.ID, Ended: s.Ended})
+			ours = append(ours, lifecycle.Status{ID: s.ID, Ended: s.Ended, Taskless: !s.Task})
 		}
 	}
 	return ours, nil

@@ -116,6 +116,9 @@ const NotRunning = "not running"
 type Status struct {
 	ID    sandbox.ID
 	Ended bool // its processes have ended; false also where the runtime can't tell
+	// Taskless: it has nobody who would look after processes. They have ended with him,
+	// unless he is only slow to say that he is there.
+	Taskless bool
 }
 
 // Runtime starts and ends a sandbox's processes.

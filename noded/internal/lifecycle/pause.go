@@ -227,7 +227,7 @@ func (m *Manager) adoptPausing(ctx context.Context, inst *instance) {
 // listed reports whether the runtime may still have the sandbox.
 func (m *Manager) listed(ctx context.Context, id sandbox.ID) bool {
 	all, err := m.cfg.Runtime.List(ctx)
-	return err != nil || slices.ContainsFunc(all, func(s Status) bool { return s.ID == id && !s.Ended })
+	return err != nil || slices.ContainsFunc(all, func(s Status) bool { return s.ID == id && !s.Ended && !s.Taskless })
 }
 
 // stillPausing looks once, with the turn.

@@ -450,3 +450,33 @@ func TestX24_OldImagesGo(t *testing.T) {
 	})
 	n.resume(paused, 2)
 }
+
+// X29: the shim dies with a sandbox that it was saving. Nobody can say any more how the
+// sandbox ended; that it has shows in that nobody looks after it.
+func TestX29_ShimDiesInAPause(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	n.SetAdoptGrace(time.Second)
+	m.node.Fault = func(effect string, _ sandbox.ID) error {
+		if effect == "runtime.Checkpoint" || effect == "runtime.Thaw" {
+			noop.Runtime{Node: m.node}.LoseTask(id)
+			return errors.New("no such task")
+		}
+		return nil
+	}
+	if sb, err := n.Pause(n.ctx(), id, 0); err == nil {
+		t.Fatalf("%+v", sb)
+	}
+	eventually(t, "it has failed", func() bool {
+		sb, err := n.Get(id)
+		return err == nil && sb.State() == sandbox.Failed
+	})
+	n.released()
+	if err := n.Delete(n.ctx(), id, 0, "seen"); err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+}

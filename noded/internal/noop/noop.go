@@ -142,7 +142,7 @@ func (r Runtime) List(context.Context) ([]lifecycle.Status, error) {
 	defer r.mu.Unlock()
 	var all []lifecycle.Status
 	for id, p := range r.containers {
-		all = append(all, lifecycle.Status{ID: id, Ended: !p.alive()})
+		all = append(all, lifecycle.Status{ID: id, Ended: !p.alive() && !p.taskless.Load(), Taskless: p.taskless.Load()})
 	}
 	return all, nil
 }
@@ -162,6 +162,14 @@ func (r Runtime) Kill(id sandbox.ID, tell bool) {
 	p.kill()
 	if tell {
 		r.exits <- lifecycle.Exit{ID: id, Reason: "killed"}
+	}
+}
+
+// LoseTask ends a sandbox's process as the death of its shim does: nobody says so.
+func (r Runtime) LoseTask(id sandbox.ID) {
+	if p := r.process(id); p != nil {
+		p.taskless.Store(true)
+		p.kill()
 	}
 }
 

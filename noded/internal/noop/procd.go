@@ -29,9 +29,11 @@ type process struct {
 	kept   atomic.Pointer[[]procapi.KeptContext]
 	begun  string      // the image that it was started from; empty: none
 	frozen atomic.Bool // dials nobody
-	other  http.Handler
-	end    context.CancelFunc
-	done   chan struct{}
+
+	taskless atomic.Bool // its shim has died
+	other    http.Handler
+	end      context.CancelFunc
+	done     chan struct{}
 }
 
 func startProcess(slotDir string, other http.Handler, warm *warmth) *process {

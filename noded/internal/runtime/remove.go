@@ -108,7 +108,7 @@ func (r *Runtime) List(ctx context.Context) ([]Status, error) {
 	}
 	for _, t := range tasks {
 		s := at(t.ID)
-		s.PID, s.Ended = int(t.Pid), ended(t)
+		s.PID, s.Task, s.Ended = int(t.Pid), true, ended(t)
 	}
 	err = r.client.SnapshotService(r.cfg.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if s := at(info.Name); s.Labels == nil {

@@ -95,6 +95,7 @@ const (
 type Status struct {
 	ID     sandbox.ID
 	Ended  bool // its first process has ended: said by its shim, not concluded
+	Task   bool // containerd has a task of it
 	PID    int  // of the sandbox on the host; 0 when there is none, or nobody says
 	Labels map[string]string
 }
