@@ -2,6 +2,7 @@ package netd
 
 import (
 	"fmt"
+	"os"
 
 	"s0.run/netd/internal/bpf"
 	"s0.run/netd/internal/dataplane"
@@ -21,4 +22,11 @@ func Check() error {
 
 // Clean removes what a netd that runs no more has left on the host, beside its
 // directory.
-func Clean(netns string) error { return dataplane.Clean(UplinkName(netns)) }
+func Clean(netns string) error {
+	host, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	return dataplane.Clean(UplinkName(netns), host)
+}

@@ -120,6 +120,7 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 		return err
 	}
 	s.Push(plane.Close)
+	s.Push(func() { leave(cfg, kernel, plane) })
 	if err := kernel.AttachLookup(inside); err != nil {
 		return err
 	}
@@ -144,6 +145,16 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 		return err
 	}
 	return serve(cfg, s, netdapi.Handler(&server{Table: sandboxes, front: front, records: records, info: netdapi.Info{Version: cfg.Version, Run: runID()}}, logFailures(cfg.Log)))
+}
+
+// leave removes everything when there is no sandbox that needs it.
+func leave(cfg Config, kernel *bpf.Kernel, plane *dataplane.Plane) {
+	if len(kernel.Links()) > 0 {
+		return // the next netd takes over
+	}
+	if err := errors.Join(plane.Remove(), unix.Unmount(cfg.tables(), unix.MNT_DETACH)); err != nil {
+		cfg.Log.Warn("something of the data plane is left", "error", err)
+	}
 }
 
 // hostMAC is that of every link's end in the data plane, as noded makes them.

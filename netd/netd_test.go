@@ -10,13 +10,16 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/netdapi"
+	"s0.run/netd"
 )
 
 // both is a port of an address of each family.
@@ -396,6 +399,40 @@ func TestManyLinks(t *testing.T) {
 	}
 	if known, err := w.client.List(t.Context()); err != nil || len(known) != 0 {
 		t.Errorf("%d left, %v", len(known), err)
+	}
+}
+
+// A netd that is told to stop leaves what its sandboxes need, and without sandboxes
+// nothing.
+func TestAStopLeavesNothingBehind(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.far("80")
+	b := w.sandbox()
+	b.policy(`{"mode":"allow-all"}`)
+	stop := func() {
+		w.must(w.process.Process.Signal(syscall.SIGTERM))
+		w.must(w.process.Wait())
+	}
+	stop()
+	b.reaches("tcp", net.JoinHostPort(far4, "80"))
+	w.start()
+	w.must(w.client.Attach(t.Context(), b.slot)) // it knows nobody by name before it is told
+	w.must(w.client.Detach(t.Context(), b.slot.ID, 0))
+	stop()
+	for ns, gone := range map[netns.NsHandle]string{w.inside: "hold0 up0", w.host: netd.UplinkName(w.cfg.NetNS)} {
+		links, err := w.handle(ns).LinkList()
+		w.must(err)
+		for _, l := range links {
+			if strings.Contains(gone, l.Attrs().Name) && l.Attrs().Name != "lo" {
+				t.Errorf("link %s is left", l.Attrs().Name)
+			}
+		}
+	}
+	var st unix.Statfs_t
+	w.must(unix.Statfs(filepath.Join(w.cfg.RunDir, "bpf"), &st))
+	if st.Type == unix.BPF_FS_MAGIC {
+		t.Error("the bpffs is left")
 	}
 }
 

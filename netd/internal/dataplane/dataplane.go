@@ -118,6 +118,21 @@ func (p *Plane) Close() {
 	}
 }
 
+// Remove takes away all that Open has made but the settings. Nothing passes then.
+func (p *Plane) Remove() error {
+	errs := []error{Clean(p.cfg.Uplink, p.cfg.Host)}
+	for name, h := range map[string]*netlink.Handle{p.cfg.Uplink: p.host, holdName: p.inside} {
+		link, err := h.LinkByName(name)
+		if err == nil {
+			err = h.LinkDel(link)
+		}
+		if !errors.As(err, &netlink.LinkNotFoundError{}) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // setPrograms has every link of the blocks judged, by this process's programs from
 // here on.
 func (p *Plane) setPrograms() error {

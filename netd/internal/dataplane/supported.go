@@ -31,10 +31,9 @@ func Supported() error {
 	return <-result
 }
 
-// Clean removes what an uplink has left on the host whose network namespace the caller
-// is in.
-func Clean(uplink string) error {
-	conn, err := nftables.New()
+// Clean removes the rules that an uplink has left on its host.
+func Clean(uplink string, host *os.File) error {
+	conn, err := nftables.New(nftables.WithNetNSFd(int(host.Fd())))
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,317 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"s0.run/api/client"
+	"s0.run/internal/s0test"
+)
+
+// TestNetwork is what gets out of real sandboxes, to an internet of one namespace.
+func TestNetwork(t *testing.T) {
+	s := s0test.Start(t, s0test.Options{Pool: 2})
+	w := newInternet(t)
+	t.Run("rules", func(t *testing.T) { testNetworkRules(t, s, w) })
+	t.Run("pause", func(t *testing.T) { testNetworkAfterAPause(t, s, w) })
+	t.Run("X31: netd is killed", func(t *testing.T) { testNetdIsKilled(t, s, w) })
+}
+
+// internet answers on two addresses of each family, behind a link of the host. They
+// are of the networks for benchmarks and documentation, which a policy has to name.
+type internet struct {
+	near, far   netip.Addr
+	near6, far6 netip.Addr
+	host        netip.Addr
+}
+
+func newInternet(t *testing.T) *internet {
+	t.Helper()
+	a, b := byte(rand.IntN(256)), byte(rand.IntN(32)*8) // other tests may have theirs
+	four := func(n byte) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, a, b + n}) }
+	six := func(n byte) netip.Addr {
+		return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, a, b, 15: n})
+	}
+	w := &internet{near: four(2), far: four(3), near6: six(2), far6: six(3), host: four(1)}
+	ns := namespace(t)
+	host, err := netlink.NewHandle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(host.Close)
+	inner, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(inner.Close)
+	name := fmt.Sprintf("s0net%02x%02x", a, b)
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns)), PeerTxQLen: -1}
+	if err := host.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = host.LinkDel(link) })
+	addresses(t, host, name, w.host, six(1))
+	addresses(t, inner, "eth0", w.near, w.far, w.near6, w.far6)
+	answer(t, ns, w)
+	return w
+}
+
+func namespace(t *testing.T) netns.NsHandle {
+	t.Helper()
+	ns := make(chan netns.NsHandle)
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and ends with its thread
+		h, err := netns.New()
+		failed <- err
+		ns <- h
+	}()
+	if err := <-failed; err != nil {
+		t.Fatal(err)
+	}
+	h := <-ns
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
+func addresses(t *testing.T, h *netlink.Handle, name string, all ...netip.Addr) {
+	t.Helper()
+	l, err := h.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range all {
+		bits, flags := 29, 0
+		if a.Is6() {
+			bits, flags = 64, unix.IFA_F_NODAD
+		}
+		if err := h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}, Flags: flags}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// answer echoes on ports 7 and 8 of every address in the namespace.
+func answer(t *testing.T, ns netns.NsHandle, w *internet) {
+	t.Helper()
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and ends with its thread
+		if err := netns.Set(ns); err != nil {
+			failed <- err
+			return
+		}
+		for _, a := range []netip.Addr{w.near, w.far, w.near6, w.far6} {
+			for _, port := range []uint16{7, 8} {
+				at := netip.AddrPortFrom(a, port).String()
+				l, err := net.Listen("tcp", at)
+				if err != nil {
+					failed <- err
+					return
+				}
+				t.Cleanup(func() { l.Close() })
+				go serveWord(l)
+			}
+		}
+		failed <- nil
+	}()
+	if err := <-failed; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func serveWord(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = c.Write([]byte("here"))
+		c.Close()
+	}
+}
+
+// connects tries every address from inside and prints what came of each.
+const connects = `
+import socket, sys
+for at in sys.argv[1:]:
+    host, port = at.rsplit("|", 1)
+    s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    s.settimeout(20)
+    try:
+        s.connect((host, int(port)))
+        print(at, s.recv(10).decode())
+    except ConnectionRefusedError:
+        print(at, "refused")
+    except OSError as e:
+        print(at, type(e).__name__)
+    s.close()
+`
+
+// closed is whatever is not an answer: what nobody attached is not even refused.
+const closed = "closed"
+
+// outcomes is what became of connections to each address and port.
+func (u *user) outcomes(id string, want map[string]string) error {
+	u.t.Helper()
+	args := []string{"python3", "-c", connects}
+	for at := range want {
+		args = append(args, at)
+	}
+	c := u.run(id, args...)
+	got := map[string]string{}
+	for line := range strings.Lines(*c.Stdout) {
+		at, outcome, _ := strings.Cut(strings.TrimSpace(line), " ")
+		got[at] = outcome
+	}
+	for at, outcome := range want {
+		if got[at] == "" || got[at] != outcome && (outcome != closed || got[at] == "here") {
+			return fmt.Errorf("%s: %q, want %q", at, got[at], outcome)
+		}
+	}
+	return nil
+}
+
+func to(a netip.Addr, port int) string { return fmt.Sprintf("%s|%d", a, port) }
+
+// near names one address of each family, and no others.
+func (w *internet) nearOnly() string {
+	return fmt.Sprintf(`{"mode":"block-all","egress":{"allowedCidrs":["%s/32","%s/128"],"allowedPorts":[{"port":7}]}}`, w.near, w.near6)
+}
+
+// everywhere names whatever can be named.
+const everywhere = `{"mode":"allow-all","egress":{"trafficRules":[{"name":"all","action":"allow",
+	"cidrs":["0.0.0.0/0","::/0","10.0.0.0/8","169.254.0.0/16","127.0.0.0/8","198.18.0.0/15","2001:db8::/32","fc00::/7"]}]}}`
+
+func policyOf(t *testing.T, text string) (p client.SandboxNetworkPolicy) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), &p); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (u *user) claimWith(policy string) (id string) {
+	u.t.Helper()
+	p := policyOf(u.t, policy)
+	var sb *client.ClaimResponse
+	u.stack.Eventually("a claim", func() (err error) {
+		sb, err = u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{Network: &p}})
+		return err
+	})
+	u.t.Cleanup(func() {
+		if err := u.c.DeleteSandbox(u.ctx(), sb.SandboxID); err != nil && !isStatus(err, 404) {
+			u.t.Errorf("deleting %s: %v", sb.SandboxID, err)
+		}
+	})
+	return sb.SandboxID
+}
+
+func (u *user) setNetwork(id, policy string) {
+	u.t.Helper()
+	p, err := u.c.UpdateSandboxNetwork(u.ctx(), id, policyOf(u.t, policy))
+	must(u, "changing the network of "+id, p, err)
+}
+
+func (u *user) wantOutcomes(id string, want map[string]string) {
+	u.t.Helper()
+	if err := u.outcomes(id, want); err != nil {
+		u.t.Error(err)
+	}
+}
+
+// E01, E02, E04, E17, E21, with a real sandbox's packets.
+func testNetworkRules(t *testing.T, s *s0test.Stack, w *internet) {
+	u := newUser(t, s)
+	id := u.claimWith(w.nearOnly())
+	neighbour := u.claimWith(everywhere)
+	own := func(id string) netip.Addr {
+		out := *u.run(id, "python3", "-c", "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('9.9.9.9', 1)); print(s.getsockname()[0])").Stdout
+		return must(u, "the address of "+id, netip.MustParseAddr(strings.TrimSpace(out)), nil)
+	}
+	metadata := netip.MustParseAddr("169.254.169.254")
+	u.wantOutcomes(id, map[string]string{
+		to(w.near, 7): "here", to(w.near6, 7): "here",
+		to(w.near, 8): "refused", to(w.near6, 8): "refused", to(w.far, 7): "refused", to(w.far6, 7): "refused",
+		to(metadata, 80): "refused", to(w.host, 22): "refused", to(own(neighbour), 80): "refused",
+	})
+	never := map[string]string{to(metadata, 80): "refused", to(w.host, 22): "refused", to(own(id), 80): "refused", "fd00:ec2::254|80": "refused"}
+	open := map[string]string{to(w.near, 8): "here", to(w.far, 7): "here", to(w.far6, 7): "here"}
+	u.wantOutcomes(neighbour, never)
+	u.wantOutcomes(neighbour, open)
+	u.setNetwork(id, everywhere)
+	u.wantOutcomes(id, open)
+	u.setNetwork(id, `{"mode":"block-all"}`)
+	u.wantOutcomes(id, map[string]string{to(w.near, 7): "refused", to(w.near6, 7): "refused", to(w.far, 7): "refused"})
+	u.setNetwork(id, w.nearOnly())
+	u.wantOutcomes(id, map[string]string{to(w.near, 7): "here", to(w.near6, 7): "here", to(w.far, 7): "refused"})
+}
+
+// A resumed sandbox has another address and the same policy.
+func testNetworkAfterAPause(t *testing.T, s *s0test.Stack, w *internet) {
+	u := newUser(t, s)
+	id := u.claimWith(w.nearOnly())
+	want := map[string]string{to(w.near, 7): "here", to(w.near6, 7): "here", to(w.far, 7): "refused", to(w.far6, 7): "refused"}
+	u.wantOutcomes(id, want)
+	u.pause(id)
+	u.resume(id)
+	u.wantOutcomes(id, want)
+}
+
+// While netd is away what is in force stays in force, a policy that is asked for is
+// refused, a claim without one works; the next netd is told everything.
+func testNetdIsKilled(t *testing.T, s *s0test.Stack, w *internet) {
+	u := newUser(t, s)
+	id := u.claimWith(w.nearOnly())
+	want := map[string]string{to(w.near, 7): "here", to(w.near6, 7): "here", to(w.far, 7): "refused", to(w.far6, 7): "refused"}
+	netd := func() int {
+		status, err := s.Status(u.ctx())
+		must(u, "status", status, err)
+		return status.Children["netd"]
+	}
+	first := netd()
+	if err := syscall.Kill(first, syscall.SIGSTOP); err != nil { // it is there, and says nothing
+		t.Fatal(err)
+	}
+	u.wantOutcomes(id, want)
+	s.Eventually("a policy is refused", func() error {
+		_, err := u.c.UpdateSandboxNetwork(u.ctx(), id, policyOf(t, everywhere))
+		if !isStatus(err, 503) {
+			return fmt.Errorf("it says %v, want 503", err)
+		}
+		return nil
+	})
+	plain := u.claim()
+	u.wantOutcomes(plain, map[string]string{to(w.near, 7): closed})
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	s.Eventually("another netd", func() error {
+		if pid := netd(); pid == 0 || pid == first {
+			return os.ErrProcessDone
+		}
+		return nil
+	})
+	s.Eventually("a policy is taken", func() error {
+		_, err := u.c.UpdateSandboxNetwork(u.ctx(), id, policyOf(t, w.nearOnly()))
+		return err
+	})
+	u.wantOutcomes(id, want)
+	u.setNetwork(plain, everywhere)
+	u.wantOutcomes(plain, map[string]string{to(w.near, 7): "here", to(w.far, 7): "here"})
+}
