@@ -217,7 +217,32 @@ func (k *Keeper) undoFork(ctx context.Context, source store.Sandbox, n store.New
 		}
 		if err != nil {
 			k.logFailure(ctx, "could not undo a fork", err)
+			k.remember(n.Children)
 			return
 		}
 	}
 }
+
+// remember has the next pass end what a fork's node may have made and could not be told
+// to remove: it needs no grace, for nobody else can ever own it.
+func (k *Keeper) remember(children []store.NewFork) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range children {
+		if len(k.undone) < maxUndone {
+			k.undone[c.ID] = true
+		}
+	}
+}
+
+// wasUndone reports that, once: what can't be ended then has the usual grace.
+func (k *Keeper) wasUndone(id sandbox.ID) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	was := k.undone[id]
+	delete(k.undone, id)
+	return was
+}
+
+// maxUndone bounds what is remembered of forks that failed with their nodes.
+const maxUndone = 10_000

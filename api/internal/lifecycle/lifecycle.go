@@ -71,6 +71,7 @@ type Keeper struct {
 	mu      sync.Mutex
 	ended   map[sandbox.ID]string    // sandboxes that their node says have ended
 	orphans map[sandbox.ID]time.Time // sandboxes without a row, since when
+	undone  map[sandbox.ID]bool      // those that are nobody's for good: their fork failed
 	stored  map[sandbox.ID]string    // sandboxes of which their node says something new of the object store
 }
 
@@ -86,7 +87,7 @@ func New(cfg Config) *Keeper {
 	def(&cfg.Grace, 10*time.Minute)
 	def(&cfg.LostAfter, 30*time.Second)
 	return &Keeper{
-		cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]time.Time{},
+		cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]time.Time{}, undone: map[sandbox.ID]bool{},
 		wakeStored: make(chan struct{}, 1), stored: map[sandbox.ID]string{},
 	}
 }

@@ -149,7 +149,7 @@ func (k *Keeper) compare(ctx context.Context, row store.NodeRow, sb placement.Sa
 	case same && (sb.State == sandbox.Paused || sb.State == sandbox.Running):
 		k.settleState(ctx, row.Sandbox, sb.State, sb.Generation)
 		if sb.State == sandbox.Paused && (sb.Stored != 0) != (row.Stored != nil) {
-			k.recordStored(ctx, sb)
+			k.Stored(sb.Node, sb.ID) // which looks again: the list is older than the row
 		}
 	case has && !same:
 		k.dropLostClaim(ctx, row.Sandbox)
@@ -201,6 +201,8 @@ func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.I
 		case mine && row.DeletedAt == nil: // it has got its row meanwhile
 		case mine:
 			k.end(ctx, sb, row.Reason)
+		case err != nil && k.wasUndone(id):
+			k.end(ctx, sb, "fork failed")
 		case k.orphanFor(id) >= k.cfg.Grace && budget > 0:
 			budget--
 			k.end(ctx, sb, "nobody's sandbox")
