@@ -33,14 +33,7 @@ type upstream struct {
 func newUpstream(t *testing.T) *upstream {
 	t.Helper()
 	u := &upstream{zone: map[string][]string{}}
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", pc.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, l := bothOn(t)
 	u.at = netip.MustParseAddrPort(pc.LocalAddr().String())
 	for _, s := range []*dns.Server{{PacketConn: pc}, {Listener: l}} {
 		started := make(chan struct{})
@@ -50,6 +43,23 @@ func newUpstream(t *testing.T) *upstream {
 		t.Cleanup(func() { s.Shutdown() })
 	}
 	return u
+}
+
+// bothOn listens on a port that is free for both.
+func bothOn(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 100 {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err := net.Listen("tcp", pc.LocalAddr().String()); err == nil {
+			return pc, l
+		}
+		pc.Close()
+	}
+	t.Fatal("no port is free for both")
+	return nil, nil
 }
 
 func (u *upstream) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
@@ -339,12 +349,7 @@ func TestX32_LyingUpstreams(t *testing.T) {
 
 func TestX32_ASecondUpstreamAnswersForTheFirst(t *testing.T) {
 	t.Parallel()
-	l, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	down := netip.MustParseAddrPort(l.LocalAddr().String())
-	l.Close()
+	down := netip.MustParseAddrPort("127.0.0.99:9") // an address that no test listens on
 	b := newBench(t, only, down)
 	b.up.set("a.good.example. A", "a.good.example. 60 A 8.8.8.8")
 	if m := b.ask(t, "udp", "a.good.example.", dns.TypeA); !slices.Equal(texts(m), []string{"8.8.8.8"}) {
