@@ -29,7 +29,7 @@ printf x >'a/ü name'; chmod 4751 a/b; touch -d @1234567890 blob; mkfifo a/fifo;
 	stateOf    = `f.seek(0); print(hashlib.sha256(data).hexdigest(), hashlib.sha256(f.read()).hexdigest(), f.tell(), g.fileno(), r, w)`
 	ticker     = `i=0; while :; do i=$((i+1)); echo $i >/tmp/n.new; mv /tmp/n.new /tmp/n; sleep 0.2; done`
 	children   = `(sleep 100000 & sleep 100001 & wait) & exec sleep 100002`
-	treeOf     = `for p in /proc/[0-9]*; do read -r c <$p/comm; case "$(tr '\0' ' ' <$p/cmdline)" in *' 10000'*|*n.new*) echo "${p#/proc/} $(cut -d' ' -f4 $p/stat) $(tr '\0' ' ' <$p/cmdline | sha256sum)";; esac; done`
+	treeOf     = `for p in /proc/[0-9]*; do [ $p = /proc/$$ ] || case "$(tr '\0' ' ' <$p/cmdline)" in *' 10000'*) echo "${p#/proc/} $(cut -d' ' -f4 $p/stat) $(cat $p/comm) $(tr '\0' ' ' <$p/cmdline | sha256sum)";; esac; done 2>/dev/null`
 )
 
 // TestGenerations pauses and resumes one sandbox again and again, S0_GENERATIONS times.
@@ -44,7 +44,7 @@ func TestGenerations(t *testing.T) {
 	g := &generations{t: t, s: s, c: s.Client()}
 	g.begin()
 	wantTree, wantState, wantProcesses := g.sh(treeDigest), g.exec(stateOf), g.sh(treeOf)
-	if n := len(strings.Split(wantProcesses, "\n")); n < 4 {
+	if n := len(strings.Split(wantProcesses, "\n")); n != 4 {
 		t.Fatalf("a process tree of %d:\n%s", n, wantProcesses)
 	}
 	began := time.Now()
@@ -109,8 +109,8 @@ func (g *generations) begin() {
 		g.must(err)
 	}
 	g.s.Eventually("the process tree", func() error {
-		if n := len(strings.Split(g.sh(treeOf), "\n")); n < 5 {
-			return fmt.Errorf("%d processes", n)
+		if tree := g.sh(treeOf); strings.Count(tree, " sleep ") != 3 { // else one of them is still on its way
+			return fmt.Errorf("%s", tree)
 		}
 		return nil
 	})
@@ -191,7 +191,7 @@ func (g *generations) wantFlat(cycles int) {
 	tenth := max(1, cycles/10)
 	first, last := slices.Max(g.sizes[:tenth]), slices.Max(g.sizes[cycles-tenth:])
 	g.t.Logf("image: %d bytes in the first tenth, %d in the last", first, last)
-	if last > first+first/10 {
+	if last > first+first/2 { // 10 KiB a life would be twice that after thousands
 		g.t.Errorf("the image has grown from %d to %d bytes", first, last)
 	}
 	for what, took := range map[string][]time.Duration{"pause": g.pauses, "resume": g.wakes} {

@@ -83,10 +83,10 @@ func (v *view) move(id string, link int) {
 	v.traces = append(v.without("link", id), s0test.Trace{Kind: "link", Name: fmt.Sprint("sx", link, " ", id), ID: id})
 }
 
-// On a real machine, too: what is planted is found wherever that is, and when it is
-// taken away again all is well.
-func TestOracleFindsWhatIsPlanted(t *testing.T) {
-	s := newStack(t, 1)
+// findsWhatIsPlanted: on a real machine, too, what is planted is found wherever that is,
+// and when it is taken away again all is well.
+func (s *stack) findsWhatIsPlanted() {
+	s.Helper()
 	id := s.claim("planted", "default")
 	s.check()
 	stranger, err := sandbox.NewID(s.Cluster)
@@ -96,7 +96,7 @@ func TestOracleFindsWhatIsPlanted(t *testing.T) {
 		v, err := s.view()
 		s.must(err)
 		if v.compare(s.shape) == nil {
-			t.Errorf("not found: %s", name)
+			s.Errorf("not found: %s", name)
 		}
 		take()
 		s.check()
