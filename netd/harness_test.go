@@ -359,11 +359,21 @@ func (b *box) says(network, to, word string) (string, error) {
 		return "", err
 	}
 	defer c.Close()
-	return exchange(c, word)
+	if network[:3] != "udp" {
+		return exchange(c, word)
+	}
+	for end := time.Now().Add(deadline); ; { // datagrams and refusals of them may be lost
+		got, err := within(c, word, 300*time.Millisecond)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
+			return got, err
+		}
+	}
 }
 
-func exchange(c net.Conn, word string) (string, error) {
-	if err := c.SetDeadline(time.Now().Add(deadline)); err != nil {
+func exchange(c net.Conn, word string) (string, error) { return within(c, word, deadline) }
+
+func within(c net.Conn, word string, limit time.Duration) (string, error) {
+	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
 		return "", err
 	}
 	if _, err := io.WriteString(c, word); err != nil {
