@@ -57,6 +57,10 @@ images-all: ## build the images of all builtin templates (about 2 minutes each)
 gen: ## regenerate what is generated
 	@go generate ./...
 
+gen-bpf: ## compile the BPF programs (clang 14), after a change of netd.c
+	@hack/deps.sh gen
+	@go generate ./netd/internal/bpf
+
 clean: ## remove what was built (not an instance's data)
 	@if [ -x $(BIN)/s0d ] && $(BIN)/s0d status $(INSTANCE) >/dev/null 2>&1; then echo "s0 runs from build/: make down first" >&2; exit 1; fi
 	rm -rf build
@@ -90,6 +94,12 @@ test-images: test-deps images-all ## try the browser and the code interpreter in
 test-faults: ## break the database, nodes and servers for longer; S0_FAULT_SEED repeats a run
 	@S0_FAULT_TIME=30s go test -v -count=3 -timeout 40m -run 'G01_|G05_|G06_|G07_|X3[4-9]_|X40_' ./api ./api/internal/claim ./api/internal/store
 
+test-robust: test-deps ## kill things at random for 30 minutes; S0_ROBUST_TIME, S0_SEED repeats a run
+	@S0_ROBUST_TIME=$${S0_ROBUST_TIME:-30m} go test -v -count=1 -timeout 90m -run '^TestX51_Robustness$$' ./test/fault
+
+test-generations: test-deps ## pause and resume one sandbox 2,500 times
+	@S0_GENERATIONS=$${S0_GENERATIONS:-2500} go test -v -count=1 -timeout 180m -run '^TestGenerations$$' ./test/fault
+
 bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build/bench
 	@mkdir -p build/bench
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 40m ./test/bench -args -raw $(CURDIR)/build/bench/samples.csv
@@ -111,4 +121,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults lint bench bench-scale test-deps help
+.PHONY: up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations gen-bpf lint bench bench-scale test-deps help
