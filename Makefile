@@ -54,12 +54,9 @@ cli: ## build s0 for Linux, macOS and Windows into build/cli
 images-all: ## build the images of all builtin templates (about 2 minutes each)
 	@go run ./hack/images all
 
-gen: ## regenerate what is generated
-	@go generate ./...
-
-gen-bpf: ## compile the BPF programs (clang 14), after a change of netd.c
+gen: tools ## regenerate what is generated: API code, protobuf, BPF programs
 	@hack/deps.sh gen
-	@go generate ./netd/internal/bpf
+	@go generate ./...
 
 clean: ## remove what was built (not an instance's data)
 	@if [ -x $(BIN)/s0d ] && $(BIN)/s0d status $(INSTANCE) >/dev/null 2>&1; then echo "s0 runs from build/: make down first" >&2; exit 1; fi
@@ -91,7 +88,8 @@ test-vm: build tools images ## try s0 on a stock Debian in an emulated machine (
 test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
 	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e
 
-test-faults: ## break the database, nodes and servers for longer; S0_FAULT_SEED repeats a run
+test-faults: test-deps ## kill every daemon at every step; break the database and servers for longer; S0_FAULT_SEED repeats a run
+	@S0_FAULTS=1 go test -v -count=1 -timeout 60m -run '^TestX' ./test/fault
 	@S0_FAULT_TIME=30s go test -v -count=3 -timeout 40m -run 'G01_|G05_|G06_|G07_|X3[4-9]_|X40_' ./api ./api/internal/claim ./api/internal/store
 
 test-robust: test-deps ## kill things at random for 30 minutes; S0_ROBUST_TIME, S0_SEED repeats a run
@@ -121,4 +119,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations gen-bpf lint bench bench-scale test-deps help
+.PHONY: up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-scale test-deps help
