@@ -90,8 +90,8 @@ func TestInvalidSpecs(t *testing.T) {
 		"net: no matcher":    {`{` + container + `,"network":{"mode":"block-all","egress":{"trafficRules":[{"action":"allow"}]}}}`, "at least one"},
 		"net: cidr":          {`{` + container + `,"network":{"mode":"block-all","egress":{"allowedCidrs":["10.0.0.300/8"]}}}`, "not a CIDR"},
 		"net: domain":        {`{` + container + `,"network":{"mode":"block-all","egress":{"allowedDomains":["a b"]}}}`, "not a domain"},
-		"net: ports":         {`{` + container + `,"network":{"mode":"block-all","egress":{"allowedPorts":[{"port":80,"endPort":79}]}}}`, "ports 80 to 79"},
-		"net: credentials":   {`{` + container + `,"network":{"mode":"block-all","credentialBindings":[{"ref":"a","sourceRef":"b","projection":{"type":"http_headers"}}]}}`, "credentials"},
+		"net: ports":         {`{` + container + `,"network":{"mode":"block-all","egress":{"allowedPorts":[{"port":80,"endPort":79}]}}}`, "endPort must be"},
+		"net: credentials":   {`{` + container + `,"network":{"mode":"block-all","credentialBindings":[{"ref":"a","sourceRef":"b","projection":{"type":"http_headers"}}]}}`, "credentialBindings[0]"},
 		"sidecars":           {`{` + container + `,"sidecars":[{}]}`, "sidecars"},
 		"warm: no command":   {`{` + container + `,"warmProcesses":[{"name":"web","type":"cmd"}]}`, "spec.warmProcesses: web: command is required"},
 		"warm: a command":    {`{` + container + `,"warmProcesses":[{"type":"repl","command":["python3"]}]}`, "process-1: a warm process of type repl must not have a command"},
@@ -309,8 +309,8 @@ func TestWhatIsUnavailable(t *testing.T) {
 		t.Errorf("built: %+v", b)
 	}
 	policed, err := c.Decode(store.Template{Spec: json.RawMessage(`{"mainContainer":{` + anImage + `},"pool":{"minIdle":1,"maxIdle":1},"network":{"mode":"block-all"}}`)})
-	if err != nil || policed.MaxIdle != 0 || !errdefs.Is(policed.Unavailable, errdefs.Unavailable) {
-		t.Errorf("R5: a policy that nothing enforces: %+v, %v", policed, err)
+	if err != nil || policed.MaxIdle != 1 || policed.Unavailable != nil { // claims see to it that somebody enforces it
+		t.Errorf("with a policy: %+v, %v", policed, err)
 	}
 	for _, capture := range []store.Capture{{State: store.CaptureCreating}, {State: store.CaptureFailed, Message: "no room"}} {
 		made, err := c.Decode(store.Template{Spec: json.RawMessage(`{"mainContainer":{` + anImage + `},"pool":{"minIdle":1,"maxIdle":1}}`), Capture: &capture})

@@ -55,8 +55,8 @@ func TestE06_IPv6(t *testing.T) {
 	}
 }
 
+// Not parallel: it counts the connections of a server that others may reach.
 func TestE04_WhatIsNotNamedIsDenied(t *testing.T) {
-	t.Parallel()
 	b := newBox(t, onlyGood)
 	before := b.w.other.tcp.Load()
 	for _, url := range []string{"https://other.example/", "https://" + other4 + "/", "http://other.example/x"} {
