@@ -114,8 +114,14 @@ func (p *Prepared) Scrub(resp *http.Response) {
 
 func (p *Prepared) mask(b []byte) []byte {
 	for _, s := range p.secrets {
-		for at := bytes.Index(b, s); at >= 0; at = bytes.Index(b, s) {
-			copy(b[at:at+len(s)], bytes.Repeat([]byte("*"), len(s)))
+		masked := bytes.Repeat([]byte("*"), len(s))
+		// Behind each match, for a secret may be nothing but what it is masked with.
+		for rest := b; ; {
+			at := bytes.Index(rest, s)
+			if at < 0 {
+				break
+			}
+			rest = rest[at+copy(rest[at:], masked):]
 		}
 	}
 	return b

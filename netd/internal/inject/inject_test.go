@@ -114,6 +114,17 @@ func TestF02_SecretsAreMaskedHoweverTheyAreCut(t *testing.T) {
 	}
 }
 
+func TestD08_ASecretOfAsterisksEnds(t *testing.T) {
+	t.Parallel()
+	const text = "*** ********************* *"
+	p := &Prepared{secrets: [][]byte{[]byte("********")}}
+	resp := &http.Response{StatusCode: 200, Header: http.Header{"X": {text}}, Body: io.NopCloser(iotest.OneByteReader(strings.NewReader(text)))}
+	p.Scrub(resp)
+	if got, err := io.ReadAll(resp.Body); err != nil || string(got) != text || resp.Header.Get("X") != text {
+		t.Errorf("%q, %v, %v", got, resp.Header, err)
+	}
+}
+
 func FuzzScrub(f *testing.F) {
 	f.Add([]byte("aaaaaaab"), []byte("aaaaaaaaaaaabaaaaaaab"), uint8(3))
 	f.Fuzz(func(t *testing.T, secret, text []byte, piece uint8) {
