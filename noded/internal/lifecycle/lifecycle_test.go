@@ -600,6 +600,39 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// judging is an egress that keeps the last policy it was told.
+type judging struct {
+	noop.Egress
+	policies chan string
+}
+
+func (j judging) SetPolicy(_ context.Context, _ sandbox.ID, _ string, n *journal.Network) error {
+	if n != nil {
+		j.policies <- string(n.Policy)
+	}
+	return nil
+}
+
+func TestE21_ASandboxCannotHoldUpItsPolicy(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	told := judging{policies: make(chan string, 8)}
+	n := m.boot(func(c *lifecycle.Config) { c.Egress = told })
+	id := n.warm(1)[0]
+	n.claim(id)
+	noop.Runtime{Node: m.node}.Deafen(id)
+	for _, policy := range []string{`{"mode":"block-all"}`, `{"mode":"allow-all"}`} {
+		up := lifecycle.UpdateRequest{ID: id, Network: &journal.Network{Policy: []byte(policy)}}
+		if _, err := n.Update(n.ctx(), up); err != nil || <-told.policies != policy {
+			t.Errorf("a policy alone: %v", err)
+		}
+	}
+	both := lifecycle.UpdateRequest{ID: id, ReplaceEnv: true, Network: &journal.Network{Policy: []byte(`{"mode":"block-all"}`)}}
+	if _, err := n.Update(n.ctx(), both); err == nil || <-told.policies != `{"mode":"block-all"}` {
+		t.Errorf("a policy with an environment that procd does not take: %v", err)
+	}
+}
+
 func openJournal(m *machine) (*journal.Journal, error) {
 	return journal.Open(filepath.Join(m.dir, "journal.db"))
 }

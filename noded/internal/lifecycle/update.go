@@ -69,14 +69,24 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 		return Sandbox{}, err
 	}
 	m.change(inst, func() { inst.rec = rec })
-	err := m.enforce(ctx, inst, rec, false)
-	if err == nil && req.Network != nil {
-		err = m.setPolicy(ctx, rec)
-	}
-	if err != nil {
+	if err := m.enforceUpdate(ctx, inst, rec, req); err != nil {
 		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be changed", rec.ID).WithCause(err)
 	}
 	return m.Get(req.ID)
+}
+
+// enforceUpdate brings what changed into force, the policy first: a sandbox whose
+// procd does not answer can put off its environment, and never a policy that is
+// tightened or a credential that is taken away.
+func (m *Manager) enforceUpdate(ctx context.Context, inst *instance, rec journal.Record, req UpdateRequest) error {
+	if req.Network == nil {
+		return m.enforce(ctx, inst, rec, false)
+	}
+	err := m.setPolicy(ctx, rec)
+	if req.ReplaceEnv || req.MemoryBytes != 0 || req.CPUMillis != 0 {
+		err = errors.Join(err, m.enforce(ctx, inst, rec, false))
+	}
+	return err
 }
 
 // commitUpdate makes the update durable. The kernel may refuse less memory than is

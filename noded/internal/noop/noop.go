@@ -228,6 +228,9 @@ func (r Runtime) SetEnv(id sandbox.ID, env map[string]string) {
 	r.containers[id].env.Store(&env)
 }
 
+// Deafen has the sandbox's procd do nothing that it is told any more.
+func (r Runtime) Deafen(id sandbox.ID) { r.process(id).deaf.Store(true) }
+
 // SetWarm has a sandbox's warm processes be healthy, or not, or fail.
 func (r Runtime) SetWarm(id sandbox.ID, status procapi.WarmStatus) {
 	r.mu.Lock()

@@ -29,6 +29,7 @@ type process struct {
 	kept   atomic.Pointer[[]procapi.KeptContext]
 	begun  string      // the image that it was started from; empty: none
 	frozen atomic.Bool // dials nobody
+	deaf   atomic.Bool // takes no environment, and keeps no events
 
 	taskless atomic.Bool // its shim has died
 	other    http.Handler
@@ -109,9 +110,9 @@ func (p *process) handler(conn net.Conn) http.Handler {
 	})
 	mux.HandleFunc("GET "+procapi.PathKept, p.tellKept)
 	mux.HandleFunc("POST "+procapi.PathInit, p.introduce)
-	mux.HandleFunc("PUT "+procapi.PathEnv, p.setEnv)
+	mux.HandleFunc("PUT "+procapi.PathEnv, p.unlessDeaf(p.setEnv))
 	mux.Handle("GET "+procapi.PathWarm, p.warm)
-	mux.HandleFunc("PUT "+procapi.PathEventsConfig, p.keepEvents)
+	mux.HandleFunc("PUT "+procapi.PathEventsConfig, p.unlessDeaf(p.keepEvents))
 	mux.HandleFunc("GET "+procapi.PathEvents, tellNothing)
 	mux.Handle("/", p.other)
 	return mux
@@ -136,6 +137,16 @@ func (p *process) tellKept(w http.ResponseWriter, _ *http.Request) {
 		all.Contexts = *kept
 	}
 	_ = json.NewEncoder(w).Encode(all)
+}
+
+func (p *process) unlessDeaf(f http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if p.deaf.Load() {
+			http.Error(w, "deaf", http.StatusServiceUnavailable)
+			return
+		}
+		f(w, r)
+	}
 }
 
 func (p *process) setEnv(w http.ResponseWriter, r *http.Request) {
