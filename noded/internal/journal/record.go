@@ -40,7 +40,7 @@ type Record struct {
 	Generation sandbox.Generation `json:"generation"`
 	State      State              `json:"state"`
 	Reason     string             `json:"reason,omitempty"` // why it failed or ends
-	Image      sandbox.Generation `json:"image,omitempty"`  // the generation that its image is of; 0: none
+	Image      sandbox.Generation `json:"image,omitempty"`  // the generation that its image is of; 0: none; of a slot: it is begun with a team's files, and no free one
 	Frozen     bool               `json:"frozen,omitempty"` // may stand still, for it was being forked: to be thawed before it is looked for
 	Stored     sandbox.Generation `json:"stored,omitempty"` // the image that is in the object store, with this record; 0: none
 	PoolKey    string             `json:"pool_key"`

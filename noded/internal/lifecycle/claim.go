@@ -232,7 +232,7 @@ func startError(err error) error {
 func (m *Manager) bind(ctx context.Context, inst *instance, req ClaimRequest) (Sandbox, error) {
 	before := m.record(inst)
 	rec := before
-	rec.State, rec.Claim = journal.Claimed, req.claim(rec.Spec)
+	rec.State, rec.Claim, rec.Image = journal.Claimed, req.claim(rec.Spec), 0
 	err := m.bindSteps(ctx, inst, before, rec)
 	if err != nil {
 		m.abandon(ctx, inst, fmt.Sprintf("claim failed: %v", err))

@@ -135,6 +135,9 @@ func (m *Manager) reserve(req startRequest, cancel context.CancelCauseFunc) (*in
 		ID: id, Generation: 1, State: journal.Slot, PoolKey: req.poolKey, Spec: req.spec,
 		NetIndex: index, IP: m.cfg.Network.Slot(id, index).IP, Created: time.Now().UTC(),
 	})
+	if req.snapshot != "" {
+		inst.rec.Image = inst.rec.Generation // which also says that it is a team's: see adopt
+	}
 	inst.tryTurn()
 	inst.cancel = cancel
 	inst.binding = !req.idle // what is started for a claim is no slot for another
@@ -181,10 +184,8 @@ func (m *Manager) createSteps(inst *instance, image string, req startRequest) []
 	c := m.container(rec, image)
 	files, started := []step(nil), []step(nil)
 	if req.snapshot != "" {
-		own := rec
-		own.Image = rec.Generation
-		c.Checkpoint = m.imageDir(own)
-		files = []step{{"files", func(context.Context) error { return m.beginWith(own, req.snapshot, req.team) }}}
+		c.Checkpoint = m.imageDir(rec)
+		files = []step{{"files", func(context.Context) error { return m.beginWith(rec, req.snapshot, req.team) }}}
 		started = []step{{"drop", func(ctx context.Context) error { return m.removeImages(ctx, id) }}}
 	}
 	return slices.Concat([]step{

@@ -88,10 +88,24 @@ func (m *Manager) adopt(ctx context.Context, inst *instance) {
 		m.dispose(inst, rec) // again: nobody knows how far it got
 	case rec.State == journal.Pausing:
 		m.adoptPausing(ctx, inst)
+	case rec.State == journal.Slot && rec.Image != 0:
+		m.abandonBegun(ctx, inst)
 	case rec.Frozen:
 		m.adoptFrozen(ctx, inst)
 	default:
 		m.adoptLive(ctx, inst)
+	}
+}
+
+// abandonBegun gives up a start with a snapshot's files whose claim was cut off: nobody
+// was told of it, and what it began with is no other team's (G11).
+func (m *Manager) abandonBegun(ctx context.Context, inst *instance) {
+	if inst.takeTurn(ctx) != nil {
+		return // the node stops; the next one finds it again
+	}
+	defer inst.endTurn()
+	if m.record(inst).State == journal.Slot { // nobody was quicker
+		m.abandon(ctx, inst, "the claim that it was started for was cut off")
 	}
 }
 

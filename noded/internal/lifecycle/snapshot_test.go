@@ -414,3 +414,50 @@ func TestSnapshotIsDescribed(t *testing.T) {
 		t.Errorf("%+v, %v", m, err)
 	}
 }
+
+// G11: a noded that dies after a start with a team's files, before its claim is durable,
+// leaves no slot that another team may get.
+func TestG11_ACutClaimFromSnapshotIsNoSlot(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	path := filepath.Join(m.dir, "journal.db")
+	var dying atomic.Bool
+	var journal []byte // as it is when noded dies
+	var started sandbox.ID
+	m.node.Fault = func(effect string, id sandbox.ID) error {
+		if !dying.Load() || effect != "groups.Set" && effect != "runtime.Remove" {
+			return nil
+		}
+		if effect == "groups.Set" { // the first that binds the claim, before the journal
+			var err error
+			if journal, err = os.ReadFile(path); err != nil {
+				t.Error(err)
+			}
+			started = id
+		}
+		return errors.New("noded dies")
+	}
+	n := m.boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	n.keep(id, snap)
+	dying.Store(true)
+	_, _, err := n.Claim(n.ctx(), fromSnapshot(snap, "c1"))
+	kind(t, err, errdefs.Unavailable)
+	n.stop()
+	if err := os.WriteFile(path, journal, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dying.Store(false)
+	if left := m.node.Left(); !slices.ContainsFunc(left, func(s string) bool { return strings.Contains(s, string(started)) }) {
+		t.Fatalf("%s does not live: %v", started, left)
+	}
+	n = m.boot()
+	eventually(t, "what was begun is gone", func() bool { return n.Holding() == 1 && len(m.node.Left()) == 3 })
+	if free := n.free(); len(free) != 0 {
+		t.Errorf("free for any team: %v", free)
+	}
+	if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Running {
+		t.Errorf("its source is %s: %v", sb.State(), err)
+	}
+}
