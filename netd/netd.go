@@ -114,7 +114,7 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 	plane, err := dataplane.Open(dataplane.Config{
 		Host: host, Inside: inside, Net4: cfg.SandboxCIDR, Net6: cfg.SandboxCIDR6, Uplink: UplinkName(cfg.NetNS),
 		FromSandbox: kernel.FromSandbox(), ToSandbox: kernel.ToSandbox(),
-		MarkLocal: bpf.MarkLocal, MarkDeny: bpf.MarkDeny, MarkAllow: bpf.MarkAllow, MarkError: bpf.MarkError,
+		MarkLocal: bpf.MarkLocal, MarkDeny: bpf.MarkDeny, MarkAllow: bpf.MarkAllow,
 	})
 	if err != nil {
 		return err

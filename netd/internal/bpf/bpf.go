@@ -36,7 +36,6 @@ const (
 	MarkLocal = uint32(netdMarkMARK_LOCAL) // to netd's own sockets
 	MarkDeny  = uint32(netdMarkMARK_DENY)  // to be refused
 	MarkAllow = uint32(netdMarkMARK_ALLOW) // to be forwarded
-	MarkError = uint32(netdMarkMARK_ERROR) // an ICMP error, to be forwarded if it is about a connection
 )
 
 // A Listener is one of netd's sockets that packets of sandboxes are handed to.

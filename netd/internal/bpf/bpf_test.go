@@ -336,11 +336,9 @@ func TestE14_ICMP(t *testing.T) {
 	k := open(t, pins(t))
 	attach(t, k, 1)
 	setPolicy(t, k, `{"mode":"allow-all"}`)
-	for kind, want := range map[uint8]uint32{0: dropped, 3: MarkError, 5: dropped, 8: dropped, 11: MarkError, 12: MarkError, 13: dropped, 42: dropped} {
-		check(t, k, "ICMP", icmp("93.184.0.2", kind), want)
-	}
-	for kind, want := range map[uint8]uint32{1: MarkError, 2: MarkError, 3: MarkError, 4: MarkError, 128: dropped, 129: dropped, 133: dropped, 134: dropped, 135: dropped, 136: dropped, 137: dropped} {
-		check(t, k, "ICMPv6", icmp("2606:bbbb::1", kind), want)
+	for kind := range 256 { // errors, too: they quote what they like
+		check(t, k, "ICMP", icmp("93.184.0.2", uint8(kind)), dropped)
+		check(t, k, "ICMPv6", icmp("2606:bbbb::1", uint8(kind)), dropped)
 	}
 	check(t, k, "ICMPv6 in IPv4", raw("93.184.0.2", unix.IPPROTO_ICMPV6), dropped)
 	check(t, k, "ICMP in IPv6", raw("2606:bbbb::1", unix.IPPROTO_ICMP), dropped)

@@ -27,18 +27,12 @@
 
 #define AF_INET 2
 #define AF_INET6 10
-#define ICMP_DEST_UNREACH 3
-#define ICMP_TIME_EXCEEDED 11
-#define ICMP_PARAMETERPROB 12
-#define ICMPV6_DEST_UNREACH 1
-#define ICMPV6_PARAMPROB 4
 
 // Marks, as the nft rules know them.
 enum mark {
 	MARK_LOCAL = 0x4e440001, // to netd's own sockets
 	MARK_DENY = 0x4e440002,  // answered with a refusal
 	MARK_ALLOW = 0x4e440004, // out
-	MARK_ERROR = 0x4e440008, // an ICMP error: out if it is about a connection
 };
 
 // Actions of package policy.
@@ -554,14 +548,6 @@ static __always_inline int is_netds(struct __sk_buff *skb, const struct sandbox 
 	return ours;
 }
 
-// Errors alone may leave: what they say about a connection can't be said otherwise.
-static __always_inline int is_icmp_error(const struct packet *p)
-{
-	if (p->family == AF_INET)
-		return p->code == ICMP_DEST_UNREACH || p->code == ICMP_TIME_EXCEEDED || p->code == ICMP_PARAMETERPROB;
-	return p->code >= ICMPV6_DEST_UNREACH && p->code <= ICMPV6_PARAMPROB;
-}
-
 // is_neighbourly: routers and neighbours are looked for by every IPv6 stack, which
 // is no news to anybody.
 static __always_inline int is_neighbourly(const struct packet *p)
@@ -582,9 +568,9 @@ static __always_inline __u32 decide(struct __sk_buff *skb, const struct sandbox 
 			tell(s, c, &p, v);
 		return 0;
 	}
+	// No ICMP leaves. An error carries what it says it quotes to whomever it likes, and
+	// a host that is no router has none to send that anybody needs.
 	if (p.protocol == IPPROTO_ICMP || p.protocol == IPPROTO_ICMPV6) {
-		if (is_icmp_error(&p))
-			return MARK_ERROR;
 		c->denied++;
 		v.reason = WHY_ICMP;
 		if (!is_neighbourly(&p))

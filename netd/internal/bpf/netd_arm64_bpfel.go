@@ -115,7 +115,6 @@ const (
 	netdMarkMARK_LOCAL netdMark = 1313079297
 	netdMarkMARK_DENY  netdMark = 1313079298
 	netdMarkMARK_ALLOW netdMark = 1313079300
-	netdMarkMARK_ERROR netdMark = 1313079304
 )
 
 type netdName struct {

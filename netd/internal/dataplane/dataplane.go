@@ -53,9 +53,8 @@ type Config struct {
 	// Uplink names the host's end; two data planes of one host differ in it.
 	Uplink string
 	// FromSandbox and ToSandbox are descriptors of the programs for every link.
-	FromSandbox, ToSandbox int
-	MarkLocal, MarkDeny    uint32
-	MarkAllow, MarkError   uint32
+	FromSandbox, ToSandbox         int
+	MarkLocal, MarkDeny, MarkAllow uint32
 }
 
 // Plane is safe for concurrent use.

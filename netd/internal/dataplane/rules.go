@@ -107,7 +107,6 @@ func (p *Plane) setRules() error {
 	return install(int(c.Inside.Fd()), tableName, []chain{
 		{name: "c_forward", hook: nftables.ChainHookForward, policy: nftables.ChainPolicyDrop, rules: append(refuse[:2:2],
 			when(ofGroup(), mark(c.MarkAllow), out(uplinkName), accept()),
-			when(ofGroup(), mark(c.MarkError), state(related), out(uplinkName), accept()),
 			when(in(uplinkName), toGroup(), state(established|related), accept()),
 		)},
 		{name: "c_input", hook: nftables.ChainHookInput, policy: nftables.ChainPolicyDrop, rules: append(refuse[:2:2],
