@@ -159,8 +159,13 @@ func (k *Keeper) endOutdated(ctx context.Context, node string) {
 	}
 }
 
-// wentOn reports whether a row says that an instance is not the sandbox any more.
+// wentOn reports whether a row says that an instance is not the sandbox any more. The one
+// that was stored is what the sandbox is until another node runs it: that the row was moved
+// does not show that the other node can read the store (R7).
 func wentOn(row store.Sandbox, sb placement.Sandbox) bool {
+	if row.DeletedAt == nil && row.Stored != nil && sb.State == sandbox.Paused && sb.Generation == *row.Stored {
+		return false
+	}
 	return row.ClaimID.String() == sb.ClaimID && row.Node != sb.Node && row.Generation >= sb.Generation
 }
 

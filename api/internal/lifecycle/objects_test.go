@@ -108,8 +108,15 @@ func TestX43_AMovedSandboxStaysPausedWhileTheStoreIsDown(t *testing.T) {
 	if row := f.row(sb.ID); row.Status != sandbox.Paused || row.Stored == nil || *row.Stored != 1 {
 		t.Errorf("then it is %s, stored %v", row.Status, row.Stored)
 	}
+	f.node.Listen(t)
+	fakenode.Eventually(t, "n1 is back", func() bool { return f.table.IsSynced("n1") })
+	f.keep.Pass(t.Context())
+	if why := f.node.Deleted()[string(sb.ID)]; why != "" {
+		t.Errorf("R7: what n1 has was ended before n2 could read the store: %s", why)
+	}
 	down.Store(false)
 	f.resumeElsewhere(sb.ID)
+	fakenode.Eventually(t, "n1's is ended", func() bool { return f.node.Deleted()[string(sb.ID)] != "" })
 }
 
 // R2: what is being resumed is moved by nobody else, and asked of no node twice.
