@@ -175,11 +175,24 @@ func TestR6_StoredIsTrue(t *testing.T) {
 	}
 	f.node.SetStored(string(sb.ID), true)
 	f.eventually(sb.ID, "stored again", stored(true))
-	if _, err := f.conn.Exec(t.Context(), `UPDATE sandboxes SET config = '{"a": 1}' WHERE id = $1`, sb.ID); err != nil {
-		t.Fatal(err)
-	}
-	if row := f.row(sb.ID); row.Stored != nil {
-		t.Error("what is stored knows of a later change")
+	for change, want := range map[string]bool{
+		`config = '{"ttl": 60, "hard_ttl": 120, "auto_resume": false, "services": []}', ttl_seconds = 60`: true, // the row's alone
+		`config = '{"env_vars": {"A": "1"}}'`:           false,
+		`config = '{"network": {"mode": "block-all"}}'`: false,
+		`memory_bytes = memory_bytes + 1`:               false,
+	} {
+		tx, err := f.conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var known bool
+		err = tx.QueryRow(t.Context(), "UPDATE sandboxes SET "+change+" WHERE id = $1 RETURNING stored_generation IS NOT NULL", sb.ID).Scan(&known)
+		if err != nil || known != want {
+			t.Errorf("after %s it is stored: %v, %v", change, known, err)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -5,7 +5,8 @@
 -- then resume it. The row's own generation is never behind, and ahead where a resume was
 -- moved to another node: whatever the earlier node still has, or may have begun, counts
 -- for nothing. stored_generation is forgotten here, not by whoever changes a row, so that nobody can
--- forget to.
+-- forget to. Of a change it is that to what the node keeps and stores with the image: the
+-- rest of the config is the row's alone.
 --
 -- images_due is when to look for images of the sandbox in the object store that nobody
 -- wants any more: those of earlier generations once it runs, all once it is deleted. It
@@ -18,7 +19,9 @@ CREATE INDEX sandboxes_images_due ON sandboxes (images_due) WHERE images_due IS 
 CREATE FUNCTION s0_forget_stored() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.status = 'running' OR NEW.status = 'paused' AND NEW.generation > OLD.generation
-        OR NEW.config IS DISTINCT FROM OLD.config OR NEW.memory_bytes <> OLD.memory_bytes THEN
+        OR NEW.config -> 'env_vars' IS DISTINCT FROM OLD.config -> 'env_vars'
+        OR NEW.config -> 'network' IS DISTINCT FROM OLD.config -> 'network'
+        OR NEW.memory_bytes <> OLD.memory_bytes THEN
         NEW.stored_generation := NULL;
     END IF;
     RETURN NEW;
