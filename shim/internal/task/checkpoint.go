@@ -2,6 +2,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -78,7 +79,7 @@ func (c *container) checkpoint(ctx context.Context, im image) error {
 	if err := save(ctx, im.dir); err != nil {
 		return err
 	}
-	if err := seal(im.dir); err != nil {
+	if err := seal(im.dir, syncPath); err != nil {
 		return fmt.Errorf("image of %s: %w", c.id, err)
 	}
 	if im.exit {
@@ -89,21 +90,26 @@ func (c *container) checkpoint(ctx context.Context, im image) error {
 }
 
 // seal makes an image durable and then says so in it: from here on nobody's death
-// undoes it.
-func seal(dir string) error {
+// undoes it. What it can't make durable does not say so.
+func seal(dir string, sync func(path string) error) error {
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, f := range files {
-		if err := syncPath(filepath.Join(dir, f.Name())); err != nil {
+		if err := sync(filepath.Join(dir, f.Name())); err != nil {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, shimapi.ImageComplete), nil, 0o600); err != nil {
-		return err
+	complete := filepath.Join(dir, shimapi.ImageComplete)
+	err = os.WriteFile(complete, nil, 0o600)
+	if err == nil {
+		err = sync(dir)
 	}
-	return syncPath(dir)
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(complete))
+	}
+	return nil
 }
 
 func syncPath(path string) error {
