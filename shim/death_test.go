@@ -313,6 +313,7 @@ func TestX28_ShimHangsWhileContainerdRestarts(t *testing.T) {
 	shim, sentry, gofer := h.shims()[0], h.find("runsc-sandbox", "a"), h.find("runsc-gofer", "a")
 	h.Kill()
 	h.ok(syscall.Kill(shim, syscall.SIGSTOP))
+	h.WaitForShims(h.T, 2*time.Second)
 	h.Start(h.T)
 	h.eventually("containerd has given the task up", func() bool { _, err := c.Task(h.ctx(), nil); return err != nil })
 	h.ok(syscall.Kill(shim, syscall.SIGCONT))

@@ -31,6 +31,9 @@ import (
 // containerdStartTimeout covers a start that reconnects many shims on a loaded machine.
 const containerdStartTimeout = 30 * time.Second
 
+// shimTimeout is how long a starting containerd waits for a shim: s0d's own.
+const shimTimeout = 30 * time.Second
+
 // Namespace is the namespace that tests use.
 const Namespace = "s0test"
 
@@ -124,7 +127,7 @@ disabled_plugins = [
 
 # A shim serves many sandboxes: on a busy machine it is worth waiting for.
 [timeouts]
-  "io.containerd.timeout.shim.load" = "30s"
+  "io.containerd.timeout.shim.load" = %[7]q
 `
 
 func (c *Containerd) configure(t testing.TB) {
@@ -133,8 +136,14 @@ func (c *Containerd) configure(t testing.TB) {
 		t.Fatal(err)
 	}
 	Build(t, filepath.Join(c.bin, "containerd-shim-s0-v1"), "s0.run/cmd/containerd-shim-s0-v1")
+	c.WaitForShims(t, shimTimeout)
+}
+
+// WaitForShims sets how long the next server waits for each shim that it finds.
+func (c *Containerd) WaitForShims(t testing.TB, timeout time.Duration) {
+	t.Helper()
 	text := fmt.Sprintf(containerdConfig, filepath.Join(c.Dir, "root"), filepath.Join(c.Dir, "state"),
-		c.Address, c.Address+".ttrpc", c.sockets(), filepath.Join(c.Dir, "opt"))
+		c.Address, c.Address+".ttrpc", c.sockets(), filepath.Join(c.Dir, "opt"), timeout.String())
 	if err := os.WriteFile(c.config(), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
