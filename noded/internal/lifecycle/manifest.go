@@ -56,6 +56,19 @@ func (m *Manager) checkImage(ctx context.Context, rec journal.Record, image stri
 	return nil, manifest.Check(on)
 }
 
+// asSaved has a paused sandbox's record name the container image that its files are changes
+// of. What the template's reference means may be another by now, and on another node.
+func (m *Manager) asSaved(rec journal.Record) (journal.Record, error) {
+	manifest, err := m.manifest(rec)
+	if errors.Is(err, snapshots.ErrNone) {
+		return rec, nil
+	}
+	if err == nil {
+		rec.Spec.Image = manifest.Image
+	}
+	return rec, err
+}
+
 // manifest reads that of a sandbox's own image.
 func (m *Manager) manifest(rec journal.Record) (snapshots.Manifest, error) {
 	manifest, err := snapshots.Read(m.imageDir(rec))

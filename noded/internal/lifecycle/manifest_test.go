@@ -63,6 +63,23 @@ func TestG11_ImageOfAnotherTenantIsRefused(t *testing.T) {
 	n.resume(id, 2)
 }
 
+// What a template's reference means by now, or on this node, is not what was saved.
+func TestG10_ResumeOnTheImageThatWasSaved(t *testing.T) {
+	t.Parallel()
+	n := newMachine(t).boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	n.pause(id)
+	n.released()
+	n.resume(id, 2)
+	if sb, err := n.Get(id); err != nil || sb.Spec.Image != "noop" {
+		t.Errorf("resumed on %q, saved on %q: %v", sb.Spec.Image, "noop", err)
+	}
+	if images := n.Images(); len(images) != 1 || images[0] != "noop" {
+		t.Errorf("it needs the images %q", images)
+	}
+}
+
 func TestImageWithoutManifestResumesWhereItIs(t *testing.T) {
 	t.Parallel()
 	n := newMachine(t).boot()

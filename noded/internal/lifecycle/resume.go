@@ -83,11 +83,15 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 	ctx, cancel := m.interruptible(ctx, inst, imageTimeout)
 	defer cancel()
 	begin := time.Now()
-	image, err := m.image(ctx, rec.Spec)
+	if err := m.bringImage(ctx, rec); err != nil {
+		return err
+	}
+	rec, err := m.asSaved(rec)
 	if err != nil {
 		return err
 	}
-	if err := m.bringImage(ctx, rec); err != nil {
+	image, err := m.image(ctx, rec.Spec)
+	if err != nil {
 		return err
 	}
 	if inst.kept, err = m.checkImage(ctx, rec, image); err != nil {
