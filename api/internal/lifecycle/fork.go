@@ -119,7 +119,7 @@ func (r ForkRequest) hash() []byte {
 // rows are the children's, without the generation that their node decides.
 func (r ForkRequest) rows(source store.Sandbox) (store.NewForks, error) {
 	n := store.NewForks{
-		TeamID: r.TeamID, UserID: r.UserID, Source: source.ID, TTLSeconds: source.TTLSeconds, HardTTLSeconds: source.HardTTLSeconds,
+		TeamID: r.TeamID, UserID: r.UserID, Source: source.ID, Node: source.Node, TTLSeconds: source.TTLSeconds, HardTTLSeconds: source.HardTTLSeconds,
 	}
 	if r.TTL != nil {
 		n.TTLSeconds = *r.TTL

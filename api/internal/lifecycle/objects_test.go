@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
 
 	"s0.run/api/internal/fakenode"
 	"s0.run/api/internal/lifecycle"
@@ -192,6 +193,27 @@ func TestR6_StoredIsTrue(t *testing.T) {
 		}
 		if err := tx.Rollback(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// A fork's children are where they were made, wherever their source went meanwhile.
+func TestAForksChildrenAreOnTheNodeThatMadeThem(t *testing.T) {
+	t.Parallel()
+	var f *fixture
+	var sb store.Sandbox
+	n1 := &fakenode.Node{AfterFork: func(*nodeapi.ForkRequest) error {
+		_, err := f.conn.Exec(t.Context(), "UPDATE sandboxes SET node = 'n2', generation = generation + 2 WHERE id = $1", sb.ID)
+		return err
+	}}
+	f, sb = withStore(t, n1, &fakenode.Node{})
+	made, err := f.keep.Fork(t.Context(), lifecycle.ForkRequest{TeamID: f.team, UserID: uuid.New(), Source: sb.ID, Count: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, child := range made {
+		if child.Node != "n1" || f.row(sb.ID).Node != "n2" {
+			t.Errorf("%s is on %s by its row, made on n1; its source is on %s", child.ID, child.Node, f.row(sb.ID).Node)
 		}
 	}
 }

@@ -17,6 +17,7 @@ type NewForks struct {
 	TeamID         uuid.UUID
 	UserID         uuid.UUID
 	Source         sandbox.ID
+	Node           string // that made them; the source may have moved since
 	Children       []NewFork
 	TTLSeconds     int32
 	HardTTLSeconds int32
@@ -74,14 +75,14 @@ func insertForks(ctx context.Context, tx pgx.Tx, n NewForks) ([]Sandbox, error) 
 	rows, _ := tx.Query(ctx, `
 		INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
 			memory_bytes, ttl_seconds, hard_ttl_seconds, idempotency_key, request_hash, runs_since, forked_from)
-		SELECT c.id, s.team_id, $3, c.claim_id, s.template_id, s.node, c.generation, 'paused', s.config,
+		SELECT c.id, s.team_id, $3, c.claim_id, s.template_id, $11, c.generation, 'paused', s.config,
 			s.memory_bytes, $4, $5, nullif(c.key, ''), $6, NULL, s.id
 		FROM unnest($7::text[], $8::uuid[], $9::bigint[], $10::text[]) AS c (id, claim_id, generation, key), sandboxes s
 		WHERE s.team_id = $1 AND s.id = $2 AND s.deleted_at IS NULL AND s.status <> 'terminating'
 		ON CONFLICT DO NOTHING
 		RETURNING `+sandboxColumns,
 		n.TeamID, n.Source, n.UserID, n.TTLSeconds, n.HardTTLSeconds, n.RequestHash,
-		n.ids(), n.claims(), n.generations(), forkKeys(n.IdempotencyKey, len(n.Children)))
+		n.ids(), n.claims(), n.generations(), forkKeys(n.IdempotencyKey, len(n.Children)), n.Node)
 	made, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
 	switch {
 	case err != nil:
