@@ -84,6 +84,7 @@ type Proxy struct {
 // Conn is a connection to upstream. It counts against its sandbox until it is closed.
 type Conn struct {
 	*net.TCPConn
+	To      netip.Addr // whom it leads to, which is not the remote address where a proxy is on the way
 	release func()
 }
 
@@ -106,7 +107,13 @@ func (d *Dialer) Dial(ctx context.Context, to Target) (*Conn, error) {
 		release()
 		return nil, err
 	}
-	return &Conn{TCPConn: conn, release: release}, nil
+	up := &Conn{TCPConn: conn, release: release}
+	if to.Proxy != nil {
+		up.To = to.Addrs[0].Unmap()
+	} else if remote, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		up.To = remote.AddrPort().Addr().Unmap()
+	}
+	return up, nil
 }
 
 func (d *Dialer) connect(ctx context.Context, to Target) (*net.TCPConn, error) {

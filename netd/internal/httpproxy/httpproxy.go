@@ -19,9 +19,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,8 +57,9 @@ type Destination struct {
 
 // Config is what a [Server] needs.
 type Config struct {
-	// Dial connects to a destination that it judges with the addresses it dials.
-	Dial func(ctx context.Context, g guest.Guest, to Destination) (net.Conn, error)
+	// Dial connects to a destination that it judges with the addresses it dials; at
+	// is the one that it got.
+	Dial func(ctx context.Context, g guest.Guest, to Destination) (conn net.Conn, at netip.Addr, err error)
 	// Credentials opens them.
 	Credentials inject.Source
 	// Roots verify upstreams. Defaults to the system's.
@@ -153,6 +156,7 @@ type Conn struct {
 	mu         sync.Mutex
 	transports map[string]*http.Transport
 	active     map[*request]struct{}
+	dialled    map[*upstream]struct{}
 	report     Report
 }
 
@@ -198,7 +202,7 @@ func connOf(c net.Conn) *Conn {
 func (s *Server) Serve(ctx context.Context, client net.Conn, c *Conn) Report {
 	c.raw = &tracked{Conn: relay.Counted{Conn: client, Flow: c.Flow}, conn: c, closed: make(chan struct{})}
 	c.mu.Lock()
-	c.transports, c.active = map[string]*http.Transport{}, map[*request]struct{}{}
+	c.transports, c.active, c.dialled = map[string]*http.Transport{}, map[*request]struct{}{}, map[*upstream]struct{}{}
 	c.mu.Unlock()
 	defer c.end()
 	ready, err := s.handshake(ctx, c)
@@ -217,8 +221,9 @@ func (s *Server) Serve(ctx context.Context, client net.Conn, c *Conn) Report {
 func (c *Conn) end() {
 	c.raw.Close()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, t := range c.transports {
+	all := slices.Collect(maps.Values(c.transports))
+	c.mu.Unlock()
+	for _, t := range all { // whose connections ask for the lock
 		t.CloseIdleConnections()
 	}
 }
@@ -271,11 +276,17 @@ func (s *Server) Allowed(c *Conn) bool {
 		if !judgeFlow(g.Policy, c.destination(r.Name, r.Addr)).Allow || !g.Policy.HTTP(r.Request).Allow {
 			return false
 		}
-		if p := r.credential; p != nil && s.config.Credentials.Version(g.ID, g.Gen, p.Source) != p.Version {
+		if !s.current(g, r) {
 			return false
 		}
 	}
-	return true
+	return c.reaches(g.Policy)
+}
+
+// current says whether a request carries the version of its credential that is in force.
+func (s *Server) current(g guest.Guest, r *request) bool {
+	p := r.credential
+	return p == nil || s.config.Credentials.Version(g.ID, g.Gen, p.Source) == p.Version
 }
 
 func (c *Conn) requests() (all []*request) {
@@ -334,9 +345,14 @@ func (s *Server) dial(ctx context.Context, c *Conn, addr string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	ip, err := netip.ParseAddr(host)
-	if err == nil {
-		return s.config.Dial(ctx, g, c.destination("", ip))
+	to := c.destination(host, netip.Addr{})
+	if ip, err := netip.ParseAddr(host); err == nil {
+		to = c.destination("", ip)
 	}
-	return s.config.Dial(ctx, g, c.destination(host, netip.Addr{}))
+	conn, at, err := s.config.Dial(ctx, g, to)
+	if err != nil {
+		return nil, err
+	}
+	to.Addr = at
+	return c.keep(conn, to)
 }

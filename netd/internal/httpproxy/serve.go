@@ -28,7 +28,8 @@ var errMisdirected = errors.New("the request is for another server than its conn
 // request is one that is being answered.
 type request struct {
 	policy.Request
-	authority  string // for Host
+	authority  string           // for Host
+	judged     *policy.Compiled // by which it was admitted
 	credential *inject.Prepared
 }
 
@@ -48,6 +49,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return // answered
 	}
 	defer c.begin(req)()
+	// Who asked what is under way before it was counted has not judged this one.
+	if g, ok := c.Current(); !ok || g.Policy != req.judged || !s.current(g, req) {
+		s.fail(recorder, c, errdefs.New(errdefs.Unavailable, "the policy or a credential changed meanwhile"))
+		return
+	}
 	s.forward(recorder, r, c, req)
 }
 
@@ -64,6 +70,7 @@ func (s *Server) admit(c *Conn, w http.ResponseWriter, r *http.Request) (*reques
 	if err != nil {
 		return nil, err
 	}
+	req.judged = g.Policy
 	c.note(func(report *Report) { report.Host = req.authority })
 	for _, v := range []policy.Verdict{judgeFlow(g.Policy, c.destination(req.Name, req.Addr)), g.Policy.HTTP(req.Request)} {
 		if err := c.verdict(v); err != nil {

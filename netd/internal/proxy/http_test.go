@@ -161,6 +161,18 @@ func TestF12_ANewVersionIsCarriedAndOldRequestsEnd(t *testing.T) {
 	}
 }
 
+// The policy changes after the request was admitted and before it is counted as
+// under way: whoever cuts what is under way does not see it.
+func TestE21_ARequestThatWasJustAdmitted(t *testing.T) {
+	t.Parallel()
+	b := tokenBox(t, "")
+	b.w.opening.Store(b.id, func() { b.w.Changed(b.policy(withToken(`,"httpMatch":{"methods":["PUT"]}`))) })
+	status, body, _ := get(t, b.client(true, false), "https://good.example/just-admitted")
+	if status != 503 || !strings.Contains(body, "changed meanwhile") || b.w.origin.find("/just-admitted") != nil {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
 func TestF13_APinnedClientGetsNoSecret(t *testing.T) {
 	t.Parallel()
 	b := tokenBox(t, "")

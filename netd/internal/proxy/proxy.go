@@ -108,8 +108,12 @@ func New(config Config) (*Proxy, error) {
 		return nil, err
 	}
 	p.http, err = httpproxy.New(httpproxy.Config{
-		Dial: func(ctx context.Context, g guest.Guest, to httpproxy.Destination) (net.Conn, error) {
-			return p.dial(ctx, g, flowTo(to))
+		Dial: func(ctx context.Context, g guest.Guest, to httpproxy.Destination) (net.Conn, netip.Addr, error) {
+			conn, err := p.dial(ctx, g, flowTo(to))
+			if err != nil {
+				return nil, netip.Addr{}, err
+			}
+			return conn, conn.To, nil
 		},
 		Credentials: config.Credentials, Roots: config.Roots, Log: config.Log,
 	})

@@ -15,7 +15,9 @@ import (
 )
 
 // deny notes why a flow was refused that no rule refused.
-func (s *session) deny(reason string) { s.verdict(policy.Verdict{Rule: "proxy", Reason: reason}) }
+func (s *session) deny(reason string) { s.verdict(refusal(reason)) }
+
+func refusal(reason string) policy.Verdict { return policy.Verdict{Rule: "proxy", Reason: reason} }
 
 func (s *session) verdict(v policy.Verdict) {
 	switch {

@@ -11,6 +11,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/policy"
+	"s0.run/internal/sandbox"
 	"s0.run/netd/internal/audit"
 	"s0.run/netd/internal/dial"
 	"s0.run/netd/internal/guest"
@@ -23,16 +24,32 @@ import (
 // session is one connection of a sandbox, from its first byte to its record.
 type session struct {
 	p      *Proxy
-	guest  guest.Guest
+	gen    sandbox.Generation
+	guest  guest.Guest // as it was when its first bytes were known
 	conn   net.Conn
 	src    netip.AddrPort
 	dst    netip.AddrPort // where the sandbox connected to; a name that it gives goes before
 	flow   *relay.Flow
 	record audit.Record
+	route  route // by which it was judged
+	how    way
 
 	mu      sync.Mutex
 	allowed func() bool // by the policy as it is now
 }
+
+// way is what becomes of a connection that may be.
+type way int
+
+const (
+	spliced way = iota
+	intercepted
+	tunnelled // with a certificate of its own
+	loggedIn
+)
+
+// route finds a connection's way by a policy. What may go no way has a verdict that says so.
+type route func(*policy.Compiled) (way, policy.Verdict)
 
 // handle sees a connection through.
 func (p *Proxy) handle(ctx context.Context, conn net.Conn) {
@@ -42,7 +59,7 @@ func (p *Proxy) handle(ctx context.Context, conn net.Conn) {
 		reset(conn)
 		return
 	}
-	s.guest = g
+	s.guest, s.gen = g, g.Gen
 	s.flow = &relay.Flow{Sandbox: g.ID, Cut: func() { reset(conn) }, Allowed: s.stillAllowed}
 	defer p.flows.Add(s.flow)()
 	defer conn.Close()
@@ -73,6 +90,13 @@ func (s *session) serve(ctx context.Context) error {
 		s.deny("what it begins with is not understood")
 		return err
 	}
+	g, ok := s.current() // the policy may have changed while the client said nothing
+	if !ok {
+		reset(s.conn)
+		s.deny("the sandbox is gone")
+		return nil
+	}
+	s.guest = g
 	switch result.Kind {
 	case sniff.TLS:
 		return s.tls(ctx, head, result.Hello)
@@ -105,32 +129,39 @@ func (s *session) tls(ctx context.Context, head *sniff.Conn, hello sniff.Hello) 
 		return err
 	}
 	s.record.Host = to.Name
-	if !s.judge(to) {
+	if !s.judge(to, func(p *policy.Compiled) (way, policy.Verdict) { return tlsWay(p, to, hello.ECH) }) {
 		return nil
 	}
-	intercept := s.guest.Policy.NeedsInterception(to.Name, to.Port)
-	switch {
-	case hello.ECH && !intercept:
-		reset(s.conn)
-		s.deny("the ClientHello is encrypted: its name is not the connection's") // E08
-		return nil
-	case !intercept:
+	switch s.how {
+	case spliced:
 		return s.splice(ctx, head, to)
-	case to.Name == "":
-		reset(s.conn)
-		s.deny("a rule has to look inside, and there is no name to answer in")
-		return nil
-	}
-	if cred := s.guest.Policy.ConnectionCredential(to.Name, to.Port, policy.TLS); cred != nil {
-		return s.tunnel(ctx, head, to, cred)
+	case tunnelled:
+		return s.tunnel(ctx, head, to, s.guest.Policy.ConnectionCredential(to.Name, to.Port, policy.TLS))
 	}
 	return s.http(ctx, head, &httpproxy.Conn{TLS: true, Name: to.Name, Addr: s.dst.Addr()})
+}
+
+func tlsWay(p *policy.Compiled, to policy.Flow, ech bool) (way, policy.Verdict) {
+	intercept := p.NeedsInterception(to.Name, to.Port)
+	switch {
+	case intercept && to.Name == "":
+		return 0, refusal("a rule has to look inside, and there is no name to answer in")
+	case ech && !intercept:
+		return 0, refusal("the ClientHello is encrypted: its name is not the connection's") // E08
+	case !intercept:
+		return spliced, policy.Verdict{Allow: true}
+	case p.ConnectionCredential(to.Name, to.Port, policy.TLS) != nil:
+		return tunnelled, policy.Verdict{Allow: true}
+	}
+	return intercepted, policy.Verdict{Allow: true}
 }
 
 // http has the HTTP proxy answer.
 func (s *session) http(ctx context.Context, head net.Conn, c *httpproxy.Conn) error {
 	c.Current, c.Flow, c.Port, c.Leaf = s.current, s.flow, s.dst.Port(), s.leaf
-	s.allow(func() bool { return s.p.http.Allowed(c) })
+	if !s.allow(func() bool { return s.p.http.Allowed(c) }) {
+		return nil
+	}
 	s.record.Adapter = "terminate"
 	report := s.p.http.Serve(ctx, head, c)
 	if report.Host != "" {
@@ -172,34 +203,54 @@ func (s *session) raw(ctx context.Context, head *sniff.Conn, seen string) error 
 		}
 	}
 	s.record.Host = to.Name
-	if !s.judge(to) {
+	if !s.judge(to, func(p *policy.Compiled) (way, policy.Verdict) { return rawWay(p, to) }) {
 		return nil
 	}
-	// Who waits until nobody looks any more must not get past a rule that looks.
-	if p := s.guest.Policy; seen == "" && (p.NeedsInterception(to.Name, to.Port) || p.NeedsHTTP(to.Name, to.Port)) {
-		reset(s.conn)
-		s.deny("a rule has to look inside, and nothing is said that it understands")
-		return nil
-	}
-	if cred := s.guest.Policy.ConnectionCredential(to.Name, to.Port, seen); cred != nil && seen != "" {
-		return s.login(ctx, head, to, cred)
+	if s.how == loggedIn {
+		return s.login(ctx, head, to, s.guest.Policy.ConnectionCredential(to.Name, to.Port, seen))
 	}
 	return s.splice(ctx, head, to)
 }
 
-// judge has the policy say whether a flow may be; if not, it ends here.
-func (s *session) judge(to policy.Flow) bool {
+func rawWay(p *policy.Compiled, to policy.Flow) (way, policy.Verdict) {
+	switch {
+	// Who waits until nobody looks any more must not get past a rule that looks.
+	case to.App == "" && (p.NeedsInterception(to.Name, to.Port) || p.NeedsHTTP(to.Name, to.Port)):
+		return 0, refusal("a rule has to look inside, and nothing is said that it understands")
+	case to.App != "" && p.ConnectionCredential(to.Name, to.Port, to.App) != nil:
+		return loggedIn, policy.Verdict{Allow: true}
+	}
+	return spliced, policy.Verdict{Allow: true}
+}
+
+// judge has the policy say whether a flow may be and finds its way; if it has none,
+// it ends here.
+func (s *session) judge(to policy.Flow, route route) bool {
 	v := s.guest.Policy.Judge(to)
 	s.verdict(v)
+	if v.Allow {
+		s.route = route
+		s.how, v = route(s.guest.Policy)
+		s.verdict(v)
+	}
 	if !v.Allow {
 		reset(s.conn)
 		return false
 	}
-	s.allow(func() bool {
+	return s.allow(s.still(to))
+}
+
+// still says whether a flow may be as it is by the policy in force.
+func (s *session) still(to policy.Flow) func() bool {
+	route, how := s.route, s.how
+	return func() bool {
 		g, ok := s.current()
-		return ok && g.Policy.Judge(to).Allow && (to.App != policy.TLS || g.Policy.NeedsInterception(to.Name, to.Port) == s.guest.Policy.NeedsInterception(to.Name, to.Port))
-	})
-	return true
+		if !ok || !g.Policy.Judge(to).Allow {
+			return false
+		}
+		now, v := route(g.Policy)
+		return v.Allow && now == how
+	}
 }
 
 // splice passes the connection on as it is.
@@ -221,22 +272,37 @@ func (s *session) splice(ctx context.Context, head *sniff.Conn, to policy.Flow) 
 
 func (s *session) dial(ctx context.Context, to policy.Flow) (*dial.Conn, error) {
 	up, err := s.p.dial(ctx, s.guest, to)
-	if err == nil {
-		s.record.DestIP = peer(up.RemoteAddr()).Addr()
+	if err != nil {
+		return nil, err
 	}
-	return up, err
+	s.record.DestIP = peer(up.RemoteAddr()).Addr()
+	to.Addr = up.To // from here on the address counts, too
+	if !s.allow(s.still(to)) {
+		up.Close()
+		return nil, errdefs.New(errdefs.PermissionDenied, "the policy changed meanwhile")
+	}
+	return up, nil
 }
 
 // current is the sandbox as it is now: another generation at its address is not it.
 func (s *session) current() (guest.Guest, bool) {
 	g, ok := s.p.config.Lookup(s.src.Addr())
-	return g, ok && g.ID == s.guest.ID && g.Gen == s.guest.Gen
+	return g, ok && g.ID == s.flow.Sandbox && g.Gen == s.gen
 }
 
-func (s *session) allow(f func() bool) {
+// allow has f say from now on whether the connection may be. The policy may have
+// changed since it was judged, when nobody asked f yet: so f is asked at once, and a
+// no ends the connection.
+func (s *session) allow(f func() bool) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.allowed = f
+	s.mu.Unlock()
+	if f() {
+		return true
+	}
+	reset(s.conn)
+	s.deny("the policy changed meanwhile")
+	return false
 }
 
 func (s *session) stillAllowed() bool {

@@ -13,7 +13,9 @@ import (
 
 	"github.com/miekg/dns"
 
+	"s0.run/internal/policy"
 	"s0.run/netd/internal/audit"
+	"s0.run/netd/internal/relay"
 )
 
 const (
@@ -279,6 +281,63 @@ func TestE21_ATightenedPolicyCutsWhatItForbids(t *testing.T) {
 		}
 	}
 	b.recorded(func(r audit.Record) bool { return r.Outcome == audit.Denied && strings.Contains(r.Reason, "cut") })
+}
+
+func TestE21_WhatIsBegunIsJudgedByThePolicyInForce(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, notOther)
+	c := b.dial("443")
+	hello := clientHello(t, "good.example")
+	if _, err := c.Write(hello[:20]); err != nil {
+		t.Fatal(err)
+	}
+	for b.w.flows.Open(b.id) == 0 {
+		pause(t.Context(), 1e6)
+	}
+	if n := b.w.Changed(b.policy(`{"mode":"block-all"}`)); n != 0 {
+		t.Errorf("%d flows of which nothing is known were cut", n)
+	}
+	if _, err := c.Write(hello[20:]); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, c)
+	if r := b.recorded(func(r audit.Record) bool { return r.Host == "good.example" }); r.Action != audit.Deny || r.IngressBytes != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A policy that changes between a verdict and its being told to the registry is
+// asked again by the connection itself.
+func TestE21_AVerdictThatCameTooLate(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, notOther)
+	g, _ := b.w.lookup(b.addr)
+	ours, theirs := net.Pipe()
+	s := &session{p: b.w.Proxy, guest: g, conn: ours, src: netip.AddrPortFrom(b.addr, 1), flow: &relay.Flow{Sandbox: g.ID}, gen: g.Gen}
+	b.policy(`{"mode":"block-all"}`) // the registry was asked before there was an answer
+	direct := func(*policy.Compiled) (way, policy.Verdict) { return spliced, policy.Verdict{Allow: true} }
+	if s.judge(policy.Flow{Name: "good.example", Port: 443, App: policy.TLS}, direct) {
+		t.Error("the policy of before counted")
+	}
+	gone(t, theirs)
+}
+
+func TestE21_TheDialledAddressIsJudgedAgain(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []string{notOther, `{"mode":"allow-all","egress":{"protocolRules":[{"protocol":"http","http":{"methods":{"denied":["PUT"]}}}]}}`} {
+		b := newBox(t, policy)
+		conn := tls.Client(b.dial("443"), &tls.Config{ServerName: "api.good.example", RootCAs: b.trust(policy != notOther)})
+		io.WriteString(conn, "GET /stream HTTP/1.1\r\nHost: api.good.example\r\n\r\n")
+		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "200") {
+			t.Fatalf("%q, %v", line, err)
+		}
+		cut := strings.Replace(policy, `"egress":{`, `"egress":{"deniedCidrs":["`+good4+`/32"],`, 1)
+		cut = strings.Replace(cut, `"deniedCidrs":["`+good4+`/32"],"trafficRules":[`, `"trafficRules":[{"action":"deny","cidrs":["`+good4+`/32"]},`, 1)
+		if n := b.w.Changed(b.policy(cut)); n != 1 {
+			t.Errorf("%d flows were cut under %s", n, cut)
+		}
+		gone(t, conn)
+	}
 }
 
 func TestD08_ASandboxHasSoManyFlows(t *testing.T) {

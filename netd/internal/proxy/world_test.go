@@ -97,6 +97,7 @@ type world struct {
 	secrets map[sandbox.ID]map[string]*sealed.Secret
 	version map[sandbox.ID]int64
 	fails   map[sandbox.ID]bool
+	opening sync.Map // sandbox.ID -> func(), before a credential is opened
 	records []audit.Record
 	learnt  []string
 	next    int
@@ -228,6 +229,9 @@ func (w *world) lookup(a netip.Addr) (guest.Guest, bool) {
 
 // The world is the source of credentials.
 func (w *world) Secret(id sandbox.ID, _ sandbox.Generation, b *policy.Binding) (*sealed.Secret, bool, error) {
+	if f, ok := w.opening.Load(id); ok {
+		f.(func())()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.secrets[id][b.SourceRef]
