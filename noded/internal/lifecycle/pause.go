@@ -203,14 +203,14 @@ func (m *Manager) goOn(ctx context.Context, inst *instance) {
 // the image or will, or the sandbox goes on, or it has ended. It thaws the sandbox
 // without the turn, which a Delete shall not wait for.
 func (m *Manager) adoptPausing(ctx context.Context, inst *instance) {
-	if _, err := m.channelOf(inst); err != nil && m.listen(inst) != nil {
-		m.end(ctx, inst, notSaved)
-		return
-	}
 	tick := time.NewTicker(adoptRetry)
 	defer tick.Stop()
 	for begin := time.Now(); m.stillPausing(ctx, inst); {
-		if err := m.cfg.Runtime.Thaw(ctx, inst.id); err != nil && ctx.Err() == nil {
+		_, err := m.channelOf(inst)
+		if err != nil {
+			err = m.listen(inst) // what fails with that proves nothing
+		}
+		if err := errors.Join(err, m.cfg.Runtime.Thaw(ctx, inst.id)); err != nil && ctx.Err() == nil {
 			m.log(m.record(inst)).Warn("what became of a pause is not known yet", "error", err)
 		}
 		if time.Since(begin) > m.adoptGrace && !m.listed(ctx, inst.id) {

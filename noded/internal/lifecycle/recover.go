@@ -111,11 +111,34 @@ func (m *Manager) abandonBegun(ctx context.Context, inst *instance) {
 
 // adoptLive waits for the sandbox's procd.
 func (m *Manager) adoptLive(ctx context.Context, inst *instance) {
-	if err := m.listen(inst); err != nil {
-		m.end(ctx, inst, "not running after the node's restart")
-		return
+	if m.listenAgain(ctx, inst) {
+		m.awaitProcd(ctx, inst)
 	}
-	m.awaitProcd(ctx, inst)
+}
+
+// listenAgain listens for a sandbox that may live, unless somebody else does. That this
+// node can't, which may have no descriptor left, is no end of a tenant's sandbox; that the
+// directory is gone is, for only a reboot takes it away.
+func (m *Manager) listenAgain(ctx context.Context, inst *instance) bool {
+	for {
+		err := m.listen(inst)
+		if err == nil || errors.Is(err, errEnded) {
+			return err == nil
+		}
+		if errors.Is(err, fs.ErrNotExist) || m.record(inst).State == journal.Slot {
+			m.end(ctx, inst, "not running after the node's restart")
+			return false
+		}
+		m.log(m.record(inst)).Warn("listening for a sandbox will be tried again", "error", err)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(adoptRetry):
+		}
+		if _, err := m.channelOf(inst); err == nil {
+			return false
+		}
+	}
 }
 
 // awaitProcd waits for the sandbox's procd, for which somebody listens.
