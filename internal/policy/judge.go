@@ -77,13 +77,15 @@ func (c *Compiled) deny(rule, reason string) Verdict {
 }
 
 func (r *rule) matches(f Flow, addr netip.Prefix) bool {
-	if !onPort(r.ports, f.Proto, f.Port) || !r.onApp(f.Proto, f.App) {
-		return false
-	}
+	return onPort(r.ports, f.Proto, f.Port) && r.onApp(f.Proto, f.App) && r.reaches(f.Name, addr)
+}
+
+// reaches says whether a rule's destinations have a name, or an address, if that is known.
+func (r *rule) reaches(name string, addr netip.Prefix) bool {
 	if !addr.IsValid() {
-		return r.anywhere() || named(r.domains, f.Name)
+		return r.anywhere() || named(r.domains, name)
 	}
-	return r.certain(addr) || r.byName(addr) && named(r.domains, f.Name)
+	return r.certain(addr) || r.byName(addr) && named(r.domains, name)
 }
 
 // Name judges a name before it is resolved, for a TCP connection of which app was

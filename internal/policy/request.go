@@ -93,6 +93,44 @@ func (c *Compiled) NeedsInterception(name string, port uint16) bool {
 	})
 }
 
+// InterceptsPort says whether TLS to some name on a port has to be terminated: who
+// gives no name could mean that one.
+func (c *Compiled) InterceptsPort(port uint16) bool {
+	return slices.ContainsFunc(c.protocols, func(r protocolRule) bool {
+		return r.TLSMode != Passthrough && onPort(r.ports, ProtoTCP, port)
+	}) || slices.ContainsFunc(c.credentials, func(r credentialRule) bool {
+		return r.terminates() && onPort(r.ports, ProtoTCP, port)
+	})
+}
+
+// Unseen judges a TCP connection whose first bytes are no protocol's that is known,
+// and which may yet become any: what a rule denies to one protocol, and what may not
+// leave without a login of its own, it may not be. [Compiled.Judge] has allowed it.
+func (c *Compiled) Unseen(f Flow) Verdict {
+	within := netip.Prefix{}
+	if f.Addr.IsValid() {
+		within = host(f.Addr)
+	}
+	for i := range c.rules {
+		r := &c.rules[i]
+		if !onPort(r.ports, ProtoTCP, f.Port) || !r.reaches(f.Name, within) {
+			continue
+		}
+		if !r.allow && r.mayBeApp(ProtoTCP) {
+			return c.deny(r.label, "it may be of a protocol that is denied, and nothing is said that is understood")
+		}
+		if len(r.apps) == 0 {
+			break // it decides about all that has not been decided
+		}
+	}
+	for i := range c.credentials {
+		if r := &c.credentials[i]; !httpFamily(r.Protocol) && about(r.domains, r.ports, f.Name, f.Port) {
+			return c.deny(r.label, "a credential has to go with it, and nothing is said that is understood")
+		}
+	}
+	return Verdict{Allow: true}
+}
+
 // NeedsHTTP says whether plain HTTP to a name has to be parsed and not only passed.
 func (c *Compiled) NeedsHTTP(name string, port uint16) bool {
 	return slices.ContainsFunc(c.protocols, func(r protocolRule) bool { return about(r.domains, r.ports, name, port) }) ||

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -98,6 +99,30 @@ func TestF01_CredentialsGoWhereTheirRuleSays(t *testing.T) {
 	}
 	if c.ConnectionCredential("db.test", 22, SSH) != nil || c.ConnectionCredential("", 5432, TLS) != nil {
 		t.Error("a connection that no rule is about carries something")
+	}
+}
+
+func TestE08_WhatIsNotSeenMayBeAnything(t *testing.T) {
+	t.Parallel()
+	const redis = `"credentialRules":[{"name":"login","credentialRef":"r","protocol":"redis","domains":["db.test"]}]},
+	"credentialBindings":[{"ref":"r","sourceRef":"s","projection":{"type":"username_password","usernamePassword":{}}}]`
+	for _, c := range []struct {
+		what, policy, name, rule string
+	}{
+		{"a protocol that is denied", `{"mode":"allow-all","egress":{"trafficRules":[{"name":"no","action":"deny","appProtocols":["ssh"]}]}}`, "", "no"},
+		{"for a name", `{"mode":"allow-all","egress":{"trafficRules":[{"name":"no","action":"deny","domains":["db.test"],"appProtocols":["ssh"]}]}}`, "db.test", "no"},
+		{"for another name", `{"mode":"allow-all","egress":{"trafficRules":[{"name":"no","action":"deny","domains":["db.test"],"appProtocols":["ssh"]}]}}`, "x.test", ""},
+		{"on another port", `{"mode":"allow-all","egress":{"trafficRules":[{"name":"no","action":"deny","ports":[{"port":22}],"appProtocols":["ssh"]}]}}`, "", ""},
+		{"after what allows all", `{"mode":"block-all","egress":{"trafficRules":[{"action":"allow","cidrs":["8.8.8.8/32"]},{"name":"no","action":"deny","appProtocols":["ssh"]}]}}`, "", ""},
+		{"after what allows a protocol", `{"mode":"allow-all","egress":{"trafficRules":[{"action":"allow","appProtocols":["tls"]},{"name":"no","action":"deny","appProtocols":["ssh"]}]}}`, "", "no"},
+		{"UDP alone", `{"mode":"allow-all","egress":{"trafficRules":[{"name":"no","action":"deny","appProtocols":["udp"]}]}}`, "", ""},
+		{"a login", `{"mode":"allow-all","egress":{` + redis + `}`, "db.test", "login"},
+		{"a login elsewhere", `{"mode":"allow-all","egress":{` + redis + `}`, "x.test", ""},
+	} {
+		f := Flow{Name: c.name, Addr: netip.MustParseAddr("8.8.8.8"), Port: 6379}
+		if v := compile(t, Fixed{}, c.policy).Unseen(f); v.Allow != (c.rule == "") || v.Rule != c.rule {
+			t.Errorf("%s: %+v", c.what, v)
+		}
 	}
 }
 

@@ -144,7 +144,7 @@ func (s *session) tls(ctx context.Context, head *sniff.Conn, hello sniff.Hello) 
 func tlsWay(p *policy.Compiled, to policy.Flow, ech bool) (way, policy.Verdict) {
 	intercept := p.NeedsInterception(to.Name, to.Port)
 	switch {
-	case intercept && to.Name == "":
+	case to.Name == "" && p.InterceptsPort(to.Port):
 		return 0, refusal("a rule has to look inside, and there is no name to answer in")
 	case ech && !intercept:
 		return 0, refusal("the ClientHello is encrypted: its name is not the connection's") // E08
@@ -219,6 +219,8 @@ func rawWay(p *policy.Compiled, to policy.Flow) (way, policy.Verdict) {
 		return 0, refusal("a rule has to look inside, and nothing is said that it understands")
 	case to.App != "" && p.ConnectionCredential(to.Name, to.Port, to.App) != nil:
 		return loggedIn, policy.Verdict{Allow: true}
+	case to.App == "":
+		return spliced, p.Unseen(to)
 	}
 	return spliced, policy.Verdict{Allow: true}
 }

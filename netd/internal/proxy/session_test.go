@@ -219,6 +219,58 @@ func TestE08_WaitingGetsPastNoRule(t *testing.T) {
 	}
 }
 
+// What is not understood could be anything: it passes where nothing that it could be
+// is denied, or has to carry a login.
+func TestE08_WhatIsNotUnderstoodMayBeWhatIsDenied(t *testing.T) {
+	t.Parallel()
+	const login = `"credentialBindings":[{"ref":"r","sourceRef":"src","projection":{"type":"username_password","usernamePassword":{}}}]}`
+	for _, policy := range []string{
+		`{"mode":"allow-all","egress":{"trafficRules":[{"name":"no shells","action":"deny","appProtocols":["ssh"]}]}}`,
+		`{"mode":"allow-all","egress":{"credentialRules":[{"credentialRef":"r","protocol":"redis"}]},` + login,
+	} {
+		b := newBox(t, policy)
+		for _, says := range []string{"", "PING\r\n"} { // a client that waits, or in a way that only its server knows
+			c := b.dial("6379")
+			io.WriteString(c, says)
+			gone(t, c)
+		}
+		for _, kind := range []string{"silent", "unknown"} {
+			if r := b.recorded(func(r audit.Record) bool { return r.ClassifierResult == kind }); r.Action != audit.Deny || !strings.Contains(r.Reason, "that is understood") {
+				t.Errorf("%s: %+v", kind, r)
+			}
+		}
+	}
+	b := newBox(t, `{"mode":"allow-all","egress":{"trafficRules":[{"action":"deny","appProtocols":["ssh"],"ports":[{"port":22}]}]}}`)
+	gone(t, b.dial("6379"))
+	if r := b.recorded(func(r audit.Record) bool { return r.ClassifierResult == "silent" }); r.Action != audit.Allow {
+		t.Errorf("on another port: %+v", r)
+	}
+}
+
+func TestE08_NoNameIsEveryName(t *testing.T) {
+	t.Parallel()
+	b := tokenBox(t, "")
+	b.policy(strings.Replace(withToken(""), "block-all", "allow-all", 1))
+	byAddress := tls.Client(b.dial("443"), &tls.Config{ServerName: claimed4, RootCAs: b.trust(true)}) // which is no name to send
+	if err := byAddress.Handshake(); err == nil {
+		t.Error("somebody answered")
+	}
+	if r := b.recorded(func(r audit.Record) bool { return r.Protocol == "tls" }); r.Action != audit.Deny || !strings.Contains(r.Reason, "no name") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestE10_EmptyLinesHideNoRequest(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, `{"mode":"allow-all","egress":{"protocolRules":[{"name":"read only","protocol":"http","domains":["good.example"],"http":{"methods":{"allowed":["GET"]}}}]}}`)
+	c := b.dial("80")
+	io.WriteString(c, "\r\n\r\nDELETE /hidden HTTP/1.1\r\nHost: good.example\r\n\r\n")
+	gone(t, c)
+	if r := b.recorded(func(r audit.Record) bool { return true }); r.Protocol != "http" || b.w.origin.find("/hidden") != nil {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestE20_AResetArrivesAndTheSlotIsFreed(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, onlyGood)

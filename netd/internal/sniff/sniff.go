@@ -105,8 +105,12 @@ func startsWith(b, want []byte) verdict {
 }
 
 // isHTTP wants a whole request line: a method, a target and a version. Text of
-// other protocols (IRC, FTP) begins with a word, too.
+// other protocols (IRC, FTP) begins with a word, too. Servers skip empty lines
+// before it (RFC 9112, 2.2), so nobody may hide a request behind them.
 func isHTTP(b []byte) verdict {
+	if b = bytes.TrimLeft(b, "\r\n"); len(b) == 0 {
+		return maybe
+	}
 	method := 0
 	for method < len(b) && isLetter(b[method]) {
 		method++

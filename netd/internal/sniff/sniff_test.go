@@ -110,7 +110,7 @@ func TestClassify(t *testing.T) {
 		"GET / HTTP/1.1\r\n": HTTP, "get / HTTP/1.0\n": HTTP, "OPTIONS * HTTP/1.1\r\nHost: a\r\n": HTTP,
 		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": HTTP2, "SSH-2.0-OpenSSH_9\r\n": SSH, "\x05\x01\x00": SOCKS5, "\x05\x02\x00\x02": SOCKS5,
 		"\x10\x0c\x00\x04MQTT\x04": MQTT, "\x10\xff\x01\x00\x06MQIsdp": MQTT, "*1\r\n$4\r\nPING\r\n": Redis, "AMQP\x00\x00\x09\x01": AMQP, mongo: MongoDB,
-		"USER me\r\n": Unknown, "GET /\r\n": Unknown, "\r\nGET / HTTP/1.1\r\n": Unknown, "\x05\x01\x00more": Unknown, "\x05\x00\xff\xff\xff": Unknown, "*x\r\n": Unknown,
+		"USER me\r\n": Unknown, "GET /\r\n": Unknown, "\r\n\nGET / HTTP/1.1\r\n": HTTP, "\r\nUSER me\r\n": Unknown, "\x05\x01\x00more": Unknown, "\x05\x00\xff\xff\xff": Unknown, "*x\r\n": Unknown,
 		"\x10\xff\xff\xff\xff\x01": Unknown, "\x00\x00\x00\x00": Unknown, "AMQPS\r\n": Unknown, strings.Repeat("a", 30): Unknown,
 		strings.Replace(mongo, "\xdd", "\xde", 1): Unknown, "GET " + strings.Repeat("x", maxRequestLine): Unknown,
 	} {
@@ -119,7 +119,7 @@ func TestClassify(t *testing.T) {
 			t.Errorf("%.30q: %v, %v, want %v", text, got.Kind, err, want)
 		}
 	}
-	for _, begun := range []string{"", "G", "GET ", "GET / HTTP/1.1", "PRI * HT", "SS", "\x05", "\x05\x02\x00", "\x10", "\x10\x0c\x00", "*", "*12", "*12\r", "AMQ", mongo[:15], "\x16\x03"} {
+	for _, begun := range []string{"", "\r\n", "\r\nG", "G", "GET ", "GET / HTTP/1.1", "PRI * HT", "SS", "\x05", "\x05\x02\x00", "\x10", "\x10\x0c\x00", "*", "*12", "*12\r", "AMQ", mongo[:15], "\x16\x03"} {
 		if got, err := Classify([]byte(begun)); !errors.Is(err, ErrMore) {
 			t.Errorf("%q: %v, %v", begun, got.Kind, err)
 		}
