@@ -67,17 +67,32 @@ func (a *Archive) Collect(ctx context.Context, dryRun bool, log *slog.Logger) (C
 		}
 	}
 	c.Abandoned = len(due)
-	for _, u := range due[:min(len(due), max(1, c.Unfinished/share))] {
-		log.Info("collecting an upload that was cut off", "upload", u, "dry_run", dryRun)
-		if dryRun {
+	most := max(1, c.Unfinished/share)
+	if dryRun {
+		for _, u := range due[:min(len(due), most)] {
+			log.Info("would collect an upload that was cut off", "upload", u)
+		}
+		return c, nil
+	}
+	c.Removed, err = a.collectAll(ctx, due, most, log)
+	return c, err
+}
+
+// collectAll removes so many at most. One that can't be removed keeps no other from it.
+func (a *Archive) collectAll(ctx context.Context, due []upload, most int, log *slog.Logger) (removed int, err error) {
+	var failed []error
+	for _, u := range due {
+		if removed == most || ctx.Err() != nil {
+			break
+		}
+		log.Info("collecting an upload that was cut off", "upload", u)
+		if err := a.collect(ctx, u); err != nil {
+			failed = append(failed, fmt.Errorf("collecting upload %s: %w", u, err))
 			continue
 		}
-		if err := a.collect(ctx, u); err != nil {
-			return c, fmt.Errorf("collecting upload %s: %w", u, err)
-		}
-		c.Removed++
+		removed++
 	}
-	return c, nil
+	return removed, errors.Join(append(failed, context.Cause(ctx))...)
 }
 
 func (a *Archive) collect(ctx context.Context, u upload) error {

@@ -298,6 +298,33 @@ func TestG09_Collect(t *testing.T) {
 	}
 }
 
+// G09: one that can't be removed keeps no other from it.
+func TestG09_CollectPassesOverWhatItCannotRead(t *testing.T) {
+	t.Parallel()
+	inner, _ := newDirStore(t)
+	store := aged{inner, map[string]time.Duration{}}
+	a := newArchive(t, store, newKeys(t))
+	for u, note := range map[upload][]byte{
+		{}:                            []byte("no note"), // the first of every list
+		{0: 0xff, uploadBytes - 1: 1}: Ref{"team", newID(t), 1}.announce(),
+		{0: 0xff, uploadBytes - 1: 2}: Ref{"team", newID(t), 1}.announce(),
+	} {
+		if err := inner.Put(t.Context(), u.key(), note); err != nil {
+			t.Fatal(err)
+		}
+		store.ages[u.key()] = abandoned + time.Hour
+	}
+	log := slog.New(slog.DiscardHandler)
+	for due := 3; due > 1; due-- {
+		if c, err := a.Collect(t.Context(), false, log); err == nil || c.Abandoned != due || c.Removed != 1 {
+			t.Errorf("of %d, the first unreadable: %+v, %v", due, c, err)
+		}
+	}
+	if left := keysOf(t, inner, uploadsPrefix); len(left) != 1 || left[0] != (upload{}).key() {
+		t.Errorf("left: %q", left)
+	}
+}
+
 // BenchmarkImage moves an image of 64 MiB of memory-like data: half zeros in pages, a
 // quarter text, a quarter noise.
 func BenchmarkImage(b *testing.B) {
