@@ -86,10 +86,16 @@ func about(domains []pattern, ports []portRange, name string, port uint16) bool 
 // NeedsInterception says whether TLS to a name has to be terminated: a protocol
 // rule or a credential is to look inside or to change what is there.
 func (c *Compiled) NeedsInterception(name string, port uint16) bool {
+	return c.Inspects(name, port) || c.ConnectionCredential(name, port, TLS) != nil
+}
+
+// Inspects says whether something other than a client certificate has TLS to a name
+// terminated: requests have to be seen.
+func (c *Compiled) Inspects(name string, port uint16) bool {
 	return slices.ContainsFunc(c.protocols, func(r protocolRule) bool {
 		return r.TLSMode != Passthrough && about(r.domains, r.ports, name, port)
 	}) || slices.ContainsFunc(c.credentials, func(r credentialRule) bool {
-		return r.terminates() && about(r.domains, r.ports, name, port)
+		return r.Protocol != TLS && r.terminates() && about(r.domains, r.ports, name, port)
 	})
 }
 

@@ -41,8 +41,11 @@ func (p *Policy) Validate() error {
 	if data, err := p.JSON(); err != nil || len(data) > maxBytes {
 		return fmt.Errorf("the network policy is larger than %d KiB", maxBytes>>10)
 	}
-	_, err = Compile(p, Fixed{})
-	return err
+	c, err := Compile(p, Fixed{})
+	if err != nil {
+		return err
+	}
+	return c.validateTunnels()
 }
 
 func (p *Policy) validate() error {
@@ -76,6 +79,35 @@ func (p *Policy) validate() error {
 		return err
 	}
 	return at("egress.proxy", p.validateProxy())
+}
+
+// validateTunnels refuses that a connection has to present a client certificate, and
+// has to be looked into by another rule as well: what is inside passes as it is.
+func (c *Compiled) validateTunnels() error {
+	for _, cert := range c.credentials {
+		if cert.Protocol != TLS {
+			continue
+		}
+		for _, r := range c.protocols {
+			if r.TLSMode != Passthrough && meet(cert.domains, r.domains) && meetPorts(cert.ports, r.ports) {
+				return fmt.Errorf("egress: what carries the client certificate of %s can't be looked into, which %s asks for", cert.label, r.label)
+			}
+		}
+	}
+	return nil
+}
+
+// meet says whether some name is in both of two lists of domains; an empty one has all.
+func meet(a, b []pattern) bool {
+	return len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(p pattern) bool {
+		return slices.ContainsFunc(b, func(q pattern) bool { return p.matches(q.name) || q.matches(p.name) })
+	})
+}
+
+func meetPorts(a, b []portRange) bool {
+	return len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(p portRange) bool {
+		return slices.ContainsFunc(b, func(q portRange) bool { return p.proto == q.proto && p.lo <= q.hi && q.lo <= p.hi })
+	})
 }
 
 // at puts where before what.

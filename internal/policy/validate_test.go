@@ -61,6 +61,37 @@ func TestValidateNamesTheField(t *testing.T) {
 	}
 }
 
+// Under a client certificate nothing is looked into, so no rule may ask for it.
+func TestE10_AClientCertificateIsNoWayPastRules(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		what, cert, rule string
+		refused          bool
+	}{
+		{"everywhere", ``, ``, true},
+		{"the same name", `,"domains":["a.test"]`, `,"domains":["a.test"]`, true},
+		{"one name of many", `,"domains":["b.a.test"]`, `,"domains":["x.test","*.a.test"]`, true},
+		{"many, one name", `,"domains":["*.a.test"]`, `,"domains":["b.a.test"]`, true},
+		{"both many", `,"domains":["*.b.a.test"]`, `,"domains":["*.a.test"]`, true},
+		{"another name", `,"domains":["a.test"]`, `,"domains":["b.a.test","ba.test"]`, false},
+		{"overlapping ports", `,"ports":[{"port":443}]`, `,"ports":[{"port":400,"endPort":500}]`, true},
+		{"other ports", `,"ports":[{"port":443}]`, `,"ports":[{"port":80}]`, false},
+		{"a rule that passes TLS", ``, `,"tlsMode":"passthrough"`, false},
+		{"a certificate that is off", `,"rollout":"disabled"`, ``, false},
+	} {
+		p, err := Parse([]byte(`{"mode":"allow-all","egress":{
+			"credentialRules":[{"credentialRef":"c","protocol":"tls","tlsMode":"terminate-reoriginate"` + c.cert + `}],
+			"protocolRules":[{"protocol":"http","http":{"methods":{"allowed":["GET"]}}` + c.rule + `}]},
+			"credentialBindings":[{"ref":"c","sourceRef":"s","projection":{"type":"tls_client_certificate","tlsClientCertificate":{}}}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Validate(); (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), "client certificate") {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+}
+
 func TestParseRefusesWhatItDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	for _, source := range []string{`{"mode":"allow-all","more":1}`, `{"mode":"allow-all"} {}`, `[]`, `{"mode":1}`, ``, `{"mode":"` + strings.Repeat("x", maxBytes) + `"}`} {

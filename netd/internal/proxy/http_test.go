@@ -249,6 +249,20 @@ func TestClientCertificates(t *testing.T) {
 	}
 }
 
+func TestE10_AClientCertificateIsNoWayPastCredentials(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, `{"mode":"allow-all","egress":{
+	"credentialRules":[{"credentialRef":"c","protocol":"tls","tlsMode":"terminate-reoriginate","domains":["good.example"]},{"credentialRef":"tok","protocol":"https","tlsMode":"terminate-reoriginate","domains":["good.example"]}]},
+	"credentialBindings":[{"ref":"c","sourceRef":"src","projection":{"type":"tls_client_certificate","tlsClientCertificate":{}}},
+	{"ref":"tok","sourceRef":"src","projection":{"type":"http_headers","httpHeaders":{"headers":[{"name":"Authorization","valueTemplate":"{{ .token }}"}]}}}]}`)
+	if status, body, _ := get(t, b.client(true, false), "https://good.example/both"); status != 0 {
+		t.Errorf("%d %s", status, body)
+	}
+	if r := b.recorded(func(r audit.Record) bool { return r.Host == "good.example" }); r.Action != audit.Deny || !strings.Contains(r.Reason, "client certificate") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestF14_LoginsThatCannotBePlacedAreRefused(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, `{"mode":"allow-all","egress":{"credentialRules":[{"credentialRef":"r","protocol":"redis"}]},

@@ -150,10 +150,12 @@ func tlsWay(p *policy.Compiled, to policy.Flow, ech bool) (way, policy.Verdict) 
 		return 0, refusal("the ClientHello is encrypted: its name is not the connection's") // E08
 	case !intercept:
 		return spliced, policy.Verdict{Allow: true}
-	case p.ConnectionCredential(to.Name, to.Port, policy.TLS) != nil:
-		return tunnelled, policy.Verdict{Allow: true}
+	case p.ConnectionCredential(to.Name, to.Port, policy.TLS) == nil:
+		return intercepted, policy.Verdict{Allow: true}
+	case p.Inspects(to.Name, to.Port):
+		return 0, refusal("a rule has to look inside, where a client certificate lets everything pass")
 	}
-	return intercepted, policy.Verdict{Allow: true}
+	return tunnelled, policy.Verdict{Allow: true}
 }
 
 // http has the HTTP proxy answer.
