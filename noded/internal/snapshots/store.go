@@ -29,14 +29,15 @@ const (
 // gave them. A snapshot is there whole or not at all; what was being made or removed when
 // the process died is swept.
 type Store struct {
-	dir string
+	dir  string
+	sync func(dir string) error // syncDir, but in tests
 
 	mu     sync.Mutex
 	drafts map[string]bool // names that are being made
 }
 
 // NewStore makes the Store of a directory, which is made when it is needed.
-func NewStore(dir string) *Store { return &Store{dir: dir, drafts: map[string]bool{}} }
+func NewStore(dir string) *Store { return &Store{dir: dir, sync: syncDir, drafts: map[string]bool{}} }
 
 // ErrBusy is returned for a name that is being made.
 var ErrBusy = errors.New("the snapshot is being made")
@@ -85,7 +86,7 @@ func (s *Store) end(name string) {
 func (s *Store) Commit(name string) error {
 	return errors.Join(
 		unix.Renameat2(unix.AT_FDCWD, s.path(name)+draftSuffix, unix.AT_FDCWD, s.path(name), unix.RENAME_NOREPLACE),
-		syncDir(s.dir), syncDir(filepath.Dir(s.dir)))
+		s.sync(s.dir), s.sync(filepath.Dir(s.dir)))
 }
 
 // Abort removes the draft, if there is one still, and ends what Begin began. If it can't,
@@ -121,8 +122,11 @@ func (s *Store) Delete(name string) error {
 	if err == nil {
 		err = os.Rename(s.path(name), gone) // who reads it now finds nothing, not half of it
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		err = s.sync(s.dir) // also of an earlier removal: who hears that it is gone forgets it
+	}
+	if errors.Is(err, fs.ErrNotExist) { // there has never been one
+		err = nil
 	}
 	return errors.Join(err, os.RemoveAll(gone))
 }

@@ -1,0 +1,44 @@
+package snapshots
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"testing"
+)
+
+// R4: a snapshot whose removal was answered does not come back with the power.
+func TestR4_ADeletedSnapshotIsDurablyGone(t *testing.T) {
+	t.Parallel()
+	const name = "00000000-0000-4000-8000-000000000001"
+	s := NewStore(t.TempDir())
+	var wrong error
+	var names []string // in the directory when it is synced
+	s.sync = func(dir string) error {
+		entries, err := os.ReadDir(dir)
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return errors.Join(err, wrong)
+	}
+	for _, wrong = range []error{nil, errors.New("input/output error")} {
+		names = nil
+		if err := os.Mkdir(s.path(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Delete(name); !errors.Is(err, wrong) {
+			t.Errorf("deleted: %v", err)
+		}
+		if !slices.Equal(names, []string{name + goneSuffix}) {
+			t.Errorf("synced were %q", names)
+		}
+	}
+	synced := 0
+	s.sync = func(string) error { synced++; return wrong }
+	if err := s.Delete(name); !errors.Is(err, wrong) || synced != 1 {
+		t.Errorf("deleted again, after its sync had failed: %v, synced %d times", err, synced)
+	}
+	if err := NewStore(s.path("nowhere")).Delete(name); err != nil {
+		t.Errorf("deleted where there is none: %v", err)
+	}
+}
