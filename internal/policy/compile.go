@@ -172,7 +172,7 @@ func (c *Compiled) scope(p netip.Prefix) *scope {
 // intervals cuts the ports where any rule of a scope begins or ends.
 func (c *Compiled) intervals(s *scope, proto Proto) (all [][2]uint16) {
 	starts := []int{0}
-	for _, r := range c.portRanges(s) {
+	for _, r := range c.portRanges(s, proto) {
 		if r.proto == proto {
 			starts = append(starts, int(r.lo), int(r.hi)+1)
 		}
@@ -187,15 +187,19 @@ func (c *Compiled) intervals(s *scope, proto Proto) (all [][2]uint16) {
 	return all
 }
 
-func (c *Compiled) portRanges(s *scope) (all []portRange) {
-	for _, r := range s.rules {
-		all = append(all, r.ports...)
-	}
+func (c *Compiled) portRanges(s *scope, proto Proto) (all []portRange) {
 	for i := range c.protocols {
 		all = append(all, c.protocols[i].ports...)
 	}
 	for i := range c.credentials {
 		all = append(all, c.credentials[i].ports...)
+	}
+	all = slices.DeleteFunc(all, func(r portRange) bool { return r.proto != ProtoTCP })
+	for i := range all { // what is looked into over TCP is closed to UDP
+		all[i].proto = proto
+	}
+	for _, r := range s.rules {
+		all = append(all, r.ports...)
 	}
 	return all
 }
@@ -258,11 +262,12 @@ func (c *Compiled) looksInto(port uint16) bool {
 		slices.ContainsFunc(c.credentials, func(r credentialRule) bool { return onPort(r.ports, ProtoTCP, port) })
 }
 
-// udp decides by address alone, or by the names that an address was learnt for.
-// That a name is denied its resolver enforces: its addresses are never learnt.
+// udp decides by address alone, or by the names that an address was learnt for. It
+// is denied where it could be HTTP/3 to what TCP would be looked into for (E13), and
+// where a name is denied: any address may be that name's, learnt or not.
 func (c *Compiled) udp(e *Entry, final bool, maybe []int) (slot uint8, _ error) {
 	switch {
-	case c.policy.egress().Proxy != nil:
+	case c.policy.egress().Proxy != nil, c.InterceptsPort(e.Lo), final && c.deniesNames(maybe):
 		e.Action = Deny
 	case final:
 		e.Action = Allow
@@ -271,6 +276,24 @@ func (c *Compiled) udp(e *Entry, final bool, maybe []int) (slot uint8, _ error) 
 		return c.slot(maybe)
 	}
 	return 0, nil
+}
+
+// deniesNames says whether rules, in their order, deny any name.
+func (c *Compiled) deniesNames(rules []int) bool {
+	var allowed []pattern
+	for _, i := range rules {
+		r := &c.rules[i]
+		if r.allow {
+			allowed = append(allowed, r.domains...)
+			continue
+		}
+		for _, p := range r.domains {
+			if !slices.ContainsFunc(allowed, func(q pattern) bool { return q.matches(p.name) && (q.wild || !p.wild) }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (c *Compiled) slot(rules []int) (uint8, error) {

@@ -175,11 +175,11 @@ func TestCompileMeansWhatIsWritten(t *testing.T) {
 func wrongAction(proto Proto, a Action, allowed, denied int, unnamed bool) string {
 	switch a {
 	case Allow:
-		if proto == ProtoTCP && denied > 0 || !unnamed {
+		if denied > 0 || !unnamed {
 			return "passes what may be denied"
 		}
-	case Deny:
-		if allowed > 0 {
+	case Deny: // UDP to an address that may be a denied name's
+		if allowed > 0 && (proto == ProtoTCP || denied == 0) {
 			return "denies what may be allowed"
 		}
 	case L7:
@@ -319,6 +319,30 @@ func TestAuditOnlyTellsAndPasses(t *testing.T) {
 	}
 	if v := c.Resolve("b.test"); !v.Allow || !v.WouldDeny {
 		t.Errorf("a name that would be denied: %+v", v)
+	}
+}
+
+func TestE13_UDPIsNoWayPastRules(t *testing.T) {
+	t.Parallel()
+	const token = `"credentialBindings":[{"ref":"k","sourceRef":"s","projection":{"type":"http_headers","httpHeaders":{"headers":[{"name":"Authorization","valueTemplate":"{{ .token }}"}]}}}]`
+	for source, want := range map[string]map[uint16]Action{
+		`{"mode":"allow-all","egress":{"protocolRules":[{"protocol":"http","domains":["a.test"],"ports":[{"port":443}],"http":{"methods":{"allowed":["GET"]}}}]}}`:        {442: Allow, 443: Deny, 444: Allow},
+		`{"mode":"allow-all","egress":{"protocolRules":[{"protocol":"http","http":{"methods":{"allowed":["GET"]}}}]}}`:                                                    {443: Deny, 123: Deny},
+		`{"mode":"allow-all","egress":{"protocolRules":[{"protocol":"http","tlsMode":"passthrough","ports":[{"port":443}],"http":{"methods":{"allowed":["GET"]}}}]}}`:     {443: Allow},
+		`{"mode":"allow-all","egress":{"credentialRules":[{"credentialRef":"k","domains":["a.test"],"ports":[{"port":443}]}]},` + token + `}`:                             {443: Deny, 444: Allow},
+		`{"mode":"block-all","egress":{"allowedDomains":["a.test"],"credentialRules":[{"credentialRef":"k","domains":["a.test"],"ports":[{"port":443}]}]},` + token + `}`: {443: Deny, 444: DNSLearn},
+		`{"mode":"allow-all","egress":{"deniedDomains":["a.test"]}}`:                                                                                                      {443: Deny, 123: Deny},
+		`{"mode":"allow-all","egress":{"trafficRules":[{"action":"deny","domains":["a.test"],"ports":[{"port":443,"protocol":"udp"}]}]}}`:                                 {443: Deny, 123: Allow},
+		`{"mode":"allow-all","egress":{"trafficRules":[{"action":"deny","domains":["a.test"],"ports":[{"port":443}]}]}}`:                                                  {443: Allow},
+		`{"mode":"allow-all","egress":{"trafficRules":[{"action":"allow","cidrs":["8.8.8.8/32"]},{"action":"deny","domains":["a.test"]}]}}`:                               {443: Allow},
+		`{"mode":"allow-all","enforcement":"audit-only","egress":{"protocolRules":[{"protocol":"http","ports":[{"port":443}],"http":{"methods":{"allowed":["GET"]}}}]}}`:  {443: WouldDeny},
+	} {
+		c := compile(t, Fixed{}, source)
+		for port, action := range want {
+			if got, _ := c.packet(netip.MustParseAddr("8.8.8.8"), ProtoUDP, port); got != action {
+				t.Errorf("%s: port %d: %v, want %v", source, port, got, action)
+			}
+		}
 	}
 }
 

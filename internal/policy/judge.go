@@ -54,6 +54,9 @@ func (c *Compiled) Judge(f Flow) Verdict {
 	if f.Proto == ProtoUDP && c.policy.egress().Proxy != nil {
 		return c.deny("proxy", "UDP does not leave beside a proxy")
 	}
+	if f.Proto == ProtoUDP && c.InterceptsPort(f.Port) {
+		return c.deny("protocol", "a rule has to look into this port, and UDP cannot be looked into")
+	}
 	for i := range c.rules {
 		if r := &c.rules[i]; r.matches(f, within) {
 			return c.says(r.label, r.allow)
