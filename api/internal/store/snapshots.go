@@ -19,6 +19,12 @@ const (
 	snapshotUnit = 1_000_000_000
 	// maxSnapshots bounds a team's snapshots, and with it every list.
 	maxSnapshots = 1000
+	// maxCreating bounds those that a team is making at a moment: what they will take is
+	// in no sum yet, and each may take it beyond its quota.
+	maxCreating = 16
+	// snapshotsLock is the advisory lock, with a team's hash, of who counts its snapshots
+	// and adds one: two at the same time would both find room for the last.
+	snapshotsLock = 0x73_6e_61_70
 )
 
 // Snapshot is what a sandbox had written to its root filesystem; see
@@ -53,11 +59,15 @@ type NewSnapshot struct {
 // BeginSnapshot stores a snapshot that is being made, if its team may have another.
 func (s *Store) BeginSnapshot(ctx context.Context, n NewSnapshot) error {
 	return s.inTx(ctx, "beginning a snapshot", func(ctx context.Context, tx pgx.Tx) error {
-		var past, many, full bool
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, hashtext($2::text))", snapshotsLock, n.TeamID); err != nil {
+			return err
+		}
+		var past, many, busy, full bool
 		err := tx.QueryRow(ctx, `SELECT coalesce($2 <= now(), false), count(*) >= $3,
+				count(*) FILTER (WHERE state = 'creating' AND lease_until > now()) >= $6,
 				sum(size_bytes) >= (SELECT limit_value * $4::numeric FROM (`+allQuotas+`) q (dimension, limit_value) WHERE dimension = $5) IS TRUE
 			FROM rootfs_snapshots WHERE team_id = $1 AND state <> 'deleting'`,
-			n.TeamID, n.ExpiresAt, maxSnapshots, snapshotUnit, QuotaSnapshots).Scan(&past, &many, &full)
+			n.TeamID, n.ExpiresAt, maxSnapshots, snapshotUnit, QuotaSnapshots, maxCreating).Scan(&past, &many, &busy, &full)
 		switch {
 		case err != nil:
 			return err
@@ -65,6 +75,8 @@ func (s *Store) BeginSnapshot(ctx context.Context, n NewSnapshot) error {
 			return errdefs.New(errdefs.InvalidArgument, "expires_at is in the past")
 		case many:
 			return errdefs.New(errdefs.Exhausted, "the team has %d snapshots, the most it may", maxSnapshots).WithRetryAfter(quotaRetryAfter)
+		case busy:
+			return errdefs.New(errdefs.Exhausted, "the team is making %d snapshots, the most it may at a time", maxCreating).WithRetryAfter(quotaRetryAfter)
 		case full:
 			return errdefs.New(errdefs.Exhausted, "the team's quota of %s is used up", QuotaSnapshots).WithRetryAfter(quotaRetryAfter)
 		}
