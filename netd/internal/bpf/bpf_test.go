@@ -646,3 +646,24 @@ func BenchmarkJudge(b *testing.B) {
 		}
 	})
 }
+
+// The last owner ended before the process did: what it learnt is all that tells of it.
+func TestE23_ASerialIsNotUsedAgainAfterARestart(t *testing.T) {
+	needKernel(t)
+	dir := pins(t)
+	k := open(t, dir)
+	first := attach(t, k, 7)
+	if err := k.Learn(first, netip.MustParseAddr("93.184.0.2"), 1, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Detach(loopback); err != nil {
+		t.Fatal(err)
+	}
+	k.Close()
+	k = open(t, dir)
+	if second := attach(t, k, 8); second == first {
+		t.Error("two sandboxes have one serial")
+	}
+	setPolicy(t, k, `{"mode":"block-all","egress":{"trafficRules":[{"name":"n","action":"allow","domains":["example.com"],"ports":[{"port":9,"protocol":"udp"}]}]}}`)
+	check(t, k, "the last owner's names", udp("93.184.0.2", 9), MarkDeny)
+}

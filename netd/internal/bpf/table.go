@@ -54,13 +54,21 @@ func (k *Kernel) takeOver() error {
 	var ifindex uint32
 	var s netdSandbox
 	used := map[uint32]int{}
-	for it := k.obj.Sandboxes.Iterate(); it.Next(&ifindex, &s); {
+	links := k.obj.Sandboxes.Iterate()
+	for links.Next(&ifindex, &s) {
 		found := s
 		k.links[int(ifindex)] = &found
 		used[s.Gen]++
 		k.generation, k.serial = max(k.generation, s.Gen), max(k.serial, s.Serial)
 	}
-	if err := k.gather(); err != nil {
+	// Addresses that a sandbox learnt outlive it: whoever got its serial would have them.
+	var name netdNameKey
+	var learnt netdName
+	names := k.obj.Names.Iterate()
+	for names.Next(&name, &learnt) {
+		k.serial = max(k.serial, name.Serial)
+	}
+	if err := errors.Join(links.Err(), names.Err(), k.gather()); err != nil {
 		return err
 	}
 	for gen, e := range k.entries {
