@@ -67,12 +67,26 @@ func plainNode(n parse.Node) bool {
 
 // Render makes the value. Its errors say nothing of the values.
 func (t *Template) Render(values map[string]string) (string, error) {
-	var out strings.Builder
-	if err := t.parsed.Execute(&out, values); err != nil {
+	out := limited{left: maxRendered}
+	err := t.parsed.Execute(&out, values)
+	switch {
+	case out.left < 0:
+		return "", fmt.Errorf("the value is longer than %d bytes", maxRendered)
+	case err != nil:
 		return "", errors.New("the source has not the values that the template needs")
 	}
-	if out.Len() > maxRendered {
-		return "", fmt.Errorf("the value is longer than %d bytes", maxRendered)
+	return out.text.String(), nil
+}
+
+// limited stops a template that makes too much.
+type limited struct {
+	text strings.Builder
+	left int
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.left -= len(p); l.left < 0 {
+		return 0, errors.New("too much")
 	}
-	return out.String(), nil
+	return l.text.Write(p)
 }

@@ -75,6 +75,22 @@ func TestF05_EverySpellingIsReplaced(t *testing.T) {
 	}
 }
 
+// What a template may call is said where it is validated, and here it is so.
+func TestTemplatesOfPoliciesAreRendered(t *testing.T) {
+	t.Parallel()
+	p, err := Prepare(values(map[string]string{"user": "me", "pass": "s3cret words"}), guest.Guest{ID: "s"}, header("Authorization", `Basic {{ print .user ":" .pass | base64 }}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, _ := http.NewRequest("GET", "https://a/", nil)
+	if err := p.Apply(r); err != nil {
+		t.Fatal(err)
+	}
+	if user, pass, ok := r.BasicAuth(); !ok || user != "me" || pass != "s3cret words" {
+		t.Errorf("%v", r.Header)
+	}
+}
+
 func TestPlaceholderBodiesAreBounded(t *testing.T) {
 	t.Parallel()
 	b := &policy.Binding{Ref: "r", Projection: policy.Projection{Type: policy.Placeholder, PlaceholderSubst: &policy.PlaceholderProj{Replacements: []policy.Replacement{{Placeholder: "HERE", ValueTemplate: "{{ .token }}", Locations: []string{"body"}}}}}}

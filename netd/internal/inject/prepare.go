@@ -1,14 +1,12 @@
 package inject
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"net/http"
 	"net/textproto"
 	"strings"
-	"text/template"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -18,13 +16,9 @@ import (
 	"s0.run/netd/internal/guest"
 )
 
-const (
-	// maxRendered bounds a rendered value; servers accept no longer header.
-	maxRendered = 16 << 10
-	// minSecret is the least length of a value that answers are searched for: what
-	// is shorter is everywhere.
-	minSecret = 8
-)
+// minSecret is the least length of a value that answers are searched for: what is
+// shorter is everywhere.
+const minSecret = 8
 
 // Prepared is a credential made ready for one request or connection.
 type Prepared struct {
@@ -145,30 +139,17 @@ func (p *Prepared) projectCertificate() error {
 }
 
 // render makes a value of a template over the source's values. Its errors never
-// hold a value: a template's own may.
+// hold a value.
 func render(text string, from *sealed.Secret) (string, error) {
-	t, err := template.New("").Option("missingkey=error").Parse(text)
+	t, err := policy.ParseTemplate(text)
 	if err != nil {
-		return "", fmt.Errorf("a value's template cannot be read")
+		return "", fmt.Errorf("a value's template: %w", err)
 	}
-	out := limited{left: maxRendered}
-	if err := t.Execute(&out, from.Values); err != nil {
-		return "", fmt.Errorf("a value's template does not fit its source, or makes too much")
+	value, err := t.Render(from.Values)
+	if err != nil {
+		return "", fmt.Errorf("a value's template: %w", err)
 	}
-	return out.buf.String(), nil
-}
-
-// limited stops a template that makes too much.
-type limited struct {
-	buf  bytes.Buffer
-	left int
-}
-
-func (l *limited) Write(p []byte) (int, error) {
-	if l.left -= len(p); l.left < 0 {
-		return 0, fmt.Errorf("too much")
-	}
-	return l.buf.Write(p)
+	return value, nil
 }
 
 func (p *Prepared) hide(s string) {
