@@ -55,9 +55,18 @@ func (m *Manager) pause(ctx context.Context, id sandbox.ID, gen sandbox.Generati
 		return Sandbox{}, err
 	}
 	if err := m.save(ctx, inst, rec, memory); err != nil {
-		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be paused", id).WithCause(err)
+		return Sandbox{}, saveError(err, errdefs.New(errdefs.Unavailable, "sandbox %s could not be paused", id))
 	}
 	return m.Get(id)
+}
+
+// saveError keeps why there is no room or no way, which whoever asked for a sandbox to be
+// saved shall know, and makes another of the rest.
+func saveError(err error, rest *errdefs.Error) error {
+	if errdefs.Is(err, errdefs.Exhausted) || errdefs.Is(err, errdefs.Conflict) {
+		return err
+	}
+	return rest.WithCause(err)
 }
 
 // save takes the steps of a pause. The caller has the turn; a Delete interrupts it.

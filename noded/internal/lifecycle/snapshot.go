@@ -44,7 +44,7 @@ func (m *Manager) Snapshot(ctx context.Context, id sandbox.ID, gen sandbox.Gener
 	}
 	if bytes, err = m.keep(ctx, inst, rec, name); err != nil {
 		m.log(rec).Warn("a snapshot failed", "snapshot", name, "error", err)
-		return 0, errdefs.New(errdefs.Unavailable, "sandbox %s could not be saved", id).WithCause(err)
+		return 0, saveError(err, errdefs.New(errdefs.Unavailable, "sandbox %s could not be saved", id))
 	}
 	m.log(rec).Info("kept a snapshot", "snapshot", name, "bytes", bytes)
 	return bytes, nil

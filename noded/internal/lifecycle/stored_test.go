@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"s0.run/internal/errdefs"
@@ -139,6 +140,39 @@ func TestX41_ADroppedImageIsFetched(t *testing.T) {
 	n.pause(id)
 	if list := n.Unstored(); len(list) != 1 || list[0].Generation != 2 {
 		t.Errorf("to be stored: %v", list)
+	}
+}
+
+// X41, X43: who can't have a snapshot or a pause is told whether it is worth another try.
+func TestX41_WhyASandboxCannotBeSaved(t *testing.T) {
+	t.Parallel()
+	m, s := newMachine(t), newShelf(t)
+	full := errdefs.New(errdefs.Exhausted, "the disk is full")
+	var fault atomic.Pointer[error]
+	m.node.Fault = func(effect string, _ sandbox.ID) error {
+		if err := fault.Load(); err != nil && effect == "runtime.Checkpoint" {
+			return *err
+		}
+		return nil
+	}
+	n := m.boot(with(s))
+	id, _ := n.asleep(s)
+	if dropped, err := n.DropStored(n.ctx()); !dropped || err != nil {
+		t.Fatalf("dropped: %v, %v", dropped, err)
+	}
+	causes := map[errdefs.Kind]error{errdefs.Conflict: archive.ErrDamaged, errdefs.Exhausted: full, errdefs.Unavailable: errors.New("connection refused")}
+	for want, cause := range causes {
+		s.fail(cause)
+		_, err := n.Snapshot(n.ctx(), id, 0, snap)
+		kind(t, err, want)
+	}
+	s.fail(nil)
+	n.resume(id, 2)
+	causes[errdefs.Conflict] = errdefs.New(errdefs.Conflict, "it can't be saved")
+	for want, cause := range causes {
+		fault.Store(&cause)
+		_, err := n.Pause(n.ctx(), id, 0)
+		kind(t, err, want)
 	}
 }
 
