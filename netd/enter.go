@@ -19,7 +19,8 @@ const hostEnv = "S0_NETD_HOST_NS"
 
 // enter puts the whole process into the data plane's network namespace, so that
 // whatever it opens is there, and returns the host's. Only one thread can change its
-// namespace; so that thread starts the program anew.
+// namespace; so that thread starts the program anew. It should be the main thread:
+// another loses the signal that the process asked for at its parent's death.
 func enter(path string) (host *os.File, err error) {
 	if value := os.Getenv(hostEnv); value != "" {
 		fd, err := strconv.Atoi(value)

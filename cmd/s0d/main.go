@@ -4,11 +4,17 @@ package main
 
 import (
 	"os"
+	"runtime"
 
 	"s0.run/cmd/s0d/internal/command"
 )
 
 // version is set by the linker.
 var version = "unknown"
+
+// The main goroutine keeps the main thread: it is the one that the kernel signals when
+// our parent dies, and netd starts itself anew from it. From any other thread, exec
+// would lose that signal, and netd would outlive the server.
+func init() { runtime.LockOSThread() }
 
 func main() { os.Exit(command.Main(version)) }

@@ -318,6 +318,9 @@ func (m *Machine) containerdObjects() ([]Trace, error) {
 
 // links lists the host ends of veths, by the aliases that name their sandboxes,
 // in the node's data-plane namespace.
+// netdLinks are the data plane's own, not a sandbox's.
+var netdLinks = []string{"up0", "hold0", "hold1"}
+
 func (m *Machine) links() ([]Trace, error) {
 	namespaces, err := m.dataplanes()
 	if err != nil {
@@ -330,7 +333,7 @@ func (m *Machine) links() ([]Trace, error) {
 			return nil, fmt.Errorf("links in %s: %w", path, err)
 		}
 		for _, l := range found {
-			if l.Type() == "veth" {
+			if l.Type() == "veth" && !slices.Contains(netdLinks, l.Attrs().Name) {
 				all = append(all, Trace{Kind: "link", Name: l.Attrs().Name + " " + l.Attrs().Alias, ID: m.idPattern().FindString(l.Attrs().Alias)})
 			}
 		}

@@ -59,7 +59,6 @@ var badRequests = []badRequest{
 	{name: "a negative ttl", path: "/api/v1/sandboxes", body: `{"template":"default","config":{"ttl":-1}}`, want: []int{400}, code: "bad_request"},
 	{name: "a ttl above the hard one", path: "/api/v1/sandboxes", body: `{"template":"default","config":{"ttl":10,"hard_ttl":5}}`, want: []int{400}, code: "bad_request"},
 	{name: "little memory", path: "/api/v1/sandboxes", body: `{"template":"default","config":{"resources":{"memory":"1Mi"}}}`, want: []int{400}, code: "bad_request"},
-	{name: "a policy that nobody enforces", path: "/api/v1/sandboxes", body: `{"template":"default","config":{"network":{"mode":"block-all"}}}`, want: []int{503}, code: "unavailable"},
 
 	// Queries and paths.
 	{name: "an unknown path", method: "GET", path: "/api/v1/no-such-thing", want: []int{404}, code: "not_found"},
