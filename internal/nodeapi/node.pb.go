@@ -27,6 +27,1415 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Volume is what a node must know of a volume to work on it.
+type Volume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // a UUID
+	Team          string                 `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`    // of who may write; grows with every owner
+	Backend       string                 `protobuf:"bytes,4,opt,name=backend,proto3" json:"backend,omitempty"` // s0fs or s3
+	S3            *S3Bucket              `protobuf:"bytes,5,opt,name=s3,proto3" json:"s3,omitempty"`           // of backend s3
+	Uid           uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`        // who owns what is written without a sandbox, and the root of an empty volume
+	Gid           uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
+	LimitBytes    int64                  `protobuf:"varint,8,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"` // 0: none. Beyond it writes fail with ENOSPC, file calls with 429
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Volume) Reset() {
+	*x = Volume{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Volume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Volume) ProtoMessage() {}
+
+func (x *Volume) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Volume.ProtoReflect.Descriptor instead.
+func (*Volume) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Volume) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Volume) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *Volume) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Volume) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *Volume) GetS3() *S3Bucket {
+	if x != nil {
+		return x.S3
+	}
+	return nil
+}
+
+func (x *Volume) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Volume) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Volume) GetLimitBytes() int64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+// S3Bucket is a bucket that is a volume. Its credential is package sealed's, of kind
+// s3: JSON of access_key, secret_key and, perhaps, session_token.
+type S3Bucket struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	Bucket        string                 `protobuf:"bytes,2,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Prefix        string                 `protobuf:"bytes,3,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Region        string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
+	Endpoint      string                 `protobuf:"bytes,5,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // empty: the provider's
+	Credential    *SealedCredential      `protobuf:"bytes,6,opt,name=credential,proto3" json:"credential,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *S3Bucket) Reset() {
+	*x = S3Bucket{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *S3Bucket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*S3Bucket) ProtoMessage() {}
+
+func (x *S3Bucket) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use S3Bucket.ProtoReflect.Descriptor instead.
+func (*S3Bucket) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *S3Bucket) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *S3Bucket) GetBucket() string {
+	if x != nil {
+		return x.Bucket
+	}
+	return ""
+}
+
+func (x *S3Bucket) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *S3Bucket) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *S3Bucket) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *S3Bucket) GetCredential() *SealedCredential {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+// Mount is a volume at a place inside a sandbox.
+type Mount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // the mount's own, a UUID
+	Volume        *Volume                `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	MountPoint    string                 `protobuf:"bytes,3,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"` // absolute and clean
+	ReadOnly      bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`      // shows what was committed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mount) Reset() {
+	*x = Mount{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mount) ProtoMessage() {}
+
+func (x *Mount) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mount.ProtoReflect.Descriptor instead.
+func (*Mount) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Mount) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Mount) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *Mount) GetMountPoint() string {
+	if x != nil {
+		return x.MountPoint
+	}
+	return ""
+}
+
+func (x *Mount) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+// MountState is how a mount is.
+type MountState struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Volume          string                 `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	MountPoint      string                 `protobuf:"bytes,3,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
+	ReadOnly        bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	State           string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // mounted, or failed: its file system answers EIO
+	Error           string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"` // why it failed
+	MountedUnixNano int64                  `protobuf:"varint,7,opt,name=mounted_unix_nano,json=mountedUnixNano,proto3" json:"mounted_unix_nano,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *MountState) Reset() {
+	*x = MountState{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountState) ProtoMessage() {}
+
+func (x *MountState) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountState.ProtoReflect.Descriptor instead.
+func (*MountState) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *MountState) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MountState) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *MountState) GetMountPoint() string {
+	if x != nil {
+		return x.MountPoint
+	}
+	return ""
+}
+
+func (x *MountState) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *MountState) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *MountState) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *MountState) GetMountedUnixNano() int64 {
+	if x != nil {
+		return x.MountedUnixNano
+	}
+	return 0
+}
+
+// VolumeState is what a node knows of a volume.
+type VolumeState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // the latest that the node has seen
+	Bytes         int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // what its files hold
+	Files         int64                  `protobuf:"varint,4,opt,name=files,proto3" json:"files,omitempty"`
+	Uncommitted   bool                   `protobuf:"varint,5,opt,name=uncommitted,proto3" json:"uncommitted,omitempty"` // something was written that is on this node alone
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeState) Reset() {
+	*x = VolumeState{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeState) ProtoMessage() {}
+
+func (x *VolumeState) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeState.ProtoReflect.Descriptor instead.
+func (*VolumeState) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *VolumeState) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *VolumeState) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *VolumeState) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *VolumeState) GetFiles() int64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *VolumeState) GetUncommitted() bool {
+	if x != nil {
+		return x.Uncommitted
+	}
+	return false
+}
+
+type CreateVolumeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Volume         *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot       string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                                   // empty: an empty volume
+	SnapshotVolume string                 `protobuf:"bytes,3,opt,name=snapshot_volume,json=snapshotVolume,proto3" json:"snapshot_volume,omitempty"` // whose it is
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CreateVolumeRequest) Reset() {
+	*x = CreateVolumeRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateVolumeRequest) ProtoMessage() {}
+
+func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
+func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CreateVolumeRequest) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *CreateVolumeRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetSnapshotVolume() string {
+	if x != nil {
+		return x.SnapshotVolume
+	}
+	return ""
+}
+
+type CreateVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         *VolumeState           `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateVolumeResponse) Reset() {
+	*x = CreateVolumeResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateVolumeResponse) ProtoMessage() {}
+
+func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
+func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CreateVolumeResponse) GetState() *VolumeState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+type ForkVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        *Volume                `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Volume        *Volume                `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkVolumeRequest) Reset() {
+	*x = ForkVolumeRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkVolumeRequest) ProtoMessage() {}
+
+func (x *ForkVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ForkVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ForkVolumeRequest) GetSource() *Volume {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *ForkVolumeRequest) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type ForkVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         *VolumeState           `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkVolumeResponse) Reset() {
+	*x = ForkVolumeResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkVolumeResponse) ProtoMessage() {}
+
+func (x *ForkVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ForkVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ForkVolumeResponse) GetState() *VolumeState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+type DeleteVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVolumeRequest) Reset() {
+	*x = DeleteVolumeRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVolumeRequest) ProtoMessage() {}
+
+func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
+func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DeleteVolumeRequest) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type DeleteVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVolumeResponse) Reset() {
+	*x = DeleteVolumeResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVolumeResponse) ProtoMessage() {}
+
+func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
+func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{10}
+}
+
+type ReleaseVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseVolumeRequest) Reset() {
+	*x = ReleaseVolumeRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseVolumeRequest) ProtoMessage() {}
+
+func (x *ReleaseVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ReleaseVolumeRequest) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type ReleaseVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseVolumeResponse) Reset() {
+	*x = ReleaseVolumeResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseVolumeResponse) ProtoMessage() {}
+
+func (x *ReleaseVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{12}
+}
+
+type SnapshotVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot      string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // a UUID
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotVolumeRequest) Reset() {
+	*x = SnapshotVolumeRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotVolumeRequest) ProtoMessage() {}
+
+func (x *SnapshotVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotVolumeRequest.ProtoReflect.Descriptor instead.
+func (*SnapshotVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SnapshotVolumeRequest) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *SnapshotVolumeRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type SnapshotVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotVolumeResponse) Reset() {
+	*x = SnapshotVolumeResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotVolumeResponse) ProtoMessage() {}
+
+func (x *SnapshotVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotVolumeResponse.ProtoReflect.Descriptor instead.
+func (*SnapshotVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SnapshotVolumeResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type DeleteVolumeSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot      string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVolumeSnapshotRequest) Reset() {
+	*x = DeleteVolumeSnapshotRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVolumeSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVolumeSnapshotRequest) ProtoMessage() {}
+
+func (x *DeleteVolumeSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVolumeSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*DeleteVolumeSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DeleteVolumeSnapshotRequest) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *DeleteVolumeSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type DeleteVolumeSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVolumeSnapshotResponse) Reset() {
+	*x = DeleteVolumeSnapshotResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVolumeSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVolumeSnapshotResponse) ProtoMessage() {}
+
+func (x *DeleteVolumeSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVolumeSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*DeleteVolumeSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{16}
+}
+
+type RestoreVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot      string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreVolumeRequest) Reset() {
+	*x = RestoreVolumeRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreVolumeRequest) ProtoMessage() {}
+
+func (x *RestoreVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreVolumeRequest.ProtoReflect.Descriptor instead.
+func (*RestoreVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RestoreVolumeRequest) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *RestoreVolumeRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type RestoreVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         *VolumeState           `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreVolumeResponse) Reset() {
+	*x = RestoreVolumeResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreVolumeResponse) ProtoMessage() {}
+
+func (x *RestoreVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreVolumeResponse.ProtoReflect.Descriptor instead.
+func (*RestoreVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RestoreVolumeResponse) GetState() *VolumeState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+type ListVolumesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []string               `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"` // empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVolumesRequest) Reset() {
+	*x = ListVolumesRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVolumesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVolumesRequest) ProtoMessage() {}
+
+func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
+func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListVolumesRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+type ListVolumesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volumes       []*VolumeState         `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVolumesResponse) Reset() {
+	*x = ListVolumesResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVolumesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVolumesResponse) ProtoMessage() {}
+
+func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
+func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListVolumesResponse) GetVolumes() []*VolumeState {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+type MountVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                  // of the sandbox
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	Mount         *Mount                 `protobuf:"bytes,3,opt,name=mount,proto3" json:"mount,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MountVolumeRequest) Reset() {
+	*x = MountVolumeRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountVolumeRequest) ProtoMessage() {}
+
+func (x *MountVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountVolumeRequest.ProtoReflect.Descriptor instead.
+func (*MountVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *MountVolumeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MountVolumeRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *MountVolumeRequest) GetMount() *Mount {
+	if x != nil {
+		return x.Mount
+	}
+	return nil
+}
+
+type MountVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         *MountState            `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MountVolumeResponse) Reset() {
+	*x = MountVolumeResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountVolumeResponse) ProtoMessage() {}
+
+func (x *MountVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountVolumeResponse.ProtoReflect.Descriptor instead.
+func (*MountVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *MountVolumeResponse) GetState() *MountState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+type UnmountVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                  // of the sandbox
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
+	Mount         string                 `protobuf:"bytes,3,opt,name=mount,proto3" json:"mount,omitempty"`            // the mount's id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmountVolumeRequest) Reset() {
+	*x = UnmountVolumeRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmountVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmountVolumeRequest) ProtoMessage() {}
+
+func (x *UnmountVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmountVolumeRequest.ProtoReflect.Descriptor instead.
+func (*UnmountVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *UnmountVolumeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UnmountVolumeRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *UnmountVolumeRequest) GetMount() string {
+	if x != nil {
+		return x.Mount
+	}
+	return ""
+}
+
+type UnmountVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmountVolumeResponse) Reset() {
+	*x = UnmountVolumeResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmountVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmountVolumeResponse) ProtoMessage() {}
+
+func (x *UnmountVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmountVolumeResponse.ProtoReflect.Descriptor instead.
+func (*UnmountVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{24}
+}
+
+// VolumeSupport is what a node can do with volumes.
+type VolumeSupport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The store that volumes are in. Nodes that name the same one can have each other's
+	// volumes; a store of one node alone names that node.
+	Store         string `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`
+	S3            bool   `protobuf:"varint,2,opt,name=s3,proto3" json:"s3,omitempty"` // a bucket can be a volume
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeSupport) Reset() {
+	*x = VolumeSupport{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeSupport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeSupport) ProtoMessage() {}
+
+func (x *VolumeSupport) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeSupport.ProtoReflect.Descriptor instead.
+func (*VolumeSupport) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *VolumeSupport) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *VolumeSupport) GetS3() bool {
+	if x != nil {
+		return x.S3
+	}
+	return false
+}
+
 // Spec is package sandbox's Spec.
 type Spec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -44,7 +1453,7 @@ type Spec struct {
 
 func (x *Spec) Reset() {
 	*x = Spec{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[0]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -56,7 +1465,7 @@ func (x *Spec) String() string {
 func (*Spec) ProtoMessage() {}
 
 func (x *Spec) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[0]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -69,7 +1478,7 @@ func (x *Spec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spec.ProtoReflect.Descriptor instead.
 func (*Spec) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{0}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Spec) GetImage() string {
@@ -147,7 +1556,7 @@ type WarmProcess struct {
 
 func (x *WarmProcess) Reset() {
 	*x = WarmProcess{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[1]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -159,7 +1568,7 @@ func (x *WarmProcess) String() string {
 func (*WarmProcess) ProtoMessage() {}
 
 func (x *WarmProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[1]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -172,7 +1581,7 @@ func (x *WarmProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmProcess.ProtoReflect.Descriptor instead.
 func (*WarmProcess) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{1}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WarmProcess) GetName() string {
@@ -262,7 +1671,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[2]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -274,7 +1683,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[2]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -287,7 +1696,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{2}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Probe) GetProcess() bool {
@@ -365,7 +1774,7 @@ type HTTPGet struct {
 
 func (x *HTTPGet) Reset() {
 	*x = HTTPGet{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[3]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -377,7 +1786,7 @@ func (x *HTTPGet) String() string {
 func (*HTTPGet) ProtoMessage() {}
 
 func (x *HTTPGet) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[3]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -390,7 +1799,7 @@ func (x *HTTPGet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPGet.ProtoReflect.Descriptor instead.
 func (*HTTPGet) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{3}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HTTPGet) GetPath() string {
@@ -438,7 +1847,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[4]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +1859,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[4]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +1872,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{4}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Pool) GetKey() string {
@@ -510,7 +1919,7 @@ type SetPoolsRequest struct {
 
 func (x *SetPoolsRequest) Reset() {
 	*x = SetPoolsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[5]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +1931,7 @@ func (x *SetPoolsRequest) String() string {
 func (*SetPoolsRequest) ProtoMessage() {}
 
 func (x *SetPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[5]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +1944,7 @@ func (x *SetPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPoolsRequest.ProtoReflect.Descriptor instead.
 func (*SetPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{5}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetPoolsRequest) GetPools() []*Pool {
@@ -554,7 +1963,7 @@ type SetPoolsResponse struct {
 
 func (x *SetPoolsResponse) Reset() {
 	*x = SetPoolsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[6]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +1975,7 @@ func (x *SetPoolsResponse) String() string {
 func (*SetPoolsResponse) ProtoMessage() {}
 
 func (x *SetPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[6]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +1988,7 @@ func (x *SetPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPoolsResponse.ProtoReflect.Descriptor instead.
 func (*SetPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{6}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetPoolsResponse) GetRefused() []*PoolRefusal {
@@ -601,7 +2010,7 @@ type PoolRefusal struct {
 
 func (x *PoolRefusal) Reset() {
 	*x = PoolRefusal{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +2022,7 @@ func (x *PoolRefusal) String() string {
 func (*PoolRefusal) ProtoMessage() {}
 
 func (x *PoolRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[7]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +2035,7 @@ func (x *PoolRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolRefusal.ProtoReflect.Descriptor instead.
 func (*PoolRefusal) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{7}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PoolRefusal) GetKey() string {
@@ -651,7 +2060,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +2072,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[8]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +2085,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{8}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
 }
 
 // Event is one change. Exactly one field is set.
@@ -697,7 +2106,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +2118,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[9]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +2131,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{9}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -834,7 +2243,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +2255,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[10]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +2268,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{10}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
 }
 
 type Slot struct {
@@ -873,7 +2282,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +2294,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[11]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +2307,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{11}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Slot) GetId() string {
@@ -938,7 +2347,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +2359,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[12]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +2372,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{12}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PoolStatus) GetKey() string {
@@ -1037,7 +2446,8 @@ type Sandbox struct {
 	MemoryBytes      int64                  `protobuf:"varint,10,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	CpuMillis        int64                  `protobuf:"varint,11,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
 	Env              map[string]string      `protobuf:"bytes,12,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Events           *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"`                                              // absent: nobody wants its events
+	Events           *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"` // absent: nobody wants its events
+	Mounts           []*MountState          `protobuf:"bytes,40,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	StoredGeneration uint64                 `protobuf:"varint,30,opt,name=stored_generation,json=storedGeneration,proto3" json:"stored_generation,omitempty"` // of the image that is in the object store, if it is the paused sandbox's own; 0: none
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -1045,7 +2455,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +2467,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[13]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +2480,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{13}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Sandbox) GetId() string {
@@ -1164,6 +2574,13 @@ func (x *Sandbox) GetEvents() *EventsConfig {
 	return nil
 }
 
+func (x *Sandbox) GetMounts() []*MountState {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
 func (x *Sandbox) GetStoredGeneration() uint64 {
 	if x != nil {
 		return x.StoredGeneration
@@ -1181,7 +2598,7 @@ type EventsConfig struct {
 
 func (x *EventsConfig) Reset() {
 	*x = EventsConfig{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +2610,7 @@ func (x *EventsConfig) String() string {
 func (*EventsConfig) ProtoMessage() {}
 
 func (x *EventsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[14]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +2623,7 @@ func (x *EventsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsConfig.ProtoReflect.Descriptor instead.
 func (*EventsConfig) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{14}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *EventsConfig) GetWatchDir() string {
@@ -1231,7 +2648,7 @@ type SandboxEvents struct {
 
 func (x *SandboxEvents) Reset() {
 	*x = SandboxEvents{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +2660,7 @@ func (x *SandboxEvents) String() string {
 func (*SandboxEvents) ProtoMessage() {}
 
 func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[15]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +2673,7 @@ func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvents.ProtoReflect.Descriptor instead.
 func (*SandboxEvents) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{15}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SandboxEvents) GetLease() string {
@@ -1306,7 +2723,7 @@ type SandboxEvent struct {
 
 func (x *SandboxEvent) Reset() {
 	*x = SandboxEvent{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +2735,7 @@ func (x *SandboxEvent) String() string {
 func (*SandboxEvent) ProtoMessage() {}
 
 func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[16]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +2748,7 @@ func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvent.ProtoReflect.Descriptor instead.
 func (*SandboxEvent) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{16}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SandboxEvent) GetId() string {
@@ -1371,7 +2788,7 @@ type TakeEventsRequest struct {
 
 func (x *TakeEventsRequest) Reset() {
 	*x = TakeEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +2800,7 @@ func (x *TakeEventsRequest) String() string {
 func (*TakeEventsRequest) ProtoMessage() {}
 
 func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[17]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +2813,7 @@ func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsRequest.ProtoReflect.Descriptor instead.
 func (*TakeEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{17}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TakeEventsRequest) GetWaitMillis() uint32 {
@@ -1415,7 +2832,7 @@ type TakeEventsResponse struct {
 
 func (x *TakeEventsResponse) Reset() {
 	*x = TakeEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +2844,7 @@ func (x *TakeEventsResponse) String() string {
 func (*TakeEventsResponse) ProtoMessage() {}
 
 func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[18]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +2857,7 @@ func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsResponse.ProtoReflect.Descriptor instead.
 func (*TakeEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{18}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TakeEventsResponse) GetBatches() []*SandboxEvents {
@@ -1460,7 +2877,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +2889,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[19]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +2902,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{19}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AckEventsRequest) GetStored() []string {
@@ -1510,7 +2927,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +2939,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[20]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,30 +2952,33 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{20}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
 }
 
 type ClaimRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ClaimId       string                 `protobuf:"bytes,1,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"` // unique per claim, for idempotency
-	Slot          string                 `protobuf:"bytes,2,opt,name=slot,proto3" json:"slot,omitempty"`                      // the slot to take; empty: a cold start
-	PoolKey       string                 `protobuf:"bytes,3,opt,name=pool_key,json=poolKey,proto3" json:"pool_key,omitempty"`
-	Spec          *Spec                  `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"` // for a cold start
-	Team          string                 `protobuf:"bytes,5,opt,name=team,proto3" json:"team,omitempty"`
-	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
-	Env           map[string]string      `protobuf:"bytes,7,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // the claim's own, over the template's
-	MemoryBytes   int64                  `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`                                       // 0: the spec's
-	CpuMillis     int64                  `protobuf:"varint,9,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`                                             // 0: the spec's
-	Snapshot      string                 `protobuf:"bytes,10,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                                                                // for a cold start; empty: none
-	Events        *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"`
-	Network       *Network               `protobuf:"bytes,30,opt,name=network,proto3" json:"network,omitempty"` // absent: the default policy
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ClaimId     string                 `protobuf:"bytes,1,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"` // unique per claim, for idempotency
+	Slot        string                 `protobuf:"bytes,2,opt,name=slot,proto3" json:"slot,omitempty"`                      // the slot to take; empty: a cold start
+	PoolKey     string                 `protobuf:"bytes,3,opt,name=pool_key,json=poolKey,proto3" json:"pool_key,omitempty"`
+	Spec        *Spec                  `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"` // for a cold start
+	Team        string                 `protobuf:"bytes,5,opt,name=team,proto3" json:"team,omitempty"`
+	User        string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
+	Env         map[string]string      `protobuf:"bytes,7,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // the claim's own, over the template's
+	MemoryBytes int64                  `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`                                       // 0: the spec's
+	CpuMillis   int64                  `protobuf:"varint,9,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`                                             // 0: the spec's
+	Snapshot    string                 `protobuf:"bytes,10,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                                                                // for a cold start; empty: none
+	Events      *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"`
+	Network     *Network               `protobuf:"bytes,30,opt,name=network,proto3" json:"network,omitempty"` // absent: the default policy
+	// Volumes, which are mounted when the claim is answered; one that can't be fails it.
+	// Warm processes that would have seen them are restarted, as for variables.
+	Mounts        []*Mount `protobuf:"bytes,40,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +2990,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[21]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +3003,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{21}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ClaimRequest) GetClaimId() string {
@@ -1670,6 +3090,13 @@ func (x *ClaimRequest) GetNetwork() *Network {
 	return nil
 }
 
+func (x *ClaimRequest) GetMounts() []*Mount {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
 type ClaimResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sandbox       *Sandbox               `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
@@ -1680,7 +3107,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +3119,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[22]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1705,7 +3132,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{22}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ClaimResponse) GetSandbox() *Sandbox {
@@ -1731,7 +3158,7 @@ type ClaimManyRequest struct {
 
 func (x *ClaimManyRequest) Reset() {
 	*x = ClaimManyRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +3170,7 @@ func (x *ClaimManyRequest) String() string {
 func (*ClaimManyRequest) ProtoMessage() {}
 
 func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[23]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +3183,7 @@ func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyRequest.ProtoReflect.Descriptor instead.
 func (*ClaimManyRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{23}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ClaimManyRequest) GetClaims() []*ClaimRequest {
@@ -1775,7 +3202,7 @@ type ClaimManyResponse struct {
 
 func (x *ClaimManyResponse) Reset() {
 	*x = ClaimManyResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +3214,7 @@ func (x *ClaimManyResponse) String() string {
 func (*ClaimManyResponse) ProtoMessage() {}
 
 func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[24]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +3227,7 @@ func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyResponse.ProtoReflect.Descriptor instead.
 func (*ClaimManyResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{24}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ClaimManyResponse) GetOutcomes() []*ClaimOutcome {
@@ -1823,7 +3250,7 @@ type ClaimOutcome struct {
 
 func (x *ClaimOutcome) Reset() {
 	*x = ClaimOutcome{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +3262,7 @@ func (x *ClaimOutcome) String() string {
 func (*ClaimOutcome) ProtoMessage() {}
 
 func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[25]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +3275,7 @@ func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimOutcome.ProtoReflect.Descriptor instead.
 func (*ClaimOutcome) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{25}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ClaimOutcome) GetIndex() uint32 {
@@ -1888,7 +3315,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +3327,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[26]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +3340,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{26}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetRequest) GetId() string {
@@ -1938,7 +3365,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +3377,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[27]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +3390,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{27}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -2027,7 +3454,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +3466,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[28]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +3479,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{28}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Network) GetPolicy() []byte {
@@ -2083,7 +3510,7 @@ type SealedCredential struct {
 
 func (x *SealedCredential) Reset() {
 	*x = SealedCredential{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +3522,7 @@ func (x *SealedCredential) String() string {
 func (*SealedCredential) ProtoMessage() {}
 
 func (x *SealedCredential) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[29]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +3535,7 @@ func (x *SealedCredential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedCredential.ProtoReflect.Descriptor instead.
 func (*SealedCredential) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SealedCredential) GetSource() string {
@@ -2160,7 +3587,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +3599,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[30]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +3612,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{30}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -2224,7 +3651,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +3663,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[31]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +3676,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{31}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{57}
 }
 
 type PauseRequest struct {
@@ -2263,7 +3690,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +3702,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[32]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +3715,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{32}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -2317,13 +3744,14 @@ type ResumeRequest struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
 	Stored        *StoredImage           `protobuf:"bytes,30,opt,name=stored,proto3" json:"stored,omitempty"`         // absent: the node has the sandbox
+	Mounts        []*Mount               `protobuf:"bytes,40,rep,name=mounts,proto3" json:"mounts,omitempty"`         // all that the sandbox has, as they are now: their epochs may have grown
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +3763,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[33]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +3776,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{33}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -2372,6 +3800,13 @@ func (x *ResumeRequest) GetStored() *StoredImage {
 	return nil
 }
 
+func (x *ResumeRequest) GetMounts() []*Mount {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
 // StoredImage says that a sandbox's state is in the object store, so that also a node
 // resumes it that has never had it, or has an older instance, which then ends.
 type StoredImage struct {
@@ -2386,7 +3821,7 @@ type StoredImage struct {
 
 func (x *StoredImage) Reset() {
 	*x = StoredImage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +3833,7 @@ func (x *StoredImage) String() string {
 func (*StoredImage) ProtoMessage() {}
 
 func (x *StoredImage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[34]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +3846,7 @@ func (x *StoredImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredImage.ProtoReflect.Descriptor instead.
 func (*StoredImage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StoredImage) GetGeneration() uint64 {
@@ -2452,7 +3887,7 @@ type RemoveStoredRequest struct {
 
 func (x *RemoveStoredRequest) Reset() {
 	*x = RemoveStoredRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +3899,7 @@ func (x *RemoveStoredRequest) String() string {
 func (*RemoveStoredRequest) ProtoMessage() {}
 
 func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[35]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +3912,7 @@ func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredRequest.ProtoReflect.Descriptor instead.
 func (*RemoveStoredRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{35}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RemoveStoredRequest) GetId() string {
@@ -2502,7 +3937,7 @@ type RemoveStoredResponse struct {
 
 func (x *RemoveStoredResponse) Reset() {
 	*x = RemoveStoredResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +3949,7 @@ func (x *RemoveStoredResponse) String() string {
 func (*RemoveStoredResponse) ProtoMessage() {}
 
 func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[36]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +3962,7 @@ func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredResponse.ProtoReflect.Descriptor instead.
 func (*RemoveStoredResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{62}
 }
 
 type ForkRequest struct {
@@ -2543,7 +3978,7 @@ type ForkRequest struct {
 
 func (x *ForkRequest) Reset() {
 	*x = ForkRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +3990,7 @@ func (x *ForkRequest) String() string {
 func (*ForkRequest) ProtoMessage() {}
 
 func (x *ForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +4003,7 @@ func (x *ForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
 func (*ForkRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ForkRequest) GetId() string {
@@ -2616,7 +4051,7 @@ type ForkChild struct {
 
 func (x *ForkChild) Reset() {
 	*x = ForkChild{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +4063,7 @@ func (x *ForkChild) String() string {
 func (*ForkChild) ProtoMessage() {}
 
 func (x *ForkChild) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +4076,7 @@ func (x *ForkChild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkChild.ProtoReflect.Descriptor instead.
 func (*ForkChild) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ForkChild) GetId() string {
@@ -2667,7 +4102,7 @@ type ForkResponse struct {
 
 func (x *ForkResponse) Reset() {
 	*x = ForkResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +4114,7 @@ func (x *ForkResponse) String() string {
 func (*ForkResponse) ProtoMessage() {}
 
 func (x *ForkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +4127,7 @@ func (x *ForkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResponse.ProtoReflect.Descriptor instead.
 func (*ForkResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{39}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ForkResponse) GetChildren() []*Sandbox {
@@ -2713,7 +4148,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +4160,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +4173,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -2771,7 +4206,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2783,7 +4218,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2796,7 +4231,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SnapshotResponse) GetBytes() int64 {
@@ -2815,7 +4250,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2827,7 +4262,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2840,7 +4275,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DeleteSnapshotRequest) GetSnapshot() string {
@@ -2858,7 +4293,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2870,7 +4305,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2883,7 +4318,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{69}
 }
 
 type RestoreSnapshotRequest struct {
@@ -2897,7 +4332,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2909,7 +4344,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2922,7 +4357,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RestoreSnapshotRequest) GetId() string {
@@ -2957,7 +4392,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +4404,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +4417,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -3016,7 +4451,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3028,7 +4463,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3041,7 +4476,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -3081,7 +4516,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +4528,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +4541,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -3211,7 +4646,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +4658,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +4671,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -3268,7 +4703,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3280,7 +4715,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3293,7 +4728,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -3347,7 +4782,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +4794,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +4807,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ResolveImageRequest) GetImage() string {
@@ -3391,7 +4826,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3403,7 +4838,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3416,7 +4851,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -3434,7 +4869,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3446,7 +4881,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3459,7 +4894,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{78}
 }
 
 type InfoResponse struct {
@@ -3472,13 +4907,14 @@ type InfoResponse struct {
 	Holding        uint32                 `protobuf:"varint,6,opt,name=holding,proto3" json:"holding,omitempty"`                                  // sandboxes and slots in any state, those that are ending included
 	Images         *ImageUsage            `protobuf:"bytes,7,opt,name=images,proto3" json:"images,omitempty"`
 	ObjectStore    *ObjectStore           `protobuf:"bytes,8,opt,name=object_store,json=objectStore,proto3" json:"object_store,omitempty"` // absent: it has none
+	Volumes        *VolumeSupport         `protobuf:"bytes,9,opt,name=volumes,proto3" json:"volumes,omitempty"`                            // absent: it has none
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3490,7 +4926,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3503,7 +4939,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -3562,6 +4998,13 @@ func (x *InfoResponse) GetObjectStore() *ObjectStore {
 	return nil
 }
 
+func (x *InfoResponse) GetVolumes() *VolumeSupport {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
 // ObjectStore is how a node gets on with it.
 type ObjectStore struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3574,7 +5017,7 @@ type ObjectStore struct {
 
 func (x *ObjectStore) Reset() {
 	*x = ObjectStore{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +5029,7 @@ func (x *ObjectStore) String() string {
 func (*ObjectStore) ProtoMessage() {}
 
 func (x *ObjectStore) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +5042,7 @@ func (x *ObjectStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectStore.ProtoReflect.Descriptor instead.
 func (*ObjectStore) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ObjectStore) GetUrl() string {
@@ -3636,7 +5079,7 @@ type ImageUsage struct {
 
 func (x *ImageUsage) Reset() {
 	*x = ImageUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3648,7 +5091,7 @@ func (x *ImageUsage) String() string {
 func (*ImageUsage) ProtoMessage() {}
 
 func (x *ImageUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3661,7 +5104,7 @@ func (x *ImageUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
 func (*ImageUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ImageUsage) GetImages() uint32 {
@@ -3702,7 +5145,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3714,7 +5157,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +5170,7 @@ func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPGet_Header.ProtoReflect.Descriptor instead.
 func (*HTTPGet_Header) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{3, 0}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{29, 0}
 }
 
 func (x *HTTPGet_Header) GetName() string {
@@ -3749,7 +5192,101 @@ var File_internal_nodeapi_node_proto protoreflect.FileDescriptor
 const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\n" +
 	"\x1binternal/nodeapi/node.proto\x12\n" +
-	"s0.node.v1\"\xd3\x02\n" +
+	"s0.node.v1\"\xc7\x01\n" +
+	"\x06Volume\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04team\x18\x02 \x01(\tR\x04team\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\abackend\x18\x04 \x01(\tR\abackend\x12$\n" +
+	"\x02s3\x18\x05 \x01(\v2\x14.s0.node.v1.S3BucketR\x02s3\x12\x10\n" +
+	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\a \x01(\rR\x03gid\x12\x1f\n" +
+	"\vlimit_bytes\x18\b \x01(\x03R\n" +
+	"limitBytes\"\xc8\x01\n" +
+	"\bS3Bucket\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x16\n" +
+	"\x06bucket\x18\x02 \x01(\tR\x06bucket\x12\x16\n" +
+	"\x06prefix\x18\x03 \x01(\tR\x06prefix\x12\x16\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\x12\x1a\n" +
+	"\bendpoint\x18\x05 \x01(\tR\bendpoint\x12<\n" +
+	"\n" +
+	"credential\x18\x06 \x01(\v2\x1c.s0.node.v1.SealedCredentialR\n" +
+	"credential\"\x81\x01\n" +
+	"\x05Mount\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
+	"\x06volume\x18\x02 \x01(\v2\x12.s0.node.v1.VolumeR\x06volume\x12\x1f\n" +
+	"\vmount_point\x18\x03 \x01(\tR\n" +
+	"mountPoint\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\"\xca\x01\n" +
+	"\n" +
+	"MountState\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x1f\n" +
+	"\vmount_point\x18\x03 \x01(\tR\n" +
+	"mountPoint\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\x12*\n" +
+	"\x11mounted_unix_nano\x18\a \x01(\x03R\x0fmountedUnixNano\"\x81\x01\n" +
+	"\vVolumeState\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x14\n" +
+	"\x05files\x18\x04 \x01(\x03R\x05files\x12 \n" +
+	"\vuncommitted\x18\x05 \x01(\bR\vuncommitted\"\x86\x01\n" +
+	"\x13CreateVolumeRequest\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.s0.node.v1.VolumeR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12'\n" +
+	"\x0fsnapshot_volume\x18\x03 \x01(\tR\x0esnapshotVolume\"E\n" +
+	"\x14CreateVolumeResponse\x12-\n" +
+	"\x05state\x18\x01 \x01(\v2\x17.s0.node.v1.VolumeStateR\x05state\"k\n" +
+	"\x11ForkVolumeRequest\x12*\n" +
+	"\x06source\x18\x01 \x01(\v2\x12.s0.node.v1.VolumeR\x06source\x12*\n" +
+	"\x06volume\x18\x02 \x01(\v2\x12.s0.node.v1.VolumeR\x06volume\"C\n" +
+	"\x12ForkVolumeResponse\x12-\n" +
+	"\x05state\x18\x01 \x01(\v2\x17.s0.node.v1.VolumeStateR\x05state\"A\n" +
+	"\x13DeleteVolumeRequest\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.s0.node.v1.VolumeR\x06volume\"\x16\n" +
+	"\x14DeleteVolumeResponse\"B\n" +
+	"\x14ReleaseVolumeRequest\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.s0.node.v1.VolumeR\x06volume\"\x17\n" +
+	"\x15ReleaseVolumeResponse\"_\n" +
+	"\x15SnapshotVolumeRequest\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.s0.node.v1.VolumeR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\".\n" +
+	"\x16SnapshotVolumeResponse\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\"e\n" +
+	"\x1bDeleteVolumeSnapshotRequest\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.s0.node.v1.VolumeR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\"\x1e\n" +
+	"\x1cDeleteVolumeSnapshotResponse\"^\n" +
+	"\x14RestoreVolumeRequest\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.s0.node.v1.VolumeR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\"F\n" +
+	"\x15RestoreVolumeResponse\x12-\n" +
+	"\x05state\x18\x01 \x01(\v2\x17.s0.node.v1.VolumeStateR\x05state\"&\n" +
+	"\x12ListVolumesRequest\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\"H\n" +
+	"\x13ListVolumesResponse\x121\n" +
+	"\avolumes\x18\x01 \x03(\v2\x17.s0.node.v1.VolumeStateR\avolumes\"m\n" +
+	"\x12MountVolumeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12'\n" +
+	"\x05mount\x18\x03 \x01(\v2\x11.s0.node.v1.MountR\x05mount\"C\n" +
+	"\x13MountVolumeResponse\x12,\n" +
+	"\x05state\x18\x01 \x01(\v2\x16.s0.node.v1.MountStateR\x05state\"\\\n" +
+	"\x14UnmountVolumeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x14\n" +
+	"\x05mount\x18\x03 \x01(\tR\x05mount\"\x17\n" +
+	"\x15UnmountVolumeResponse\"5\n" +
+	"\rVolumeSupport\x12\x14\n" +
+	"\x05store\x18\x01 \x01(\tR\x05store\x12\x0e\n" +
+	"\x02s3\x18\x02 \x01(\bR\x02s3\"\xd3\x02\n" +
 	"\x04Spec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12+\n" +
 	"\x03env\x18\x02 \x03(\v2\x19.s0.node.v1.Spec.EnvEntryR\x03env\x12!\n" +
@@ -3838,7 +5375,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"last_error\x18\x05 \x01(\tR\tlastError\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x14\n" +
 	"\x05ready\x18\a \x01(\bR\x05ready\x12&\n" +
-	"\x0fsince_unix_nano\x18\b \x01(\x03R\rsinceUnixNano\"\xfa\x03\n" +
+	"\x0fsince_unix_nano\x18\b \x01(\x03R\rsinceUnixNano\"\xaa\x04\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -3856,7 +5393,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\n" +
 	"cpu_millis\x18\v \x01(\x03R\tcpuMillis\x12.\n" +
 	"\x03env\x18\f \x03(\v2\x1c.s0.node.v1.Sandbox.EnvEntryR\x03env\x120\n" +
-	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x12+\n" +
+	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x12.\n" +
+	"\x06mounts\x18( \x03(\v2\x16.s0.node.v1.MountStateR\x06mounts\x12+\n" +
 	"\x11stored_generation\x18\x1e \x01(\x04R\x10storedGeneration\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -3884,7 +5422,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x10AckEventsRequest\x12\x16\n" +
 	"\x06stored\x18\x01 \x03(\tR\x06stored\x12\x14\n" +
 	"\x05again\x18\x02 \x03(\tR\x05again\"\x13\n" +
-	"\x11AckEventsResponse\"\xd2\x03\n" +
+	"\x11AckEventsResponse\"\xfd\x03\n" +
 	"\fClaimRequest\x12\x19\n" +
 	"\bclaim_id\x18\x01 \x01(\tR\aclaimId\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\tR\x04slot\x12\x19\n" +
@@ -3899,7 +5437,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\bsnapshot\x18\n" +
 	" \x01(\tR\bsnapshot\x120\n" +
 	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x12-\n" +
-	"\anetwork\x18\x1e \x01(\v2\x13.s0.node.v1.NetworkR\anetwork\x1a6\n" +
+	"\anetwork\x18\x1e \x01(\v2\x13.s0.node.v1.NetworkR\anetwork\x12)\n" +
+	"\x06mounts\x18( \x03(\v2\x11.s0.node.v1.MountR\x06mounts\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"R\n" +
@@ -3956,13 +5495,14 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x1d\n" +
 	"\n" +
-	"files_only\x18\x03 \x01(\bR\tfilesOnly\"p\n" +
+	"files_only\x18\x03 \x01(\bR\tfilesOnly\"\x9b\x01\n" +
 	"\rResumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12/\n" +
-	"\x06stored\x18\x1e \x01(\v2\x17.s0.node.v1.StoredImageR\x06stored\"\x87\x01\n" +
+	"\x06stored\x18\x1e \x01(\v2\x17.s0.node.v1.StoredImageR\x06stored\x12)\n" +
+	"\x06mounts\x18( \x03(\v2\x11.s0.node.v1.MountR\x06mounts\"\x87\x01\n" +
 	"\vStoredImage\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -4049,7 +5589,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\tR\x05image\".\n" +
 	"\x14ResolveImageResponse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\r\n" +
-	"\vInfoRequest\"\xac\x02\n" +
+	"\vInfoRequest\"\xe1\x02\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -4058,7 +5598,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x0enetwork_policy\x18\x05 \x01(\bR\rnetworkPolicy\x12\x18\n" +
 	"\aholding\x18\x06 \x01(\rR\aholding\x12.\n" +
 	"\x06images\x18\a \x01(\v2\x16.s0.node.v1.ImageUsageR\x06images\x12:\n" +
-	"\fobject_store\x18\b \x01(\v2\x17.s0.node.v1.ObjectStoreR\vobjectStore\"X\n" +
+	"\fobject_store\x18\b \x01(\v2\x17.s0.node.v1.ObjectStoreR\vobjectStore\x123\n" +
+	"\avolumes\x18\t \x01(\v2\x19.s0.node.v1.VolumeSupportR\avolumes\"X\n" +
 	"\vObjectStore\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x1d\n" +
@@ -4069,8 +5610,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x06images\x18\x01 \x01(\rR\x06images\x12#\n" +
 	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
 	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12 \n" +
-	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\x8d\n" +
-	"\n" +
+	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\xe6\x10\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
@@ -4091,7 +5631,18 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x05Stats\x12\x18.s0.node.v1.StatsRequest\x1a\x19.s0.node.v1.StatsResponse\x12Q\n" +
 	"\fResolveImage\x12\x1f.s0.node.v1.ResolveImageRequest\x1a .s0.node.v1.ResolveImageResponse\x12Q\n" +
 	"\fRemoveStored\x12\x1f.s0.node.v1.RemoveStoredRequest\x1a .s0.node.v1.RemoveStoredResponse\x129\n" +
-	"\x04Info\x12\x17.s0.node.v1.InfoRequest\x1a\x18.s0.node.v1.InfoResponseB!Z\x1fs0.run/internal/nodeapi;nodeapib\x06proto3"
+	"\x04Info\x12\x17.s0.node.v1.InfoRequest\x1a\x18.s0.node.v1.InfoResponse\x12Q\n" +
+	"\fCreateVolume\x12\x1f.s0.node.v1.CreateVolumeRequest\x1a .s0.node.v1.CreateVolumeResponse\x12K\n" +
+	"\n" +
+	"ForkVolume\x12\x1d.s0.node.v1.ForkVolumeRequest\x1a\x1e.s0.node.v1.ForkVolumeResponse\x12Q\n" +
+	"\fDeleteVolume\x12\x1f.s0.node.v1.DeleteVolumeRequest\x1a .s0.node.v1.DeleteVolumeResponse\x12T\n" +
+	"\rReleaseVolume\x12 .s0.node.v1.ReleaseVolumeRequest\x1a!.s0.node.v1.ReleaseVolumeResponse\x12W\n" +
+	"\x0eSnapshotVolume\x12!.s0.node.v1.SnapshotVolumeRequest\x1a\".s0.node.v1.SnapshotVolumeResponse\x12i\n" +
+	"\x14DeleteVolumeSnapshot\x12'.s0.node.v1.DeleteVolumeSnapshotRequest\x1a(.s0.node.v1.DeleteVolumeSnapshotResponse\x12T\n" +
+	"\rRestoreVolume\x12 .s0.node.v1.RestoreVolumeRequest\x1a!.s0.node.v1.RestoreVolumeResponse\x12N\n" +
+	"\vListVolumes\x12\x1e.s0.node.v1.ListVolumesRequest\x1a\x1f.s0.node.v1.ListVolumesResponse\x12N\n" +
+	"\vMountVolume\x12\x1e.s0.node.v1.MountVolumeRequest\x1a\x1f.s0.node.v1.MountVolumeResponse\x12T\n" +
+	"\rUnmountVolume\x12 .s0.node.v1.UnmountVolumeRequest\x1a!.s0.node.v1.UnmountVolumeResponseB!Z\x1fs0.run/internal/nodeapi;nodeapib\x06proto3"
 
 var (
 	file_internal_nodeapi_node_proto_rawDescOnce sync.Once
@@ -4105,153 +5656,220 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
 var file_internal_nodeapi_node_proto_goTypes = []any{
-	(*Spec)(nil),                   // 0: s0.node.v1.Spec
-	(*WarmProcess)(nil),            // 1: s0.node.v1.WarmProcess
-	(*Probe)(nil),                  // 2: s0.node.v1.Probe
-	(*HTTPGet)(nil),                // 3: s0.node.v1.HTTPGet
-	(*Pool)(nil),                   // 4: s0.node.v1.Pool
-	(*SetPoolsRequest)(nil),        // 5: s0.node.v1.SetPoolsRequest
-	(*SetPoolsResponse)(nil),       // 6: s0.node.v1.SetPoolsResponse
-	(*PoolRefusal)(nil),            // 7: s0.node.v1.PoolRefusal
-	(*WatchRequest)(nil),           // 8: s0.node.v1.WatchRequest
-	(*Event)(nil),                  // 9: s0.node.v1.Event
-	(*Synced)(nil),                 // 10: s0.node.v1.Synced
-	(*Slot)(nil),                   // 11: s0.node.v1.Slot
-	(*PoolStatus)(nil),             // 12: s0.node.v1.PoolStatus
-	(*Sandbox)(nil),                // 13: s0.node.v1.Sandbox
-	(*EventsConfig)(nil),           // 14: s0.node.v1.EventsConfig
-	(*SandboxEvents)(nil),          // 15: s0.node.v1.SandboxEvents
-	(*SandboxEvent)(nil),           // 16: s0.node.v1.SandboxEvent
-	(*TakeEventsRequest)(nil),      // 17: s0.node.v1.TakeEventsRequest
-	(*TakeEventsResponse)(nil),     // 18: s0.node.v1.TakeEventsResponse
-	(*AckEventsRequest)(nil),       // 19: s0.node.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),      // 20: s0.node.v1.AckEventsResponse
-	(*ClaimRequest)(nil),           // 21: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),          // 22: s0.node.v1.ClaimResponse
-	(*ClaimManyRequest)(nil),       // 23: s0.node.v1.ClaimManyRequest
-	(*ClaimManyResponse)(nil),      // 24: s0.node.v1.ClaimManyResponse
-	(*ClaimOutcome)(nil),           // 25: s0.node.v1.ClaimOutcome
-	(*GetRequest)(nil),             // 26: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),          // 27: s0.node.v1.UpdateRequest
-	(*Network)(nil),                // 28: s0.node.v1.Network
-	(*SealedCredential)(nil),       // 29: s0.node.v1.SealedCredential
-	(*DeleteRequest)(nil),          // 30: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),         // 31: s0.node.v1.DeleteResponse
-	(*PauseRequest)(nil),           // 32: s0.node.v1.PauseRequest
-	(*ResumeRequest)(nil),          // 33: s0.node.v1.ResumeRequest
-	(*StoredImage)(nil),            // 34: s0.node.v1.StoredImage
-	(*RemoveStoredRequest)(nil),    // 35: s0.node.v1.RemoveStoredRequest
-	(*RemoveStoredResponse)(nil),   // 36: s0.node.v1.RemoveStoredResponse
-	(*ForkRequest)(nil),            // 37: s0.node.v1.ForkRequest
-	(*ForkChild)(nil),              // 38: s0.node.v1.ForkChild
-	(*ForkResponse)(nil),           // 39: s0.node.v1.ForkResponse
-	(*SnapshotRequest)(nil),        // 40: s0.node.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),       // 41: s0.node.v1.SnapshotResponse
-	(*DeleteSnapshotRequest)(nil),  // 42: s0.node.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil), // 43: s0.node.v1.DeleteSnapshotResponse
-	(*RestoreSnapshotRequest)(nil), // 44: s0.node.v1.RestoreSnapshotRequest
-	(*StatsRequest)(nil),           // 45: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),          // 46: s0.node.v1.StatsResponse
-	(*StatsSample)(nil),            // 47: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),              // 48: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),           // 49: s0.node.v1.NetworkUsage
-	(*ResolveImageRequest)(nil),    // 50: s0.node.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),   // 51: s0.node.v1.ResolveImageResponse
-	(*InfoRequest)(nil),            // 52: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),           // 53: s0.node.v1.InfoResponse
-	(*ObjectStore)(nil),            // 54: s0.node.v1.ObjectStore
-	(*ImageUsage)(nil),             // 55: s0.node.v1.ImageUsage
-	nil,                            // 56: s0.node.v1.Spec.EnvEntry
-	nil,                            // 57: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),         // 58: s0.node.v1.HTTPGet.Header
-	nil,                            // 59: s0.node.v1.Sandbox.EnvEntry
-	nil,                            // 60: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                            // 61: s0.node.v1.UpdateRequest.EnvEntry
+	(*Volume)(nil),                       // 0: s0.node.v1.Volume
+	(*S3Bucket)(nil),                     // 1: s0.node.v1.S3Bucket
+	(*Mount)(nil),                        // 2: s0.node.v1.Mount
+	(*MountState)(nil),                   // 3: s0.node.v1.MountState
+	(*VolumeState)(nil),                  // 4: s0.node.v1.VolumeState
+	(*CreateVolumeRequest)(nil),          // 5: s0.node.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),         // 6: s0.node.v1.CreateVolumeResponse
+	(*ForkVolumeRequest)(nil),            // 7: s0.node.v1.ForkVolumeRequest
+	(*ForkVolumeResponse)(nil),           // 8: s0.node.v1.ForkVolumeResponse
+	(*DeleteVolumeRequest)(nil),          // 9: s0.node.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),         // 10: s0.node.v1.DeleteVolumeResponse
+	(*ReleaseVolumeRequest)(nil),         // 11: s0.node.v1.ReleaseVolumeRequest
+	(*ReleaseVolumeResponse)(nil),        // 12: s0.node.v1.ReleaseVolumeResponse
+	(*SnapshotVolumeRequest)(nil),        // 13: s0.node.v1.SnapshotVolumeRequest
+	(*SnapshotVolumeResponse)(nil),       // 14: s0.node.v1.SnapshotVolumeResponse
+	(*DeleteVolumeSnapshotRequest)(nil),  // 15: s0.node.v1.DeleteVolumeSnapshotRequest
+	(*DeleteVolumeSnapshotResponse)(nil), // 16: s0.node.v1.DeleteVolumeSnapshotResponse
+	(*RestoreVolumeRequest)(nil),         // 17: s0.node.v1.RestoreVolumeRequest
+	(*RestoreVolumeResponse)(nil),        // 18: s0.node.v1.RestoreVolumeResponse
+	(*ListVolumesRequest)(nil),           // 19: s0.node.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),          // 20: s0.node.v1.ListVolumesResponse
+	(*MountVolumeRequest)(nil),           // 21: s0.node.v1.MountVolumeRequest
+	(*MountVolumeResponse)(nil),          // 22: s0.node.v1.MountVolumeResponse
+	(*UnmountVolumeRequest)(nil),         // 23: s0.node.v1.UnmountVolumeRequest
+	(*UnmountVolumeResponse)(nil),        // 24: s0.node.v1.UnmountVolumeResponse
+	(*VolumeSupport)(nil),                // 25: s0.node.v1.VolumeSupport
+	(*Spec)(nil),                         // 26: s0.node.v1.Spec
+	(*WarmProcess)(nil),                  // 27: s0.node.v1.WarmProcess
+	(*Probe)(nil),                        // 28: s0.node.v1.Probe
+	(*HTTPGet)(nil),                      // 29: s0.node.v1.HTTPGet
+	(*Pool)(nil),                         // 30: s0.node.v1.Pool
+	(*SetPoolsRequest)(nil),              // 31: s0.node.v1.SetPoolsRequest
+	(*SetPoolsResponse)(nil),             // 32: s0.node.v1.SetPoolsResponse
+	(*PoolRefusal)(nil),                  // 33: s0.node.v1.PoolRefusal
+	(*WatchRequest)(nil),                 // 34: s0.node.v1.WatchRequest
+	(*Event)(nil),                        // 35: s0.node.v1.Event
+	(*Synced)(nil),                       // 36: s0.node.v1.Synced
+	(*Slot)(nil),                         // 37: s0.node.v1.Slot
+	(*PoolStatus)(nil),                   // 38: s0.node.v1.PoolStatus
+	(*Sandbox)(nil),                      // 39: s0.node.v1.Sandbox
+	(*EventsConfig)(nil),                 // 40: s0.node.v1.EventsConfig
+	(*SandboxEvents)(nil),                // 41: s0.node.v1.SandboxEvents
+	(*SandboxEvent)(nil),                 // 42: s0.node.v1.SandboxEvent
+	(*TakeEventsRequest)(nil),            // 43: s0.node.v1.TakeEventsRequest
+	(*TakeEventsResponse)(nil),           // 44: s0.node.v1.TakeEventsResponse
+	(*AckEventsRequest)(nil),             // 45: s0.node.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),            // 46: s0.node.v1.AckEventsResponse
+	(*ClaimRequest)(nil),                 // 47: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),                // 48: s0.node.v1.ClaimResponse
+	(*ClaimManyRequest)(nil),             // 49: s0.node.v1.ClaimManyRequest
+	(*ClaimManyResponse)(nil),            // 50: s0.node.v1.ClaimManyResponse
+	(*ClaimOutcome)(nil),                 // 51: s0.node.v1.ClaimOutcome
+	(*GetRequest)(nil),                   // 52: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),                // 53: s0.node.v1.UpdateRequest
+	(*Network)(nil),                      // 54: s0.node.v1.Network
+	(*SealedCredential)(nil),             // 55: s0.node.v1.SealedCredential
+	(*DeleteRequest)(nil),                // 56: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),               // 57: s0.node.v1.DeleteResponse
+	(*PauseRequest)(nil),                 // 58: s0.node.v1.PauseRequest
+	(*ResumeRequest)(nil),                // 59: s0.node.v1.ResumeRequest
+	(*StoredImage)(nil),                  // 60: s0.node.v1.StoredImage
+	(*RemoveStoredRequest)(nil),          // 61: s0.node.v1.RemoveStoredRequest
+	(*RemoveStoredResponse)(nil),         // 62: s0.node.v1.RemoveStoredResponse
+	(*ForkRequest)(nil),                  // 63: s0.node.v1.ForkRequest
+	(*ForkChild)(nil),                    // 64: s0.node.v1.ForkChild
+	(*ForkResponse)(nil),                 // 65: s0.node.v1.ForkResponse
+	(*SnapshotRequest)(nil),              // 66: s0.node.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),             // 67: s0.node.v1.SnapshotResponse
+	(*DeleteSnapshotRequest)(nil),        // 68: s0.node.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),       // 69: s0.node.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),       // 70: s0.node.v1.RestoreSnapshotRequest
+	(*StatsRequest)(nil),                 // 71: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),                // 72: s0.node.v1.StatsResponse
+	(*StatsSample)(nil),                  // 73: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),                    // 74: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),                 // 75: s0.node.v1.NetworkUsage
+	(*ResolveImageRequest)(nil),          // 76: s0.node.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),         // 77: s0.node.v1.ResolveImageResponse
+	(*InfoRequest)(nil),                  // 78: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),                 // 79: s0.node.v1.InfoResponse
+	(*ObjectStore)(nil),                  // 80: s0.node.v1.ObjectStore
+	(*ImageUsage)(nil),                   // 81: s0.node.v1.ImageUsage
+	nil,                                  // 82: s0.node.v1.Spec.EnvEntry
+	nil,                                  // 83: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),               // 84: s0.node.v1.HTTPGet.Header
+	nil,                                  // 85: s0.node.v1.Sandbox.EnvEntry
+	nil,                                  // 86: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                                  // 87: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	56, // 0: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
-	1,  // 1: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	57, // 2: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
-	2,  // 3: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
-	2,  // 4: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
-	2,  // 5: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
-	3,  // 6: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	58, // 7: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
-	0,  // 8: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
-	4,  // 9: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
-	7,  // 10: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
-	11, // 11: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
-	13, // 12: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
-	12, // 13: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
-	10, // 14: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	59, // 15: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
-	14, // 16: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
-	16, // 17: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
-	15, // 18: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
-	0,  // 19: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	60, // 20: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
-	14, // 21: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
-	28, // 22: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
-	13, // 23: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	21, // 24: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
-	25, // 25: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
-	22, // 26: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
-	61, // 27: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	28, // 28: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
-	29, // 29: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
-	34, // 30: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
-	38, // 31: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
-	13, // 32: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
-	47, // 33: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	48, // 34: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	49, // 35: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	55, // 36: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
-	54, // 37: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
-	5,  // 38: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	8,  // 39: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	21, // 40: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	23, // 41: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
-	26, // 42: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	27, // 43: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	30, // 44: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	32, // 45: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
-	33, // 46: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
-	37, // 47: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
-	40, // 48: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
-	42, // 49: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
-	44, // 50: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
-	17, // 51: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	19, // 52: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	45, // 53: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	50, // 54: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
-	35, // 55: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
-	52, // 56: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	6,  // 57: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	9,  // 58: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	22, // 59: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	24, // 60: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
-	13, // 61: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	13, // 62: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	31, // 63: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	13, // 64: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
-	13, // 65: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
-	39, // 66: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
-	41, // 67: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
-	43, // 68: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
-	13, // 69: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
-	18, // 70: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	20, // 71: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	46, // 72: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	51, // 73: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
-	36, // 74: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
-	53, // 75: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	57, // [57:76] is the sub-list for method output_type
-	38, // [38:57] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	1,  // 0: s0.node.v1.Volume.s3:type_name -> s0.node.v1.S3Bucket
+	55, // 1: s0.node.v1.S3Bucket.credential:type_name -> s0.node.v1.SealedCredential
+	0,  // 2: s0.node.v1.Mount.volume:type_name -> s0.node.v1.Volume
+	0,  // 3: s0.node.v1.CreateVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	4,  // 4: s0.node.v1.CreateVolumeResponse.state:type_name -> s0.node.v1.VolumeState
+	0,  // 5: s0.node.v1.ForkVolumeRequest.source:type_name -> s0.node.v1.Volume
+	0,  // 6: s0.node.v1.ForkVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	4,  // 7: s0.node.v1.ForkVolumeResponse.state:type_name -> s0.node.v1.VolumeState
+	0,  // 8: s0.node.v1.DeleteVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	0,  // 9: s0.node.v1.ReleaseVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	0,  // 10: s0.node.v1.SnapshotVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	0,  // 11: s0.node.v1.DeleteVolumeSnapshotRequest.volume:type_name -> s0.node.v1.Volume
+	0,  // 12: s0.node.v1.RestoreVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	4,  // 13: s0.node.v1.RestoreVolumeResponse.state:type_name -> s0.node.v1.VolumeState
+	4,  // 14: s0.node.v1.ListVolumesResponse.volumes:type_name -> s0.node.v1.VolumeState
+	2,  // 15: s0.node.v1.MountVolumeRequest.mount:type_name -> s0.node.v1.Mount
+	3,  // 16: s0.node.v1.MountVolumeResponse.state:type_name -> s0.node.v1.MountState
+	82, // 17: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	27, // 18: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
+	83, // 19: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	28, // 20: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
+	28, // 21: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
+	28, // 22: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
+	29, // 23: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
+	84, // 24: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	26, // 25: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
+	30, // 26: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
+	33, // 27: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
+	37, // 28: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
+	39, // 29: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
+	38, // 30: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
+	36, // 31: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
+	85, // 32: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	40, // 33: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
+	3,  // 34: s0.node.v1.Sandbox.mounts:type_name -> s0.node.v1.MountState
+	42, // 35: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
+	41, // 36: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
+	26, // 37: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
+	86, // 38: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	40, // 39: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
+	54, // 40: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
+	2,  // 41: s0.node.v1.ClaimRequest.mounts:type_name -> s0.node.v1.Mount
+	39, // 42: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
+	47, // 43: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
+	51, // 44: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
+	48, // 45: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
+	87, // 46: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	54, // 47: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
+	55, // 48: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
+	60, // 49: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
+	2,  // 50: s0.node.v1.ResumeRequest.mounts:type_name -> s0.node.v1.Mount
+	64, // 51: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
+	39, // 52: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
+	73, // 53: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	74, // 54: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	75, // 55: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	81, // 56: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
+	80, // 57: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
+	25, // 58: s0.node.v1.InfoResponse.volumes:type_name -> s0.node.v1.VolumeSupport
+	31, // 59: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	34, // 60: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	47, // 61: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	49, // 62: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
+	52, // 63: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	53, // 64: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	56, // 65: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	58, // 66: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
+	59, // 67: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
+	63, // 68: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
+	66, // 69: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
+	68, // 70: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
+	70, // 71: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
+	43, // 72: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	45, // 73: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	71, // 74: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	76, // 75: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
+	61, // 76: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
+	78, // 77: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	5,  // 78: s0.node.v1.Node.CreateVolume:input_type -> s0.node.v1.CreateVolumeRequest
+	7,  // 79: s0.node.v1.Node.ForkVolume:input_type -> s0.node.v1.ForkVolumeRequest
+	9,  // 80: s0.node.v1.Node.DeleteVolume:input_type -> s0.node.v1.DeleteVolumeRequest
+	11, // 81: s0.node.v1.Node.ReleaseVolume:input_type -> s0.node.v1.ReleaseVolumeRequest
+	13, // 82: s0.node.v1.Node.SnapshotVolume:input_type -> s0.node.v1.SnapshotVolumeRequest
+	15, // 83: s0.node.v1.Node.DeleteVolumeSnapshot:input_type -> s0.node.v1.DeleteVolumeSnapshotRequest
+	17, // 84: s0.node.v1.Node.RestoreVolume:input_type -> s0.node.v1.RestoreVolumeRequest
+	19, // 85: s0.node.v1.Node.ListVolumes:input_type -> s0.node.v1.ListVolumesRequest
+	21, // 86: s0.node.v1.Node.MountVolume:input_type -> s0.node.v1.MountVolumeRequest
+	23, // 87: s0.node.v1.Node.UnmountVolume:input_type -> s0.node.v1.UnmountVolumeRequest
+	32, // 88: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	35, // 89: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	48, // 90: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	50, // 91: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
+	39, // 92: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	39, // 93: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	57, // 94: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	39, // 95: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
+	39, // 96: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
+	65, // 97: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
+	67, // 98: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
+	69, // 99: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
+	39, // 100: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
+	44, // 101: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	46, // 102: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	72, // 103: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	77, // 104: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
+	62, // 105: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
+	79, // 106: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	6,  // 107: s0.node.v1.Node.CreateVolume:output_type -> s0.node.v1.CreateVolumeResponse
+	8,  // 108: s0.node.v1.Node.ForkVolume:output_type -> s0.node.v1.ForkVolumeResponse
+	10, // 109: s0.node.v1.Node.DeleteVolume:output_type -> s0.node.v1.DeleteVolumeResponse
+	12, // 110: s0.node.v1.Node.ReleaseVolume:output_type -> s0.node.v1.ReleaseVolumeResponse
+	14, // 111: s0.node.v1.Node.SnapshotVolume:output_type -> s0.node.v1.SnapshotVolumeResponse
+	16, // 112: s0.node.v1.Node.DeleteVolumeSnapshot:output_type -> s0.node.v1.DeleteVolumeSnapshotResponse
+	18, // 113: s0.node.v1.Node.RestoreVolume:output_type -> s0.node.v1.RestoreVolumeResponse
+	20, // 114: s0.node.v1.Node.ListVolumes:output_type -> s0.node.v1.ListVolumesResponse
+	22, // 115: s0.node.v1.Node.MountVolume:output_type -> s0.node.v1.MountVolumeResponse
+	24, // 116: s0.node.v1.Node.UnmountVolume:output_type -> s0.node.v1.UnmountVolumeResponse
+	88, // [88:117] is the sub-list for method output_type
+	59, // [59:88] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -4259,7 +5877,7 @@ func file_internal_nodeapi_node_proto_init() {
 	if File_internal_nodeapi_node_proto != nil {
 		return
 	}
-	file_internal_nodeapi_node_proto_msgTypes[9].OneofWrappers = []any{
+	file_internal_nodeapi_node_proto_msgTypes[35].OneofWrappers = []any{
 		(*Event_SlotFree)(nil),
 		(*Event_SlotTaken)(nil),
 		(*Event_Sandbox)(nil),
@@ -4267,14 +5885,14 @@ func file_internal_nodeapi_node_proto_init() {
 		(*Event_Pool)(nil),
 		(*Event_Synced)(nil),
 	}
-	file_internal_nodeapi_node_proto_msgTypes[37].OneofWrappers = []any{}
+	file_internal_nodeapi_node_proto_msgTypes[63].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   62,
+			NumMessages:   88,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,6 +44,29 @@ const (
 	CodeStaleGeneration = "stale_generation"
 )
 
+// VolumePrefix is where noded's listener serves the files of a volume, of which no
+// sandbox need know: VolumePrefix + id + procapi.PathFiles…, with procd's requests,
+// answers and errors. Paths are the volume's own: absolute ones begin at its root, as
+// relative ones do. VolumeHeader holds the Volume, as protobuf in URL-safe base64
+// without padding. The caller's epoch lets it write as if it had the volume mounted.
+const (
+	VolumePrefix = "/volumes/"
+	VolumeHeader = "S0-Volume"
+)
+
+// Backends of volumes.
+const (
+	BackendS0FS = "s0fs"
+	BackendS3   = "s3"
+)
+
+// Codes of the answers about volumes that have one of their own.
+const (
+	CodeStaleEpoch = "stale_epoch" // FAILED_PRECONDITION: another owner has come since
+	CodeVolumeBusy = "volume_busy" // FAILED_PRECONDITION: in use, as the message says
+	CodeVolumeFull = "volume_full" // RESOURCE_EXHAUSTED: its limit
+)
+
 // Codes of a saved sandbox that this node can't start as it was saved. The message says
 // why, for its tenant.
 const (

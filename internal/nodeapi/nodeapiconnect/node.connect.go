@@ -77,6 +77,27 @@ const (
 	NodeRemoveStoredProcedure = "/s0.node.v1.Node/RemoveStored"
 	// NodeInfoProcedure is the fully-qualified name of the Node's Info RPC.
 	NodeInfoProcedure = "/s0.node.v1.Node/Info"
+	// NodeCreateVolumeProcedure is the fully-qualified name of the Node's CreateVolume RPC.
+	NodeCreateVolumeProcedure = "/s0.node.v1.Node/CreateVolume"
+	// NodeForkVolumeProcedure is the fully-qualified name of the Node's ForkVolume RPC.
+	NodeForkVolumeProcedure = "/s0.node.v1.Node/ForkVolume"
+	// NodeDeleteVolumeProcedure is the fully-qualified name of the Node's DeleteVolume RPC.
+	NodeDeleteVolumeProcedure = "/s0.node.v1.Node/DeleteVolume"
+	// NodeReleaseVolumeProcedure is the fully-qualified name of the Node's ReleaseVolume RPC.
+	NodeReleaseVolumeProcedure = "/s0.node.v1.Node/ReleaseVolume"
+	// NodeSnapshotVolumeProcedure is the fully-qualified name of the Node's SnapshotVolume RPC.
+	NodeSnapshotVolumeProcedure = "/s0.node.v1.Node/SnapshotVolume"
+	// NodeDeleteVolumeSnapshotProcedure is the fully-qualified name of the Node's DeleteVolumeSnapshot
+	// RPC.
+	NodeDeleteVolumeSnapshotProcedure = "/s0.node.v1.Node/DeleteVolumeSnapshot"
+	// NodeRestoreVolumeProcedure is the fully-qualified name of the Node's RestoreVolume RPC.
+	NodeRestoreVolumeProcedure = "/s0.node.v1.Node/RestoreVolume"
+	// NodeListVolumesProcedure is the fully-qualified name of the Node's ListVolumes RPC.
+	NodeListVolumesProcedure = "/s0.node.v1.Node/ListVolumes"
+	// NodeMountVolumeProcedure is the fully-qualified name of the Node's MountVolume RPC.
+	NodeMountVolumeProcedure = "/s0.node.v1.Node/MountVolume"
+	// NodeUnmountVolumeProcedure is the fully-qualified name of the Node's UnmountVolume RPC.
+	NodeUnmountVolumeProcedure = "/s0.node.v1.Node/UnmountVolume"
 )
 
 // NodeClient is a client for the s0.node.v1.Node service.
@@ -156,6 +177,38 @@ type NodeClient interface {
 	RemoveStored(context.Context, *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
+	// CreateVolume makes an empty volume, or one that is what a snapshot of its team is.
+	CreateVolume(context.Context, *nodeapi.CreateVolumeRequest) (*nodeapi.CreateVolumeResponse, error)
+	// ForkVolume makes a volume that is what another one of its team is now, copy on
+	// write. The source may be mounted: what was closed or synced before is in the fork.
+	ForkVolume(context.Context, *nodeapi.ForkVolumeRequest) (*nodeapi.ForkVolumeResponse, error)
+	// DeleteVolume removes a volume and all its snapshots for good, and unmounts it
+	// wherever it still is on this node. It answers when the decision is durable; one that
+	// is not there is removed already.
+	DeleteVolume(context.Context, *nodeapi.DeleteVolumeRequest) (*nodeapi.DeleteVolumeResponse, error)
+	// ReleaseVolume commits what was written to a volume on this node and lets it go: at a
+	// later epoch another node may have it. FAILED_PRECONDITION: a sandbox of this node
+	// has it mounted for writing.
+	ReleaseVolume(context.Context, *nodeapi.ReleaseVolumeRequest) (*nodeapi.ReleaseVolumeResponse, error)
+	// SnapshotVolume keeps what a volume is at one instant, under an id that is the
+	// caller's. Who has it mounted goes on.
+	SnapshotVolume(context.Context, *nodeapi.SnapshotVolumeRequest) (*nodeapi.SnapshotVolumeResponse, error)
+	// DeleteVolumeSnapshot removes a snapshot for good; one that is not there is removed
+	// already. Volumes that were made from it keep what they need.
+	DeleteVolumeSnapshot(context.Context, *nodeapi.DeleteVolumeSnapshotRequest) (*nodeapi.DeleteVolumeSnapshotResponse, error)
+	// RestoreVolume makes a volume what one of its snapshots is; where it is mounted, its
+	// mounts show that when the call answers. DEADLINE_EXCEEDED: a mount could not be
+	// changed in time, and nothing was.
+	RestoreVolume(context.Context, *nodeapi.RestoreVolumeRequest) (*nodeapi.RestoreVolumeResponse, error)
+	// ListVolumes answers what the node knows of volumes: for counting, never for
+	// deciding that one has gone.
+	ListVolumes(context.Context, *nodeapi.ListVolumesRequest) (*nodeapi.ListVolumesResponse, error)
+	// MountVolume mounts a volume into a running sandbox, which sees it when the call
+	// answers. ALREADY_EXISTS: something else is mounted there.
+	MountVolume(context.Context, *nodeapi.MountVolumeRequest) (*nodeapi.MountVolumeResponse, error)
+	// UnmountVolume commits and takes away one mount of a sandbox; one that is not there
+	// is taken away already. FAILED_PRECONDITION: processes of the sandbox use it.
+	UnmountVolume(context.Context, *nodeapi.UnmountVolumeRequest) (*nodeapi.UnmountVolumeResponse, error)
 }
 
 // NewNodeClient constructs a client for the s0.node.v1.Node service. By default, it uses the
@@ -283,30 +336,100 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("Info")),
 			connect.WithClientOptions(opts...),
 		),
+		createVolume: connect.NewClient[nodeapi.CreateVolumeRequest, nodeapi.CreateVolumeResponse](
+			httpClient,
+			baseURL+NodeCreateVolumeProcedure,
+			connect.WithSchema(nodeMethods.ByName("CreateVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		forkVolume: connect.NewClient[nodeapi.ForkVolumeRequest, nodeapi.ForkVolumeResponse](
+			httpClient,
+			baseURL+NodeForkVolumeProcedure,
+			connect.WithSchema(nodeMethods.ByName("ForkVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteVolume: connect.NewClient[nodeapi.DeleteVolumeRequest, nodeapi.DeleteVolumeResponse](
+			httpClient,
+			baseURL+NodeDeleteVolumeProcedure,
+			connect.WithSchema(nodeMethods.ByName("DeleteVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		releaseVolume: connect.NewClient[nodeapi.ReleaseVolumeRequest, nodeapi.ReleaseVolumeResponse](
+			httpClient,
+			baseURL+NodeReleaseVolumeProcedure,
+			connect.WithSchema(nodeMethods.ByName("ReleaseVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		snapshotVolume: connect.NewClient[nodeapi.SnapshotVolumeRequest, nodeapi.SnapshotVolumeResponse](
+			httpClient,
+			baseURL+NodeSnapshotVolumeProcedure,
+			connect.WithSchema(nodeMethods.ByName("SnapshotVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteVolumeSnapshot: connect.NewClient[nodeapi.DeleteVolumeSnapshotRequest, nodeapi.DeleteVolumeSnapshotResponse](
+			httpClient,
+			baseURL+NodeDeleteVolumeSnapshotProcedure,
+			connect.WithSchema(nodeMethods.ByName("DeleteVolumeSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		restoreVolume: connect.NewClient[nodeapi.RestoreVolumeRequest, nodeapi.RestoreVolumeResponse](
+			httpClient,
+			baseURL+NodeRestoreVolumeProcedure,
+			connect.WithSchema(nodeMethods.ByName("RestoreVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		listVolumes: connect.NewClient[nodeapi.ListVolumesRequest, nodeapi.ListVolumesResponse](
+			httpClient,
+			baseURL+NodeListVolumesProcedure,
+			connect.WithSchema(nodeMethods.ByName("ListVolumes")),
+			connect.WithClientOptions(opts...),
+		),
+		mountVolume: connect.NewClient[nodeapi.MountVolumeRequest, nodeapi.MountVolumeResponse](
+			httpClient,
+			baseURL+NodeMountVolumeProcedure,
+			connect.WithSchema(nodeMethods.ByName("MountVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		unmountVolume: connect.NewClient[nodeapi.UnmountVolumeRequest, nodeapi.UnmountVolumeResponse](
+			httpClient,
+			baseURL+NodeUnmountVolumeProcedure,
+			connect.WithSchema(nodeMethods.ByName("UnmountVolume")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeClient implements NodeClient.
 type nodeClient struct {
-	setPools        *connect.Client[nodeapi.SetPoolsRequest, nodeapi.SetPoolsResponse]
-	watch           *connect.Client[nodeapi.WatchRequest, nodeapi.Event]
-	claim           *connect.Client[nodeapi.ClaimRequest, nodeapi.ClaimResponse]
-	claimMany       *connect.Client[nodeapi.ClaimManyRequest, nodeapi.ClaimManyResponse]
-	get             *connect.Client[nodeapi.GetRequest, nodeapi.Sandbox]
-	update          *connect.Client[nodeapi.UpdateRequest, nodeapi.Sandbox]
-	delete          *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
-	pause           *connect.Client[nodeapi.PauseRequest, nodeapi.Sandbox]
-	resume          *connect.Client[nodeapi.ResumeRequest, nodeapi.Sandbox]
-	fork            *connect.Client[nodeapi.ForkRequest, nodeapi.ForkResponse]
-	snapshot        *connect.Client[nodeapi.SnapshotRequest, nodeapi.SnapshotResponse]
-	deleteSnapshot  *connect.Client[nodeapi.DeleteSnapshotRequest, nodeapi.DeleteSnapshotResponse]
-	restoreSnapshot *connect.Client[nodeapi.RestoreSnapshotRequest, nodeapi.Sandbox]
-	takeEvents      *connect.Client[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse]
-	ackEvents       *connect.Client[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse]
-	stats           *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
-	resolveImage    *connect.Client[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse]
-	removeStored    *connect.Client[nodeapi.RemoveStoredRequest, nodeapi.RemoveStoredResponse]
-	info            *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
+	setPools             *connect.Client[nodeapi.SetPoolsRequest, nodeapi.SetPoolsResponse]
+	watch                *connect.Client[nodeapi.WatchRequest, nodeapi.Event]
+	claim                *connect.Client[nodeapi.ClaimRequest, nodeapi.ClaimResponse]
+	claimMany            *connect.Client[nodeapi.ClaimManyRequest, nodeapi.ClaimManyResponse]
+	get                  *connect.Client[nodeapi.GetRequest, nodeapi.Sandbox]
+	update               *connect.Client[nodeapi.UpdateRequest, nodeapi.Sandbox]
+	delete               *connect.Client[nodeapi.DeleteRequest, nodeapi.DeleteResponse]
+	pause                *connect.Client[nodeapi.PauseRequest, nodeapi.Sandbox]
+	resume               *connect.Client[nodeapi.ResumeRequest, nodeapi.Sandbox]
+	fork                 *connect.Client[nodeapi.ForkRequest, nodeapi.ForkResponse]
+	snapshot             *connect.Client[nodeapi.SnapshotRequest, nodeapi.SnapshotResponse]
+	deleteSnapshot       *connect.Client[nodeapi.DeleteSnapshotRequest, nodeapi.DeleteSnapshotResponse]
+	restoreSnapshot      *connect.Client[nodeapi.RestoreSnapshotRequest, nodeapi.Sandbox]
+	takeEvents           *connect.Client[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse]
+	ackEvents            *connect.Client[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse]
+	stats                *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
+	resolveImage         *connect.Client[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse]
+	removeStored         *connect.Client[nodeapi.RemoveStoredRequest, nodeapi.RemoveStoredResponse]
+	info                 *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
+	createVolume         *connect.Client[nodeapi.CreateVolumeRequest, nodeapi.CreateVolumeResponse]
+	forkVolume           *connect.Client[nodeapi.ForkVolumeRequest, nodeapi.ForkVolumeResponse]
+	deleteVolume         *connect.Client[nodeapi.DeleteVolumeRequest, nodeapi.DeleteVolumeResponse]
+	releaseVolume        *connect.Client[nodeapi.ReleaseVolumeRequest, nodeapi.ReleaseVolumeResponse]
+	snapshotVolume       *connect.Client[nodeapi.SnapshotVolumeRequest, nodeapi.SnapshotVolumeResponse]
+	deleteVolumeSnapshot *connect.Client[nodeapi.DeleteVolumeSnapshotRequest, nodeapi.DeleteVolumeSnapshotResponse]
+	restoreVolume        *connect.Client[nodeapi.RestoreVolumeRequest, nodeapi.RestoreVolumeResponse]
+	listVolumes          *connect.Client[nodeapi.ListVolumesRequest, nodeapi.ListVolumesResponse]
+	mountVolume          *connect.Client[nodeapi.MountVolumeRequest, nodeapi.MountVolumeResponse]
+	unmountVolume        *connect.Client[nodeapi.UnmountVolumeRequest, nodeapi.UnmountVolumeResponse]
 }
 
 // SetPools calls s0.node.v1.Node.SetPools.
@@ -472,6 +595,96 @@ func (c *nodeClient) Info(ctx context.Context, req *nodeapi.InfoRequest) (*nodea
 	return nil, err
 }
 
+// CreateVolume calls s0.node.v1.Node.CreateVolume.
+func (c *nodeClient) CreateVolume(ctx context.Context, req *nodeapi.CreateVolumeRequest) (*nodeapi.CreateVolumeResponse, error) {
+	response, err := c.createVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ForkVolume calls s0.node.v1.Node.ForkVolume.
+func (c *nodeClient) ForkVolume(ctx context.Context, req *nodeapi.ForkVolumeRequest) (*nodeapi.ForkVolumeResponse, error) {
+	response, err := c.forkVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteVolume calls s0.node.v1.Node.DeleteVolume.
+func (c *nodeClient) DeleteVolume(ctx context.Context, req *nodeapi.DeleteVolumeRequest) (*nodeapi.DeleteVolumeResponse, error) {
+	response, err := c.deleteVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReleaseVolume calls s0.node.v1.Node.ReleaseVolume.
+func (c *nodeClient) ReleaseVolume(ctx context.Context, req *nodeapi.ReleaseVolumeRequest) (*nodeapi.ReleaseVolumeResponse, error) {
+	response, err := c.releaseVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SnapshotVolume calls s0.node.v1.Node.SnapshotVolume.
+func (c *nodeClient) SnapshotVolume(ctx context.Context, req *nodeapi.SnapshotVolumeRequest) (*nodeapi.SnapshotVolumeResponse, error) {
+	response, err := c.snapshotVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteVolumeSnapshot calls s0.node.v1.Node.DeleteVolumeSnapshot.
+func (c *nodeClient) DeleteVolumeSnapshot(ctx context.Context, req *nodeapi.DeleteVolumeSnapshotRequest) (*nodeapi.DeleteVolumeSnapshotResponse, error) {
+	response, err := c.deleteVolumeSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RestoreVolume calls s0.node.v1.Node.RestoreVolume.
+func (c *nodeClient) RestoreVolume(ctx context.Context, req *nodeapi.RestoreVolumeRequest) (*nodeapi.RestoreVolumeResponse, error) {
+	response, err := c.restoreVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListVolumes calls s0.node.v1.Node.ListVolumes.
+func (c *nodeClient) ListVolumes(ctx context.Context, req *nodeapi.ListVolumesRequest) (*nodeapi.ListVolumesResponse, error) {
+	response, err := c.listVolumes.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// MountVolume calls s0.node.v1.Node.MountVolume.
+func (c *nodeClient) MountVolume(ctx context.Context, req *nodeapi.MountVolumeRequest) (*nodeapi.MountVolumeResponse, error) {
+	response, err := c.mountVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// UnmountVolume calls s0.node.v1.Node.UnmountVolume.
+func (c *nodeClient) UnmountVolume(ctx context.Context, req *nodeapi.UnmountVolumeRequest) (*nodeapi.UnmountVolumeResponse, error) {
+	response, err := c.unmountVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // NodeHandler is an implementation of the s0.node.v1.Node service.
 type NodeHandler interface {
 	// SetPools declares every pool that the node shall keep; pools that are not
@@ -549,6 +762,38 @@ type NodeHandler interface {
 	RemoveStored(context.Context, *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
+	// CreateVolume makes an empty volume, or one that is what a snapshot of its team is.
+	CreateVolume(context.Context, *nodeapi.CreateVolumeRequest) (*nodeapi.CreateVolumeResponse, error)
+	// ForkVolume makes a volume that is what another one of its team is now, copy on
+	// write. The source may be mounted: what was closed or synced before is in the fork.
+	ForkVolume(context.Context, *nodeapi.ForkVolumeRequest) (*nodeapi.ForkVolumeResponse, error)
+	// DeleteVolume removes a volume and all its snapshots for good, and unmounts it
+	// wherever it still is on this node. It answers when the decision is durable; one that
+	// is not there is removed already.
+	DeleteVolume(context.Context, *nodeapi.DeleteVolumeRequest) (*nodeapi.DeleteVolumeResponse, error)
+	// ReleaseVolume commits what was written to a volume on this node and lets it go: at a
+	// later epoch another node may have it. FAILED_PRECONDITION: a sandbox of this node
+	// has it mounted for writing.
+	ReleaseVolume(context.Context, *nodeapi.ReleaseVolumeRequest) (*nodeapi.ReleaseVolumeResponse, error)
+	// SnapshotVolume keeps what a volume is at one instant, under an id that is the
+	// caller's. Who has it mounted goes on.
+	SnapshotVolume(context.Context, *nodeapi.SnapshotVolumeRequest) (*nodeapi.SnapshotVolumeResponse, error)
+	// DeleteVolumeSnapshot removes a snapshot for good; one that is not there is removed
+	// already. Volumes that were made from it keep what they need.
+	DeleteVolumeSnapshot(context.Context, *nodeapi.DeleteVolumeSnapshotRequest) (*nodeapi.DeleteVolumeSnapshotResponse, error)
+	// RestoreVolume makes a volume what one of its snapshots is; where it is mounted, its
+	// mounts show that when the call answers. DEADLINE_EXCEEDED: a mount could not be
+	// changed in time, and nothing was.
+	RestoreVolume(context.Context, *nodeapi.RestoreVolumeRequest) (*nodeapi.RestoreVolumeResponse, error)
+	// ListVolumes answers what the node knows of volumes: for counting, never for
+	// deciding that one has gone.
+	ListVolumes(context.Context, *nodeapi.ListVolumesRequest) (*nodeapi.ListVolumesResponse, error)
+	// MountVolume mounts a volume into a running sandbox, which sees it when the call
+	// answers. ALREADY_EXISTS: something else is mounted there.
+	MountVolume(context.Context, *nodeapi.MountVolumeRequest) (*nodeapi.MountVolumeResponse, error)
+	// UnmountVolume commits and takes away one mount of a sandbox; one that is not there
+	// is taken away already. FAILED_PRECONDITION: processes of the sandbox use it.
+	UnmountVolume(context.Context, *nodeapi.UnmountVolumeRequest) (*nodeapi.UnmountVolumeResponse, error)
 }
 
 // NewNodeHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -672,6 +917,66 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("Info")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeCreateVolumeHandler := connect.NewUnaryHandlerSimple(
+		NodeCreateVolumeProcedure,
+		svc.CreateVolume,
+		connect.WithSchema(nodeMethods.ByName("CreateVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeForkVolumeHandler := connect.NewUnaryHandlerSimple(
+		NodeForkVolumeProcedure,
+		svc.ForkVolume,
+		connect.WithSchema(nodeMethods.ByName("ForkVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeDeleteVolumeHandler := connect.NewUnaryHandlerSimple(
+		NodeDeleteVolumeProcedure,
+		svc.DeleteVolume,
+		connect.WithSchema(nodeMethods.ByName("DeleteVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeReleaseVolumeHandler := connect.NewUnaryHandlerSimple(
+		NodeReleaseVolumeProcedure,
+		svc.ReleaseVolume,
+		connect.WithSchema(nodeMethods.ByName("ReleaseVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeSnapshotVolumeHandler := connect.NewUnaryHandlerSimple(
+		NodeSnapshotVolumeProcedure,
+		svc.SnapshotVolume,
+		connect.WithSchema(nodeMethods.ByName("SnapshotVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeDeleteVolumeSnapshotHandler := connect.NewUnaryHandlerSimple(
+		NodeDeleteVolumeSnapshotProcedure,
+		svc.DeleteVolumeSnapshot,
+		connect.WithSchema(nodeMethods.ByName("DeleteVolumeSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeRestoreVolumeHandler := connect.NewUnaryHandlerSimple(
+		NodeRestoreVolumeProcedure,
+		svc.RestoreVolume,
+		connect.WithSchema(nodeMethods.ByName("RestoreVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeListVolumesHandler := connect.NewUnaryHandlerSimple(
+		NodeListVolumesProcedure,
+		svc.ListVolumes,
+		connect.WithSchema(nodeMethods.ByName("ListVolumes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeMountVolumeHandler := connect.NewUnaryHandlerSimple(
+		NodeMountVolumeProcedure,
+		svc.MountVolume,
+		connect.WithSchema(nodeMethods.ByName("MountVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeUnmountVolumeHandler := connect.NewUnaryHandlerSimple(
+		NodeUnmountVolumeProcedure,
+		svc.UnmountVolume,
+		connect.WithSchema(nodeMethods.ByName("UnmountVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/s0.node.v1.Node/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeSetPoolsProcedure:
@@ -712,6 +1017,26 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeRemoveStoredHandler.ServeHTTP(w, r)
 		case NodeInfoProcedure:
 			nodeInfoHandler.ServeHTTP(w, r)
+		case NodeCreateVolumeProcedure:
+			nodeCreateVolumeHandler.ServeHTTP(w, r)
+		case NodeForkVolumeProcedure:
+			nodeForkVolumeHandler.ServeHTTP(w, r)
+		case NodeDeleteVolumeProcedure:
+			nodeDeleteVolumeHandler.ServeHTTP(w, r)
+		case NodeReleaseVolumeProcedure:
+			nodeReleaseVolumeHandler.ServeHTTP(w, r)
+		case NodeSnapshotVolumeProcedure:
+			nodeSnapshotVolumeHandler.ServeHTTP(w, r)
+		case NodeDeleteVolumeSnapshotProcedure:
+			nodeDeleteVolumeSnapshotHandler.ServeHTTP(w, r)
+		case NodeRestoreVolumeProcedure:
+			nodeRestoreVolumeHandler.ServeHTTP(w, r)
+		case NodeListVolumesProcedure:
+			nodeListVolumesHandler.ServeHTTP(w, r)
+		case NodeMountVolumeProcedure:
+			nodeMountVolumeHandler.ServeHTTP(w, r)
+		case NodeUnmountVolumeProcedure:
+			nodeUnmountVolumeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -795,4 +1120,44 @@ func (UnimplementedNodeHandler) RemoveStored(context.Context, *nodeapi.RemoveSto
 
 func (UnimplementedNodeHandler) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Info is not implemented"))
+}
+
+func (UnimplementedNodeHandler) CreateVolume(context.Context, *nodeapi.CreateVolumeRequest) (*nodeapi.CreateVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.CreateVolume is not implemented"))
+}
+
+func (UnimplementedNodeHandler) ForkVolume(context.Context, *nodeapi.ForkVolumeRequest) (*nodeapi.ForkVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.ForkVolume is not implemented"))
+}
+
+func (UnimplementedNodeHandler) DeleteVolume(context.Context, *nodeapi.DeleteVolumeRequest) (*nodeapi.DeleteVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.DeleteVolume is not implemented"))
+}
+
+func (UnimplementedNodeHandler) ReleaseVolume(context.Context, *nodeapi.ReleaseVolumeRequest) (*nodeapi.ReleaseVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.ReleaseVolume is not implemented"))
+}
+
+func (UnimplementedNodeHandler) SnapshotVolume(context.Context, *nodeapi.SnapshotVolumeRequest) (*nodeapi.SnapshotVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.SnapshotVolume is not implemented"))
+}
+
+func (UnimplementedNodeHandler) DeleteVolumeSnapshot(context.Context, *nodeapi.DeleteVolumeSnapshotRequest) (*nodeapi.DeleteVolumeSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.DeleteVolumeSnapshot is not implemented"))
+}
+
+func (UnimplementedNodeHandler) RestoreVolume(context.Context, *nodeapi.RestoreVolumeRequest) (*nodeapi.RestoreVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.RestoreVolume is not implemented"))
+}
+
+func (UnimplementedNodeHandler) ListVolumes(context.Context, *nodeapi.ListVolumesRequest) (*nodeapi.ListVolumesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.ListVolumes is not implemented"))
+}
+
+func (UnimplementedNodeHandler) MountVolume(context.Context, *nodeapi.MountVolumeRequest) (*nodeapi.MountVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.MountVolume is not implemented"))
+}
+
+func (UnimplementedNodeHandler) UnmountVolume(context.Context, *nodeapi.UnmountVolumeRequest) (*nodeapi.UnmountVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.UnmountVolume is not implemented"))
 }

@@ -80,6 +80,10 @@ func New(cfg Config) http.Handler {
 			s.layer(w, r)
 			return
 		}
+		if strings.HasPrefix(r.URL.Path, nodeapi.VolumePrefix) {
+			s.volumeFiles(w, r)
+			return
+		}
 		api.ServeHTTP(w, r)
 	})
 }
@@ -142,6 +146,9 @@ func (s *Server) send(stream *connect.ServerStream[nodeapi.Event], e *nodeapi.Ev
 
 // Claim implements the node API.
 func (s *Server) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) {
+	if len(req.GetMounts()) > 0 {
+		return nil, errNoVolumes
+	}
 	claim := lifecycle.ClaimRequest{
 		ClaimID: req.GetClaimId(), PoolKey: req.GetPoolKey(), Team: req.GetTeam(), User: req.GetUser(),
 		Env: req.GetEnv(), MemoryBytes: req.GetMemoryBytes(), CPUMillis: req.GetCpuMillis(),
