@@ -44,6 +44,9 @@ const (
 	// forgetInterval gathers what is to be forgotten of connections: no address is
 	// given out again for two minutes.
 	forgetInterval = 10 * time.Second
+	// flowInterval is how soon it is seen that a flow is over, well before it is
+	// forgotten whose it was.
+	flowInterval = 2 * time.Second
 )
 
 // Config says what a netd owns and where. Zero fields take the value that [Default]
@@ -138,8 +141,10 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 	s.Start("sweep", func(ctx context.Context) error { return keep(ctx, cfg.Log, sweepInterval, sandboxes.Sweep) })
 	s.Start("connections", func(ctx context.Context) error { return keep(ctx, cfg.Log, forgetInterval, sandboxes.Forget) })
 	s.Start("host addresses", func(ctx context.Context) error { return keep(ctx, cfg.Log, addressInterval, fixed.refresh) })
-	s.Start("verdicts", func(ctx context.Context) error {
-		return kernel.Events(ctx, func(e bpf.Event) { record(records, sandboxes, e) })
+	told := recorder{records, sandboxes}
+	s.Start("verdicts", func(ctx context.Context) error { return kernel.Events(ctx, told.denied) })
+	s.Start("flows", func(ctx context.Context) error {
+		return keep(ctx, cfg.Log, flowInterval, func() error { return kernel.EndFlows(told.ended) })
 	})
 	if err := listen(ctx, plane, kernel, front, s); err != nil {
 		return err

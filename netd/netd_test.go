@@ -503,6 +503,7 @@ func TestEventsTellOfVerdicts(t *testing.T) {
 	b.policy(`{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.2/32"]}}`)
 	b.reaches("tcp", net.JoinHostPort(far4, "80"))
 	b.refused("udp", net.JoinHostPort(other6, "80"))
+	b.w.must(w.client.Detach(t.Context(), b.slot.ID, 0)) // which ends every flow
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
 	want := map[string]bool{
@@ -514,6 +515,9 @@ func TestEventsTellOfVerdicts(t *testing.T) {
 		for _, e := range batch.Events {
 			if e.SandboxID != string(b.slot.ID) || e.TeamID != "team" || e.FlowID == "" || time.Since(e.Timestamp) > deadline {
 				t.Errorf("told %+v", e)
+			}
+			if e.Action == "allow" && (e.EgressBytes == 0 || e.IngressBytes == 0) {
+				t.Errorf("a flow without sizes: %+v", e)
 			}
 			delete(want, fmt.Sprintf("%s %s %s:%d %s %s", e.Action, e.Transport, e.DestIP, e.DestPort, e.SrcIP, e.Reason))
 		}

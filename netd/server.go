@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/netip"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -46,28 +47,49 @@ func (s *server) Events(ctx context.Context, tell func(netdapi.Events) error) er
 	}
 }
 
-// record tells of a flow that the kernel let pass or denied. Its end is not seen here:
-// what passes by address alone has no sizes.
-func record(records *audit.Queue, sandboxes *table.Table, e bpf.Event) {
-	g, slot, ok := sandboxes.Known(e.Serial)
+// recorder tells of what the kernel judged by itself.
+type recorder struct {
+	records   *audit.Queue
+	sandboxes *table.Table
+}
+
+// denied tells of a packet that was denied.
+func (r recorder) denied(e bpf.Event) {
+	if rec, ok := r.begin(e.Serial, e.Protocol, e.Dest); ok {
+		rec.Timestamp, rec.Action, rec.Outcome, rec.Reason = e.Time.UTC(), audit.Deny, audit.Denied, e.Reason.String()
+		r.records.Add(rec)
+	}
+}
+
+// ended tells of a flow that passed. Its sizes are those of its frames.
+func (r recorder) ended(f bpf.Flow) {
+	rec, ok := r.begin(f.Serial, f.Protocol, f.Dest)
 	if !ok {
-		return // it has ended meanwhile
+		return
 	}
-	r := audit.Record{
-		Timestamp: e.Time, FlowID: rand.Text(), SandboxID: string(g.ID), Generation: uint64(g.Gen), TeamID: g.Team,
-		SrcIP: slot.IPv4, DestIP: e.Dest.Addr(), DestPort: e.Dest.Port(), Transport: transport(e.Protocol),
-		ClassifierResult: "l4", Action: audit.Allow, Outcome: audit.Completed, Adapter: "kernel",
+	rec.Timestamp, rec.DurationMS = f.Began.UTC(), f.Last.Sub(f.Began).Milliseconds()
+	rec.EgressBytes, rec.IngressBytes = int64(f.Sent), int64(f.Received)
+	rec.Action, rec.Outcome = audit.Allow, audit.Completed
+	if f.Action == policy.WouldDeny {
+		rec.Action, rec.Reason = audit.WouldDeny, f.Reason.String()
 	}
-	if e.Dest.Addr().Is6() {
-		r.SrcIP = slot.IPv6
+	r.records.Add(rec)
+}
+
+// begin is not ok for what was nobody's: a slot that no sandbox has been told of.
+func (r recorder) begin(serial uint32, protocol uint8, to netip.AddrPort) (rec audit.Record, ok bool) {
+	g, slot, ok := r.sandboxes.Known(serial)
+	if !ok || g.Team == "" {
+		return rec, false
 	}
-	switch e.Action {
-	case policy.Deny:
-		r.Action, r.Outcome, r.Reason = audit.Deny, audit.Denied, e.Reason.String()
-	case policy.WouldDeny:
-		r.Action, r.Reason = audit.WouldDeny, e.Reason.String()
+	rec = audit.Record{
+		FlowID: rand.Text(), SandboxID: string(g.ID), Generation: uint64(g.Gen), TeamID: g.Team,
+		SrcIP: slot.IPv4, DestIP: to.Addr(), DestPort: to.Port(), Transport: transport(protocol), ClassifierResult: "l4", Adapter: "kernel",
 	}
-	records.Add(r)
+	if to.Addr().Is6() {
+		rec.SrcIP = slot.IPv6
+	}
+	return rec, true
 }
 
 func transport(protocol uint8) string {

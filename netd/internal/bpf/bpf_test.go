@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"net"
@@ -185,7 +186,7 @@ func (f frame) transport() []byte {
 		b[0] = f.icmp
 		return b
 	}
-	binary.BigEndian.PutUint16(b, max(f.sport, 40000))
+	binary.BigEndian.PutUint16(b, cmp.Or(f.sport, 40000))
 	binary.BigEndian.PutUint16(b[2:], f.dport)
 	b[12], b[13] = 0x50, f.flags
 	return b
@@ -504,22 +505,26 @@ func TestAuditOnlyPassesAndTells(t *testing.T) {
 	got := make(chan Event, 100)
 	go k.Events(ctx, func(e Event) { got <- e })
 	setPolicy(t, k, `{"mode":"block-all","enforcement":"audit-only"}`)
+	for _, f := range []frame{tcp("93.184.0.2", 443), udp("2606:bbbb::1", 7)} {
+		check(t, k, "what would be denied", f, MarkAllow)
+		flows := endAll(t, k)
+		if len(flows) != 1 || flows[0].Serial != serial || flows[0].Action != policy.WouldDeny || flows[0].Reason.String() != "policy" || flows[0].Dest.Addr() != f.dst {
+			t.Errorf("told %+v of %v", flows, f.dst)
+		}
+	}
 	for _, c := range []struct {
 		f      frame
 		mark   uint32
-		action policy.Action
 		reason string
 	}{
-		{tcp("93.184.0.2", 443), MarkAllow, policy.WouldDeny, "policy"},
-		{udp("2606:bbbb::1", 7), MarkAllow, policy.WouldDeny, "policy"},
-		{tcp("169.254.169.254", 80), MarkDeny, policy.Deny, "always denied"},
-		{tcp("93.184.0.2", 80).with(func(f *frame) { f.fragment = 1 }), dropped, policy.Deny, "fragment"},
+		{tcp("169.254.169.254", 80), MarkDeny, "always denied"},
+		{tcp("93.184.0.2", 80).with(func(f *frame) { f.fragment = 1 }), dropped, "fragment"},
 	} {
 		check(t, k, c.reason, c.f, c.mark)
 		select {
 		case e := <-got:
-			if e.Serial != serial || e.Action != c.action || e.Reason.String() != c.reason || e.Dest.Addr() != c.f.dst {
-				t.Errorf("told %+v, want %v %s to %v", e, c.action, c.reason, c.f.dst)
+			if e.Serial != serial || e.Action != policy.Deny || e.Reason.String() != c.reason || e.Dest.Addr() != c.f.dst {
+				t.Errorf("told %+v, want %s to %v", e, c.reason, c.f.dst)
 			}
 			if age := time.Since(e.Time); age < -time.Second || age > time.Minute {
 				t.Errorf("told of what happened %v ago", age)

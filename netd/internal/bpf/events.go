@@ -22,6 +22,7 @@ func (r Reason) String() string {
 		netdReasonWHY_UNLEARNED: "address of no resolved name", netdReasonWHY_SPOOFED: "spoofed source",
 		netdReasonWHY_NOT_IP: "not IP", netdReasonWHY_FRAGMENT: "fragment", netdReasonWHY_OPTIONS: "IP options",
 		netdReasonWHY_PROTOCOL: "protocol", netdReasonWHY_ICMP: "ICMP", netdReasonWHY_SHORT: "malformed",
+		netdReasonWHY_FLOWS: "too many flows",
 	}
 	if int(r) < len(names) && names[r] != "" {
 		return names[r]
@@ -29,7 +30,7 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason %d", uint8(r))
 }
 
-// Event is one verdict: of a flow that began, or of a packet that was denied.
+// Event is one packet that was denied.
 type Event struct {
 	Time     time.Time
 	Serial   uint32 // of the attachment

@@ -57,6 +57,7 @@ enum reason {
 	WHY_ICMP,
 	WHY_SHORT,
 	WHY_THROTTLED,
+	WHY_FLOWS, // too many at once
 };
 
 enum listener {
@@ -80,6 +81,14 @@ enum listener {
 #define MAX_ENTRIES (1 << 18)
 #define NANOS 1000000000ULL
 #define EVENT_RATE 64 // events a second of each sandbox on each CPU, and as many at once
+
+// What passes by address alone has an entry each, so that it is told with its size,
+// and so that no sandbox fills conntrack (D09): that has room for MAX_FLOWS, forgets
+// no later than table.go does, and gives nobody more than a part.
+#define MAX_FLOWS (1 << 17)
+#define MAX_EACH 4096   // of a sandbox
+#define SCARCE_EACH 512 // of a sandbox, while more than half of all are in use
+#define ALL 0           // no sandbox's serial: all of them
 
 struct sandbox {
 	__u64 owner;  // which sandbox, and which instance of it
@@ -166,6 +175,22 @@ struct event {
 	__u8 action, reason, protocol, family;
 	__u16 sport, dport;
 	__u8 dst[16];
+};
+
+struct flow_key {
+	__u32 serial;
+	__u16 sport, dport;
+	__u8 dst[16];
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct flow {
+	__u64 began, last;     // since boot
+	__u64 sent, received; // bytes of frames
+	__u8 action, reason;
+	__u8 fin_sent, fin_received, reset; // a byte each: two CPUs may set them at once
+	__u8 pad[3];
 };
 
 struct seen {
@@ -256,6 +281,35 @@ struct {
 } buckets SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_FLOWS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+	PINNED;
+} flows SEC(".maps");
+
+// How many flows a sandbox has is what was opened, which only programs count, less
+// what was closed, which only user space does: neither overwrites the other's.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SANDBOXES + 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); // serial, or ALL
+	__type(value, __u64);
+	PINNED;
+} opened SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SANDBOXES + 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u64);
+	PINNED;
+} closed SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 14);
 	__type(key, struct seen);
@@ -285,13 +339,23 @@ struct packet {
 	__u16 sport, dport; // as numbers
 	__u8 dst[16];
 	__be32 dst4;
-	__u8 syn;  // it begins a connection
-	__u8 code; // ICMP's type
+	__u8 flags; // TCP's
+	__u8 code;  // ICMP's type
 };
 
 struct verdict {
 	__u32 action, reason;
 };
+
+#define FIN 0x01
+#define SYN 0x02
+#define RST 0x04
+#define ACK 0x10
+
+static __always_inline int begins(const struct packet *p)
+{
+	return (p->flags & (SYN | ACK)) == SYN;
+}
 
 static __always_inline int differs(const __u8 *a, const volatile __u8 *b, int n)
 {
@@ -351,13 +415,11 @@ static __always_inline int may_tell(struct counters *c, __u64 now)
 	return ok;
 }
 
-// tell reports a verdict, the same one once a second at most.
+// tell reports a denial, the same one once a second at most.
 static __always_inline void tell(const struct sandbox *s, struct counters *c, const struct packet *p, struct verdict v)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct seen key = { .serial = s->serial, .dport = p->dport, .reason = v.reason | v.action << 4, .protocol = p->protocol };
-	if (v.action == ACT_ALLOW && p->protocol == IPPROTO_TCP)
-		key.dport = p->sport ^ p->dport; // each connection is its own
 	__builtin_memcpy(key.dst, p->dst, 16);
 	__u64 *last = bpf_map_lookup_elem(&told, &key);
 	if (last && now - *last < NANOS)
@@ -391,7 +453,7 @@ static __always_inline int parse_transport(struct __sk_buff *skb, __u32 at, stru
 	case IPPROTO_TCP:
 		if (bpf_skb_load_bytes(skb, at, &t, 14))
 			return WHY_SHORT;
-		p->syn = (t.flags & 0x12) == 0x02;
+		p->flags = t.flags;
 		break;
 	case IPPROTO_UDP:
 		if (bpf_skb_load_bytes(skb, at, &t, 8))
@@ -548,6 +610,108 @@ static __always_inline int is_netds(struct __sk_buff *skb, const struct sandbox 
 	return ours;
 }
 
+// is_beyond says whether a number that is open would be one more than may be.
+static __always_inline int is_beyond(__u32 serial, __s64 most)
+{
+	__u64 *o = bpf_map_lookup_elem(&opened, &serial), *c = bpf_map_lookup_elem(&closed, &serial);
+	return !o || !c || (__s64)(*o - *c) >= most;
+}
+
+static __always_inline void add_opened(__u32 serial)
+{
+	__u64 *o = bpf_map_lookup_elem(&opened, &serial);
+	if (o)
+		__sync_fetch_and_add(o, 1);
+}
+
+// begin makes a flow's entry, if the sandbox may have one more.
+static __always_inline struct flow *begin(const struct flow_key *key, struct verdict v)
+{
+	__s64 most = is_beyond(ALL, MAX_FLOWS / 2) ? SCARCE_EACH : MAX_EACH;
+	if (is_beyond(key->serial, most))
+		return 0;
+	struct flow f = { .began = bpf_ktime_get_boot_ns(), .action = v.action, .reason = v.reason };
+	if (!bpf_map_update_elem(&flows, key, &f, BPF_NOEXIST)) {
+		add_opened(key->serial);
+		add_opened(ALL);
+	}
+	return bpf_map_lookup_elem(&flows, key); // perhaps another CPU's; none when there is no room
+}
+
+// track counts a packet that may leave for its flow. It reports 0 when there can't be
+// another flow. A connection that begins anew with the ports of one that has ended a
+// moment ago is told as one with it.
+static __always_inline int track(const struct sandbox *s, const struct packet *p, struct verdict v, __u32 bytes)
+{
+	struct flow_key key = { .serial = s->serial, .sport = p->sport, .dport = p->dport, .protocol = p->protocol };
+	__builtin_memcpy(key.dst, p->dst, 16);
+	struct flow *f = bpf_map_lookup_elem(&flows, &key);
+	if (!f)
+		f = begin(&key, v);
+	if (!f)
+		return 0;
+	f->last = bpf_ktime_get_boot_ns();
+	__sync_fetch_and_add(&f->sent, bytes);
+	if (p->flags & SYN)
+		f->fin_sent = f->fin_received = f->reset = 0;
+	if (p->flags & FIN)
+		f->fin_sent = 1;
+	if (p->flags & RST)
+		f->reset = 1;
+	return 1;
+}
+
+// parse_back reads of a packet to a sandbox whose flow it belongs to. It returns 0
+// for one that belongs to none.
+static __always_inline int parse_back(struct __sk_buff *skb, struct flow_key *key, __u8 *flags)
+{
+	__u32 at = ETH_HLEN;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr h;
+		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)) || h.frag_off & bpf_htons(0x1fff))
+			return 0;
+		key->protocol = h.protocol;
+		key->dst[10] = key->dst[11] = 0xff;
+		__builtin_memcpy(key->dst + 12, &h.saddr, 4);
+		at += h.ihl * 4;
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr h;
+		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)))
+			return 0;
+		key->protocol = h.nexthdr;
+		__builtin_memcpy(key->dst, &h.saddr, 16);
+		at += sizeof(h);
+	} else {
+		return 0;
+	}
+	if (key->protocol != IPPROTO_TCP && key->protocol != IPPROTO_UDP)
+		return 0;
+	__be16 ports[2];
+	if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
+		return 0;
+	key->sport = bpf_ntohs(ports[1]);
+	key->dport = bpf_ntohs(ports[0]);
+	return key->protocol == IPPROTO_UDP || !bpf_skb_load_bytes(skb, at + 13, flags, 1);
+}
+
+// track_back counts a packet that reaches a sandbox for its flow.
+static __always_inline void track_back(struct __sk_buff *skb, const struct sandbox *s)
+{
+	struct flow_key key = { .serial = s->serial };
+	__u8 flags = 0;
+	if (!parse_back(skb, &key, &flags))
+		return;
+	struct flow *f = bpf_map_lookup_elem(&flows, &key);
+	if (!f)
+		return; // netd's own sockets answer it
+	f->last = bpf_ktime_get_boot_ns();
+	__sync_fetch_and_add(&f->received, skb->len);
+	if (flags & FIN)
+		f->fin_received = 1;
+	if (flags & RST)
+		f->reset = 1;
+}
+
 // is_neighbourly: routers and neighbours are looked for by every IPv6 stack, which
 // is no news to anybody.
 static __always_inline int is_neighbourly(const struct packet *p)
@@ -592,11 +756,15 @@ static __always_inline __u32 decide(struct __sk_buff *skb, const struct sandbox 
 		tell(s, c, &p, v);
 		return MARK_DENY;
 	}
-	if (s->flags & SANDBOX_PROXIED && p.protocol == IPPROTO_TCP && !p.syn && is_netds(skb, s, &p))
+	if (s->flags & SANDBOX_PROXIED && p.protocol == IPPROTO_TCP && !begins(&p) && is_netds(skb, s, &p))
 		return MARK_LOCAL;
-	if (p.syn || p.protocol == IPPROTO_UDP || v.action == ACT_AUDIT)
-		tell(s, c, &p, v);
-	return MARK_ALLOW;
+	if (track(s, &p, v, skb->len))
+		return MARK_ALLOW;
+	v.action = ACT_DENY;
+	v.reason = WHY_FLOWS;
+	c->denied++;
+	tell(s, c, &p, v);
+	return MARK_DENY;
 }
 
 SEC("tc")
@@ -630,6 +798,7 @@ int to_sandbox(struct __sk_buff *skb)
 	}
 	c->received_packets++;
 	c->received_bytes += skb->len;
+	track_back(skb, s);
 	return TC_ACT_OK;
 }
 

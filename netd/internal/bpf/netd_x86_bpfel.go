@@ -83,6 +83,30 @@ type netdFixed6 struct {
 	Ip   [16]uint8
 }
 
+type netdFlow struct {
+	_           structs.HostLayout
+	Began       uint64
+	Last        uint64
+	Sent        uint64
+	Received    uint64
+	Action      uint8
+	Reason      uint8
+	FinSent     uint8
+	FinReceived uint8
+	Reset       uint8
+	Pad         [3]uint8
+}
+
+type netdFlowKey struct {
+	_        structs.HostLayout
+	Serial   uint32
+	Sport    uint16
+	Dport    uint16
+	Dst      [16]uint8
+	Protocol uint8
+	Pad      [3]uint8
+}
+
 type netdKey4 struct {
 	_    structs.HostLayout
 	Bits uint32
@@ -144,6 +168,7 @@ const (
 	netdReasonWHY_ICMP      netdReason = 9
 	netdReasonWHY_SHORT     netdReason = 10
 	netdReasonWHY_THROTTLED netdReason = 11
+	netdReasonWHY_FLOWS     netdReason = 12
 )
 
 type netdRule struct {
@@ -193,9 +218,12 @@ const (
 	netdMapAlways4        = "always4"
 	netdMapAlways6        = "always6"
 	netdMapBuckets        = "buckets"
+	netdMapClosed         = "closed"
 	netdMapCounts         = "counts"
 	netdMapEvents         = "events"
+	netdMapFlows          = "flows"
 	netdMapNames          = "names"
+	netdMapOpened         = "opened"
 	netdMapRules4         = "rules4"
 	netdMapRules6         = "rules6"
 	netdMapSandboxes      = "sandboxes"
@@ -269,9 +297,12 @@ type netdMapSpecs struct {
 	Always4   *ebpf.MapSpec `ebpf:"always4"`
 	Always6   *ebpf.MapSpec `ebpf:"always6"`
 	Buckets   *ebpf.MapSpec `ebpf:"buckets"`
+	Closed    *ebpf.MapSpec `ebpf:"closed"`
 	Counts    *ebpf.MapSpec `ebpf:"counts"`
 	Events    *ebpf.MapSpec `ebpf:"events"`
+	Flows     *ebpf.MapSpec `ebpf:"flows"`
 	Names     *ebpf.MapSpec `ebpf:"names"`
+	Opened    *ebpf.MapSpec `ebpf:"opened"`
 	Rules4    *ebpf.MapSpec `ebpf:"rules4"`
 	Rules6    *ebpf.MapSpec `ebpf:"rules6"`
 	Sandboxes *ebpf.MapSpec `ebpf:"sandboxes"`
@@ -317,9 +348,12 @@ type netdMaps struct {
 	Always4   *ebpf.Map `ebpf:"always4"`
 	Always6   *ebpf.Map `ebpf:"always6"`
 	Buckets   *ebpf.Map `ebpf:"buckets"`
+	Closed    *ebpf.Map `ebpf:"closed"`
 	Counts    *ebpf.Map `ebpf:"counts"`
 	Events    *ebpf.Map `ebpf:"events"`
+	Flows     *ebpf.Map `ebpf:"flows"`
 	Names     *ebpf.Map `ebpf:"names"`
+	Opened    *ebpf.Map `ebpf:"opened"`
 	Rules4    *ebpf.Map `ebpf:"rules4"`
 	Rules6    *ebpf.Map `ebpf:"rules6"`
 	Sandboxes *ebpf.Map `ebpf:"sandboxes"`
@@ -332,9 +366,12 @@ func (m *netdMaps) Close() error {
 		m.Always4,
 		m.Always6,
 		m.Buckets,
+		m.Closed,
 		m.Counts,
 		m.Events,
+		m.Flows,
 		m.Names,
+		m.Opened,
 		m.Rules4,
 		m.Rules6,
 		m.Sandboxes,

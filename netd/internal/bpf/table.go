@@ -68,7 +68,7 @@ func (k *Kernel) takeOver() error {
 	for names.Next(&name, &learnt) {
 		k.serial = max(k.serial, name.Serial)
 	}
-	if err := errors.Join(links.Err(), names.Err(), k.gather()); err != nil {
+	if err := errors.Join(links.Err(), names.Err(), k.takeOverFlows(), k.gather()); err != nil {
 		return err
 	}
 	for gen, e := range k.entries {
@@ -140,6 +140,9 @@ func (k *Kernel) Attach(p Place) (serial uint32, err error) {
 	if err := k.obj.Counts.Put(uint32(p.Ifindex), make([]netdCounters, cpus)); err != nil {
 		return 0, fmt.Errorf("link %d: counters: %w", p.Ifindex, err)
 	}
+	if err := k.countFlows(want.Serial); err != nil {
+		return 0, err
+	}
 	return want.Serial, k.put(p.Ifindex, &want)
 }
 
@@ -172,7 +175,7 @@ func (k *Kernel) detach(ifindex int) error {
 		return nil
 	}
 	k.drop(old.Gen)
-	return k.dropBuckets(old)
+	return errors.Join(k.forgetCounts(old.Serial), k.dropBuckets(old))
 }
 
 func forget(m *ebpf.Map, key any) error {

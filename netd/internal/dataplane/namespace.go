@@ -57,8 +57,9 @@ func set(knobs ...knob) error {
 }
 
 // setKnobs: ports and TIME_WAIT as many short connections through the proxy need
-// them, connections forgotten an hour after their last packet, a refusal for every
-// packet that gets one, and no addresses or redirects but ours.
+// them, connections forgotten an hour after their last packet and no later than
+// package bpf forgets their flows, a refusal for every packet that gets one, and no
+// addresses or redirects but ours.
 func (p *Plane) setKnobs() error {
 	return inside(p.cfg.Inside, func() error {
 		return set(
@@ -79,6 +80,15 @@ func (p *Plane) setKnobs() error {
 			knob{path: "ipv4/ip_local_port_range", value: "10240\t65000"},
 			knob{path: "netfilter/nf_conntrack_acct", value: "1", optional: true},
 			knob{path: "netfilter/nf_conntrack_tcp_timeout_established", value: "3600", optional: true},
+			knob{path: "netfilter/nf_conntrack_tcp_timeout_syn_sent", value: "30", optional: true},
+			knob{path: "netfilter/nf_conntrack_tcp_timeout_syn_recv", value: "30", optional: true},
+			knob{path: "netfilter/nf_conntrack_tcp_timeout_fin_wait", value: "60", optional: true},
+			knob{path: "netfilter/nf_conntrack_tcp_timeout_close_wait", value: "60", optional: true},
+			knob{path: "netfilter/nf_conntrack_tcp_timeout_last_ack", value: "5", optional: true},
+			knob{path: "netfilter/nf_conntrack_tcp_timeout_time_wait", value: "5", optional: true},
+			knob{path: "netfilter/nf_conntrack_tcp_timeout_close", value: "5", optional: true},
+			knob{path: "netfilter/nf_conntrack_udp_timeout", value: "30", optional: true},
+			knob{path: "netfilter/nf_conntrack_udp_timeout_stream", value: "60", optional: true},
 		)
 	})
 }

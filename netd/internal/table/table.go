@@ -8,6 +8,7 @@
 package table
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -71,7 +72,9 @@ type Table struct {
 	byID      map[sandbox.ID]*entry
 	byAddress map[netip.Addr]*entry
 	bySerial  map[uint32]*entry
-	left      []netip.Addr // of those that ended, whose connections the kernel remembers
+	left      []netip.Addr      // of those that ended, whose connections the kernel remembers
+	ended     map[uint32]*entry // by serial: what is still to be told of them
+	endedOld  map[uint32]*entry // the same, of those that ended earlier
 }
 
 // entry is one generation of a sandbox. Its turn is held while the kernel is told
@@ -90,7 +93,7 @@ type entry struct {
 
 // New makes a table that knows nobody.
 func New(cfg Config) *Table {
-	return &Table{cfg: cfg, byID: map[sandbox.ID]*entry{}, byAddress: map[netip.Addr]*entry{}, bySerial: map[uint32]*entry{}}
+	return &Table{cfg: cfg, byID: map[sandbox.ID]*entry{}, byAddress: map[netip.Addr]*entry{}, bySerial: map[uint32]*entry{}, ended: map[uint32]*entry{}}
 }
 
 // owner names a sandbox's generation in the kernel.
@@ -252,6 +255,7 @@ func (t *Table) end(e *entry) error {
 	g := e.guest
 	if !gone {
 		t.left = append(t.left, e.slot.IPv4, e.slot.IPv6)
+		t.ended[e.serial] = e
 	}
 	t.mu.Unlock()
 	if !gone {
@@ -262,11 +266,13 @@ func (t *Table) end(e *entry) error {
 
 // Forget has the kernel forget the connections of those that have ended. All that is
 // known is looked through for it, so it is done for many at a time, well within the
-// minutes for which no address is given out again.
+// minutes for which no address is given out again. Who those were is forgotten the
+// next time.
 func (t *Table) Forget() error {
 	t.mu.Lock()
 	left := t.left
 	t.left = nil
+	t.ended, t.endedOld = map[uint32]*entry{}, t.ended
 	t.mu.Unlock()
 	if len(left) == 0 {
 		return nil
@@ -321,11 +327,12 @@ func (t *Table) Lookup(a netip.Addr) (guest.Guest, bool) {
 	return e.guest, true
 }
 
-// Known finds the sandbox of a serial, with its addresses.
+// Known finds the sandbox of a serial, with its addresses, also for a while after its
+// end.
 func (t *Table) Known(serial uint32) (guest.Guest, netdapi.Slot, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	e := t.bySerial[serial]
+	e := cmp.Or(t.bySerial[serial], t.ended[serial], t.endedOld[serial])
 	if e == nil {
 		return guest.Guest{}, netdapi.Slot{}, false
 	}
