@@ -143,7 +143,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 func warmups() int { return min(max(runtime.NumCPU()/2, 1), 4) }
 
 func info(cfg Config, classes []string) *nodeapi.InfoResponse {
-	return &nodeapi.InfoResponse{Node: cfg.Node, Cluster: cfg.Cluster, Version: cfg.Version, RuntimeClasses: classes, NetworkPolicy: cfg.NetdSocket != ""}
+	return &nodeapi.InfoResponse{Node: cfg.Node, Cluster: cfg.Cluster, Version: cfg.Version, RuntimeClasses: classes, NetworkPolicy: cfg.NetdSocket != "", MaxSandboxes: uint32(cfg.MaxSandboxes)}
 }
 
 // lock makes the run directory this process's alone.

@@ -2099,6 +2099,7 @@ type Event struct {
 	//	*Event_SandboxGone
 	//	*Event_Pool
 	//	*Event_Synced
+	//	*Event_Pod
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2195,6 +2196,15 @@ func (x *Event) GetSynced() *Synced {
 	return nil
 }
 
+func (x *Event) GetPod() *PodSlot {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Pod); ok {
+			return x.Pod
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2223,6 +2233,10 @@ type Event_Synced struct {
 	Synced *Synced `protobuf:"bytes,6,opt,name=synced,proto3,oneof"` // the initial state is complete
 }
 
+type Event_Pod struct {
+	Pod *PodSlot `protobuf:"bytes,50,opt,name=pod,proto3,oneof"` // a slot that a pod stands for changed
+}
+
 func (*Event_SlotFree) isEvent_Event() {}
 
 func (*Event_SlotTaken) isEvent_Event() {}
@@ -2234,6 +2248,8 @@ func (*Event_SandboxGone) isEvent_Event() {}
 func (*Event_Pool) isEvent_Event() {}
 
 func (*Event_Synced) isEvent_Event() {}
+
+func (*Event_Pod) isEvent_Event() {}
 
 type Synced struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2448,6 +2464,8 @@ type Sandbox struct {
 	Env              map[string]string      `protobuf:"bytes,12,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Events           *EventsConfig          `protobuf:"bytes,20,opt,name=events,proto3" json:"events,omitempty"` // absent: nobody wants its events
 	Mounts           []*MountState          `protobuf:"bytes,40,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	Pod              string                 `protobuf:"bytes,50,opt,name=pod,proto3" json:"pod,omitempty"`                                                    // the pod that stands for it; empty: none
+	Ip               string                 `protobuf:"bytes,51,opt,name=ip,proto3" json:"ip,omitempty"`                                                      // its address, for this machine's own use
 	StoredGeneration uint64                 `protobuf:"varint,30,opt,name=stored_generation,json=storedGeneration,proto3" json:"stored_generation,omitempty"` // of the image that is in the object store, if it is the paused sandbox's own; 0: none
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -2581,11 +2599,179 @@ func (x *Sandbox) GetMounts() []*MountState {
 	return nil
 }
 
+func (x *Sandbox) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *Sandbox) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
 func (x *Sandbox) GetStoredGeneration() uint64 {
 	if x != nil {
 		return x.StoredGeneration
 	}
 	return 0
+}
+
+type WarmPodRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pod           string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"` // its UID
+	PoolKey       string                 `protobuf:"bytes,2,opt,name=pool_key,json=poolKey,proto3" json:"pool_key,omitempty"`
+	Spec          *Spec                  `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	Team          string                 `protobuf:"bytes,4,opt,name=team,proto3" json:"team,omitempty"` // whose the pool is; empty: everybody's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmPodRequest) Reset() {
+	*x = WarmPodRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmPodRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmPodRequest) ProtoMessage() {}
+
+func (x *WarmPodRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmPodRequest.ProtoReflect.Descriptor instead.
+func (*WarmPodRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *WarmPodRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *WarmPodRequest) GetPoolKey() string {
+	if x != nil {
+		return x.PoolKey
+	}
+	return ""
+}
+
+func (x *WarmPodRequest) GetSpec() *Spec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *WarmPodRequest) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+// PodSlot is what became of a pod's slot. A claimed one is a Sandbox as well, and has
+// more to tell there.
+type PodSlot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pod           string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`   // warming, free, claimed; ended: the last that is told of it
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // why it warms again, or ended
+	Ip            string                 `protobuf:"bytes,6,opt,name=ip,proto3" json:"ip,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PodSlot) Reset() {
+	*x = PodSlot{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PodSlot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PodSlot) ProtoMessage() {}
+
+func (x *PodSlot) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PodSlot.ProtoReflect.Descriptor instead.
+func (*PodSlot) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *PodSlot) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *PodSlot) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PodSlot) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *PodSlot) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *PodSlot) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PodSlot) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
 }
 
 // EventsConfig asks for what happens inside a sandbox.
@@ -2598,7 +2784,7 @@ type EventsConfig struct {
 
 func (x *EventsConfig) Reset() {
 	*x = EventsConfig{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2796,7 @@ func (x *EventsConfig) String() string {
 func (*EventsConfig) ProtoMessage() {}
 
 func (x *EventsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2809,7 @@ func (x *EventsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsConfig.ProtoReflect.Descriptor instead.
 func (*EventsConfig) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *EventsConfig) GetWatchDir() string {
@@ -2648,7 +2834,7 @@ type SandboxEvents struct {
 
 func (x *SandboxEvents) Reset() {
 	*x = SandboxEvents{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2846,7 @@ func (x *SandboxEvents) String() string {
 func (*SandboxEvents) ProtoMessage() {}
 
 func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2859,7 @@ func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvents.ProtoReflect.Descriptor instead.
 func (*SandboxEvents) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SandboxEvents) GetLease() string {
@@ -2723,7 +2909,7 @@ type SandboxEvent struct {
 
 func (x *SandboxEvent) Reset() {
 	*x = SandboxEvent{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2921,7 @@ func (x *SandboxEvent) String() string {
 func (*SandboxEvent) ProtoMessage() {}
 
 func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2934,7 @@ func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvent.ProtoReflect.Descriptor instead.
 func (*SandboxEvent) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SandboxEvent) GetId() string {
@@ -2788,7 +2974,7 @@ type TakeEventsRequest struct {
 
 func (x *TakeEventsRequest) Reset() {
 	*x = TakeEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +2986,7 @@ func (x *TakeEventsRequest) String() string {
 func (*TakeEventsRequest) ProtoMessage() {}
 
 func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +2999,7 @@ func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsRequest.ProtoReflect.Descriptor instead.
 func (*TakeEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TakeEventsRequest) GetWaitMillis() uint32 {
@@ -2832,7 +3018,7 @@ type TakeEventsResponse struct {
 
 func (x *TakeEventsResponse) Reset() {
 	*x = TakeEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +3030,7 @@ func (x *TakeEventsResponse) String() string {
 func (*TakeEventsResponse) ProtoMessage() {}
 
 func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +3043,7 @@ func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsResponse.ProtoReflect.Descriptor instead.
 func (*TakeEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TakeEventsResponse) GetBatches() []*SandboxEvents {
@@ -2877,7 +3063,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +3075,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +3088,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AckEventsRequest) GetStored() []string {
@@ -2927,7 +3113,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3125,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3138,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
 }
 
 type ClaimRequest struct {
@@ -2978,7 +3164,7 @@ type ClaimRequest struct {
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3176,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3189,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ClaimRequest) GetClaimId() string {
@@ -3107,7 +3293,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3305,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3318,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ClaimResponse) GetSandbox() *Sandbox {
@@ -3158,7 +3344,7 @@ type ClaimManyRequest struct {
 
 func (x *ClaimManyRequest) Reset() {
 	*x = ClaimManyRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3170,7 +3356,7 @@ func (x *ClaimManyRequest) String() string {
 func (*ClaimManyRequest) ProtoMessage() {}
 
 func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3183,7 +3369,7 @@ func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyRequest.ProtoReflect.Descriptor instead.
 func (*ClaimManyRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ClaimManyRequest) GetClaims() []*ClaimRequest {
@@ -3202,7 +3388,7 @@ type ClaimManyResponse struct {
 
 func (x *ClaimManyResponse) Reset() {
 	*x = ClaimManyResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +3400,7 @@ func (x *ClaimManyResponse) String() string {
 func (*ClaimManyResponse) ProtoMessage() {}
 
 func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +3413,7 @@ func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyResponse.ProtoReflect.Descriptor instead.
 func (*ClaimManyResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ClaimManyResponse) GetOutcomes() []*ClaimOutcome {
@@ -3250,7 +3436,7 @@ type ClaimOutcome struct {
 
 func (x *ClaimOutcome) Reset() {
 	*x = ClaimOutcome{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3262,7 +3448,7 @@ func (x *ClaimOutcome) String() string {
 func (*ClaimOutcome) ProtoMessage() {}
 
 func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3275,7 +3461,7 @@ func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimOutcome.ProtoReflect.Descriptor instead.
 func (*ClaimOutcome) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ClaimOutcome) GetIndex() uint32 {
@@ -3315,7 +3501,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3513,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3526,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetRequest) GetId() string {
@@ -3365,7 +3551,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3377,7 +3563,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3390,7 +3576,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -3454,7 +3640,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3466,7 +3652,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3479,7 +3665,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Network) GetPolicy() []byte {
@@ -3510,7 +3696,7 @@ type SealedCredential struct {
 
 func (x *SealedCredential) Reset() {
 	*x = SealedCredential{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +3708,7 @@ func (x *SealedCredential) String() string {
 func (*SealedCredential) ProtoMessage() {}
 
 func (x *SealedCredential) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +3721,7 @@ func (x *SealedCredential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedCredential.ProtoReflect.Descriptor instead.
 func (*SealedCredential) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SealedCredential) GetSource() string {
@@ -3587,7 +3773,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3599,7 +3785,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3612,7 +3798,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{56}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -3651,7 +3837,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3663,7 +3849,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3676,7 +3862,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{57}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{59}
 }
 
 type PauseRequest struct {
@@ -3690,7 +3876,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3702,7 +3888,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +3901,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{58}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -3751,7 +3937,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +3949,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +3962,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{59}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -3821,7 +4007,7 @@ type StoredImage struct {
 
 func (x *StoredImage) Reset() {
 	*x = StoredImage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3833,7 +4019,7 @@ func (x *StoredImage) String() string {
 func (*StoredImage) ProtoMessage() {}
 
 func (x *StoredImage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3846,7 +4032,7 @@ func (x *StoredImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredImage.ProtoReflect.Descriptor instead.
 func (*StoredImage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{60}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *StoredImage) GetGeneration() uint64 {
@@ -3887,7 +4073,7 @@ type RemoveStoredRequest struct {
 
 func (x *RemoveStoredRequest) Reset() {
 	*x = RemoveStoredRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +4085,7 @@ func (x *RemoveStoredRequest) String() string {
 func (*RemoveStoredRequest) ProtoMessage() {}
 
 func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +4098,7 @@ func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredRequest.ProtoReflect.Descriptor instead.
 func (*RemoveStoredRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{61}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RemoveStoredRequest) GetId() string {
@@ -3937,7 +4123,7 @@ type RemoveStoredResponse struct {
 
 func (x *RemoveStoredResponse) Reset() {
 	*x = RemoveStoredResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3949,7 +4135,7 @@ func (x *RemoveStoredResponse) String() string {
 func (*RemoveStoredResponse) ProtoMessage() {}
 
 func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3962,7 +4148,7 @@ func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredResponse.ProtoReflect.Descriptor instead.
 func (*RemoveStoredResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{62}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{64}
 }
 
 type ForkRequest struct {
@@ -3978,7 +4164,7 @@ type ForkRequest struct {
 
 func (x *ForkRequest) Reset() {
 	*x = ForkRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3990,7 +4176,7 @@ func (x *ForkRequest) String() string {
 func (*ForkRequest) ProtoMessage() {}
 
 func (x *ForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4003,7 +4189,7 @@ func (x *ForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
 func (*ForkRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{63}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ForkRequest) GetId() string {
@@ -4051,7 +4237,7 @@ type ForkChild struct {
 
 func (x *ForkChild) Reset() {
 	*x = ForkChild{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4063,7 +4249,7 @@ func (x *ForkChild) String() string {
 func (*ForkChild) ProtoMessage() {}
 
 func (x *ForkChild) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4076,7 +4262,7 @@ func (x *ForkChild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkChild.ProtoReflect.Descriptor instead.
 func (*ForkChild) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{64}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ForkChild) GetId() string {
@@ -4102,7 +4288,7 @@ type ForkResponse struct {
 
 func (x *ForkResponse) Reset() {
 	*x = ForkResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4114,7 +4300,7 @@ func (x *ForkResponse) String() string {
 func (*ForkResponse) ProtoMessage() {}
 
 func (x *ForkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4127,7 +4313,7 @@ func (x *ForkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResponse.ProtoReflect.Descriptor instead.
 func (*ForkResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{65}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ForkResponse) GetChildren() []*Sandbox {
@@ -4148,7 +4334,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +4346,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +4359,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{66}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -4206,7 +4392,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4218,7 +4404,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4231,7 +4417,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{67}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SnapshotResponse) GetBytes() int64 {
@@ -4250,7 +4436,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4262,7 +4448,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4275,7 +4461,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{68}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DeleteSnapshotRequest) GetSnapshot() string {
@@ -4293,7 +4479,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4305,7 +4491,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4318,7 +4504,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{69}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{71}
 }
 
 type RestoreSnapshotRequest struct {
@@ -4332,7 +4518,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4344,7 +4530,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4357,7 +4543,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{70}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RestoreSnapshotRequest) GetId() string {
@@ -4392,7 +4578,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4404,7 +4590,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4417,7 +4603,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{71}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -4451,7 +4637,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4463,7 +4649,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4476,7 +4662,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{72}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -4516,7 +4702,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4528,7 +4714,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4541,7 +4727,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{73}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -4646,7 +4832,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4658,7 +4844,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4671,7 +4857,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{74}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -4703,7 +4889,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4715,7 +4901,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4728,7 +4914,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{75}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -4782,7 +4968,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4794,7 +4980,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4807,7 +4993,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{76}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ResolveImageRequest) GetImage() string {
@@ -4826,7 +5012,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4838,7 +5024,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4851,7 +5037,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{77}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -4869,7 +5055,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4881,7 +5067,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4894,7 +5080,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{78}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{80}
 }
 
 type InfoResponse struct {
@@ -4906,15 +5092,16 @@ type InfoResponse struct {
 	NetworkPolicy  bool                   `protobuf:"varint,5,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"` // netd enforces policy on this node
 	Holding        uint32                 `protobuf:"varint,6,opt,name=holding,proto3" json:"holding,omitempty"`                                  // sandboxes and slots in any state, those that are ending included
 	Images         *ImageUsage            `protobuf:"bytes,7,opt,name=images,proto3" json:"images,omitempty"`
-	ObjectStore    *ObjectStore           `protobuf:"bytes,8,opt,name=object_store,json=objectStore,proto3" json:"object_store,omitempty"` // absent: it has none
-	Volumes        *VolumeSupport         `protobuf:"bytes,9,opt,name=volumes,proto3" json:"volumes,omitempty"`                            // absent: it has none
+	ObjectStore    *ObjectStore           `protobuf:"bytes,8,opt,name=object_store,json=objectStore,proto3" json:"object_store,omitempty"`      // absent: it has none
+	Volumes        *VolumeSupport         `protobuf:"bytes,9,opt,name=volumes,proto3" json:"volumes,omitempty"`                                 // absent: it has none
+	MaxSandboxes   uint32                 `protobuf:"varint,50,opt,name=max_sandboxes,json=maxSandboxes,proto3" json:"max_sandboxes,omitempty"` // that it may hold, slots included
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4926,7 +5113,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4939,7 +5126,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{79}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -5005,6 +5192,13 @@ func (x *InfoResponse) GetVolumes() *VolumeSupport {
 	return nil
 }
 
+func (x *InfoResponse) GetMaxSandboxes() uint32 {
+	if x != nil {
+		return x.MaxSandboxes
+	}
+	return 0
+}
+
 // ObjectStore is how a node gets on with it.
 type ObjectStore struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -5017,7 +5211,7 @@ type ObjectStore struct {
 
 func (x *ObjectStore) Reset() {
 	*x = ObjectStore{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5029,7 +5223,7 @@ func (x *ObjectStore) String() string {
 func (*ObjectStore) ProtoMessage() {}
 
 func (x *ObjectStore) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5042,7 +5236,7 @@ func (x *ObjectStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectStore.ProtoReflect.Descriptor instead.
 func (*ObjectStore) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{80}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ObjectStore) GetUrl() string {
@@ -5079,7 +5273,7 @@ type ImageUsage struct {
 
 func (x *ImageUsage) Reset() {
 	*x = ImageUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5091,7 +5285,7 @@ func (x *ImageUsage) String() string {
 func (*ImageUsage) ProtoMessage() {}
 
 func (x *ImageUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5104,7 +5298,7 @@ func (x *ImageUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
 func (*ImageUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{81}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ImageUsage) GetImages() uint32 {
@@ -5145,7 +5339,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5157,7 +5351,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5348,7 +5542,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\vPoolRefusal\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x0e\n" +
-	"\fWatchRequest\"\x94\x02\n" +
+	"\fWatchRequest\"\xbd\x02\n" +
 	"\x05Event\x12/\n" +
 	"\tslot_free\x18\x01 \x01(\v2\x10.s0.node.v1.SlotH\x00R\bslotFree\x12\x1f\n" +
 	"\n" +
@@ -5356,7 +5550,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\asandbox\x18\x03 \x01(\v2\x13.s0.node.v1.SandboxH\x00R\asandbox\x12#\n" +
 	"\fsandbox_gone\x18\x04 \x01(\tH\x00R\vsandboxGone\x12,\n" +
 	"\x04pool\x18\x05 \x01(\v2\x16.s0.node.v1.PoolStatusH\x00R\x04pool\x12,\n" +
-	"\x06synced\x18\x06 \x01(\v2\x12.s0.node.v1.SyncedH\x00R\x06syncedB\a\n" +
+	"\x06synced\x18\x06 \x01(\v2\x12.s0.node.v1.SyncedH\x00R\x06synced\x12'\n" +
+	"\x03pod\x182 \x01(\v2\x13.s0.node.v1.PodSlotH\x00R\x03podB\a\n" +
 	"\x05event\"\b\n" +
 	"\x06Synced\"Q\n" +
 	"\x04Slot\x12\x0e\n" +
@@ -5375,7 +5570,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"last_error\x18\x05 \x01(\tR\tlastError\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x14\n" +
 	"\x05ready\x18\a \x01(\bR\x05ready\x12&\n" +
-	"\x0fsince_unix_nano\x18\b \x01(\x03R\rsinceUnixNano\"\xaa\x04\n" +
+	"\x0fsince_unix_nano\x18\b \x01(\x03R\rsinceUnixNano\"\xcc\x04\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -5394,11 +5589,27 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"cpu_millis\x18\v \x01(\x03R\tcpuMillis\x12.\n" +
 	"\x03env\x18\f \x03(\v2\x1c.s0.node.v1.Sandbox.EnvEntryR\x03env\x120\n" +
 	"\x06events\x18\x14 \x01(\v2\x18.s0.node.v1.EventsConfigR\x06events\x12.\n" +
-	"\x06mounts\x18( \x03(\v2\x16.s0.node.v1.MountStateR\x06mounts\x12+\n" +
+	"\x06mounts\x18( \x03(\v2\x16.s0.node.v1.MountStateR\x06mounts\x12\x10\n" +
+	"\x03pod\x182 \x01(\tR\x03pod\x12\x0e\n" +
+	"\x02ip\x183 \x01(\tR\x02ip\x12+\n" +
 	"\x11stored_generation\x18\x1e \x01(\x04R\x10storedGeneration\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"+\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"w\n" +
+	"\x0eWarmPodRequest\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x19\n" +
+	"\bpool_key\x18\x02 \x01(\tR\apoolKey\x12$\n" +
+	"\x04spec\x18\x03 \x01(\v2\x10.s0.node.v1.SpecR\x04spec\x12\x12\n" +
+	"\x04team\x18\x04 \x01(\tR\x04team\"\x89\x01\n" +
+	"\aPodSlot\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02ip\x18\x06 \x01(\tR\x02ip\"+\n" +
 	"\fEventsConfig\x12\x1b\n" +
 	"\twatch_dir\x18\x01 \x01(\tR\bwatchDir\"\xac\x01\n" +
 	"\rSandboxEvents\x12\x14\n" +
@@ -5589,7 +5800,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\tR\x05image\".\n" +
 	"\x14ResolveImageResponse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\r\n" +
-	"\vInfoRequest\"\xe1\x02\n" +
+	"\vInfoRequest\"\x86\x03\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -5599,7 +5810,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\aholding\x18\x06 \x01(\rR\aholding\x12.\n" +
 	"\x06images\x18\a \x01(\v2\x16.s0.node.v1.ImageUsageR\x06images\x12:\n" +
 	"\fobject_store\x18\b \x01(\v2\x17.s0.node.v1.ObjectStoreR\vobjectStore\x123\n" +
-	"\avolumes\x18\t \x01(\v2\x19.s0.node.v1.VolumeSupportR\avolumes\"X\n" +
+	"\avolumes\x18\t \x01(\v2\x19.s0.node.v1.VolumeSupportR\avolumes\x12#\n" +
+	"\rmax_sandboxes\x182 \x01(\rR\fmaxSandboxes\"X\n" +
 	"\vObjectStore\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x1d\n" +
@@ -5610,7 +5822,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x06images\x18\x01 \x01(\rR\x06images\x12#\n" +
 	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
 	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12 \n" +
-	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\xe6\x10\n" +
+	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\xa2\x11\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
@@ -5630,7 +5842,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\tAckEvents\x12\x1c.s0.node.v1.AckEventsRequest\x1a\x1d.s0.node.v1.AckEventsResponse\x12<\n" +
 	"\x05Stats\x12\x18.s0.node.v1.StatsRequest\x1a\x19.s0.node.v1.StatsResponse\x12Q\n" +
 	"\fResolveImage\x12\x1f.s0.node.v1.ResolveImageRequest\x1a .s0.node.v1.ResolveImageResponse\x12Q\n" +
-	"\fRemoveStored\x12\x1f.s0.node.v1.RemoveStoredRequest\x1a .s0.node.v1.RemoveStoredResponse\x129\n" +
+	"\fRemoveStored\x12\x1f.s0.node.v1.RemoveStoredRequest\x1a .s0.node.v1.RemoveStoredResponse\x12:\n" +
+	"\aWarmPod\x12\x1a.s0.node.v1.WarmPodRequest\x1a\x13.s0.node.v1.PodSlot\x129\n" +
 	"\x04Info\x12\x17.s0.node.v1.InfoRequest\x1a\x18.s0.node.v1.InfoResponse\x12Q\n" +
 	"\fCreateVolume\x12\x1f.s0.node.v1.CreateVolumeRequest\x1a .s0.node.v1.CreateVolumeResponse\x12K\n" +
 	"\n" +
@@ -5656,7 +5869,7 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
 var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Volume)(nil),                       // 0: s0.node.v1.Volume
 	(*S3Bucket)(nil),                     // 1: s0.node.v1.S3Bucket
@@ -5698,58 +5911,60 @@ var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Slot)(nil),                         // 37: s0.node.v1.Slot
 	(*PoolStatus)(nil),                   // 38: s0.node.v1.PoolStatus
 	(*Sandbox)(nil),                      // 39: s0.node.v1.Sandbox
-	(*EventsConfig)(nil),                 // 40: s0.node.v1.EventsConfig
-	(*SandboxEvents)(nil),                // 41: s0.node.v1.SandboxEvents
-	(*SandboxEvent)(nil),                 // 42: s0.node.v1.SandboxEvent
-	(*TakeEventsRequest)(nil),            // 43: s0.node.v1.TakeEventsRequest
-	(*TakeEventsResponse)(nil),           // 44: s0.node.v1.TakeEventsResponse
-	(*AckEventsRequest)(nil),             // 45: s0.node.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),            // 46: s0.node.v1.AckEventsResponse
-	(*ClaimRequest)(nil),                 // 47: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),                // 48: s0.node.v1.ClaimResponse
-	(*ClaimManyRequest)(nil),             // 49: s0.node.v1.ClaimManyRequest
-	(*ClaimManyResponse)(nil),            // 50: s0.node.v1.ClaimManyResponse
-	(*ClaimOutcome)(nil),                 // 51: s0.node.v1.ClaimOutcome
-	(*GetRequest)(nil),                   // 52: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),                // 53: s0.node.v1.UpdateRequest
-	(*Network)(nil),                      // 54: s0.node.v1.Network
-	(*SealedCredential)(nil),             // 55: s0.node.v1.SealedCredential
-	(*DeleteRequest)(nil),                // 56: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),               // 57: s0.node.v1.DeleteResponse
-	(*PauseRequest)(nil),                 // 58: s0.node.v1.PauseRequest
-	(*ResumeRequest)(nil),                // 59: s0.node.v1.ResumeRequest
-	(*StoredImage)(nil),                  // 60: s0.node.v1.StoredImage
-	(*RemoveStoredRequest)(nil),          // 61: s0.node.v1.RemoveStoredRequest
-	(*RemoveStoredResponse)(nil),         // 62: s0.node.v1.RemoveStoredResponse
-	(*ForkRequest)(nil),                  // 63: s0.node.v1.ForkRequest
-	(*ForkChild)(nil),                    // 64: s0.node.v1.ForkChild
-	(*ForkResponse)(nil),                 // 65: s0.node.v1.ForkResponse
-	(*SnapshotRequest)(nil),              // 66: s0.node.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),             // 67: s0.node.v1.SnapshotResponse
-	(*DeleteSnapshotRequest)(nil),        // 68: s0.node.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),       // 69: s0.node.v1.DeleteSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),       // 70: s0.node.v1.RestoreSnapshotRequest
-	(*StatsRequest)(nil),                 // 71: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),                // 72: s0.node.v1.StatsResponse
-	(*StatsSample)(nil),                  // 73: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),                    // 74: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),                 // 75: s0.node.v1.NetworkUsage
-	(*ResolveImageRequest)(nil),          // 76: s0.node.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),         // 77: s0.node.v1.ResolveImageResponse
-	(*InfoRequest)(nil),                  // 78: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),                 // 79: s0.node.v1.InfoResponse
-	(*ObjectStore)(nil),                  // 80: s0.node.v1.ObjectStore
-	(*ImageUsage)(nil),                   // 81: s0.node.v1.ImageUsage
-	nil,                                  // 82: s0.node.v1.Spec.EnvEntry
-	nil,                                  // 83: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),               // 84: s0.node.v1.HTTPGet.Header
-	nil,                                  // 85: s0.node.v1.Sandbox.EnvEntry
-	nil,                                  // 86: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                                  // 87: s0.node.v1.UpdateRequest.EnvEntry
+	(*WarmPodRequest)(nil),               // 40: s0.node.v1.WarmPodRequest
+	(*PodSlot)(nil),                      // 41: s0.node.v1.PodSlot
+	(*EventsConfig)(nil),                 // 42: s0.node.v1.EventsConfig
+	(*SandboxEvents)(nil),                // 43: s0.node.v1.SandboxEvents
+	(*SandboxEvent)(nil),                 // 44: s0.node.v1.SandboxEvent
+	(*TakeEventsRequest)(nil),            // 45: s0.node.v1.TakeEventsRequest
+	(*TakeEventsResponse)(nil),           // 46: s0.node.v1.TakeEventsResponse
+	(*AckEventsRequest)(nil),             // 47: s0.node.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),            // 48: s0.node.v1.AckEventsResponse
+	(*ClaimRequest)(nil),                 // 49: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),                // 50: s0.node.v1.ClaimResponse
+	(*ClaimManyRequest)(nil),             // 51: s0.node.v1.ClaimManyRequest
+	(*ClaimManyResponse)(nil),            // 52: s0.node.v1.ClaimManyResponse
+	(*ClaimOutcome)(nil),                 // 53: s0.node.v1.ClaimOutcome
+	(*GetRequest)(nil),                   // 54: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),                // 55: s0.node.v1.UpdateRequest
+	(*Network)(nil),                      // 56: s0.node.v1.Network
+	(*SealedCredential)(nil),             // 57: s0.node.v1.SealedCredential
+	(*DeleteRequest)(nil),                // 58: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),               // 59: s0.node.v1.DeleteResponse
+	(*PauseRequest)(nil),                 // 60: s0.node.v1.PauseRequest
+	(*ResumeRequest)(nil),                // 61: s0.node.v1.ResumeRequest
+	(*StoredImage)(nil),                  // 62: s0.node.v1.StoredImage
+	(*RemoveStoredRequest)(nil),          // 63: s0.node.v1.RemoveStoredRequest
+	(*RemoveStoredResponse)(nil),         // 64: s0.node.v1.RemoveStoredResponse
+	(*ForkRequest)(nil),                  // 65: s0.node.v1.ForkRequest
+	(*ForkChild)(nil),                    // 66: s0.node.v1.ForkChild
+	(*ForkResponse)(nil),                 // 67: s0.node.v1.ForkResponse
+	(*SnapshotRequest)(nil),              // 68: s0.node.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),             // 69: s0.node.v1.SnapshotResponse
+	(*DeleteSnapshotRequest)(nil),        // 70: s0.node.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),       // 71: s0.node.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),       // 72: s0.node.v1.RestoreSnapshotRequest
+	(*StatsRequest)(nil),                 // 73: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),                // 74: s0.node.v1.StatsResponse
+	(*StatsSample)(nil),                  // 75: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),                    // 76: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),                 // 77: s0.node.v1.NetworkUsage
+	(*ResolveImageRequest)(nil),          // 78: s0.node.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),         // 79: s0.node.v1.ResolveImageResponse
+	(*InfoRequest)(nil),                  // 80: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),                 // 81: s0.node.v1.InfoResponse
+	(*ObjectStore)(nil),                  // 82: s0.node.v1.ObjectStore
+	(*ImageUsage)(nil),                   // 83: s0.node.v1.ImageUsage
+	nil,                                  // 84: s0.node.v1.Spec.EnvEntry
+	nil,                                  // 85: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),               // 86: s0.node.v1.HTTPGet.Header
+	nil,                                  // 87: s0.node.v1.Sandbox.EnvEntry
+	nil,                                  // 88: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                                  // 89: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	1,  // 0: s0.node.v1.Volume.s3:type_name -> s0.node.v1.S3Bucket
-	55, // 1: s0.node.v1.S3Bucket.credential:type_name -> s0.node.v1.SealedCredential
+	57, // 1: s0.node.v1.S3Bucket.credential:type_name -> s0.node.v1.SealedCredential
 	0,  // 2: s0.node.v1.Mount.volume:type_name -> s0.node.v1.Volume
 	0,  // 3: s0.node.v1.CreateVolumeRequest.volume:type_name -> s0.node.v1.Volume
 	4,  // 4: s0.node.v1.CreateVolumeResponse.state:type_name -> s0.node.v1.VolumeState
@@ -5765,14 +5980,14 @@ var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	4,  // 14: s0.node.v1.ListVolumesResponse.volumes:type_name -> s0.node.v1.VolumeState
 	2,  // 15: s0.node.v1.MountVolumeRequest.mount:type_name -> s0.node.v1.Mount
 	3,  // 16: s0.node.v1.MountVolumeResponse.state:type_name -> s0.node.v1.MountState
-	82, // 17: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	84, // 17: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	27, // 18: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	83, // 19: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	85, // 19: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
 	28, // 20: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
 	28, // 21: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
 	28, // 22: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
 	29, // 23: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	84, // 24: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	86, // 24: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
 	26, // 25: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	30, // 26: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
 	33, // 27: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
@@ -5780,96 +5995,100 @@ var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	39, // 29: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
 	38, // 30: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
 	36, // 31: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	85, // 32: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
-	40, // 33: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
-	3,  // 34: s0.node.v1.Sandbox.mounts:type_name -> s0.node.v1.MountState
-	42, // 35: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
-	41, // 36: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
-	26, // 37: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	86, // 38: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
-	40, // 39: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
-	54, // 40: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
-	2,  // 41: s0.node.v1.ClaimRequest.mounts:type_name -> s0.node.v1.Mount
-	39, // 42: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	47, // 43: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
-	51, // 44: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
-	48, // 45: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
-	87, // 46: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	54, // 47: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
-	55, // 48: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
-	60, // 49: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
-	2,  // 50: s0.node.v1.ResumeRequest.mounts:type_name -> s0.node.v1.Mount
-	64, // 51: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
-	39, // 52: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
-	73, // 53: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	74, // 54: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	75, // 55: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	81, // 56: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
-	80, // 57: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
-	25, // 58: s0.node.v1.InfoResponse.volumes:type_name -> s0.node.v1.VolumeSupport
-	31, // 59: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	34, // 60: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	47, // 61: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	49, // 62: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
-	52, // 63: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	53, // 64: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	56, // 65: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	58, // 66: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
-	59, // 67: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
-	63, // 68: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
-	66, // 69: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
-	68, // 70: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
-	70, // 71: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
-	43, // 72: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	45, // 73: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	71, // 74: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	76, // 75: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
-	61, // 76: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
-	78, // 77: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	5,  // 78: s0.node.v1.Node.CreateVolume:input_type -> s0.node.v1.CreateVolumeRequest
-	7,  // 79: s0.node.v1.Node.ForkVolume:input_type -> s0.node.v1.ForkVolumeRequest
-	9,  // 80: s0.node.v1.Node.DeleteVolume:input_type -> s0.node.v1.DeleteVolumeRequest
-	11, // 81: s0.node.v1.Node.ReleaseVolume:input_type -> s0.node.v1.ReleaseVolumeRequest
-	13, // 82: s0.node.v1.Node.SnapshotVolume:input_type -> s0.node.v1.SnapshotVolumeRequest
-	15, // 83: s0.node.v1.Node.DeleteVolumeSnapshot:input_type -> s0.node.v1.DeleteVolumeSnapshotRequest
-	17, // 84: s0.node.v1.Node.RestoreVolume:input_type -> s0.node.v1.RestoreVolumeRequest
-	19, // 85: s0.node.v1.Node.ListVolumes:input_type -> s0.node.v1.ListVolumesRequest
-	21, // 86: s0.node.v1.Node.MountVolume:input_type -> s0.node.v1.MountVolumeRequest
-	23, // 87: s0.node.v1.Node.UnmountVolume:input_type -> s0.node.v1.UnmountVolumeRequest
-	32, // 88: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	35, // 89: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	48, // 90: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	50, // 91: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
-	39, // 92: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	39, // 93: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	57, // 94: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	39, // 95: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
-	39, // 96: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
-	65, // 97: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
-	67, // 98: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
-	69, // 99: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
-	39, // 100: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
-	44, // 101: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	46, // 102: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	72, // 103: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	77, // 104: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
-	62, // 105: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
-	79, // 106: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	6,  // 107: s0.node.v1.Node.CreateVolume:output_type -> s0.node.v1.CreateVolumeResponse
-	8,  // 108: s0.node.v1.Node.ForkVolume:output_type -> s0.node.v1.ForkVolumeResponse
-	10, // 109: s0.node.v1.Node.DeleteVolume:output_type -> s0.node.v1.DeleteVolumeResponse
-	12, // 110: s0.node.v1.Node.ReleaseVolume:output_type -> s0.node.v1.ReleaseVolumeResponse
-	14, // 111: s0.node.v1.Node.SnapshotVolume:output_type -> s0.node.v1.SnapshotVolumeResponse
-	16, // 112: s0.node.v1.Node.DeleteVolumeSnapshot:output_type -> s0.node.v1.DeleteVolumeSnapshotResponse
-	18, // 113: s0.node.v1.Node.RestoreVolume:output_type -> s0.node.v1.RestoreVolumeResponse
-	20, // 114: s0.node.v1.Node.ListVolumes:output_type -> s0.node.v1.ListVolumesResponse
-	22, // 115: s0.node.v1.Node.MountVolume:output_type -> s0.node.v1.MountVolumeResponse
-	24, // 116: s0.node.v1.Node.UnmountVolume:output_type -> s0.node.v1.UnmountVolumeResponse
-	88, // [88:117] is the sub-list for method output_type
-	59, // [59:88] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	41, // 32: s0.node.v1.Event.pod:type_name -> s0.node.v1.PodSlot
+	87, // 33: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	42, // 34: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
+	3,  // 35: s0.node.v1.Sandbox.mounts:type_name -> s0.node.v1.MountState
+	26, // 36: s0.node.v1.WarmPodRequest.spec:type_name -> s0.node.v1.Spec
+	44, // 37: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
+	43, // 38: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
+	26, // 39: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
+	88, // 40: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	42, // 41: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
+	56, // 42: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
+	2,  // 43: s0.node.v1.ClaimRequest.mounts:type_name -> s0.node.v1.Mount
+	39, // 44: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
+	49, // 45: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
+	53, // 46: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
+	50, // 47: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
+	89, // 48: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	56, // 49: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
+	57, // 50: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
+	62, // 51: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
+	2,  // 52: s0.node.v1.ResumeRequest.mounts:type_name -> s0.node.v1.Mount
+	66, // 53: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
+	39, // 54: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
+	75, // 55: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	76, // 56: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	77, // 57: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	83, // 58: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
+	82, // 59: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
+	25, // 60: s0.node.v1.InfoResponse.volumes:type_name -> s0.node.v1.VolumeSupport
+	31, // 61: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	34, // 62: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	49, // 63: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	51, // 64: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
+	54, // 65: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	55, // 66: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	58, // 67: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	60, // 68: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
+	61, // 69: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
+	65, // 70: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
+	68, // 71: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
+	70, // 72: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
+	72, // 73: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
+	45, // 74: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	47, // 75: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	73, // 76: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	78, // 77: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
+	63, // 78: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
+	40, // 79: s0.node.v1.Node.WarmPod:input_type -> s0.node.v1.WarmPodRequest
+	80, // 80: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	5,  // 81: s0.node.v1.Node.CreateVolume:input_type -> s0.node.v1.CreateVolumeRequest
+	7,  // 82: s0.node.v1.Node.ForkVolume:input_type -> s0.node.v1.ForkVolumeRequest
+	9,  // 83: s0.node.v1.Node.DeleteVolume:input_type -> s0.node.v1.DeleteVolumeRequest
+	11, // 84: s0.node.v1.Node.ReleaseVolume:input_type -> s0.node.v1.ReleaseVolumeRequest
+	13, // 85: s0.node.v1.Node.SnapshotVolume:input_type -> s0.node.v1.SnapshotVolumeRequest
+	15, // 86: s0.node.v1.Node.DeleteVolumeSnapshot:input_type -> s0.node.v1.DeleteVolumeSnapshotRequest
+	17, // 87: s0.node.v1.Node.RestoreVolume:input_type -> s0.node.v1.RestoreVolumeRequest
+	19, // 88: s0.node.v1.Node.ListVolumes:input_type -> s0.node.v1.ListVolumesRequest
+	21, // 89: s0.node.v1.Node.MountVolume:input_type -> s0.node.v1.MountVolumeRequest
+	23, // 90: s0.node.v1.Node.UnmountVolume:input_type -> s0.node.v1.UnmountVolumeRequest
+	32, // 91: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	35, // 92: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	50, // 93: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	52, // 94: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
+	39, // 95: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	39, // 96: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	59, // 97: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	39, // 98: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
+	39, // 99: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
+	67, // 100: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
+	69, // 101: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
+	71, // 102: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
+	39, // 103: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
+	46, // 104: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	48, // 105: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	74, // 106: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	79, // 107: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
+	64, // 108: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
+	41, // 109: s0.node.v1.Node.WarmPod:output_type -> s0.node.v1.PodSlot
+	81, // 110: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	6,  // 111: s0.node.v1.Node.CreateVolume:output_type -> s0.node.v1.CreateVolumeResponse
+	8,  // 112: s0.node.v1.Node.ForkVolume:output_type -> s0.node.v1.ForkVolumeResponse
+	10, // 113: s0.node.v1.Node.DeleteVolume:output_type -> s0.node.v1.DeleteVolumeResponse
+	12, // 114: s0.node.v1.Node.ReleaseVolume:output_type -> s0.node.v1.ReleaseVolumeResponse
+	14, // 115: s0.node.v1.Node.SnapshotVolume:output_type -> s0.node.v1.SnapshotVolumeResponse
+	16, // 116: s0.node.v1.Node.DeleteVolumeSnapshot:output_type -> s0.node.v1.DeleteVolumeSnapshotResponse
+	18, // 117: s0.node.v1.Node.RestoreVolume:output_type -> s0.node.v1.RestoreVolumeResponse
+	20, // 118: s0.node.v1.Node.ListVolumes:output_type -> s0.node.v1.ListVolumesResponse
+	22, // 119: s0.node.v1.Node.MountVolume:output_type -> s0.node.v1.MountVolumeResponse
+	24, // 120: s0.node.v1.Node.UnmountVolume:output_type -> s0.node.v1.UnmountVolumeResponse
+	91, // [91:121] is the sub-list for method output_type
+	61, // [61:91] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -5884,15 +6103,16 @@ func file_internal_nodeapi_node_proto_init() {
 		(*Event_SandboxGone)(nil),
 		(*Event_Pool)(nil),
 		(*Event_Synced)(nil),
+		(*Event_Pod)(nil),
 	}
-	file_internal_nodeapi_node_proto_msgTypes[63].OneofWrappers = []any{}
+	file_internal_nodeapi_node_proto_msgTypes[65].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   88,
+			NumMessages:   90,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -17,6 +17,9 @@ func collect(s *placement.Snapshot, node string, e *nodeapi.Event) {
 	case *nodeapi.Event_SlotTaken:
 		delete(s.Slots, sandbox.ID(ev.SlotTaken))
 	case *nodeapi.Event_Sandbox:
+		if ofKubernetes(ev.Sandbox) {
+			return
+		}
 		sb := sandboxFromWire(node, ev.Sandbox)
 		s.Sandboxes[sb.ID] = sb
 	case *nodeapi.Event_SandboxGone:
@@ -36,6 +39,9 @@ func (s *Set) apply(node string, e *nodeapi.Event) {
 	case *nodeapi.Event_SlotTaken:
 		t.SlotTaken(node, sandbox.ID(ev.SlotTaken))
 	case *nodeapi.Event_Sandbox:
+		if ofKubernetes(ev.Sandbox) {
+			return
+		}
 		sb := sandboxFromWire(node, ev.Sandbox)
 		was, _, _ := t.Lookup(sb.ID)
 		t.SandboxChanged(sb)
@@ -52,6 +58,13 @@ func (s *Set) apply(node string, e *nodeapi.Event) {
 	case *nodeapi.Event_Pool:
 		t.PoolChanged(node, poolFromWire(ev.Pool))
 	}
+}
+
+// ofKubernetes reports whether a sandbox was claimed for a pod: it has no row and needs
+// none, and nobody here has a say in it.
+func ofKubernetes(w *nodeapi.Sandbox) bool {
+	_, ok := nodeapi.ClaimedPod(w.GetClaimId())
+	return ok
 }
 
 func slotFromWire(node string, w *nodeapi.Slot) placement.Slot {

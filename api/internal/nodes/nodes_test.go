@@ -146,3 +146,25 @@ func TestTheDataPlaneFollowsNoRedirect(t *testing.T) {
 		t.Fatalf("%s %s", resp.Proto, resp.Status)
 	}
 }
+
+// G09: a pod's sandbox has no row and needs none; who took it for an orphan would end it.
+func TestG09_PodsSandboxesAreNoneOfOurs(t *testing.T) {
+	t.Parallel()
+	n := fakenode.Start(t, &fakenode.Node{})
+	ids := n.AddSlots("p", 2)
+	f := run(t, n.Socket)
+	fakenode.Eventually(t, "two free slots", func() bool { return f.table.Free() == 2 })
+	rpc, err := f.set.RPC("n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, claim := range []string{nodeapi.PodClaim("uid"), "ours"} {
+		if _, err := rpc.Claim(t.Context(), &nodeapi.ClaimRequest{ClaimId: claim, Slot: ids[i], PoolKey: "p", Team: "t"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fakenode.Eventually(t, "our sandbox is listed", func() bool { _, _, ok := f.table.Lookup(sandbox.ID(ids[1])); return ok })
+	if list, ok := f.table.SandboxesOf("n1"); !ok || len(list) != 1 || list[0].ClaimID != "ours" {
+		t.Fatalf("listed %+v", list)
+	}
+}

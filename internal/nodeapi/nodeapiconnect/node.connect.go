@@ -75,6 +75,8 @@ const (
 	NodeResolveImageProcedure = "/s0.node.v1.Node/ResolveImage"
 	// NodeRemoveStoredProcedure is the fully-qualified name of the Node's RemoveStored RPC.
 	NodeRemoveStoredProcedure = "/s0.node.v1.Node/RemoveStored"
+	// NodeWarmPodProcedure is the fully-qualified name of the Node's WarmPod RPC.
+	NodeWarmPodProcedure = "/s0.node.v1.Node/WarmPod"
 	// NodeInfoProcedure is the fully-qualified name of the Node's Info RPC.
 	NodeInfoProcedure = "/s0.node.v1.Node/Info"
 	// NodeCreateVolumeProcedure is the fully-qualified name of the Node's CreateVolume RPC.
@@ -175,6 +177,12 @@ type NodeClient interface {
 	// than a generation, or all of them. The caller knows that nobody wants them any
 	// more: the node does not ask. It may be repeated.
 	RemoveStored(context.Context, *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error)
+	// WarmPod makes the slot that a pod stands for: how many of those there are is
+	// decided by Kubernetes, not by SetPools, which leaves them alone. It answers when
+	// the slot is warm, or why there is none; once there is one, the same pod gets the
+	// same answer until it has ended. A caller that goes away gives up a slot that is
+	// not warm yet.
+	WarmPod(context.Context, *nodeapi.WarmPodRequest) (*nodeapi.PodSlot, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 	// CreateVolume makes an empty volume, or one that is what a snapshot of its team is.
@@ -330,6 +338,12 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("RemoveStored")),
 			connect.WithClientOptions(opts...),
 		),
+		warmPod: connect.NewClient[nodeapi.WarmPodRequest, nodeapi.PodSlot](
+			httpClient,
+			baseURL+NodeWarmPodProcedure,
+			connect.WithSchema(nodeMethods.ByName("WarmPod")),
+			connect.WithClientOptions(opts...),
+		),
 		info: connect.NewClient[nodeapi.InfoRequest, nodeapi.InfoResponse](
 			httpClient,
 			baseURL+NodeInfoProcedure,
@@ -419,6 +433,7 @@ type nodeClient struct {
 	stats                *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
 	resolveImage         *connect.Client[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse]
 	removeStored         *connect.Client[nodeapi.RemoveStoredRequest, nodeapi.RemoveStoredResponse]
+	warmPod              *connect.Client[nodeapi.WarmPodRequest, nodeapi.PodSlot]
 	info                 *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
 	createVolume         *connect.Client[nodeapi.CreateVolumeRequest, nodeapi.CreateVolumeResponse]
 	forkVolume           *connect.Client[nodeapi.ForkVolumeRequest, nodeapi.ForkVolumeResponse]
@@ -580,6 +595,15 @@ func (c *nodeClient) ResolveImage(ctx context.Context, req *nodeapi.ResolveImage
 // RemoveStored calls s0.node.v1.Node.RemoveStored.
 func (c *nodeClient) RemoveStored(ctx context.Context, req *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error) {
 	response, err := c.removeStored.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// WarmPod calls s0.node.v1.Node.WarmPod.
+func (c *nodeClient) WarmPod(ctx context.Context, req *nodeapi.WarmPodRequest) (*nodeapi.PodSlot, error) {
+	response, err := c.warmPod.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -760,6 +784,12 @@ type NodeHandler interface {
 	// than a generation, or all of them. The caller knows that nobody wants them any
 	// more: the node does not ask. It may be repeated.
 	RemoveStored(context.Context, *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error)
+	// WarmPod makes the slot that a pod stands for: how many of those there are is
+	// decided by Kubernetes, not by SetPools, which leaves them alone. It answers when
+	// the slot is warm, or why there is none; once there is one, the same pod gets the
+	// same answer until it has ended. A caller that goes away gives up a slot that is
+	// not warm yet.
+	WarmPod(context.Context, *nodeapi.WarmPodRequest) (*nodeapi.PodSlot, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 	// CreateVolume makes an empty volume, or one that is what a snapshot of its team is.
@@ -911,6 +941,12 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("RemoveStored")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeWarmPodHandler := connect.NewUnaryHandlerSimple(
+		NodeWarmPodProcedure,
+		svc.WarmPod,
+		connect.WithSchema(nodeMethods.ByName("WarmPod")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeInfoHandler := connect.NewUnaryHandlerSimple(
 		NodeInfoProcedure,
 		svc.Info,
@@ -1015,6 +1051,8 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeResolveImageHandler.ServeHTTP(w, r)
 		case NodeRemoveStoredProcedure:
 			nodeRemoveStoredHandler.ServeHTTP(w, r)
+		case NodeWarmPodProcedure:
+			nodeWarmPodHandler.ServeHTTP(w, r)
 		case NodeInfoProcedure:
 			nodeInfoHandler.ServeHTTP(w, r)
 		case NodeCreateVolumeProcedure:
@@ -1116,6 +1154,10 @@ func (UnimplementedNodeHandler) ResolveImage(context.Context, *nodeapi.ResolveIm
 
 func (UnimplementedNodeHandler) RemoveStored(context.Context, *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.RemoveStored is not implemented"))
+}
+
+func (UnimplementedNodeHandler) WarmPod(context.Context, *nodeapi.WarmPodRequest) (*nodeapi.PodSlot, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.WarmPod is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {

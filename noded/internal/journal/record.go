@@ -44,6 +44,7 @@ type Record struct {
 	Frozen     bool               `json:"frozen,omitempty"` // may stand still, for it was being forked: to be thawed before it is looked for
 	Stored     sandbox.Generation `json:"stored,omitempty"` // the image that is in the object store, with this record; 0: none
 	PoolKey    string             `json:"pool_key"`
+	Pod        string             `json:"pod,omitempty"` // the UID of the pod that stands for it: Kubernetes decides how long it is a slot
 	Spec       sandbox.Spec       `json:"spec"`
 	NetIndex   uint32             `json:"net_index"` // 0: given back
 	IP         netip.Addr         `json:"ip"`

@@ -33,22 +33,29 @@ func (m *Manager) Create(ctx context.Context, poolKey string, spec sandbox.Spec,
 	if err != nil {
 		return err
 	}
-	inst, err := m.start(ctx, image, startRequest{poolKey: poolKey, spec: spec, idle: true, started: started})
+	_, err = m.warmUp(ctx, image, startRequest{poolKey: poolKey, spec: spec, idle: true, started: started})
+	return err
+}
+
+// warmUp starts a sandbox and makes it a free slot.
+func (m *Manager) warmUp(ctx context.Context, image string, req startRequest) (*instance, error) {
+	inst, err := m.start(ctx, image, req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m.change(inst, func() {
 		inst.ready = true
 		inst.endTurn() // before anybody is told: a claim only tries the turn
 	})
-	m.log(m.record(inst)).Info("slot is free", "pool", poolKey)
+	m.log(m.record(inst)).Info("slot is free", "pool", req.poolKey)
 	m.keepWarm(inst)
-	return nil
+	return inst, nil
 }
 
 // startRequest is what a start needs to know.
 type startRequest struct {
 	poolKey string
+	pod     string // that stands for the slot; empty: none
 	spec    sandbox.Spec
 	env     map[string]string // of the claim that it is for
 	idle    bool              // yields the CPU to everything else until it is claimed
@@ -132,7 +139,7 @@ func (m *Manager) reserve(req startRequest, cancel context.CancelCauseFunc) (*in
 		return nil, err
 	}
 	inst := newInstance(journal.Record{
-		ID: id, Generation: 1, State: journal.Slot, PoolKey: req.poolKey, Spec: req.spec,
+		ID: id, Generation: 1, State: journal.Slot, PoolKey: req.poolKey, Pod: req.pod, Spec: req.spec,
 		NetIndex: index, IP: m.cfg.Network.Slot(id, index).IP, Created: time.Now().UTC(),
 	})
 	if req.snapshot != "" {

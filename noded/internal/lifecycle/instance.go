@@ -106,7 +106,10 @@ func (s Sandbox) Wire() *nodeapi.Sandbox {
 	w := &nodeapi.Sandbox{
 		Id: string(s.ID), Generation: uint64(known(s.Record)), PoolKey: s.PoolKey, State: string(s.State()), Reason: nodeapi.Text(s.Reason),
 		Team: s.Claim.Team, User: s.Claim.User, ClaimId: s.Claim.ClaimID, ClaimedUnixNano: s.Claim.Time.UnixNano(),
-		MemoryBytes: s.Claim.MemoryBytes, CpuMillis: s.Claim.CPUMillis, Env: s.Claim.Env,
+		MemoryBytes: s.Claim.MemoryBytes, CpuMillis: s.Claim.CPUMillis, Env: s.Claim.Env, Pod: s.Pod,
+	}
+	if s.IP.IsValid() {
+		w.Ip = s.IP.String()
 	}
 	if isStored(s.Record) {
 		w.StoredGeneration = uint64(s.Stored)
@@ -150,6 +153,7 @@ func (m *Manager) tell(inst *instance) {
 	} else {
 		m.cfg.Hub.Clear("slot/"+id, &nodeapi.Event{Event: &nodeapi.Event_SlotTaken{SlotTaken: id}})
 	}
+	m.tellPod(inst)
 	if inst.rec.Claim != nil {
 		m.cfg.Hub.Set("sandbox/"+id, &nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: inst.sandbox().told()}})
 	}

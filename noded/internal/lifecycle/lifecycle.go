@@ -227,7 +227,8 @@ type Manager struct {
 
 	mu        sync.Mutex
 	instances map[sandbox.ID]*instance
-	claims    map[string]*claimed // by claim id
+	claims    map[string]*claimed      // by claim id
+	pods      map[string]chan struct{} // whose slots are being asked for, by UID; closed when that is over
 	indexes   indexes
 }
 
@@ -243,6 +244,7 @@ func New(cfg Config) *Manager {
 		losses:    make(chan Loss, maxLosses),
 		instances: map[sandbox.ID]*instance{},
 		claims:    map[string]*claimed{},
+		pods:      map[string]chan struct{}{},
 		indexes:   newIndexes(cfg.Network.MaxIndex()),
 
 		adoptGrace: adoptGrace, warmUpTimeout: warmUpTimeout,
@@ -320,6 +322,7 @@ const (
 type Slot struct {
 	ID       sandbox.ID
 	PoolKey  string
+	Pod      string // that stands for it, and decides about it; empty: none
 	SpecHash string
 	State    SlotState
 	Reason   string // why it still warms, as its warm processes tell it
@@ -331,7 +334,7 @@ func (m *Manager) Slots() []Slot {
 	defer m.mu.Unlock()
 	all := make([]Slot, 0, len(m.instances))
 	for id, inst := range m.instances {
-		s := Slot{ID: id, PoolKey: inst.rec.PoolKey, SpecHash: inst.specHash, Reason: inst.unhealthy}
+		s := Slot{ID: id, PoolKey: inst.rec.PoolKey, Pod: inst.rec.Pod, SpecHash: inst.specHash, Reason: inst.unhealthy}
 		switch {
 		case inst.rec.State == journal.Claimed || inst.rec.State == journal.Slot && inst.binding:
 			s.State = Taken

@@ -44,7 +44,7 @@ type staleSlot struct {
 func count(pools map[string]*pool, have []lifecycle.Slot) (byKey map[string]*counts, stale []staleSlot) {
 	byKey = map[string]*counts{}
 	for _, s := range have {
-		if s.PoolKey == "" { // a cold start of no pool
+		if s.PoolKey == "" || s.Pod != "" { // a cold start of no pool, or Kubernetes'
 			continue
 		}
 		c := byKey[s.PoolKey]

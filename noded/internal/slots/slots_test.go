@@ -603,3 +603,15 @@ func keys(pools []Pool) string {
 	}
 	return strings.Join(all, " ")
 }
+
+// A pod's slot is Kubernetes' to end, also where its pool's key is no pool's here.
+func TestPodsSlotsAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	pools := map[string]*pool{"a": {Pool: Pool{Key: "a", Min: 1, Max: 1}}}
+	byKey, stale := count(pools, []lifecycle.Slot{
+		{ID: "1", PoolKey: "a", Pod: "uid-1", State: lifecycle.Free}, {ID: "2", PoolKey: "gone", Pod: "uid-2", State: lifecycle.Free},
+	})
+	if len(byKey) != 0 || len(stale) != 0 {
+		t.Fatalf("counted %v, stale %v", byKey, stale)
+	}
+}
