@@ -36,13 +36,19 @@ const scaleRows = 100_000
 // Load generator, API server, node and PostgreSQL share the machine.
 //
 //	go test -run '^$' -bench Scale -benchtime 1x ./api
+//	go test -run '^$' -bench Scale/claims -benchtime 1x ./api
 func BenchmarkScale(b *testing.B) {
 	s := newScale(b)
-	for b.Loop() {
-		s.populate(scaleRows)
-		s.restart()
-		s.lists()
-		s.claims()
+	s.populate(scaleRows)
+	for _, part := range []struct {
+		name    string
+		measure func()
+	}{{"restart", s.restart}, {"lists", s.lists}, {"claims", s.claims}} {
+		b.Run(part.name, func(b *testing.B) {
+			for b.Loop() {
+				part.measure()
+			}
+		})
 	}
 	s.print()
 }

@@ -33,9 +33,15 @@ const (
 func BenchmarkBudgets(b *testing.B) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
+	if _, err := chosen((&client{}).steps(&s0test.Stack{}), *only); err != nil {
+		b.Fatal(err) // before anything is started
+	}
 	stack := s0test.Start(b, s0test.Options{Pool: *pool, MaxSandboxes: 2**pool + 10})
-	c := newClient(stack.URL, stack.Key())
-	rows, err := measureAll(ctx, stack, c)
+	steps, err := chosen(newClient(stack.URL, stack.Key()).steps(stack), *only)
+	if err != nil {
+		b.Fatal(err)
+	}
+	rows, err := measureAll(ctx, steps)
 	fmt.Printf("\n%s\n", machine())
 	if e := printTable(os.Stdout, rows); e != nil {
 		b.Fatal(e)
@@ -48,37 +54,62 @@ func BenchmarkBudgets(b *testing.B) {
 	}
 }
 
-// measureAll returns what it measured also when it fails on the way.
-func measureAll(ctx context.Context, stack *s0test.Stack, c *client) (rows []row, err error) {
-	cold, err := c.twin(ctx, "bench-cold", 0)
-	if err != nil {
-		return nil, err
+// step is a part of the table that can be measured by itself.
+type step struct {
+	name    string
+	measure func(context.Context) ([]row, error)
+}
+
+// chosen is the one step of that name, or all without a name.
+func chosen(steps []step, name string) ([]step, error) {
+	if name == "" {
+		return steps, nil
 	}
-	admin := filepath.Join(stack.RunDir, "noded-admin.sock")
-	steps := []struct {
-		name    string
-		measure func() ([]row, error)
-	}{
-		{"memory", func() ([]row, error) { return c.memory(ctx, stack.RunDir) }},
-		{"warm claims", func() ([]row, error) { return c.warmClaims(ctx, template, *samples, *pool) }},
-		{"the machine", func() ([]row, error) { return floor(ctx, *samples) }},
-		{"inside a sandbox", func() ([]row, error) { return c.inside(ctx, template, *samples) }},
-		{"files", func() ([]row, error) { return c.files(ctx, template) }},
-		{"streams", func() ([]row, error) { return c.streams(ctx, stack, template, *samples) }},
-		{"pauses", func() ([]row, error) { return c.pauses(ctx, stack.DataDir, admin, template, *samples/20) }},
-		{"snapshots", func() ([]row, error) { return c.snapshots(ctx, template, *samples/20) }},
-		{"forks", func() ([]row, error) { return c.forks(ctx, admin, template, *samples/40) }},
-		{"density", func() ([]row, error) { return c.density(ctx, stack.DataDir, template, min(16, *samples/10)) }},
-		{"bursts and refill", func() ([]row, error) { return c.claimBurst(ctx, template, *pool, 8) }},
-		{"cold starts", func() ([]row, error) { return c.coldClaims(ctx, cold, *samples/10) }},
-		{"the plain tools", func() ([]row, error) { return besides(ctx, stack, *samples/10) }},
-	}
+	var names []string
 	for _, s := range steps {
-		if *only != "" && *only != s.name {
-			continue
+		if s.name == name {
+			return []step{s}, nil
 		}
+		names = append(names, s.name)
+	}
+	return nil, fmt.Errorf("-only %q: there is no such step; there are %s", name, strings.Join(names, ", "))
+}
+
+// steps lists what is measured, in its order.
+func (c *client) steps(stack *s0test.Stack) []step {
+	admin := filepath.Join(stack.RunDir, "noded-admin.sock")
+	return []step{
+		{"memory", func(ctx context.Context) ([]row, error) { return c.memory(ctx, stack.RunDir) }},
+		{"warm claims", func(ctx context.Context) ([]row, error) { return c.warmClaims(ctx, template, *samples, *pool) }},
+		{"the machine", func(ctx context.Context) ([]row, error) { return floor(ctx, *samples) }},
+		{"inside a sandbox", func(ctx context.Context) ([]row, error) { return c.inside(ctx, template, *samples) }},
+		{"files", func(ctx context.Context) ([]row, error) { return c.files(ctx, template) }},
+		{"streams", func(ctx context.Context) ([]row, error) { return c.streams(ctx, stack, template, *samples) }},
+		{"pauses", func(ctx context.Context) ([]row, error) {
+			return c.pauses(ctx, stack.DataDir, admin, template, *samples/20)
+		}},
+		{"snapshots", func(ctx context.Context) ([]row, error) { return c.snapshots(ctx, template, *samples/20) }},
+		{"forks", func(ctx context.Context) ([]row, error) { return c.forks(ctx, admin, template, *samples/40) }},
+		{"density", func(ctx context.Context) ([]row, error) {
+			return c.density(ctx, stack.DataDir, template, min(16, *samples/10))
+		}},
+		{"bursts and refill", func(ctx context.Context) ([]row, error) { return c.claimBurst(ctx, template, *pool, 8) }},
+		{"cold starts", func(ctx context.Context) ([]row, error) {
+			cold, err := c.twin(ctx, "bench-cold", 0)
+			if err != nil {
+				return nil, err
+			}
+			return c.coldClaims(ctx, cold, *samples/10)
+		}},
+		{"the plain tools", func(ctx context.Context) ([]row, error) { return besides(ctx, stack, *samples/10) }},
+	}
+}
+
+// measureAll returns what it measured also when it fails on the way.
+func measureAll(ctx context.Context, steps []step) (rows []row, err error) {
+	for _, s := range steps {
 		begin := time.Now()
-		more, err := s.measure()
+		more, err := s.measure(ctx)
 		rows = append(rows, more...)
 		if err != nil {
 			return rows, fmt.Errorf("measuring %s: %w", s.name, err)

@@ -33,3 +33,18 @@ func TestVerdict(t *testing.T) {
 		t.Errorf("verdict %q", v)
 	}
 }
+
+// A step that there is not is no step that was measured.
+func TestChosen(t *testing.T) {
+	t.Parallel()
+	steps := []step{{name: "files"}, {name: "streams"}}
+	if all, err := chosen(steps, ""); err != nil || len(all) != 2 {
+		t.Errorf("all: %v, %v", all, err)
+	}
+	if one, err := chosen(steps, "streams"); err != nil || len(one) != 1 || one[0].name != "streams" {
+		t.Errorf("one: %v, %v", one, err)
+	}
+	if none, err := chosen(steps, "stream"); err == nil || none != nil || !strings.Contains(err.Error(), "files, streams") {
+		t.Errorf("none: %v, %v", none, err)
+	}
+}
