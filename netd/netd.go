@@ -124,6 +124,9 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 	}
 	s.Push(plane.Close)
 	s.Push(func() { leave(cfg, kernel, plane) })
+	if err := plane.ForgetOthers(addressesOf(kernel.Links())...); err != nil {
+		return err
+	}
 	if err := kernel.AttachLookup(inside); err != nil {
 		return err
 	}
@@ -150,6 +153,13 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 		return err
 	}
 	return serve(cfg, s, netdapi.Handler(&server{Table: sandboxes, front: front, records: records, info: netdapi.Info{Version: cfg.Version, Run: runID()}}, logFailures(cfg.Log)))
+}
+
+func addressesOf(all []bpf.Place) (addrs []netip.Addr) {
+	for _, p := range all {
+		addrs = append(addrs, p.IPv4, p.IPv6)
+	}
+	return addrs
 }
 
 // leave removes everything when there is no sandbox that needs it.

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -64,6 +66,7 @@ type Compiled struct {
 	protocols   []protocolRule
 	credentials []credentialRule
 	slots       [][]int // each the rules, in order, that decide about a learnt address
+	naming      uint64
 }
 
 // ErrTooComplex is what a policy ends in that the data plane has no room for. The
@@ -87,7 +90,23 @@ func Compile(p *Policy, fixed Fixed) (*Compiled, error) {
 		}
 		c.L4 = append(c.L4, ready)
 	}
+	c.naming = c.nameSlots()
 	return c, nil
+}
+
+// Naming tells apart what slots stand for: what was learnt for a policy's slots is so
+// for every other policy's that has the same.
+func (c *Compiled) Naming() uint64 { return c.naming }
+
+func (c *Compiled) nameSlots() uint64 {
+	h := sha256.New()
+	for _, list := range c.slots {
+		for _, i := range list {
+			fmt.Fprintf(h, "%v %v,", c.rules[i].allow, c.rules[i].domains)
+		}
+		fmt.Fprintln(h)
+	}
+	return binary.NativeEndian.Uint64(h.Sum(nil))
 }
 
 // prefixes are those whose packets' fate may differ from the ones around them.

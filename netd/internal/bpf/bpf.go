@@ -21,6 +21,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
+	"s0.run/netd/internal/share"
 )
 
 // Config says where the sandboxes are.
@@ -59,11 +61,15 @@ type Kernel struct {
 	lookup link.Link // nil before AttachLookup
 
 	mu         sync.Mutex
-	generation uint32               // the last one given out
-	serial     uint32               // likewise
-	links      map[int]*netdSandbox // by ifindex, as the table has them
-	entries    map[uint32]*entries  // by generation
-	shared     map[[32]byte]uint32  // generations by what they say
+	generation uint32                              // the last one given out
+	serial     uint32                              // likewise
+	links      map[int]*netdSandbox                // by ifindex, as the table has them
+	bySerial   map[uint32]int                      // the links' numbers
+	entries    map[uint32]*entries                 // by generation
+	shared     map[[32]byte]uint32                 // generations by what they say
+	room       *share.Pool[uint32]                 // of the rules' tables, by generation
+	names      map[uint32]map[netdNameKey]netdName // by serial, as the table has them
+	nameRoom   *share.Pool[uint32]                 // of that, by serial
 }
 
 // Open loads the programs, over the tables that an earlier process has pinned. Tables
@@ -75,7 +81,10 @@ func Open(cfg Config) (*Kernel, error) {
 	if err := os.MkdirAll(cfg.PinDir, 0o700); err != nil {
 		return nil, err
 	}
-	k := &Kernel{cfg: cfg, links: map[int]*netdSandbox{}, entries: map[uint32]*entries{}, shared: map[[32]byte]uint32{}}
+	k := &Kernel{
+		cfg: cfg, links: map[int]*netdSandbox{}, bySerial: map[uint32]int{}, entries: map[uint32]*entries{}, shared: map[[32]byte]uint32{},
+		room: share.New[uint32](roomForRules), names: map[uint32]map[netdNameKey]netdName{}, nameRoom: share.New[uint32](roomForNames),
+	}
 	err := k.load()
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		if err = unpin(cfg.PinDir); err == nil {

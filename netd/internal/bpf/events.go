@@ -84,8 +84,14 @@ type Counters struct {
 	LostEvents                                             uint64
 }
 
-// Counters reads those of a link.
-func (k *Kernel) Counters(ifindex int) (sum Counters, err error) {
+// Counters reads those of an attachment.
+func (k *Kernel) Counters(serial uint32) (sum Counters, err error) {
+	k.mu.Lock()
+	ifindex, ok := k.bySerial[serial]
+	k.mu.Unlock()
+	if !ok {
+		return sum, fmt.Errorf("attachment %d has ended", serial)
+	}
 	var each []netdCounters
 	if err := k.obj.Counts.Lookup(uint32(ifindex), &each); err != nil {
 		return sum, fmt.Errorf("counters of link %d: %w", ifindex, err)

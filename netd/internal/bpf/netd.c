@@ -78,7 +78,8 @@ enum listener {
 #define SANDBOX_AUDIT 8   // its policy denies nothing, but tells
 
 #define MAX_SANDBOXES 16384
-#define MAX_ENTRIES (1 << 18)
+#define MAX_ENTRIES (1 << 19)
+#define MAX_NAMES (1 << 18)
 #define NANOS 1000000000ULL
 #define EVENT_RATE 64 // events a second of each sandbox on each CPU, and as many at once
 
@@ -92,6 +93,7 @@ enum listener {
 
 struct sandbox {
 	__u64 owner;  // which sandbox, and which instance of it
+	__u64 naming; // what its policy's slots stand for
 	__u32 gen;    // of its rules; 0 while it has no policy
 	__u32 serial; // of the attachment: never used twice
 	__u32 team;   // names its team's buckets
@@ -139,8 +141,10 @@ struct fixed6 {
 	__u8 ip[16];
 };
 
+// What was learnt counts as long as the slots stand for the same names.
 struct name_key {
-	__u32 serial;
+	__u64 naming;
+	__u32 serial, pad;
 	__u8 ip[16]; // IPv4 as ::ffff:0:0/96
 };
 
@@ -255,8 +259,9 @@ struct {
 } always6 SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1 << 16);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_NAMES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct name_key);
 	__type(value, struct name);
 	PINNED;
@@ -547,7 +552,7 @@ static __always_inline struct rules *find(const struct packet *p, __u32 gen)
 
 static __always_inline int is_learned(const struct sandbox *s, const struct packet *p, __u8 slot)
 {
-	struct name_key key = { .serial = s->serial };
+	struct name_key key = { .naming = s->naming, .serial = s->serial };
 	__builtin_memcpy(key.ip, p->dst, 16);
 	struct name *n = bpf_map_lookup_elem(&names, &key);
 	return n && n->until > bpf_ktime_get_boot_ns() && n->slots >> (slot & 63) & 1;
@@ -661,55 +666,78 @@ static __always_inline int track(const struct sandbox *s, const struct packet *p
 	return 1;
 }
 
-// parse_back reads of a packet to a sandbox whose flow it belongs to. It returns 0
-// for one that belongs to none.
-static __always_inline int parse_back(struct __sk_buff *skb, struct flow_key *key, __u8 *flags)
+// parse_back reads of a packet to a sandbox whom it is from, as if it went there. It
+// returns 0 for one that belongs to no flow: a later fragment is nothing without the first.
+static __always_inline int parse_back(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 at = ETH_HLEN;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		struct iphdr h;
 		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)) || h.frag_off & bpf_htons(0x1fff))
 			return 0;
-		key->protocol = h.protocol;
-		key->dst[10] = key->dst[11] = 0xff;
-		__builtin_memcpy(key->dst + 12, &h.saddr, 4);
+		p->family = AF_INET;
+		p->protocol = h.protocol;
+		p->dst4 = h.saddr;
+		p->dst[10] = p->dst[11] = 0xff;
+		__builtin_memcpy(p->dst + 12, &h.saddr, 4);
 		at += h.ihl * 4;
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr h;
 		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)))
 			return 0;
-		key->protocol = h.nexthdr;
-		__builtin_memcpy(key->dst, &h.saddr, 16);
 		at += sizeof(h);
+		p->family = AF_INET6;
+		p->protocol = h.nexthdr;
+		__builtin_memcpy(p->dst, &h.saddr, 16);
+		struct {
+			__u8 nexthdr, reserved;
+			__be16 offset;
+			__be32 id;
+		} f;
+		if (h.nexthdr == IPPROTO_FRAGMENT) {
+			if (bpf_skb_load_bytes(skb, at, &f, sizeof(f)) || f.offset & bpf_htons(0xfff8))
+				return 0;
+			at += sizeof(f);
+			p->protocol = f.nexthdr;
+		}
 	} else {
 		return 0;
 	}
-	if (key->protocol != IPPROTO_TCP && key->protocol != IPPROTO_UDP)
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
 		return 0;
 	__be16 ports[2];
 	if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
 		return 0;
-	key->sport = bpf_ntohs(ports[1]);
-	key->dport = bpf_ntohs(ports[0]);
-	return key->protocol == IPPROTO_UDP || !bpf_skb_load_bytes(skb, at + 13, flags, 1);
+	p->sport = bpf_ntohs(ports[1]);
+	p->dport = bpf_ntohs(ports[0]);
+	return p->protocol == IPPROTO_UDP || !bpf_skb_load_bytes(skb, at + 13, &p->flags, 1);
 }
 
 // track_back counts a packet that reaches a sandbox for its flow.
-static __always_inline void track_back(struct __sk_buff *skb, const struct sandbox *s)
+static __always_inline void track_back(const struct sandbox *s, const struct packet *p, __u32 bytes)
 {
-	struct flow_key key = { .serial = s->serial };
-	__u8 flags = 0;
-	if (!parse_back(skb, &key, &flags))
-		return;
+	struct flow_key key = { .serial = s->serial, .sport = p->sport, .dport = p->dport, .protocol = p->protocol };
+	__builtin_memcpy(key.dst, p->dst, 16);
 	struct flow *f = bpf_map_lookup_elem(&flows, &key);
 	if (!f)
 		return; // netd's own sockets answer it
 	f->last = bpf_ktime_get_boot_ns();
-	__sync_fetch_and_add(&f->received, skb->len);
-	if (flags & FIN)
+	__sync_fetch_and_add(&f->received, bytes);
+	if (p->flags & FIN)
 		f->fin_received = 1;
-	if (flags & RST)
+	if (p->flags & RST)
 		f->reset = 1;
+}
+
+// is_unwanted finds datagrams of whom the sandbox may not send any to: what tracks
+// connections lets answers in long after a policy has closed. Of TCP the sandbox's
+// next packet ends the connection. What netd answers itself comes from port 53.
+static __always_inline int is_unwanted(const struct sandbox *s, const struct packet *p)
+{
+	if (p->protocol != IPPROTO_UDP || p->dport == 53)
+		return 0;
+	struct verdict v = judge(s, p);
+	return v.action != ACT_ALLOW && v.action != ACT_AUDIT;
 }
 
 // is_neighbourly: routers and neighbours are looked for by every IPv6 stack, which
@@ -792,13 +820,20 @@ int to_sandbox(struct __sk_buff *skb)
 	struct counters *c = bpf_map_lookup_elem(&counts, &link);
 	if (!s || !c)
 		return TC_ACT_SHOT;
+	struct packet p = {};
+	int tracked = parse_back(skb, &p);
+	if (tracked && is_unwanted(s, &p)) {
+		c->denied++;
+		return TC_ACT_SHOT;
+	}
 	if (!within_limits(s, 1, skb->len)) {
 		c->throttled++;
 		return TC_ACT_SHOT;
 	}
 	c->received_packets++;
 	c->received_bytes += skb->len;
-	track_back(skb, s);
+	if (tracked)
+		track_back(s, &p, skb->len);
 	return TC_ACT_OK;
 }
 

@@ -149,7 +149,9 @@ type netdName struct {
 
 type netdNameKey struct {
 	_      structs.HostLayout
+	Naming uint64
 	Serial uint32
+	Pad    uint32
 	Ip     [16]uint8
 }
 
@@ -192,6 +194,7 @@ type netdRules struct {
 type netdSandbox struct {
 	_      structs.HostLayout
 	Owner  uint64
+	Naming uint64
 	Gen    uint32
 	Serial uint32
 	Team   uint32

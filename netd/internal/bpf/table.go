@@ -13,11 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"s0.run/internal/errdefs"
 	"s0.run/internal/policy"
+	"s0.run/netd/internal/share"
 )
 
 // Place is a sandbox's link and what its packets must look like.
 type Place struct {
+	Serial  uint32 // of the attachment; the kernel's to say
 	Ifindex int
 	Owner   uint64 // of which sandbox and which instance
 	IPv4    netip.Addr
@@ -49,6 +52,16 @@ type entries struct {
 	links   int      // that use it
 }
 
+func (e *entries) size() int { return len(e.four) + len(e.six) }
+
+// The rules' tables hold MAX_ENTRIES each: a policy that names no more networks than
+// most do always has its room, and larger ones share the rest. How large one may be
+// package policy says.
+var roomForRules = share.Config{Sure: 16, Most: 1 << 18, Spare: 1 << 18}
+
+// ErrNoRoom is what a large policy ends in where many are.
+var ErrNoRoom = errdefs.New(errdefs.Exhausted, "the node has no room for a network policy of so many networks now")
+
 // takeOver learns what an earlier process has left and removes what no link uses.
 func (k *Kernel) takeOver() error {
 	var ifindex uint32
@@ -57,22 +70,16 @@ func (k *Kernel) takeOver() error {
 	links := k.obj.Sandboxes.Iterate()
 	for links.Next(&ifindex, &s) {
 		found := s
-		k.links[int(ifindex)] = &found
+		k.links[int(ifindex)], k.bySerial[s.Serial] = &found, int(ifindex)
 		used[s.Gen]++
 		k.generation, k.serial = max(k.generation, s.Gen), max(k.serial, s.Serial)
 	}
-	// Addresses that a sandbox learnt outlive it: whoever got its serial would have them.
-	var name netdNameKey
-	var learnt netdName
-	names := k.obj.Names.Iterate()
-	for names.Next(&name, &learnt) {
-		k.serial = max(k.serial, name.Serial)
-	}
-	if err := errors.Join(links.Err(), names.Err(), k.takeOverFlows(), k.gather()); err != nil {
+	if err := errors.Join(links.Err(), k.gatherNames(), k.takeOverFlows(), k.gather()); err != nil {
 		return err
 	}
 	for gen, e := range k.entries {
 		k.generation = max(k.generation, gen)
+		k.room.Take(gen, e.size())
 		if e.links = used[gen]; e.links == 0 {
 			k.remove(gen)
 		}
@@ -111,15 +118,31 @@ func (k *Kernel) Links() []Place {
 	defer k.mu.Unlock()
 	all := make([]Place, 0, len(k.links))
 	for i, s := range k.links {
-		ip4 := binary.NativeEndian.AppendUint32(nil, s.Ip4)
-		all = append(all, Place{Ifindex: i, Owner: s.Owner, IPv4: netip.AddrFrom4([4]byte(ip4)), IPv6: netip.AddrFrom16(s.Ip6), MAC: s.Mac[:]})
+		all = append(all, place(i, s))
 	}
 	return all
 }
 
+// At is what the table knows of a link.
+func (k *Kernel) At(ifindex int) (Place, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := k.links[ifindex]
+	if s == nil {
+		return Place{}, false
+	}
+	return place(ifindex, s), true
+}
+
+func place(ifindex int, s *netdSandbox) Place {
+	ip4 := binary.NativeEndian.AppendUint32(nil, s.Ip4)
+	return Place{Serial: s.Serial, Ifindex: ifindex, Owner: s.Owner, IPv4: netip.AddrFrom4([4]byte(ip4)), IPv6: netip.AddrFrom16(s.Ip6), MAC: s.Mac[:]}
+}
+
 // Attach lets a link's packets be judged; without a policy all are denied. What the
 // same owner has there already stays, its policy included. The serial names the
-// attachment in events.
+// attachment from here on: links are numbered again, and who says something of one
+// that has ended meanwhile says nothing of its successor.
 func (k *Kernel) Attach(p Place) (serial uint32, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -151,14 +174,19 @@ func (k *Kernel) put(ifindex int, s *netdSandbox) error {
 	if err := k.obj.Sandboxes.Put(uint32(ifindex), s); err != nil {
 		return fmt.Errorf("link %d: %w", ifindex, err)
 	}
-	k.links[ifindex] = s
+	k.links[ifindex], k.bySerial[s.Serial] = s, ifindex
 	return nil
 }
 
-// Detach has every packet of a link dropped, and forgets what was known of it.
-func (k *Kernel) Detach(ifindex int) error {
+// Detach has every packet of an attachment's link dropped, and forgets what was known
+// of it. One that has ended is no error.
+func (k *Kernel) Detach(serial uint32) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	ifindex, ok := k.bySerial[serial]
+	if !ok {
+		return nil
+	}
 	return k.detach(ifindex)
 }
 
@@ -174,7 +202,9 @@ func (k *Kernel) detach(ifindex int) error {
 	if old == nil {
 		return nil
 	}
+	delete(k.bySerial, old.Serial)
 	k.drop(old.Gen)
+	k.forgetNames(old.Serial)
 	return errors.Join(k.forgetCounts(old.Serial), k.dropBuckets(old))
 }
 
@@ -185,22 +215,22 @@ func forget(m *ebpf.Map, key any) error {
 	return nil
 }
 
-// SetPolicy puts a compiled policy and limits into force for a link that is
-// attached, at once and as a whole: the entries are written beside the old ones, and
+// SetPolicy puts a compiled policy and limits into force for an attachment, at once and as a whole: the entries are written beside the old ones, and
 // one write makes them count. After an error the old policy stays in force.
-func (k *Kernel) SetPolicy(ifindex int, c *policy.Compiled, limits Limits) error {
+func (k *Kernel) SetPolicy(serial uint32, c *policy.Compiled, limits Limits) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	old := k.links[ifindex]
-	if old == nil {
-		return fmt.Errorf("link %d is not attached", ifindex)
+	ifindex, ok := k.bySerial[serial]
+	if !ok {
+		return fmt.Errorf("attachment %d has ended", serial)
 	}
+	old := k.links[ifindex]
 	next := *old
 	gen, err := k.take(c.L4)
 	if err != nil {
 		return fmt.Errorf("link %d: rules: %w", ifindex, err)
 	}
-	next.Gen = gen
+	next.Gen, next.Naming = gen, c.Naming()
 	next.Flags = old.Flags & netdFlagProxied // connections of before may live
 	if k.entries[gen].proxied {
 		next.Flags |= netdFlagProxied
@@ -235,6 +265,9 @@ func (k *Kernel) take(all []policy.PrefixRules) (gen uint32, err error) {
 	if !ok {
 		k.generation++
 		gen = k.generation
+		if !k.room.Take(gen, len(all)) {
+			return 0, ErrNoRoom
+		}
 		if err := k.write(gen, all); err != nil {
 			k.remove(gen)
 			return 0, err
@@ -300,6 +333,7 @@ func (k *Kernel) remove(gen uint32) {
 	if e == nil {
 		return
 	}
+	k.room.Give(gen, k.room.Used(gen))
 	delete(k.entries, gen)
 	delete(k.shared, e.content)
 	for i := range e.four {
@@ -384,18 +418,6 @@ func bootTime() uint64 {
 		panic(err) // there is no Linux without
 	}
 	return uint64(t.Nano())
-}
-
-// Learn opens an address to a sandbox for a while, in the slots of its policy that a
-// name was resolved for. Serials come from [Kernel.Attach].
-func (k *Kernel) Learn(serial uint32, ip netip.Addr, slots uint64, ttl time.Duration) error {
-	key := netdNameKey{Serial: serial, Ip: ip.As16()}
-	until := bootTime() + uint64(max(ttl, 0))
-	var known netdName
-	if k.obj.Names.Lookup(&key, &known) == nil && known.Until > bootTime() {
-		slots, until = slots|known.Slots, max(until, known.Until)
-	}
-	return k.obj.Names.Put(&key, &netdName{Until: until, Slots: slots})
 }
 
 // SetAlways says which networks no policy opens, in the place of those said before.

@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -265,4 +266,32 @@ func (p *Plane) Forget(addrs ...netip.Addr) error {
 		return fmt.Errorf("forgetting connections: %w", err)
 	}
 	return nil
+}
+
+// ForgetOthers cuts what the kernel tracks of sandboxes that are at none of some
+// addresses: of those an earlier process has not come to.
+func (p *Plane) ForgetOthers(addrs ...netip.Addr) error {
+	f := &others{of: []netip.Prefix{p.cfg.Net4, p.cfg.Net6}, but: map[netip.Addr]bool{}}
+	for _, a := range addrs {
+		f.but[a] = true
+	}
+	_, err4 := p.inside.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, f)
+	_, err6 := p.inside.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V6, f)
+	if err := errors.Join(err4, err6); err != nil {
+		return fmt.Errorf("forgetting connections: %w", err)
+	}
+	return nil
+}
+
+// others matches connections that began in networks, but at some addresses.
+type others struct {
+	of  []netip.Prefix
+	but map[netip.Addr]bool
+}
+
+// MatchConntrackFlow is asked by package netlink.
+func (o *others) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	a, ok := netip.AddrFromSlice(flow.Forward.SrcIP)
+	a = a.Unmap()
+	return ok && !o.but[a] && slices.ContainsFunc(o.of, func(p netip.Prefix) bool { return p.Contains(a) })
 }

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,11 +32,12 @@ import (
 // Kernel is package bpf's face, where the contracts are.
 type Kernel interface {
 	Attach(bpf.Place) (serial uint32, err error)
-	Detach(ifindex int) error
-	SetPolicy(ifindex int, c *policy.Compiled, limits bpf.Limits) error
+	Detach(serial uint32) error
+	SetPolicy(serial uint32, c *policy.Compiled, limits bpf.Limits) error
 	SetAlways([]netip.Prefix) error
-	Learn(serial uint32, ip netip.Addr, slots uint64, ttl time.Duration) error
-	Counters(ifindex int) (bpf.Counters, error)
+	Learn(bpf.Learnt) error
+	Counters(serial uint32) (bpf.Counters, error)
+	At(ifindex int) (bpf.Place, bool)
 	Links() []bpf.Place
 }
 
@@ -65,7 +67,8 @@ type Config struct {
 
 // Table is safe for concurrent use.
 type Table struct {
-	cfg Config
+	cfg        Config
+	forgetting sync.Mutex // held while the kernel is made to
 
 	mu        sync.RWMutex
 	fixed     policy.Fixed
@@ -118,16 +121,51 @@ func (t *Table) Attach(_ context.Context, s netdapi.Slot) error {
 	if err != nil {
 		return err
 	}
+	if old == nil {
+		if err := t.makePlace(s); err != nil {
+			return err
+		}
+	}
 	serial, err := t.cfg.Kernel.Attach(bpf.Place{Ifindex: s.Ifindex, Owner: owner(s), IPv4: s.IPv4, IPv6: s.IPv6, MAC: mac})
 	if err != nil {
 		return fmt.Errorf("attaching %s: %w", s.ID, err)
 	}
 	// Packets are judged only from here on.
 	if err := t.cfg.Plane.Attach(s.ID, s.Ifindex); err != nil {
-		return errors.Join(fmt.Errorf("attaching %s: %w", s.ID, err), t.cfg.Kernel.Detach(s.Ifindex))
+		return errors.Join(fmt.Errorf("attaching %s: %w", s.ID, err), t.cfg.Kernel.Detach(serial))
 	}
 	if old == nil {
 		t.add(&entry{slot: s, serial: serial, guest: guest.Guest{ID: s.ID, Gen: s.Generation}})
+	}
+	return nil
+}
+
+// makePlace ends who had a newcomer's place before, if nobody has told so, and has his
+// connections forgotten at once.
+func (t *Table) makePlace(s netdapi.Slot) error {
+	t.mu.RLock()
+	before := map[*entry]bool{t.byAddress[s.IPv4]: true, t.byAddress[s.IPv6]: true}
+	t.mu.RUnlock()
+	delete(before, nil)
+	for e := range before {
+		if err := t.end(e); err != nil {
+			return err
+		}
+	}
+	// Of another process's time the kernel alone knows.
+	if place, ok := t.cfg.Kernel.At(s.Ifindex); ok && place.Owner != owner(s) {
+		t.mu.Lock()
+		t.left = append(t.left, place.IPv4, place.IPv6)
+		t.mu.Unlock()
+		if err := t.cfg.Kernel.Detach(place.Serial); err != nil {
+			return err
+		}
+	}
+	t.mu.RLock()
+	owed := slices.Contains(t.left, s.IPv4) || slices.Contains(t.left, s.IPv6)
+	t.mu.RUnlock()
+	if owed {
+		return t.forget()
 	}
 	return nil
 }
@@ -196,7 +234,7 @@ func (t *Table) apply(e *entry, p netdapi.Policy, digest string) error {
 		return err
 	}
 	limits := bpf.Limits{Team: p.Team, Own: p.SandboxBandwidth, Shared: p.TeamBandwidth}
-	if err := t.cfg.Kernel.SetPolicy(e.slot.Ifindex, compiled, limits); err != nil {
+	if err := t.cfg.Kernel.SetPolicy(e.serial, compiled, limits); err != nil {
 		return fmt.Errorf("policy of %s: %w", p.ID, err)
 	}
 	t.mu.Lock()
@@ -237,7 +275,7 @@ func (t *Table) Detach(_ context.Context, id sandbox.ID, gen sandbox.Generation)
 func (t *Table) end(e *entry) error {
 	e.turn.Lock()
 	defer e.turn.Unlock()
-	if err := t.cfg.Kernel.Detach(e.slot.Ifindex); err != nil {
+	if err := t.cfg.Kernel.Detach(e.serial); err != nil {
 		return fmt.Errorf("detaching %s: %w", e.slot.ID, err)
 	}
 	t.mu.Lock()
@@ -270,19 +308,27 @@ func (t *Table) end(e *entry) error {
 // next time.
 func (t *Table) Forget() error {
 	t.mu.Lock()
-	left := t.left
-	t.left = nil
 	t.ended, t.endedOld = map[uint32]*entry{}, t.ended
 	t.mu.Unlock()
+	return t.forget()
+}
+
+// forget is also for an address that is given out again, which waits for it.
+func (t *Table) forget() error {
+	t.forgetting.Lock()
+	defer t.forgetting.Unlock()
+	t.mu.RLock()
+	left := t.left[:len(t.left):len(t.left)]
+	t.mu.RUnlock()
 	if len(left) == 0 {
 		return nil
 	}
 	if err := t.cfg.Plane.Forget(left...); err != nil {
-		t.mu.Lock()
-		t.left = append(t.left, left...)
-		t.mu.Unlock()
 		return err
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.left = slices.Clone(t.left[len(left):])
 	return nil
 }
 
@@ -303,7 +349,7 @@ func (t *Table) Counters(id sandbox.ID) (netdapi.Counters, error) {
 	if e == nil {
 		return netdapi.Counters{}, errdefs.New(errdefs.NotFound, "sandbox %s is not attached", id)
 	}
-	n, err := t.cfg.Kernel.Counters(e.slot.Ifindex)
+	n, err := t.cfg.Kernel.Counters(e.serial)
 	if err != nil {
 		return netdapi.Counters{}, err
 	}
@@ -345,7 +391,7 @@ func (t *Table) Learn(g guest.Guest, a netip.Addr, slots uint64, ttl time.Durati
 	if e == nil || e.slot.Generation != g.Gen || slots == 0 {
 		return
 	}
-	if err := t.cfg.Kernel.Learn(e.serial, a, slots, ttl); err != nil {
+	if err := t.cfg.Kernel.Learn(bpf.Learnt{Serial: e.serial, Naming: g.Policy.Naming(), IP: a, Slots: slots, TTL: ttl}); err != nil {
 		t.cfg.Log.Warn("an address was not learnt", "guest", g, "error", err)
 	}
 }
@@ -407,7 +453,7 @@ func (t *Table) Sweep() error {
 	}
 	var errs []error
 	for _, place := range known {
-		if _, ok := links[place.Ifindex]; ok {
+		if id, ok := links[place.Ifindex]; ok && t.isOf(place, id) {
 			continue
 		}
 		t.cfg.Log.Info("sweeping what a link has left", "ifindex", place.Ifindex, "address", place.IPv4)
@@ -416,15 +462,24 @@ func (t *Table) Sweep() error {
 	return errors.Join(errs...)
 }
 
+// isOf says whether a place may be of a sandbox: of what nobody has told yet it is not
+// known whose it is.
+func (t *Table) isOf(place bpf.Place, id sandbox.ID) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	e := t.bySerial[place.Serial]
+	return e == nil || e.slot.ID == id
+}
+
 func (t *Table) sweepOne(place bpf.Place) error {
 	t.mu.RLock()
-	e := t.byAddress[place.IPv4]
+	e := t.bySerial[place.Serial]
 	t.mu.RUnlock()
-	if e != nil && e.slot.Ifindex == place.Ifindex {
+	if e != nil {
 		return t.end(e)
 	}
 	t.mu.Lock()
 	t.left = append(t.left, place.IPv4, place.IPv6)
 	t.mu.Unlock()
-	return t.cfg.Kernel.Detach(place.Ifindex)
+	return t.cfg.Kernel.Detach(place.Serial)
 }

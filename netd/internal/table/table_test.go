@@ -42,30 +42,46 @@ type (
 
 func (m kernel) Attach(p bpf.Place) (uint32, error) {
 	m.serial++
+	p.Serial = m.serial
 	m.places[p.Ifindex] = p
 	return m.serial, m.refuse
 }
 
-func (m kernel) Detach(ifindex int) error {
+func (m kernel) At(ifindex int) (bpf.Place, bool) {
+	p, ok := m.places[ifindex]
+	return p, ok
+}
+
+func (m kernel) link(serial uint32) int {
+	for i, p := range m.places {
+		if p.Serial == serial {
+			return i
+		}
+	}
+	return 0
+}
+
+func (m kernel) Detach(serial uint32) error {
+	ifindex := m.link(serial)
 	delete(m.places, ifindex)
 	delete(m.policies, ifindex)
 	return nil
 }
 
-func (m kernel) SetPolicy(ifindex int, c *policy.Compiled, _ bpf.Limits) error {
+func (m kernel) SetPolicy(serial uint32, c *policy.Compiled, _ bpf.Limits) error {
 	if m.refuse == nil {
-		m.policies[ifindex] = c
+		m.policies[m.link(serial)] = c
 	}
 	return m.refuse
 }
 
 func (m kernel) SetAlways(p []netip.Prefix) error { m.always = p; return nil }
 
-func (m kernel) Learn(_ uint32, ip netip.Addr, slots uint64, _ time.Duration) error {
-	m.learned[ip] = slots
+func (m kernel) Learn(l bpf.Learnt) error {
+	m.learned[l.IP] = l.Slots
 	return nil
 }
-func (m kernel) Counters(int) (bpf.Counters, error) { return bpf.Counters{Denied: 3}, nil }
+func (m kernel) Counters(uint32) (bpf.Counters, error) { return bpf.Counters{Denied: 3}, nil }
 
 func (m kernel) Links() (all []bpf.Place) {
 	for _, p := range m.places {
@@ -211,7 +227,7 @@ func TestSweepTakesWhatLinksHaveLeft(t *testing.T) {
 	if err := errors.Join(tab.Attach(ctx, known), tab.Attach(ctx, alive)); err != nil {
 		t.Fatal(err)
 	}
-	m.places[9] = bpf.Place{Ifindex: 9, IPv4: netip.MustParseAddr("10.77.0.9"), IPv6: netip.MustParseAddr("fd77::9")} // of an earlier process
+	m.places[9] = bpf.Place{Serial: 99, Ifindex: 9, IPv4: netip.MustParseAddr("10.77.0.9"), IPv6: netip.MustParseAddr("fd77::9")} // of an earlier process
 	m.links = map[int]sandbox.ID{6: alive.ID}
 	if err := errors.Join(tab.Sweep(), tab.Forget()); err != nil {
 		t.Fatal(err)
@@ -239,5 +255,42 @@ func TestWhatTheOperatorDeniesHoldsAtOnce(t *testing.T) {
 	g, _ = tab.Lookup(s.IPv4)
 	if !tab.Forbidden(host) || !tab.Forbidden(netip.MustParseAddr("169.254.169.254")) || g.Policy.Reachable(host) || len(m.changed) != 2 || len(m.always) == 0 {
 		t.Errorf("%v is still open", host)
+	}
+}
+
+// A sandbox's end that is told late is not its successor's.
+func TestE23_AnEndThatIsToldLate(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	ctx, old := t.Context(), slot(t, 5)
+	next := slot(t, 5)
+	if err := errors.Join(tab.Attach(ctx, old), tab.SetPolicy(ctx, netdapi.Policy{ID: old.ID, Generation: 1})); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(tab.Attach(ctx, next), tab.SetPolicy(ctx, netdapi.Policy{ID: next.ID, Generation: 1})); err != nil {
+		t.Fatal(err)
+	}
+	if len(m.forgot) != 2 || len(m.ended) != 1 || m.ended[0].ID != old.ID {
+		t.Errorf("forgotten %v, ended %v: want the old one's before the next is there", m.forgot, m.ended)
+	}
+	if err := tab.Detach(ctx, old.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if g, ok := tab.Lookup(next.IPv4); !ok || g.ID != next.ID || m.policies[5] == nil {
+		t.Errorf("the next one is %v, %v; its policy %v", g, ok, m.policies[5])
+	}
+}
+
+// E23: what had a place before this process did is forgotten before another has it.
+func TestE23_APlaceOfAnEarlierProcess(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	s := slot(t, 5)
+	m.places[5] = bpf.Place{Serial: 99, Ifindex: 5, Owner: 1, IPv4: s.IPv4, IPv6: s.IPv6}
+	if err := tab.Attach(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if len(m.forgot) != 2 || m.places[5].Owner != owner(s) {
+		t.Errorf("forgotten %v, there is %+v", m.forgot, m.places[5])
 	}
 }
