@@ -134,29 +134,61 @@ func (k *Keeper) compareRows(ctx context.Context, node string, theirs map[sandbo
 	}
 }
 
-// compare settles one row; it reports whether the node's sandbox is the row's.
+// compare settles one row; it reports whether the node's sandbox is the row's. Nearly
+// all rows are as they should be: only of the others more is read.
 func (k *Keeper) compare(ctx context.Context, row store.NodeRow, sb placement.Sandbox, has bool) bool {
 	same := has && sb.ClaimID == row.ClaimID.String()
+	if agree(row, sb, same) {
+		return same
+	}
+	read, err := k.cfg.Store.AnySandbox(ctx, row.ID)
+	switch {
+	case errdefs.Is(err, errdefs.NotFound):
+	case err != nil:
+		k.logFailure(ctx, "could not read a sandbox's row", err)
+	case read.DeletedAt == nil && read.ClaimID == row.ClaimID && read.Generation == row.Generation && read.Status == row.Status:
+		k.settle(ctx, read, sb, has, same)
+	}
+	return same // what changed meanwhile is compared with a newer list
+}
+
+// agree reports that there is nothing to do about a row; same, that the node's
+// sandbox is the row's.
+func agree(row store.NodeRow, sb placement.Sandbox, same bool) bool {
 	switch {
 	case row.Status == sandbox.Terminating:
-		if row.Settled {
-			k.finish(ctx, row.Sandbox)
-		}
+		return !row.Settled
 	case row.Status == sandbox.Failed:
+		return true
 	case same && sb.State == sandbox.Failed:
-		k.fail(ctx, row.Sandbox, sb.Reason)
+		return false
 	case !row.Settled:
-	case same && (sb.State == sandbox.Paused || sb.State == sandbox.Running):
-		k.settleState(ctx, row.Sandbox, sb.State, sb.Generation)
+		return true
+	case same && sb.State == sandbox.Running:
+		return row.Status == sandbox.Running && sb.Generation <= row.Generation
+	case same && sb.State == sandbox.Paused:
+		return row.Status == sandbox.Paused && sb.Generation <= row.Generation && row.Stored == (sb.Stored != 0)
+	}
+	return same
+}
+
+// settle settles a row with which its node's sandbox, or that there is none, does not agree.
+func (k *Keeper) settle(ctx context.Context, row store.Sandbox, sb placement.Sandbox, has, same bool) {
+	switch {
+	case row.Status == sandbox.Terminating:
+		k.finish(ctx, row)
+	case same && sb.State == sandbox.Failed:
+		k.fail(ctx, row, sb.Reason)
+	case same:
+		k.settleState(ctx, row, sb.State, sb.Generation)
 		if sb.State == sandbox.Paused && (sb.Stored != 0) != (row.Stored != nil) {
 			k.Stored(sb.Node, sb.ID) // which looks again: the list is older than the row
 		}
-	case has && !same:
-		k.dropLostClaim(ctx, row.Sandbox)
-	case !has:
-		k.failIfUnknown(ctx, row.Sandbox)
+	case has:
+		k.dropLostClaim(ctx, row)
+	default:
+		k.failIfUnknown(ctx, row)
 	}
-	return same
 }
 
 // dropLostClaim removes a row whose sandbox the node gave to another claim: its

@@ -67,18 +67,23 @@ func (s *Store) AnySandbox(ctx context.Context, id sandbox.ID) (Sandbox, error) 
 	return sb, found(err, "reading a sandbox", "sandbox")
 }
 
-// NodeRow is a row as reconciliation sees it.
+// NodeRow is what reconciliation compares of a row, of all rows again and again.
 type NodeRow struct {
-	Sandbox
-	Settled bool // it has been as it is for some time
+	ID         sandbox.ID
+	TeamID     uuid.UUID
+	ClaimID    uuid.UUID
+	Generation sandbox.Generation
+	Status     sandbox.State
+	Stored     bool // there is an image of it in the object store
+	Settled    bool // it has been as it is for some time
 }
 
 // SandboxesOn pages through the rows of every team that say that a node has
 // them, by id, for reconciliation. A row is settled when it has not changed for
 // that long: a younger one's node may not have told about it yet.
 func (s *Store) SandboxesOn(ctx context.Context, node string, after sandbox.ID, settled time.Duration, limit int) ([]NodeRow, error) {
-	rows, _ := s.pool.Query(ctx, "SELECT "+listColumns+`, updated_at <= now() - $3::interval FROM sandboxes
-		WHERE node = $1 AND deleted_at IS NULL AND id > $2 ORDER BY id LIMIT $4`, node, after, settled, limit)
+	rows, _ := s.pool.Query(ctx, `SELECT id, team_id, claim_id, generation, status, stored_generation IS NOT NULL, updated_at <= now() - $3::interval
+		FROM sandboxes WHERE node = $1 AND deleted_at IS NULL AND id > $2 ORDER BY id LIMIT $4`, node, after, settled, limit)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[NodeRow])
 	return list, classify(err, "reading a node's sandboxes")
 }
