@@ -130,7 +130,7 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 	if err := kernel.AttachLookup(inside); err != nil {
 		return err
 	}
-	records := audit.NewQueue(audit.DefaultSize)
+	records := audit.NewQueue()
 	front, err := newFront(frontConfig{Config: cfg, host: host, inside: inside, records: records})
 	if err != nil {
 		return err

@@ -31,20 +31,12 @@ func (s *server) Info() netdapi.Info { return s.info }
 
 func (s *server) CA(id sandbox.ID) (netdapi.CA, error) { return s.front.CA(id) }
 
-func (s *server) Events(ctx context.Context, tell func(netdapi.Events) error) error {
-	for {
-		records, dropped, err := s.records.Take(ctx)
-		if err != nil {
-			return err
-		}
-		batch := netdapi.Events{Dropped: dropped, Events: make([]netdapi.Event, len(records))}
-		for i, r := range records {
-			batch.Events[i] = netdapi.Event(r)
-		}
-		if err := tell(batch); err != nil {
-			return err
-		}
+func (s *server) TakeEvents(ctx context.Context, stored netdapi.Mark) netdapi.Events {
+	if stored.Run != s.info.Run {
+		stored = netdapi.Mark{Run: s.info.Run}
 	}
+	records, through := s.records.Take(ctx, stored.Through, netdapi.MaxEvents)
+	return netdapi.Events{Mark: netdapi.Mark{Run: s.info.Run, Through: through}, Events: records}
 }
 
 // recorder tells of what the kernel judged by itself.

@@ -93,9 +93,9 @@ func (c *Client) List(ctx context.Context) (all []Known, err error) {
 	return all, c.call(ctx, http.MethodGet, pathList, nil, &all)
 }
 
-// Counters are a sandbox's.
-func (c *Client) Counters(ctx context.Context, id sandbox.ID) (n Counters, err error) {
-	return n, c.call(ctx, http.MethodGet, pathList+"/"+url.PathEscape(string(id))+"/counters", nil, &n)
+// Counters are those of every sandbox that netd knows.
+func (c *Client) Counters(ctx context.Context) (all map[sandbox.ID]Counters, err error) {
+	return all, c.call(ctx, http.MethodGet, pathCounters, nil, &all)
 }
 
 // CA is the certificate that a sandbox has to trust for connections that are
@@ -104,24 +104,10 @@ func (c *Client) CA(ctx context.Context, id sandbox.ID) (ca CA, err error) {
 	return ca, c.call(ctx, http.MethodGet, pathList+"/"+url.PathEscape(string(id))+"/ca", nil, &ca)
 }
 
-// Events hands over records as they come, each to one reader alone, until ctx ends,
-// netd goes, or take fails.
-func (c *Client) Events(ctx context.Context, take func(Events) error) error {
-	resp, err := c.send(ctx, http.MethodGet, pathEvents, nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	dec := json.NewDecoder(resp.Body)
-	for {
-		var e Events
-		if err := dec.Decode(&e); err != nil {
-			return fmt.Errorf("reading netd's events: %w", err)
-		}
-		if err := take(e); err != nil {
-			return err
-		}
-	}
+// TakeEvents has netd forget the events before a mark and answers those behind it, or
+// none after it has waited for a second.
+func (c *Client) TakeEvents(ctx context.Context, stored Mark) (e Events, err error) {
+	return e, c.call(ctx, http.MethodPost, pathEvents, stored, &e)
 }
 
 func (c *Client) call(ctx context.Context, method, path string, body, answer any) error {

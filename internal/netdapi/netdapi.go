@@ -62,10 +62,23 @@ type Policy struct {
 	Policy     json.RawMessage    `json:"policy,omitempty"` // of package policy; its default when it is empty
 	// Credentials are the sources that the policy's bindings name, for netd to open.
 	Credentials []sealed.Credential `json:"credentials,omitempty"`
-	// Bytes a second in each direction; 0 is no limit. A team's is shared by its
-	// sandboxes on the node, and the one told last counts.
-	SandboxBandwidth uint64 `json:"sandbox_bandwidth,omitempty"`
-	TeamBandwidth    uint64 `json:"team_bandwidth,omitempty"`
+	// SandboxBandwidth is the sandbox's own. A team's is shared by its sandboxes on the
+	// node, and the one told last counts.
+	SandboxBandwidth Bandwidth `json:"sandbox_bandwidth,omitzero"`
+	TeamBandwidth    Bandwidth `json:"team_bandwidth,omitzero"`
+}
+
+// Bandwidth is what may pass in each direction. The zero one is no limit.
+type Bandwidth struct {
+	Egress  Rate `json:"egress,omitzero"`
+	Ingress Rate `json:"ingress,omitzero"`
+}
+
+// Rate is so many bytes a second, and how many at once when none have passed for a
+// while.
+type Rate struct {
+	Bytes uint64 `json:"bytes,omitempty"` // 0: no limit
+	Burst uint64 `json:"burst,omitempty"` // 0: what suits the rate
 }
 
 // maxTeam bounds a team's id, which others chose.
@@ -96,9 +109,11 @@ type Counters struct {
 	Denied          uint64 `json:"denied"`    // packets, by policy or because they are denied always
 	Malformed       uint64 `json:"malformed"` // packets that were spoofed or not understood
 	Throttled       uint64 `json:"throttled"` // packets beyond the bandwidth, either way
+	Flows           uint64 `json:"flows"`     // that were let begin, queries for names apart
 }
 
-// Event is one record of the audit: a flow, in the contract's words.
+// Event is one record of the audit: a flow, in the contract's words, or with More
+// those of a while that were too many.
 type Event struct {
 	Timestamp          time.Time  `json:"timestamp"`
 	FlowID             string     `json:"flow_id"`
@@ -112,13 +127,13 @@ type Event struct {
 	Protocol           string     `json:"protocol"`
 	Host               string     `json:"host,omitempty"`
 	ClassifierResult   string     `json:"classifier_result,omitempty"`
-	Action             string     `json:"action"`
+	Action             string     `json:"action"` // allow, deny, or would-deny of a policy that is not enforced
 	Reason             string     `json:"reason,omitempty"`
-	Outcome            string     `json:"outcome"`
+	Outcome            string     `json:"outcome"` // completed, denied, error
 	DurationMS         int64      `json:"duration_ms"`
 	EgressBytes        int64      `json:"egress_bytes"`
 	IngressBytes       int64      `json:"ingress_bytes"`
-	Adapter            string     `json:"adapter,omitempty"`
+	Adapter            string     `json:"adapter,omitempty"` // kernel, splice, terminate, dns
 	AuthRuleName       string     `json:"auth_rule_name,omitempty"`
 	AuthRef            string     `json:"auth_ref,omitempty"`
 	AuthFailurePolicy  string     `json:"auth_failure_policy,omitempty"`
@@ -126,15 +141,33 @@ type Event struct {
 	AuthResolved       bool       `json:"auth_resolved"`
 	AuthCacheHit       bool       `json:"auth_cache_hit"`
 	AuthResolveError   string     `json:"auth_resolve_error,omitempty"`
-	ProtocolOperations []string   `json:"protocol_operations,omitempty"`
+	ProtocolOperations []string   `json:"protocol_operations,omitempty"` // of HTTP the methods with their statuses
 	Error              string     `json:"error,omitempty"`
+	More               *More      `json:"more,omitempty"`
 }
 
-// Events are records that came together.
-type Events struct {
-	Events  []Event `json:"events"`
-	Dropped uint64  `json:"dropped"` // records that had no room, since netd started
+// More counts flows that were not told one by one. The record that has it holds their
+// bytes, too.
+type More struct {
+	Flows     uint64 `json:"flows"`
+	Denied    uint64 `json:"denied"`
+	WouldDeny uint64 `json:"would_deny"`
 }
+
+// Mark is a place in the row of events of one netd. The zero one is the beginning.
+type Mark struct {
+	Run     string `json:"run"` // whose row; of another's netd knows nothing
+	Through uint64 `json:"through"`
+}
+
+// Events are records that came together, oldest first.
+type Events struct {
+	Mark   Mark    `json:"mark"` // behind the last one
+	Events []Event `json:"events"`
+}
+
+// MaxEvents is how many come together at most.
+const MaxEvents = 100
 
 // Info is who answers.
 type Info struct {

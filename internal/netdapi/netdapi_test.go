@@ -52,21 +52,20 @@ func (f *fake) List() []netdapi.Known {
 	return known
 }
 
-func (f *fake) Counters(sandbox.ID) (netdapi.Counters, error) {
-	return netdapi.Counters{Denied: 7}, nil
+func (f *fake) Counters() (map[sandbox.ID]netdapi.Counters, error) {
+	return map[sandbox.ID]netdapi.Counters{"x": {Denied: 7}}, nil
 }
 
 func (f *fake) CA(id sandbox.ID) (netdapi.CA, error) {
 	return netdapi.CA{}, errdefs.New(errdefs.NotFound, "sandbox %s not found", id)
 }
 
-func (f *fake) Events(_ context.Context, tell func(netdapi.Events) error) error {
-	for i := range uint64(3) {
-		if err := tell(netdapi.Events{Dropped: i, Events: make([]netdapi.Event, 2)}); err != nil {
-			return err
-		}
+func (f *fake) TakeEvents(ctx context.Context, stored netdapi.Mark) netdapi.Events {
+	if stored.Through == 3 {
+		<-ctx.Done()
+		return netdapi.Events{Mark: stored}
 	}
-	return nil
+	return netdapi.Events{Mark: netdapi.Mark{Run: "r", Through: stored.Through + 1}, Events: make([]netdapi.Event, 2)}
 }
 
 func serve(t *testing.T) (*fake, *netdapi.Client, http.Handler) {
@@ -104,17 +103,17 @@ func TestRoundTrip(t *testing.T) {
 	if len(f.slots) != 1 || f.slots[0] != s {
 		t.Errorf("attached %+v, want %+v", f.slots, s)
 	}
-	p := netdapi.Policy{ID: s.ID, Generation: 1, Team: "t", Policy: []byte(`{"mode":"block-all"}`), TeamBandwidth: 5}
+	p := netdapi.Policy{ID: s.ID, Generation: 1, Team: "t", Policy: []byte(`{"mode":"block-all"}`), TeamBandwidth: netdapi.Bandwidth{Ingress: netdapi.Rate{Bytes: 5}}}
 	if err := c.SetPolicy(ctx, p); err != nil {
 		t.Fatal(err)
 	}
-	if f.policies[0].Digest() != p.Digest() || f.policies[0].TeamBandwidth != 5 {
+	if f.policies[0].Digest() != p.Digest() || f.policies[0].TeamBandwidth.Ingress.Bytes != 5 {
 		t.Errorf("policy arrived as %+v", f.policies[0])
 	}
 	if known, err := c.List(ctx); err != nil || len(known) != 1 || known[0].Slot != s {
 		t.Errorf("List: %+v, %v", known, err)
 	}
-	if n, err := c.Counters(ctx, s.ID); err != nil || n.Denied != 7 {
+	if n, err := c.Counters(ctx); err != nil || n["x"].Denied != 7 {
 		t.Errorf("Counters: %+v, %v", n, err)
 	}
 	if err := c.Detach(ctx, s.ID, 0); err != nil || f.detached[0] != s.ID {
@@ -145,16 +144,19 @@ func TestErrorsKeepTheirKindAndHideTheirCause(t *testing.T) {
 	}
 }
 
-func TestEventsStream(t *testing.T) {
+func TestEventsAreTakenOneBatchAfterAnother(t *testing.T) {
 	t.Parallel()
 	_, c, _ := serve(t)
-	var got []uint64
-	err := c.Events(t.Context(), func(e netdapi.Events) error {
-		got = append(got, e.Dropped+uint64(len(e.Events)))
-		return nil
-	})
-	if err == nil || len(got) != 3 || got[0] != 2 || got[2] != 4 {
-		t.Errorf("got %v, %v", got, err)
+	var mark netdapi.Mark
+	for want := range uint64(3) {
+		e, err := c.TakeEvents(t.Context(), mark)
+		if err != nil || len(e.Events) != 2 || e.Mark.Through != want+1 || e.Mark.Run != "r" {
+			t.Fatalf("took %+v, %v", e, err)
+		}
+		mark = e.Mark
+	}
+	if e, err := c.TakeEvents(t.Context(), mark); err != nil || len(e.Events) != 0 || e.Mark != mark {
+		t.Errorf("took %+v, %v of what there is not", e, err)
 	}
 }
 

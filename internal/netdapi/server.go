@@ -18,7 +18,13 @@ const (
 	pathDetach = "/v1/detach"
 	pathList   = "/v1/sandboxes"
 	pathEvents = "/v1/events"
+
+	pathCounters = "/v1/counters"
 )
+
+// eventsWait is how long a caller waits for events: less than one that hangs is
+// waited for.
+const eventsWait = answerTimeout / 2
 
 // A Server does what a [Client] asks; the client's methods have the contract. What
 // it is given was validated.
@@ -28,10 +34,10 @@ type Server interface {
 	SetPolicy(ctx context.Context, p Policy) error
 	Detach(ctx context.Context, id sandbox.ID, gen sandbox.Generation) error
 	List() []Known
-	Counters(id sandbox.ID) (Counters, error)
+	Counters() (map[sandbox.ID]Counters, error)
 	CA(id sandbox.ID) (CA, error)
-	// Events calls tell until ctx ends or tell fails.
-	Events(ctx context.Context, tell func(Events) error) error
+	// TakeEvents waits for events until ctx ends.
+	TakeEvents(ctx context.Context, stored Mark) Events
 }
 
 // failure is an error on the wire.
@@ -48,9 +54,7 @@ func Handler(s Server, logFailure func(path string, err error)) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathInfo, h.answer(func(*http.Request) (any, error) { return s.Info(), nil }))
 	mux.HandleFunc("GET "+pathList, h.answer(func(*http.Request) (any, error) { return s.List(), nil }))
-	mux.HandleFunc("GET "+pathList+"/{id}/counters", h.answer(func(r *http.Request) (any, error) {
-		return s.Counters(sandbox.ID(r.PathValue("id")))
-	}))
+	mux.HandleFunc("GET "+pathCounters, h.answer(func(*http.Request) (any, error) { return s.Counters() }))
 	mux.HandleFunc("GET "+pathList+"/{id}/ca", h.answer(func(r *http.Request) (any, error) {
 		return s.CA(sandbox.ID(r.PathValue("id")))
 	}))
@@ -64,7 +68,15 @@ func Handler(s Server, logFailure func(path string, err error)) http.Handler {
 		return nil, told(r, detachRequest.validate, func(ctx context.Context, d detachRequest) error { return s.Detach(ctx, d.ID, d.Generation) })
 	}))
 	mux.HandleFunc("GET "+pathWatch, func(w http.ResponseWriter, r *http.Request) { watch(w, r, s) })
-	mux.HandleFunc("GET "+pathEvents, func(w http.ResponseWriter, r *http.Request) { h.stream(w, r, s) })
+	mux.HandleFunc("POST "+pathEvents, h.answer(func(r *http.Request) (any, error) {
+		var stored Mark
+		if err := decode(r.Body, &stored); err != nil {
+			return nil, errdefs.New(errdefs.InvalidArgument, "%v", err)
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), eventsWait)
+		defer cancel()
+		return s.TakeEvents(ctx, stored), nil
+	}))
 	return mux
 }
 
@@ -117,19 +129,4 @@ func watch(w http.ResponseWriter, r *http.Request, s Server) {
 	if json.NewEncoder(w).Encode(s.Info()) == nil && http.NewResponseController(w).Flush() == nil {
 		<-r.Context().Done()
 	}
-}
-
-// stream writes events as they come, each batch flushed.
-func (h handler) stream(w http.ResponseWriter, r *http.Request, s Server) {
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	out, enc := http.NewResponseController(w), json.NewEncoder(w)
-	if out.Flush() != nil {
-		return
-	}
-	_ = s.Events(r.Context(), func(e Events) error { // whoever reads has gone
-		if err := enc.Encode(e); err != nil {
-			return err
-		}
-		return out.Flush()
-	})
 }

@@ -1,48 +1,26 @@
-// Package audit keeps one record of every flow until somebody takes it away.
+// Package audit keeps the records of flows until somebody has them stored.
 //
 // Records hold names, verdicts and sizes, and nothing of what a flow carried: no
-// path, no header, no credential's value. The queue is bounded; what has no room
-// in it is counted and lost, for a sandbox must not stall because nobody reads.
+// path, no header, no credential's value. A sandbox has so many records told a
+// minute, and so many waiting; what is more it has counted, in one record that says
+// so. When there is no room at all, who has the most waiting gives up its oldest: one
+// sandbox that makes noise never costs another a record. Nobody here waits for a
+// reader.
 package audit
 
 import (
+	"cmp"
 	"context"
-	"net/netip"
+	"crypto/rand"
+	"slices"
 	"sync"
 	"time"
+
+	"s0.run/internal/netdapi"
 )
 
 // Record is one flow, in the contract's words.
-type Record struct {
-	Timestamp          time.Time  `json:"timestamp"`
-	FlowID             string     `json:"flow_id"`
-	SandboxID          string     `json:"sandbox_id"`
-	Generation         uint64     `json:"generation"`
-	TeamID             string     `json:"team_id"`
-	SrcIP              netip.Addr `json:"src_ip"`
-	DestIP             netip.Addr `json:"dest_ip"`
-	DestPort           uint16     `json:"dest_port"`
-	Transport          string     `json:"transport"`
-	Protocol           string     `json:"protocol"`
-	Host               string     `json:"host,omitempty"`
-	ClassifierResult   string     `json:"classifier_result,omitempty"`
-	Action             string     `json:"action"` // allow, deny, or would-deny of a policy that is not enforced
-	Reason             string     `json:"reason,omitempty"`
-	Outcome            string     `json:"outcome"` // completed, denied, error
-	DurationMS         int64      `json:"duration_ms"`
-	EgressBytes        int64      `json:"egress_bytes"`
-	IngressBytes       int64      `json:"ingress_bytes"`
-	Adapter            string     `json:"adapter,omitempty"` // splice, terminate, dns
-	AuthRuleName       string     `json:"auth_rule_name,omitempty"`
-	AuthRef            string     `json:"auth_ref,omitempty"`
-	AuthFailurePolicy  string     `json:"auth_failure_policy,omitempty"`
-	AuthBypassed       bool       `json:"auth_bypassed"`
-	AuthResolved       bool       `json:"auth_resolved"`
-	AuthCacheHit       bool       `json:"auth_cache_hit"`
-	AuthResolveError   string     `json:"auth_resolve_error,omitempty"`
-	ProtocolOperations []string   `json:"protocol_operations,omitempty"` // of HTTP the methods with their statuses
-	Error              string     `json:"error,omitempty"`
-}
+type Record = netdapi.Event
 
 // What happened to a flow.
 const (
@@ -55,52 +33,187 @@ const (
 	Failed    = "error"
 )
 
-// DefaultSize is the contract's queue.
-const DefaultSize = 1024
+const (
+	// perWindow is how many records of a sandbox are told in a window.
+	window    = time.Minute
+	perWindow = 240
+	// perSandbox and inAll bound what waits: some 500 bytes each.
+	perSandbox = 512
+	inAll      = 1 << 14
+)
 
 // Queue holds records. It is safe for concurrent use.
 type Queue struct {
+	now   func() time.Time
+	inAll int
 	ready chan struct{} // holds one when there may be something
 
-	mu      sync.Mutex
-	records []Record
-	size    int
-	dropped uint64
+	mu    sync.Mutex
+	boxes map[owner]*box
+	held  int    // records in all boxes
+	last  uint64 // number given out
 }
 
-// NewQueue makes a queue of so many records at most.
-func NewQueue(size int) *Queue { return &Queue{size: size, ready: make(chan struct{}, 1)} }
+// owner is one instance of a sandbox.
+type owner struct {
+	sandbox    string
+	generation uint64
+}
 
-// Add queues a record, or counts it when there is no room. It never blocks.
+// box is what waits of one owner.
+type box struct {
+	records []numbered // in the order of their numbers
+	opened  time.Time  // the window
+	told    int        // in the window
+	more    *Record    // counts what is not told; nil: nothing
+}
+
+type numbered struct {
+	Record
+	number uint64
+}
+
+// NewQueue makes an empty queue.
+func NewQueue() *Queue {
+	return &Queue{now: time.Now, inAll: inAll, ready: make(chan struct{}, 1), boxes: map[owner]*box{}}
+}
+
+// Add queues a record, or counts it when it is one too many. It never blocks.
 func (q *Queue) Add(r Record) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.records) >= q.size {
-		q.dropped++
+	b, now := q.of(r), q.now()
+	q.turn(b, now)
+	if b.told >= perWindow {
+		b.count(r)
 		return
 	}
-	q.records = append(q.records, r)
+	b.told++
+	q.put(b, r)
+}
+
+// of is called with mu held, as are those below.
+func (q *Queue) of(r Record) *box {
+	key := owner{r.SandboxID, r.Generation}
+	if q.boxes[key] == nil {
+		q.boxes[key] = &box{opened: q.now()}
+	}
+	return q.boxes[key]
+}
+
+// turn closes a window that is over and tells what it did not tell.
+func (q *Queue) turn(b *box, now time.Time) {
+	if now.Sub(b.opened) < window {
+		return
+	}
+	more := b.more
+	b.opened, b.told, b.more = now, 0, nil
+	if more != nil {
+		more.DurationMS = now.Sub(more.Timestamp).Milliseconds()
+		q.put(b, *more)
+	}
+}
+
+// put makes room for a record and queues it.
+func (q *Queue) put(b *box, r Record) {
+	if len(b.records) >= perSandbox {
+		q.giveUp(b, 1)
+	} else if q.held >= q.inAll {
+		most := q.longest()
+		q.giveUp(most, (len(most.records)+1)/2)
+	}
+	q.last++
+	q.held++
+	b.records = append(b.records, numbered{r, q.last})
 	select {
 	case q.ready <- struct{}{}:
 	default:
 	}
 }
 
-// Take waits for records and takes all there are. dropped is how many had no room
-// since the queue was made.
-func (q *Queue) Take(ctx context.Context) (records []Record, dropped uint64, err error) {
+func (q *Queue) longest() (most *box) {
+	for _, b := range q.boxes {
+		if most == nil || len(b.records) > len(most.records) {
+			most = b
+		}
+	}
+	return most
+}
+
+// giveUp counts a box's n oldest records in place of telling them.
+func (q *Queue) giveUp(b *box, n int) {
+	for _, r := range b.records[:n] {
+		b.count(r.Record)
+	}
+	q.drop(b, n)
+}
+
+func (q *Queue) drop(b *box, n int) {
+	b.records = slices.Delete(b.records, 0, n)
+	q.held -= n
+}
+
+// count adds a record to the one that stands for those that are not told.
+func (b *box) count(r Record) {
+	if b.more == nil {
+		b.more = &Record{
+			Timestamp: r.Timestamp, FlowID: rand.Text(), SandboxID: r.SandboxID, Generation: r.Generation, TeamID: r.TeamID,
+			Action: Allow, Outcome: Completed, Reason: "more flows than are told one by one", More: &netdapi.More{},
+		}
+	}
+	m := b.more
+	if r.Timestamp.Before(m.Timestamp) {
+		m.Timestamp = r.Timestamp
+	}
+	m.EgressBytes += r.EgressBytes
+	m.IngressBytes += r.IngressBytes
+	switch {
+	case r.More != nil:
+		m.More.Flows += r.More.Flows
+		m.More.Denied += r.More.Denied
+		m.More.WouldDeny += r.More.WouldDeny
+		return
+	case r.Action == Deny:
+		m.More.Denied++
+	case r.Action == WouldDeny:
+		m.More.WouldDeny++
+	}
+	m.More.Flows++
+}
+
+// Take forgets the records up to a number, and answers up to most of those behind it,
+// oldest first, with the last one's number. It waits until there is one, or ctx ends;
+// then it answers none.
+func (q *Queue) Take(ctx context.Context, through uint64, most int) ([]Record, uint64) {
 	for {
-		q.mu.Lock()
-		records, dropped = q.records, q.dropped
-		q.records = nil
-		q.mu.Unlock()
-		if len(records) > 0 {
-			return records, dropped, nil
+		if list := q.behind(through, most); len(list) > 0 {
+			records := make([]Record, len(list))
+			for i, n := range list {
+				records[i] = n.Record
+			}
+			return records, list[len(list)-1].number
 		}
 		select {
 		case <-q.ready:
 		case <-ctx.Done():
-			return nil, dropped, ctx.Err()
+			return nil, through
 		}
 	}
+}
+
+func (q *Queue) behind(through uint64, most int) (all []numbered) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.now()
+	for key, b := range q.boxes {
+		n, _ := slices.BinarySearchFunc(b.records, through+1, func(r numbered, number uint64) int { return cmp.Compare(r.number, number) })
+		q.drop(b, n)
+		q.turn(b, now)
+		if len(b.records) == 0 && b.told == 0 && b.more == nil {
+			delete(q.boxes, key)
+		}
+		all = append(all, b.records...)
+	}
+	slices.SortFunc(all, func(a, b numbered) int { return cmp.Compare(a.number, b.number) })
+	return all[:min(len(all), most)]
 }

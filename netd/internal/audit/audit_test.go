@@ -3,47 +3,153 @@ package audit
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"s0.run/internal/netdapi"
 )
 
-func TestRecordsAreTakenOrCounted(t *testing.T) {
-	t.Parallel()
-	q := NewQueue(2)
-	for range 5 {
-		q.Add(Record{FlowID: "f"})
-	}
-	got, dropped, err := q.Take(t.Context())
-	if err != nil || len(got) != 2 || dropped != 3 {
-		t.Errorf("%d records, %d dropped, %v", len(got), dropped, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
+// queue has a clock of its own.
+func queue() (q *Queue, pass func(time.Duration)) {
+	q = NewQueue()
+	now := time.Now()
+	q.now = func() time.Time { return now }
+	return q, func(d time.Duration) { now = now.Add(d) }
+}
+
+func of(sandbox, flow string) Record {
+	return Record{SandboxID: sandbox, FlowID: flow, Timestamp: time.Now(), Action: Allow, Outcome: Completed, EgressBytes: 1}
+}
+
+// atOnce takes what there is.
+func atOnce(q *Queue, through uint64, most int) ([]Record, uint64) {
+	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, _, err := q.Take(ctx); err == nil {
-		t.Error("nothing is there, and it returned")
+	return q.Take(ctx, through, most)
+}
+
+func flows(records []Record) string {
+	var ids []string
+	for _, r := range records {
+		ids = append(ids, r.FlowID)
+	}
+	return strings.Join(ids, " ")
+}
+
+func TestRecordsStayUntilTheyAreStored(t *testing.T) {
+	t.Parallel()
+	q, _ := queue()
+	for _, flow := range []string{"1", "2", "3"} {
+		q.Add(of("a", flow))
+		q.Add(of("b", flow+"b"))
+	}
+	first, mark := atOnce(q, 0, 4)
+	again, _ := atOnce(q, 0, 4) // the one who took them has ended
+	rest, last := atOnce(q, mark, 4)
+	if flows(first) != "1 1b 2 2b" || flows(again) != flows(first) || flows(rest) != "3 3b" {
+		t.Errorf("took %s, again %s, then %s", flows(first), flows(again), flows(rest))
+	}
+	if none, same := atOnce(q, last, 4); len(none) != 0 || same != last || q.held != 0 {
+		t.Errorf("%s is left, %d are held", flows(none), q.held)
 	}
 }
 
 func TestTakeWaits(t *testing.T) {
 	t.Parallel()
-	q := NewQueue(100)
+	q := NewQueue()
 	var wg sync.WaitGroup
-	for range 10 {
+	for i := range 10 {
 		wg.Go(func() {
 			for range 10 {
-				q.Add(Record{})
+				q.Add(of(fmt.Sprint(i), ""))
 			}
 		})
 	}
+	var mark uint64
 	for n := 0; n < 100; {
-		got, _, err := q.Take(t.Context())
-		if err != nil {
-			t.Fatal(err)
+		var got []Record
+		if got, mark = q.Take(t.Context(), mark, 7); len(got) == 0 || len(got) > 7 {
+			t.Fatalf("took %d", len(got))
 		}
 		n += len(got)
 	}
 	wg.Wait()
+}
+
+// Who makes noise is told of with so many records a minute, and one more for the rest.
+func TestE24_MoreThanIsToldIsCounted(t *testing.T) {
+	t.Parallel()
+	q, pass := queue()
+	for i := range perWindow + 7 {
+		r := of("a", fmt.Sprint(i))
+		if i%2 == 1 {
+			r.Action, r.Outcome = Deny, Denied
+		}
+		q.Add(r)
+	}
+	got, mark := atOnce(q, 0, 1000)
+	if len(got) != perWindow {
+		t.Fatalf("told %d", len(got))
+	}
+	pass(window)
+	more, mark := atOnce(q, mark, 1000)
+	if len(more) != 1 || more[0].More == nil || *more[0].More != (netdapi.More{Flows: 7, Denied: 3}) || more[0].EgressBytes != 7 || more[0].FlowID == "" || more[0].SandboxID != "a" {
+		t.Fatalf("of the rest: %+v", more)
+	}
+	q.Add(of("a", "next"))
+	got, mark = atOnce(q, mark, 10)
+	if flows(got) != "next" {
+		t.Errorf("in the next minute: %s", flows(got))
+	}
+	pass(window)
+	atOnce(q, mark, 10)
+	if len(q.boxes) != 0 {
+		t.Error("a box is left of somebody who is silent")
+	}
+}
+
+// D08, E24: nobody reads, and those that make noise cost the others nothing.
+func TestE24_NoiseCostsNobodyElseARecord(t *testing.T) {
+	t.Parallel()
+	q, pass := queue()
+	q.inAll = 2 * perSandbox
+	q.Add(of("quiet", "mine"))
+	const minutes, each = 10, 3 * perWindow
+	for range minutes {
+		for i := range each {
+			for _, loud := range []string{"loud", "louder", "loudest"} {
+				q.Add(of(loud, fmt.Sprint(i)))
+			}
+		}
+		pass(window)
+	}
+	if q.held > q.inAll {
+		t.Errorf("%d are held", q.held)
+	}
+	told, mark := map[string]uint64{}, uint64(0)
+	for range 100 {
+		var got []Record
+		got, mark = atOnce(q, mark, 100)
+		for _, r := range got {
+			if r.More != nil {
+				told[r.SandboxID] += r.More.Flows
+			} else {
+				told[r.SandboxID]++
+			}
+		}
+		pass(window)
+	}
+	for _, loud := range []string{"loud", "louder", "loudest"} {
+		if told[loud] != minutes*each {
+			t.Errorf("%s: %d of %d flows are told or counted", loud, told[loud], minutes*each)
+		}
+	}
+	if told["quiet"] != 1 {
+		t.Error("the quiet one's record is lost")
+	}
 }
 
 // Every field that the contract lists, by its name.

@@ -579,15 +579,18 @@ func TestBandwidth(t *testing.T) {
 	if n := through(); n != 0 {
 		t.Fatalf("%d packets passed before the policy", n)
 	}
+	sent := func(bytes uint64) Bandwidth { return Bandwidth{Sent: Rate{Bytes: bytes}} }
 	for _, c2 := range []struct {
 		limits Limits
 		most   int
 	}{
 		{Limits{}, 2000},
-		{Limits{Own: 1}, minBurst/1400 + 1},
-		{Limits{Team: "t", Shared: 1}, minBurst/1400 + 1},
-		{Limits{Team: "t", Own: 1 << 40, Shared: 1}, 1}, // the team's bucket stays as empty as it is
-		{Limits{Team: "t", Own: 1 << 40}, 2000},
+		{Limits{Own: sent(1)}, minBurst/1400 + 1},
+		{Limits{Team: "t", Shared: sent(1)}, minBurst/1400 + 1},
+		{Limits{Team: "t", Own: sent(1 << 40), Shared: sent(1)}, 1}, // the team's bucket stays as empty as it is
+		{Limits{Team: "t", Own: Bandwidth{Received: Rate{Bytes: 1}}}, 2000},
+		{Limits{Team: "t", Own: Bandwidth{Sent: Rate{Bytes: 1, Burst: 2 * minBurst}}}, 2*minBurst/1400 + 1},
+		{Limits{Team: "t", Own: sent(1)}, 1}, // a change gives nothing away
 	} {
 		if err := k.SetPolicy(k.links[loopback].Serial, c, c2.limits); err != nil {
 			t.Fatal(err)

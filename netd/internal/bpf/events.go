@@ -81,6 +81,7 @@ func parseEvent(b []byte) Event {
 type Counters struct {
 	SentPackets, SentBytes, ReceivedPackets, ReceivedBytes uint64
 	Denied, Malformed, Throttled                           uint64
+	Flows                                                  uint64 // that were let begin, to netd's proxy included
 	LostEvents                                             uint64
 }
 
@@ -104,6 +105,7 @@ func (k *Kernel) Counters(serial uint32) (sum Counters, err error) {
 		sum.Denied += c.Denied
 		sum.Malformed += c.Malformed
 		sum.Throttled += c.Throttled
+		sum.Flows += c.Flows
 		sum.LostEvents += c.Lost
 	}
 	return sum, nil

@@ -156,7 +156,8 @@ struct name {
 struct counters {
 	__u64 sent_packets, sent_bytes, received_packets, received_bytes;
 	__u64 denied, malformed, throttled;
-	__u64 lost; // events
+	__u64 flows; // let begin
+	__u64 lost;  // events
 	__u64 event_tokens, event_time;
 };
 
@@ -630,7 +631,7 @@ static __always_inline void add_opened(__u32 serial)
 }
 
 // begin makes a flow's entry, if the sandbox may have one more.
-static __always_inline struct flow *begin(const struct flow_key *key, struct verdict v)
+static __always_inline struct flow *begin(struct counters *c, const struct flow_key *key, struct verdict v)
 {
 	__s64 most = is_beyond(ALL, MAX_FLOWS / 2) ? SCARCE_EACH : MAX_EACH;
 	if (is_beyond(key->serial, most))
@@ -639,6 +640,7 @@ static __always_inline struct flow *begin(const struct flow_key *key, struct ver
 	if (!bpf_map_update_elem(&flows, key, &f, BPF_NOEXIST)) {
 		add_opened(key->serial);
 		add_opened(ALL);
+		c->flows++;
 	}
 	return bpf_map_lookup_elem(&flows, key); // perhaps another CPU's; none when there is no room
 }
@@ -646,13 +648,13 @@ static __always_inline struct flow *begin(const struct flow_key *key, struct ver
 // track counts a packet that may leave for its flow. It reports 0 when there can't be
 // another flow. A connection that begins anew with the ports of one that has ended a
 // moment ago is told as one with it.
-static __always_inline int track(const struct sandbox *s, const struct packet *p, struct verdict v, __u32 bytes)
+static __always_inline int track(const struct sandbox *s, struct counters *c, const struct packet *p, struct verdict v, __u32 bytes)
 {
 	struct flow_key key = { .serial = s->serial, .sport = p->sport, .dport = p->dport, .protocol = p->protocol };
 	__builtin_memcpy(key.dst, p->dst, 16);
 	struct flow *f = bpf_map_lookup_elem(&flows, &key);
 	if (!f)
-		f = begin(&key, v);
+		f = begin(c, &key, v);
 	if (!f)
 		return 0;
 	f->last = bpf_ktime_get_boot_ns();
@@ -776,8 +778,10 @@ static __always_inline __u32 decide(struct __sk_buff *skb, const struct sandbox 
 	if (p.dport == 53)
 		return MARK_LOCAL;
 	v = judge(s, &p);
-	if (v.action == ACT_PROXY && p.protocol == IPPROTO_TCP)
+	if (v.action == ACT_PROXY && p.protocol == IPPROTO_TCP) {
+		c->flows += begins(&p);
 		return MARK_LOCAL;
+	}
 	if (v.action != ACT_ALLOW && v.action != ACT_AUDIT) {
 		v.action = ACT_DENY;
 		c->denied++;
@@ -786,7 +790,7 @@ static __always_inline __u32 decide(struct __sk_buff *skb, const struct sandbox 
 	}
 	if (s->flags & SANDBOX_PROXIED && p.protocol == IPPROTO_TCP && !begins(&p) && is_netds(skb, s, &p))
 		return MARK_LOCAL;
-	if (track(s, &p, v, skb->len))
+	if (track(s, c, &p, v, skb->len))
 		return MARK_ALLOW;
 	v.action = ACT_DENY;
 	v.reason = WHY_FLOWS;

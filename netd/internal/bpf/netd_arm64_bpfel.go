@@ -52,6 +52,7 @@ type netdCounters struct {
 	Denied          uint64
 	Malformed       uint64
 	Throttled       uint64
+	Flows           uint64
 	Lost            uint64
 	EventTokens     uint64
 	EventTime       uint64

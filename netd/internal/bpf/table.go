@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -28,17 +29,25 @@ type Place struct {
 	MAC     net.HardwareAddr
 }
 
-// Limits are bytes a second in each direction; 0 is none.
+// Limits are what may pass: what the sandbox has of its own, and what its team's
+// share.
 type Limits struct {
 	Team        string
-	Own, Shared uint64
+	Own, Shared Bandwidth
 }
+
+// Bandwidth is that of each direction; a zero rate is no limit.
+type Bandwidth struct{ Sent, Received Rate }
+
+// Rate is bytes a second, and how many at once; no Burst is what suits the rate.
+type Rate struct{ Bytes, Burst uint64 }
 
 const (
 	// maxRate keeps the buckets' arithmetic within 64 bits: 80 Gbit/s.
 	maxRate = 10_000_000_000
-	// minBurst lets some of the largest segments through at once, whatever the rate.
-	minBurst = 512 << 10
+	// minBurst lets some of the largest segments through at once, whatever the rate;
+	// maxBurst keeps the buckets' arithmetic within 64 bits, too.
+	minBurst, maxBurst = 512 << 10, 4 << 30
 	// burstTime is what a bucket holds otherwise.
 	burstTime = 100 * time.Millisecond
 )
@@ -350,7 +359,7 @@ func (k *Kernel) limit(s *netdSandbox, l Limits) error {
 	if err := k.fill(netdBucketId{Id: s.Serial}, l.Own); err != nil {
 		return err
 	}
-	if l.Own > 0 {
+	if l.Own != (Bandwidth{}) {
 		s.Flags |= netdFlagLimited
 	}
 	if l.Team == "" {
@@ -359,37 +368,47 @@ func (k *Kernel) limit(s *netdSandbox, l Limits) error {
 	if err := k.fill(netdBucketId{Id: s.Team, Team: 1}, l.Shared); err != nil {
 		return err
 	}
-	if l.Shared > 0 {
+	if l.Shared != (Bandwidth{}) {
 		s.Flags |= netdFlagShared
 	}
 	return nil
 }
 
-// fill sets the rate of a bucket for each direction; one that has it keeps its tokens.
-func (k *Kernel) fill(id netdBucketId, rate uint64) error {
-	rate = min(rate, maxRate)
-	burst := max(minBurst, rate*uint64(burstTime)/uint64(time.Second)) * uint64(time.Second)
-	for id.Received = range uint16(2) {
-		var b netdBucket
-		err := k.obj.Buckets.Lookup(&id, &b)
-		switch {
-		case rate == 0:
-			err = forget(k.obj.Buckets, &id)
-		case err == nil && b.Rate == rate:
-		case err == nil || errors.Is(err, ebpf.ErrKeyNotExist):
-			err = k.obj.Buckets.Put(&id, &netdBucket{Tokens: burst, Time: bootTime(), Rate: rate, Burst: burst})
-		}
-		if err != nil {
+// fill sets the rates of both buckets; one that has its rate keeps its tokens, and
+// another one as many of them as it holds, for a change must give nothing away.
+func (k *Kernel) fill(id netdBucketId, b Bandwidth) error {
+	for direction, r := range [...]Rate{b.Sent, b.Received} {
+		id.Received = uint16(direction)
+		if err := k.fillOne(id, r); err != nil {
 			return fmt.Errorf("bandwidth: %w", err)
 		}
 	}
 	return nil
 }
 
+func (k *Kernel) fillOne(id netdBucketId, r Rate) error {
+	if r.Bytes == 0 {
+		return forget(k.obj.Buckets, &id)
+	}
+	rate := min(r.Bytes, maxRate)
+	burst := max(minBurst, cmp.Or(min(r.Burst, maxBurst), rate*uint64(burstTime)/uint64(time.Second))) * uint64(time.Second)
+	want := netdBucket{Tokens: burst, Time: bootTime(), Rate: rate, Burst: burst}
+	var now netdBucket
+	switch err := k.obj.Buckets.Lookup(&id, &now); {
+	case err == nil && now.Rate == want.Rate && now.Burst == want.Burst:
+		return nil
+	case err == nil:
+		want.Tokens, want.Time = min(now.Tokens, burst), now.Time
+	case !errors.Is(err, ebpf.ErrKeyNotExist):
+		return err
+	}
+	return k.obj.Buckets.Put(&id, &want)
+}
+
 // dropBuckets removes a link's bucket, and its team's with the last of its links.
 func (k *Kernel) dropBuckets(s *netdSandbox) error {
 	if s.Flags&netdFlagLimited != 0 {
-		if err := k.fill(netdBucketId{Id: s.Serial}, 0); err != nil {
+		if err := k.fill(netdBucketId{Id: s.Serial}, Bandwidth{}); err != nil {
 			return err
 		}
 	}
@@ -401,7 +420,7 @@ func (k *Kernel) dropBuckets(s *netdSandbox) error {
 			return nil
 		}
 	}
-	return k.fill(netdBucketId{Id: s.Team, Team: 1}, 0)
+	return k.fill(netdBucketId{Id: s.Team, Team: 1}, Bandwidth{})
 }
 
 // teamNumber is the same in every process; two teams that share one would share

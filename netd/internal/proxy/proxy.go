@@ -64,8 +64,8 @@ type Config struct {
 	Credentials inject.Source
 	// Roots verify upstreams. Defaults to the system's.
 	Roots *x509.CertPool
-	// Records takes what happened.
-	Records *audit.Queue
+	// Records takes what happened, without waiting for anybody.
+	Records interface{ Add(audit.Record) }
 	Log     *slog.Logger
 	// Limits of looking at first bytes. Defaults to [sniff.DefaultLimits].
 	Limits sniff.Limits

@@ -184,11 +184,10 @@ func (w *world) upstream() netip.AddrPort {
 var ports = []string{"80", "443", "2222", "6379"}
 
 func (w *world) start(resolver netip.AddrPort) {
-	records := audit.NewQueue(1 << 16)
 	never := must(policy.Compile(policy.Default(), policy.Fixed{}))
 	var err error
 	w.Proxy, err = New(Config{
-		Lookup: w.lookup, Resolvers: []netip.AddrPort{resolver}, Credentials: w, Roots: w.roots, Records: records,
+		Lookup: w.lookup, Resolvers: []netip.AddrPort{resolver}, Credentials: w, Roots: w.roots, Records: w,
 		Forbidden: func(a netip.Addr) bool { return !never.Reachable(a) && !a.IsPrivate() },
 		Learn: func(g guest.Guest, a netip.Addr, slots uint64, _ time.Duration) {
 			w.mu.Lock()
@@ -210,14 +209,13 @@ func (w *world) start(resolver netip.AddrPort) {
 		}
 	}
 	go w.ServeDNS(ctx, must(net.ListenPacket("udp", claimed4+":53")), must(net.Listen("tcp", claimed4+":53")))
-	go func() {
-		for {
-			got, _, _ := records.Take(ctx)
-			w.mu.Lock()
-			w.records = append(w.records, got...)
-			w.mu.Unlock()
-		}
-	}()
+}
+
+// Add takes a record. The world is where they go, all of them.
+func (w *world) Add(r audit.Record) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.records = append(w.records, r)
 }
 
 func (w *world) lookup(a netip.Addr) (guest.Guest, bool) {

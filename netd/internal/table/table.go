@@ -233,7 +233,7 @@ func (t *Table) apply(e *entry, p netdapi.Policy, digest string) error {
 	if err != nil {
 		return err
 	}
-	limits := bpf.Limits{Team: p.Team, Own: p.SandboxBandwidth, Shared: p.TeamBandwidth}
+	limits := bpf.Limits{Team: p.Team, Own: bandwidth(p.SandboxBandwidth), Shared: bandwidth(p.TeamBandwidth)}
 	if err := t.cfg.Kernel.SetPolicy(e.serial, compiled, limits); err != nil {
 		return fmt.Errorf("policy of %s: %w", p.ID, err)
 	}
@@ -242,6 +242,10 @@ func (t *Table) apply(e *entry, p netdapi.Policy, digest string) error {
 	e.policy, e.digest = p, digest
 	e.guest.Team, e.guest.Policy = p.Team, compiled
 	return nil
+}
+
+func bandwidth(b netdapi.Bandwidth) bpf.Bandwidth {
+	return bpf.Bandwidth{Sent: bpf.Rate(b.Egress), Received: bpf.Rate(b.Ingress)}
 }
 
 func compile(p netdapi.Policy, fixed policy.Fixed) (*policy.Compiled, error) {
@@ -344,19 +348,30 @@ func (t *Table) List() []netdapi.Known {
 }
 
 // Counters: see [netdapi.Client.Counters].
-func (t *Table) Counters(id sandbox.ID) (netdapi.Counters, error) {
-	e := t.find(id)
-	if e == nil {
-		return netdapi.Counters{}, errdefs.New(errdefs.NotFound, "sandbox %s is not attached", id)
+func (t *Table) Counters() (map[sandbox.ID]netdapi.Counters, error) {
+	serials := t.serials()
+	all := make(map[sandbox.ID]netdapi.Counters, len(serials))
+	for id, serial := range serials {
+		n, err := t.cfg.Kernel.Counters(serial)
+		if err != nil {
+			continue // it has just ended
+		}
+		all[id] = netdapi.Counters{
+			SentPackets: n.SentPackets, SentBytes: n.SentBytes, ReceivedPackets: n.ReceivedPackets, ReceivedBytes: n.ReceivedBytes,
+			Denied: n.Denied, Malformed: n.Malformed, Throttled: n.Throttled, Flows: n.Flows,
+		}
 	}
-	n, err := t.cfg.Kernel.Counters(e.serial)
-	if err != nil {
-		return netdapi.Counters{}, err
+	return all, nil
+}
+
+func (t *Table) serials() map[sandbox.ID]uint32 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	all := make(map[sandbox.ID]uint32, len(t.byID))
+	for id, e := range t.byID {
+		all[id] = e.serial
 	}
-	return netdapi.Counters{
-		SentPackets: n.SentPackets, SentBytes: n.SentBytes, ReceivedPackets: n.ReceivedPackets, ReceivedBytes: n.ReceivedBytes,
-		Denied: n.Denied, Malformed: n.Malformed, Throttled: n.Throttled,
-	}, nil
+	return all
 }
 
 // Has reports whether a sandbox is attached.
