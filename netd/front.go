@@ -14,6 +14,7 @@ import (
 	"s0.run/internal/sandbox"
 	"s0.run/internal/sealed"
 	"s0.run/netd/internal/audit"
+	"s0.run/netd/internal/ca"
 	"s0.run/netd/internal/dataplane"
 	"s0.run/netd/internal/dial"
 	"s0.run/netd/internal/dnsproxy"
@@ -44,14 +45,11 @@ type frontConfig struct {
 
 // newFront makes a front, which knows no sandbox before it is given its table.
 func newFront(cfg frontConfig) (*front, error) {
-	keys := &sealed.Keyring{} // which opens nothing
-	resolvers := cfg.Resolvers
-	var err error
-	if cfg.CredentialKeyDir != "" {
-		if keys, err = sealed.ReadKeyring(cfg.CredentialKeyDir); err != nil {
-			return nil, err
-		}
+	keys, identities, err := readKeys(cfg.CredentialKeyDir)
+	if err != nil {
+		return nil, err
 	}
+	resolvers := cfg.Resolvers
 	if len(resolvers) == 0 {
 		if resolvers, err = dnsproxy.Upstreams(resolvConf); err != nil {
 			return nil, fmt.Errorf("reading the machine's resolvers: %w", err)
@@ -65,9 +63,23 @@ func newFront(cfg frontConfig) (*front, error) {
 		},
 		Forbidden: func(a netip.Addr) bool { return f.sandboxes.Forbidden(a) },
 		Resolvers: resolvers, DialResolver: dial.ResolverFrom(cfg.host, cfg.inside),
-		Credentials: f.vault, Records: cfg.records, Log: cfg.Log,
+		Credentials: f.vault, Identities: identities, Records: cfg.records, Log: cfg.Log,
 	})
 	return f, err
+}
+
+// readKeys reads what opens credentials, and what sandboxes' authorities are made of;
+// without a directory nothing opens, and authorities end with this process.
+func readKeys(dir string) (*sealed.Keyring, *ca.Root, error) {
+	if dir == "" {
+		return &sealed.Keyring{}, ca.NewLoneRoot(), nil
+	}
+	keys, err := sealed.ReadKeyring(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	identities, err := ca.NewRoot(keys)
+	return keys, identities, err
 }
 
 // start serves the sockets until the stack is stopped.

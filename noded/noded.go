@@ -23,7 +23,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/daemon"
+	"s0.run/internal/netdapi"
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/policy"
+	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/egress"
 	"s0.run/noded/internal/events"
 	"s0.run/noded/internal/journal"
@@ -33,6 +36,7 @@ import (
 	"s0.run/noded/internal/slots"
 	"s0.run/noded/internal/snapshots"
 	"s0.run/noded/internal/stats"
+	"s0.run/noded/internal/trust"
 )
 
 const (
@@ -100,13 +104,19 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	}
 	metrics, hub := prometheus.NewRegistry(), events.NewHub()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	agent := egress.New(cfg.NetdSocket, cfg.Log)
+	believed := trust.Dir(filepath.Join(cfg.RunDir, "sandboxes"))
+	if err := believed.Prepare(); err != nil {
+		return err
+	}
+	agent := egress.New(egress.Config{Socket: cfg.NetdSocket, Log: cfg.Log, Believe: func(id sandbox.ID, who netdapi.CA, ssh []policy.Server) error {
+		return believed.Believe(id, trust.Identity{Certificate: who.PEM, HostKey: who.SSHHost}, ssh)
+	}})
 	if m.egress == nil {
 		m.egress = agent
 	}
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
-		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), Snapshots: snapshots.NewStore(filepath.Join(cfg.DataDir, "snapshots")), RunDir: filepath.Join(cfg.RunDir, "sandboxes"), BinDir: cfg.ProcdDir,
+		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), Snapshots: snapshots.NewStore(filepath.Join(cfg.DataDir, "snapshots")), RunDir: string(believed), BinDir: cfg.ProcdDir,
 		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Egress: m.egress, Groups: m.groups,
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
 	})

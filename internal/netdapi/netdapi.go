@@ -175,9 +175,11 @@ type Info struct {
 	Run     string `json:"run"` // of this process; another one may have forgotten policies
 }
 
-// CA is the certificate with which a sandbox's intercepted connections are signed.
+// CA is the certificate with which a sandbox's intercepted connections are signed, and the
+// public key with which it is answered over SSH, as a line of authorized_keys.
 type CA struct {
-	PEM string `json:"pem"`
+	PEM     string `json:"pem"`
+	SSHHost string `json:"ssh_host"`
 }
 
 type detachRequest struct {

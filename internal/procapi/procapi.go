@@ -28,6 +28,11 @@ const (
 	// one there than before is a clone, or has been resumed: what it took for unique or
 	// random, and keeps in memory, may be in other sandboxes, too.
 	InstanceFile = Dir + "/instance"
+	// CABundle has the certificate authorities that the node believes and, when a policy
+	// has the sandbox's TLS opened, the one that answers it then. KnownHosts is for ssh
+	// what that is for TLS, and there only when a policy asks for it.
+	CABundle   = Dir + "/ca-bundle.pem"
+	KnownHosts = Dir + "/ssh_known_hosts"
 	// Workspace is where relative paths resolve and processes start.
 	Workspace = "/workspace"
 	// EventPort is the loopback port inside the sandbox for events and envd.

@@ -138,6 +138,7 @@ func ReadKeyring(dir string) (*Keyring, error) {
 	if len(files) == 0 {
 		return nil, fmt.Errorf("no credential keys (*%s) in %s", privateExt, dir)
 	}
+	slices.Sort(files)
 	ring := &Keyring{keys: map[string]hpke.PrivateKey{}}
 	for _, file := range files {
 		info, err := os.Stat(file)
@@ -152,6 +153,9 @@ func ReadKeyring(dir string) (*Keyring, error) {
 			return nil, err
 		}
 		ring.keys[public(key.PublicKey()).id] = key
+		if ring.oldest == nil {
+			ring.oldest = key
+		}
 	}
 	return ring, nil
 }

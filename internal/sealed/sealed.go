@@ -14,6 +14,7 @@
 package sealed
 
 import (
+	"crypto/hkdf"
 	"crypto/hpke"
 	"crypto/sha256"
 	"encoding/binary"
@@ -30,6 +31,9 @@ const (
 
 // label separates these blobs from whatever else such a key might be used for.
 const label = "s0 credential v1"
+
+// derived separates what is derived of such a key.
+const derived = "s0 derived v1 "
 
 // Of is what a blob belongs to. All of it is bound.
 type Of struct {
@@ -52,7 +56,10 @@ type PublicKey struct {
 }
 
 // Keyring opens. It does not change and may be used by many at once.
-type Keyring struct{ keys map[string]hpke.PrivateKey }
+type Keyring struct {
+	keys   map[string]hpke.PrivateKey
+	oldest hpke.PrivateKey
+}
 
 // ErrOpen is what opening ends in, whatever was wrong: another's blob, another
 // key's, or one that was changed.
@@ -88,6 +95,21 @@ func (r *Keyring) Open(of Of, b Blob) ([]byte, error) {
 
 // Has says whether a key is in the ring.
 func (r *Keyring) Has(key string) bool { return r.keys[key] != nil }
+
+// Derive makes a key of the ring's oldest one, which stays that while keys are added:
+// the same for the same purpose, here and wherever the same keys are. An empty ring has
+// none to make it of.
+func (r *Keyring) Derive(purpose string, length int) ([]byte, error) {
+	if r.oldest == nil {
+		return nil, errors.New("deriving a key: there are no credential keys")
+	}
+	secret, err := r.oldest.Bytes()
+	if err != nil {
+		return nil, errors.New("deriving a key: the credential key has no bytes")
+	}
+	defer clear(secret)
+	return hkdf.Key(sha256.New, secret, nil, derived+purpose, length)
+}
 
 // info is injective: each part has its length before it.
 func (of Of) info() []byte {

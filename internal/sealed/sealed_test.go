@@ -97,6 +97,10 @@ func TestKeysAreFiles(t *testing.T) {
 	if again, err := ReadPublic(file); err != nil || again.ID() != public.ID() {
 		t.Errorf("the key changed: %v", err)
 	}
+	alone, err := ReadKeyring(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	// A second key is sealed to from then on; both open.
 	if _, err := Add(dir); err != nil {
 		t.Fatal(err)
@@ -112,6 +116,20 @@ func TestKeysAreFiles(t *testing.T) {
 	ring, err := ReadKeyring(dir)
 	if err != nil || !ring.Has(public.ID()) || !ring.Has(newer.ID()) {
 		t.Errorf("a ring of two keys: %v", err)
+	}
+	for _, c := range []struct {
+		ring    *Keyring
+		purpose string
+		same    bool
+	}{{ring, "a", true}, {ring, "b", false}} { // a key more changes nothing that is derived
+		before, err1 := alone.Derive("a", 32)
+		after, err2 := c.ring.Derive(c.purpose, 32)
+		if err := errors.Join(err1, err2); err != nil || len(before) != 32 || bytes.Equal(before, after) != c.same {
+			t.Errorf("derived for %q: %v", c.purpose, err)
+		}
+	}
+	if _, err := (&Keyring{}).Derive("a", 32); err == nil {
+		t.Error("an empty ring derives")
 	}
 	if err := os.Chmod(private, 0o640); err != nil {
 		t.Fatal(err)

@@ -1,10 +1,14 @@
 // Package ca is a sandbox's own certificate authority.
 //
 // An [Authority] signs the certificates with which netd answers in the names of
-// servers whose connections a rule has it open. Its keys are made with it and live
-// in this process' memory alone: nothing writes them anywhere, no method gives
-// them away, and another sandbox's authority signs nothing that this one's
-// sandbox believes. Leaves are kept up to a bound, by canonical name.
+// servers whose connections a rule has it open. Its keys live in this process' memory
+// alone: nothing writes them anywhere, no method gives them away, and another
+// sandbox's authority signs nothing that this one's sandbox believes. Leaves are kept
+// up to a bound, by canonical name.
+//
+// An authority's own key is derived from a [Root] and the sandbox's id, so that what
+// a process inside read when it began still holds after netd, the sandbox or the node
+// under it is another one; a fork has another id, and so another key.
 package ca
 
 import (
@@ -24,9 +28,9 @@ import (
 )
 
 const (
-	// lifetime is more than a sandbox's life between two starts of it, and short
-	// enough that a certificate that got out of its sandbox is nothing to keep.
-	lifetime = 90 * 24 * time.Hour
+	// lifetime is more than any process in a sandbox lives, which may sleep for months
+	// with a certificate in its memory.
+	lifetime = 2 * 366 * 24 * time.Hour
 	// leafLifetime is what clients accept of a server (398 days) and more than any
 	// sandbox needs; a leaf is made again in its last quarter.
 	leafLifetime = 7 * 24 * time.Hour
@@ -46,9 +50,10 @@ type Authority struct {
 	leaves map[string]*tls.Certificate
 }
 
-// New makes an authority with new keys for a sandbox.
-func New(id sandbox.ID) (*Authority, error) {
-	key, err := newKey()
+// Authority makes a sandbox's authority: each time with the same key and name, so that
+// whoever believes one of its certificates believes what any of them signs.
+func (r *Root) Authority(id sandbox.ID) (*Authority, error) {
+	key, err := r.signer(id)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,8 @@ package ca
 
 import (
 	"bytes"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"strings"
@@ -21,7 +23,7 @@ func pool(t *testing.T, a *Authority) *x509.CertPool {
 
 func authority(t *testing.T, id string) *Authority {
 	t.Helper()
-	a, err := New(sandbox.ID(id))
+	a, err := NewLoneRoot().Authority(sandbox.ID(id))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +83,7 @@ func TestLeavesAreKeptUpToABound(t *testing.T) {
 }
 
 func BenchmarkLeaf(b *testing.B) {
-	a, err := New("s1")
+	a, err := NewLoneRoot().Authority("s1")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -90,4 +92,63 @@ func BenchmarkLeaf(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// What read the certificate of before goes on believing it, whichever netd is asked: the
+// same keys make the same authority, and for another sandbox another one.
+func TestF08_AnAuthorityIsTheSameAfterARestart(t *testing.T) {
+	t.Parallel()
+	before, after := root(t, "k"), root(t, "k")
+	one, err := before.Authority("s1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		root *Root
+		id   sandbox.ID
+		same bool
+	}{
+		{"the next netd's", after, "s1", true},
+		{"a fork's", after, "s2", false},
+		{"one of other keys", root(t, "other"), "s1", false},
+		{"one of no keys", NewLoneRoot(), "s1", false},
+	} {
+		a, err := c.root.Authority(c.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := a.Leaf("api.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := leaf.Leaf.Verify(x509.VerifyOptions{Roots: pool(t, one), DNSName: "api.example.com"}); (err == nil) != c.same {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if one.key.Equal(a.key) != c.same || one.leafKey.Equal(a.leafKey) {
+			t.Errorf("%s: keys", c.name)
+		}
+		first, err := before.HostKey("s1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if second, err := c.root.HostKey(c.id); err != nil || first.Equal(second) != c.same {
+			t.Errorf("%s: the SSH host key, %v", c.name, err)
+		}
+	}
+}
+
+type key string
+
+func (k key) Derive(purpose string, length int) ([]byte, error) {
+	return hkdf.Key(sha256.New, []byte(k), nil, purpose, length)
+}
+
+func root(t *testing.T, keys string) *Root {
+	t.Helper()
+	r, err := NewRoot(key(keys))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }

@@ -62,6 +62,9 @@ type Config struct {
 	DialResolver func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
 	// Credentials opens them.
 	Credentials inject.Source
+	// Identities are what sandboxes are answered with. Defaults to some that end with
+	// this process.
+	Identities *ca.Root
 	// Roots verify upstreams. Defaults to the system's.
 	Roots *x509.CertPool
 	// Records takes what happened, without waiting for anybody.
@@ -91,6 +94,9 @@ func New(config Config) (*Proxy, error) {
 	}
 	if config.DialResolver == nil {
 		config.DialResolver = dial.Resolver
+	}
+	if config.Identities == nil {
+		config.Identities = ca.NewLoneRoot()
 	}
 	if config.Limits == (sniff.Limits{}) {
 		config.Limits = sniff.DefaultLimits
@@ -252,7 +258,7 @@ func (p *Proxy) authority(id sandbox.ID) (*ca.Authority, error) {
 	if a := p.authorities[id]; a != nil {
 		return a, nil
 	}
-	a, err := ca.New(id) // some 100 µs, without waiting for anybody
+	a, err := p.config.Identities.Authority(id) // some 100 µs, without waiting for anybody
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/netdapi"
+	"s0.run/internal/policy"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/netns"
@@ -36,12 +37,22 @@ const (
 // ErrUnavailable is what a policy is refused with that nobody would enforce.
 var ErrUnavailable = errdefs.New(errdefs.Unavailable, "network policy is unavailable in this deployment")
 
+// Config wires an Agent.
+type Config struct {
+	Socket string // of netd; empty: there is none
+	// Believe has a sandbox believe who answers it where TLS is opened, and SSH. It is
+	// called before netd is told of a policy that does that.
+	Believe func(id sandbox.ID, who netdapi.CA, ssh []policy.Server) error
+	Log     *slog.Logger
+}
+
 // Agent is safe for concurrent use.
 type Agent struct {
-	client *netdapi.Client // nil: there is no netd
-	log    *slog.Logger
-	up     atomic.Bool
-	behind chan struct{} // holds a value when netd was not told something
+	client  *netdapi.Client // nil: there is no netd
+	believe func(id sandbox.ID, who netdapi.CA, ssh []policy.Server) error
+	log     *slog.Logger
+	up      atomic.Bool
+	behind  chan struct{} // holds a value when netd was not told something
 
 	mu   sync.Mutex
 	want map[sandbox.ID]*desired
@@ -56,13 +67,15 @@ type desired struct {
 	slot   netdapi.Slot
 	policy *netdapi.Policy // nil: a slot, which reaches nothing
 	gone   bool
+
+	unbelieving bool // it was not told whom to believe; the turn guards it
 }
 
-// New makes an agent of the netd at a socket; an empty one says that there is none.
-func New(socket string, log *slog.Logger) *Agent {
-	a := &Agent{log: log, behind: make(chan struct{}, 1), want: map[sandbox.ID]*desired{}}
-	if socket != "" {
-		a.client = netdapi.NewClient(socket)
+// New makes an agent.
+func New(cfg Config) *Agent {
+	a := &Agent{believe: cfg.Believe, log: cfg.Log, behind: make(chan struct{}, 1), want: map[sandbox.ID]*desired{}}
+	if cfg.Socket != "" {
+		a.client = netdapi.NewClient(cfg.Socket)
 	}
 	return a
 }
@@ -174,10 +187,34 @@ func (a *Agent) state(ctx context.Context, d *desired, known netdapi.Known) erro
 			return err
 		}
 	}
-	if policy == nil || policy.Digest() == known.Digest {
+	if policy == nil || policy.Digest() == known.Digest && !d.unbelieving {
 		return nil
 	}
-	return a.client.SetPolicy(ctx, *policy)
+	// Who answers is believed before he does. That he is not keeps no policy from being
+	// enforced: then connections fail, and none gets past it.
+	err := a.introduce(ctx, *policy)
+	d.unbelieving = err != nil
+	return errors.Join(a.client.SetPolicy(ctx, *policy), err)
+}
+
+// introduce has a sandbox believe whoever its policy has answer it.
+func (a *Agent) introduce(ctx context.Context, told netdapi.Policy) error {
+	if len(told.Policy) == 0 {
+		return nil // the default, which opens nothing
+	}
+	p, err := policy.Parse(told.Policy)
+	if err != nil {
+		return err
+	}
+	ssh := p.AnswersSSH()
+	if !p.Intercepts() && len(ssh) == 0 {
+		return nil
+	}
+	who, err := a.client.CA(ctx, told.ID)
+	if err != nil {
+		return err
+	}
+	return a.believe(told.ID, who, ssh)
 }
 
 // Run follows netd until ctx ends. What is wanted has to be there when it begins:

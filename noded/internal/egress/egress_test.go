@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/netdapi"
+	"s0.run/internal/policy"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/netns"
@@ -28,6 +30,7 @@ type fake struct {
 	netdapi.Server // what no test needs
 
 	mu       sync.Mutex
+	serial   int // of this netd
 	known    map[sandbox.ID]netdapi.Known
 	policies map[sandbox.ID]netdapi.Policy
 	hang     chan struct{} // while it is there calls wait for it
@@ -93,16 +96,43 @@ func (f *fake) policy(id sandbox.ID) (string, bool) {
 	return string(p.Policy), ok
 }
 
+func (f *fake) CA(id sandbox.ID) (netdapi.CA, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return netdapi.CA{PEM: fmt.Sprintf("%s of netd %d", id, f.serial)}, nil
+}
+
 type node struct {
 	t      *testing.T
 	socket string
 	agent  *Agent
 	srv    *http.Server
+
+	mu       sync.Mutex
+	netds    int
+	full     bool // nothing can be written
+	believed map[sandbox.ID]string
+}
+
+func (n *node) believe(id sandbox.ID, who netdapi.CA, _ []policy.Server) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.full {
+		return errors.New("no space left")
+	}
+	n.believed[id] = who.PEM
+	return nil
+}
+
+func (n *node) believes(id sandbox.ID) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.believed[id]
 }
 
 func newNode(t *testing.T) *node {
-	n := &node{t: t, socket: filepath.Join(t.TempDir(), "netd.sock")}
-	n.agent = New(n.socket, slog.New(slog.DiscardHandler))
+	n := &node{t: t, socket: filepath.Join(t.TempDir(), "netd.sock"), believed: map[sandbox.ID]string{}}
+	n.agent = New(Config{Socket: n.socket, Log: slog.New(slog.DiscardHandler), Believe: n.believe})
 	return n
 }
 
@@ -120,7 +150,8 @@ func (n *node) run() {
 
 func (n *node) startNetd() *fake {
 	n.t.Helper()
-	f := &fake{known: map[sandbox.ID]netdapi.Known{}, policies: map[sandbox.ID]netdapi.Policy{}}
+	n.netds++
+	f := &fake{serial: n.netds, known: map[sandbox.ID]netdapi.Known{}, policies: map[sandbox.ID]netdapi.Policy{}}
 	l, err := net.Listen("unix", n.socket)
 	if err != nil {
 		n.t.Fatal(err)
@@ -275,9 +306,44 @@ func TestTheLastWordCounts(t *testing.T) {
 	}
 }
 
+// intercepting is a policy that has TLS opened.
+const intercepting = `{"mode":"allow-all","egress":{"protocolRules":[{"protocol":"http","http":{}}]}}`
+
+// Who answers a sandbox is believed before he does, whichever netd that is; that he can't
+// be keeps no policy from being enforced.
+func TestF08_X31_WhoAnswersIsBelieved(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	f := n.startNetd()
+	n.run()
+	n.eventually("netd is noticed", n.agent.Available)
+	s, plain := slot(t, 1), slot(t, 2)
+	n.agent.Attach(t.Context(), s, 1)
+	n.agent.Attach(t.Context(), plain, 1)
+	for id, text := range map[sandbox.ID]string{s.ID: intercepting, plain.ID: `{"mode":"block-all"}`} {
+		if err := n.agent.SetPolicy(t.Context(), id, "team", wants(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := n.believes(s.ID); got != string(s.ID)+" of netd 1" || n.believes(plain.ID) != "" {
+		t.Fatalf("it believes %q, and who needs it not %q", got, n.believes(plain.ID))
+	}
+	n.mu.Lock()
+	n.full = true
+	n.mu.Unlock()
+	n.srv.Close()
+	n.eventually("its end is noticed", func() bool { return !n.agent.Available() })
+	f = n.startNetd()
+	n.eventually("the policy is enforced", func() bool { p, _ := f.policy(s.ID); return p == intercepting })
+	n.mu.Lock()
+	n.full = false
+	n.mu.Unlock()
+	n.eventually("the next netd's is believed", func() bool { return n.believes(s.ID) == string(s.ID)+" of netd 2" })
+}
+
 func TestWithoutNetdNothingIsAvailable(t *testing.T) {
 	t.Parallel()
-	a := New("", slog.New(slog.DiscardHandler))
+	a := New(Config{Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- a.Run(ctx) }()

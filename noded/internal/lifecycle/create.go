@@ -11,11 +11,13 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/failpoint"
+	"s0.run/internal/policy"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/cgroup"
 	"s0.run/noded/internal/channel"
 	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/trust"
 )
 
 // defaultPids bounds a sandbox's tasks on the host where its spec does not.
@@ -197,9 +199,9 @@ func (m *Manager) createSteps(inst *instance, image string, req startRequest) []
 	}
 	return slices.Concat([]step{
 		{"intent", func(ctx context.Context) error { return m.cfg.Journal.Put(ctx, rec) }},
+		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
 		{"netns", func(ctx context.Context) error { return m.addNetwork(ctx, rec) }},
 		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(id, limits(rec.Spec, nil, req.idle)) }},
-		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
 	}, files, []step{
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
@@ -229,15 +231,21 @@ func (m *Manager) runSteps(ctx context.Context, operation string, steps []step) 
 	return nil
 }
 
+// makeDirs makes what the sandbox has on the host's disk, before its network: who answers
+// it there is written into the slot's directory.
 func (m *Manager) makeDirs(rec journal.Record) error {
 	id := rec.ID
-	for _, dir := range []string{m.slotDir(id), m.overlayDir(id)} {
+	// What is in the slot's directory is for every user inside: outside, the one above is ours.
+	for dir, mode := range map[string]os.FileMode{m.slotDir(id): 0o711, m.overlayDir(id): 0o700} {
 		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 			return err
 		}
-		if err := os.Mkdir(dir, 0o700); err != nil {
+		if err := os.Mkdir(dir, mode); err != nil {
 			return err
 		}
+	}
+	if err := m.believed().Begin(id); err != nil {
+		return err
 	}
 	if err := os.Mkdir(m.binDir(id), 0o755); err != nil { // what BinDir is mounted on, inside
 		return err
@@ -316,13 +324,16 @@ func (m *Manager) introduce(ctx context.Context, inst *instance, rec journal.Rec
 	})
 }
 
-// environment is what every process sees: the template's variables, the claim's
-// over them, and the sandbox's id.
+// environment is what every process sees: where it finds whom to believe, the template's
+// variables, the claim's over them, and the sandbox's id.
 func environment(rec journal.Record) map[string]string {
-	env := maps.Clone(rec.Spec.Env)
-	if env == nil {
-		env = map[string]string{}
+	env := map[string]string{}
+	if rec.Claim != nil && rec.Claim.Network != nil {
+		if p, err := policy.Parse(rec.Claim.Network.Policy); err == nil { // it was validated before it became durable
+			env = trust.Environment(p)
+		}
 	}
+	maps.Copy(env, rec.Spec.Env)
 	if rec.Claim != nil {
 		maps.Copy(env, rec.Claim.Env)
 	}

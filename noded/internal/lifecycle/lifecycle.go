@@ -45,6 +45,7 @@ import (
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/netns"
 	"s0.run/noded/internal/snapshots"
+	"s0.run/noded/internal/trust"
 )
 
 // The times that a sandbox's life is measured by, in one place.
@@ -291,6 +292,7 @@ func (m *Manager) background(task func(context.Context)) bool {
 func (m *Manager) Changed() <-chan struct{} { return m.changed }
 
 func (m *Manager) slotDir(id sandbox.ID) string    { return filepath.Join(m.cfg.RunDir, string(id)) }
+func (m *Manager) believed() trust.Dir             { return trust.Dir(m.cfg.RunDir) }
 func (m *Manager) overlayDir(id sandbox.ID) string { return filepath.Join(m.cfg.DataDir, string(id)) }
 
 func (m *Manager) log(rec journal.Record) *slog.Logger {

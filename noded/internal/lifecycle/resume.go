@@ -131,9 +131,9 @@ func (m *Manager) resumeSteps(inst *instance, rec journal.Record, image string) 
 	hasty.Hasty = true
 	return []step{
 		{"intent", func(ctx context.Context) error { return m.commit(ctx, inst, rec) }},
+		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
 		{"netns", func(ctx context.Context) error { return m.addNetwork(ctx, rec) }},
 		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(rec.ID, hasty) }},
-		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
 		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, nil) }},

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 
 	"s0.run/internal/errdefs"
@@ -83,7 +84,8 @@ func (m *Manager) enforceUpdate(ctx context.Context, inst *instance, rec journal
 		return m.enforce(ctx, inst, rec, false)
 	}
 	err := m.setPolicy(ctx, rec)
-	if req.ReplaceEnv || req.MemoryBytes != 0 || req.CPUMillis != 0 {
+	// Another policy may have other processes to come told whom to believe.
+	if req.ReplaceEnv || req.MemoryBytes != 0 || req.CPUMillis != 0 || !maps.Equal(inst.told, environment(rec)) {
 		err = errors.Join(err, m.enforce(ctx, inst, rec, false))
 	}
 	return err
