@@ -3926,13 +3926,14 @@ func (x *PauseRequest) GetFilesOnly() bool {
 }
 
 type ResumeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0: any
-	Stored        *StoredImage           `protobuf:"bytes,30,opt,name=stored,proto3" json:"stored,omitempty"`         // absent: the node has the sandbox
-	Mounts        []*Mount               `protobuf:"bytes,40,rep,name=mounts,proto3" json:"mounts,omitempty"`         // all that the sandbox has, as they are now: their epochs may have grown
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation      uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`                                   // 0: any
+	AfterGeneration uint64                 `protobuf:"varint,31,opt,name=after_generation,json=afterGeneration,proto3" json:"after_generation,omitempty"` // the new instance's is a later one
+	Stored          *StoredImage           `protobuf:"bytes,30,opt,name=stored,proto3" json:"stored,omitempty"`                                           // absent: the node has the sandbox
+	Mounts          []*Mount               `protobuf:"bytes,40,rep,name=mounts,proto3" json:"mounts,omitempty"`                                           // all that the sandbox has, as they are now: their epochs may have grown
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ResumeRequest) Reset() {
@@ -3975,6 +3976,13 @@ func (x *ResumeRequest) GetId() string {
 func (x *ResumeRequest) GetGeneration() uint64 {
 	if x != nil {
 		return x.Generation
+	}
+	return 0
+}
+
+func (x *ResumeRequest) GetAfterGeneration() uint64 {
+	if x != nil {
+		return x.AfterGeneration
 	}
 	return 0
 }
@@ -5706,12 +5714,13 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x1d\n" +
 	"\n" +
-	"files_only\x18\x03 \x01(\bR\tfilesOnly\"\x9b\x01\n" +
+	"files_only\x18\x03 \x01(\bR\tfilesOnly\"\xc6\x01\n" +
 	"\rResumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\x12/\n" +
+	"generation\x12)\n" +
+	"\x10after_generation\x18\x1f \x01(\x04R\x0fafterGeneration\x12/\n" +
 	"\x06stored\x18\x1e \x01(\v2\x17.s0.node.v1.StoredImageR\x06stored\x12)\n" +
 	"\x06mounts\x18( \x03(\v2\x11.s0.node.v1.MountR\x06mounts\"\x87\x01\n" +
 	"\vStoredImage\x12\x1e\n" +

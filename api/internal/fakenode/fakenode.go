@@ -46,8 +46,17 @@ type Node struct {
 	// AfterPause is called before a pause that took effect is answered.
 	AfterPause func(id string)
 
+	// AfterRestore may lose a restore's answer, after it took effect.
+	AfterRestore func(id string) error
+
 	// OnResume may refuse a resume, before it takes effect.
 	OnResume func(req *nodeapi.ResumeRequest) error
+
+	// WhileResuming may delay a resume, before it takes effect, until its caller leaves.
+	WhileResuming func(stop <-chan struct{})
+
+	// AfterResume may undo a resume, or lose its answer, after it took effect.
+	AfterResume func(n *Node, id string, gen uint64) error
 
 	// AfterFork may lose a fork's answer, after it took effect.
 	AfterFork func(req *nodeapi.ForkRequest) error

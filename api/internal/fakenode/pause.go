@@ -25,13 +25,29 @@ func (n *Node) Pause(_ context.Context, req *nodeapi.PauseRequest) (*nodeapi.San
 }
 
 // Resume implements the node API.
-func (n *Node) Resume(_ context.Context, req *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error) {
+func (n *Node) Resume(ctx context.Context, req *nodeapi.ResumeRequest) (*nodeapi.Sandbox, error) {
 	if n.OnResume != nil {
 		if err := n.OnResume(req); err != nil {
 			return nil, err
 		}
 	}
-	return n.switchTo(req.GetId(), req.GetGeneration(), "running", n.takeIn(req))
+	if n.WhileResuming != nil {
+		n.WhileResuming(ctx.Done())
+		if err := ctx.Err(); err != nil {
+			return nil, connect.NewError(connect.CodeCanceled, err)
+		}
+	}
+	sb, err := n.switchTo(req.GetId(), req.GetGeneration(), "running", n.takeIn(req))
+	if err == nil && n.AfterResume != nil {
+		err = n.AfterResume(n, req.GetId(), sb.GetGeneration())
+	}
+	return sb, err
+}
+
+func errStale() error {
+	err := connect.NewError(connect.CodeFailedPrecondition, errors.New("stale generation"))
+	err.Meta().Set(nodeapi.CodeHeader, nodeapi.CodeStaleGeneration)
+	return err
 }
 
 // Switch makes a sandbox one of a state and generation, as if by another's call.
@@ -54,7 +70,7 @@ func (n *Node) switchTo(id string, gen uint64, state string, step uint64) (*node
 	case sb.GetState() == state:
 		return sb, nil
 	case gen != 0 && sb.GetGeneration() != gen:
-		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("stale generation"))
+		return nil, errStale()
 	}
 	next := proto.CloneOf(sb)
 	next.State, next.Generation, next.StoredGeneration = state, sb.GetGeneration()+step, 0

@@ -53,13 +53,20 @@ func (n *Node) RestoreSnapshot(_ context.Context, req *nodeapi.RestoreSnapshotRe
 	switch {
 	case sb == nil || n.snapshots[req.GetSnapshot()] != sb.GetTeam():
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("unknown"))
-	case sb.GetState() != "paused" || req.GetGeneration() != 0 && req.GetGeneration() != sb.GetGeneration():
-		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("not paused, or stale"))
+	case sb.GetState() != "paused":
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("not paused"))
+	case req.GetGeneration() != 0 && req.GetGeneration() != sb.GetGeneration():
+		return nil, errStale()
 	}
 	next := proto.CloneOf(sb)
 	next.Generation++
 	n.sandboxes[req.GetId()], n.begun[req.GetId()] = next, req.GetSnapshot()
 	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: next}})
+	if n.AfterRestore != nil {
+		if err := n.AfterRestore(req.GetId()); err != nil {
+			return nil, err
+		}
+	}
 	return next, nil
 }
 

@@ -36,28 +36,32 @@ func (n *Node) takeIn(req *nodeapi.ResumeRequest) uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	stored := req.GetStored()
-	if stored == nil {
-		return 1
-	}
 	sb := n.sandboxes[req.GetId()]
-	if sb == nil && n.ObjectStore {
+	if sb == nil && stored != nil && n.ObjectStore {
 		sb = &nodeapi.Sandbox{Id: req.GetId(), Generation: stored.GetGeneration(), State: "paused", Team: stored.GetTeam(), ClaimId: stored.GetClaimId()}
 		n.sandboxes[req.GetId()] = sb
 	}
 	if sb == nil {
 		return 1
 	}
-	return max(sb.GetGeneration(), stored.GetAfterGeneration()) + 1 - sb.GetGeneration()
+	return max(sb.GetGeneration(), req.GetAfterGeneration()) + 1 - sb.GetGeneration()
 }
 
 // SetStored says that the object store has, or has not, a sandbox as it was paused.
 func (n *Node) SetStored(id string, stored bool) {
+	gen := uint64(0)
+	if stored {
+		gen = n.Sandboxes()[id].GetGeneration()
+	}
+	n.StoreAs(id, gen)
+}
+
+// StoreAs says that the object store has a sandbox's image of a generation.
+func (n *Node) StoreAs(id string, gen uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	next := proto.CloneOf(n.sandboxes[id])
-	if next.StoredGeneration = 0; stored {
-		next.StoredGeneration = next.GetGeneration()
-	}
+	next.StoredGeneration = gen
 	n.sandboxes[id] = next
 	n.tellLocked(&nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: next}})
 }

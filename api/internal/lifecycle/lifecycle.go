@@ -56,6 +56,7 @@ type Config struct {
 	PassEvery time.Duration // between two comparisons with a node; defaults to 15 s
 	Settled   time.Duration // age at which a row's node must know about it; defaults to 30 s
 	Grace     time.Duration // for a sandbox without a row; defaults to 10 min
+	Lease     time.Duration // of a resume whose server may die; defaults to 30 s
 	LostAfter time.Duration // silence after which what a node had in the object store, too, is resumed elsewhere; defaults to 30 s
 }
 
@@ -85,6 +86,7 @@ func New(cfg Config) *Keeper {
 	def(&cfg.PassEvery, 15*time.Second)
 	def(&cfg.Settled, 30*time.Second)
 	def(&cfg.Grace, 10*time.Minute)
+	def(&cfg.Lease, 30*time.Second)
 	def(&cfg.LostAfter, 30*time.Second)
 	return &Keeper{
 		cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]time.Time{}, undone: map[sandbox.ID]bool{},

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
 
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
@@ -39,6 +40,14 @@ func (k *Keeper) Stored(node string, id sandbox.ID) {
 	}
 }
 
+// stored is the generation of a row's image in the object store; 0: there is none.
+func stored(row store.Sandbox) sandbox.Generation {
+	if row.Stored == nil {
+		return 0
+	}
+	return *row.Stored
+}
+
 // settleStored makes the rows say it. What the database does not take now, the next
 // comparison with the node finds.
 func (k *Keeper) settleStored(ctx context.Context) {
@@ -54,13 +63,12 @@ func (k *Keeper) settleStored(ctx context.Context) {
 }
 
 func (k *Keeper) recordStored(ctx context.Context, sb placement.Sandbox) {
-	stored := sb.Stored != 0
-	changed, err := k.cfg.Store.SetStored(ctx, sb.Node, sb.ID, sb.ClaimID, sb.Generation, stored)
+	changed, err := k.cfg.Store.SetStored(ctx, sb.Node, sb.ID, sb.ClaimID, sb.Generation, sb.Stored)
 	if err != nil {
 		k.logFailure(ctx, "could not record a stored image", err)
 	}
 	if changed {
-		k.cfg.Log.Info("a paused sandbox is or is not in the object store", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node, "stored", stored)
+		k.cfg.Log.Info("a paused sandbox is or is not in the object store", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node, "stored", sb.Stored)
 	}
 }
 
@@ -71,7 +79,7 @@ func (k *Keeper) resumeAt(ctx context.Context, row store.Sandbox) (*nodeapi.Sand
 	if err != nil {
 		return nil, err
 	}
-	req := &nodeapi.ResumeRequest{Id: string(row.ID)}
+	req := &nodeapi.ResumeRequest{Id: string(row.ID), AfterGeneration: uint64(row.Generation)}
 	if row.Stored != nil {
 		req.Stored = &nodeapi.StoredImage{
 			Generation: uint64(*row.Stored), Team: row.TeamID.String(), ClaimId: row.ClaimID.String(), AfterGeneration: uint64(row.Generation),
@@ -82,12 +90,14 @@ func (k *Keeper) resumeAt(ctx context.Context, row store.Sandbox) (*nodeapi.Sand
 
 // resumeElsewhere resumes a sandbox at another node whose own can't, after refused. It
 // needs to be in the object store, and this caller to have begun the resume. It returns
-// the row as it is by then.
+// the row as it is by then, and if it fails the refusal that says most: a node's own word
+// before that nobody else could be asked, or has the store.
 //
 // There are never two of a sandbox (R2): who began its resume is alone with it, moves its
 // row before another node is asked, and asks for a generation that is later than any that
 // there may have been. A node that is lost and comes back has an older one, which ends.
-func (k *Keeper) resumeElsewhere(ctx context.Context, row store.Sandbox, refused error) (store.Sandbox, *nodeapi.Sandbox, error) {
+func (k *Keeper) resumeElsewhere(ctx context.Context, row store.Sandbox, by uuid.UUID, refused error) (store.Sandbox, *nodeapi.Sandbox, error) {
+	reason := refused
 	tried := map[string]bool{row.Node: true}
 	for range moves {
 		if row.Stored == nil || !k.mayMove(row, refused) {
@@ -98,7 +108,7 @@ func (k *Keeper) resumeElsewhere(ctx context.Context, row store.Sandbox, refused
 			break
 		}
 		tried[node] = true
-		moved, ok, err := k.cfg.Store.Move(ctx, row, node)
+		moved, ok, err := k.cfg.Store.Move(ctx, row, by, node)
 		if err != nil {
 			return row, nil, err
 		}
@@ -111,19 +121,24 @@ func (k *Keeper) resumeElsewhere(ctx context.Context, row store.Sandbox, refused
 		if err == nil {
 			return row, sb, nil
 		}
-		refused = err
+		if refused = err; !refuses(reason) {
+			reason = err
+		}
 	}
-	return row, nil, refused
+	return row, nil, reason
+}
+
+// refuses reports whether an error is what a node says of itself, so that another one may
+// do what it can't: it is full, or can't take up the image.
+func refuses(err error) bool {
+	code := connect.CodeOf(err)
+	return code == connect.CodeResourceExhausted || code == connect.CodeFailedPrecondition
 }
 
 // mayMove reports whether a node's refusal is a reason to ask another one: it is full, it
 // can't take up the image, or nobody has heard of it for so long that it counts as lost.
 func (k *Keeper) mayMove(row store.Sandbox, refused error) bool {
-	switch connect.CodeOf(refused) {
-	case connect.CodeResourceExhausted, connect.CodeFailedPrecondition:
-		return true
-	}
-	return k.cfg.Table.Silence(row.Node) >= k.cfg.LostAfter
+	return refuses(refused) || k.cfg.Table.Silence(row.Node) >= k.cfg.LostAfter
 }
 
 // rests reports whether a row is of a sandbox that its node need not have: it is paused
@@ -134,7 +149,7 @@ func (k *Keeper) rests(ctx context.Context, row store.Sandbox) bool {
 		return false
 	}
 	if row.Status == sandbox.Starting {
-		if err := k.cfg.Store.GiveUpResume(ctx, row, resumeTimeout); err != nil {
+		if err := k.cfg.Store.GiveUpResume(ctx, row); err != nil {
 			k.logFailure(ctx, "could not give up a resume", err)
 		}
 	}
@@ -163,7 +178,7 @@ func (k *Keeper) endOutdated(ctx context.Context, node string) {
 // that was stored is what the sandbox is until another node runs it: that the row was moved
 // does not show that the other node can read the store (R7).
 func wentOn(row store.Sandbox, sb placement.Sandbox) bool {
-	if row.DeletedAt == nil && row.Stored != nil && sb.State == sandbox.Paused && sb.Generation == *row.Stored {
+	if row.DeletedAt == nil && row.Stored != nil && sb.State == sandbox.Paused && sb.Stored == *row.Stored {
 		return false
 	}
 	return row.ClaimID.String() == sb.ClaimID && row.Node != sb.Node && row.Generation >= sb.Generation

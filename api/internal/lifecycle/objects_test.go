@@ -21,8 +21,14 @@ import (
 // which is paused there and stored.
 func withStore(t *testing.T, n1, n2 *fakenode.Node) (*fixture, store.Sandbox) {
 	t.Helper()
+	return withStoreAnd(t, lifecycle.Config{}, n1, n2)
+}
+
+func withStoreAnd(t *testing.T, c lifecycle.Config, n1, n2 *fakenode.Node) (*fixture, store.Sandbox) {
+	t.Helper()
 	n1.ObjectStore, n2.ObjectStore, n2.Name = true, true, "n2"
-	f := runWith(t, n1, lifecycle.Config{Settled: time.Hour, Grace: time.Hour, LostAfter: time.Millisecond}, n2)
+	c.Settled, c.Grace, c.LostAfter = time.Hour, time.Hour, time.Millisecond
+	f := runWith(t, n1, c, n2)
 	sb := f.claimed(nil)
 	if _, err := f.keep.Pause(t.Context(), f.team, sb.ID); err != nil {
 		t.Fatal(err)
@@ -125,28 +131,41 @@ func TestR2_OneResumeAtATime(t *testing.T) {
 	t.Parallel()
 	n2 := &fakenode.Node{}
 	f, sb := withStore(t, &fakenode.Node{}, n2)
-	begun, ok, err := f.store.BeginResume(t.Context(), f.team, sb.ID) // another replica's
+	by := uuid.New() // another replica's attempt
+	begun, ok, err := f.store.BeginResume(t.Context(), f.team, sb.ID, by, time.Hour)
 	if err != nil || !ok || begun.Stored == nil {
 		t.Fatal(begun.Stored, ok, err)
 	}
 	if _, err := f.keep.Resume(t.Context(), f.team, sb.ID); !errdefs.Is(err, errdefs.Unavailable) {
 		t.Errorf("a second resume: %v", err)
 	}
-	if _, ok, err := f.store.Move(t.Context(), sb, "n2"); ok || err != nil { // as it was read before
+	if _, ok, err := f.store.Move(t.Context(), begun, uuid.New(), "n2"); ok || err != nil {
 		t.Errorf("moved by who did not begin: %v", err)
 	}
-	moved, ok, err := f.store.Move(t.Context(), begun, "n2")
+	if _, err := f.store.RefreshSandbox(t.Context(), f.team, sb.ID, nil); err != nil { // which does not matter
+		t.Fatal(err)
+	}
+	moved, ok, err := f.store.Move(t.Context(), begun, by, "n2")
 	if err != nil || !ok || moved.Generation != begun.Generation+2 || moved.Stored == nil {
 		t.Fatalf("%+v, %v, %v", moved, ok, err)
 	}
 	if _, ok, err := f.store.SetResumed(t.Context(), f.team, sb.ID, sb.ClaimID, begun.Generation+1); ok || err != nil {
 		t.Errorf("the earlier node's instance counts: %v", err)
 	}
-	if err := f.store.GiveUpResume(t.Context(), moved, time.Hour); err != nil || f.row(sb.ID).Status != sandbox.Starting {
+	if err := f.store.GiveUpResume(t.Context(), moved); err != nil || f.row(sb.ID).Status != sandbox.Starting {
 		t.Errorf("given up early: %v", err)
 	}
-	if err := f.store.GiveUpResume(t.Context(), moved, 0); err != nil || f.row(sb.ID).Status != sandbox.Paused {
+	if ours, err := f.store.RenewResume(t.Context(), sb.ID, uuid.New(), 0); ours || err != nil {
+		t.Errorf("renewed by who did not begin: %v", err)
+	}
+	if ours, err := f.store.RenewResume(t.Context(), sb.ID, by, 0); !ours || err != nil {
+		t.Errorf("not renewed: %v", err)
+	}
+	if err := f.store.GiveUpResume(t.Context(), moved); err != nil || f.row(sb.ID).Status != sandbox.Paused {
 		t.Errorf("not given up: %v", err)
+	}
+	if ours, err := f.store.RenewResume(t.Context(), sb.ID, by, time.Hour); ours || err != nil {
+		t.Errorf("renewed after it was given up: %v", err)
 	}
 }
 
@@ -165,7 +184,7 @@ func TestR6_StoredIsTrue(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.eventually(sb.ID, "running and not stored", func(row store.Sandbox) bool { return row.Status == sandbox.Running && row.Stored == nil })
-	if ok, err := f.store.SetStored(t.Context(), "n1", sb.ID, sb.ClaimID.String(), 1, true); ok || err != nil {
+	if ok, err := f.store.SetStored(t.Context(), "n1", sb.ID, sb.ClaimID.String(), 1, 1); ok || err != nil {
 		t.Errorf("an older image is the sandbox's: %v", err)
 	}
 	if _, err := f.keep.Pause(t.Context(), f.team, sb.ID); err != nil {

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"connectrpc.com/connect"
@@ -23,6 +24,8 @@ const (
 	// pauseLease is when a pause by ttl that did not happen is tried again. An attempt
 	// ends before that: what the row says of its ttl then is not another attempt's.
 	pauseLease, expiredTimeout = time.Minute, 55 * time.Second
+	// renewals of a resume's lease fit into it: one that the database missed is no end.
+	renewals = 6
 )
 
 // Pause saves a sandbox of a team and answers when its state is durable on its node.
@@ -72,6 +75,7 @@ func (k *Keeper) pauseAtNode(ctx context.Context, row store.Sandbox, filesOnly b
 	}
 	sb, err := rpc.Pause(ctx, &nodeapi.PauseRequest{Id: string(row.ID), Generation: uint64(row.Generation), FilesOnly: filesOnly})
 	if err != nil {
+		k.catchUp(ctx, row, err)
 		return 0, switchError(err, "the sandbox can't be paused in its present state", "the sandbox could not be paused")
 	}
 	return sandbox.Generation(sb.GetGeneration()), nil
@@ -102,7 +106,8 @@ func (k *Keeper) Resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 }
 
 func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (store.Sandbox, error) {
-	row, begun, err := k.cfg.Store.BeginResume(ctx, team, id)
+	by := uuid.New()
+	row, begun, err := k.cfg.Store.BeginResume(ctx, team, id, by, k.cfg.Lease)
 	if err == nil && !begun {
 		row, err = k.cfg.Store.Sandbox(ctx, team, id)
 	}
@@ -115,12 +120,19 @@ func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 	if row.Status == sandbox.Starting && row.Stored != nil && !begun {
 		return store.Sandbox{}, errBeingResumed // maybe at another node
 	}
+	if begun && row.Stored != nil {
+		renewed, stop := k.renewResume(ctx, id, by)
+		defer stop()
+		ctx = renewed
+	}
 	sb, err := k.resumeAt(ctx, row)
 	if err != nil && begun {
-		row, sb, err = k.resumeElsewhere(ctx, row, err)
+		row, sb, err = k.resumeElsewhere(ctx, row, by, err)
 	}
 	if err != nil {
-		k.stayPaused(ctx, row, begun)
+		if begun {
+			k.stayPaused(ctx, row, by)
+		}
 		return store.Sandbox{}, switchError(err, "the sandbox can't be resumed in its present state", "the sandbox could not be resumed")
 	}
 	resumed, changed, err := k.cfg.Store.SetResumed(ctx, team, id, row.ClaimID, sandbox.Generation(sb.GetGeneration()))
@@ -134,15 +146,47 @@ func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 	return resumed, nil
 }
 
-// stayPaused undoes this call's decision that a sandbox shall run. If the database
-// does not take it, a pass finds what its node says.
-func (k *Keeper) stayPaused(ctx context.Context, row store.Sandbox, begun bool) {
-	if !begun {
-		return
+// renewResume says that a resume is under way, until it is stopped. A server that could not
+// say so for as long as others believe it stops what it does: by then it is theirs.
+func (k *Keeper) renewResume(ctx context.Context, id sandbox.ID, by uuid.UUID) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(k.cfg.Lease / renewals)
+		defer tick.Stop()
+		for renewed := time.Now(); time.Since(renewed) < k.cfg.Lease; {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+			begun := time.Now()
+			ours, err := k.cfg.Store.RenewResume(ctx, id, by, k.cfg.Lease)
+			switch {
+			case err != nil:
+				k.logFailure(ctx, "could not renew a resume's lease", err)
+			case !ours:
+				cancel(errBeingResumed)
+				return
+			default:
+				renewed = begun
+			}
+		}
+		cancel(errBeingResumed)
+	}()
+	return ctx, func() {
+		cancel(nil)
+		<-done
 	}
+}
+
+// stayPaused undoes an attempt's decision that a sandbox shall run. If the database
+// does not take it, a pass finds what its node says.
+func (k *Keeper) stayPaused(ctx context.Context, row store.Sandbox, by uuid.UUID) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	if _, _, err := k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, row.Generation); err != nil {
+	if err := k.cfg.Store.EndResume(ctx, row, by); err != nil {
 		k.logFailure(ctx, "could not undo a resume", err)
 	}
 }
@@ -151,6 +195,9 @@ func (k *Keeper) stayPaused(ctx context.Context, row store.Sandbox, begun bool) 
 func switchError(err error, state, failed string) error {
 	if e := differs(err); e != nil {
 		return e
+	}
+	if stale(err) {
+		return errdefs.New(errdefs.Unavailable, "the sandbox is being paused, resumed or restored").WithRetryAfter(time.Second).WithCause(err)
 	}
 	switch connect.CodeOf(err) {
 	case connect.CodeFailedPrecondition, connect.CodeNotFound:
@@ -163,6 +210,28 @@ func switchError(err error, state, failed string) error {
 		return errdefs.New(errdefs.Unavailable, "%s", failed).WithRetryAfter(time.Second).WithCause(err)
 	}
 	return nodes.ErrUnreachable.WithCause(err)
+}
+
+// stale reports whether a node refused because it knows another generation.
+func stale(err error) bool {
+	refused, ok := errors.AsType[*connect.Error](err)
+	return ok && refused.Meta().Get(nodeapi.CodeHeader) == nodeapi.CodeStaleGeneration
+}
+
+// catchUp brings a row in line at once with a node that knows a later generation: whoever
+// made it died, or is about to record it. The next attempt then means the right one.
+func (k *Keeper) catchUp(ctx context.Context, row store.Sandbox, refused error) {
+	rpc, err := k.cfg.Nodes.RPC(row.Node)
+	if err != nil || !stale(refused) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	sb, err := rpc.Get(ctx, &nodeapi.GetRequest{Id: string(row.ID)})
+	if err != nil || sb.GetClaimId() != row.ClaimID.String() {
+		return
+	}
+	k.settleState(ctx, row, sandbox.State(sb.GetState()), sandbox.Generation(sb.GetGeneration()))
 }
 
 // pauseExpired pauses the sandboxes whose soft ttl is over, so many at a time.

@@ -111,7 +111,7 @@ func TestX39_ARowFollowsItsNode(t *testing.T) {
 	}
 	f.node.Switch(string(sb.ID), "paused", 2)
 	f.eventually(sb.ID, "the pause is recorded", is(sandbox.Paused, 2))
-	if _, ok, err := f.store.BeginResume(t.Context(), f.team, sb.ID); !ok || err != nil {
+	if _, ok, err := f.store.BeginResume(t.Context(), f.team, sb.ID, uuid.New(), time.Hour); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	f.eventually(sb.ID, "a resume that nobody went on with is undone", is(sandbox.Paused, 2))

@@ -181,7 +181,7 @@ func (k *Keeper) settle(ctx context.Context, row store.Sandbox, sb placement.San
 		k.fail(ctx, row, sb.Reason)
 	case same:
 		k.settleState(ctx, row, sb.State, sb.Generation)
-		if sb.State == sandbox.Paused && (sb.Stored != 0) != (row.Stored != nil) {
+		if sb.State == sandbox.Paused && sb.Stored != stored(row) {
 			k.Stored(sb.Node, sb.ID) // which looks again: the list is older than the row
 		}
 	case has:

@@ -202,6 +202,7 @@ func (k *Keeper) RestoreSnapshot(ctx context.Context, team uuid.UUID, id sandbox
 		return store.Sandbox{}, errdefs.New(errdefs.NotFound, "snapshot not found").WithCause(err) // deleted a moment ago
 	}
 	if err != nil {
+		k.catchUp(ctx, row, err)
 		return store.Sandbox{}, switchError(err, "the sandbox can't be restored in its present state", "the sandbox could not be restored")
 	}
 	restored, changed, err := k.cfg.Store.SetRestored(ctx, row, sandbox.Generation(sb.GetGeneration()), snapshot)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/uuid"
@@ -111,6 +112,7 @@ func (k *Keeper) updateAtNode(ctx context.Context, row store.Sandbox, c openapi.
 		req.MemoryBytes, req.CpuMillis = *memory, templates.CPUFor(*memory)
 	}
 	_, err = rpc.Update(ctx, req)
+	k.catchUp(ctx, row, err)
 	return updateError(err)
 }
 
@@ -136,6 +138,9 @@ func (k *Keeper) takeMemoryBack(ctx context.Context, row store.Sandbox) {
 func updateError(err error) error {
 	if err == nil {
 		return nil
+	}
+	if stale(err) {
+		return errdefs.New(errdefs.Unavailable, "the sandbox is being paused, resumed or restored").WithRetryAfter(time.Second).WithCause(err)
 	}
 	switch connect.CodeOf(err) {
 	case connect.CodeFailedPrecondition, connect.CodeAborted, connect.CodeNotFound:

@@ -11,34 +11,34 @@ import (
 )
 
 // SetStored records what a node says of a sandbox that is paused there, of any team:
-// whether the object store has what it is. gen is the generation that the node saved. It
-// reports false when the row knows already, or is something else by now.
-func (s *Store) SetStored(ctx context.Context, node string, id sandbox.ID, claim string, gen sandbox.Generation, stored bool) (bool, error) {
+// the generation of its image in the object store, 0 while that has none. gen is the
+// generation that the node means by it. It reports false when the row knows already, or is
+// something else by now.
+func (s *Store) SetStored(ctx context.Context, node string, id sandbox.ID, claim string, gen, stored sandbox.Generation) (bool, error) {
 	tag, err := s.pool.Exec(ctx, `
-		UPDATE sandboxes SET stored_generation = CASE WHEN $5 THEN generation END
+		UPDATE sandboxes SET stored_generation = nullif($5::bigint, 0)
 		WHERE node = $1 AND id = $2 AND claim_id::text = $3 AND generation = $4 AND status = 'paused' AND deleted_at IS NULL
-		AND (stored_generation IS NOT NULL) <> $5`, node, id, claim, gen, stored)
+		AND stored_generation IS DISTINCT FROM nullif($5::bigint, 0)`, node, id, claim, gen, stored)
 	return tag.RowsAffected() == 1, classify(err, "recording a stored image")
 }
 
-// Move decides that another node resumes a sandbox whose resume this caller began, and
+// Move decides that another node resumes a sandbox whose resume this attempt began, and
 // which is in the object store. The row's new generation is later than what its node until
 // now has or may have begun. It reports false when the row has changed since it was read.
-func (s *Store) Move(ctx context.Context, begun Sandbox, node string) (Sandbox, bool, error) {
+func (s *Store) Move(ctx context.Context, begun Sandbox, by uuid.UUID, node string) (Sandbox, bool, error) {
 	return s.changed(ctx, "moving a sandbox to another node", `
 		UPDATE sandboxes SET node = $5, generation = generation + 2, updated_at = now()
-		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND updated_at = $4 AND node <> $5
+		WHERE team_id = $1 AND id = $2 AND resume_by = $3 AND generation = $4 AND node <> $5
 		AND status = 'starting' AND stored_generation IS NOT NULL AND deleted_at IS NULL`,
-		begun.TeamID, begun.ID, begun.ClaimID, begun.UpdatedAt, node)
+		begun.TeamID, begun.ID, by, begun.Generation, node)
 }
 
-// GiveUpResume has a sandbox in the object store paused again whose resume was begun so
-// long ago that whoever began it has given up or died.
-func (s *Store) GiveUpResume(ctx context.Context, row Sandbox, age time.Duration) error {
+// GiveUpResume has a sandbox in the object store paused again whose resume nobody is at any
+// more.
+func (s *Store) GiveUpResume(ctx context.Context, row Sandbox) error {
 	_, _, err := s.changed(ctx, "giving up a resume", `
-		UPDATE sandboxes SET status = 'paused', expires_at = NULL, updated_at = now()
-		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND status = 'starting' AND stored_generation IS NOT NULL
-		AND updated_at < now() - $4::interval AND deleted_at IS NULL`, row.TeamID, row.ID, row.ClaimID, age)
+		UPDATE sandboxes SET status = 'paused', updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND deleted_at IS NULL AND `+givenUp, row.TeamID, row.ID, row.ClaimID)
 	return err
 }
 

@@ -21,12 +21,36 @@ func (s *Store) SetPaused(ctx context.Context, team uuid.UUID, id sandbox.ID, cl
 		AND deleted_at IS NULL AND (status IN ('starting', 'running') OR status = 'paused' AND generation < $4)`, team, id, claim, gen)
 }
 
-// BeginResume decides that a paused sandbox shall run, if its team's quota has room.
-// It reports false when the sandbox is not paused.
-func (s *Store) BeginResume(ctx context.Context, team uuid.UUID, id sandbox.ID) (Sandbox, bool, error) {
+// BeginResume decides that an attempt, by, lets a paused sandbox run, if its team's quota
+// has room. One that is in the object store is the attempt's alone until lease is over
+// ([Store.RenewResume]). It reports false when the sandbox is neither paused nor one that
+// an attempt was given up of.
+func (s *Store) BeginResume(ctx context.Context, team uuid.UUID, id sandbox.ID, by uuid.UUID, lease time.Duration) (Sandbox, bool, error) {
 	return s.changed(ctx, "resuming a sandbox", `
-		UPDATE sandboxes SET status = 'starting', updated_at = now()
-		WHERE team_id = $1 AND id = $2 AND deleted_at IS NULL AND status = 'paused'`, team, id)
+		UPDATE sandboxes SET status = 'starting', updated_at = now(), resume_by = $3, resume_until = now() + $4::interval
+		WHERE team_id = $1 AND id = $2 AND deleted_at IS NULL AND (status = 'paused' OR `+givenUp+`)`, team, id, by, lease)
+}
+
+// givenUp is what a sandbox in the object store is whose resume nobody is at. What older
+// servers began has no lease, and is over after the longest that a resume may take.
+const givenUp = `status = 'starting' AND stored_generation IS NOT NULL AND coalesce(resume_until, updated_at + interval '5 minutes') < now()`
+
+// RenewResume says that an attempt to resume a sandbox goes on. It reports false when the
+// sandbox is not the attempt's any more.
+func (s *Store) RenewResume(ctx context.Context, id sandbox.ID, by uuid.UUID, lease time.Duration) (bool, error) {
+	tag, err := s.pool.Exec(ctx, `
+		UPDATE sandboxes SET resume_until = now() + $3::interval
+		WHERE id = $1 AND resume_by = $2 AND status = 'starting' AND deleted_at IS NULL`, id, by, lease)
+	return tag.RowsAffected() == 1, classify(err, "renewing a resume")
+}
+
+// EndResume records that an attempt to resume a sandbox has failed. If it is not that
+// attempt's any more nothing changes.
+func (s *Store) EndResume(ctx context.Context, row Sandbox, by uuid.UUID) error {
+	_, _, err := s.changed(ctx, "ending a resume", `
+		UPDATE sandboxes SET status = 'paused', updated_at = now()
+		WHERE team_id = $1 AND id = $2 AND resume_by = $3 AND status = 'starting' AND deleted_at IS NULL`, row.TeamID, row.ID, by)
+	return err
 }
 
 // SetExpired is SetPaused for a sandbox that [Store.LeaseSoftExpired] has handed out. It
@@ -40,13 +64,13 @@ func (s *Store) SetExpired(ctx context.Context, leased Sandbox, gen sandbox.Gene
 }
 
 // SetResumed records that a node runs an instance of a sandbox that was paused, also if
-// nobody has recorded the pause. Its ttl begins now, and the hard ttl of one that has
-// never run before. It reports false when the row was
-// something else by then, or knows a later instance.
+// nobody has recorded the pause. Its ttl begins now, if whoever refreshed it meanwhile was
+// not told of a later end, and the hard ttl of one that has never run before. It reports
+// false when the row was something else by then, or knows a later instance.
 func (s *Store) SetResumed(ctx context.Context, team uuid.UUID, id sandbox.ID, claim uuid.UUID, gen sandbox.Generation) (Sandbox, bool, error) {
 	return s.changed(ctx, "recording a resume", `
 		UPDATE sandboxes SET status = 'running', generation = $4, updated_at = now(),
-			expires_at = CASE WHEN ttl_seconds > 0 THEN now() + make_interval(secs => ttl_seconds) END,
+			expires_at = greatest(expires_at, CASE WHEN ttl_seconds > 0 THEN now() + make_interval(secs => ttl_seconds) END),
 			hard_expires_at = coalesce(hard_expires_at, CASE WHEN hard_ttl_seconds > 0 THEN now() + make_interval(secs => hard_ttl_seconds) END)
 		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation <= $4
 		AND deleted_at IS NULL AND (status IN ('starting', 'paused') OR status = 'running' AND generation < $4)`, team, id, claim, gen)

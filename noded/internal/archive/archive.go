@@ -58,6 +58,9 @@ var ErrDamaged = errors.New("the stored image is damaged")
 // ErrNotFound is returned for what was never stored, or not wholly.
 var ErrNotFound = objects.ErrNotFound
 
+// ErrNoFile is returned for a file that an image does not have.
+var ErrNoFile = errors.New("the image has no such file")
+
 // Ref names one image. It is bound to every byte of it.
 type Ref struct {
 	Team       string
@@ -253,6 +256,45 @@ func (a *Archive) Fetch(ctx context.Context, ref Ref, dir string) (about []byte,
 	}
 	parent := filepath.Dir(dir)
 	return m.About, errors.Join(syncDir(parent), syncDir(filepath.Dir(parent)))
+}
+
+// FetchFile returns one file of an image, of at most limit bytes, checked like the whole.
+// [ErrNoFile]: the image is there and has none of that name.
+func (a *Archive) FetchFile(ctx context.Context, ref Ref, name string, limit int64) (data []byte, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("fetching %s of image %s: %w", name, ref, err)
+		}
+	}()
+	b, err := a.cfg.Store.Get(ctx, ref.manifestKey(), maxManifest)
+	if err != nil {
+		return nil, err
+	}
+	m, s, err := a.cfg.Keys.openManifest(ref, b)
+	if err != nil {
+		return nil, err
+	}
+	size, parts, err := locate(m.Entries, name)
+	if err != nil {
+		return nil, err
+	}
+	if size > limit {
+		return nil, fmt.Errorf("it has %d bytes, more than %d", size, limit)
+	}
+	data = make([]byte, size)
+	for _, p := range parts {
+		var chunk []byte
+		if p.chunk < len(m.Sums) {
+			if chunk, err = a.fetchChunk(ctx, ref, m, s, p.chunk); err != nil {
+				return nil, err
+			}
+		}
+		if p.from+p.bytes > len(chunk) {
+			return nil, fmt.Errorf("%w: its manifest contradicts itself", ErrDamaged)
+		}
+		copy(data[p.to:], chunk[p.from:p.from+p.bytes])
+	}
+	return data, nil
 }
 
 func (a *Archive) fetchInto(ctx context.Context, ref Ref, m manifest, s sealer, dir string) error {

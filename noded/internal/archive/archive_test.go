@@ -511,3 +511,42 @@ func TestKeyFiles(t *testing.T) {
 		}
 	}
 }
+
+// One file of an image is read without the rest, checked like the whole.
+func TestOneFile(t *testing.T) {
+	t.Parallel()
+	store, dir := newDirStore(t)
+	a := newArchive(t, store, newKeys(t))
+	ref, image := Ref{Team: "team", Sandbox: newID(t), Generation: 1}, makeImage(t)
+	if err := a.Upload(t.Context(), ref, image, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"image.json", "files/complete", "files/overlay", "memory/checkpoint.img"} {
+		want, err := os.ReadFile(filepath.Join(image, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := a.FetchFile(t.Context(), ref, name, int64(len(want))); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, not %d, %v", name, len(got), len(want), err)
+		}
+	}
+	if _, err := a.FetchFile(t.Context(), ref, "files/overlay", 1000); err == nil {
+		t.Error("a file of any size is read")
+	}
+	for _, name := range []string{"files", "nosuch", "", "../image.json"} {
+		if _, err := a.FetchFile(t.Context(), ref, name, 1000); !errors.Is(err, ErrNoFile) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	other := ref
+	other.Generation = 2
+	if _, err := a.FetchFile(t.Context(), other, "image.json", 1000); !errors.Is(err, ErrNotFound) || errors.Is(err, ErrNoFile) {
+		t.Errorf("of an image that is not stored: %v", err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "sandboxes", string(ref.Sandbox), "1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.FetchFile(t.Context(), ref, "image.json", 1000); err == nil || errors.Is(err, ErrNoFile) {
+		t.Errorf("what was lost counts as never there: %v", err)
+	}
+}

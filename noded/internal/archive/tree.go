@@ -150,6 +150,35 @@ func (t *tree) add(e entry, f *os.File) error {
 	return nil
 }
 
+// part is where some bytes of a file lie in the stream.
+type part struct {
+	chunk, from, bytes int
+	to                 int64 // in the file
+}
+
+// locate finds a file's bytes in the stream of all entries.
+func locate(entries []entry, name string) (size int64, parts []part, err error) {
+	t := &tree{}
+	for _, e := range entries {
+		first := len(t.spans)
+		if err := t.add(e, nil); err != nil {
+			return 0, nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		if e.Path != name || !e.Mode.IsRegular() {
+			continue
+		}
+		for _, s := range t.spans[first:] {
+			for at, end := s.at, s.at+s.Bytes; at < end; {
+				n := min(end, (at/chunkBytes+1)*chunkBytes) - at
+				parts = append(parts, part{int(at / chunkBytes), int(at % chunkBytes), int(n), s.Offset + at - s.at})
+				at += n
+			}
+		}
+		return e.Size, parts, nil
+	}
+	return 0, nil, ErrNoFile
+}
+
 // lay makes the files of an image, without their data yet. A manifest that opens is
 // one of ours, and yet nothing is made outside of dir.
 func lay(dir string, entries []entry) (_ *tree, err error) {

@@ -1,36 +1,68 @@
 package lifecycle
 
 import (
+	"cmp"
+	"context"
+	"slices"
 	"sync"
 
 	"s0.run/internal/errdefs"
 	"s0.run/noded/internal/journal"
 )
 
-// coldStarts bounds the starts under way because no slot was free.
-type coldStarts struct {
-	most int
+// maxWaiting bounds the resumes that wait for a place, of which no team has more than half
+// where the node is shared.
+const maxWaiting = 256
 
-	mu  sync.Mutex
-	all int
-	of  map[string]int // by team
+// coldStarts bounds the starts under way for somebody who waits: claims that found no free
+// slot, and resumes. A claim may find a slot elsewhere or a moment later, and is told when
+// there is no place. A resume's sandbox is here, so it waits for one. A place that gets free
+// goes to the team that waits and has fewest, and of those to the one that has begun none
+// for longest.
+type coldStarts struct {
+	most   int
+	shared func(team string) bool // whether others are on this node, too
+
+	mu    sync.Mutex
+	all   int
+	of    map[string]int    // by team
+	queue []*waiter         // the oldest first
+	count uint64            // of the places that were ever taken
+	last  map[string]uint64 // which of them a team has taken last that has, or waits for, one
 }
 
-func newColdStarts(most int) *coldStarts { return &coldStarts{most: most, of: map[string]int{}} }
+type waiter struct {
+	team  string
+	begun chan struct{} // closed when it has a place
+}
 
-// begin takes a place for a team, until end. Where the node is shared, the last
-// place is for a team that has none: who starts many does not keep out who starts
-// one.
-func (c *coldStarts) begin(team string, shared bool) (end func(), ok bool) {
+func newColdStarts(most int, shared func(team string) bool) *coldStarts {
+	return &coldStarts{most: most, shared: shared, of: map[string]int{}, last: map[string]uint64{}}
+}
+
+// begin takes a place for a team, until end.
+func (c *coldStarts) begin(team string) (end func(), ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	free := c.most - c.all
-	if free < 1 || free == 1 && shared && c.of[team] > 0 {
+	if !c.fits(team) {
 		return nil, false
 	}
+	return c.take(team), true
+}
+
+// fits reports whether there is a place for a team. Where the node is shared, the last one
+// is for a team that has none: who starts many does not keep out who starts one.
+func (c *coldStarts) fits(team string) bool {
+	free := c.most - c.all
+	return free > 1 || free == 1 && (c.of[team] == 0 || !c.shared(team))
+}
+
+func (c *coldStarts) take(team string) (end func()) {
 	c.all++
+	c.count++
 	c.of[team]++
-	return func() { c.end(team) }, true
+	c.last[team] = c.count
+	return func() { c.end(team) }
 }
 
 func (c *coldStarts) end(team string) {
@@ -40,13 +72,99 @@ func (c *coldStarts) end(team string) {
 	if c.of[team]--; c.of[team] == 0 {
 		delete(c.of, team)
 	}
+	for i := c.next(); i >= 0; i = c.next() {
+		w := c.queue[i]
+		c.queue = slices.Delete(c.queue, i, i+1)
+		c.take(w.team)
+		close(w.begun)
+	}
+	if c.of[team] == 0 && c.waiting(team) == 0 {
+		delete(c.last, team)
+	}
 }
+
+func (c *coldStarts) waiting(team string) (n int) {
+	for _, w := range c.queue {
+		if w.team == team {
+			n++
+		}
+	}
+	return n
+}
+
+// next is whose turn it is in the queue; -1: nobody's.
+func (c *coldStarts) next() int {
+	found := -1
+	for i, w := range c.queue {
+		if c.fits(w.team) && (found < 0 || c.before(w.team, c.queue[found].team)) {
+			found = i
+		}
+	}
+	return found
+}
+
+func (c *coldStarts) before(a, b string) bool {
+	return cmp.Or(cmp.Compare(c.of[a], c.of[b]), cmp.Compare(c.last[a], c.last[b])) < 0
+}
+
+// wait is begin for who waits for a place as long as ctx allows. It fails at once where too
+// many do.
+func (c *coldStarts) wait(ctx context.Context, team string) (end func(), ok bool) {
+	w, end := c.enqueue(team)
+	if w == nil {
+		return end, end != nil
+	}
+	select {
+	case <-w.begun:
+		return func() { c.end(team) }, true
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	i := slices.Index(c.queue, w)
+	if i >= 0 {
+		c.queue = slices.Delete(c.queue, i, i+1)
+		if c.of[team] == 0 && c.waiting(team) == 0 {
+			delete(c.last, team)
+		}
+	}
+	c.mu.Unlock()
+	if i < 0 {
+		c.end(team) // it was given a place at the same time
+	}
+	return nil, false
+}
+
+// enqueue takes a place, or one in the queue, or neither.
+func (c *coldStarts) enqueue(team string) (w *waiter, end func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fits(team) {
+		return nil, c.take(team)
+	}
+	if len(c.queue) >= maxWaiting || c.waiting(team) >= maxWaiting/2 && c.shared(team) {
+		return nil, nil
+	}
+	w = &waiter{team: team, begun: make(chan struct{})}
+	c.queue = append(c.queue, w)
+	return w, nil
+}
+
+var errStarting = errdefs.New(errdefs.Exhausted, "too many sandboxes are starting").WithRetryAfter(coldRetryAfter)
 
 // beginCold takes a place for a start without a slot.
 func (m *Manager) beginCold(team string) (end func(), err error) {
-	end, ok := m.cold.begin(team, m.shared(team))
+	end, ok := m.cold.begin(team)
 	if !ok {
-		return nil, errdefs.New(errdefs.Exhausted, "too many sandboxes are starting").WithRetryAfter(coldRetryAfter)
+		return nil, errStarting
+	}
+	return end, nil
+}
+
+// awaitCold takes a place for a resume.
+func (m *Manager) awaitCold(ctx context.Context, team string) (end func(), err error) {
+	end, ok := m.cold.wait(ctx, team)
+	if !ok {
+		return nil, because(ctx, errStarting)
 	}
 	return end, nil
 }

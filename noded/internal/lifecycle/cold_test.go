@@ -1,31 +1,153 @@
 package lifecycle
 
-import "testing"
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+)
 
 // D09: a team that starts many sandboxes does not keep another from starting one.
 func TestD09_TheLastColdStartIsForAnotherTeam(t *testing.T) {
 	t.Parallel()
-	c := newColdStarts(3)
-	take := func(team string, shared, want bool) (end func()) {
+	shared := true
+	c := newColdStarts(3, func(string) bool { return shared })
+	take := func(team string, want bool) (end func()) {
 		t.Helper()
-		end, ok := c.begin(team, shared)
+		end, ok := c.begin(team)
 		if ok != want {
 			t.Errorf("%s, shared %v: %v", team, shared, ok)
 		}
 		return end
 	}
-	first := take("greedy", true, true)
-	second := take("greedy", true, true)
-	take("greedy", true, false)
-	other := take("modest", true, true)
-	take("modest", true, false)
-	take("third", true, false) // none is left
+	first := take("greedy", true)
+	second := take("greedy", true)
+	take("greedy", false)
+	other := take("modest", true)
+	take("modest", false)
+	take("third", false) // none is left
 	other()
-	third := take("greedy", false, true) // alone, it may have them all
+	shared = false
+	third := take("greedy", true) // alone, it may have them all
 	first()
 	second()
 	third()
-	if c.all != 0 || len(c.of) != 0 {
-		t.Errorf("%d places of %v are taken", c.all, c.of)
+	c.isIdle(t)
+}
+
+func (c *coldStarts) isIdle(t *testing.T) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all != 0 || len(c.of) != 0 || len(c.queue) != 0 || len(c.last) != 0 {
+		t.Errorf("%d places of %v are taken, %d wait, %v", c.all, c.of, len(c.queue), c.last)
+	}
+}
+
+// join has a team wait, and returns when it does.
+func (c *coldStarts) join(ctx context.Context, t *testing.T, wg *sync.WaitGroup, team string, done func(end func(), ok bool)) {
+	t.Helper()
+	c.mu.Lock()
+	before := len(c.queue)
+	c.mu.Unlock()
+	wg.Go(func() { done(c.wait(ctx, team)) })
+	for {
+		c.mu.Lock()
+		now := len(c.queue)
+		c.mu.Unlock()
+		if now > before {
+			return
+		}
+		if err := t.Context().Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// D13: resumes wait for places, and a team that resumes many keeps no other waiting behind
+// all of them.
+func TestD13_ResumesTakeTurnsByTeam(t *testing.T) {
+	t.Parallel()
+	c := newColdStarts(1, func(string) bool { return true })
+	end, ok := c.begin("greedy")
+	if !ok {
+		t.Fatal("no place")
+	}
+	var wg sync.WaitGroup
+	var order []string // whoever has the only place appends
+	for _, team := range []string{"greedy", "greedy", "greedy", "modest", "third", "modest"} {
+		c.join(t.Context(), t, &wg, team, func(end func(), ok bool) {
+			if !ok {
+				t.Errorf("%s is refused", team)
+				return
+			}
+			order = append(order, team)
+			end()
+		})
+	}
+	end()
+	wg.Wait()
+	if want := []string{"modest", "third", "greedy", "modest", "greedy", "greedy"}; !slices.Equal(order, want) {
+		t.Errorf("they began as %v, not as %v", order, want)
+	}
+	c.isIdle(t)
+}
+
+// D13: the queue is bounded, and no team has all of it.
+func TestD13_TheQueueIsBounded(t *testing.T) {
+	t.Parallel()
+	c := newColdStarts(1, func(string) bool { return true })
+	end, _ := c.begin("other")
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	refused := func(_ func(), ok bool) {
+		if ok {
+			t.Error("there was a place")
+		}
+	}
+	for i := range maxWaiting {
+		c.join(ctx, t, &wg, []string{"greedy", "modest"}[i%2], refused)
+	}
+	for _, team := range []string{"greedy", "third"} {
+		if _, ok := c.wait(ctx, team); ok {
+			t.Errorf("%s has a place", team)
+		}
+	}
+	cancel()
+	wg.Wait()
+	for range maxWaiting / 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		c.join(ctx, t, &wg, "greedy", func(end func(), ok bool) {
+			if ok {
+				end()
+			}
+		})
+	}
+	if _, ok := c.wait(t.Context(), "greedy"); ok {
+		t.Error("one team has more than half of the queue")
+	}
+	end()
+	wg.Wait()
+	c.isIdle(t)
+}
+
+// Who gives up in the moment in which he gets a place has not got it.
+func TestG03_APlaceForWhoHasLeft(t *testing.T) {
+	t.Parallel()
+	for range 200 {
+		c := newColdStarts(1, func(string) bool { return false })
+		end, _ := c.begin("a")
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		c.join(ctx, t, &wg, "a", func(end func(), ok bool) {
+			if ok {
+				end()
+			}
+		})
+		wg.Go(end)
+		wg.Go(cancel)
+		wg.Wait()
+		c.isIdle(t)
 	}
 }

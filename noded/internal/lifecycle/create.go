@@ -167,6 +167,20 @@ func (m *Manager) takeIndex() (uint32, error) {
 	return index, nil
 }
 
+// indexAgain is takeIndex for a sandbox that is resumed. One whose last teardown could not
+// be recorded has its index still, as the journal says, and nobody else has it.
+func (m *Manager) indexAgain(rec journal.Record) (uint32, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if rec.NetIndex == 0 {
+		return m.takeIndex()
+	}
+	if m.occupied() >= m.cfg.Max {
+		return 0, errFull.WithRetryAfter(coldRetryAfter)
+	}
+	return rec.NetIndex, nil
+}
+
 // occupied counts what takes room; one that failed or is paused and holds only its
 // record does not. It is called with mu held.
 func (m *Manager) occupied() int {

@@ -341,6 +341,12 @@ func (m *Manager) release(ctx context.Context, rec journal.Record) error {
 // releaseAll frees everything that bears the sandbox's id, whatever of it is
 // there: processes before what they use, the address last.
 func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
+	select {
+	case m.releases <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-m.releases }()
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	for _, s := range []step{

@@ -32,3 +32,20 @@ func (m *Manager) IndexesInUse() int {
 	defer m.mu.Unlock()
 	return len(m.indexes.used)
 }
+
+// HoldTurn takes a sandbox's turn, until end.
+func (m *Manager) HoldTurn(id sandbox.ID) (end func()) {
+	inst := m.find(id)
+	inst.turn <- struct{}{}
+	return inst.endTurn
+}
+
+// Waiting counts the resumes that wait for a place.
+func (m *Manager) Waiting() int {
+	m.cold.mu.Lock()
+	defer m.cold.mu.Unlock()
+	return len(m.cold.queue)
+}
+
+// ReleasesAtOnce is the bound of teardowns.
+const ReleasesAtOnce = releasesAtOnce

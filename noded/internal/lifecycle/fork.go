@@ -120,6 +120,8 @@ func forkError(id sandbox.ID, err error) error {
 
 // fork takes the steps. The caller has the source's turn; its Delete interrupts them.
 func (m *Manager) fork(ctx context.Context, inst *instance, rec journal.Record, req ForkRequest) error {
+	ctx, cancel := m.interruptible(context.WithoutCancel(ctx), inst, imageTimeout)
+	defer cancel()
 	if rec.State == journal.Paused {
 		if err := m.bringImage(ctx, rec); err != nil {
 			return err
@@ -133,8 +135,6 @@ func (m *Manager) fork(ctx context.Context, inst *instance, rec journal.Record, 
 	if err := f.reserve(); err != nil {
 		return err
 	}
-	ctx, cancel := m.interruptible(context.WithoutCancel(ctx), inst, imageTimeout)
-	defer cancel()
 	begin := time.Now()
 	if err := m.runSteps(ctx, "fork", steps); err != nil {
 		err = because(ctx, err)
@@ -400,16 +400,7 @@ func (f *forking) undo(ctx context.Context) {
 func (m *Manager) adoptFrozen(ctx context.Context, inst *instance) {
 	tick := time.NewTicker(adoptRetry)
 	defer tick.Stop()
-	for begin := time.Now(); m.record(inst).Frozen && !atRest(m.record(inst)); {
-		err := m.cfg.Runtime.Thaw(ctx, inst.id)
-		if err == nil {
-			m.noLongerFrozen(ctx, inst)
-			m.adoptLive(ctx, inst)
-			return
-		}
-		if ctx.Err() == nil {
-			m.log(m.record(inst)).Warn("a sandbox that may be frozen could not be thawed yet", "error", err)
-		}
+	for begin := time.Now(); !m.thawAgain(ctx, inst); {
 		if time.Since(begin) > m.adoptGrace && !m.listed(ctx, inst.id) {
 			m.end(ctx, inst, "not running after the node's restart")
 		}
@@ -421,16 +412,28 @@ func (m *Manager) adoptFrozen(ctx context.Context, inst *instance) {
 	}
 }
 
-func (m *Manager) noLongerFrozen(ctx context.Context, inst *instance) {
+// thawAgain makes one attempt, with the turn, so that it ends nothing that has begun since;
+// a Delete interrupts it. It reports whether that was the last one.
+func (m *Manager) thawAgain(ctx context.Context, inst *instance) (done bool) {
 	if inst.takeTurn(ctx) != nil {
-		return // the node stops; the next one thaws it again
+		return true // the node stops; the next one thaws it again
 	}
 	defer inst.endTurn()
 	rec := m.record(inst)
-	if atRest(rec) {
-		return
+	if !rec.Frozen || atRest(rec) {
+		return true
+	}
+	thawing, cancel := m.interruptible(ctx, inst, startTimeout)
+	defer cancel()
+	if err := m.cfg.Runtime.Thaw(thawing, inst.id); err != nil {
+		if ctx.Err() == nil {
+			m.log(rec).Warn("a sandbox that may be frozen could not be thawed yet", "error", err)
+		}
+		return false
 	}
 	rec.Frozen = false
 	m.putAnyway(ctx, rec)
 	m.change(inst, func() { inst.rec = rec })
+	m.background(func(ctx context.Context) { m.adoptLive(ctx, inst) })
+	return true
 }

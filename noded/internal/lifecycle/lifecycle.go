@@ -71,6 +71,9 @@ const (
 	settleTime = 3 * time.Second
 	// releaseTimeout bounds one attempt to tear a sandbox down.
 	releaseTimeout = 60 * time.Second
+	// releasesAtOnce bounds teardowns, for after a reboot, or when a template goes, there is
+	// one for each of many sandboxes. One that fails makes way until it is tried again.
+	releasesAtOnce = 16
 	// Teardown is retried for ever, from the first pause to the longest.
 	firstRetry, lastRetry = 200 * time.Millisecond, 30 * time.Second
 	// imageTimeout bounds the writing and reading of an image: as much as a sandbox
@@ -224,6 +227,8 @@ type Manager struct {
 	cold    *coldStarts
 	losses  chan Loss
 
+	releases chan struct{} // holds a value for each teardown that is at work
+
 	adoptGrace, warmUpTimeout time.Duration // the constants, but in tests
 
 	mu        sync.Mutex
@@ -235,14 +240,14 @@ type Manager struct {
 
 // New makes a manager that knows nothing yet; Load reads the journal.
 func New(cfg Config) *Manager {
-	return &Manager{
+	m := &Manager{
 		cfg:       cfg,
 		tasks:     make(chan func(context.Context)),
 		stopped:   make(chan struct{}),
 		changed:   make(chan struct{}, 1),
 		images:    make(chan struct{}, 1),
-		cold:      newColdStarts(cfg.ColdStarts),
 		losses:    make(chan Loss, maxLosses),
+		releases:  make(chan struct{}, releasesAtOnce),
 		instances: map[sandbox.ID]*instance{},
 		claims:    map[string]*claimed{},
 		pods:      map[string]chan struct{}{},
@@ -250,6 +255,8 @@ func New(cfg Config) *Manager {
 
 		adoptGrace: adoptGrace, warmUpTimeout: warmUpTimeout,
 	}
+	m.cold = newColdStarts(cfg.ColdStarts, m.shared)
+	return m
 }
 
 // Run handles exits, teardowns and sweeps until ctx ends, and returns when
@@ -411,10 +418,11 @@ func checkGeneration(rec journal.Record, want sandbox.Generation) error {
 }
 
 // known is the generation that others know: one that a resume has begun is nobody's
-// until it runs, for it may never.
+// until it runs, for it may never. It is not that of the image where the sandbox was to go
+// on elsewhere in between.
 func known(rec journal.Record) sandbox.Generation {
 	if rec.State == journal.Resuming {
-		return rec.Image
+		return rec.Generation - 1
 	}
 	return rec.Generation
 }

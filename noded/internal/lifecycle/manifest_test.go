@@ -22,7 +22,7 @@ func TestG10_ResumeOnAnotherRuntimeIsRefused(t *testing.T) {
 	n.released()
 	runtime := noop.Runtime{Node: n.node}
 	runtime.Upgrade("noop 2")
-	_, err := n.Resume(n.ctx(), id, 0)
+	_, err := n.Resume(n.ctx(), id, 0, 0)
 	e := errdefs.From(err)
 	if e == nil || e.Kind != errdefs.Conflict || e.Code != nodeapi.CodeMemoryDiffers || !strings.Contains(e.Message, "without its memory") {
 		t.Fatalf("resume by another runtime: %v", err)
@@ -52,7 +52,7 @@ func TestG11_ImageOfAnotherTenantIsRefused(t *testing.T) {
 	if err := snapshots.Write(dir, m); err != nil {
 		t.Fatal(err)
 	}
-	_, err = n.Resume(n.ctx(), id, 0)
+	_, err = n.Resume(n.ctx(), id, 0, 0)
 	if e := errdefs.From(err); e == nil || e.Kind != errdefs.Internal || strings.Contains(e.Message, "somebody") {
 		t.Errorf("resume of another team's image: %v", err)
 	}

@@ -78,7 +78,7 @@ func (m *Manager) save(ctx context.Context, inst *instance, rec journal.Record, 
 	if !memory {
 		checkpoint = m.cfg.Runtime.CheckpointFiles
 	}
-	rec.Image = rec.Generation
+	rec.Image, rec.Frozen = rec.Generation, false
 	err := m.runSteps(ctx, "pause", []step{
 		{"intent", func(ctx context.Context) error { return m.intendPause(ctx, inst, rec) }},
 		{"manifest", func(ctx context.Context) error { return m.describe(ctx, inst, rec, memory) }},

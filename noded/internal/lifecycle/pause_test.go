@@ -29,7 +29,7 @@ func (n *noded) pause(id sandbox.ID) {
 
 func (n *noded) resume(id sandbox.ID, want sandbox.Generation) {
 	n.t.Helper()
-	sb, err := n.Resume(n.ctx(), id, 0)
+	sb, err := n.Resume(n.ctx(), id, 0, 0)
 	if err != nil || sb.State() != sandbox.Running || sb.Generation != want {
 		n.t.Fatalf("resume of %s: %s, generation %d, %v", id, sb.State(), sb.Generation, err)
 	}
@@ -70,7 +70,7 @@ func TestPauseAndResume(t *testing.T) {
 	if _, err := n.Update(n.ctx(), lifecycle.UpdateRequest{ID: id, ReplaceEnv: true, Env: map[string]string{"A": "asleep"}, MemoryBytes: 512 << 20}); err != nil {
 		t.Errorf("update of a paused sandbox: %v", err)
 	}
-	if _, err := n.Resume(n.ctx(), id, 7); errdefs.From(err).Code != lifecycle.CodeStaleGeneration {
+	if _, err := n.Resume(n.ctx(), id, 7, 0); errdefs.From(err).Code != lifecycle.CodeStaleGeneration {
 		t.Errorf("resume of another generation: %v", err)
 	}
 
@@ -102,7 +102,9 @@ func TestPauseIsForClaimedSandboxes(t *testing.T) {
 	t.Parallel()
 	n := newMachine(t).boot()
 	slot := n.warm(1)[0]
-	for _, do := range []func(context.Context, sandbox.ID, sandbox.Generation) (lifecycle.Sandbox, error){n.Pause, n.Resume} {
+	for _, do := range []func(context.Context, sandbox.ID, sandbox.Generation) (lifecycle.Sandbox, error){n.Pause, n.PauseFiles, func(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (lifecycle.Sandbox, error) {
+		return n.Resume(ctx, id, gen, 0)
+	}} {
 		if _, err := do(n.ctx(), slot, 0); !errdefs.Is(err, errdefs.NotFound) {
 			t.Errorf("of a slot: %v", err)
 		}
@@ -133,7 +135,9 @@ func TestX19_PauseAndResumeUndo(t *testing.T) {
 				n.pause(id)
 				n.released()
 				eventually(t, "the teardown has written its last record", func() bool { return n.Holding() == 0 })
-				do = n.Resume
+				do = func(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (lifecycle.Sandbox, error) {
+					return n.Resume(ctx, id, gen, 0)
+				}
 			}
 			if commit := "journal.commit"; strings.HasSuffix(place, commit) {
 				place = commit
@@ -152,7 +156,7 @@ func TestX19_PauseAndResumeUndo(t *testing.T) {
 			})
 			// And it is none the worse for it.
 			n.pause(id)
-			if _, err := n.Resume(n.ctx(), id, 0); err != nil {
+			if _, err := n.Resume(n.ctx(), id, 0, 0); err != nil {
 				t.Fatal(err)
 			}
 			if err := n.Delete(n.ctx(), id, 0, "test"); err != nil {
@@ -252,7 +256,7 @@ func TestG03_DeleteOfAKnownGenerationDuringResume(t *testing.T) {
 	n.released()
 	armed.Store(true)
 	resumed := make(chan error, 1)
-	go func() { resumed <- second(n.Resume(n.ctx(), id, 1)) }()
+	go func() { resumed <- second(n.Resume(n.ctx(), id, 1, 0)) }()
 	<-starting
 	if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Starting || sb.Wire().GetGeneration() != 1 {
 		t.Errorf("it is shown as %s of generation %d: %v", sb.State(), sb.Wire().GetGeneration(), err)
@@ -328,7 +332,7 @@ func TestX20_PauseAndResumeAreFinishedByTheNextNoded(t *testing.T) {
 			}
 			if c.want != sandbox.Failed {
 				n.pause(id)
-				if _, err := n.Resume(n.ctx(), id, 0); err != nil {
+				if _, err := n.Resume(n.ctx(), id, 0, 0); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -370,12 +374,12 @@ func TestX46_PausedSandboxesOutliveRestarts(t *testing.T) {
 	eventually(t, "their places are free", func() bool { return n.Create(n.ctx(), "pool", spec, nil) == nil })
 	eventually(t, "both of them", func() bool { return n.Create(n.ctx(), "pool", spec, nil) == nil })
 	others := n.free()
-	if _, err := n.Resume(n.ctx(), ids[0], 0); !errdefs.Is(err, errdefs.Exhausted) {
+	if _, err := n.Resume(n.ctx(), ids[0], 0, 0); !errdefs.Is(err, errdefs.Exhausted) {
 		t.Errorf("resume on a full node: %v", err)
 	}
 	n.Drain(n.ctx(), others[0])
 	eventually(t, "there is a place again", func() bool {
-		_, err := n.Resume(n.ctx(), ids[0], 0)
+		_, err := n.Resume(n.ctx(), ids[0], 0, 0)
 		return err == nil
 	})
 }
@@ -410,7 +414,7 @@ func TestG03_DeleteDuringPauseAndResume(t *testing.T) {
 				n.pause(id)
 				n.released()
 				armed <- struct{}{}
-				_, _ = n.Resume(n.ctx(), id, 0)
+				_, _ = n.Resume(n.ctx(), id, 0, 0)
 			} else {
 				armed <- struct{}{}
 				_, _ = n.Pause(n.ctx(), id, 0)

@@ -80,16 +80,12 @@ func (m *Manager) snapshot() []*instance {
 // adopt decides about one sandbox. That procd redials is the proof of life;
 // containerd is not asked, so that sandboxes serve again while it is away.
 func (m *Manager) adopt(ctx context.Context, inst *instance) {
-	rec := m.record(inst)
-	switch {
-	case rec.State == journal.Resuming:
-		m.backToSleep(ctx, inst, rec) // nobody was told that it runs
-	case atRest(rec):
-		m.dispose(inst, rec) // again: nobody knows how far it got
+	if m.settle(ctx, inst) {
+		return
+	}
+	switch rec := m.record(inst); {
 	case rec.State == journal.Pausing:
 		m.adoptPausing(ctx, inst)
-	case rec.State == journal.Slot && rec.Image != 0:
-		m.abandonBegun(ctx, inst)
 	case rec.Frozen:
 		m.adoptFrozen(ctx, inst)
 	default:
@@ -97,16 +93,27 @@ func (m *Manager) adopt(ctx context.Context, inst *instance) {
 	}
 }
 
-// abandonBegun gives up a start with a snapshot's files whose claim was cut off: nobody
-// was told of it, and what it began with is no other team's (G11).
-func (m *Manager) abandonBegun(ctx context.Context, inst *instance) {
+// settle decides about what nothing of may live, with the turn, for who has had it deleted
+// meanwhile was told so. It reports false for the rest.
+func (m *Manager) settle(ctx context.Context, inst *instance) bool {
 	if inst.takeTurn(ctx) != nil {
-		return // the node stops; the next one finds it again
+		return true // the node stops; the next one finds it again
 	}
 	defer inst.endTurn()
-	if m.record(inst).State == journal.Slot { // nobody was quicker
+	switch rec := m.record(inst); {
+	case rec.State == journal.Resuming:
+		m.backToSleep(ctx, inst, rec) // nobody was told that it runs
+	case rec.State == journal.Slot && rec.Image != 0:
+		// Nobody was told of it, and what it began with is no other team's (G11).
 		m.abandon(ctx, inst, "the claim that it was started for was cut off")
+	case rec.State != journal.Terminating && atRest(rec) && rec.NetIndex == 0:
+		m.dropOldImages(rec) // its teardown was recorded: see rest
+	case atRest(rec):
+		m.dispose(inst, rec) // again: nobody knows how far it got
+	default:
+		return false
 	}
+	return true
 }
 
 // adoptLive waits for the sandbox's procd.

@@ -9,14 +9,14 @@ import (
 	"s0.run/noded/internal/journal"
 )
 
-// Resume starts a paused sandbox from its image, as the next generation. It returns
-// when procd has answered and the new state is durable. What runs already stays as it
-// is. If it fails the sandbox stays paused.
-func (m *Manager) Resume(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (Sandbox, error) {
-	return m.resume(ctx, id, gen, nil)
+// Resume starts a paused sandbox from its image, as the next generation, and one later than
+// after. It returns when procd has answered and the new state is durable. What runs already
+// stays as it is. If it fails the sandbox stays paused.
+func (m *Manager) Resume(ctx context.Context, id sandbox.ID, gen, after sandbox.Generation) (Sandbox, error) {
+	return m.resume(ctx, id, gen, after, nil)
 }
 
-func (m *Manager) resume(ctx context.Context, id sandbox.ID, gen sandbox.Generation, stored *Stored) (Sandbox, error) {
+func (m *Manager) resume(ctx context.Context, id sandbox.ID, gen, after sandbox.Generation, stored *Stored) (Sandbox, error) {
 	inst := m.find(id)
 	if inst == nil {
 		return Sandbox{}, notFound(id)
@@ -38,18 +38,24 @@ func (m *Manager) resume(ctx context.Context, id sandbox.ID, gen sandbox.Generat
 	if err := checkGeneration(rec, gen); err != nil {
 		return Sandbox{}, err
 	}
-	end, err := m.beginCold(rec.Claim.Team)
+	rec, err := m.catchUp(ctx, inst, rec, after)
+	if err == nil {
+		err = m.wake(ctx, inst, rec)
+	}
 	if err != nil {
-		return Sandbox{}, err
-	}
-	defer end()
-	if stored != nil {
-		rec.Generation = max(rec.Generation, stored.After)
-	}
-	if err := m.wake(ctx, inst, rec); err != nil {
 		return Sandbox{}, startError(err)
 	}
 	return m.Get(id)
+}
+
+// catchUp makes a paused sandbox's generation the one that others know by now, durably and
+// before anything is tried that may fail: whoever says it next means this instance.
+func (m *Manager) catchUp(ctx context.Context, inst *instance, rec journal.Record, after sandbox.Generation) (journal.Record, error) {
+	if rec.Generation >= after {
+		return rec, nil
+	}
+	rec.Generation = after
+	return rec, m.commit(ctx, inst, rec)
 }
 
 // takeRestingTurn takes the turn when no teardown is at work.
@@ -82,11 +88,16 @@ func (m *Manager) takeRestingTurn(ctx context.Context, inst *instance) error {
 func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) error {
 	ctx, cancel := m.interruptible(ctx, inst, imageTimeout)
 	defer cancel()
+	end, err := m.awaitCold(ctx, rec.Claim.Team)
+	if err != nil {
+		return err
+	}
+	defer end()
 	begin := time.Now()
 	if err := m.bringImage(ctx, rec); err != nil {
 		return err
 	}
-	rec, err := m.asSaved(rec)
+	rec, err = m.asSaved(rec)
 	if err != nil {
 		return err
 	}
@@ -98,10 +109,7 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 		return err
 	}
 	defer func() { inst.kept = nil }()
-	m.mu.Lock()
-	rec.NetIndex, err = m.takeIndex()
-	m.mu.Unlock()
-	if err != nil {
+	if rec.NetIndex, err = m.indexAgain(rec); err != nil {
 		return err
 	}
 	rec.State, rec.Generation = journal.Resuming, rec.Generation+1
@@ -159,7 +167,7 @@ func (m *Manager) commit(ctx context.Context, inst *instance, rec journal.Record
 // backToSleep undoes a resume: what was started is nobody's, the image is what the
 // sandbox is. The generation that was begun is nobody's: see known.
 func (m *Manager) backToSleep(ctx context.Context, inst *instance, rec journal.Record) {
-	rec.State, rec.Generation = journal.Paused, rec.Image
+	rec.Generation, rec.State = known(rec), journal.Paused
 	m.putAnyway(ctx, rec)
 	m.dispose(inst, rec)
 }

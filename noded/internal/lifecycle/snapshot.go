@@ -180,18 +180,15 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, id sandbox.ID, gen sandbo
 }
 
 func (m *Manager) restoreFiles(ctx context.Context, inst *instance, rec journal.Record, name string) error {
+	ctx, cancel := m.interruptible(ctx, inst, imageTimeout)
+	defer cancel()
 	dir, manifest, err := m.findSnapshot(name, rec.Claim.Team)
 	if err != nil {
 		return err
 	}
-	if err := m.bringImage(ctx, rec); err != nil {
+	if manifest.Kept, err = m.keptOf(ctx, rec); err != nil { // its owner's contexts are where they were
 		return err
 	}
-	own, err := m.manifest(rec)
-	if err != nil && !errors.Is(err, snapshots.ErrNone) {
-		return err
-	}
-	manifest.Kept = own.Kept // its owner's contexts are where they were
 	next := rec
 	next.Generation, next.Image, next.Spec.Image = rec.Generation+1, rec.Generation+1, manifest.Image
 	manifest.Sandbox, manifest.Generation, manifest.Template = rec.ID, next.Generation, rec.PoolKey
@@ -200,10 +197,15 @@ func (m *Manager) restoreFiles(ctx context.Context, inst *instance, rec journal.
 			if err := os.RemoveAll(m.imageDir(next)); err != nil { // of an attempt that was cut off
 				return err
 			}
-			return snapshots.Clone(dir, m.imageDir(next), manifest, snapshots.FilesPart)
+			if err := os.MkdirAll(m.imagesDir(rec.ID), 0o700); err != nil { // its own image may be dropped
+				return err
+			}
+			if err := snapshots.Clone(dir, m.imageDir(next), manifest, snapshots.FilesPart); err != nil {
+				return err
+			}
+			return errors.Join(syncDir(m.imagesDir(rec.ID)), syncDir(m.cfg.ImageDir))
 		}},
-		// If it is not known whether the record was written both images stay: one is the sandbox.
-		{"commit", func(ctx context.Context) error { return m.commit(ctx, inst, next) }},
+		{"commit", func(ctx context.Context) error { return m.commitRestored(ctx, inst, rec, next) }},
 		{"drop", func(context.Context) error {
 			if err := os.RemoveAll(m.imageDir(rec)); err != nil { // the next pause or resume tries again
 				m.log(next).Warn("removing what a paused sandbox was", "error", err)
@@ -211,6 +213,22 @@ func (m *Manager) restoreFiles(ctx context.Context, inst *instance, rec journal.
 			return nil
 		}},
 	})
+}
+
+// commitRestored makes a paused sandbox one that starts from a snapshot. A write that fails
+// may have been made: then it is what it was, durably, or if that can't be written either,
+// both images stay, for one of them is the sandbox.
+func (m *Manager) commitRestored(ctx context.Context, inst *instance, rec, next journal.Record) error {
+	err := m.commit(ctx, inst, next)
+	if err == nil {
+		return nil
+	}
+	if uerr := m.cfg.Journal.Put(context.WithoutCancel(ctx), rec); uerr != nil {
+		m.log(rec).Error("it is not known whether a sandbox is what a snapshot was", "error", uerr)
+	} else if uerr := os.RemoveAll(m.imageDir(next)); uerr != nil {
+		m.log(rec).Warn("removing what a paused sandbox did not become", "error", uerr)
+	}
+	return err
 }
 
 // keptContexts asks procd for what a later procd shall have again. It is no reason not to

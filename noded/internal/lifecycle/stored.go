@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/archive"
 	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/snapshots"
 )
 
 // Archive fetches what is in the object store; package archive has the contract.
@@ -24,6 +26,8 @@ type Archive interface {
 	// Fetch brings an image to dir, which does not exist, whole or not at all, and
 	// returns what was stored about it.
 	Fetch(ctx context.Context, ref archive.Ref, dir string) (about []byte, err error)
+	// FetchFile returns one file of an image, of at most limit bytes.
+	FetchFile(ctx context.Context, ref archive.Ref, name string, limit int64) ([]byte, error)
 }
 
 var _ archive.Sandboxes = (*Manager)(nil)
@@ -157,7 +161,7 @@ func (m *Manager) ResumeStored(ctx context.Context, s Stored) (Sandbox, error) {
 	case m.record(inst).State == journal.Terminating: // or it is being taken in
 		return Sandbox{}, busy(s.Sandbox, errors.New("an outdated instance of it ends"))
 	}
-	return m.resume(ctx, s.Sandbox, 0, &s)
+	return m.resume(ctx, s.Sandbox, 0, s.After, &s)
 }
 
 // outdated reports whether rec is of an instance that the stored state came after.
@@ -251,7 +255,7 @@ func (m *Manager) fetchRecord(ctx context.Context, s Stored, dir string) (journa
 	if err != nil || !saved {
 		return journal.Record{}, errors.Join(errors.New("what was stored is not a whole image"), err)
 	}
-	rec.Stored = rec.Image
+	rec.Stored, rec.Generation = rec.Image, max(rec.Generation, s.After)
 	return rec, nil
 }
 
@@ -269,6 +273,26 @@ func (m *Manager) bringImage(ctx context.Context, rec journal.Record) error {
 	}
 	m.log(rec).Info("fetched a dropped image from the object store")
 	return nil
+}
+
+// keptOf is which contexts a paused sandbox's next life has again, also of one whose image
+// was dropped: it is not worth fetching for that.
+func (m *Manager) keptOf(ctx context.Context, rec journal.Record) ([]procapi.KeptContext, error) {
+	manifest, err := m.manifest(rec)
+	if !errors.Is(err, snapshots.ErrNone) {
+		return manifest.Kept, err
+	}
+	if _, err := os.Stat(m.imageDir(rec)); !errors.Is(err, fs.ErrNotExist) || !isStored(rec) || m.cfg.Archive == nil {
+		return nil, err // it is of a time without manifests
+	}
+	b, err := m.cfg.Archive.FetchFile(ctx, storedImage(m, rec).Ref, snapshots.FileName, snapshots.MaxFileBytes)
+	if err == nil {
+		manifest, err = snapshots.Parse(b)
+	}
+	if err != nil && !errors.Is(err, archive.ErrNoFile) {
+		return nil, fetchError(rec.ID, because(ctx, err))
+	}
+	return manifest.Kept, nil
 }
 
 // fetchError is what a caller may know of a fetch that failed.

@@ -24,6 +24,7 @@ type shelf struct {
 	mu     sync.Mutex
 	images map[archive.Ref]archive.Image // copies
 	asked  chan struct{}
+	whole  atomic.Int32 // images that were fetched
 	hangs  bool
 	err    error
 }
@@ -58,6 +59,23 @@ func (s *shelf) fail(err error) {
 }
 
 func (s *shelf) Fetch(ctx context.Context, ref archive.Ref, dir string) ([]byte, error) {
+	img, err := s.ask(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	s.whole.Add(1)
+	return img.About, os.CopyFS(dir, os.DirFS(img.Dir))
+}
+
+func (s *shelf) FetchFile(ctx context.Context, ref archive.Ref, name string, _ int64) ([]byte, error) {
+	img, err := s.ask(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(filepath.Join(img.Dir, name))
+}
+
+func (s *shelf) ask(ctx context.Context, ref archive.Ref) (archive.Image, error) {
 	s.asked <- struct{}{}
 	s.mu.Lock()
 	img, ok, hangs, err := s.images[ref], true, s.hangs, s.err
@@ -65,15 +83,15 @@ func (s *shelf) Fetch(ctx context.Context, ref archive.Ref, dir string) ([]byte,
 	s.mu.Unlock()
 	if hangs {
 		<-ctx.Done()
-		return nil, context.Cause(ctx)
+		return img, context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, err
+		return img, err
 	}
 	if !ok {
-		return nil, archive.ErrNotFound
+		return img, archive.ErrNotFound
 	}
-	return img.About, os.CopyFS(dir, os.DirFS(img.Dir))
+	return img, nil
 }
 
 func with(s *shelf) func(*lifecycle.Config) { return func(c *lifecycle.Config) { c.Archive = s } }
@@ -125,7 +143,7 @@ func TestX41_ADroppedImageIsFetched(t *testing.T) {
 		"no room": {errdefs.New(errdefs.Exhausted, "full"), errdefs.Exhausted},
 	} {
 		s.fail(c.err)
-		if _, err := n.Resume(n.ctx(), id, 0); !errdefs.Is(err, c.kind) {
+		if _, err := n.Resume(n.ctx(), id, 0, 0); !errdefs.Is(err, c.kind) {
 			t.Errorf("X43: %s: %v", what, err)
 		}
 		if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Paused {

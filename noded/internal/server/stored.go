@@ -27,7 +27,7 @@ func (s *Server) resume(ctx context.Context, req *nodeapi.ResumeRequest) (lifecy
 	}
 	stored := req.GetStored()
 	if stored == nil {
-		return s.cfg.Lifecycle.Resume(ctx, id, sandbox.Generation(req.GetGeneration()))
+		return s.cfg.Lifecycle.Resume(ctx, id, sandbox.Generation(req.GetGeneration()), sandbox.Generation(req.GetAfterGeneration()))
 	}
 	return s.cfg.Lifecycle.ResumeStored(ctx, lifecycle.Stored{
 		Ref:     archive.Ref{Team: stored.GetTeam(), Sandbox: id, Generation: sandbox.Generation(stored.GetGeneration())},

@@ -31,7 +31,9 @@ const version = 1
 
 // Bounds of what a reader takes for a manifest: the largest of ours is a fraction.
 const (
-	maxBytes    = 64<<10 + procapi.MaxKeptBytes
+	// MaxFileBytes is that of the file.
+	MaxFileBytes = 64<<10 + procapi.MaxKeptBytes
+
 	maxName     = 512
 	maxFeatures = 512
 	maxFeature  = 32
@@ -99,12 +101,17 @@ func read(f *os.File) (Manifest, error) {
 	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
 		return Manifest{}, errors.Join(errors.New("no regular file"), err)
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	b, err := io.ReadAll(io.LimitReader(f, MaxFileBytes+1))
 	if err != nil {
 		return Manifest{}, err
 	}
-	if len(b) > maxBytes {
-		return Manifest{}, fmt.Errorf("more than %d bytes", maxBytes)
+	return Parse(b)
+}
+
+// Parse checks what a manifest's file holds.
+func Parse(b []byte) (Manifest, error) {
+	if len(b) > MaxFileBytes {
+		return Manifest{}, fmt.Errorf("more than %d bytes", MaxFileBytes)
 	}
 	var m Manifest
 	if err := json.Unmarshal(b, &m); err != nil {

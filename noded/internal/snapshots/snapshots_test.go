@@ -61,7 +61,7 @@ func TestReadRefusesWhatIsNoManifest(t *testing.T) {
 		return string(b)
 	}
 	for name, text := range map[string]string{
-		"empty": "", "half": `{"version":1`, "huge": strings.Repeat(" ", maxBytes) + "{}",
+		"empty": "", "half": `{"version":1`, "huge": strings.Repeat(" ", MaxFileBytes) + "{}",
 		"newer":        spoilt(func(m *Manifest) { m.Version++ }),
 		"foreign path": spoilt(func(m *Manifest) { m.Sandbox = "../x" }),
 		"no team":      spoilt(func(m *Manifest) { m.Team = "" }),
