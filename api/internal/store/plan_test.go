@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,15 +30,33 @@ func TestAPageIsMergedFromItsIndex(t *testing.T) {
 	if _, err := s.conns.Exec(t.Context(), "VACUUM ANALYZE sandboxes"); err != nil {
 		t.Fatal(err)
 	}
+	ranges, total, err := s.ranges(t.Context(), team, SandboxFilter{})
+	if err != nil || total != 5_000 || len(ranges) != 2 {
+		t.Fatalf("%v, %d in all, %v", ranges, total, err)
+	}
 	for _, newest := range []bool{true, false} {
-		rows, _ := s.conns.Query(t.Context(), "EXPLAIN "+pageSQL(storedStates, newest), team, "", 50, 1_000)
+		sql, args := pageSQL(ranges, newest, 1_000, 50)
+		rows, _ := s.conns.Query(t.Context(), "EXPLAIN "+sql, append([]any{team, ""}, args...)...)
 		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		if err != nil {
 			t.Fatal(err)
 		}
 		plan := strings.Join(lines, "\n")
-		if !strings.Contains(plan, "Merge Append") || strings.Count(plan, "using sandboxes_page") != len(storedStates) {
+		if !strings.Contains(plan, "Merge Append") || strings.Count(plan, "using sandboxes_page") != len(ranges) {
 			t.Errorf("newest=%v:\n%s", newest, plan)
 		}
+	}
+}
+
+// What is passed by in its range is not merged.
+func TestAPagePassesByWhatIsBeforeIt(t *testing.T) {
+	t.Parallel()
+	_, args := pageSQL([]stateRange{{"running", 99_900}, {"failed", 100}}, true, 50_000, 50)
+	if want := []any{50, 100, 150, 49_900, 50_050, 0}; !slices.Equal(args, want) {
+		t.Errorf("%v, want %v", args, want)
+	}
+	_, args = pageSQL([]stateRange{{"running", 600}, {"failed", 400}}, true, 300, 50)
+	if want := []any{50, 300, 350, 0, 350, 0}; !slices.Equal(args, want) {
+		t.Errorf("%v, want %v", args, want)
 	}
 }
