@@ -3,6 +3,7 @@ package noded
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"s0.run/internal/daemon"
 	"s0.run/internal/nodeapi"
 	"s0.run/noded/internal/archive"
 	"s0.run/noded/internal/lifecycle"
@@ -39,14 +40,14 @@ func openObjectStore(cfg Config, local localDisk) (*objectStore, error) {
 }
 
 // keep stores the images of the manager's sandboxes from now on.
-func (o *objectStore) keep(cfg Config, manager *lifecycle.Manager, local localDisk, metrics prometheus.Registerer, s *stack) {
+func (o *objectStore) keep(cfg Config, manager *lifecycle.Manager, local localDisk, metrics prometheus.Registerer, s *daemon.Stack) {
 	if o == nil {
 		return
 	}
 	o.keeper = archive.NewKeeper(archive.KeeperConfig{
 		Archive: o.Archive, Sandboxes: manager, Crowded: local.Crowded, DryRun: cfg.ObjectDryRun, Metrics: metrics, Log: cfg.Log,
 	})
-	s.start("object store", o.keeper.Run)
+	s.Start("object store", o.keeper.Run)
 }
 
 // Status implements server.Archive.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"s0.run/internal/daemon"
 	"s0.run/noded/internal/cgroup"
 	"s0.run/noded/internal/disk"
 	"s0.run/noded/internal/images"
@@ -49,9 +50,9 @@ type imageStore interface {
 	Run(ctx context.Context, wanted func() (refs []string, ok bool)) error
 }
 
-func simulated(s *stack) machine {
+func simulated(s *daemon.Stack) machine {
 	n := noop.New()
-	s.push(n.Close)
+	s.Push(n.Close)
 	return machine{
 		runtime: noop.Runtime{Node: n}, images: noop.Images{Node: n}, disk: noop.Disk{Node: n}, network: noop.Network{Node: n}, groups: noop.Groups{Node: n}, egress: noop.Egress{},
 		usage: noop.Groups{Node: n}, traffic: noop.Network{Node: n},
@@ -60,12 +61,12 @@ func simulated(s *stack) machine {
 }
 
 // openMachine connects to containerd and the kernel.
-func openMachine(cfg Config, s *stack) (machine, error) {
+func openMachine(cfg Config, s *daemon.Stack) (machine, error) {
 	network, err := netns.Open(netns.Config{Dir: filepath.Join(cfg.RunDir, "netns"), CIDR: cfg.SandboxCIDR, CIDR6: cfg.SandboxCIDR6})
 	if err != nil {
 		return machine{}, err
 	}
-	s.push(network.Close)
+	s.Push(network.Close)
 	layout, err := cgroup.Detect()
 	if err != nil {
 		return machine{}, err
@@ -74,7 +75,7 @@ func openMachine(cfg Config, s *stack) (machine, error) {
 	if err != nil {
 		return machine{}, err
 	}
-	s.push(groups.Close)
+	s.Push(groups.Close)
 	rt, err := runtime.New(runtime.Config{
 		Socket: cfg.ContainerdSocket, Namespace: cfg.ContainerdNamespace, Snapshotter: cfg.Snapshotter,
 		Runsc: cfg.Runsc, RunscRoot: filepath.Join(cfg.RunDir, "runsc"), AllowRunc: cfg.AllowRunc, Log: cfg.Log,
@@ -82,13 +83,13 @@ func openMachine(cfg Config, s *stack) (machine, error) {
 	if err != nil {
 		return machine{}, err
 	}
-	s.push(func() {
+	s.Push(func() {
 		if err := rt.Close(); err != nil {
 			cfg.Log.Warn("closing the connection to containerd", "error", err)
 		}
 	})
 	adapter := &containers{Runtime: rt, scope: cfg.scope(), exits: make(chan lifecycle.Exit)}
-	s.start("runtime", adapter.Run)
+	s.Start("runtime", adapter.Run)
 	room := disk.New(cfg.DataDir)
 	store := images.New(images.Config{
 		Client: rt.Client(), Snapshotter: cfg.Snapshotter, PlainHTTPHosts: cfg.PlainHTTPRegistries, Registries: cfg.ImageRegistries,

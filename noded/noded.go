@@ -64,19 +64,19 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.validate(); err != nil {
 		return fmt.Errorf("noded: %w", err)
 	}
-	s := newStack()
-	defer s.stop()
+	s := daemon.NewStack()
+	defer s.Stop()
 	if err := open(ctx, cfg, s); err != nil {
 		return fmt.Errorf("noded: %w", err)
 	}
-	if err := s.wait(ctx); err != nil {
+	if err := s.Wait(ctx); err != nil {
 		return fmt.Errorf("noded: %w", err)
 	}
 	return nil
 }
 
 // open brings everything up, the journal first and the listener last.
-func open(ctx context.Context, cfg Config, s *stack) error {
+func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	classes, err := runtimeClasses(ctx, cfg)
 	if err != nil {
 		return err
@@ -91,7 +91,7 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	if err != nil {
 		return err
 	}
-	s.start("journal", j.Run)
+	s.Start("journal", j.Run)
 	var m machine
 	if cfg.Simulate {
 		m = simulated(s)
@@ -123,13 +123,13 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 	if err := manager.Load(); err != nil {
 		return err
 	}
-	s.start("egress", agent.Run)
-	s.start("lifecycle", manager.Run)
+	s.Start("egress", agent.Run)
+	s.Start("lifecycle", manager.Run)
 	manager.Adopt(ctx)
 	store.keep(cfg, manager, m.disk, metrics, s)
 	pools := slots.New(slots.Config{Lifecycle: manager, Images: m.images, Warmups: warmups(), Hub: hub, Metrics: metrics, Log: cfg.Log})
-	s.start("pools", pools.Run)
-	s.start("images", func(ctx context.Context) error {
+	s.Start("pools", pools.Run)
+	s.Start("images", func(ctx context.Context) error {
 		return m.images.Run(ctx, func() (refs []string, ok bool) {
 			refs, ok = pools.Wanted()
 			return append(refs, manager.Images()...), ok
@@ -139,10 +139,10 @@ func open(ctx context.Context, cfg Config, s *stack) error {
 		return err
 	}
 	sampler := stats.New(stats.Config{Sandboxes: manager, Groups: m.usage, Traffic: m.traffic, Metrics: metrics, Log: cfg.Log})
-	s.start("stats", sampler.Run)
+	s.Start("stats", sampler.Run)
 	stopping := make(chan struct{})
 	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})
-	s.start("events relay", relay.Run)
+	s.Start("events relay", relay.Run)
 	return serve(cfg, s, stopping, server.New(server.Config{
 		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Archive: store.forServer(), Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
 	}))
@@ -157,7 +157,7 @@ func info(cfg Config, classes []string) *nodeapi.InfoResponse {
 }
 
 // lock makes the run directory this process's alone.
-func lock(dir string, s *stack) error {
+func lock(dir string, s *daemon.Stack) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -169,13 +169,13 @@ func lock(dir string, s *stack) error {
 		f.Close()
 		return fmt.Errorf("run dir %s is in use by another noded: %w", dir, err)
 	}
-	s.push(func() { f.Close() })
+	s.Push(func() { f.Close() })
 	return nil
 }
 
 // serve listens for the node API and says that the node is ready. It closes
 // stopping when it is told to stop.
-func serve(cfg Config, s *stack, stopping chan<- struct{}, h http.Handler) error {
+func serve(cfg Config, s *daemon.Stack, stopping chan<- struct{}, h http.Handler) error {
 	l, err := daemon.ListenUnix(cfg.Socket)
 	if err != nil {
 		return err
@@ -189,7 +189,7 @@ func serve(cfg Config, s *stack, stopping chan<- struct{}, h http.Handler) error
 	}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
-	s.start("node API", func(ctx context.Context) error {
+	s.Start("node API", func(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() { close(stopping) })
 		defer stop()
 		return daemon.Serve(ctx, srv, l, stopGrace)
@@ -203,7 +203,7 @@ func serve(cfg Config, s *stack, stopping chan<- struct{}, h http.Handler) error
 
 // serveAdmin serves what operators and probes ask: healthy is a node whose state
 // can be looked at, ready one whose containerd answers, too.
-func serveAdmin(cfg Config, s *stack, metrics *prometheus.Registry, m *lifecycle.Manager, ready func(context.Context) error) error {
+func serveAdmin(cfg Config, s *daemon.Stack, metrics *prometheus.Registry, m *lifecycle.Manager, ready func(context.Context) error) error {
 	if cfg.AdminSocket == "" {
 		return nil
 	}
@@ -224,7 +224,7 @@ func serveAdmin(cfg Config, s *stack, metrics *prometheus.Registry, m *lifecycle
 		fmt.Fprintln(w, "ok")
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
-	s.start("admin", func(ctx context.Context) error {
+	s.Start("admin", func(ctx context.Context) error {
 		return daemon.Serve(ctx, srv, l, stopGrace)
 	})
 	return nil
