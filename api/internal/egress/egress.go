@@ -13,13 +13,11 @@ package egress
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"slices"
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/sync/errgroup"
 
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/openapi"
@@ -34,10 +32,11 @@ import (
 
 const (
 	pollInterval = 2 * time.Second // a rotation is felt in 5 s, although nobody was told
-	passTimeout  = time.Minute     // of one pass over what is to be told
+	passTimeout  = 5 * time.Second // of one look for what is to be told
 	tellTimeout  = 5 * time.Second // of one node's call
-	pageSize     = 64
-	tellers      = 8
+	pageSize     = 512
+	maxPending   = 1 << 16 // of one look; the next finds the rest
+	perNode      = 4       // calls to one node at once
 )
 
 // Config names what a Keeper needs.
@@ -222,9 +221,11 @@ func (k *Keeper) Kick() {
 func (k *Keeper) Run(ctx context.Context) error {
 	poll := time.NewTicker(pollInterval)
 	defer poll.Stop()
+	t := &tellers{tell: k.tell, log: k.cfg.Log, ctx: ctx, busy: map[string]bool{}}
+	defer t.wg.Wait()
 	for {
-		if err := k.pass(ctx); err != nil && ctx.Err() == nil {
-			k.cfg.Log.Warn("could not tell nodes of newer credentials; trying again", "err", err)
+		if err := k.pass(ctx, t); err != nil && ctx.Err() == nil {
+			k.cfg.Log.Warn("could not look for newer credentials; trying again", "err", err)
 		}
 		select {
 		case <-k.kick:
@@ -235,30 +236,25 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// pass goes once over what is to be told. A node that does not answer keeps no
-// other's sandboxes waiting for longer than its call.
-func (k *Keeper) pass(ctx context.Context) error {
+// pass goes once over what is to be told.
+func (k *Keeper) pass(ctx context.Context, t *tellers) error {
 	ctx, cancel := context.WithTimeout(ctx, passTimeout)
 	defer cancel()
-	after := sandbox.ID("")
+	var all []store.BoundSandbox
 	for {
+		after := sandbox.ID("")
+		if len(all) > 0 {
+			after = all[len(all)-1].ID
+		}
 		page, err := k.cfg.Store.PendingCredentials(ctx, after, pageSize)
-		if err != nil || len(page) == 0 {
+		if err != nil {
 			return err
 		}
-		var g errgroup.Group
-		g.SetLimit(tellers)
-		for _, sb := range page {
-			g.Go(func() error {
-				if err := k.tell(ctx, sb); err != nil && !errors.Is(err, context.Canceled) {
-					k.cfg.Log.Warn("could not tell a node of newer credentials; trying again",
-						"sandbox", sb.ID, "gen", sb.Generation, "team", sb.TeamID, "node", sb.Node, "err", err)
-				}
-				return nil // what was not told stays pending
-			})
+		all = append(all, page...)
+		if len(page) < pageSize || len(all) >= maxPending {
+			t.begin(all)
+			return nil
 		}
-		_ = g.Wait()
-		after = page[len(page)-1].ID
 	}
 }
 

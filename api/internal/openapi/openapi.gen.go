@@ -2928,7 +2928,7 @@ type Moved struct {
 	Moved bool `json:"moved"`
 }
 
-// NetworkEgress defines model for NetworkEgress.
+// NetworkEgress What is looked into over TCP is closed to UDP, so that HTTP/3 is no way past it: the ports of protocol rules and of credential rules that put something into TLS, or all where such a rule names none; with `deniedDomains` whatever no rule allows by name or address; everything beside a `proxy`. DNS is always answered.
 type NetworkEgress struct {
 	AllowedCidrs    []string         `json:"allowedCidrs,omitempty,omitzero"`
 	AllowedDomains  []string         `json:"allowedDomains,omitempty,omitzero"`
@@ -3505,7 +3505,9 @@ type SandboxMetricSampleList struct {
 type SandboxNetworkPolicy struct {
 	// CredentialBindings Absent keeps them, `[]` clears them.
 	CredentialBindings []CredentialBinding `json:"credentialBindings,omitzero"`
-	Egress             *NetworkEgress      `json:"egress,omitempty"`
+
+	// Egress What is looked into over TCP is closed to UDP, so that HTTP/3 is no way past it: the ports of protocol rules and of credential rules that put something into TLS, or all where such a rule names none; with `deniedDomains` whatever no rule allows by name or address; everything beside a `proxy`. DNS is always answered.
+	Egress *NetworkEgress `json:"egress,omitempty"`
 
 	// Enforcement With `audit-only` what the policy denies passes, and is recorded as what would have been denied. What no policy opens stays closed.
 	Enforcement *SandboxNetworkPolicyEnforcement `json:"enforcement,omitempty"`
