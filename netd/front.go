@@ -104,11 +104,15 @@ func (f *front) Ended(g guest.Guest) {
 	f.Gone(g.ID)
 }
 
-// CA is the certificate of a sandbox's authority.
+// CA is who answers a sandbox in others' places.
 func (f *front) CA(id sandbox.ID) (netdapi.CA, error) {
 	if !f.sandboxes.Has(id) {
 		return netdapi.CA{}, errdefs.New(errdefs.NotFound, "sandbox %s is not attached", id)
 	}
 	pem, err := f.Proxy.CA(id)
-	return netdapi.CA{PEM: string(pem)}, err
+	if err != nil {
+		return netdapi.CA{}, err
+	}
+	host, err := f.SSHHost(id)
+	return netdapi.CA{PEM: string(pem), SSHHost: host}, err
 }

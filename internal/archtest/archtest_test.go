@@ -73,6 +73,7 @@ var rules = []rule{
 	{in: "netd/internal/dnsproxy", own: leaves, third: []string{"github.com/miekg/dns", "golang.org/x/time"}},
 	{in: "netd/internal/inject", own: append(leaves, "internal/sealed"), third: []string{"golang.org/x/net/http/httpguts"}},
 	{in: "netd/internal/proxy", own: leaves, third: []string{"golang.org/x/sync"}},
+	{in: "netd/internal/sshproxy", own: leaves, third: []string{"golang.org/x/crypto/ssh"}},
 	{in: "netd/internal/sniff", third: []string{"golang.org/x/crypto/cryptobyte"}},
 	{in: "netd/internal/dataplane", own: append(leaves, "internal/netdapi"), third: []string{"github.com/google/nftables", "github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys"}},
 	{in: "registry", own: []string{"internal/daemon", "internal/errdefs", "internal/imageref", "internal/regauth"}},

@@ -104,8 +104,8 @@ func TestF01_CredentialsGoWhereTheirRuleSays(t *testing.T) {
 
 func TestE08_WhatIsNotSeenMayBeAnything(t *testing.T) {
 	t.Parallel()
-	const redis = `"credentialRules":[{"name":"login","credentialRef":"r","protocol":"redis","domains":["db.test"]}]},
-	"credentialBindings":[{"ref":"r","sourceRef":"s","projection":{"type":"username_password","usernamePassword":{}}}]`
+	const login = `"credentialRules":[{"name":"login","credentialRef":"r","protocol":"ssh","domains":["db.test"]}]},
+	"credentialBindings":[{"ref":"r","sourceRef":"s","projection":{"type":"ssh_proxy","sshProxy":{"knownHosts":["db.test ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"]}}}]`
 	for _, c := range []struct {
 		what, policy, name, rule string
 	}{
@@ -116,8 +116,8 @@ func TestE08_WhatIsNotSeenMayBeAnything(t *testing.T) {
 		{"after what allows all", `{"mode":"block-all","egress":{"trafficRules":[{"action":"allow","cidrs":["8.8.8.8/32"]},{"name":"no","action":"deny","appProtocols":["ssh"]}]}}`, "", ""},
 		{"after what allows a protocol", `{"mode":"allow-all","egress":{"trafficRules":[{"action":"allow","appProtocols":["tls"]},{"name":"no","action":"deny","appProtocols":["ssh"]}]}}`, "", "no"},
 		{"UDP alone", `{"mode":"allow-all","egress":{"trafficRules":[{"name":"no","action":"deny","appProtocols":["udp"]}]}}`, "", ""},
-		{"a login", `{"mode":"allow-all","egress":{` + redis + `}`, "db.test", "login"},
-		{"a login elsewhere", `{"mode":"allow-all","egress":{` + redis + `}`, "x.test", ""},
+		{"a login", `{"mode":"allow-all","egress":{` + login + `}`, "db.test", "login"},
+		{"a login elsewhere", `{"mode":"allow-all","egress":{` + login + `}`, "x.test", ""},
 	} {
 		f := Flow{Name: c.name, Addr: netip.MustParseAddr("8.8.8.8"), Port: 6379}
 		if v := compile(t, Fixed{}, c.policy).Unseen(f); v.Allow != (c.rule == "") || v.Rule != c.rule {

@@ -170,6 +170,11 @@ func (p *Prepared) UserPass() (user, pass string) {
 	return p.secret.Values["username"], p.secret.Values["password"]
 }
 
+// SSHKey is what a connection has to log in with over SSH; the key is PEM.
+func (p *Prepared) SSHKey() (key, passphrase string) {
+	return p.secret.PrivateKeyPEM, p.secret.Passphrase
+}
+
 // setHeaders removes whatever the sandbox sent under the credential's names, in
 // every spelling and as a trailer, and sets each once (F05).
 func (p *Prepared) setHeaders(h http.Header) {

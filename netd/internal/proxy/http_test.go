@@ -265,8 +265,13 @@ func TestE10_AClientCertificateIsNoWayPastCredentials(t *testing.T) {
 
 func TestF14_LoginsThatCannotBePlacedAreRefused(t *testing.T) {
 	t.Parallel()
-	b := newBox(t, `{"mode":"allow-all","egress":{"credentialRules":[{"credentialRef":"r","protocol":"redis"}]},
-	"credentialBindings":[{"ref":"r","sourceRef":"src","projection":{"type":"username_password","usernamePassword":{}}}]}`)
+	b := newBox(t, `{"mode":"block-all"}`)
+	p, err := policy.Parse([]byte(`{"mode":"allow-all","egress":{"credentialRules":[{"credentialRef":"r","protocol":"redis"}]},
+	"credentialBindings":[{"ref":"r","sourceRef":"src","projection":{"type":"username_password","usernamePassword":{}}}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.told(p) // the API refuses it
 	c := b.dial("6379")
 	io.WriteString(c, "*1\r\n$4\r\nPING\r\n")
 	gone(t, c)

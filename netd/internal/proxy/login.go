@@ -12,6 +12,7 @@ import (
 	"s0.run/internal/policy"
 	"s0.run/netd/internal/relay"
 	"s0.run/netd/internal/sniff"
+	"s0.run/netd/internal/sshproxy"
 )
 
 const handshakeTimeout = 10 * time.Second
@@ -95,11 +96,37 @@ func half(dst, src *tls.Conn) error {
 	return err
 }
 
-// login is for protocols that have a login of their own. None is written yet that
-// could be trusted to place one, and without its credential nothing leaves (F14).
-func (s *session) login(_ context.Context, _ *sniff.Conn, to policy.Flow, cred *policy.Credential) error {
-	reset(s.conn)
-	s.authorised(cred.Rule, cred.Binding.Ref, false, false, nil)
-	s.deny("a credential for " + to.App + " cannot be placed")
-	return nil
+// login is for protocols that have a login of their own: SSH's. No other is spoken, and
+// without its credential nothing leaves (F14).
+func (s *session) login(ctx context.Context, head *sniff.Conn, to policy.Flow, cred *policy.Credential) error {
+	if to.App != policy.SSH {
+		reset(s.conn)
+		s.authorised(cred.Rule, cred.Binding.Ref, false, false, nil)
+		s.deny("a credential for " + to.App + " cannot be placed")
+		return nil
+	}
+	s.record.Adapter = "ssh"
+	ready, err := s.prepare(cred)
+	if err != nil {
+		reset(s.conn)
+		return err
+	}
+	conf := sshproxy.Config{Projection: cred.Binding.Projection.SSHProxy, Host: to.Name, Port: to.Port}
+	if to.Name == "" {
+		conf.Host = to.Addr.String()
+	}
+	conf.Key, conf.Passphrase = ready.SSHKey()
+	if conf.HostKey, err = s.p.config.Identities.HostKey(s.guest.ID); err != nil {
+		reset(s.conn)
+		return err
+	}
+	conf.Dial = func(ctx context.Context) (net.Conn, error) {
+		up, err := s.dial(ctx, to)
+		if err != nil {
+			return nil, err
+		}
+		return up.TCPConn, nil
+	}
+	s.record.ProtocolOperations, err = sshproxy.Serve(ctx, relay.Counted{Conn: head, Flow: s.flow}, conf)
+	return err
 }

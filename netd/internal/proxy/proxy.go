@@ -36,6 +36,7 @@ import (
 	"s0.run/netd/internal/inject"
 	"s0.run/netd/internal/relay"
 	"s0.run/netd/internal/sniff"
+	"s0.run/netd/internal/sshproxy"
 )
 
 const (
@@ -240,6 +241,16 @@ func (p *Proxy) Gone(id sandbox.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.authorities, id)
+}
+
+// SSHHost is the public key with which a sandbox is answered over SSH, as a line of
+// authorized_keys.
+func (p *Proxy) SSHHost(id sandbox.ID) (string, error) {
+	key, err := p.config.Identities.HostKey(id)
+	if err != nil {
+		return "", err
+	}
+	return sshproxy.HostKeyLine(key)
 }
 
 // CA is the certificate of a sandbox's own authority, which is made when it is

@@ -33,6 +33,7 @@ type session struct {
 	record audit.Record
 	route  route // by which it was judged
 	how    way
+	with   *inject.Prepared // what all of it carries; nil: no credential
 
 	mu      sync.Mutex
 	allowed func() bool // by the policy as it is now
@@ -246,11 +247,14 @@ func (s *session) judge(to policy.Flow, route route) bool {
 
 // still says whether a flow may be as it is by the policy in force.
 func (s *session) still(to policy.Flow) func() bool {
-	route, how := s.route, s.how
+	route, how, with := s.route, s.how, s.with
 	return func() bool {
 		g, ok := s.current()
 		if !ok || !g.Policy.Judge(to).Allow {
 			return false
+		}
+		if with != nil && s.p.config.Credentials.Version(g.ID, g.Gen, with.Source) != with.Version {
+			return false // what it carries is no longer the credential (F12)
 		}
 		now, v := route(g.Policy)
 		return v.Allow && now == how
@@ -325,5 +329,6 @@ func (s *session) prepare(cred *policy.Credential) (*inject.Prepared, error) {
 	ready, err := inject.Prepare(s.p.config.Credentials, s.guest, &cred.Binding)
 	hit := err == nil && ready.Hit
 	s.authorised(cred.Rule, cred.Binding.Ref, err == nil, hit, err)
+	s.with = ready
 	return ready, err
 }

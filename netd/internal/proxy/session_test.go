@@ -223,10 +223,10 @@ func TestE08_WaitingGetsPastNoRule(t *testing.T) {
 // is denied, or has to carry a login.
 func TestE08_WhatIsNotUnderstoodMayBeWhatIsDenied(t *testing.T) {
 	t.Parallel()
-	const login = `"credentialBindings":[{"ref":"r","sourceRef":"src","projection":{"type":"username_password","usernamePassword":{}}}]}`
+	const login = `"credentialBindings":[{"ref":"r","sourceRef":"src","projection":{"type":"ssh_proxy","sshProxy":{"knownHosts":["* ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"]}}}]}`
 	for _, policy := range []string{
 		`{"mode":"allow-all","egress":{"trafficRules":[{"name":"no shells","action":"deny","appProtocols":["ssh"]}]}}`,
-		`{"mode":"allow-all","egress":{"credentialRules":[{"credentialRef":"r","protocol":"redis"}]},` + login,
+		`{"mode":"allow-all","egress":{"credentialRules":[{"credentialRef":"r","protocol":"ssh"}]},` + login,
 	} {
 		b := newBox(t, policy)
 		for _, says := range []string{"", "PING\r\n"} { // a client that waits, or in a way that only its server knows

@@ -181,7 +181,7 @@ func (w *world) upstream() netip.AddrPort {
 }
 
 // ports are those on which the proxy is reached, and the servers.
-var ports = []string{"80", "443", "2222", "6379"}
+var ports = []string{"22", "80", "443", "2222", "6379"}
 
 func (w *world) start(resolver netip.AddrPort) {
 	never := must(policy.Compile(policy.Default(), policy.Fixed{}))
@@ -278,6 +278,12 @@ func (b *box) policy(text string) guest.Guest {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	return b.told(p)
+}
+
+// told is policy for one that nobody validated.
+func (b *box) told(p *policy.Policy) guest.Guest {
+	b.t.Helper()
 	c, err := policy.Compile(p, policy.Fixed{})
 	if err != nil {
 		b.t.Fatal(err)
