@@ -111,6 +111,9 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	agent := egress.New(egress.Config{Socket: cfg.NetdSocket, Log: cfg.Log, Believe: func(id sandbox.ID, who netdapi.CA, ssh []policy.Server) error {
 		return believed.Believe(id, trust.Identity{Certificate: who.PEM, HostKey: who.SSHHost}, ssh)
 	}})
+	if err := agent.LoadBandwidth(filepath.Join(cfg.DataDir, "bandwidth.json")); err != nil {
+		return err
+	}
 	if m.egress == nil {
 		m.egress = agent
 	}
@@ -138,13 +141,13 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	if err := serveAdmin(cfg, s, metrics, manager, m.ready); err != nil {
 		return err
 	}
-	sampler := stats.New(stats.Config{Sandboxes: manager, Groups: m.usage, Traffic: m.traffic, Metrics: metrics, Log: cfg.Log})
+	sampler := stats.New(stats.Config{Sandboxes: manager, Groups: m.usage, Traffic: m.traffic, Verdicts: agent, Metrics: metrics, Log: cfg.Log})
 	s.Start("stats", sampler.Run)
 	stopping := make(chan struct{})
 	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})
 	s.Start("events relay", relay.Run)
 	return serve(cfg, s, stopping, server.New(server.Config{
-		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Archive: store.forServer(), Hub: hub, Events: relay, Stopping: stopping, Log: cfg.Log,
+		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Archive: store.forServer(), Hub: hub, Events: relay, Network: agent, Stopping: stopping, Log: cfg.Log,
 	}))
 }
 

@@ -3141,6 +3141,511 @@ func (*AckEventsResponse) Descriptor() ([]byte, []int) {
 	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
 }
 
+// FlowMark is a place in the row of a node's records. The empty one is the beginning.
+type FlowMark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           string                 `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	Through       uint64                 `protobuf:"varint,2,opt,name=through,proto3" json:"through,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlowMark) Reset() {
+	*x = FlowMark{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlowMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlowMark) ProtoMessage() {}
+
+func (x *FlowMark) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlowMark.ProtoReflect.Descriptor instead.
+func (*FlowMark) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *FlowMark) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *FlowMark) GetThrough() uint64 {
+	if x != nil {
+		return x.Through
+	}
+	return 0
+}
+
+type TakeFlowsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stored        *FlowMark              `protobuf:"bytes,1,opt,name=stored,proto3" json:"stored,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeFlowsRequest) Reset() {
+	*x = TakeFlowsRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeFlowsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeFlowsRequest) ProtoMessage() {}
+
+func (x *TakeFlowsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeFlowsRequest.ProtoReflect.Descriptor instead.
+func (*TakeFlowsRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *TakeFlowsRequest) GetStored() *FlowMark {
+	if x != nil {
+		return x.Stored
+	}
+	return nil
+}
+
+type TakeFlowsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mark          *FlowMark              `protobuf:"bytes,1,opt,name=mark,proto3" json:"mark,omitempty"` // behind the last one
+	Flows         []*Flow                `protobuf:"bytes,2,rep,name=flows,proto3" json:"flows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeFlowsResponse) Reset() {
+	*x = TakeFlowsResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeFlowsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeFlowsResponse) ProtoMessage() {}
+
+func (x *TakeFlowsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeFlowsResponse.ProtoReflect.Descriptor instead.
+func (*TakeFlowsResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *TakeFlowsResponse) GetMark() *FlowMark {
+	if x != nil {
+		return x.Mark
+	}
+	return nil
+}
+
+func (x *TakeFlowsResponse) GetFlows() []*Flow {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
+// Flow is a record of what a sandbox sent somewhere, or of flows that were too many
+// to be told one by one.
+type Flow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Sandbox       string                 `protobuf:"bytes,2,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	UnixNano      int64                  `protobuf:"varint,4,opt,name=unix_nano,json=unixNano,proto3" json:"unix_nano,omitempty"`
+	Action        string                 `protobuf:"bytes,5,opt,name=action,proto3" json:"action,omitempty"`   // allow, deny, would-deny
+	Outcome       string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"` // completed, denied, error
+	More          bool                   `protobuf:"varint,7,opt,name=more,proto3" json:"more,omitempty"`      // several
+	Record        []byte                 `protobuf:"bytes,8,opt,name=record,proto3" json:"record,omitempty"`   // JSON of package netdapi's Event
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Flow) Reset() {
+	*x = Flow{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flow) ProtoMessage() {}
+
+func (x *Flow) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flow.ProtoReflect.Descriptor instead.
+func (*Flow) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *Flow) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Flow) GetSandbox() string {
+	if x != nil {
+		return x.Sandbox
+	}
+	return ""
+}
+
+func (x *Flow) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Flow) GetUnixNano() int64 {
+	if x != nil {
+		return x.UnixNano
+	}
+	return 0
+}
+
+func (x *Flow) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Flow) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Flow) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *Flow) GetRecord() []byte {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+// Rate is bytes a second. 0 is no limit.
+type Rate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Burst         uint64                 `protobuf:"varint,2,opt,name=burst,proto3" json:"burst,omitempty"` // at once, after a while of silence; 0: what suits the rate
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rate) Reset() {
+	*x = Rate{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rate) ProtoMessage() {}
+
+func (x *Rate) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rate.ProtoReflect.Descriptor instead.
+func (*Rate) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *Rate) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Rate) GetBurst() uint64 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+type Bandwidth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Egress        *Rate                  `protobuf:"bytes,1,opt,name=egress,proto3" json:"egress,omitempty"`
+	Ingress       *Rate                  `protobuf:"bytes,2,opt,name=ingress,proto3" json:"ingress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Bandwidth) Reset() {
+	*x = Bandwidth{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Bandwidth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Bandwidth) ProtoMessage() {}
+
+func (x *Bandwidth) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Bandwidth.ProtoReflect.Descriptor instead.
+func (*Bandwidth) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *Bandwidth) GetEgress() *Rate {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+func (x *Bandwidth) GetIngress() *Rate {
+	if x != nil {
+		return x.Ingress
+	}
+	return nil
+}
+
+// TeamBandwidth is what a team's sandboxes may send and receive.
+type TeamBandwidth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Team          string                 `protobuf:"bytes,1,opt,name=team,proto3" json:"team,omitempty"`
+	Together      *Bandwidth             `protobuf:"bytes,2,opt,name=together,proto3" json:"together,omitempty"` // those on the node
+	Each          *Bandwidth             `protobuf:"bytes,3,opt,name=each,proto3" json:"each,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TeamBandwidth) Reset() {
+	*x = TeamBandwidth{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TeamBandwidth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TeamBandwidth) ProtoMessage() {}
+
+func (x *TeamBandwidth) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TeamBandwidth.ProtoReflect.Descriptor instead.
+func (*TeamBandwidth) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *TeamBandwidth) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *TeamBandwidth) GetTogether() *Bandwidth {
+	if x != nil {
+		return x.Together
+	}
+	return nil
+}
+
+func (x *TeamBandwidth) GetEach() *Bandwidth {
+	if x != nil {
+		return x.Each
+	}
+	return nil
+}
+
+type SetBandwidthRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Teams         []*TeamBandwidth       `protobuf:"bytes,1,rep,name=teams,proto3" json:"teams,omitempty"`
+	Others        *TeamBandwidth         `protobuf:"bytes,2,opt,name=others,proto3" json:"others,omitempty"` // every other team
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBandwidthRequest) Reset() {
+	*x = SetBandwidthRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBandwidthRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBandwidthRequest) ProtoMessage() {}
+
+func (x *SetBandwidthRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBandwidthRequest.ProtoReflect.Descriptor instead.
+func (*SetBandwidthRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *SetBandwidthRequest) GetTeams() []*TeamBandwidth {
+	if x != nil {
+		return x.Teams
+	}
+	return nil
+}
+
+func (x *SetBandwidthRequest) GetOthers() *TeamBandwidth {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
+type SetBandwidthResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBandwidthResponse) Reset() {
+	*x = SetBandwidthResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBandwidthResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBandwidthResponse) ProtoMessage() {}
+
+func (x *SetBandwidthResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBandwidthResponse.ProtoReflect.Descriptor instead.
+func (*SetBandwidthResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{57}
+}
+
 type ClaimRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	ClaimId     string                 `protobuf:"bytes,1,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"` // unique per claim, for idempotency
@@ -3164,7 +3669,7 @@ type ClaimRequest struct {
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +3681,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +3694,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ClaimRequest) GetClaimId() string {
@@ -3293,7 +3798,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3305,7 +3810,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3318,7 +3823,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ClaimResponse) GetSandbox() *Sandbox {
@@ -3344,7 +3849,7 @@ type ClaimManyRequest struct {
 
 func (x *ClaimManyRequest) Reset() {
 	*x = ClaimManyRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3356,7 +3861,7 @@ func (x *ClaimManyRequest) String() string {
 func (*ClaimManyRequest) ProtoMessage() {}
 
 func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3369,7 +3874,7 @@ func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyRequest.ProtoReflect.Descriptor instead.
 func (*ClaimManyRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ClaimManyRequest) GetClaims() []*ClaimRequest {
@@ -3388,7 +3893,7 @@ type ClaimManyResponse struct {
 
 func (x *ClaimManyResponse) Reset() {
 	*x = ClaimManyResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +3905,7 @@ func (x *ClaimManyResponse) String() string {
 func (*ClaimManyResponse) ProtoMessage() {}
 
 func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +3918,7 @@ func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyResponse.ProtoReflect.Descriptor instead.
 func (*ClaimManyResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ClaimManyResponse) GetOutcomes() []*ClaimOutcome {
@@ -3436,7 +3941,7 @@ type ClaimOutcome struct {
 
 func (x *ClaimOutcome) Reset() {
 	*x = ClaimOutcome{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3953,7 @@ func (x *ClaimOutcome) String() string {
 func (*ClaimOutcome) ProtoMessage() {}
 
 func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3966,7 @@ func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimOutcome.ProtoReflect.Descriptor instead.
 func (*ClaimOutcome) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ClaimOutcome) GetIndex() uint32 {
@@ -3501,7 +4006,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +4018,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +4031,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetRequest) GetId() string {
@@ -3551,7 +4056,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3563,7 +4068,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3576,7 +4081,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -3640,7 +4145,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3652,7 +4157,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3665,7 +4170,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{56}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Network) GetPolicy() []byte {
@@ -3696,7 +4201,7 @@ type SealedCredential struct {
 
 func (x *SealedCredential) Reset() {
 	*x = SealedCredential{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3708,7 +4213,7 @@ func (x *SealedCredential) String() string {
 func (*SealedCredential) ProtoMessage() {}
 
 func (x *SealedCredential) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3721,7 +4226,7 @@ func (x *SealedCredential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedCredential.ProtoReflect.Descriptor instead.
 func (*SealedCredential) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{57}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SealedCredential) GetSource() string {
@@ -3773,7 +4278,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3785,7 +4290,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3798,7 +4303,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{58}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -3837,7 +4342,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3849,7 +4354,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3862,7 +4367,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{59}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{68}
 }
 
 type PauseRequest struct {
@@ -3876,7 +4381,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3888,7 +4393,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3901,7 +4406,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{60}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -3938,7 +4443,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3950,7 +4455,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3963,7 +4468,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{61}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -4015,7 +4520,7 @@ type StoredImage struct {
 
 func (x *StoredImage) Reset() {
 	*x = StoredImage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4027,7 +4532,7 @@ func (x *StoredImage) String() string {
 func (*StoredImage) ProtoMessage() {}
 
 func (x *StoredImage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4040,7 +4545,7 @@ func (x *StoredImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredImage.ProtoReflect.Descriptor instead.
 func (*StoredImage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{62}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *StoredImage) GetGeneration() uint64 {
@@ -4081,7 +4586,7 @@ type RemoveStoredRequest struct {
 
 func (x *RemoveStoredRequest) Reset() {
 	*x = RemoveStoredRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4093,7 +4598,7 @@ func (x *RemoveStoredRequest) String() string {
 func (*RemoveStoredRequest) ProtoMessage() {}
 
 func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4106,7 +4611,7 @@ func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredRequest.ProtoReflect.Descriptor instead.
 func (*RemoveStoredRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{63}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RemoveStoredRequest) GetId() string {
@@ -4131,7 +4636,7 @@ type RemoveStoredResponse struct {
 
 func (x *RemoveStoredResponse) Reset() {
 	*x = RemoveStoredResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4143,7 +4648,7 @@ func (x *RemoveStoredResponse) String() string {
 func (*RemoveStoredResponse) ProtoMessage() {}
 
 func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4156,7 +4661,7 @@ func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredResponse.ProtoReflect.Descriptor instead.
 func (*RemoveStoredResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{64}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{73}
 }
 
 type ForkRequest struct {
@@ -4172,7 +4677,7 @@ type ForkRequest struct {
 
 func (x *ForkRequest) Reset() {
 	*x = ForkRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4184,7 +4689,7 @@ func (x *ForkRequest) String() string {
 func (*ForkRequest) ProtoMessage() {}
 
 func (x *ForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4197,7 +4702,7 @@ func (x *ForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
 func (*ForkRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{65}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ForkRequest) GetId() string {
@@ -4245,7 +4750,7 @@ type ForkChild struct {
 
 func (x *ForkChild) Reset() {
 	*x = ForkChild{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4257,7 +4762,7 @@ func (x *ForkChild) String() string {
 func (*ForkChild) ProtoMessage() {}
 
 func (x *ForkChild) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4270,7 +4775,7 @@ func (x *ForkChild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkChild.ProtoReflect.Descriptor instead.
 func (*ForkChild) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{66}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ForkChild) GetId() string {
@@ -4296,7 +4801,7 @@ type ForkResponse struct {
 
 func (x *ForkResponse) Reset() {
 	*x = ForkResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4308,7 +4813,7 @@ func (x *ForkResponse) String() string {
 func (*ForkResponse) ProtoMessage() {}
 
 func (x *ForkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4321,7 +4826,7 @@ func (x *ForkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResponse.ProtoReflect.Descriptor instead.
 func (*ForkResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{67}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ForkResponse) GetChildren() []*Sandbox {
@@ -4342,7 +4847,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4354,7 +4859,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4367,7 +4872,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{68}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -4400,7 +4905,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4412,7 +4917,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4425,7 +4930,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{69}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SnapshotResponse) GetBytes() int64 {
@@ -4444,7 +4949,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4456,7 +4961,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4469,7 +4974,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{70}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *DeleteSnapshotRequest) GetSnapshot() string {
@@ -4487,7 +4992,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4499,7 +5004,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4512,7 +5017,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{71}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{80}
 }
 
 type RestoreSnapshotRequest struct {
@@ -4526,7 +5031,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4538,7 +5043,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4551,7 +5056,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{72}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RestoreSnapshotRequest) GetId() string {
@@ -4586,7 +5091,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4598,7 +5103,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4611,7 +5116,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{73}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -4645,7 +5150,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4657,7 +5162,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4670,7 +5175,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{74}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -4710,7 +5215,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4722,7 +5227,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4735,7 +5240,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{75}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -4840,7 +5345,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +5357,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +5370,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{76}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -4891,13 +5396,14 @@ type NetworkUsage struct {
 	TxPackets     uint64                 `protobuf:"varint,4,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
 	RxErrors      uint64                 `protobuf:"varint,5,opt,name=rx_errors,json=rxErrors,proto3" json:"rx_errors,omitempty"` // dropped and broken packets
 	TxErrors      uint64                 `protobuf:"varint,6,opt,name=tx_errors,json=txErrors,proto3" json:"tx_errors,omitempty"`
+	Verdicts      *NetworkVerdicts       `protobuf:"bytes,7,opt,name=verdicts,proto3,oneof" json:"verdicts,omitempty"` // absent: there is no network daemon, or it is away
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4909,7 +5415,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4922,7 +5428,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{77}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -4967,6 +5473,82 @@ func (x *NetworkUsage) GetTxErrors() uint64 {
 	return 0
 }
 
+func (x *NetworkUsage) GetVerdicts() *NetworkVerdicts {
+	if x != nil {
+		return x.Verdicts
+	}
+	return nil
+}
+
+// NetworkVerdicts counts what the network daemon did.
+type NetworkVerdicts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Flows         uint64                 `protobuf:"varint,1,opt,name=flows,proto3" json:"flows,omitempty"`         // that were let begin
+	Denied        uint64                 `protobuf:"varint,2,opt,name=denied,proto3" json:"denied,omitempty"`       // packets that policy denies, or that are always denied
+	Malformed     uint64                 `protobuf:"varint,3,opt,name=malformed,proto3" json:"malformed,omitempty"` // packets that were not understood, or not the sandbox's
+	Throttled     uint64                 `protobuf:"varint,4,opt,name=throttled,proto3" json:"throttled,omitempty"` // packets beyond the bandwidth
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkVerdicts) Reset() {
+	*x = NetworkVerdicts{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkVerdicts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkVerdicts) ProtoMessage() {}
+
+func (x *NetworkVerdicts) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkVerdicts.ProtoReflect.Descriptor instead.
+func (*NetworkVerdicts) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *NetworkVerdicts) GetFlows() uint64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *NetworkVerdicts) GetDenied() uint64 {
+	if x != nil {
+		return x.Denied
+	}
+	return 0
+}
+
+func (x *NetworkVerdicts) GetMalformed() uint64 {
+	if x != nil {
+		return x.Malformed
+	}
+	return 0
+}
+
+func (x *NetworkVerdicts) GetThrottled() uint64 {
+	if x != nil {
+		return x.Throttled
+	}
+	return 0
+}
+
 type ResolveImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
@@ -4976,7 +5558,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4988,7 +5570,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5001,7 +5583,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{78}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ResolveImageRequest) GetImage() string {
@@ -5020,7 +5602,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5032,7 +5614,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5045,7 +5627,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{79}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -5063,7 +5645,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5075,7 +5657,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5088,7 +5670,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{80}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{90}
 }
 
 type InfoResponse struct {
@@ -5109,7 +5691,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5121,7 +5703,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5134,7 +5716,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{81}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -5219,7 +5801,7 @@ type ObjectStore struct {
 
 func (x *ObjectStore) Reset() {
 	*x = ObjectStore{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5231,7 +5813,7 @@ func (x *ObjectStore) String() string {
 func (*ObjectStore) ProtoMessage() {}
 
 func (x *ObjectStore) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5244,7 +5826,7 @@ func (x *ObjectStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectStore.ProtoReflect.Descriptor instead.
 func (*ObjectStore) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{82}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ObjectStore) GetUrl() string {
@@ -5281,7 +5863,7 @@ type ImageUsage struct {
 
 func (x *ImageUsage) Reset() {
 	*x = ImageUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5293,7 +5875,7 @@ func (x *ImageUsage) String() string {
 func (*ImageUsage) ProtoMessage() {}
 
 func (x *ImageUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5306,7 +5888,7 @@ func (x *ImageUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
 func (*ImageUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{83}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ImageUsage) GetImages() uint32 {
@@ -5347,7 +5929,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5359,7 +5941,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5641,7 +6223,40 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x10AckEventsRequest\x12\x16\n" +
 	"\x06stored\x18\x01 \x03(\tR\x06stored\x12\x14\n" +
 	"\x05again\x18\x02 \x03(\tR\x05again\"\x13\n" +
-	"\x11AckEventsResponse\"\xfd\x03\n" +
+	"\x11AckEventsResponse\"6\n" +
+	"\bFlowMark\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\x12\x18\n" +
+	"\athrough\x18\x02 \x01(\x04R\athrough\"@\n" +
+	"\x10TakeFlowsRequest\x12,\n" +
+	"\x06stored\x18\x01 \x01(\v2\x14.s0.node.v1.FlowMarkR\x06stored\"e\n" +
+	"\x11TakeFlowsResponse\x12(\n" +
+	"\x04mark\x18\x01 \x01(\v2\x14.s0.node.v1.FlowMarkR\x04mark\x12&\n" +
+	"\x05flows\x18\x02 \x03(\v2\x10.s0.node.v1.FlowR\x05flows\"\xcb\x01\n" +
+	"\x04Flow\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\asandbox\x18\x02 \x01(\tR\asandbox\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x12\x1b\n" +
+	"\tunix_nano\x18\x04 \x01(\x03R\bunixNano\x12\x16\n" +
+	"\x06action\x18\x05 \x01(\tR\x06action\x12\x18\n" +
+	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x12\n" +
+	"\x04more\x18\a \x01(\bR\x04more\x12\x16\n" +
+	"\x06record\x18\b \x01(\fR\x06record\"2\n" +
+	"\x04Rate\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05burst\x18\x02 \x01(\x04R\x05burst\"a\n" +
+	"\tBandwidth\x12(\n" +
+	"\x06egress\x18\x01 \x01(\v2\x10.s0.node.v1.RateR\x06egress\x12*\n" +
+	"\aingress\x18\x02 \x01(\v2\x10.s0.node.v1.RateR\aingress\"\x81\x01\n" +
+	"\rTeamBandwidth\x12\x12\n" +
+	"\x04team\x18\x01 \x01(\tR\x04team\x121\n" +
+	"\btogether\x18\x02 \x01(\v2\x15.s0.node.v1.BandwidthR\btogether\x12)\n" +
+	"\x04each\x18\x03 \x01(\v2\x15.s0.node.v1.BandwidthR\x04each\"y\n" +
+	"\x13SetBandwidthRequest\x12/\n" +
+	"\x05teams\x18\x01 \x03(\v2\x19.s0.node.v1.TeamBandwidthR\x05teams\x121\n" +
+	"\x06others\x18\x02 \x01(\v2\x19.s0.node.v1.TeamBandwidthR\x06others\"\x16\n" +
+	"\x14SetBandwidthResponse\"\xfd\x03\n" +
 	"\fClaimRequest\x12\x19\n" +
 	"\bclaim_id\x18\x01 \x01(\tR\aclaimId\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\tR\x04slot\x12\x19\n" +
@@ -5795,7 +6410,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\tDiskUsage\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x1f\n" +
 	"\vlimit_bytes\x18\x02 \x01(\x03R\n" +
-	"limitBytes\"\xbc\x01\n" +
+	"limitBytes\"\x87\x02\n" +
 	"\fNetworkUsage\x12\x19\n" +
 	"\brx_bytes\x18\x01 \x01(\x04R\arxBytes\x12\x19\n" +
 	"\btx_bytes\x18\x02 \x01(\x04R\atxBytes\x12\x1d\n" +
@@ -5804,7 +6419,14 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\n" +
 	"tx_packets\x18\x04 \x01(\x04R\ttxPackets\x12\x1b\n" +
 	"\trx_errors\x18\x05 \x01(\x04R\brxErrors\x12\x1b\n" +
-	"\ttx_errors\x18\x06 \x01(\x04R\btxErrors\"+\n" +
+	"\ttx_errors\x18\x06 \x01(\x04R\btxErrors\x12<\n" +
+	"\bverdicts\x18\a \x01(\v2\x1b.s0.node.v1.NetworkVerdictsH\x00R\bverdicts\x88\x01\x01B\v\n" +
+	"\t_verdicts\"{\n" +
+	"\x0fNetworkVerdicts\x12\x14\n" +
+	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12\x16\n" +
+	"\x06denied\x18\x02 \x01(\x04R\x06denied\x12\x1c\n" +
+	"\tmalformed\x18\x03 \x01(\x04R\tmalformed\x12\x1c\n" +
+	"\tthrottled\x18\x04 \x01(\x04R\tthrottled\"+\n" +
 	"\x13ResolveImageRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\".\n" +
 	"\x14ResolveImageResponse\x12\x16\n" +
@@ -5831,7 +6453,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x06images\x18\x01 \x01(\rR\x06images\x12#\n" +
 	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
 	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12 \n" +
-	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\xa2\x11\n" +
+	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\xbf\x12\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
@@ -5848,7 +6470,9 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x0fRestoreSnapshot\x12\".s0.node.v1.RestoreSnapshotRequest\x1a\x13.s0.node.v1.Sandbox\x12K\n" +
 	"\n" +
 	"TakeEvents\x12\x1d.s0.node.v1.TakeEventsRequest\x1a\x1e.s0.node.v1.TakeEventsResponse\x12H\n" +
-	"\tAckEvents\x12\x1c.s0.node.v1.AckEventsRequest\x1a\x1d.s0.node.v1.AckEventsResponse\x12<\n" +
+	"\tAckEvents\x12\x1c.s0.node.v1.AckEventsRequest\x1a\x1d.s0.node.v1.AckEventsResponse\x12H\n" +
+	"\tTakeFlows\x12\x1c.s0.node.v1.TakeFlowsRequest\x1a\x1d.s0.node.v1.TakeFlowsResponse\x12Q\n" +
+	"\fSetBandwidth\x12\x1f.s0.node.v1.SetBandwidthRequest\x1a .s0.node.v1.SetBandwidthResponse\x12<\n" +
 	"\x05Stats\x12\x18.s0.node.v1.StatsRequest\x1a\x19.s0.node.v1.StatsResponse\x12Q\n" +
 	"\fResolveImage\x12\x1f.s0.node.v1.ResolveImageRequest\x1a .s0.node.v1.ResolveImageResponse\x12Q\n" +
 	"\fRemoveStored\x12\x1f.s0.node.v1.RemoveStoredRequest\x1a .s0.node.v1.RemoveStoredResponse\x12:\n" +
@@ -5878,7 +6502,7 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
 var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Volume)(nil),                       // 0: s0.node.v1.Volume
 	(*S3Bucket)(nil),                     // 1: s0.node.v1.S3Bucket
@@ -5929,175 +6553,199 @@ var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*TakeEventsResponse)(nil),           // 46: s0.node.v1.TakeEventsResponse
 	(*AckEventsRequest)(nil),             // 47: s0.node.v1.AckEventsRequest
 	(*AckEventsResponse)(nil),            // 48: s0.node.v1.AckEventsResponse
-	(*ClaimRequest)(nil),                 // 49: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),                // 50: s0.node.v1.ClaimResponse
-	(*ClaimManyRequest)(nil),             // 51: s0.node.v1.ClaimManyRequest
-	(*ClaimManyResponse)(nil),            // 52: s0.node.v1.ClaimManyResponse
-	(*ClaimOutcome)(nil),                 // 53: s0.node.v1.ClaimOutcome
-	(*GetRequest)(nil),                   // 54: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),                // 55: s0.node.v1.UpdateRequest
-	(*Network)(nil),                      // 56: s0.node.v1.Network
-	(*SealedCredential)(nil),             // 57: s0.node.v1.SealedCredential
-	(*DeleteRequest)(nil),                // 58: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),               // 59: s0.node.v1.DeleteResponse
-	(*PauseRequest)(nil),                 // 60: s0.node.v1.PauseRequest
-	(*ResumeRequest)(nil),                // 61: s0.node.v1.ResumeRequest
-	(*StoredImage)(nil),                  // 62: s0.node.v1.StoredImage
-	(*RemoveStoredRequest)(nil),          // 63: s0.node.v1.RemoveStoredRequest
-	(*RemoveStoredResponse)(nil),         // 64: s0.node.v1.RemoveStoredResponse
-	(*ForkRequest)(nil),                  // 65: s0.node.v1.ForkRequest
-	(*ForkChild)(nil),                    // 66: s0.node.v1.ForkChild
-	(*ForkResponse)(nil),                 // 67: s0.node.v1.ForkResponse
-	(*SnapshotRequest)(nil),              // 68: s0.node.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),             // 69: s0.node.v1.SnapshotResponse
-	(*DeleteSnapshotRequest)(nil),        // 70: s0.node.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),       // 71: s0.node.v1.DeleteSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),       // 72: s0.node.v1.RestoreSnapshotRequest
-	(*StatsRequest)(nil),                 // 73: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),                // 74: s0.node.v1.StatsResponse
-	(*StatsSample)(nil),                  // 75: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),                    // 76: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),                 // 77: s0.node.v1.NetworkUsage
-	(*ResolveImageRequest)(nil),          // 78: s0.node.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),         // 79: s0.node.v1.ResolveImageResponse
-	(*InfoRequest)(nil),                  // 80: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),                 // 81: s0.node.v1.InfoResponse
-	(*ObjectStore)(nil),                  // 82: s0.node.v1.ObjectStore
-	(*ImageUsage)(nil),                   // 83: s0.node.v1.ImageUsage
-	nil,                                  // 84: s0.node.v1.Spec.EnvEntry
-	nil,                                  // 85: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),               // 86: s0.node.v1.HTTPGet.Header
-	nil,                                  // 87: s0.node.v1.Sandbox.EnvEntry
-	nil,                                  // 88: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                                  // 89: s0.node.v1.UpdateRequest.EnvEntry
+	(*FlowMark)(nil),                     // 49: s0.node.v1.FlowMark
+	(*TakeFlowsRequest)(nil),             // 50: s0.node.v1.TakeFlowsRequest
+	(*TakeFlowsResponse)(nil),            // 51: s0.node.v1.TakeFlowsResponse
+	(*Flow)(nil),                         // 52: s0.node.v1.Flow
+	(*Rate)(nil),                         // 53: s0.node.v1.Rate
+	(*Bandwidth)(nil),                    // 54: s0.node.v1.Bandwidth
+	(*TeamBandwidth)(nil),                // 55: s0.node.v1.TeamBandwidth
+	(*SetBandwidthRequest)(nil),          // 56: s0.node.v1.SetBandwidthRequest
+	(*SetBandwidthResponse)(nil),         // 57: s0.node.v1.SetBandwidthResponse
+	(*ClaimRequest)(nil),                 // 58: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),                // 59: s0.node.v1.ClaimResponse
+	(*ClaimManyRequest)(nil),             // 60: s0.node.v1.ClaimManyRequest
+	(*ClaimManyResponse)(nil),            // 61: s0.node.v1.ClaimManyResponse
+	(*ClaimOutcome)(nil),                 // 62: s0.node.v1.ClaimOutcome
+	(*GetRequest)(nil),                   // 63: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),                // 64: s0.node.v1.UpdateRequest
+	(*Network)(nil),                      // 65: s0.node.v1.Network
+	(*SealedCredential)(nil),             // 66: s0.node.v1.SealedCredential
+	(*DeleteRequest)(nil),                // 67: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),               // 68: s0.node.v1.DeleteResponse
+	(*PauseRequest)(nil),                 // 69: s0.node.v1.PauseRequest
+	(*ResumeRequest)(nil),                // 70: s0.node.v1.ResumeRequest
+	(*StoredImage)(nil),                  // 71: s0.node.v1.StoredImage
+	(*RemoveStoredRequest)(nil),          // 72: s0.node.v1.RemoveStoredRequest
+	(*RemoveStoredResponse)(nil),         // 73: s0.node.v1.RemoveStoredResponse
+	(*ForkRequest)(nil),                  // 74: s0.node.v1.ForkRequest
+	(*ForkChild)(nil),                    // 75: s0.node.v1.ForkChild
+	(*ForkResponse)(nil),                 // 76: s0.node.v1.ForkResponse
+	(*SnapshotRequest)(nil),              // 77: s0.node.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),             // 78: s0.node.v1.SnapshotResponse
+	(*DeleteSnapshotRequest)(nil),        // 79: s0.node.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),       // 80: s0.node.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),       // 81: s0.node.v1.RestoreSnapshotRequest
+	(*StatsRequest)(nil),                 // 82: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),                // 83: s0.node.v1.StatsResponse
+	(*StatsSample)(nil),                  // 84: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),                    // 85: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),                 // 86: s0.node.v1.NetworkUsage
+	(*NetworkVerdicts)(nil),              // 87: s0.node.v1.NetworkVerdicts
+	(*ResolveImageRequest)(nil),          // 88: s0.node.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),         // 89: s0.node.v1.ResolveImageResponse
+	(*InfoRequest)(nil),                  // 90: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),                 // 91: s0.node.v1.InfoResponse
+	(*ObjectStore)(nil),                  // 92: s0.node.v1.ObjectStore
+	(*ImageUsage)(nil),                   // 93: s0.node.v1.ImageUsage
+	nil,                                  // 94: s0.node.v1.Spec.EnvEntry
+	nil,                                  // 95: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),               // 96: s0.node.v1.HTTPGet.Header
+	nil,                                  // 97: s0.node.v1.Sandbox.EnvEntry
+	nil,                                  // 98: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                                  // 99: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
-	1,  // 0: s0.node.v1.Volume.s3:type_name -> s0.node.v1.S3Bucket
-	57, // 1: s0.node.v1.S3Bucket.credential:type_name -> s0.node.v1.SealedCredential
-	0,  // 2: s0.node.v1.Mount.volume:type_name -> s0.node.v1.Volume
-	0,  // 3: s0.node.v1.CreateVolumeRequest.volume:type_name -> s0.node.v1.Volume
-	4,  // 4: s0.node.v1.CreateVolumeResponse.state:type_name -> s0.node.v1.VolumeState
-	0,  // 5: s0.node.v1.ForkVolumeRequest.source:type_name -> s0.node.v1.Volume
-	0,  // 6: s0.node.v1.ForkVolumeRequest.volume:type_name -> s0.node.v1.Volume
-	4,  // 7: s0.node.v1.ForkVolumeResponse.state:type_name -> s0.node.v1.VolumeState
-	0,  // 8: s0.node.v1.DeleteVolumeRequest.volume:type_name -> s0.node.v1.Volume
-	0,  // 9: s0.node.v1.ReleaseVolumeRequest.volume:type_name -> s0.node.v1.Volume
-	0,  // 10: s0.node.v1.SnapshotVolumeRequest.volume:type_name -> s0.node.v1.Volume
-	0,  // 11: s0.node.v1.DeleteVolumeSnapshotRequest.volume:type_name -> s0.node.v1.Volume
-	0,  // 12: s0.node.v1.RestoreVolumeRequest.volume:type_name -> s0.node.v1.Volume
-	4,  // 13: s0.node.v1.RestoreVolumeResponse.state:type_name -> s0.node.v1.VolumeState
-	4,  // 14: s0.node.v1.ListVolumesResponse.volumes:type_name -> s0.node.v1.VolumeState
-	2,  // 15: s0.node.v1.MountVolumeRequest.mount:type_name -> s0.node.v1.Mount
-	3,  // 16: s0.node.v1.MountVolumeResponse.state:type_name -> s0.node.v1.MountState
-	84, // 17: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
-	27, // 18: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	85, // 19: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
-	28, // 20: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
-	28, // 21: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
-	28, // 22: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
-	29, // 23: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	86, // 24: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
-	26, // 25: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
-	30, // 26: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
-	33, // 27: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
-	37, // 28: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
-	39, // 29: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
-	38, // 30: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
-	36, // 31: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	41, // 32: s0.node.v1.Event.pod:type_name -> s0.node.v1.PodSlot
-	87, // 33: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
-	42, // 34: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
-	3,  // 35: s0.node.v1.Sandbox.mounts:type_name -> s0.node.v1.MountState
-	26, // 36: s0.node.v1.WarmPodRequest.spec:type_name -> s0.node.v1.Spec
-	44, // 37: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
-	43, // 38: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
-	26, // 39: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	88, // 40: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
-	42, // 41: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
-	56, // 42: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
-	2,  // 43: s0.node.v1.ClaimRequest.mounts:type_name -> s0.node.v1.Mount
-	39, // 44: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	49, // 45: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
-	53, // 46: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
-	50, // 47: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
-	89, // 48: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	56, // 49: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
-	57, // 50: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
-	62, // 51: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
-	2,  // 52: s0.node.v1.ResumeRequest.mounts:type_name -> s0.node.v1.Mount
-	66, // 53: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
-	39, // 54: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
-	75, // 55: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	76, // 56: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	77, // 57: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	83, // 58: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
-	82, // 59: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
-	25, // 60: s0.node.v1.InfoResponse.volumes:type_name -> s0.node.v1.VolumeSupport
-	31, // 61: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	34, // 62: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	49, // 63: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	51, // 64: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
-	54, // 65: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	55, // 66: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	58, // 67: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	60, // 68: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
-	61, // 69: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
-	65, // 70: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
-	68, // 71: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
-	70, // 72: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
-	72, // 73: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
-	45, // 74: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	47, // 75: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	73, // 76: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	78, // 77: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
-	63, // 78: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
-	40, // 79: s0.node.v1.Node.WarmPod:input_type -> s0.node.v1.WarmPodRequest
-	80, // 80: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	5,  // 81: s0.node.v1.Node.CreateVolume:input_type -> s0.node.v1.CreateVolumeRequest
-	7,  // 82: s0.node.v1.Node.ForkVolume:input_type -> s0.node.v1.ForkVolumeRequest
-	9,  // 83: s0.node.v1.Node.DeleteVolume:input_type -> s0.node.v1.DeleteVolumeRequest
-	11, // 84: s0.node.v1.Node.ReleaseVolume:input_type -> s0.node.v1.ReleaseVolumeRequest
-	13, // 85: s0.node.v1.Node.SnapshotVolume:input_type -> s0.node.v1.SnapshotVolumeRequest
-	15, // 86: s0.node.v1.Node.DeleteVolumeSnapshot:input_type -> s0.node.v1.DeleteVolumeSnapshotRequest
-	17, // 87: s0.node.v1.Node.RestoreVolume:input_type -> s0.node.v1.RestoreVolumeRequest
-	19, // 88: s0.node.v1.Node.ListVolumes:input_type -> s0.node.v1.ListVolumesRequest
-	21, // 89: s0.node.v1.Node.MountVolume:input_type -> s0.node.v1.MountVolumeRequest
-	23, // 90: s0.node.v1.Node.UnmountVolume:input_type -> s0.node.v1.UnmountVolumeRequest
-	32, // 91: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	35, // 92: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	50, // 93: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	52, // 94: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
-	39, // 95: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	39, // 96: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	59, // 97: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	39, // 98: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
-	39, // 99: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
-	67, // 100: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
-	69, // 101: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
-	71, // 102: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
-	39, // 103: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
-	46, // 104: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	48, // 105: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	74, // 106: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	79, // 107: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
-	64, // 108: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
-	41, // 109: s0.node.v1.Node.WarmPod:output_type -> s0.node.v1.PodSlot
-	81, // 110: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	6,  // 111: s0.node.v1.Node.CreateVolume:output_type -> s0.node.v1.CreateVolumeResponse
-	8,  // 112: s0.node.v1.Node.ForkVolume:output_type -> s0.node.v1.ForkVolumeResponse
-	10, // 113: s0.node.v1.Node.DeleteVolume:output_type -> s0.node.v1.DeleteVolumeResponse
-	12, // 114: s0.node.v1.Node.ReleaseVolume:output_type -> s0.node.v1.ReleaseVolumeResponse
-	14, // 115: s0.node.v1.Node.SnapshotVolume:output_type -> s0.node.v1.SnapshotVolumeResponse
-	16, // 116: s0.node.v1.Node.DeleteVolumeSnapshot:output_type -> s0.node.v1.DeleteVolumeSnapshotResponse
-	18, // 117: s0.node.v1.Node.RestoreVolume:output_type -> s0.node.v1.RestoreVolumeResponse
-	20, // 118: s0.node.v1.Node.ListVolumes:output_type -> s0.node.v1.ListVolumesResponse
-	22, // 119: s0.node.v1.Node.MountVolume:output_type -> s0.node.v1.MountVolumeResponse
-	24, // 120: s0.node.v1.Node.UnmountVolume:output_type -> s0.node.v1.UnmountVolumeResponse
-	91, // [91:121] is the sub-list for method output_type
-	61, // [61:91] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	1,   // 0: s0.node.v1.Volume.s3:type_name -> s0.node.v1.S3Bucket
+	66,  // 1: s0.node.v1.S3Bucket.credential:type_name -> s0.node.v1.SealedCredential
+	0,   // 2: s0.node.v1.Mount.volume:type_name -> s0.node.v1.Volume
+	0,   // 3: s0.node.v1.CreateVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	4,   // 4: s0.node.v1.CreateVolumeResponse.state:type_name -> s0.node.v1.VolumeState
+	0,   // 5: s0.node.v1.ForkVolumeRequest.source:type_name -> s0.node.v1.Volume
+	0,   // 6: s0.node.v1.ForkVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	4,   // 7: s0.node.v1.ForkVolumeResponse.state:type_name -> s0.node.v1.VolumeState
+	0,   // 8: s0.node.v1.DeleteVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	0,   // 9: s0.node.v1.ReleaseVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	0,   // 10: s0.node.v1.SnapshotVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	0,   // 11: s0.node.v1.DeleteVolumeSnapshotRequest.volume:type_name -> s0.node.v1.Volume
+	0,   // 12: s0.node.v1.RestoreVolumeRequest.volume:type_name -> s0.node.v1.Volume
+	4,   // 13: s0.node.v1.RestoreVolumeResponse.state:type_name -> s0.node.v1.VolumeState
+	4,   // 14: s0.node.v1.ListVolumesResponse.volumes:type_name -> s0.node.v1.VolumeState
+	2,   // 15: s0.node.v1.MountVolumeRequest.mount:type_name -> s0.node.v1.Mount
+	3,   // 16: s0.node.v1.MountVolumeResponse.state:type_name -> s0.node.v1.MountState
+	94,  // 17: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	27,  // 18: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
+	95,  // 19: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	28,  // 20: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
+	28,  // 21: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
+	28,  // 22: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
+	29,  // 23: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
+	96,  // 24: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	26,  // 25: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
+	30,  // 26: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
+	33,  // 27: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
+	37,  // 28: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
+	39,  // 29: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
+	38,  // 30: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
+	36,  // 31: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
+	41,  // 32: s0.node.v1.Event.pod:type_name -> s0.node.v1.PodSlot
+	97,  // 33: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	42,  // 34: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
+	3,   // 35: s0.node.v1.Sandbox.mounts:type_name -> s0.node.v1.MountState
+	26,  // 36: s0.node.v1.WarmPodRequest.spec:type_name -> s0.node.v1.Spec
+	44,  // 37: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
+	43,  // 38: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
+	49,  // 39: s0.node.v1.TakeFlowsRequest.stored:type_name -> s0.node.v1.FlowMark
+	49,  // 40: s0.node.v1.TakeFlowsResponse.mark:type_name -> s0.node.v1.FlowMark
+	52,  // 41: s0.node.v1.TakeFlowsResponse.flows:type_name -> s0.node.v1.Flow
+	53,  // 42: s0.node.v1.Bandwidth.egress:type_name -> s0.node.v1.Rate
+	53,  // 43: s0.node.v1.Bandwidth.ingress:type_name -> s0.node.v1.Rate
+	54,  // 44: s0.node.v1.TeamBandwidth.together:type_name -> s0.node.v1.Bandwidth
+	54,  // 45: s0.node.v1.TeamBandwidth.each:type_name -> s0.node.v1.Bandwidth
+	55,  // 46: s0.node.v1.SetBandwidthRequest.teams:type_name -> s0.node.v1.TeamBandwidth
+	55,  // 47: s0.node.v1.SetBandwidthRequest.others:type_name -> s0.node.v1.TeamBandwidth
+	26,  // 48: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
+	98,  // 49: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	42,  // 50: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
+	65,  // 51: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
+	2,   // 52: s0.node.v1.ClaimRequest.mounts:type_name -> s0.node.v1.Mount
+	39,  // 53: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
+	58,  // 54: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
+	62,  // 55: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
+	59,  // 56: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
+	99,  // 57: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	65,  // 58: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
+	66,  // 59: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
+	71,  // 60: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
+	2,   // 61: s0.node.v1.ResumeRequest.mounts:type_name -> s0.node.v1.Mount
+	75,  // 62: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
+	39,  // 63: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
+	84,  // 64: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	85,  // 65: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	86,  // 66: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	87,  // 67: s0.node.v1.NetworkUsage.verdicts:type_name -> s0.node.v1.NetworkVerdicts
+	93,  // 68: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
+	92,  // 69: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
+	25,  // 70: s0.node.v1.InfoResponse.volumes:type_name -> s0.node.v1.VolumeSupport
+	31,  // 71: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	34,  // 72: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	58,  // 73: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	60,  // 74: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
+	63,  // 75: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	64,  // 76: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	67,  // 77: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	69,  // 78: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
+	70,  // 79: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
+	74,  // 80: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
+	77,  // 81: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
+	79,  // 82: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
+	81,  // 83: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
+	45,  // 84: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	47,  // 85: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	50,  // 86: s0.node.v1.Node.TakeFlows:input_type -> s0.node.v1.TakeFlowsRequest
+	56,  // 87: s0.node.v1.Node.SetBandwidth:input_type -> s0.node.v1.SetBandwidthRequest
+	82,  // 88: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	88,  // 89: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
+	72,  // 90: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
+	40,  // 91: s0.node.v1.Node.WarmPod:input_type -> s0.node.v1.WarmPodRequest
+	90,  // 92: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	5,   // 93: s0.node.v1.Node.CreateVolume:input_type -> s0.node.v1.CreateVolumeRequest
+	7,   // 94: s0.node.v1.Node.ForkVolume:input_type -> s0.node.v1.ForkVolumeRequest
+	9,   // 95: s0.node.v1.Node.DeleteVolume:input_type -> s0.node.v1.DeleteVolumeRequest
+	11,  // 96: s0.node.v1.Node.ReleaseVolume:input_type -> s0.node.v1.ReleaseVolumeRequest
+	13,  // 97: s0.node.v1.Node.SnapshotVolume:input_type -> s0.node.v1.SnapshotVolumeRequest
+	15,  // 98: s0.node.v1.Node.DeleteVolumeSnapshot:input_type -> s0.node.v1.DeleteVolumeSnapshotRequest
+	17,  // 99: s0.node.v1.Node.RestoreVolume:input_type -> s0.node.v1.RestoreVolumeRequest
+	19,  // 100: s0.node.v1.Node.ListVolumes:input_type -> s0.node.v1.ListVolumesRequest
+	21,  // 101: s0.node.v1.Node.MountVolume:input_type -> s0.node.v1.MountVolumeRequest
+	23,  // 102: s0.node.v1.Node.UnmountVolume:input_type -> s0.node.v1.UnmountVolumeRequest
+	32,  // 103: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	35,  // 104: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	59,  // 105: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	61,  // 106: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
+	39,  // 107: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	39,  // 108: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	68,  // 109: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	39,  // 110: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
+	39,  // 111: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
+	76,  // 112: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
+	78,  // 113: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
+	80,  // 114: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
+	39,  // 115: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
+	46,  // 116: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	48,  // 117: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	51,  // 118: s0.node.v1.Node.TakeFlows:output_type -> s0.node.v1.TakeFlowsResponse
+	57,  // 119: s0.node.v1.Node.SetBandwidth:output_type -> s0.node.v1.SetBandwidthResponse
+	83,  // 120: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	89,  // 121: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
+	73,  // 122: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
+	41,  // 123: s0.node.v1.Node.WarmPod:output_type -> s0.node.v1.PodSlot
+	91,  // 124: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	6,   // 125: s0.node.v1.Node.CreateVolume:output_type -> s0.node.v1.CreateVolumeResponse
+	8,   // 126: s0.node.v1.Node.ForkVolume:output_type -> s0.node.v1.ForkVolumeResponse
+	10,  // 127: s0.node.v1.Node.DeleteVolume:output_type -> s0.node.v1.DeleteVolumeResponse
+	12,  // 128: s0.node.v1.Node.ReleaseVolume:output_type -> s0.node.v1.ReleaseVolumeResponse
+	14,  // 129: s0.node.v1.Node.SnapshotVolume:output_type -> s0.node.v1.SnapshotVolumeResponse
+	16,  // 130: s0.node.v1.Node.DeleteVolumeSnapshot:output_type -> s0.node.v1.DeleteVolumeSnapshotResponse
+	18,  // 131: s0.node.v1.Node.RestoreVolume:output_type -> s0.node.v1.RestoreVolumeResponse
+	20,  // 132: s0.node.v1.Node.ListVolumes:output_type -> s0.node.v1.ListVolumesResponse
+	22,  // 133: s0.node.v1.Node.MountVolume:output_type -> s0.node.v1.MountVolumeResponse
+	24,  // 134: s0.node.v1.Node.UnmountVolume:output_type -> s0.node.v1.UnmountVolumeResponse
+	103, // [103:135] is the sub-list for method output_type
+	71,  // [71:103] is the sub-list for method input_type
+	71,  // [71:71] is the sub-list for extension type_name
+	71,  // [71:71] is the sub-list for extension extendee
+	0,   // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -6114,14 +6762,15 @@ func file_internal_nodeapi_node_proto_init() {
 		(*Event_Synced)(nil),
 		(*Event_Pod)(nil),
 	}
-	file_internal_nodeapi_node_proto_msgTypes[65].OneofWrappers = []any{}
+	file_internal_nodeapi_node_proto_msgTypes[74].OneofWrappers = []any{}
+	file_internal_nodeapi_node_proto_msgTypes[86].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   90,
+			NumMessages:   100,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -69,6 +69,10 @@ const (
 	NodeTakeEventsProcedure = "/s0.node.v1.Node/TakeEvents"
 	// NodeAckEventsProcedure is the fully-qualified name of the Node's AckEvents RPC.
 	NodeAckEventsProcedure = "/s0.node.v1.Node/AckEvents"
+	// NodeTakeFlowsProcedure is the fully-qualified name of the Node's TakeFlows RPC.
+	NodeTakeFlowsProcedure = "/s0.node.v1.Node/TakeFlows"
+	// NodeSetBandwidthProcedure is the fully-qualified name of the Node's SetBandwidth RPC.
+	NodeSetBandwidthProcedure = "/s0.node.v1.Node/SetBandwidth"
 	// NodeStatsProcedure is the fully-qualified name of the Node's Stats RPC.
 	NodeStatsProcedure = "/s0.node.v1.Node/Stats"
 	// NodeResolveImageProcedure is the fully-qualified name of the Node's ResolveImage RPC.
@@ -167,6 +171,15 @@ type NodeClient interface {
 	// AckEvents ends batches' leases: stored ones are forgotten by node and
 	// sandbox, others are handed out again after a moment.
 	AckEvents(context.Context, *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error)
+	// TakeFlows has the node forget the records of flows before a mark, which are
+	// stored, and answers those behind it, oldest first; it waits up to a second for
+	// some. Callers that come together get the same ones: a record's id makes storing
+	// it twice harmless. UNAVAILABLE: the node's network daemon is away.
+	TakeFlows(context.Context, *nodeapi.TakeFlowsRequest) (*nodeapi.TakeFlowsResponse, error)
+	// SetBandwidth says how much may pass of each team's sandboxes, whichever those are,
+	// now and later, in the place of what was said before. It is in force when it is
+	// answered, but where the node's network daemon is away.
+	SetBandwidth(context.Context, *nodeapi.SetBandwidthRequest) (*nodeapi.SetBandwidthResponse, error)
 	// Stats answers what a running sandbox uses and has used: samples that the node
 	// took from a time on, oldest first, and one of now. The node keeps an hour.
 	Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error)
@@ -320,6 +333,18 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("AckEvents")),
 			connect.WithClientOptions(opts...),
 		),
+		takeFlows: connect.NewClient[nodeapi.TakeFlowsRequest, nodeapi.TakeFlowsResponse](
+			httpClient,
+			baseURL+NodeTakeFlowsProcedure,
+			connect.WithSchema(nodeMethods.ByName("TakeFlows")),
+			connect.WithClientOptions(opts...),
+		),
+		setBandwidth: connect.NewClient[nodeapi.SetBandwidthRequest, nodeapi.SetBandwidthResponse](
+			httpClient,
+			baseURL+NodeSetBandwidthProcedure,
+			connect.WithSchema(nodeMethods.ByName("SetBandwidth")),
+			connect.WithClientOptions(opts...),
+		),
 		stats: connect.NewClient[nodeapi.StatsRequest, nodeapi.StatsResponse](
 			httpClient,
 			baseURL+NodeStatsProcedure,
@@ -430,6 +455,8 @@ type nodeClient struct {
 	restoreSnapshot      *connect.Client[nodeapi.RestoreSnapshotRequest, nodeapi.Sandbox]
 	takeEvents           *connect.Client[nodeapi.TakeEventsRequest, nodeapi.TakeEventsResponse]
 	ackEvents            *connect.Client[nodeapi.AckEventsRequest, nodeapi.AckEventsResponse]
+	takeFlows            *connect.Client[nodeapi.TakeFlowsRequest, nodeapi.TakeFlowsResponse]
+	setBandwidth         *connect.Client[nodeapi.SetBandwidthRequest, nodeapi.SetBandwidthResponse]
 	stats                *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
 	resolveImage         *connect.Client[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse]
 	removeStored         *connect.Client[nodeapi.RemoveStoredRequest, nodeapi.RemoveStoredResponse]
@@ -568,6 +595,24 @@ func (c *nodeClient) TakeEvents(ctx context.Context, req *nodeapi.TakeEventsRequ
 // AckEvents calls s0.node.v1.Node.AckEvents.
 func (c *nodeClient) AckEvents(ctx context.Context, req *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error) {
 	response, err := c.ackEvents.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TakeFlows calls s0.node.v1.Node.TakeFlows.
+func (c *nodeClient) TakeFlows(ctx context.Context, req *nodeapi.TakeFlowsRequest) (*nodeapi.TakeFlowsResponse, error) {
+	response, err := c.takeFlows.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetBandwidth calls s0.node.v1.Node.SetBandwidth.
+func (c *nodeClient) SetBandwidth(ctx context.Context, req *nodeapi.SetBandwidthRequest) (*nodeapi.SetBandwidthResponse, error) {
+	response, err := c.setBandwidth.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -774,6 +819,15 @@ type NodeHandler interface {
 	// AckEvents ends batches' leases: stored ones are forgotten by node and
 	// sandbox, others are handed out again after a moment.
 	AckEvents(context.Context, *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error)
+	// TakeFlows has the node forget the records of flows before a mark, which are
+	// stored, and answers those behind it, oldest first; it waits up to a second for
+	// some. Callers that come together get the same ones: a record's id makes storing
+	// it twice harmless. UNAVAILABLE: the node's network daemon is away.
+	TakeFlows(context.Context, *nodeapi.TakeFlowsRequest) (*nodeapi.TakeFlowsResponse, error)
+	// SetBandwidth says how much may pass of each team's sandboxes, whichever those are,
+	// now and later, in the place of what was said before. It is in force when it is
+	// answered, but where the node's network daemon is away.
+	SetBandwidth(context.Context, *nodeapi.SetBandwidthRequest) (*nodeapi.SetBandwidthResponse, error)
 	// Stats answers what a running sandbox uses and has used: samples that the node
 	// took from a time on, oldest first, and one of now. The node keeps an hour.
 	Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error)
@@ -923,6 +977,18 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("AckEvents")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeTakeFlowsHandler := connect.NewUnaryHandlerSimple(
+		NodeTakeFlowsProcedure,
+		svc.TakeFlows,
+		connect.WithSchema(nodeMethods.ByName("TakeFlows")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeSetBandwidthHandler := connect.NewUnaryHandlerSimple(
+		NodeSetBandwidthProcedure,
+		svc.SetBandwidth,
+		connect.WithSchema(nodeMethods.ByName("SetBandwidth")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeStatsHandler := connect.NewUnaryHandlerSimple(
 		NodeStatsProcedure,
 		svc.Stats,
@@ -1045,6 +1111,10 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeTakeEventsHandler.ServeHTTP(w, r)
 		case NodeAckEventsProcedure:
 			nodeAckEventsHandler.ServeHTTP(w, r)
+		case NodeTakeFlowsProcedure:
+			nodeTakeFlowsHandler.ServeHTTP(w, r)
+		case NodeSetBandwidthProcedure:
+			nodeSetBandwidthHandler.ServeHTTP(w, r)
 		case NodeStatsProcedure:
 			nodeStatsHandler.ServeHTTP(w, r)
 		case NodeResolveImageProcedure:
@@ -1142,6 +1212,14 @@ func (UnimplementedNodeHandler) TakeEvents(context.Context, *nodeapi.TakeEventsR
 
 func (UnimplementedNodeHandler) AckEvents(context.Context, *nodeapi.AckEventsRequest) (*nodeapi.AckEventsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.AckEvents is not implemented"))
+}
+
+func (UnimplementedNodeHandler) TakeFlows(context.Context, *nodeapi.TakeFlowsRequest) (*nodeapi.TakeFlowsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.TakeFlows is not implemented"))
+}
+
+func (UnimplementedNodeHandler) SetBandwidth(context.Context, *nodeapi.SetBandwidthRequest) (*nodeapi.SetBandwidthResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.SetBandwidth is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {

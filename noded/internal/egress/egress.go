@@ -4,8 +4,8 @@
 // at once when netd is there, and all of it is compared with what netd knows whenever
 // netd comes up, then every so often. Without netd no sandbox reaches anything, so
 // that nothing has to wait for it: only a policy that somebody asked for is refused
-// while there is nobody to enforce it. The package decides no policy, looks into none
-// and keeps nothing on disk; lifecycle fills it again after a restart.
+// while there is nobody to enforce it. The package decides no policy and looks into
+// none; lifecycle fills it again after a restart, and bandwidths are in a file.
 package egress
 
 import (
@@ -54,8 +54,12 @@ type Agent struct {
 	up      atomic.Bool
 	behind  chan struct{} // holds a value when netd was not told something
 
-	mu   sync.Mutex
-	want map[sandbox.ID]*desired
+	setting sync.Mutex // held while bandwidths change, which one caller does at a time
+
+	mu            sync.Mutex
+	want          map[sandbox.ID]*desired
+	bandwidths    Bandwidths
+	bandwidthFile string // empty: they are not kept
 }
 
 // desired is what netd has to know of a sandbox. Its turn is held while netd is told,
@@ -177,7 +181,11 @@ func (a *Agent) tell(ctx context.Context, d *desired, known netdapi.Known) error
 // state makes the calls. The caller has the turn.
 func (a *Agent) state(ctx context.Context, d *desired, known netdapi.Known) error {
 	a.mu.Lock()
-	slot, policy, gone := d.slot, d.policy, d.gone
+	slot, gone := d.slot, d.gone
+	var policy *netdapi.Policy
+	if d.policy != nil {
+		policy = new(a.limited(*d.policy))
+	}
 	a.mu.Unlock()
 	if gone {
 		return a.client.Detach(ctx, slot.ID, slot.Generation)

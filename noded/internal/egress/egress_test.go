@@ -38,6 +38,14 @@ type fake struct {
 
 func (f *fake) Info() netdapi.Info { return netdapi.Info{Version: "v"} }
 
+func (f *fake) TakeEvents(_ context.Context, stored netdapi.Mark) netdapi.Events {
+	return netdapi.Events{Mark: netdapi.Mark{Run: stored.Run, Through: stored.Through + 1}, Events: []netdapi.Event{{FlowID: fmt.Sprint(stored.Through)}}}
+}
+
+func (f *fake) Counters() (map[sandbox.ID]netdapi.Counters, error) {
+	return map[sandbox.ID]netdapi.Counters{"a": {Denied: 7}}, nil
+}
+
 func (f *fake) wait(ctx context.Context) {
 	f.mu.Lock()
 	hang := f.hang

@@ -47,6 +47,7 @@ type Config struct {
 	Archive   Archive // nil: there is no object store
 	Hub       *events.Hub
 	Events    *procevents.Relay
+	Network   Network
 	Stopping  <-chan struct{} // closed when the node stops: watchers never end by themselves
 	Log       *slog.Logger
 }

@@ -70,8 +70,9 @@ func start(t *testing.T, procd http.Handler) *node {
 	h := New(Config{
 		Info:      &nodeapi.InfoResponse{Node: "n1", Cluster: "local"},
 		Lifecycle: n.manager, Pools: pools, Hub: n.hub,
-		Stats:    stats.New(stats.Config{Sandboxes: n.manager, Groups: noop.Groups{Node: machine}, Traffic: noop.Network{Node: machine}, Metrics: reg, Log: log}),
+		Stats:    stats.New(stats.Config{Sandboxes: n.manager, Groups: noop.Groups{Node: machine}, Traffic: noop.Network{Node: machine}, Verdicts: fakeNetwork{}, Metrics: reg, Log: log}),
 		Images:   noop.Images{Node: machine},
+		Network:  fakeNetwork{},
 		Stopping: n.stopping, Log: log,
 	})
 	n.run(j, pools)

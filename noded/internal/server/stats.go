@@ -10,12 +10,12 @@ import (
 )
 
 // Stats implements the node API.
-func (s *Server) Stats(_ context.Context, req *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
+func (s *Server) Stats(ctx context.Context, req *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
 	id, err := parseID(req.GetId())
 	if err != nil {
 		return nil, s.fail("Stats", err)
 	}
-	samples, err := s.cfg.Stats.Samples(id, sandbox.Generation(req.GetGeneration()), time.Unix(0, req.GetSinceUnixNano()))
+	samples, err := s.cfg.Stats.Samples(ctx, id, sandbox.Generation(req.GetGeneration()), time.Unix(0, req.GetSinceUnixNano()))
 	if err != nil {
 		return nil, s.fail("Stats", err)
 	}
@@ -39,6 +39,9 @@ func sampleToWire(s stats.Sample) *nodeapi.StatsSample {
 	if t := s.Traffic; t != nil {
 		w.Network = &nodeapi.NetworkUsage{
 			RxBytes: t.RxBytes, TxBytes: t.TxBytes, RxPackets: t.RxPackets, TxPackets: t.TxPackets, RxErrors: t.RxErrors, TxErrors: t.TxErrors,
+		}
+		if v := s.Verdicts; v != nil {
+			w.Network.Verdicts = &nodeapi.NetworkVerdicts{Flows: v.Flows, Denied: v.Denied, Malformed: v.Malformed, Throttled: v.Throttled}
 		}
 	}
 	return w

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"s0.run/internal/netdapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/cgroup"
 	"s0.run/noded/internal/lifecycle"
@@ -38,8 +39,9 @@ type Sample struct {
 	Generation sandbox.Generation
 	Usage      cgroup.Stats
 	Limits     cgroup.Limits
-	Disk       *Disk          // nil where it can't be told
-	Traffic    *netns.Traffic // nil where it can't be told
+	Disk       *Disk             // nil where it can't be told
+	Traffic    *netns.Traffic    // nil where it can't be told
+	Verdicts   *netdapi.Counters // likewise
 }
 
 // Disk is what a sandbox has written to its root filesystem.
@@ -59,8 +61,12 @@ type Groups interface {
 	Processes(id sandbox.ID) ([]int, error)
 }
 
-// Traffic reads what passed sandboxes' links; see [netns.Net]. A network daemon
-// that counts more can take its place.
+// Verdicts reads what the network daemon did; see [egress.Agent].
+type Verdicts interface {
+	Counters(ctx context.Context) (map[sandbox.ID]netdapi.Counters, error)
+}
+
+// Traffic reads what passed sandboxes' links; see [netns.Net].
 type Traffic interface {
 	Traffic() (map[sandbox.ID]netns.Traffic, error)
 	TrafficOf(s netns.Slot) (netns.Traffic, error)
@@ -71,6 +77,7 @@ type Config struct {
 	Sandboxes Sandboxes
 	Groups    Groups
 	Traffic   Traffic
+	Verdicts  Verdicts
 	Metrics   prometheus.Registerer
 	Log       *slog.Logger
 }
@@ -129,15 +136,19 @@ func (s *Sampler) sweep(ctx context.Context) {
 	if err != nil {
 		s.cfg.Log.Warn("sampling without network counters", "err", err)
 	}
+	verdicts := s.verdicts(ctx)
 	claimed := make(map[sandbox.ID]bool, len(all))
 	for _, r := range all {
 		claimed[r.ID] = true
 		if ctx.Err() != nil {
 			return
 		}
-		var passed *netns.Traffic
+		var passed link
 		if t, ok := traffic[r.ID]; ok {
-			passed = &t
+			passed.traffic = &t
+		}
+		if v, ok := verdicts[r.ID]; ok {
+			passed.verdicts = &v
 		}
 		s.keep(r, passed)
 	}
@@ -150,8 +161,23 @@ func (s *Sampler) sweep(ctx context.Context) {
 	}
 }
 
+// link is what is known of one.
+type link struct {
+	traffic  *netns.Traffic
+	verdicts *netdapi.Counters
+}
+
+// verdicts are none where the network daemon does not tell.
+func (s *Sampler) verdicts(ctx context.Context) map[sandbox.ID]netdapi.Counters {
+	all, err := s.cfg.Verdicts.Counters(ctx)
+	if err != nil {
+		s.cfg.Log.Warn("sampling without verdicts", "err", err)
+	}
+	return all
+}
+
 // keep takes a sample and keeps it. One that fails leaves a gap.
-func (s *Sampler) keep(r lifecycle.Running, passed *netns.Traffic) {
+func (s *Sampler) keep(r lifecycle.Running, passed link) {
 	sample, err := s.sample(r, passed)
 	if err != nil {
 		s.failures.Inc()
@@ -174,7 +200,7 @@ func (s *Sampler) of(r lifecycle.Running) *series {
 }
 
 // sample measures one sandbox.
-func (s *Sampler) sample(r lifecycle.Running, passed *netns.Traffic) (Sample, error) {
+func (s *Sampler) sample(r lifecycle.Running, passed link) (Sample, error) {
 	usage, err := s.cfg.Groups.Stats(r.ID)
 	if err != nil {
 		return Sample{}, err
@@ -182,7 +208,7 @@ func (s *Sampler) sample(r lifecycle.Running, passed *netns.Traffic) (Sample, er
 	s.mu.Lock()
 	upper := s.of(r).upper
 	s.mu.Unlock()
-	sample := Sample{Time: s.now(), Generation: r.Generation, Usage: usage, Limits: r.Limits, Traffic: passed}
+	sample := Sample{Time: s.now(), Generation: r.Generation, Usage: usage, Limits: r.Limits, Traffic: passed.traffic, Verdicts: passed.verdicts}
 	if bytes, ok := upper.bytes(func() ([]int, error) { return s.cfg.Groups.Processes(r.ID) }); ok {
 		sample.Disk = &Disk{Bytes: bytes, Limit: r.DiskBytes}
 	}
@@ -191,7 +217,7 @@ func (s *Sampler) sample(r lifecycle.Running, passed *netns.Traffic) (Sample, er
 
 // Samples answers what is kept of a running sandbox from a time on, oldest first,
 // and what it uses now. gen is the generation that the caller means; 0: any.
-func (s *Sampler) Samples(id sandbox.ID, gen sandbox.Generation, since time.Time) ([]Sample, error) {
+func (s *Sampler) Samples(ctx context.Context, id sandbox.ID, gen sandbox.Generation, since time.Time) ([]Sample, error) {
 	r, err := s.cfg.Sandboxes.Running(id, gen)
 	if err != nil {
 		return nil, err
@@ -202,9 +228,12 @@ func (s *Sampler) Samples(id sandbox.ID, gen sandbox.Generation, since time.Time
 	if n := len(kept); n > 0 && s.now().Sub(kept[n-1].Time) < fresh {
 		return kept, nil
 	}
-	var passed *netns.Traffic
+	var passed link
 	if t, err := s.cfg.Traffic.TrafficOf(r.Network); err == nil {
-		passed = &t
+		passed.traffic = &t
+	}
+	if v, ok := s.verdicts(ctx)[r.ID]; ok {
+		passed.verdicts = &v
 	}
 	now, err := s.sample(r, passed)
 	if err != nil {

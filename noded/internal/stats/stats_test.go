@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/netdapi"
 	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/cgroup"
@@ -25,16 +26,17 @@ import (
 
 // machine is everything that a Sampler reads.
 type machine struct {
-	mu      sync.Mutex
-	running map[sandbox.ID]lifecycle.Running
-	usage   map[sandbox.ID]cgroup.Stats
-	traffic map[sandbox.ID]netns.Traffic
-	lookups int // of processes
-	broken  error
+	mu       sync.Mutex
+	running  map[sandbox.ID]lifecycle.Running
+	usage    map[sandbox.ID]cgroup.Stats
+	traffic  map[sandbox.ID]netns.Traffic
+	verdicts map[sandbox.ID]netdapi.Counters
+	lookups  int // of processes
+	broken   error
 }
 
 func newMachine() *machine {
-	return &machine{running: map[sandbox.ID]lifecycle.Running{}, usage: map[sandbox.ID]cgroup.Stats{}, traffic: map[sandbox.ID]netns.Traffic{}}
+	return &machine{running: map[sandbox.ID]lifecycle.Running{}, usage: map[sandbox.ID]cgroup.Stats{}, traffic: map[sandbox.ID]netns.Traffic{}, verdicts: map[sandbox.ID]netdapi.Counters{}}
 }
 
 func (m *machine) add(t testing.TB) sandbox.ID {
@@ -47,7 +49,7 @@ func (m *machine) add(t testing.TB) sandbox.ID {
 	defer m.mu.Unlock()
 	m.running[id] = lifecycle.Running{ID: id, Generation: 1, DiskBytes: 1 << 30, OverlayDir: t.TempDir(), Limits: cgroup.Limits{MemoryBytes: 1 << 20}}
 	m.usage[id] = cgroup.Stats{CPU: time.Second}
-	m.traffic[id] = netns.Traffic{RxBytes: 5}
+	m.traffic[id], m.verdicts[id] = netns.Traffic{RxBytes: 5}, netdapi.Counters{Denied: 3}
 	return id
 }
 
@@ -83,13 +85,17 @@ func (m *machine) Processes(sandbox.ID) ([]int, error) {
 	return []int{1 << 30, os.Getpid()}, nil
 }
 
+func (m *machine) Counters(context.Context) (map[sandbox.ID]netdapi.Counters, error) {
+	return m.verdicts, m.broken
+}
+
 func (m *machine) Traffic() (map[sandbox.ID]netns.Traffic, error) { return m.traffic, m.broken }
 
 func (m *machine) TrafficOf(s netns.Slot) (netns.Traffic, error) { return m.traffic[s.ID], m.broken }
 
 // newSampler has a clock that a test sets.
 func newSampler(m *machine) (s *Sampler, advance func(time.Duration)) {
-	s = New(Config{Sandboxes: m, Groups: m, Traffic: m, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	s = New(Config{Sandboxes: m, Groups: m, Traffic: m, Verdicts: m, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	now := time.Unix(1_000_000, 0)
 	s.now = func() time.Time { return now }
 	return s, func(d time.Duration) { now = now.Add(d) }
@@ -107,12 +113,17 @@ func TestSamplesAreKeptForAnHour(t *testing.T) {
 		advance(Interval)
 	}
 	m.usage[id] = cgroup.Stats{CPU: 1_000}
-	got, err := s.Samples(id, 1, time.Time{})
+	got, err := s.Samples(t.Context(), id, 1, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(got) != Kept+1 {
 		t.Fatalf("%d samples, want %d and one of now", len(got), Kept)
+	}
+	for i, sample := range got {
+		if sample.Verdicts == nil || sample.Verdicts.Denied != 3 {
+			t.Fatalf("sample %d: the network daemon counted %+v", i, sample.Verdicts)
+		}
 	}
 	for i, sample := range got[:Kept] {
 		if want := began.Add(time.Duration(i+10) * Interval); !sample.Time.Equal(want) || sample.Usage.CPU != time.Duration(i+10) {
@@ -122,12 +133,12 @@ func TestSamplesAreKeptForAnHour(t *testing.T) {
 	if now := got[Kept]; now.Usage.CPU != 1_000 || !now.Time.Equal(s.now()) || now.Generation != 1 || now.Limits.MemoryBytes != 1<<20 {
 		t.Errorf("now: %+v", now)
 	}
-	got, err = s.Samples(id, 0, s.now().Add(-2*Interval))
+	got, err = s.Samples(t.Context(), id, 0, s.now().Add(-2*Interval))
 	if err != nil || len(got) != 3 {
 		t.Errorf("%d samples of the last two intervals (%v)", len(got), err)
 	}
 	s.sweep(t.Context())
-	if got, _ = s.Samples(id, 0, s.now()); len(got) != 1 {
+	if got, _ = s.Samples(t.Context(), id, 0, s.now()); len(got) != 1 {
 		t.Errorf("%d samples of this second", len(got)) // the one that was just taken is good enough
 	}
 }
@@ -140,11 +151,11 @@ func TestOnlyWhoRunsIsMeasured(t *testing.T) {
 	s.sweep(t.Context())
 	delete(m.running, id)
 	for _, gen := range []sandbox.Generation{0, 1} {
-		if _, err := s.Samples(id, gen, time.Time{}); !errdefs.Is(err, errdefs.NotFound) {
+		if _, err := s.Samples(t.Context(), id, gen, time.Time{}); !errdefs.Is(err, errdefs.NotFound) {
 			t.Errorf("a sandbox that is gone: %v", err)
 		}
 	}
-	if _, err := s.Samples(other, 2, time.Time{}); !errdefs.Is(err, errdefs.NotFound) {
+	if _, err := s.Samples(t.Context(), other, 2, time.Time{}); !errdefs.Is(err, errdefs.NotFound) {
 		t.Errorf("another generation: %v", err)
 	}
 	s.sweep(t.Context())
@@ -162,7 +173,7 @@ func TestWhatCantBeReadIsLeftOut(t *testing.T) {
 	advance(Interval)
 	m.broken = errors.New("no such file")
 	s.sweep(t.Context())
-	if _, err := s.Samples(id, 0, time.Time{}); err == nil {
+	if _, err := s.Samples(t.Context(), id, 0, time.Time{}); err == nil {
 		t.Error("a sample without control group")
 	}
 	families, err := s.cfg.Metrics.(*prometheus.Registry).Gather()
@@ -176,7 +187,7 @@ func TestWhatCantBeReadIsLeftOut(t *testing.T) {
 		}
 	}
 	m.broken = nil
-	got, err := s.Samples(id, 0, time.Time{})
+	got, err := s.Samples(t.Context(), id, 0, time.Time{})
 	if err != nil || len(got) != 2 || got[0].Disk != nil || got[0].Traffic == nil || got[0].Traffic.RxBytes != 5 {
 		t.Errorf("%+v (%v)", got, err)
 	}
@@ -210,7 +221,7 @@ func TestDiskOfAnUnlinkedFile(t *testing.T) {
 	disk := func() int64 {
 		t.Helper()
 		advance(Interval)
-		got, err := s.Samples(id, 0, s.now())
+		got, err := s.Samples(t.Context(), id, 0, s.now())
 		if err != nil || len(got) != 1 || got[0].Disk == nil || got[0].Disk.Limit != 1<<30 {
 			t.Fatalf("%+v (%v)", got, err)
 		}
@@ -266,7 +277,7 @@ func BenchmarkSweep(b *testing.B) {
 		}
 		defer f.Close()
 	}
-	s := New(Config{Sandboxes: m, Groups: withSelf{groups}, Traffic: m, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	s := New(Config{Sandboxes: m, Groups: withSelf{groups}, Traffic: m, Verdicts: m, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	s.sweep(b.Context()) // finds the files
 	var before, after unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
