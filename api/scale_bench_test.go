@@ -22,6 +22,7 @@ import (
 
 	"s0.run/api"
 	"s0.run/api/internal/fakenode"
+	"s0.run/internal/daemon"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
@@ -72,6 +73,7 @@ type scaleRow struct {
 }
 
 func newScale(b *testing.B) *scale {
+	daemon.CollectLess() // as s0d does
 	s := &scale{b: b, pg: s0test.NewPostgresCluster(b, "shared_buffers=512MB", "max_wal_size=4GB")} // with fsync and synchronous_commit
 	s.i = start(b, func(c *api.Config, n *fakenode.Node) {
 		c.DatabaseURL = s.pg.Database(b)

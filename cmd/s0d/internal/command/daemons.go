@@ -56,6 +56,7 @@ func apiCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		daemon.CollectLess()
 		c.Log = log.With("daemon", "api")
 		c.Ready = func(addr string) { c.Log.Info("serving", "address", addr) }
 		c.OnBootstrap = func(email, password string) {

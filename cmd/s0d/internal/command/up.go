@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/cmd/s0d/internal/machine"
+	"s0.run/internal/daemon"
 	"s0.run/cmd/s0d/internal/prereq"
 )
 
@@ -55,6 +56,7 @@ func runForeground(ctx context.Context, cfg machine.Config, out io.Writer) error
 		}
 		ready = func() { letGo(cfg.LogFile()) }
 	}
+	daemon.CollectLess()
 	return machine.Run(ctx, cfg, out, ready)
 }
 
