@@ -2,11 +2,16 @@ package store
 
 import (
 	"encoding/json"
+	"time"
 
 	"github.com/google/uuid"
 
 	"s0.run/api/internal/audit"
+	"s0.run/internal/sandbox"
 )
+
+// insertedColumns are those that the database decides.
+const insertedColumns = "claim_id, expires_at, hard_expires_at, claimed_at, created_at, updated_at"
 
 // insertClaims stores the rows s of as many claims as the arrays name, and who
 // claimed. Rows that another is in the way of are left out.
@@ -26,14 +31,14 @@ const insertClaims = `
 			nullif(key, ''), hash, snapshot_id
 		FROM c
 		ON CONFLICT DO NOTHING
-		RETURNING ` + sandboxColumns + `
+		RETURNING id, team_id, user_id, ` + insertedColumns + `
 	), audited AS (
 		INSERT INTO audit_records (` + auditColumns + `)
 		SELECT c.audit_id, s.team_id, s.user_id, c.key_id, c.operation, s.id, 'succeeded', '', c.address, c.request_id
 		FROM s JOIN c USING (id) WHERE c.audit_id IS NOT NULL` + auditOnce + `
 	)`
 
-const insertClaimsSQL = "WITH " + insertClaims + " SELECT " + sandboxColumns + " FROM s"
+const insertClaimsSQL = "WITH " + insertClaims + " SELECT " + insertedColumns + " FROM s"
 
 // insertHookedClaimSQL is insertClaimsSQL for one claim with a webhook: that and
 // the first event for it are stored in the same statement.
@@ -44,7 +49,28 @@ const insertHookedClaimSQL = "WITH " + insertClaims + `, hook AS (
 		INSERT INTO sandbox_events (team_id, sandbox_id, event_id, type, source, payload, occurred_at, delivery)
 		SELECT s.team_id, s.id, 'evt_sandbox_ready_' || s.id, 'sandbox.ready', 'manager', ` + readyEvent + `, now(), 'pending' FROM s
 	)
-	SELECT ` + sandboxColumns + ` FROM s, (SELECT pg_notify('s0_events', ($1::text[])[1])) told`
+	SELECT ` + insertedColumns + ` FROM s, (SELECT pg_notify('s0_events', ($1::text[])[1])) told`
+
+// inserted is what the database says of a row that it has taken.
+type inserted struct {
+	ClaimID       uuid.UUID
+	ExpiresAt     *time.Time
+	HardExpiresAt *time.Time
+	ClaimedAt     time.Time
+	CreatedAt     time.Time
+	UpdatedAt     time.Time
+}
+
+// stored is the row as it is now.
+func (n *NewSandbox) stored(in inserted) Sandbox {
+	return Sandbox{
+		ID: n.ID, TeamID: n.TeamID, UserID: n.UserID, ClaimID: n.ClaimID, TemplateID: n.TemplateID,
+		Node: n.Node, Generation: n.Generation, Status: sandbox.Running, Config: n.Config,
+		MemoryBytes: n.MemoryBytes, TTLSeconds: n.TTLSeconds, HardTTLSeconds: n.HardTTLSeconds, RequestHash: n.RequestHash,
+		ExpiresAt: in.ExpiresAt, HardExpiresAt: in.HardExpiresAt,
+		ClaimedAt: in.ClaimedAt, CreatedAt: in.CreatedAt, UpdatedAt: in.UpdatedAt,
+	}
+}
 
 // insertion is the statement that stores one claim.
 func (n *NewSandbox) insertion() (sql string, args []any) {

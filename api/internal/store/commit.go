@@ -236,19 +236,21 @@ func (c *committer) send(ctx context.Context, batch []*write) error {
 		claims[i] = &w.row
 	}
 	rows, _ := c.conns.Query(ctx, insertClaimsSQL, claimArgs(claims...)...)
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[inserted])
 	if err != nil {
 		return err
 	}
-	made := make(map[uuid.UUID]Sandbox, len(list))
-	for _, sb := range list {
-		made[sb.ClaimID] = sb
+	made := make(map[uuid.UUID]inserted, len(list))
+	for _, in := range list {
+		made[in.ClaimID] = in
 	}
 	for _, w := range batch {
-		var stored bool
-		if w.made, stored = made[w.row.ClaimID]; !stored {
+		in, stored := made[w.row.ClaimID]
+		if !stored {
 			w.err = errAlone // another row is in its way
+			continue
 		}
+		w.made = w.row.stored(in)
 	}
 	return nil
 }

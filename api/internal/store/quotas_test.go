@@ -322,3 +322,32 @@ func TestA15_OneRefusalInABatch(t *testing.T) {
 		t.Errorf("%d, %v", total, err)
 	}
 }
+
+// Claims of two limited teams that take over from each other don't wait for each other.
+func TestTakeOversOfTwoTeamsPassEachOther(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	teams := [2]uuid.UUID{newTeam(t, conn), newTeam(t, conn)}
+	for _, team := range teams {
+		setQuota(t, s, team, limit(store.QuotaSandboxes, 1_000))
+	}
+	for range 20 {
+		lost := [2]store.NewSandbox{newSandbox(t, teams[0]), newSandbox(t, teams[1])}
+		var errs [2]error
+		var wg sync.WaitGroup
+		for i, n := range lost {
+			insert(t, s, n)
+			n.ClaimID, n.TeamID = uuid.New(), teams[1-i]
+			wg.Go(func() { _, errs[i] = s.TakeOver(t.Context(), n) })
+		}
+		wg.Wait()
+		if err := errors.Join(errs[:]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, team := range teams {
+		if c := counted(t, conn, team); c == nil || c[0] != 20 {
+			t.Errorf("%v sandboxes are counted, want 20", c)
+		}
+	}
+}

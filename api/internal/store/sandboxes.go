@@ -89,9 +89,12 @@ func insertSandbox(ctx context.Context, q querier, n NewSandbox) (Sandbox, error
 	for range insertAttempts {
 		sql, args := n.insertion()
 		rows, _ := q.Query(ctx, sql, args...)
-		created, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
-		if !errors.Is(err, pgx.ErrNoRows) {
-			return created, classify(err, doing)
+		in, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[inserted])
+		switch {
+		case err == nil:
+			return n.stored(in), nil
+		case !errors.Is(err, pgx.ErrNoRows):
+			return Sandbox{}, classify(err, doing)
 		}
 		rows, _ = q.Query(ctx, "SELECT "+sandboxColumns+` FROM sandboxes
 			WHERE id = $1 OR team_id = $2 AND idempotency_key = nullif($3, '')
@@ -120,7 +123,14 @@ const insertAttempts = 5
 func (s *Store) TakeOver(ctx context.Context, n NewSandbox) (Sandbox, error) {
 	var taken Sandbox
 	err := s.inTx(ctx, "taking over a claim", func(ctx context.Context, tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `WITH lost AS (DELETE FROM sandboxes WHERE id = $1 AND claim_id <> $2 RETURNING id)
+		// Both teams' counts, in the order in which everybody takes them: two that take
+		// over from each other must not wait for each other.
+		_, err := tx.Exec(ctx, `SELECT FROM team_usage
+			WHERE team_id = $1 OR team_id = (SELECT team_id FROM sandboxes WHERE id = $2) ORDER BY team_id FOR UPDATE`, n.TeamID, n.ID)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `WITH lost AS (DELETE FROM sandboxes WHERE id = $1 AND claim_id <> $2 RETURNING id)
 			DELETE FROM sandbox_events WHERE sandbox_id IN (SELECT id FROM lost)`, n.ID, n.ClaimID)
 		if err != nil {
 			return err
