@@ -34,7 +34,8 @@ func testBrowser(t *testing.T, s *s0test.Stack) {
 		t.Errorf("DevTools answers %q", version)
 	}
 	u.write(id, "/srv/index.html", "<body style='background:#00ff00'></body>")
-	shot := u.run(id, "sh", "-c", `python3 -m http.server --directory /srv 8123 >/dev/null 2>&1 & sleep 2
+	shot := u.run(id, "sh", "-c", `python3 -m http.server --directory /srv 8123 >/dev/null 2>&1 &
+		curl -sf -o /dev/null --retry 60 --retry-delay 1 --retry-connrefused http://localhost:8123/
 		exec chromium --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir=/tmp/shot \
 			--screenshot=/tmp/shot.png --window-size=400,300 http://localhost:8123/`)
 	if *shot.ExitCode != 0 {
@@ -127,6 +128,13 @@ func testInterpreter(t *testing.T, s *s0test.Stack) {
 	env, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "code-interpreter", Config: &client.SandboxConfig{EnvVars: map[string]string{"CLAIMED": "yes"}}})
 	must(u, "claiming with a variable", env, err)
 	t.Cleanup(func() { u.remove(env.SandboxID) })
+	// The claim has started the kernels anew: it does not wait until they serve.
+	s.Eventually("the kernels to serve again", func() error {
+		if res := u.run(env.SandboxID, "curl", "-sf", "http://localhost:49999/health"); *res.ExitCode != 0 {
+			return fmt.Errorf("curl ends with %d", *res.ExitCode)
+		}
+		return nil
+	})
 	if l := find(u.interpret(env.SandboxID, "import os; os.environ.get('CLAIMED')", ""), "result"); l.Text != "'yes'" {
 		t.Errorf("the claim's variable: %+v", l)
 	}
