@@ -6,13 +6,13 @@ set -euo pipefail
 packages=()
 for purpose in "$@"; do
   case $purpose in
-    # What s0 runs on: its database, and what builds s0 and the template image.
-    run) packages+=(ca-certificates debootstrap git make postgresql) ;;
-    # The race detector needs a C compiler; procd's REPLs are tested with real
+    # What s0 runs on: its database, and what builds s0, the template image and JuiceFS.
+    run) packages+=(ca-certificates debootstrap gcc git libc6-dev make postgresql) ;;
+    # procd's REPLs are tested with real
     # interpreters; the benchmark runs runc beside runsc; npm installs the public
     # client, and comes with nodejs from elsewhere; s0 builds an image with buildah.
     test)
-      packages+=(buildah gcc iproute2 libc6-dev procps runc util-linux)
+      packages+=(buildah iproute2 procps runc util-linux)
       packages+=(lua5.4 nodejs perl php-cli python3 r-base-core redis-tools ruby sqlite3 zsh)
       command -v npm >/dev/null || packages+=(npm)
       ;;

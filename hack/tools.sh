@@ -11,10 +11,12 @@ vendored= # what build has made for a while
 trap 'rm -rf "$vendored"' EXIT
 
 # build MODULE "MINUTES" LDFLAGS PACKAGE...
+# cgo and tags are for the one that needs them.
+cgo=0 tags=
 build() {
   local module=$1 minutes=$2 ldflags="-s -w $3" dir=hack/tools/$1 stamp name missing=
   shift 3
-  stamp=$stamps/$module-$({ find "$dir" -type f | LC_ALL=C sort | xargs cat; go env GOVERSION GOARCH; echo "$ldflags"; } | sha256sum | cut -c1-16)
+  stamp=$stamps/$module-$({ find "$dir" -type f | LC_ALL=C sort | xargs cat; go env GOVERSION GOARCH; echo "$ldflags$tags"; } | sha256sum | cut -c1-16)
   for package in "$@"; do
     [ -x "$bin/$(basename "$package")" ] || missing=1
   done
@@ -28,7 +30,7 @@ build() {
     name=$(basename "$package")
     echo "building $name from its pinned module (up to $minutes minutes the first time)"
     # Aside, then renamed: a running server keeps the binary that it has open.
-    (cd "$dir" && CGO_ENABLED=0 nice go build -trimpath -ldflags "$ldflags" -o "$bin/.$name.new" "$package")
+    (cd "$dir" && CGO_ENABLED=$cgo nice go build -trimpath -tags "$tags" -ldflags "$ldflags" -o "$bin/.$name.new" "$package")
     mv "$bin/.$name.new" "$bin/$name"
   done
   rm -rf "$stamps/$module-"* "$vendored"
@@ -48,3 +50,7 @@ build gvisor 4 \
   gvisor.dev/gvisor/runsc
 build lint 1 "" honnef.co/go/tools/cmd/staticcheck
 build h2spec 1 "" github.com/summerwind/h2spec/cmd/h2spec
+# The durable tier of volumes, with the stores that they can be in: S3, a directory, and
+# Badger, SQLite or PostgreSQL for what is where. Its compression is C.
+cgo=1 tags=nogateway,nowebdav,nocos,nobos,nohdfs,noibmcos,noobs,nooss,noqingstor,noscs,nosftp,noswift,noazure,nogs,noufile,nob2,nonfs,nodragonfly,nocifs,nostorj,noqiniu,notos,noks3,nomysql,notikv,noetcd,noredis
+build juicefs 5 "" github.com/juicedata/juicefs

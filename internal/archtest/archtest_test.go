@@ -46,6 +46,7 @@ var rules = []rule{
 	{in: "internal/failpoint"},
 	{in: "internal/nodeapi", own: []string{"internal/sandbox", "internal/sealed", "internal/warm"}, third: []string{"connectrpc.com/connect", "google.golang.org/protobuf"}},
 	{in: "internal/netdapi", own: []string{"internal/sandbox", "internal/errdefs", "internal/sealed"}},
+	{in: "internal/volumeapi", own: []string{"internal/errdefs"}},
 	{in: "internal/daemon", third: []string{"github.com/spf13/pflag", "go.yaml.in/yaml/v3"}},
 	{in: "internal/archtest"},
 
@@ -58,7 +59,7 @@ var rules = []rule{
 	{in: "api/internal/capture", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: []string{"github.com/google/go-containerregistry", "github.com/google/uuid"}},
 	{in: "api/internal/apidoc", third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
-	{in: "noded", own: append(leaves, "internal/imageref", "internal/netdapi", "internal/nodeapi", "internal/procapi"), third: []string{
+	{in: "noded", own: append(leaves, "internal/imageref", "internal/netdapi", "internal/nodeapi", "internal/procapi", "internal/volumeapi"), third: []string{
 		"connectrpc.com/connect", "github.com/prometheus/client_golang", "golang.org/x/sync", "golang.org/x/sys",
 		"github.com/vishvananda/netlink", "google.golang.org/protobuf",
 	}},
@@ -76,6 +77,7 @@ var rules = []rule{
 	{in: "netd/internal/sshproxy", own: leaves, third: []string{"golang.org/x/crypto/ssh"}},
 	{in: "netd/internal/sniff", third: []string{"golang.org/x/crypto/cryptobyte"}},
 	{in: "netd/internal/dataplane", own: append(leaves, "internal/netdapi"), third: []string{"github.com/google/nftables", "github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys"}},
+	{in: "volumed", own: append(leaves, "internal/volumeapi"), third: []string{"golang.org/x/sys"}},
 	{in: "registry", own: []string{"internal/daemon", "internal/errdefs", "internal/imageref", "internal/regauth"}},
 	{in: "registry/internal/store", third: []string{"go.etcd.io/bbolt"}},
 	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/warm"}, third: []string{"golang.org/x/sys"}},
@@ -85,7 +87,7 @@ var rules = []rule{
 	{in: "cmd/s0", own: []string{"api/client"}, third: []string{"github.com/google/go-containerregistry", "github.com/spf13", "go.yaml.in/yaml/v3", "golang.org/x"}},
 	{in: "cmd/s0d", own: append(leaves, "internal/netdapi", "internal/imageref", "internal/nodeapi", "internal/regauth", "api", "netd", "noded", "registry"), third: []string{
 		"github.com/spf13", "golang.org/x/sync", "golang.org/x/sys", "github.com/jackc/pgx/v5",
-	}, deny: []string{module + "/api/internal", module + "/netd/internal", module + "/noded/internal", module + "/registry/internal"}},
+	}, deny: []string{module + "/api/internal", module + "/netd/internal", module + "/noded/internal", module + "/registry/internal", module + "/volumed/internal"}},
 	{in: "cmd/procd", own: []string{"procd"}},
 	{in: "cmd/containerd-shim-s0-v1", own: []string{"shim"}, third: []string{"github.com/containerd/containerd/v2/pkg/shim"}},
 	{in: "hack", own: []string{"api/client"}, third: []string{"github.com/google/go-containerregistry", "golang.org/x/sys"}},

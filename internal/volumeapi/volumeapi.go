@@ -1,0 +1,116 @@
+// Package volumeapi is what noded says to volumed, over a unix socket: HTTP with JSON
+// bodies that are decoded strictly and bounded on both sides.
+//
+// noded decides who uses which volume, where and until when; volumed has the volumes and
+// says where they are mounted on this machine. Every call may be repeated. A use has the
+// id of a mount: who restarts says his uses again. The package holds the words, the client
+// and the frame of the server; it knows no file system.
+package volumeapi
+
+import "s0.run/internal/errdefs"
+
+// CodeFenced marks the error of a caller at an epoch that a later one has replaced.
+const CodeFenced = "volume_fenced"
+
+// Volume is what has to be known of one to work on it.
+type Volume struct {
+	ID    string `json:"id"`
+	Team  string `json:"team"`
+	Epoch uint64 `json:"epoch"`
+	UID   uint32 `json:"uid"`
+	GID   uint32 `json:"gid"`
+	Limit int64  `json:"limit"` // bytes; 0: none
+}
+
+const maxName = 256
+
+// Validate refuses what no volume is; its id is judged by who makes paths of it.
+func (v Volume) Validate() error {
+	if v.ID == "" || len(v.ID) > maxName || v.Team == "" || len(v.Team) > maxName || v.Limit < 0 {
+		return errdefs.New(errdefs.InvalidArgument, "volume %.64q of team %.64q", v.ID, v.Team)
+	}
+	return nil
+}
+
+// State is what is known of a volume.
+type State struct {
+	ID          string `json:"id"`
+	Epoch       uint64 `json:"epoch"`
+	Bytes       int64  `json:"bytes"` // what its files hold
+	Files       int64  `json:"files"`
+	Uncommitted bool   `json:"uncommitted"` // something was written that is on this machine alone
+	Lost        string `json:"lost"`        // why nothing is committed any more
+}
+
+// The calls.
+type (
+	// Create makes a volume that is empty, or what a snapshot is.
+	Create struct {
+		Volume         Volume `json:"volume"`
+		SnapshotVolume string `json:"snapshot_volume,omitempty"`
+		Snapshot       string `json:"snapshot,omitempty"`
+	}
+	// Fork makes Volume what Source is now.
+	Fork struct {
+		Source Volume `json:"source"`
+		Volume Volume `json:"volume"`
+	}
+	// Use has a volume mounted, until Leave.
+	Use struct {
+		Volume   Volume `json:"volume"`
+		Use      string `json:"use"`
+		ReadOnly bool   `json:"read_only"`
+	}
+	// Mounted says where.
+	Mounted struct {
+		Path string `json:"path"`
+	}
+	// Leave ends a use, when what was written is committed.
+	Leave struct {
+		ID  string `json:"id"`
+		Use string `json:"use"`
+	}
+	// One names a volume.
+	One struct {
+		ID string `json:"id"`
+	}
+	// Committed is a commit's answer; Clean: it is the volume at one instant.
+	Committed struct {
+		State State `json:"state"`
+		Clean bool  `json:"clean"`
+	}
+	// Snapshot names one of a volume.
+	Snapshot struct {
+		Volume   Volume `json:"volume"`
+		Snapshot string `json:"snapshot"`
+	}
+	// Some are the volumes that a list is to have; none: all.
+	Some struct {
+		IDs []string `json:"ids"`
+	}
+	// States are a list's.
+	States struct {
+		States []State `json:"states"`
+	}
+	// Info says who answers.
+	Info struct {
+		Version string `json:"version"`
+		Store   string `json:"store"` // which store the volumes are in
+	}
+)
+
+// The calls' paths.
+const (
+	PathInfo     = "/v1/info"
+	PathCreate   = "/v1/create"
+	PathFork     = "/v1/fork"
+	PathUse      = "/v1/use"
+	PathLeave    = "/v1/leave"
+	PathCommit   = "/v1/commit"
+	PathSnapshot = "/v1/snapshot"
+	PathDrop     = "/v1/drop"
+	PathRestore  = "/v1/restore"
+	PathRelease  = "/v1/release"
+	PathRemove   = "/v1/remove"
+	PathList     = "/v1/list"
+)

@@ -1,0 +1,232 @@
+// Package layers makes the layers of volumes and mounts them.
+//
+// A layer is an EROFS image of what one commit has changed, in the form in which an
+// overlay takes it: whiteouts for what is gone, opaque directories. [Build] makes one
+// from a working layer, which belongs to a sandbox that may change it meanwhile: it opens
+// nothing but regular files, by descriptor and below the layer's root, and says what it
+// could not read as it was seen. [Merge] makes one of several. [Image] and [Overlay] are
+// the mounts. Which layers make a version is not for this package to know.
+package layers
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/errdefs"
+	"s0.run/volumed/internal/erofs"
+	"s0.run/volumed/internal/tree"
+)
+
+const (
+	opaqueXattr = "trusted.overlay.opaque"
+	// userXattrs are the only ones that a volume keeps: nothing else in a sandbox's hands
+	// means anything to the host's kernel.
+	userXattrs = "user."
+	xattrBytes = 64 << 10
+	// sparseBytes is the size from which a file must not be mostly holes: a layer holds
+	// them as zeros.
+	sparseBytes = 1 << 30
+)
+
+// Info is what a layer is.
+type Info struct {
+	Size  int64 // of the image
+	Bytes int64 // of the files' data in it
+	Files int64
+}
+
+// Empty writes the first layer of an empty volume: its root.
+func Empty(to io.WriterAt, uid, gid uint32) (Info, error) {
+	w, err := erofs.NewWriter(to, erofs.Attr{Mode: 0o755, UID: uid, GID: gid, Seconds: time.Now().Unix()})
+	if err != nil {
+		return Info{}, err
+	}
+	size, err := w.Close()
+	return Info{Size: size, Files: w.Files()}, err
+}
+
+type builder struct {
+	w      *erofs.Writer
+	root   int
+	links  map[uint64]string
+	missed []string
+}
+
+// Build writes the changes of the layer that is open as root. missed are paths that were
+// not any more what they had been: they have to be looked at again.
+func Build(to io.WriterAt, root *os.File, changes []tree.Change) (info Info, missed []string, err error) {
+	if len(changes) == 0 || changes[0].Path != "." {
+		return Info{}, nil, errors.New("changes without a root")
+	}
+	b := &builder{root: int(root.Fd()), links: map[uint64]string{}}
+	xattrs, err := readXattrs(b.root)
+	if err != nil {
+		return Info{}, nil, err
+	}
+	if b.w, err = erofs.NewWriter(to, attributes(changes[0].Entry, xattrs)); err != nil {
+		return Info{}, nil, err
+	}
+	for _, c := range changes[1:] {
+		if err := b.add(c); err != nil {
+			return Info{}, nil, fmt.Errorf("%q: %w", c.Path, err)
+		}
+	}
+	size, err := b.w.Close()
+	return Info{Size: size, Bytes: b.w.Bytes(), Files: b.w.Files()}, b.missed, err
+}
+
+func (b *builder) add(c tree.Change) error {
+	e := c.Entry
+	if first := b.links[e.Ino]; first != "" && e.Kind == tree.File {
+		return b.w.Link(first, c.Path)
+	}
+	switch e.Kind {
+	case tree.Whiteout:
+		return b.w.Node(c.Path, erofs.Attr{Mode: erofs.Char})
+	case tree.Fifo:
+		return b.w.Node(c.Path, attributes(e, nil, erofs.Fifo))
+	case tree.Dir:
+		return b.dir(c)
+	case tree.Symlink:
+		return b.symlink(c)
+	case tree.File:
+	}
+	return b.file(c)
+}
+
+// dir adds a directory also when it is gone by now: what is in it is on its way.
+func (b *builder) dir(c tree.Change) error {
+	var xattrs map[string]string
+	fd, err := b.open(c.Path, unix.O_RDONLY|unix.O_DIRECTORY)
+	switch {
+	case err == nil:
+		xattrs, err = readXattrs(fd)
+		_ = unix.Close(fd)
+	case elsewhere(err):
+		b.missed, err = append(b.missed, c.Path), nil
+	}
+	if err != nil {
+		return err
+	}
+	if c.Entry.Opaque {
+		if xattrs == nil {
+			xattrs = map[string]string{}
+		}
+		xattrs[opaqueXattr] = "y"
+	}
+	return b.w.Mkdir(c.Path, attributes(c.Entry, xattrs))
+}
+
+func (b *builder) symlink(c tree.Change) error {
+	fd, err := b.open(c.Path, unix.O_PATH|unix.O_NOFOLLOW)
+	if elsewhere(err) {
+		b.missed = append(b.missed, c.Path)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	target := make([]byte, erofs.MaxTarget+1)
+	n, err := unix.Readlinkat(fd, "", target)
+	if err != nil || n == 0 { // it is no symlink any more
+		b.missed = append(b.missed, c.Path)
+		return nil
+	}
+	return b.w.Symlink(c.Path, attributes(c.Entry, nil), string(target[:n]))
+}
+
+func (b *builder) file(c tree.Change) error {
+	fd, err := b.open(c.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if elsewhere(err) {
+		b.missed = append(b.missed, c.Path)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), c.Path)
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		b.missed = append(b.missed, c.Path)
+		return nil
+	}
+	if st.Size > sparseBytes && st.Blocks*512 < st.Size/2 {
+		return errdefs.New(errdefs.Exhausted, "a file of %d bytes is mostly holes, which volumes do not keep", st.Size)
+	}
+	// What a process has mapped is written without a word as long as the page is dirty. A
+	// page that was written back tells of its next change.
+	if err := unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER); err != nil {
+		return fmt.Errorf("writing back: %w", err)
+	}
+	xattrs, err := readXattrs(fd)
+	if err != nil {
+		return err
+	}
+	if c.Entry.Links > 1 {
+		b.links[c.Entry.Ino] = c.Path
+	}
+	return b.w.File(c.Path, attributes(tree.EntryOf(&st), xattrs), f, st.Size)
+}
+
+// open never leaves the layer, and follows nothing (B05).
+func (b *builder) open(path string, flags uint64) (int, error) {
+	return unix.Openat2(b.root, path, &unix.OpenHow{
+		Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	})
+}
+
+// elsewhere: the path is not what it was.
+func elsewhere(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) ||
+		errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EXDEV)
+}
+
+func attributes(e tree.Entry, xattrs map[string]string, kind ...uint32) erofs.Attr {
+	a := erofs.Attr{Mode: e.Mode, UID: e.UID, GID: e.GID, Seconds: e.Mtime / 1e9, Nanos: uint32(e.Mtime % 1e9), Xattrs: xattrs}
+	if e.Mtime%1e9 < 0 { // before 1970
+		a.Seconds, a.Nanos = a.Seconds-1, uint32(e.Mtime%1e9+1e9)
+	}
+	for _, k := range kind {
+		a.Mode |= k
+	}
+	return a
+}
+
+// readXattrs reads what a tenant may have set.
+func readXattrs(fd int) (map[string]string, error) {
+	names := make([]byte, xattrBytes)
+	n, err := unix.Flistxattr(fd, names)
+	if n <= 0 || err != nil {
+		if errors.Is(err, unix.ENOTSUP) {
+			err = nil
+		}
+		return nil, err
+	}
+	all := map[string]string{}
+	value := make([]byte, xattrBytes)
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:n]), "\x00"), "\x00") {
+		if !strings.HasPrefix(name, userXattrs) {
+			continue
+		}
+		n, err := unix.Fgetxattr(fd, name, value)
+		if errors.Is(err, unix.ENODATA) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("extended attribute: %w", err)
+		}
+		all[name] = string(value[:min(n, xattrBytes-1)])
+	}
+	return all, nil
+}

@@ -1,0 +1,126 @@
+package layers
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// safe are the flags of every mount that has a tenant's files in it.
+const safe = unix.MS_NOSUID | unix.MS_NODEV
+
+// overlayOptions leave out what would let a layer's content lead anywhere.
+const overlayOptions = "redirect_dir=nofollow,metacopy=off,index=off,nfs_export=off"
+
+// MaxLayers is how many layers fit into the one page of an overlay's options, with
+// directories of [MaxDir] bytes.
+const (
+	MaxLayers = 40
+	MaxDir    = 80
+)
+
+// Image mounts an image where there is an empty directory.
+func Image(image, at string) error {
+	err := unix.Mount(image, at, "erofs", unix.MS_RDONLY|safe, "")
+	if errors.Is(err, unix.ENOTBLK) { // a kernel that wants a device
+		err = imageOnLoop(image, at)
+	}
+	if err != nil {
+		return fmt.Errorf("mounting a layer: %w", err)
+	}
+	return nil
+}
+
+// imageOnLoop has the kernel make a device of the file, which goes with its mount.
+func imageOnLoop(image, at string) error {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	f, err := os.Open(image)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return err
+		}
+		device := fmt.Sprintf("/dev/loop%d", n)
+		loop, err := os.OpenFile(device, os.O_RDONLY, 0)
+		if err != nil {
+			return err
+		}
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
+			Fd: uint32(f.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR},
+		})
+		if err == nil {
+			err = unix.Mount(device, at, "erofs", unix.MS_RDONLY|safe, "")
+		}
+		_ = loop.Close()
+		if !errors.Is(err, unix.EBUSY) { // somebody else was quicker
+			return err
+		}
+	}
+}
+
+// Overlay mounts layers over each other, the topmost first; without upper nothing can be
+// written. There are at least two of them.
+func Overlay(at string, lower []string, upper, work string) error {
+	flags := uintptr(safe)
+	options := overlayOptions + ",lowerdir=" + strings.Join(lower, ":")
+	if upper != "" {
+		options += ",upperdir=" + upper + ",workdir=" + work
+	} else {
+		flags |= unix.MS_RDONLY
+	}
+	if strings.ContainsAny(at+upper+work+strings.Join(lower, ""), ",:\\") {
+		return fmt.Errorf("overlay at %s: a directory's name has a comma, colon or backslash", at)
+	}
+	if len(options) >= unix.Getpagesize() {
+		return fmt.Errorf("overlay at %s: options of %d bytes", at, len(options))
+	}
+	if err := unix.Mount("s0-volume", at, "overlay", flags, options); err != nil {
+		return fmt.Errorf("mounting the volume's layers: %w", err)
+	}
+	return nil
+}
+
+// Unmount takes a mount away; what is not mounted is no error.
+func Unmount(at string, lazily bool) error {
+	flags := unix.UMOUNT_NOFOLLOW
+	if lazily {
+		flags |= unix.MNT_DETACH
+	}
+	err := unix.Unmount(at, flags)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// Mounts lists the mount points below a directory, as the kernel tells them: the
+// innermost last.
+func Mounts(below string) ([]string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var all []string
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) > 4 && strings.HasPrefix(fields[4], below+"/") {
+			all = append(all, fields[4])
+		}
+	}
+	return all, lines.Err()
+}
