@@ -86,6 +86,11 @@ type Config struct {
 	// sign in; docs/OIDC.md describes it. Empty: there are none.
 	OIDCFile string
 
+	// PoolNamespace is the namespace of Kubernetes in which templates' pools are kept, as
+	// ReplicaSets, which Kubeconfig leads to (empty: the pod's own service account);
+	// empty: the nodes keep the pools.
+	PoolNamespace, Kubeconfig string
+
 	// CredentialKeyFile is the public key that credential sources are sealed to; netd
 	// has the private one. Empty: there are no credential sources.
 	CredentialKeyFile string

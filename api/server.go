@@ -35,6 +35,7 @@ import (
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/pools"
 	"s0.run/api/internal/quota"
+	"s0.run/api/internal/replicasets"
 	"s0.run/api/internal/runtimes"
 	"s0.run/api/internal/services"
 	"s0.run/api/internal/sso"
@@ -60,15 +61,18 @@ const (
 
 // server is the parts of one API server.
 type server struct {
-	cfg       Config
-	listener  net.Listener
-	admin     net.Listener // nil: none
-	store     *store.Store
-	auth      *auth.Authenticator
-	catalog   *templates.Catalog
-	table     *placement.Table
-	nodes     *nodes.Set
-	pools     *pools.Keeper
+	cfg      Config
+	listener net.Listener
+	admin    net.Listener // nil: none
+	store    *store.Store
+	auth     *auth.Authenticator
+	catalog  *templates.Catalog
+	table    *placement.Table
+	nodes    *nodes.Set
+	pools    interface { // where there are pools: on the nodes, or in Kubernetes
+		Kick()
+		Run(context.Context) error
+	}
 	images    *images.Keeper
 	registry  *images.Registry // nil: none
 	network   *egress.Keeper
@@ -143,6 +147,11 @@ func open(ctx context.Context, cfg Config) (_ *server, err error) {
 		}
 	}
 	s.wire(signer, id)
+	if cfg.PoolNamespace != "" {
+		if s.pools, err = replicasets.New(replicasets.Config{Catalog: s.catalog, Kubeconfig: cfg.Kubeconfig, Namespace: cfg.PoolNamespace, Cluster: cfg.Cluster, Log: cfg.Log}); err != nil {
+			return nil, fmt.Errorf("pools in Kubernetes: %w", err)
+		}
+	}
 	return s, s.catalog.Load(ctx)
 }
 

@@ -57,6 +57,7 @@ var rules = []rule{
 		"golang.org/x/crypto", "golang.org/x/oauth2", "golang.org/x/sync", "golang.org/x/time", "google.golang.org/protobuf",
 	}},
 	{in: "api/internal/capture", own: append(leaves, "internal/imageref", "internal/nodeapi"), third: []string{"github.com/google/go-containerregistry", "github.com/google/uuid"}},
+	{in: "api/internal/replicasets", own: append(leaves, "internal/nodeapi"), third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/internal/apidoc", third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
 	{in: "noded", own: append(leaves, "internal/imageref", "internal/netdapi", "internal/nodeapi", "internal/procapi", "internal/volumeapi"), third: []string{
@@ -90,6 +91,7 @@ var rules = []rule{
 	}, deny: []string{module + "/api/internal", module + "/netd/internal", module + "/noded/internal", module + "/registry/internal", module + "/volumed/internal"}},
 	{in: "cmd/procd", own: []string{"procd"}},
 	{in: "cmd/containerd-shim-s0-v1", own: []string{"shim"}, third: []string{"github.com/containerd/containerd/v2/pkg/shim"}},
+	{in: "hack/kube", own: []string{"internal/s0test/kubetest"}},
 	{in: "hack", own: []string{"api/client"}, third: []string{"github.com/google/go-containerregistry", "golang.org/x/sys"}},
 }
 

@@ -46,6 +46,8 @@ func apiCommand() *cobra.Command {
 	f.BoolVar(&c.AllowRegistration, "allow-registration", false, "let anybody sign up who reaches this server")
 	f.StringVar(&c.OIDCFile, "oidc-config", "", "YAML file of the OpenID providers through which people sign in (docs/OIDC.md)")
 	f.StringVar(&c.CredentialKeyFile, "credential-key", "", "public key that credentials are sealed to (see s0d credential-key); without one there are none")
+	f.StringVar(&c.PoolNamespace, "pool-namespace", "", "namespace of Kubernetes in which pools are ReplicaSets; without one the nodes keep them")
+	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "how to reach Kubernetes (default: as the pod that this runs in)")
 	f.DurationVar(&c.Drain, "drain", 0, "how long to serve on while /readyz says no, when told to stop: as long as a load balancer takes to notice")
 	level := f.String("log-level", "info", "debug, info, warn or error")
 	for _, required := range []string{"database-url", "nodes"} {
