@@ -101,7 +101,7 @@ func (f *front) Changed(g guest.Guest, p netdapi.Policy) {
 // Ended is told of a sandbox's end.
 func (f *front) Ended(g guest.Guest) {
 	f.vault.Drop(g.ID, g.Gen)
-	f.Gone(g.ID)
+	f.Gone(g, !f.sandboxes.Has(g.ID))
 }
 
 // CA is who answers a sandbox in others' places.

@@ -141,7 +141,12 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 	if err := fixed.refresh(); err != nil {
 		return err
 	}
-	s.Start("sweep", func(ctx context.Context) error { return keep(ctx, cfg.Log, sweepInterval, sandboxes.Sweep) })
+	s.Start("sweep", func(ctx context.Context) error {
+		return keep(ctx, cfg.Log, sweepInterval, func() error {
+			front.Prune(sandboxes.Has)
+			return sandboxes.Sweep()
+		})
+	})
 	s.Start("connections", func(ctx context.Context) error { return keep(ctx, cfg.Log, forgetInterval, sandboxes.Forget) })
 	s.Start("host addresses", func(ctx context.Context) error { return keep(ctx, cfg.Log, addressInterval, fixed.refresh) })
 	told := recorder{records, sandboxes}

@@ -91,12 +91,6 @@ func (r *rule) reaches(name string, addr netip.Prefix) bool {
 	return r.certain(addr) || r.byName(addr) && named(r.domains, name)
 }
 
-// Name judges a name before it is resolved, for a TCP connection of which app was
-// seen. What it allows still has to be judged with its address.
-func (c *Compiled) Name(name string, port uint16, app string) Verdict {
-	return c.Judge(Flow{Name: name, Port: port, App: app})
-}
-
 // Resolve judges whether a sandbox may look a canonical name up: where some traffic
 // to it could pass. A name that it denies leaves the node in no form.
 func (c *Compiled) Resolve(name string) Verdict {

@@ -93,9 +93,6 @@ func (r *Keyring) Open(of Of, b Blob) ([]byte, error) {
 	return plain, nil
 }
 
-// Has says whether a key is in the ring.
-func (r *Keyring) Has(key string) bool { return r.keys[key] != nil }
-
 // Derive makes a key of the ring's oldest one, which stays that while keys are added:
 // the same for the same purpose, here and wherever the same keys are. An empty ring has
 // none to make it of.

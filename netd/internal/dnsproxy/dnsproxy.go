@@ -28,6 +28,7 @@ import (
 	"s0.run/internal/policy"
 	"s0.run/internal/sandbox"
 	"s0.run/netd/internal/guest"
+	"s0.run/netd/internal/share"
 )
 
 const (
@@ -80,7 +81,9 @@ type Config struct {
 	Learn func(g guest.Guest, addr netip.Addr, slots uint64, ttl time.Duration)
 	// Observe is told of every query. It must not block.
 	Observe func(Event)
-	Log     *slog.Logger
+	// Memory is asked for what is kept; without it nothing more is.
+	Memory *share.Pool[sandbox.ID]
+	Log    *slog.Logger
 }
 
 // Resolver resolves for sandboxes. It is safe for concurrent use.
@@ -93,13 +96,17 @@ type Resolver struct {
 
 // state is what one generation of a sandbox asked.
 type state struct {
+	id      sandbox.ID
 	gen     sandbox.Generation
+	memory  *share.Pool[sandbox.ID]
 	limit   *rate.Limiter
 	flights chan struct{}
 
 	mu      sync.Mutex
 	answers map[question]answer
 	learnt  map[netip.Addr]map[string]time.Time // until when an address stands for a name
+	bytes   int                                 // that it has of the memory
+	ended   bool                                // and has none
 }
 
 type question struct {
@@ -116,7 +123,7 @@ type answer struct {
 
 // New makes a resolver.
 func New(config Config) (*Resolver, error) {
-	if config.Lookup == nil || config.Dial == nil || config.Learn == nil || config.Observe == nil || config.Log == nil {
+	if config.Lookup == nil || config.Dial == nil || config.Learn == nil || config.Observe == nil || config.Memory == nil || config.Log == nil {
 		return nil, errors.New("the resolver's configuration is incomplete")
 	}
 	return &Resolver{config: config, guests: map[sandbox.ID]*state{}}, nil
@@ -143,8 +150,11 @@ func (r *Resolver) state(g guest.Guest) *state {
 	defer r.mu.Unlock()
 	s := r.guests[g.ID]
 	if s == nil || s.gen < g.Gen {
+		if s != nil {
+			s.release()
+		}
 		s = &state{
-			gen: g.Gen, limit: rate.NewLimiter(queryRate, queryBurst), flights: make(chan struct{}, maxInFlight),
+			id: g.ID, gen: g.Gen, memory: r.config.Memory, limit: rate.NewLimiter(queryRate, queryBurst), flights: make(chan struct{}, maxInFlight),
 			answers: map[question]answer{}, learnt: map[netip.Addr]map[string]time.Time{},
 		}
 		r.guests[g.ID] = s
@@ -152,10 +162,29 @@ func (r *Resolver) state(g guest.Guest) *state {
 	return s
 }
 
-// Forget drops what a sandbox asked, when it is gone.
-func (r *Resolver) Forget(id sandbox.ID) {
+// Forget drops what a sandbox's generation asked, when it is gone.
+func (r *Resolver) Forget(id sandbox.ID, gen sandbox.Generation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if s := r.guests[id]; s != nil && s.gen <= gen {
+		r.drop(id)
+	}
+}
+
+// Prune drops what sandboxes asked who are not known.
+func (r *Resolver) Prune(known func(sandbox.ID) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id := range r.guests {
+		if !known(id) {
+			r.drop(id)
+		}
+	}
+}
+
+// drop is called with mu held.
+func (r *Resolver) drop(id sandbox.ID) {
+	r.guests[id].release()
 	delete(r.guests, id)
 }
 
@@ -212,18 +241,50 @@ func (s *state) standing(now time.Time) map[netip.Addr]map[string]time.Time {
 func (s *state) stand(addr netip.Addr, name string, until time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.learnt[addr] == nil {
+		evict(s.learnt, maxLearnt, latest, func(_ netip.Addr, names map[string]time.Time) {
+			for name := range names {
+				s.give(learntBytes + len(name))
+			}
+		})
+	}
 	names := s.learnt[addr]
+	if _, known := names[name]; !known {
+		evict(names, maxNames, func(t time.Time) time.Time { return t }, func(name string, _ time.Time) { s.give(learntBytes + len(name)) })
+		if !s.take(learntBytes + len(name)) {
+			return
+		}
+	}
 	if names == nil {
 		names = map[string]time.Time{}
-		evict(s.learnt, maxLearnt, func(n map[string]time.Time) time.Time { return latest(n) })
 		s.learnt[addr] = names
-	}
-	if _, known := names[name]; !known {
-		evict(names, maxNames, func(t time.Time) time.Time { return t })
 	}
 	if until.After(names[name]) {
 		names[name] = until
 	}
+}
+
+// take and give are called with mu held.
+func (s *state) take(n int) bool {
+	if s.ended || !s.memory.Take(s.id, n) {
+		return false
+	}
+	s.bytes += n
+	return true
+}
+
+func (s *state) give(n int) {
+	s.memory.Give(s.id, n)
+	s.bytes -= n
+}
+
+// release gives everything back: nobody finds the state any more.
+func (s *state) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	s.answers, s.learnt = map[question]answer{}, map[netip.Addr]map[string]time.Time{}
+	s.give(s.bytes)
 }
 
 func latest(names map[string]time.Time) (last time.Time) {
@@ -236,7 +297,7 @@ func latest(names map[string]time.Time) (last time.Time) {
 }
 
 // evict makes room for one: what has ended goes, and if nothing has, what ends first.
-func evict[K comparable, V any](m map[K]V, bound int, ends func(V) time.Time) {
+func evict[K comparable, V any](m map[K]V, bound int, ends func(V) time.Time, gone func(K, V)) {
 	if len(m) < bound {
 		return
 	}
@@ -246,12 +307,14 @@ func evict[K comparable, V any](m map[K]V, bound int, ends func(V) time.Time) {
 	for k, v := range m {
 		end := ends(v)
 		if !now.Before(end) {
+			gone(k, v)
 			delete(m, k)
 		} else if at.IsZero() || end.Before(at) {
 			first, at = k, end
 		}
 	}
 	if len(m) >= bound {
+		gone(first, m[first])
 		delete(m, first)
 	}
 }
@@ -266,8 +329,23 @@ func (s *state) kept(q question) (answer, bool) {
 func (s *state) keep(q question, a answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, known := s.answers[q]; !known {
-		evict(s.answers, maxAnswers, func(a answer) time.Time { return a.until })
+	if old, known := s.answers[q]; known {
+		s.give(size(q, old))
+		delete(s.answers, q)
 	}
-	s.answers[q] = a
+	evict(s.answers, maxAnswers, func(a answer) time.Time { return a.until }, func(q question, a answer) { s.give(size(q, a)) })
+	if s.take(size(q, a)) {
+		s.answers[q] = a
+	}
+}
+
+// What is kept takes these bytes beside its names and records, roughly.
+const answerBytes, recordBytes, learntBytes = 200, 150, 150
+
+func size(q question, a answer) int {
+	n := answerBytes + len(q.name)
+	for _, rr := range a.records {
+		n += recordBytes + dns.Len(rr)
+	}
+	return n
 }

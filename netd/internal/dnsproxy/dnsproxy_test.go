@@ -17,6 +17,7 @@ import (
 	"s0.run/internal/policy"
 	"s0.run/internal/sandbox"
 	"s0.run/netd/internal/guest"
+	"s0.run/netd/internal/share"
 )
 
 // upstream is a resolver that answers from zone lines and counts what it is asked.
@@ -144,6 +145,7 @@ func newBench(t *testing.T, json string, before ...netip.AddrPort) *bench {
 			defer b.mu.Unlock()
 			b.told = append(b.told, fmt.Sprintf("%s %s %b", g.ID, addr, slots))
 		},
+		Memory:  share.New[sandbox.ID](share.Config{Sure: 8 << 20, Most: 8 << 20}),
 		Observe: func(e Event) { b.mu.Lock(); defer b.mu.Unlock(); b.seen = append(b.seen, e) },
 	})
 	if err != nil {
@@ -429,6 +431,40 @@ func TestD11_WhatIsKeptIsBounded(t *testing.T) {
 	}
 }
 
+// D11: what is kept is of the sandbox's memory, and comes back.
+func TestD11_WhatIsKeptTakesMemory(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, only)
+	b.config.Memory = share.New[sandbox.ID](share.Config{Sure: 3000, Most: 3000})
+	s := b.state(b.guest())
+	later := time.Now().Add(time.Hour)
+	long := strings.Repeat("x", 1000)
+	for i := range 20 {
+		s.keep(question{fmt.Sprint(i, long), 1}, answer{until: later})
+	}
+	if n := len(s.answers); n != 2 || b.config.Memory.Used("s-1") != s.bytes {
+		t.Errorf("%d answers are kept in %d bytes, %d counted", n, s.bytes, b.config.Memory.Used("s-1"))
+	}
+	for i := range 20 {
+		s.stand(netip.AddrFrom4([4]byte{9, 9, 9, byte(i)}), fmt.Sprint(i), later)
+	}
+	if n := len(s.learnt); n == 0 || n > 5 {
+		t.Errorf("%d addresses are kept in %d bytes", n, s.bytes)
+	}
+	s.keep(question{fmt.Sprint(0, long), 1}, answer{until: later.Add(time.Hour)})
+	if a, ok := s.kept(question{fmt.Sprint(0, long), 1}); !ok || !a.until.After(later) {
+		t.Error("a newer answer has no room in the place of the old one")
+	}
+	b.Prune(func(sandbox.ID) bool { return false })
+	if n := b.config.Memory.Used("s-1"); n != 0 {
+		t.Errorf("%d bytes are left of who is gone", n)
+	}
+	s.keep(question{"late", 1}, answer{until: later})
+	if n := b.config.Memory.Used("s-1"); n != 0 {
+		t.Errorf("%d bytes are kept for who is gone", n)
+	}
+}
+
 func TestE23_AGenerationBeginsWithNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, only)
@@ -439,7 +475,11 @@ func TestE23_AGenerationBeginsWithNothing(t *testing.T) {
 	if names := b.Names(next, netip.MustParseAddr("8.8.8.8")); names != nil {
 		t.Errorf("inherited: %q", names)
 	}
-	b.Forget("s-1")
+	b.Forget("s-1", 1)
+	if len(b.guests) == 0 {
+		t.Error("an older generation's end took the next along")
+	}
+	b.Forget("s-1", 2)
 	if len(b.guests) != 0 {
 		t.Error("a sandbox that is gone is remembered")
 	}
@@ -471,7 +511,7 @@ func FuzzAccept(f *testing.F) {
 	}
 	f.Add(packed)
 	p := compiled(f, only)
-	r := &Resolver{config: Config{Learn: func(_ guest.Guest, a netip.Addr, _ uint64, _ time.Duration) {
+	r := &Resolver{config: Config{Memory: share.New[sandbox.ID](share.Config{Sure: 8 << 20, Most: 8 << 20}), Learn: func(_ guest.Guest, a netip.Addr, _ uint64, _ time.Duration) {
 		if !p.Reachable(a) {
 			panic("learnt " + a.String())
 		}

@@ -29,9 +29,11 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/policy"
+	"s0.run/internal/sandbox"
 	"s0.run/netd/internal/guest"
 	"s0.run/netd/internal/inject"
 	"s0.run/netd/internal/relay"
+	"s0.run/netd/internal/share"
 )
 
 const (
@@ -64,7 +66,9 @@ type Config struct {
 	Credentials inject.Source
 	// Roots verify upstreams. Defaults to the system's.
 	Roots *x509.CertPool
-	Log   *slog.Logger
+	// Memory is asked for what is kept of bodies.
+	Memory *share.Pool[sandbox.ID]
+	Log    *slog.Logger
 }
 
 // Server answers connections. It is safe for concurrent use.
@@ -76,7 +80,7 @@ type Server struct {
 
 // New makes a server; nothing is answered before Run.
 func New(config Config) (*Server, error) {
-	if config.Dial == nil || config.Credentials == nil || config.Log == nil {
+	if config.Dial == nil || config.Credentials == nil || config.Memory == nil || config.Log == nil {
 		return nil, errors.New("the HTTP proxy's configuration is incomplete")
 	}
 	s := &Server{config: config, conns: &queue{conns: make(chan net.Conn), closed: make(chan struct{})}}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 
 	"s0.run/internal/policy"
@@ -25,29 +26,43 @@ var errNotMCP = errors.New("not MCP that is understood")
 
 // judgeTools looks into a request that MCP rules are about. It answers a request
 // that they deny itself, and says so. The body is there again afterwards.
-func judgeTools(tools *policy.Tools, w http.ResponseWriter, r *http.Request) (denied bool, v policy.Verdict) {
-	if r.Method != http.MethodPost {
-		return false, policy.Verdict{Allow: true} // opens or ends a stream; calls are posted
+func judgeTools(tools *policy.Tools, w http.ResponseWriter, r *http.Request, kept *body) (denied bool, v policy.Verdict, _ error) {
+	if bodiless(r) {
+		return false, policy.Verdict{Allow: true}, nil // opens or ends a stream; calls are posted
 	}
-	calls, err := readCalls(r)
+	calls, err := readCalls(r, kept)
+	if errors.Is(err, errNoMemory) {
+		return false, v, err
+	}
 	if err != nil {
 		if v = tools.Unreadable(); !v.Allow {
 			rpcError(w, json.RawMessage("null"), v)
 		}
-		return !v.Allow, v
+		return !v.Allow, v, nil
 	}
 	v = policy.Verdict{Allow: true}
 	for _, c := range calls {
 		got := tools.Tool(c.tool)
 		if !got.Allow {
 			rpcError(w, c.id, got)
-			return true, got
+			return true, got, nil
 		}
 		if got.WouldDeny {
 			v = got
 		}
 	}
-	return false, v
+	return false, v, nil
+}
+
+// overrides are headers in which some servers look for another method.
+var overrides = []string{"X-Http-Method", "X-Http-Method-Override", "X-Method-Override"}
+
+// bodiless says that a request carries no message, whatever its server makes of it.
+func bodiless(r *http.Request) bool {
+	if r.Method == http.MethodPost || r.ContentLength != 0 {
+		return false
+	}
+	return !slices.ContainsFunc(overrides, func(name string) bool { return len(r.Header[name]) > 0 })
 }
 
 // rpcError answers in JSON-RPC's words, as the contract says.
@@ -71,18 +86,36 @@ type call struct {
 }
 
 // readCalls reads the whole body and finds the calls of tools in it.
-func readCalls(r *http.Request) ([]call, error) {
-	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err != nil || kind != "application/json" || r.Header.Get("Content-Encoding") != "" {
+func readCalls(r *http.Request, kept *body) ([]call, error) {
+	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || kind != "application/json" || len(r.Header["Content-Type"]) != 1 || r.Header.Get("Content-Encoding") != "" {
 		return nil, errNotMCP
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxMCP+1))
-	if err != nil || len(body) > maxMCP {
+	if set, has := params["charset"]; has && !strings.EqualFold(set, "utf-8") {
 		return nil, errNotMCP
 	}
-	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	rest := kept.ReadCloser
+	var data []byte
+	err = kept.whileKept(func() (err error) {
+		data, err = io.ReadAll(io.LimitReader(kept, maxMCP+1))
+		return err
+	})
+	if err != nil || len(data) > maxMCP {
+		if !errors.Is(err, errNoMemory) { // it may pass where rules only tell
+			err = errNotMCP
+		}
+		kept.ReadCloser = joined{io.MultiReader(bytes.NewReader(data), rest), rest}
+		return nil, err
+	}
+	kept.ReadCloser, r.ContentLength = joined{bytes.NewReader(data), rest}, int64(len(data))
 	r.TransferEncoding = nil
-	return findCalls(body)
+	return findCalls(data)
+}
+
+// joined is a body of which some was read already.
+type joined struct {
+	io.Reader
+	io.Closer
 }
 
 // findCalls reads a message or a batch. What two readers could read differently (a
@@ -136,9 +169,18 @@ func readCall(message []byte) (c call, is bool, err error) {
 	return c, true, nil
 }
 
-// unique says that no object in a value has a key twice; for a message and its
-// params, whose keys decide what is meant, also not in another case. Below those,
-// arguments are a tool's own. strict is how many such levels are left.
+// meaning are the keys that decide what a message and its params mean.
+var meaning = []string{"jsonrpc", "id", "method", "params", "result", "error", "name", "arguments"}
+
+// misspelt says that a key is read as another by who does not look at its case, or at
+// which of Unicode's letters it is written in, as Go's own reader.
+func misspelt(key string) bool {
+	return slices.ContainsFunc(meaning, func(k string) bool { return key != k && strings.EqualFold(key, k) })
+}
+
+// unique says that no object in a value has a key twice, and that the keys of a message
+// and its params are what they are to every reader. Below those, arguments are a tool's
+// own. strict is how many such levels are left.
 func unique(dec *json.Decoder, strict, depth int) bool {
 	tok, err := dec.Token()
 	if err != nil || depth > maxDepth {
@@ -154,14 +196,10 @@ func unique(dec *json.Decoder, strict, depth int) bool {
 		if open == '{' {
 			tok, err := dec.Token()
 			key, ok := tok.(string)
-			folded := key
-			if strict > 0 {
-				folded = strings.ToLower(key)
-			}
-			if err != nil || !ok || keys[folded] {
+			if err != nil || !ok || keys[key] || strict > 0 && misspelt(key) {
 				return false
 			}
-			keys[folded] = true
+			keys[key] = true
 			if below = 0; key == "params" {
 				below = strict - 1
 			}

@@ -31,6 +31,16 @@ type request struct {
 	authority  string           // for Host
 	judged     *policy.Compiled // by which it was admitted
 	credential *inject.Prepared
+	body       *body
+}
+
+// hold has what is kept of a request's body counted, until it is released.
+func (s *Server) hold(c *Conn, r *http.Request) *body {
+	b := &body{ReadCloser: r.Body, memory: s.config.Memory, id: c.Flow.Sandbox}
+	if r.Body != http.NoBody {
+		r.Body = b
+	}
+	return b
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
@@ -38,9 +48,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		panic(http.ErrAbortHandler)
 	}
+	kept := s.hold(c, r)
+	defer kept.release()
 	recorder := &recorder{ResponseWriter: w, upgrade: r.Header.Get("Upgrade") != ""}
 	defer func() { c.operation(r.Method, recorder.status) }()
-	req, err := s.admit(c, recorder, r)
+	req, err := s.admit(c, recorder, r, kept)
 	switch {
 	case err != nil:
 		s.fail(recorder, c, err)
@@ -58,19 +70,22 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 // admit judges a request. It returns nil without an error when it answered itself.
-func (s *Server) admit(c *Conn, w http.ResponseWriter, r *http.Request) (*request, error) {
+func (s *Server) admit(c *Conn, w http.ResponseWriter, r *http.Request, kept *body) (*request, error) {
 	g, ok := c.Current()
 	if !ok {
 		return nil, errdefs.New(errdefs.PermissionDenied, "the sandbox is gone")
 	}
-	if r.Method == http.MethodConnect || r.Method == http.MethodTrace {
-		return nil, errdefs.New(errdefs.MethodNotAllowed, "the method %s is off", r.Method)
+	switch upper := strings.ToUpper(r.Method); {
+	case upper == http.MethodConnect || upper == http.MethodTrace:
+		return nil, errdefs.New(errdefs.MethodNotAllowed, "the method %s is off", upper)
+	case upper != r.Method: // which servers take for another than rules do
+		return nil, errdefs.New(errdefs.InvalidArgument, "a method is written in capital letters")
 	}
 	req, err := c.parse(r)
 	if err != nil {
 		return nil, err
 	}
-	req.judged = g.Policy
+	req.judged, req.body = g.Policy, kept
 	c.note(func(report *Report) { report.Host = req.authority })
 	for _, v := range []policy.Verdict{judgeFlow(g.Policy, c.destination(req.Name, req.Addr)), g.Policy.HTTP(req.Request)} {
 		if err := c.verdict(v); err != nil {
@@ -78,8 +93,11 @@ func (s *Server) admit(c *Conn, w http.ResponseWriter, r *http.Request) (*reques
 		}
 	}
 	if tools := g.Policy.Tools(req.Request); tools != nil {
-		denied, v := judgeTools(tools, w, r)
-		if err := c.verdict(v); denied {
+		denied, v, err := judgeTools(tools, w, r, kept)
+		if err == nil {
+			err = c.verdict(v)
+		}
+		if denied {
 			return nil, nil
 		} else if err != nil {
 			return nil, err
@@ -231,7 +249,11 @@ func rewrite(pr *httputil.ProxyRequest, c *Conn, req *request) error {
 	if req.credential == nil {
 		return nil
 	}
-	return req.credential.Apply(pr.Out)
+	err := req.body.whileKept(func() error { return req.credential.Apply(pr.Out) })
+	if errors.Is(err, errNoMemory) {
+		return errNoMemory
+	}
+	return err
 }
 
 // upstream is the host and the port to dial.

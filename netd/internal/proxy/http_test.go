@@ -427,6 +427,10 @@ func TestMCPTools(t *testing.T) {
 		`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"read","name":"write"}}`:                                    false,
 		`{"jsonrpc":"2.0","id":7,"method":"tools/call"}`:                                                                            false,
 		`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"read","arguments":{"a":1,"A":{"b":1,"b2":2}}}}`:            true,
+		`{"jsonrpc":"2.0","id":7,"Method":"tools/call","params":{"name":"write"}}`:                                                  false,
+		`{"jsonrpc":"2.0","id":7,"METHOD":"tools/call","PARAMS":{"NAME":"write"}}`:                                                  false,
+		`{"jsonrpc":"2.0","id":7,"method":"tools/call","param\u017f":{"name":"write"},"params":{"name":"read"}}`:                    false,
+		`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"read","Name":"write"}}`:                                    false,
 		`not JSON`: false,
 	} {
 		status, answer, _ := get(t, c, "https://good.example/mcp", func(r *http.Request) {
@@ -442,6 +446,50 @@ func TestMCPTools(t *testing.T) {
 		}
 		if got := b.w.origin.last("/mcp"); passed && want && got != body {
 			t.Errorf("%s: upstream got %s", body, got)
+		}
+	}
+}
+
+// E10: who writes a method, or what a message is, in another way than rules know it
+// gets past none of them.
+func TestE10_OtherSpellingsOfAMethod(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, `{"mode":"allow-all","egress":{"protocolRules":[
+		{"name":"tools","protocol":"mcp","domains":["good.example"],"mcp":{"tools":{"allowed":["read"]}}},
+		{"name":"reading","protocol":"http","domains":["other.example"],"http":{"methods":{"denied":["POST"]}}}]}}`)
+	const call = `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"write"}}`
+	for _, c := range []*http.Client{b.client(true, false), b.client(true, true)} {
+		for i, change := range []func(*http.Request){
+			func(r *http.Request) { r.Method = "post" },
+			func(r *http.Request) { r.Method = "Post"; r.URL.Host, r.Host = "other.example", "other.example" },
+			func(r *http.Request) { r.Method = "trace" },
+			func(r *http.Request) { r.Method = "PUT" },
+			func(r *http.Request) { r.Method = "GET" },
+			func(r *http.Request) {
+				r.Method, r.Body, r.ContentLength = "GET", nil, 0
+				r.Header.Set("X-HTTP-Method-Override", "POST")
+			},
+			func(r *http.Request) {
+				r.Method = "POST"
+				r.Header["Content-Type"] = []string{"application/json", "text/plain"}
+			},
+			func(r *http.Request) {
+				r.Method = "POST"
+				r.Header.Set("Content-Type", "application/json; charset=utf-7")
+			},
+		} {
+			path := fmt.Sprintf("/spelt%d-%p", i, c)
+			status, answer, _ := get(t, c, "https://good.example"+path, func(r *http.Request) {
+				r.Body, r.ContentLength = io.NopCloser(strings.NewReader(call)), int64(len(call))
+				r.Header.Set("Content-Type", "application/json")
+				change(r)
+			})
+			if got := b.w.origin.find(path); got != nil {
+				t.Errorf("%d: upstream got %s; %d %s", i, got.Method, status, answer)
+			}
+		}
+		if status, _, _ := get(t, c, "https://good.example/opens"); status != 200 {
+			t.Errorf("what opens a stream: %d", status)
 		}
 	}
 }

@@ -35,6 +35,7 @@ import (
 	"s0.run/netd/internal/httpproxy"
 	"s0.run/netd/internal/inject"
 	"s0.run/netd/internal/relay"
+	"s0.run/netd/internal/share"
 	"s0.run/netd/internal/sniff"
 	"s0.run/netd/internal/sshproxy"
 )
@@ -73,7 +74,14 @@ type Config struct {
 	Log     *slog.Logger
 	// Limits of looking at first bytes. Defaults to [sniff.DefaultLimits].
 	Limits sniff.Limits
+	// Memory bounds, in bytes, what is held for sandboxes: long first messages, bodies
+	// that are looked into, answers to queries. Defaults to [memory].
+	Memory share.Config
 }
+
+// memory is for a node of thousands of sandboxes: what is everybody's is what an
+// ordinary one ever uses.
+var memory = share.Config{Sure: 256 << 10, Most: 16 << 20, Spare: 512 << 20}
 
 // Proxy is the sandboxes' way to the world. It is safe for concurrent use.
 type Proxy struct {
@@ -81,6 +89,7 @@ type Proxy struct {
 	resolver *dnsproxy.Resolver
 	dialer   *dial.Dialer
 	http     *httpproxy.Server
+	memory   *share.Pool[sandbox.ID]
 	flows    *relay.Registry
 	lookups  *relay.Registry // connections to the resolver, to bound them
 
@@ -102,14 +111,17 @@ func New(config Config) (*Proxy, error) {
 	if config.Limits == (sniff.Limits{}) {
 		config.Limits = sniff.DefaultLimits
 	}
-	p := &Proxy{config: config, flows: relay.NewRegistry(), lookups: relay.NewRegistry(), authorities: map[sandbox.ID]*ca.Authority{}}
+	if config.Memory == (share.Config{}) {
+		config.Memory = memory
+	}
+	p := &Proxy{config: config, memory: share.New[sandbox.ID](config.Memory), flows: relay.NewRegistry(), lookups: relay.NewRegistry(), authorities: map[sandbox.ID]*ca.Authority{}}
 	var err error
 	if p.dialer, err = dial.New(dial.Config{Forbidden: config.Forbidden}); err != nil {
 		return nil, err
 	}
 	p.resolver, err = dnsproxy.New(dnsproxy.Config{
 		Lookup: config.Lookup, Upstreams: config.Resolvers, Dial: config.DialResolver,
-		Learn: config.Learn, Observe: p.observe, Log: config.Log,
+		Learn: config.Learn, Observe: p.observe, Memory: p.memory, Log: config.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -122,7 +134,7 @@ func New(config Config) (*Proxy, error) {
 			}
 			return conn, conn.To, nil
 		},
-		Credentials: config.Credentials, Roots: config.Roots, Log: config.Log,
+		Credentials: config.Credentials, Roots: config.Roots, Memory: p.memory, Log: config.Log,
 	})
 	return p, err
 }
@@ -211,7 +223,10 @@ func (b *bounded) Accept() (net.Conn, error) {
 			reset(conn)
 			continue
 		}
-		flow := &relay.Flow{Sandbox: g.ID, Cut: func() { conn.Close() }, Allowed: func() bool { return true }}
+		flow := &relay.Flow{Sandbox: g.ID, Cut: func() { conn.Close() }, Allowed: func() bool {
+			now, ok := b.p.config.Lookup(peer(conn.RemoteAddr()).Addr())
+			return ok && now.ID == g.ID && now.Gen == g.Gen
+		}}
 		return &registered{Conn: relay.Counted{Conn: conn, Flow: flow}, remove: b.p.lookups.Add(flow)}, nil
 	}
 }
@@ -233,14 +248,31 @@ func (p *Proxy) Changed(g guest.Guest) (cut int) {
 	return p.flows.Rejudge(g.ID)
 }
 
-// Gone cuts what is left of a sandbox and forgets it.
-func (p *Proxy) Gone(id sandbox.ID) {
-	p.flows.CutAll(id)
-	p.lookups.CutAll(id)
-	p.resolver.Forget(id)
+// Gone cuts what is left of a sandbox's generation, which nobody looks up any more,
+// and forgets it. What another one of the same sandbox has stays; last says that there
+// is none.
+func (p *Proxy) Gone(g guest.Guest, last bool) {
+	p.flows.Rejudge(g.ID)
+	p.lookups.Rejudge(g.ID)
+	p.resolver.Forget(g.ID, g.Gen)
+	if last {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.authorities, g.ID)
+	}
+}
+
+// Prune forgets who is not known: what somebody asked for when the sandbox ended may
+// have been made behind its end.
+func (p *Proxy) Prune(known func(sandbox.ID) bool) {
+	p.resolver.Prune(known)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.authorities, id)
+	for id := range p.authorities {
+		if !known(id) {
+			delete(p.authorities, id)
+		}
+	}
 }
 
 // SSHHost is the public key with which a sandbox is answered over SSH, as a line of

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"s0.run/internal/errdefs"
@@ -35,6 +36,8 @@ type session struct {
 	how    way
 	with   *inject.Prepared // what all of it carries; nil: no credential
 
+	credential atomic.Pointer[inject.Prepared] // that it carries, if it carries one
+
 	mu      sync.Mutex
 	allowed func() bool // by the policy as it is now
 }
@@ -61,7 +64,12 @@ func (p *Proxy) handle(ctx context.Context, conn net.Conn) {
 		return
 	}
 	s.guest, s.gen = g, g.Gen
-	s.flow = &relay.Flow{Sandbox: g.ID, Cut: func() { reset(conn) }, Allowed: s.stillAllowed}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.flow = &relay.Flow{Sandbox: g.ID, Cut: func() {
+		reset(conn)
+		cancel() // what it is still being connected to, too
+	}, Allowed: s.stillAllowed}
 	defer p.flows.Add(s.flow)()
 	defer conn.Close()
 	// What is served when ctx ends is cut.
@@ -84,7 +92,15 @@ func (s *session) serve(ctx context.Context) error {
 	if clientFirst { // there is no server that speaks first to wait for
 		limits.Quiet = limits.Timeout
 	}
-	result, head, err := sniff.Peek(s.conn, limits)
+	held := 0
+	defer func() { s.p.memory.Give(s.guest.ID, held) }()
+	result, head, err := sniff.Peek(s.conn, limits, func(n int) bool {
+		ok := s.p.memory.Take(s.guest.ID, n)
+		if ok {
+			held += n
+		}
+		return ok
+	})
 	s.record.ClassifierResult, s.record.Protocol = string(result.Kind), app(result.Kind)
 	if err != nil || clientFirst && result.Kind == sniff.Silent {
 		reset(s.conn)
@@ -257,8 +273,14 @@ func (s *session) still(to policy.Flow) func() bool {
 			return false // what it carries is no longer the credential (F12)
 		}
 		now, v := route(g.Policy)
-		return v.Allow && now == how
+		return v.Allow && now == how && s.carries(g)
 	}
+}
+
+// carries says whether the connection's credential, if it has one, is the one in force (F12).
+func (s *session) carries(g guest.Guest) bool {
+	c := s.credential.Load()
+	return c == nil || s.p.config.Credentials.Version(g.ID, g.Gen, c.Source) == c.Version
 }
 
 // splice passes the connection on as it is.
@@ -328,6 +350,7 @@ func (s *session) stillAllowed() bool {
 func (s *session) prepare(cred *policy.Credential) (*inject.Prepared, error) {
 	ready, err := inject.Prepare(s.p.config.Credentials, s.guest, &cred.Binding)
 	hit := err == nil && ready.Hit
+	s.credential.Store(ready)
 	s.authorised(cred.Rule, cred.Binding.Ref, err == nil, hit, err)
 	s.with = ready
 	return ready, err

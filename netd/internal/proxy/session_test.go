@@ -93,7 +93,7 @@ func TestE11_NoNameLeadsToForbiddenAddresses(t *testing.T) {
 	}
 	// With a rule that names the address it is the tenant's own.
 	b.policy(`{"mode":"block-all","egress":{"trafficRules":[{"action":"allow","cidrs":["10.99.0.0/24"]},{"action":"allow","domains":["inner.example"]}]}}`)
-	b.w.resolver.Forget(b.id)
+	b.w.resolver.Forget(b.id, 1)
 	if status, body, _ := get(t, b.client(false, false), "https://inner.example/"); status != 200 {
 		t.Errorf("by a rule: %d %s", status, body)
 	}

@@ -265,8 +265,18 @@ func newBox(t testing.TB, json string) *box {
 	w.address(b.addr.String())
 	w.address(b.six.String())
 	b.policy(json)
-	t.Cleanup(func() { w.Gone(b.id) })
+	t.Cleanup(b.end)
 	return b
+}
+
+// end takes the sandbox away.
+func (b *box) end() {
+	b.w.mu.Lock()
+	g := b.w.guests[b.addr]
+	delete(b.w.guests, b.addr)
+	delete(b.w.guests, b.six)
+	b.w.mu.Unlock()
+	b.w.Gone(g, true)
 }
 
 func (b *box) policy(text string) guest.Guest {

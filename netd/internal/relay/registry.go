@@ -72,18 +72,9 @@ func (r *Registry) remove(f *Flow) {
 
 // Rejudge cuts the flows of a sandbox that its policy no longer allows (E21), and
 // returns how many those were.
-func (r *Registry) Rejudge(id sandbox.ID) int {
-	return r.cut(id, func(f *Flow) bool { return !f.Allowed() })
-}
-
-// CutAll cuts all of a sandbox's flows.
-func (r *Registry) CutAll(id sandbox.ID) int {
-	return r.cut(id, func(*Flow) bool { return true })
-}
-
-func (r *Registry) cut(id sandbox.ID, which func(*Flow) bool) (n int) {
+func (r *Registry) Rejudge(id sandbox.ID) (n int) {
 	for _, f := range r.of(id) {
-		if which(f) && f.cut.CompareAndSwap(false, true) {
+		if !f.Allowed() && f.cut.CompareAndSwap(false, true) {
 			f.Cut()
 			n++
 		}

@@ -133,9 +133,6 @@ func TestE21_WhatIsNoLongerAllowedIsCut(t *testing.T) {
 	if r.Rejudge("s"); gone != 1 {
 		t.Error("cut twice")
 	}
-	if n := r.CutAll("s"); n != 1 || left != 1 {
-		t.Errorf("all: %d", n)
-	}
 }
 
 func TestD15_WhatHardlyMovesIsCut(t *testing.T) {

@@ -43,18 +43,27 @@ func (c *Conn) Take() []byte {
 	return head
 }
 
-// Peek says what a client begins c with. It never reads more than the budget; a
+// smallPeek is what every connection may be looked at with; what is longer needs room.
+const smallPeek = 4 << 10
+
+// ErrNoRoom is what a long beginning ends in where there is no room for it.
+var ErrNoRoom = errors.New("no room for so long a beginning")
+
+// Peek says what a client begins c with. room is asked for more bytes than a few. It never reads more than the budget; a
 // budget that is used up without an answer, in bytes or time, is an error, and so
 // is an end: half a request line could become any protocol. The read deadline is
 // cleared behind it. The returned Conn is never nil.
-func Peek(c net.Conn, limits Limits) (Result, *Conn, error) {
+func Peek(c net.Conn, limits Limits, room func(bytes int) bool) (Result, *Conn, error) {
 	conn := &Conn{Conn: c}
 	defer c.SetReadDeadline(time.Time{})
 	start := time.Now()
-	buf := make([]byte, 0, min(4<<10, limits.Bytes))
+	buf := make([]byte, 0, min(smallPeek, limits.Bytes))
 	c.SetReadDeadline(start.Add(min(limits.Quiet, limits.Timeout)))
 	for {
 		if len(buf) == cap(buf) {
+			if !room(min(4*cap(buf), limits.Bytes) - cap(buf)) {
+				return Result{}, conn, ErrNoRoom
+			}
 			buf = append(make([]byte, 0, min(4*cap(buf), limits.Bytes)), buf...)
 		}
 		n, err := c.Read(buf[len(buf):cap(buf)])

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -141,7 +142,7 @@ func TestE09_HelloByteByByte(t *testing.T) {
 		}
 		client.Close()
 	}()
-	result, conn, err := Peek(server, Limits{Bytes: MaxHello, Timeout: time.Minute, Quiet: time.Minute})
+	result, conn, err := Peek(server, Limits{Bytes: MaxHello, Timeout: time.Minute, Quiet: time.Minute}, anyRoom)
 	if err != nil || result.Hello.ServerName != "slow.example" {
 		t.Fatalf("%+v, %v", result, err)
 	}
@@ -168,7 +169,7 @@ func TestE09_TheBudgetIsKept(t *testing.T) {
 		sent <- n
 	}()
 	const budget = 40 << 10
-	_, conn, err := Peek(server, Limits{Bytes: budget, Timeout: time.Minute, Quiet: time.Minute})
+	_, conn, err := Peek(server, Limits{Bytes: budget, Timeout: time.Minute, Quiet: time.Minute}, anyRoom)
 	server.Close()
 	if n := <-sent; err == nil || n > budget || len(conn.Take()) > budget {
 		t.Errorf("%d bytes were read for a budget of %d: %v", n, budget, err)
@@ -179,15 +180,15 @@ func TestE09_TimeIsKept(t *testing.T) {
 	t.Parallel()
 	client, server := net.Pipe()
 	defer client.Close()
-	if result, _, err := Peek(server, Limits{Bytes: 100, Timeout: time.Minute, Quiet: time.Millisecond}); err != nil || result.Kind != Silent {
+	if result, _, err := Peek(server, Limits{Bytes: 100, Timeout: time.Minute, Quiet: time.Millisecond}, anyRoom); err != nil || result.Kind != Silent {
 		t.Errorf("a silent client: %v, %v", result.Kind, err)
 	}
 	go client.Write([]byte("GET"))
-	if result, _, err := Peek(server, Limits{Bytes: 100, Timeout: 20 * time.Millisecond, Quiet: time.Minute}); err == nil {
+	if result, _, err := Peek(server, Limits{Bytes: 100, Timeout: 20 * time.Millisecond, Quiet: time.Minute}, anyRoom); err == nil {
 		t.Errorf("half a word: %v", result.Kind)
 	}
 	go func() { client.Write([]byte("GET")); client.Close() }()
-	if result, _, err := Peek(server, DefaultLimits); err == nil {
+	if result, _, err := Peek(server, DefaultLimits, anyRoom); err == nil {
 		t.Errorf("half a word and the end: %v", result.Kind)
 	}
 }
@@ -245,3 +246,33 @@ func (*script) Close() error                     { return nil }
 func (*script) SetDeadline(time.Time) error      { return nil }
 func (*script) SetWriteDeadline(time.Time) error { return nil }
 func (*script) SetReadDeadline(time.Time) error  { return nil }
+
+func anyRoom(int) bool { return true }
+
+// E09: what a long beginning takes is asked for before it is taken.
+func TestE09_ALongHelloNeedsRoom(t *testing.T) {
+	t.Parallel()
+	hello := helloOf(t, &tls.Config{ServerName: "good.example", NextProtos: protocols16k()})
+	if len(hello) <= smallPeek {
+		t.Fatalf("a hello of %d bytes", len(hello))
+	}
+	asked := 0
+	take := func(allowed int) error {
+		asked = 0
+		_, _, err := Peek(&script{Reader: bytes.NewReader(hello)}, DefaultLimits, func(n int) bool { asked += n; return asked <= allowed })
+		return err
+	}
+	if err := take(MaxHello); err != nil || asked+smallPeek < len(hello) {
+		t.Errorf("with room: %v; for %d bytes it asked for %d", err, len(hello), asked)
+	}
+	if err := take(0); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("without: %v", err)
+	}
+}
+
+func protocols16k() (all []string) {
+	for i := range 100 {
+		all = append(all, fmt.Sprintf("%0100d", i))
+	}
+	return all
+}

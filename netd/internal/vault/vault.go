@@ -8,6 +8,7 @@
 package vault
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"sync"
@@ -45,9 +46,15 @@ type holder struct {
 
 type entry struct {
 	sealed sealed.Credential
+
+	mu     sync.Mutex     // held while it is opened: by one, and for the others who ask
 	opened *sealed.Secret // nil: not open
 	until  time.Time
 }
+
+// minTTL keeps a binding that wants nothing kept from having every request open its
+// credential anew. A newer version counts at once, whatever is kept.
+const minTTL = time.Second
 
 // New makes a Vault.
 func New(cfg Config) *Vault {
@@ -73,7 +80,7 @@ func (v *Vault) Set(id sandbox.ID, gen sandbox.Generation, team string, list []s
 		if old == nil || old.gen != gen || old.team != team {
 			continue
 		}
-		if e := old.sources[c.Source]; e != nil && e.sealed.Version == c.Version && e.sealed.Kind == c.Kind {
+		if e := old.sources[c.Source]; e != nil && e.sealed.Version == c.Version && e.sealed.Kind == c.Kind && e.sealed.Blob.Key == c.Blob.Key && bytes.Equal(e.sealed.Blob.Data, c.Blob.Data) {
 			h.sources[c.Source] = e
 		}
 	}
@@ -104,19 +111,24 @@ func (v *Vault) Version(id sandbox.ID, gen sandbox.Generation, source string) in
 // answers is not to be changed.
 func (v *Vault) Secret(id sandbox.ID, gen sandbox.Generation, b *policy.Binding) (_ *sealed.Secret, hit bool, _ error) {
 	v.mu.Lock()
-	defer v.mu.Unlock()
-	e := v.find(id, gen, b.SourceRef)
+	e, team := v.find(id, gen, b.SourceRef), ""
+	if e != nil {
+		team = v.sandboxes[id].team
+	}
+	v.mu.Unlock()
 	if e == nil {
 		return nil, false, ErrNone
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.opened != nil && v.now().Before(e.until) {
 		return e.opened, true, nil
 	}
-	s, err := v.keys.OpenSecret(sealed.Of{Team: v.sandboxes[id].team, Source: e.sealed.Source, Kind: e.sealed.Kind, Version: e.sealed.Version}, e.sealed.Blob)
+	s, err := v.keys.OpenSecret(sealed.Of{Team: team, Source: e.sealed.Source, Kind: e.sealed.Kind, Version: e.sealed.Version}, e.sealed.Blob)
 	if err != nil {
 		return nil, false, fmt.Errorf("source %s, version %d: %w", e.sealed.Source, e.sealed.Version, err)
 	}
-	e.opened, e.until = &s, v.now().Add(b.TTL())
+	e.opened, e.until = &s, v.now().Add(max(b.TTL(), minTTL))
 	return e.opened, false, nil
 }
 

@@ -93,10 +93,13 @@ func TestF07_EachSandboxHasItsOwn(t *testing.T) {
 func TestF12_ANewVersionTakesTheOldOnesPlaceAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "old", 1)})
+	first := b.seal("team", "old", 1)
+	b.vault.Set(one, 1, "team", []sealed.Credential{first})
 	b.want(one, 1, "old", false)
-	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "old", 1)})
+	b.vault.Set(one, 1, "team", []sealed.Credential{first})
 	b.want(one, 1, "old", true) // the same stays open
+	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "made anew", 1)})
+	b.want(one, 1, "made anew", false) // a source that was deleted counts its versions again
 	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "new", 2)})
 	if got := b.vault.Version(one, 1, "s"); got != 2 {
 		t.Errorf("version %d", got)
@@ -122,4 +125,25 @@ func TestF14_WhatDoesNotOpenIsAnError(t *testing.T) {
 	c.Blob.Key = "another"
 	b.vault.Set(one, 1, "team", []sealed.Credential{c})
 	b.wantNone(one, 1, sealed.ErrOpen)
+}
+
+// D08: a binding that wants nothing kept has not every request open its credential.
+func TestD08_WhatIsOpenStaysSoForAMoment(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "x", 1)})
+	ask := func() (hit bool) {
+		t.Helper()
+		_, hit, err := b.vault.Secret(one, 1, &policy.Binding{SourceRef: "s", CachePolicy: &policy.CachePolicy{TTL: "1ns"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return hit
+	}
+	if ask() || !ask() {
+		t.Error("each request opens it")
+	}
+	if b.now = b.now.Add(minTTL); ask() {
+		t.Error("it is kept for longer than it may")
+	}
 }

@@ -1,0 +1,143 @@
+package proxy
+
+import (
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
+)
+
+// E21: a connection that is still being made when it is cut is not made.
+func TestE21_WhatIsBeingDialledIsCut(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, onlyGood)
+	l := must(net.Listen("tcp", other4+":0")) // takes connections, and says nothing
+	defer l.Close()
+	b.policy(`{"mode":"block-all","egress":{"allowedDomains":["good.example"],"proxy":{"type":"socks5","address":"` + l.Addr().String() + `"}}}`)
+	began := time.Now()
+	conn := b.dial("443")
+	if _, err := conn.Write(clientHello(t, "good.example")); err != nil {
+		t.Fatal(err)
+	}
+	up := must(l.Accept())
+	defer up.Close()
+	b.w.Changed(b.policy(`{"mode":"block-all"}`))
+	if _, err := io.Copy(io.Discard, up); err != nil && !strings.Contains(err.Error(), "reset") {
+		t.Fatal(err)
+	}
+	const givesUp = 15 * time.Second // the dialler, by itself
+	if took := time.Since(began); took > givesUp-time.Second {
+		t.Errorf("it was cut after %v", took)
+	}
+	gone(t, conn)
+}
+
+// F12: what carries a client certificate ends when there is a newer one.
+func TestF12_AnOpenTunnelEndsWithItsCertificate(t *testing.T) {
+	t.Parallel()
+	leaf := theWorld().signer.leaf("client-of-team")
+	key := must(x509.MarshalECPrivateKey(leaf.PrivateKey.(*ecdsa.PrivateKey)))
+	secret := sealed.Secret{
+		CertificatePEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]})),
+		PrivateKeyPEM:  string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: key})),
+	}
+	b := newBox(t, `{"mode":"block-all","egress":{"allowedDomains":["good.example"],
+		"credentialRules":[{"credentialRef":"c","protocol":"tls","tlsMode":"terminate-reoriginate","domains":["good.example"]}]},
+		"credentialBindings":[{"ref":"c","sourceRef":"src","projection":{"type":"tls_client_certificate","tlsClientCertificate":{}}}]}`)
+	b.secret("src", secret)
+	conn := tls.Client(b.dial("443"), &tls.Config{ServerName: "good.example", RootCAs: b.trust(true)})
+	if err := conn.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	g, _ := b.w.lookup(b.addr)
+	if n := b.w.Changed(g); n != 0 {
+		t.Errorf("%d were cut that carry the one in force", n)
+	}
+	b.secret("src", secret)
+	if n := b.w.Changed(g); n != 1 {
+		t.Errorf("%d were cut", n)
+	}
+	gone(t, conn)
+}
+
+// R2: the end of a generation that is told late takes nothing of the next along.
+func TestR2_ALateEndIsNotTheNextGenerations(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, notOther)
+	old, _ := b.w.lookup(b.addr)
+	next := old
+	next.Gen = 2
+	b.w.mu.Lock()
+	b.w.guests[b.addr], b.w.guests[b.six] = next, next
+	b.w.mu.Unlock()
+	conn := tls.Client(b.dial("443"), &tls.Config{ServerName: "good.example", RootCAs: b.trust(false)})
+	if err := conn.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	before := must(b.w.CA(b.id))
+	b.w.Gone(old, false)
+	fmt.Fprint(conn, "GET /late HTTP/1.1\r\nHost: good.example\r\n\r\n")
+	if n, err := conn.Read(make([]byte, 12)); n == 0 {
+		t.Errorf("the next one's connection: %v", err)
+	}
+	if string(must(b.w.CA(b.id))) != string(before) {
+		t.Error("the next one's authority is gone")
+	}
+	conn.Close()
+	b.w.Prune(func(id sandbox.ID) bool { return id != b.id })
+	b.w.Proxy.mu.Lock()
+	defer b.w.Proxy.mu.Unlock()
+	if b.w.authorities[b.id] != nil {
+		t.Error("who is not known has an authority")
+	}
+}
+
+// D08: who has more looked into than he may keep waits, and nobody else does.
+func TestD08_WhatIsLookedIntoIsBounded(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, `{"mode":"allow-all","egress":{"protocolRules":[{"name":"tools","protocol":"mcp","domains":["good.example"],"mcp":{"tools":{"allowed":["read"]}}}]}}`)
+	c := b.client(true, false)
+	post := func(size int) int {
+		t.Helper()
+		body := `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"read","arguments":"` + strings.Repeat("x", size) + `"}}`
+		status, _, _ := get(t, c, "https://good.example/d08-bodies", func(r *http.Request) {
+			r.Method, r.Body, r.ContentLength = "POST", io.NopCloser(strings.NewReader(body)), int64(len(body))
+			r.Header.Set("Content-Type", "application/json")
+		})
+		return status
+	}
+	if status := post(500 << 10); status != 200 {
+		t.Fatalf("at first: %d", status)
+	}
+	for b.w.memory.Used(b.id) > 100<<10 { // the answers of the resolver stay
+		pause(t.Context(), 1e6)
+	}
+	full := memory.Most - b.w.memory.Used(b.id)
+	if !b.w.memory.Take(b.id, full) {
+		t.Fatal("there is no room")
+	}
+	if status := post(500 << 10); status != http.StatusTooManyRequests {
+		t.Errorf("without room: %d", status)
+	}
+	long := b.dial("443")
+	io.WriteString(long, "\x16\x03\x01\x40\x00\x01\x00\x40\x00"+strings.Repeat("x", 8<<10))
+	gone(t, long)
+	other := newBox(t, onlyGood)
+	if status, body, _ := get(t, other.client(false, false), "https://good.example/d08-other"); status != 200 {
+		t.Errorf("a neighbour: %d %s", status, body)
+	}
+	b.w.memory.Give(b.id, full)
+	if status := post(500 << 10); status != 200 {
+		t.Errorf("with room again: %d", status)
+	}
+}
