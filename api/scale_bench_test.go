@@ -73,7 +73,7 @@ type scaleRow struct {
 }
 
 func newScale(b *testing.B) *scale {
-	daemon.CollectLess() // as s0d does
+	daemon.CollectLess()                                                                            // as s0d does
 	s := &scale{b: b, pg: s0test.NewPostgresCluster(b, "shared_buffers=512MB", "max_wal_size=4GB")} // with fsync and synchronous_commit
 	s.i = start(b, func(c *api.Config, n *fakenode.Node) {
 		c.DatabaseURL = s.pg.Database(b)

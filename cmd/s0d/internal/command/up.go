@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/cmd/s0d/internal/machine"
-	"s0.run/internal/daemon"
 	"s0.run/cmd/s0d/internal/prereq"
+	"s0.run/internal/daemon"
 )
 
 // backgroundEnv marks the server process that a `s0d up` started: it lets go of
