@@ -157,3 +157,35 @@ func walkText(where string, v any, replace func(where, was string) string) any {
 	}
 	return v
 }
+
+// A14: nobody asks the control plane for more than a page, anywhere.
+func TestA14_PagesAreBounded(t *testing.T) {
+	t.Parallel()
+	w := newWalk(t)
+	tested := 0
+	for _, o := range operations(t) {
+		if o.public() || o.op.Extensions["x-caller"] == "system-admin" || insideSandbox.MatchString(o.path) ||
+			o.op.Parameters.GetByInAndName("query", "limit") == nil {
+			continue
+		}
+		by := w.ours.people["owner"]
+		for _, limit := range []string{"1000001", "0", "-1", "1e3", "99999999999999999999"} {
+			r := by.sends(o.example(t, w.ours.name))
+			u, err := url.Parse(r.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			q := u.Query()
+			q.Set("limit", limit)
+			u.RawQuery = q.Encode()
+			r.path = u.String()
+			if a := w.probe(r); a.status != 400 {
+				t.Errorf("%s with limit=%s: %d %.200s", o, limit, a.status, a.raw)
+			}
+		}
+		tested++
+	}
+	if tested < 5 {
+		t.Errorf("only %d lists were tested", tested)
+	}
+}
