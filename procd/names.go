@@ -72,17 +72,34 @@ func machineID(hostname string) string {
 	return hex.EncodeToString(id[:16]) + "\n"
 }
 
-// namesMark tells our own hosts file, which a later name replaces, from one that
-// the image or the owner brought.
+// namesMark tells our own files, which a later name replaces, from those that the image or
+// the owner brought.
 const namesMark = "# written by s0\n"
 
-// write writes the hostname, and hosts where the image has none.
+// resolvers are who is asked for names. Whichever address a sandbox asks, the node answers:
+// these are of nobody (RFC 5737, RFC 3849), and the same on every node.
+const resolvers = "nameserver 192.0.2.53\nnameserver 2001:db8::53\n"
+
+// write writes the hostname, and hosts and resolvers where the image has none.
 func (n *names) write(hostname string) error {
-	err := os.WriteFile(n.etc+"/hostname", []byte(hostname+"\n"), 0o644)
-	hosts, readErr := os.ReadFile(n.etc + "/hosts")
-	if readErr == nil && len(hosts) > 0 && !strings.HasPrefix(string(hosts), namesMark) {
-		return err
+	return errors.Join(
+		os.WriteFile(n.etc+"/hostname", []byte(hostname+"\n"), 0o644),
+		n.provide("/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 "+hostname+"\n"),
+		n.provide("/resolv.conf", resolvers),
+	)
+}
+
+// provide writes a file of ours where the image and the owner have none. A link that leads
+// nowhere, as to what a service manager would write, is none.
+func (n *names) provide(name, content string) error {
+	has, err := os.ReadFile(n.etc + name)
+	if text := strings.TrimSpace(string(has)); err == nil && text != "" && !strings.HasPrefix(text, namesMark[:len(namesMark)-1]) {
+		return nil
 	}
-	content := namesMark + "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 " + hostname + "\n"
-	return errors.Join(err, os.WriteFile(n.etc+"/hosts", []byte(content), 0o644))
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(n.etc + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.WriteFile(n.etc+name, []byte(namesMark+content), 0o644)
 }

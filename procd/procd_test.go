@@ -631,6 +631,33 @@ func TestWriteNames(t *testing.T) {
 	}
 }
 
+// Without a resolver to ask no name is looked up, whoever would answer.
+func TestASandboxHasAResolver(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ has, link, want string }{
+		"none":                      {want: namesMark + resolvers},
+		"a blank one":               {has: "\n", want: namesMark + resolvers},
+		"the image's own":           {has: "nameserver 9.9.9.9\n", want: "nameserver 9.9.9.9\n"},
+		"ours":                      {has: namesMark + "nameserver 192.0.2.1\n", want: namesMark + resolvers},
+		"a link that leads nowhere": {link: "../run/none/stub-resolv.conf", want: namesMark + resolvers},
+	} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, "resolv.conf")
+		var err error
+		if c.link != "" {
+			err = os.Symlink(c.link, file)
+		} else if c.has != "" {
+			err = os.WriteFile(file, []byte(c.has), 0o644)
+		}
+		if err == nil {
+			err = (&names{etc: dir}).write("one")
+		}
+		if got, readErr := os.ReadFile(file); err != nil || readErr != nil || string(got) != c.want {
+			t.Errorf("%s became %q, %v", name, got, err)
+		}
+	}
+}
+
 func TestG10_AMachineWithAnotherNameHasAnotherID(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -2076,7 +2076,9 @@ type CredentialCachePolicy struct {
 type CredentialProjection struct {
 	HTTPHeaders             *HTTPHeadersProjection `json:"httpHeaders,omitempty"`
 	PlaceholderSubstitution *PlaceholderProjection `json:"placeholderSubstitution,omitempty"`
-	SSHProxy                *SSHProxyProjection    `json:"sshProxy,omitempty"`
+
+	// SSHProxy git over SSH. Inside, git's own commands of one repository each pass, and nothing else: no shell, no other command, no forwarding.
+	SSHProxy *SSHProxyProjection `json:"sshProxy,omitempty"`
 
 	// TLSClientCertificate An object without fields; that it is there says enough.
 	TLSClientCertificate *Nothing                 `json:"tlsClientCertificate,omitempty"`
@@ -2100,15 +2102,17 @@ type CredentialRule struct {
 	HTTPMatch     *HTTPMatch                   `json:"httpMatch,omitempty"`
 	Name          *string                      `json:"name,omitempty"`
 	Ports         []PortSpec                   `json:"ports,omitempty,omitzero"`
-	Protocol      *CredentialRuleProtocol      `json:"protocol,omitempty"`
-	Rollout       *CredentialRuleRollout       `json:"rollout,omitempty"`
-	TLSMode       *TLSMode                     `json:"tlsMode,omitempty"`
+
+	// Protocol `socks5`, `mqtt` and `redis` are refused with 400: no login of theirs is spoken, and a request never leaves without its credential. A SOCKS5 proxy's is `egress.proxy.credentialRef`.
+	Protocol *CredentialRuleProtocol `json:"protocol,omitempty"`
+	Rollout  *CredentialRuleRollout  `json:"rollout,omitempty"`
+	TLSMode  *TLSMode                `json:"tlsMode,omitempty"`
 }
 
 // CredentialRuleFailurePolicy defines model for CredentialRule.FailurePolicy.
 type CredentialRuleFailurePolicy string
 
-// CredentialRuleProtocol defines model for CredentialRule.Protocol.
+// CredentialRuleProtocol `socks5`, `mqtt` and `redis` are refused with 400: no login of theirs is spoken, and a request never leaves without its credential. A SOCKS5 proxy's is `egress.proxy.credentialRef`.
 type CredentialRuleProtocol string
 
 // CredentialRuleRollout defines model for CredentialRule.Rollout.
@@ -3268,11 +3272,16 @@ type SSHKeyList struct {
 	SSHKeys []SSHKey `json:"ssh_keys"`
 }
 
-// SSHProxyProjection defines model for SSHProxyProjection.
+// SSHProxyProjection git over SSH. Inside, git's own commands of one repository each pass, and nothing else: no shell, no other command, no forwarding.
 type SSHProxyProjection struct {
-	KnownHosts        []string `json:"knownHosts,omitempty,omitzero"`
+	// KnownHosts Required: the upstream's host keys, as ssh-keyscan prints them. Others are not connected to.
+	KnownHosts []string `json:"knownHosts,omitempty,omitzero"`
+
+	// SandboxPublicKeys Of which the sandbox has to have one, as in authorized_keys. Without any it needs none.
 	SandboxPublicKeys []string `json:"sandboxPublicKeys,omitempty,omitzero"`
-	UpstreamUsername  *string  `json:"upstreamUsername,omitempty"`
+
+	// UpstreamUsername Without it, the one that the sandbox uses.
+	UpstreamUsername *string `json:"upstreamUsername,omitempty"`
 }
 
 // Sandbox defines model for Sandbox.

@@ -249,6 +249,46 @@ func TestClientCertificates(t *testing.T) {
 	}
 }
 
+// What is open with a client certificate ends with that certificate.
+func TestF12_ATunnelEndsWithItsCertificate(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, `{"mode":"block-all","egress":{"allowedDomains":["good.example"],
+	"credentialRules":[{"credentialRef":"c","protocol":"tls","tlsMode":"terminate-reoriginate","domains":["good.example"]}]},
+	"credentialBindings":[{"ref":"c","sourceRef":"src","projection":{"type":"tls_client_certificate","tlsClientCertificate":{}}}]}`)
+	certificate := func() sealed.Secret {
+		leaf := b.w.signer.leaf("client-of-team")
+		key, err := x509.MarshalECPrivateKey(leaf.PrivateKey.(*ecdsa.PrivateKey))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sealed.Secret{
+			CertificatePEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]})),
+			PrivateKeyPEM:  string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: key})),
+		}
+	}
+	b.secret("src", certificate())
+	r, err := http.NewRequestWithContext(t.Context(), "GET", "https://good.example/stream", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := b.client(true, false).Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	g, _ := b.w.lookup(b.addr)
+	if n := b.w.Changed(g); n != 0 {
+		t.Errorf("%d flows were cut, and nothing has changed", n)
+	}
+	b.secret("src", certificate())
+	if n := b.w.Changed(g); n != 1 {
+		t.Errorf("%d flows were cut", n)
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+		t.Error("the stream under the old one ended well")
+	}
+}
+
 func TestE10_AClientCertificateIsNoWayPastCredentials(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, `{"mode":"allow-all","egress":{

@@ -120,6 +120,7 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", node.SandboxCIDR, "the sandboxes' IPv4 addresses, seen by nobody but this machine")
 	f.TextVar(&c.SandboxCIDR6, "sandbox-cidr6", node.SandboxCIDR6, "the same of IPv6, a /64")
 	f.Var((*networks)(&c.Deny), "deny", "networks that no sandbox ever reaches, such as those of what manages this machine")
+	f.Var((*resolvers)(&c.Resolvers), "resolvers", resolversHelp)
 	f.StringVar(&c.CgroupParent, "cgroup-parent", node.CgroupParent, "control group that holds every sandbox's, of this instance alone")
 	f.StringVar(&c.Cluster, "cluster", node.Cluster, "name that prefixes every sandbox's id")
 	f.IntVar(&c.Nice, "nice", 5, "nice value of containerd and sandboxes, so that the API stays quick beside them")

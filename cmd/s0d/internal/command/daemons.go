@@ -1,7 +1,6 @@
 package command
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -128,7 +127,7 @@ func netdCommand(version string) *cobra.Command {
 	f.Var((*networks)(&c.Deny), "deny", "networks that no sandbox ever reaches, such as the control plane's")
 	f.Var((*networks)(&c.PlatformDenied), "platform-denied", "networks that are denied before any policy's rules")
 	f.Var((*networks)(&c.PlatformAllowed), "platform-allowed", "networks that are allowed before any policy's rules")
-	resolvers := f.StringSlice("resolvers", nil, "address:port of the resolvers to ask for sandboxes' names (default: the machine's own)")
+	f.Var((*resolvers)(&c.Resolvers), "resolvers", resolversHelp)
 	f.StringVar(&c.CredentialKeyDir, "credential-keys", "", "directory of the keys that open credentials")
 	level := f.String("log-level", "info", "debug, info, warn or error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -136,17 +135,36 @@ func netdCommand(version string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for _, text := range *resolvers {
-			to, err := netip.ParseAddrPort(text)
-			if err != nil {
-				return fmt.Errorf("--resolvers: %w", err)
-			}
-			c.Resolvers = append(c.Resolvers, to)
-		}
 		c.Log = log.With("daemon", "netd")
 		return netd.Run(cmd.Context(), c)
 	}
 	return withFile(cmd)
+}
+
+const resolversHelp = "address:port of the resolvers to ask for sandboxes' names (default: the machine's own)"
+
+// resolvers is a flag's list of addresses with ports.
+type resolvers []netip.AddrPort
+
+func (r *resolvers) Type() string { return "addresses" }
+
+func (r *resolvers) String() string {
+	all := make([]string, len(*r))
+	for i, a := range *r {
+		all[i] = a.String()
+	}
+	return strings.Join(all, ",")
+}
+
+func (r *resolvers) Set(list string) error {
+	for text := range strings.SplitSeq(list, ",") {
+		a, err := netip.ParseAddrPort(strings.TrimSpace(text))
+		if err != nil {
+			return err
+		}
+		*r = append(*r, a)
+	}
+	return nil
 }
 
 // networks is a flag's list of prefixes.

@@ -66,7 +66,8 @@ type Config struct {
 	ColdStarts       int  // sandboxes started at once
 	SandboxCIDR      netip.Prefix
 	SandboxCIDR6     netip.Prefix
-	Deny             []netip.Prefix // that no sandbox ever reaches, beside this machine
+	Deny             []netip.Prefix   // that no sandbox ever reaches, beside this machine
+	Resolvers        []netip.AddrPort // asked for sandboxes' names; none: this machine's own
 	CgroupParent     string
 	Cluster          string
 	Nice             int // of containerd and sandboxes, so that the API stays quick beside them

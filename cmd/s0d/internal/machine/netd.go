@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -49,8 +50,16 @@ func (s *server) netdCommand(ctx context.Context) *exec.Cmd {
 	if deny := s.denied(); len(deny) > 0 {
 		cmd.Args = append(cmd.Args, "--deny", strings.Join(deny, ","))
 	}
+	for _, r := range s.cfg.Resolvers {
+		cmd.Args = append(cmd.Args, "--resolvers", r.String())
+	}
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	for _, name := range []string{"SSL_CERT_FILE", "SSL_CERT_DIR"} { // whom upstream it believes, as sandboxes do
+		if value := os.Getenv(name); value != "" {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
 	return cmd
 }
 
