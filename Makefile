@@ -44,6 +44,12 @@ build: ## build s0, s0d, procd and the shim into build/bin
 tools: ## build containerd and runsc from pinned modules, once for each pin
 	@hack/tools.sh
 
+kube-tools: ## build a Kubernetes control plane and kubectl, once for each pin (10 minutes of CPU)
+	@hack/tools.sh kube
+
+vk: ## build s0-vk, the virtual node, into build/bin
+	@cd vk-provider && $(GO_BUILD) -o ../$(BIN)/s0-vk ./cmd/s0-vk
+
 images: ## build the default template image, once for each recipe
 	@go run ./hack/images
 
@@ -57,6 +63,12 @@ images-all: ## build the images of all builtin templates (about 2 minutes each)
 gen: tools ## regenerate what is generated: API code, protobuf, BPF programs
 	@hack/deps.sh gen
 	@go generate ./...
+
+kube-up: kube-tools vk ## start a Kubernetes control plane of your own in build/kube
+	@go run ./hack/kube up
+
+kube-down: ## stop it
+	@go run ./hack/kube down
 
 clean: ## remove what was built (not an instance's data)
 	@if [ -x $(BIN)/s0d ] && $(BIN)/s0d status $(INSTANCE) >/dev/null 2>&1; then echo "s0 runs from build/: make down first" >&2; exit 1; fi
@@ -84,6 +96,10 @@ lint: tools ## gofmt, vet, staticcheck, the import table
 test-vm: build tools images ## try s0 on a stock Debian in an emulated machine (minutes; amd64)
 	@hack/deps.sh vm
 	@hack/vm/run.sh
+
+# In a module of its own, so not part of `make test`: what it imports takes minutes to compile.
+test-kube: kube-tools vk test-deps ## try the virtual node on a real Kubernetes control plane (root; minutes)
+	@cd vk-provider && gofmt -l . && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 20m ./...
 
 test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
 	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e
@@ -119,4 +135,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-scale test-deps help
+.PHONY: kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-scale test-deps help

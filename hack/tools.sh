@@ -40,6 +40,15 @@ build() {
 # The version of a module in the nested go.mod.
 pin() { awk -v m="$2" '$1 == m { print $2 } $1 == "require" && $2 == m { print $3 }' "hack/tools/$1/go.mod"; }
 
+# The Kubernetes control plane is for those alone who ask for it: it takes long.
+if [ "${1-}" = kube ]; then
+  version=$(pin kube k8s.io/kubernetes)
+  about=k8s.io/component-base/version
+  build kube 15 \
+    "-X $about.gitVersion=$version -X $about.gitMajor=1 -X $about.gitMinor=$(cut -d. -f2 <<<"$version") -X $about.gitTreeState=clean" \
+    ./kubeall
+  exit
+fi
 build containerd 3 \
   "-X github.com/containerd/containerd/v2/version.Version=$(pin containerd github.com/containerd/containerd/v2)" \
   github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr \

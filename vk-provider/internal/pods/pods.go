@@ -1,0 +1,304 @@
+// Package pods backs this node's pods by sandboxes of its noded.
+//
+// It is what package node of virtual-kubelet calls a provider. Nothing is kept that
+// could be wrong after a restart: what a pod is, is asked of noded again, by the pod's
+// UID; a second CreatePod finds the same slot or sandbox. Each pod has one goroutine
+// ([Pods.live]) that brings it up, follows it and ends it; VK's calls and noded's
+// stream only change the table and wake that goroutine. States are told, never polled.
+//
+// A sandbox that a tenant has claimed is never ended because Kubernetes lacks a pod:
+// only a pod that says who claimed it takes its sandbox with it.
+package pods
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/virtual-kubelet/virtual-kubelet/errdefs"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	corev1listers "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"s0.run/internal/nodeapi"
+	"s0.run/vk-provider/internal/noded"
+	"s0.run/vk-provider/internal/podspec"
+)
+
+const (
+	// What fails is tried again, from the first pause to the longest.
+	firstRetry, lastRetry = 500 * time.Millisecond, 30 * time.Second
+	// callTimeout bounds calls that start nothing.
+	callTimeout = 15 * time.Second
+)
+
+// Config wires Pods. Every field is required.
+type Config struct {
+	Node          *noded.Client
+	Kube          kubernetes.Interface
+	Lister        corev1listers.PodLister // of this node's pods
+	Events        record.EventRecorder
+	NodeName      string
+	HostIP        string
+	PoolNamespace string // the one namespace whose pods may be slots of pools
+	Warmups       int    // pods that are brought up at a time
+	Log           *slog.Logger
+}
+
+// Pods implements node.PodLifecycleHandler and node.PodNotifier. It is safe for
+// concurrent use.
+type Pods struct {
+	cfg     Config
+	tasks   chan func(context.Context)
+	stopped chan struct{} // closed when Run takes no more tasks
+	seats   chan struct{} // holds a value for each pod that is being brought up
+
+	mu        sync.Mutex
+	byKey     map[string]*pod // namespace/name
+	byUID     map[types.UID]*pod
+	slots     map[string]*nodeapi.PodSlot // what noded has told, by pod
+	sandboxes map[string]*nodeapi.Sandbox // by id
+	synced    bool                        // slots and sandboxes are what noded has
+	notify    func(*corev1.Pod)
+	orphans   map[string]time.Time // since when a pod of noded's has had none in Kubernetes
+}
+
+// pod is one pod and what it is backed by.
+type pod struct {
+	uid             types.UID
+	namespace, name string
+	pooled          bool
+	wake            chan struct{}      // holds a value when something was told
+	stop            context.CancelFunc // ends bringing up and following: the pod is to go
+
+	// Pods.mu guards what follows. api is replaced whole.
+	api        *corev1.Pod // as Kubernetes has it
+	status     corev1.PodStatus
+	slot       *nodeapi.PodSlot // of a pool's pod; nil before it has one
+	sandbox    *nodeapi.Sandbox // nil before it is claimed
+	gone       string           // why noded has nothing for it any more
+	containers []*container     // of a pod that is no pool's
+}
+
+// New makes Pods that know nothing yet.
+func New(cfg Config) *Pods {
+	return &Pods{
+		cfg: cfg, tasks: make(chan func(context.Context)), stopped: make(chan struct{}), seats: make(chan struct{}, cfg.Warmups),
+		byKey: map[string]*pod{}, byUID: map[types.UID]*pod{}, slots: map[string]*nodeapi.PodSlot{}, sandboxes: map[string]*nodeapi.Sandbox{},
+		orphans: map[string]time.Time{}, notify: func(*corev1.Pod) {},
+	}
+}
+
+// Run looks after pods until ctx ends, and returns when everything that it started has
+// ended. Sandboxes go on living.
+func (p *Pods) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(p.stopped)
+	wg.Go(func() { p.keepCollecting(ctx) })
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case task := <-p.tasks:
+			wg.Go(func() { task(ctx) })
+		}
+	}
+}
+
+func (p *Pods) background(task func(context.Context)) {
+	select {
+	case p.tasks <- task:
+	case <-p.stopped:
+	}
+}
+
+func key(namespace, name string) string { return namespace + "/" + name }
+
+// CreatePod takes a pod on, and returns at once: whatever comes of it is told.
+func (p *Pods) CreatePod(_ context.Context, api *corev1.Pod) error {
+	p.mu.Lock()
+	if old := p.byUID[api.UID]; old != nil {
+		old.api = api
+		p.mu.Unlock()
+		return nil
+	}
+	up, stop := context.WithCancel(context.Background()) // ended by DeletePod, or with Run
+	new := &pod{
+		uid: api.UID, namespace: api.Namespace, name: api.Name, pooled: podspec.Pooled(api),
+		wake: make(chan struct{}, 1), stop: stop, api: api, slot: p.slots[string(api.UID)],
+	}
+	if new.slot != nil {
+		new.sandbox = p.sandboxes[new.slot.GetId()]
+	}
+	new.status = pendingStatus(new, p.cfg.HostIP, "ContainerCreating", "")
+	keepTransitions(api.Status.Conditions, new.status.Conditions)
+	p.byKey[key(api.Namespace, api.Name)], p.byUID[api.UID] = new, new
+	p.mu.Unlock()
+	p.background(func(ctx context.Context) {
+		defer context.AfterFunc(ctx, stop)()
+		p.live(ctx, up, new)
+	})
+	return nil
+}
+
+// UpdatePod takes note of what changed: labels, annotations, a deadline.
+func (p *Pods) UpdatePod(_ context.Context, api *corev1.Pod) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pod := p.byUID[api.UID]
+	if pod == nil {
+		return errdefs.NotFoundf("pod %s/%s", api.Namespace, api.Name)
+	}
+	pod.api = api
+	pod.kick()
+	return nil
+}
+
+// DeletePod has a pod end. It returns at once; the pod's object goes when its sandbox
+// has ended, or at the latest when its grace period is over.
+func (p *Pods) DeletePod(_ context.Context, api *corev1.Pod) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pod := p.byUID[api.UID]
+	if pod == nil {
+		return errdefs.NotFoundf("pod %s/%s", api.Namespace, api.Name)
+	}
+	pod.api = api
+	pod.stop()
+	return nil
+}
+
+// GetPod is what this provider has of a pod, unless Kubernetes has another one of that
+// name by now.
+func (p *Pods) GetPod(_ context.Context, namespace, name string) (*corev1.Pod, error) {
+	known, err := p.cfg.Lister.Pods(namespace).Get(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pod := p.byKey[key(namespace, name)]
+	if pod == nil || err == nil && known.UID != pod.uid {
+		return nil, errdefs.NotFoundf("pod %s/%s", namespace, name)
+	}
+	return pod.object(), nil
+}
+
+// GetPodStatus is GetPod's status.
+func (p *Pods) GetPodStatus(ctx context.Context, namespace, name string) (*corev1.PodStatus, error) {
+	pod, err := p.GetPod(ctx, namespace, name)
+	if err != nil {
+		return nil, err
+	}
+	return &pod.Status, nil
+}
+
+// GetPods are the pods that this process was given. After a restart there are none:
+// VK ends what this lists and its lister lacks, and an informer's word is no reason to
+// end anything (G09, H06). What was forgotten while nobody looked, [Pods.collect] finds.
+func (p *Pods) GetPods(context.Context) ([]*corev1.Pod, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]*corev1.Pod, 0, len(p.byUID))
+	for _, pod := range p.byUID {
+		all = append(all, pod.object())
+	}
+	return all, nil
+}
+
+// NotifyPods sets who is told of changes.
+func (p *Pods) NotifyPods(_ context.Context, notify func(*corev1.Pod)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.notify = notify
+}
+
+// object is the pod as this provider sees it. It is called with Pods.mu held.
+func (pod *pod) object() *corev1.Pod {
+	o := pod.api.DeepCopy()
+	pod.status.DeepCopyInto(&o.Status)
+	return o
+}
+
+func (pod *pod) kick() {
+	select {
+	case pod.wake <- struct{}{}:
+	default:
+	}
+}
+
+// set changes a pod's status and tells of it. Only the pod's own goroutine calls it;
+// build is called with mu held.
+func (p *Pods) set(pod *pod, build func() corev1.PodStatus) corev1.PodPhase {
+	p.mu.Lock()
+	status := build()
+	keepTransitions(pod.status.Conditions, status.Conditions)
+	pod.status = status
+	object, notify := pod.object(), p.notify
+	p.mu.Unlock()
+	notify(object)
+	return status.Phase
+}
+
+// setPending and setFailed set a status in which nothing runs.
+func (p *Pods) setPending(pod *pod, reason, message string) {
+	p.set(pod, func() corev1.PodStatus { return pendingStatus(pod, p.cfg.HostIP, reason, message) })
+}
+
+func (p *Pods) setFailed(pod *pod, reason, message string) {
+	p.set(pod, func() corev1.PodStatus { return failedStatus(pod, p.cfg.HostIP, reason, message) })
+}
+
+// live is a pod's life: up ends when it is to go, ctx when this process does.
+func (p *Pods) live(ctx, up context.Context, pod *pod) {
+	if pod.pooled {
+		p.keepSlot(up, pod)
+	} else {
+		p.runPod(up, pod)
+	}
+	select { // what has ended by itself stays until somebody deletes it
+	case <-up.Done():
+	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	p.end(ctx, pod)
+}
+
+// refuse says for good that a pod can't be one of ours.
+func (p *Pods) refuse(pod *pod, r *podspec.Refusal) {
+	p.event(pod, corev1.EventTypeWarning, r.Reason, r.Message)
+	p.cfg.Log.Info("refusing a pod", "pod", key(pod.namespace, pod.name), "uid", pod.uid, "reason", r.Reason, "message", r.Message)
+	p.setFailed(pod, r.Reason, r.Message)
+}
+
+func (p *Pods) event(pod *pod, kind, reason, message string) {
+	p.mu.Lock()
+	object := pod.api
+	p.mu.Unlock()
+	p.cfg.Events.Event(object, kind, reason, message)
+}
+
+// seat waits for a place among those that are brought up.
+func (p *Pods) seat(ctx context.Context) (leave func(), err error) {
+	select {
+	case p.seats <- struct{}{}:
+		return func() { <-p.seats }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// retry repeats f, ever more seldom, until it succeeds or says that it never will.
+func retry(ctx context.Context, f func() (again bool)) bool {
+	for pause := firstRetry; f(); pause = min(2*pause, lastRetry) {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
+	}
+	return ctx.Err() == nil
+}

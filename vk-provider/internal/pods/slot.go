@@ -1,0 +1,156 @@
+package pods
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"time"
+
+	"connectrpc.com/connect"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+	"s0.run/vk-provider/internal/podspec"
+)
+
+// keepSlot looks after a pool's pod until it is to go, or its slot has ended.
+func (p *Pods) keepSlot(ctx context.Context, pod *pod) {
+	slot, refusal := podspec.SlotOf(p.api(pod), p.cfg.PoolNamespace)
+	if refusal != nil {
+		p.refuse(pod, refusal)
+		return
+	}
+	p.setPending(pod, "Warming", "")
+	if !p.warm(ctx, pod, slot) {
+		return
+	}
+	var again <-chan time.Time
+	for {
+		settled, ended := p.followSlot(ctx, pod)
+		if ended {
+			return
+		}
+		if again = nil; !settled {
+			again = time.After(firstRetry)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-pod.wake:
+		case <-again:
+		}
+	}
+}
+
+// warm has noded make the pod's slot, as often as it takes; false: the pod is to go.
+func (p *Pods) warm(ctx context.Context, pod *pod, slot podspec.Slot) bool {
+	return retry(ctx, func() bool {
+		leave, err := p.seat(ctx)
+		if err != nil {
+			return false
+		}
+		defer leave()
+		told, err := p.cfg.Node.RPC().WarmPod(ctx, &nodeapi.WarmPodRequest{
+			Pod: string(pod.uid), PoolKey: slot.PoolKey, Team: slot.Team, Spec: nodeapi.SpecToWire(slot.Spec),
+		})
+		if err != nil {
+			p.notYet(ctx, pod, "Warming", err)
+			return true
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if pod.slot.GetId() != told.GetId() { // else the stream's word is the newer one
+			pod.slot = told
+		}
+		return false
+	})
+}
+
+// notYet tells why a pod is not there yet.
+func (p *Pods) notYet(ctx context.Context, pod *pod, reason string, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	message := text(err)
+	p.event(pod, corev1.EventTypeWarning, "Failed"+reason, message)
+	p.cfg.Log.Warn("a pod can't be brought up yet", "pod", key(pod.namespace, pod.name), "uid", pod.uid, "error", err)
+	p.setPending(pod, reason, message)
+}
+
+func text(err error) string {
+	if e, ok := err.(*connect.Error); ok {
+		return nodeapi.Text(e.Message())
+	}
+	return nodeapi.Text(err.Error())
+}
+
+// followSlot tells what a slot is now. settled is false when it must be told again.
+func (p *Pods) followSlot(ctx context.Context, pod *pod) (settled, ended bool) {
+	p.mu.Lock()
+	slot, sb, gone := pod.slot, pod.sandbox, pod.gone
+	p.mu.Unlock()
+	if gone != "" {
+		p.event(pod, corev1.EventTypeNormal, "SandboxEnded", gone)
+		p.removeObject(ctx, pod)
+		return true, true
+	}
+	settled = true
+	if sb != nil {
+		settled = p.label(ctx, pod, sb)
+	}
+	phase := p.set(pod, func() corev1.PodStatus { return slotStatus(pod, p.cfg.HostIP, slot, sb) })
+	return settled, phase == corev1.PodFailed
+}
+
+// label makes a claim visible: with it the pod is its ReplicaSet's no more, which makes
+// another. It is the one write to Kubernetes that a claim costs, and nobody waits for it.
+func (p *Pods) label(ctx context.Context, pod *pod, sb *nodeapi.Sandbox) bool {
+	want := map[string]string{podspec.LabelState: podspec.StateClaimed, podspec.LabelSandbox: sb.GetId(), podspec.LabelTeam: sb.GetTeam()}
+	have := p.api(pod).Labels
+	if maps.Equal(want, subset(have, want)) {
+		return true
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pod.uid, "labels": want}})
+	if err != nil {
+		return true // it is made of strings
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err = p.cfg.Kube.CoreV1().Pods(pod.namespace).Patch(ctx, pod.name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		p.cfg.Log.Warn("a claim's pod could not be labelled yet", "sandbox", sb.GetId(), "pod", key(pod.namespace, pod.name), "error", err)
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	api := pod.api.DeepCopy() // what VK compares with, so that it sees no change of its own in this
+	if api.Labels == nil {
+		api.Labels = map[string]string{}
+	}
+	maps.Copy(api.Labels, want)
+	pod.api = api
+	return true
+}
+
+func subset(m, of map[string]string) map[string]string {
+	s := map[string]string{}
+	for k := range of {
+		if v, ok := m[k]; ok {
+			s[k] = v
+		}
+	}
+	return s
+}
+
+func (p *Pods) api(pod *pod) *corev1.Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return pod.api
+}
+
+// usable reports whether a claimed sandbox answers.
+func usable(sb *nodeapi.Sandbox) bool { return sandbox.State(sb.GetState()) == sandbox.Running }
