@@ -39,8 +39,9 @@ func (i *instance) records(requestID string) []recorded {
 	return list
 }
 
-// inSandboxes are the calls whose record is the sandbox's events.
-var inSandboxes = regexp.MustCompile(`^/api/v1/sandboxes/\{id\}/(contexts|sessions|files)`)
+// inSandboxes are the calls whose record is the sandbox's events, and those of the files
+// of volumes, which have none.
+var inSandboxes = regexp.MustCompile(`^/api/v1/(sandboxes/\{id\}/(contexts|sessions|files)|sandboxvolumes/\{id\}/files)`)
 
 // changing is every operation of the contract that changes the control plane.
 func changing(t *testing.T) (list []operation) {
@@ -121,6 +122,24 @@ func (s *stage) source() string {
 	return "/api/v1/credential-sources/" + s.make("name", "POST", "/api/v1/credential-sources", s.key, `{"name":"`+s.name()+`",`+sourceSpec+`}`)
 }
 
+// volume makes a volume and answers its path.
+func (s *stage) volume() string {
+	return "/api/v1/sandboxvolumes/" + s.make("id", "POST", "/api/v1/sandboxvolumes", s.key, `{}`)
+}
+
+// volumeSnapshot makes a snapshot of one and answers its path.
+func (s *stage) volumeSnapshot() string {
+	path := s.volume() + "/snapshots"
+	return path + "/" + s.make("id", "POST", path, s.key, `{"name":"s"}`)
+}
+
+// volumePath finds the id in a volume's path.
+var volumePath = regexp.MustCompile(`[0-9a-f-]{36}$`)
+
+func mountBody(volume string) string {
+	return fmt.Sprintf(`{"sandboxvolume_id":%q,"mount_point":"/v"}`, volumePath.FindString(volume))
+}
+
 const sourceSpec = `"resolverKind":"static_headers","spec":{"staticHeaders":{"values":{"token":"x"}}}`
 
 // succeed maps each operation that changes the control plane to a request that
@@ -150,6 +169,22 @@ var succeed = map[string]func(s *stage) request{
 	"deleteSandbox": func(s *stage) request { return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key), token: s.key} },
 	"refreshSandbox": func(s *stage) request {
 		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/refresh", token: s.key, body: `{"duration":60}`}
+	},
+	"createVolume": func(s *stage) request { return request{token: s.key, body: `{}`} },
+	"deleteVolume": func(s *stage) request { return request{path: s.volume(), token: s.key} },
+	"forkVolume":   func(s *stage) request { return request{path: s.volume() + "/fork", token: s.key} },
+	"createVolumeSnapshot": func(s *stage) request {
+		return request{path: s.volume() + "/snapshots", token: s.key, body: `{"name":"s"}`}
+	},
+	"deleteVolumeSnapshot":  func(s *stage) request { return request{path: s.volumeSnapshot(), token: s.key} },
+	"restoreVolumeSnapshot": func(s *stage) request { return request{path: s.volumeSnapshot() + "/restore", token: s.key} },
+	"mountVolume": func(s *stage) request {
+		return request{path: "/api/v1/sandboxes/" + s.i.claim(s.key) + "/sandboxvolumes/mount", token: s.key, body: mountBody(s.volume())}
+	},
+	"unmountVolume": func(s *stage) request {
+		volume, path := s.volume(), "/api/v1/sandboxes/"+s.i.claim(s.key)+"/sandboxvolumes/"
+		mount := s.make("mount_session_id", "POST", path+"mount", s.key, mountBody(volume))
+		return request{path: path + "unmount", token: s.key, body: fmt.Sprintf(`{"sandboxvolume_id":%q,"mount_session_id":%q}`, volumePath.FindString(volume), mount)}
 	},
 	"createCredentialSource": func(s *stage) request {
 		return request{token: s.key, body: `{"name":"` + s.name() + `",` + sourceSpec + `}`}
@@ -414,7 +449,7 @@ func contents(t *testing.T, dsn string) string {
 	}
 	var all strings.Builder
 	for _, table := range tables {
-		rows, _ := conn.Query(context.Background(), "SELECT (to_jsonb(t) - 'last_used_at')::text FROM "+pgx.Identifier{table}.Sanitize()+" t ORDER BY 1")
+		rows, _ := conn.Query(context.Background(), "SELECT (to_jsonb(t) - 'last_used_at' - 'counted_at')::text FROM "+pgx.Identifier{table}.Sanitize()+" t ORDER BY 1")
 		list, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		if err != nil {
 			t.Fatal(err)

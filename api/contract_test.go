@@ -54,6 +54,8 @@ var kinds = []struct{ path, param, kind, value string }{
 	{path: "/api/v1/sandboxes/{id}/contexts/{context_id}", param: "context_id", kind: "context"},
 	{path: "/api/v1/sandboxes/{id}/sessions/{session_id}", param: "session_id", kind: "session"},
 	{path: "/api/v1/sandbox-rootfs-snapshots/{snapshot_id}", param: "snapshot_id", kind: "snapshot"},
+	{path: "/api/v1/sandboxvolumes/{id}", param: "id", kind: "volume"},
+	{path: "/api/v1/sandboxvolumes/{id}", param: "snapshot_id", kind: "volume snapshot"},
 	{path: "/api/v1/templates/{template_id}", param: "template_id", kind: "template"},
 	{path: "/api/v1/credential-sources/{name}", param: "name", kind: "credential source"},
 	{param: "port", value: "8080"},
@@ -75,6 +77,8 @@ var bodies = map[string]string{
 	"updateCredentialSource":    `{"resolverKind":"static_headers","spec":{"staticHeaders":{"values":{"token":"y"}}}}`,
 	"createRegistryCredentials": `{}`, "createTemplateFromSandbox": `{"template_id":"made","sandbox_id":"{sandbox}"}`,
 	"pauseSandbox": `{"memory":false}`, "createSandboxSnapshot": `{"name":"s"}`, "restoreSandboxRootFS": `{"snapshot_id":"{snapshot}"}`,
+	"createVolume": `{"access_mode":"ROX"}`, "forkVolume": `{}`, "createVolumeSnapshot": `{"name":"s"}`, "mountVolume": `{"sandboxvolume_id":"{volume}","mount_point":"/v"}`,
+	"unmountVolume": `{"sandboxvolume_id":"{mounted}","mount_session_id":"{mount}"}`, "moveVolumeFile": `{"source":"a","destination":"b"}`, "writeVolumeFile": "x", "uploadVolumeArchive": "x",
 	"createContext": `{"type":"repl"}`, "execContext": `{"data":"x"}`, "writeContextInput": `{"data":"x"}`,
 	"resizeContext": `{"rows":1,"cols":1}`, "signalContext": `{"signal":"INT"}`, "createSession": `{"command":["true"]}`, "updateSession": `{"command":["true"]}`, "setSessionDesiredState": `{"state":"stopped"}`,
 	"createSessionAttempt": `{}`, "writeSessionInput": `{"input_id":"1","eof":true}`, "sendSessionSignal": `{"signal":"INT"}`, "resizeSessionTerminal": `{"rows":1,"cols":1}`,
@@ -125,7 +129,7 @@ func (o operation) example(t testing.TB, name func(kind string) string) request 
 	if ok {
 		r.body = placeholder.ReplaceAllStringFunc(b, func(p string) string { return name(strings.Trim(p, "{}")) })
 	}
-	if slices.Contains([]string{"attachContext", "connectSession", "watchFiles"}, o.op.OperationID) {
+	if slices.Contains([]string{"attachContext", "connectSession", "watchFiles", "watchVolumeFiles"}, o.op.OperationID) {
 		r.header = http.Header{
 			"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
 		}

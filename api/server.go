@@ -42,6 +42,7 @@ import (
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/api/internal/tunnel"
+	"s0.run/api/internal/volumes"
 	"s0.run/api/internal/webhook"
 	"s0.run/api/internal/wsapi"
 	"s0.run/internal/daemon"
@@ -76,6 +77,7 @@ type server struct {
 	images    *images.Keeper
 	registry  *images.Registry // nil: none
 	network   *egress.Keeper
+	volumes   *volumes.Keeper
 	lifecycle *lifecycle.Keeper
 	webhooks  *webhook.Dispatcher
 	events    *events.Feed
@@ -244,19 +246,20 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		Changed: s.templatesChanged, Log: log,
 	})
 	s.network = egress.New(egress.Config{Store: s.store, Nodes: s.nodes, Table: s.table, Key: s.sealTo, Log: log})
-	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Network: s.network, Log: log})
+	s.volumes = volumes.New(volumes.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Key: s.sealTo, Log: log})
+	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Network: s.network, Volumes: s.volumes, Log: log})
 	s.meter = metering.New(metering.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
 	hooks := webhook.Policy{AllowPrivate: s.cfg.WebhookAllowPrivate}
 	s.webhooks = webhook.New(webhook.Config{Store: s.store, Policy: hooks, Metrics: reg, Log: log})
 	s.events = events.New(events.Config{Store: s.store, Nodes: s.nodes, Changed: s.webhooks.Kick, Log: log})
 	s.claimer = claim.New(claim.Config{
-		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Network: s.network, Hooks: hooks, Metrics: claim.NewMetrics(reg), Log: log,
+		Store: s.store, Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Network: s.network, Volumes: s.volumes, Hooks: hooks, Metrics: claim.NewMetrics(reg), Log: log,
 	})
 	s.captures = capture.New(capture.Config{
 		Store: s.store, Catalog: s.catalog, Nodes: s.nodes, Registry: s.images, Trusted: s.cfg.ImageRegistries,
 		Changed: s.templatesChanged, Log: log,
 	})
-	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Resumer: s.lifecycle})
+	plane := dataplane.New(dataplane.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Resumer: s.lifecycle, Volumes: s.volumes})
 	s.wireExposure(plane)
 	proxies, _ := s.cfg.proxies() // checked before
 	hosts := httpapi.NewHostList(s.hostNames())
@@ -264,7 +267,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	s.sockets = wsapi.New(wsapi.Config{Plane: plane, CheckOrigin: hosts.SameOrigin, Log: log})
 	s.http = httpapi.New(httpapi.Config{
 		Store: s.store, Auth: s.auth, Identity: id, SSO: s.sso, Catalog: s.catalog, Images: s.images, Captures: s.captures, Table: s.table, Claimer: s.claimer,
-		Lifecycle: s.lifecycle, Network: s.network, Plane: plane, Sockets: s.sockets, Watches: s.watches,
+		Lifecycle: s.lifecycle, Network: s.network, Volumes: s.volumes, Plane: plane, Sockets: s.sockets, Watches: s.watches,
 		Events:  &events.View{Store: s.store, Feed: s.events, RegionID: s.cfg.RegionID},
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
 		RegionID: s.cfg.RegionID, Cluster: s.cfg.Cluster, Registry: reg, Log: log,
@@ -341,6 +344,7 @@ func (s *server) run(ctx context.Context) error {
 	g.Go(func() error { return s.images.Run(background) })
 	g.Go(func() error { return s.lifecycle.Run(background) })
 	g.Go(func() error { return s.network.Run(background) })
+	g.Go(func() error { return s.volumes.Run(background) })
 	g.Go(func() error { return s.meter.Run(background) })
 	g.Go(func() error { return s.events.Run(background) })
 	g.Go(func() error { return s.webhooks.Run(background) })

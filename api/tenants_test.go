@@ -31,6 +31,7 @@ type walk struct {
 func open(c *api.Config, n *fakenode.Node) {
 	c.AllowRegistration = true
 	withNetwork(c, n)
+	withVolumes(c, n)
 }
 
 func newWalk(t *testing.T) *walk {
@@ -160,6 +161,21 @@ func (n *tenant) make(kind string) string {
 		return n.w.create("/api/v1/credential-sources", owner, fmt.Sprintf(`{"name":"src-%s","resolverKind":"static_headers","spec":{"staticHeaders":{"values":{"token":"x"}}}}`, uuid.NewString()[:8]), "name")
 	case "snapshot":
 		return n.w.create("/api/v1/sandboxes/"+n.name("sandbox")+"/snapshots", owner, `{}`, "id")
+	case "volume", "mounted":
+		id := n.w.create("/api/v1/sandboxvolumes", owner, `{"access_mode":"ROX"}`, "id")
+		n.w.send(owner.sends(request{method: "POST", path: "/api/v1/sandboxvolumes/" + id + "/files?path=a", body: "x"})).want(200, nil)
+		return id
+	case "volume snapshot":
+		return n.w.create("/api/v1/sandboxvolumes/"+n.name("volume")+"/snapshots", owner, `{"name":"s"}`, "id")
+	case "mount":
+		var m struct {
+			ID string `json:"mount_session_id"`
+		}
+		n.w.send(owner.sends(request{
+			method: "POST", path: "/api/v1/sandboxes/" + n.name("sandbox") + "/sandboxvolumes/mount",
+			body: fmt.Sprintf(`{"sandboxvolume_id":%q,"mount_point":"/m"}`, n.name("mounted")),
+		})).want(200, &m)
+		return m.ID
 	case "context":
 		return n.w.create("/api/v1/sandboxes/"+n.name("sandbox")+"/contexts", owner, `{"type":"repl"}`, "id")
 	case "session":
@@ -217,6 +233,10 @@ func (n *tenant) ended(o operation, params []param) {
 	if last == "sandbox" {
 		delete(n.made, "context")
 		delete(n.made, "session")
+		delete(n.made, "mount")
+	}
+	if last == "volume" {
+		delete(n.made, "volume snapshot")
 	}
 }
 

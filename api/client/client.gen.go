@@ -892,6 +892,21 @@ func (e ReadinessStatus) Valid() bool {
 	}
 }
 
+// Defines values for RestoreVolumeResponseStatus.
+const (
+	RestoreVolumeResponseStatusRestored RestoreVolumeResponseStatus = "restored"
+)
+
+// Valid indicates whether the value is a known member of the RestoreVolumeResponseStatus enum.
+func (e RestoreVolumeResponseStatus) Valid() bool {
+	switch e {
+	case RestoreVolumeResponseStatusRestored:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Role.
 const (
 	RoleAdmin     Role = "admin"
@@ -1126,6 +1141,21 @@ func (e SandboxLogStream) Valid() bool {
 	case SandboxLogStreamStderr:
 		return true
 	case SandboxLogStreamStdout:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxMountState.
+const (
+	SandboxMountStateMounted SandboxMountState = "mounted"
+)
+
+// Valid indicates whether the value is a known member of the SandboxMountState enum.
+func (e SandboxMountState) Valid() bool {
+	switch e {
+	case SandboxMountStateMounted:
 		return true
 	default:
 		return false
@@ -1678,6 +1708,66 @@ func (e TrafficRuleAppProtocols) Valid() bool {
 	}
 }
 
+// Defines values for VolumeAccessMode.
+const (
+	VolumeAccessModeROX VolumeAccessMode = "ROX"
+	VolumeAccessModeRWO VolumeAccessMode = "RWO"
+	VolumeAccessModeRWX VolumeAccessMode = "RWX"
+)
+
+// Valid indicates whether the value is a known member of the VolumeAccessMode enum.
+func (e VolumeAccessMode) Valid() bool {
+	switch e {
+	case VolumeAccessModeROX:
+		return true
+	case VolumeAccessModeRWO:
+		return true
+	case VolumeAccessModeRWX:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeBackend.
+const (
+	VolumeBackendS0Fs VolumeBackend = "s0fs"
+	VolumeBackendS3   VolumeBackend = "s3"
+)
+
+// Valid indicates whether the value is a known member of the VolumeBackend enum.
+func (e VolumeBackend) Valid() bool {
+	switch e {
+	case VolumeBackendS0Fs:
+		return true
+	case VolumeBackendS3:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeS3Provider.
+const (
+	VolumeS3ProviderAli VolumeS3Provider = "ali"
+	VolumeS3ProviderAws VolumeS3Provider = "aws"
+	VolumeS3ProviderR2  VolumeS3Provider = "r2"
+)
+
+// Valid indicates whether the value is a known member of the VolumeS3Provider enum.
+func (e VolumeS3Provider) Valid() bool {
+	switch e {
+	case VolumeS3ProviderAli:
+		return true
+	case VolumeS3ProviderAws:
+		return true
+	case VolumeS3ProviderR2:
+		return true
+	default:
+		return false
+	}
+}
+
 // APIKey defines model for APIKey.
 type APIKey struct {
 	CreatedAt  time.Time   `json:"created_at"`
@@ -2021,6 +2111,46 @@ type CreateSandboxRootFSSnapshotRequest struct {
 	Name      *string    `json:"name,omitempty"`
 }
 
+// CreateSandboxVolumeRequest defines model for CreateSandboxVolumeRequest.
+type CreateSandboxVolumeRequest struct {
+	AccessMode *VolumeAccessMode `json:"access_mode,omitempty"`
+	Backend    *VolumeBackend    `json:"backend,omitempty"`
+	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	BufferSize *string `json:"buffer_size,omitempty"`
+	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	CacheSize       *string `json:"cache_size,omitempty"`
+	DefaultPosixGID *int64  `json:"default_posix_gid,omitempty"`
+
+	// DefaultPosixUID With default_posix_gid, or neither.
+	DefaultPosixUID *int64 `json:"default_posix_uid,omitempty"`
+	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	Prefetch *int `json:"prefetch,omitempty"`
+
+	// S3 The credential is sealed as soon as it arrives, and no call answers it.
+	S3 *CreateSandboxVolumeS3Config `json:"s3,omitempty"`
+
+	// SnapshotID A snapshot of a volume of the team.
+	SnapshotID *string `json:"snapshot_id,omitempty"`
+	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	Writeback *bool `json:"writeback,omitempty"`
+}
+
+// CreateSandboxVolumeS3Config The credential is sealed as soon as it arrives, and no call answers it.
+type CreateSandboxVolumeS3Config struct {
+	AccessKey string `json:"access_key"`
+	Bucket    string `json:"bucket"`
+
+	// EndpointURL A scheme and a host; by default the provider's.
+	EndpointURL *string `json:"endpoint_url,omitempty"`
+
+	// Prefix Of the keys that are the volume.
+	Prefix       *string           `json:"prefix,omitempty"`
+	Provider     *VolumeS3Provider `json:"provider,omitempty"`
+	Region       *string           `json:"region,omitempty"`
+	SecretKey    string            `json:"secret_key"`
+	SessionToken *string           `json:"session_token,omitempty"`
+}
+
 // CreateTeamRequest defines model for CreateTeamRequest.
 type CreateTeamRequest struct {
 	// HomeRegionID This server's region, if given.
@@ -2037,6 +2167,15 @@ type CreateTemplateRequest struct {
 
 	// TemplateID A DNS label; lower-cased.
 	TemplateID string `json:"template_id"`
+}
+
+// CreateVolumeSnapshotRequest defines model for CreateVolumeSnapshotRequest.
+type CreateVolumeSnapshotRequest struct {
+	Description *string `json:"description,omitempty"`
+
+	// ExpiresAt When it is deleted; never by default.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	Name      string     `json:"name"`
 }
 
 // Created defines model for Created.
@@ -2770,6 +2909,15 @@ type ForkResponse struct {
 	SourceSandboxID string    `json:"source_sandbox_id"`
 }
 
+// ForkVolumeRequest defines model for ForkVolumeRequest.
+type ForkVolumeRequest struct {
+	AccessMode      *VolumeAccessMode `json:"access_mode,omitempty"`
+	DefaultPosixGID *int64            `json:"default_posix_gid,omitempty"`
+
+	// DefaultPosixUID With default_posix_gid; the source's by default.
+	DefaultPosixUID *int64 `json:"default_posix_uid,omitempty"`
+}
+
 // HTTPHeadersProjection defines model for HTTPHeadersProjection.
 type HTTPHeadersProjection struct {
 	Headers []ProjectedHeader `json:"headers,omitempty,omitzero"`
@@ -2869,7 +3017,7 @@ type MeteringEvent struct {
 	ClusterID string `json:"cluster_id"`
 	EventID   string `json:"event_id"`
 
-	// EventType sandbox.claimed, sandbox.paused, sandbox.resumed or sandbox.terminated.
+	// EventType sandbox.claimed, sandbox.paused, sandbox.resumed, sandbox.terminated, volume.created, volume.forked, volume.deleted, snapshot.created, snapshot.restored or snapshot.deleted; the last six are of the volume that is the subject.
 	EventType   string    `json:"event_type"`
 	OccurredAt  time.Time `json:"occurred_at"`
 	RecordedAt  time.Time `json:"recorded_at"`
@@ -2900,6 +3048,11 @@ type MeteringStatus struct {
 	WindowsCompleteBefore time.Time `json:"windows_complete_before"`
 }
 
+// MountList defines model for MountList.
+type MountList struct {
+	Mounts []SandboxMount `json:"mounts"`
+}
+
 // MountStatus defines model for MountStatus.
 type MountStatus struct {
 	ErrorCode          *string          `json:"error_code,omitempty"`
@@ -2913,6 +3066,16 @@ type MountStatus struct {
 
 // MountStatusState defines model for MountStatus.State.
 type MountStatusState string
+
+// MountVolumeRequest defines model for MountVolumeRequest.
+type MountVolumeRequest struct {
+	// MountPoint A clean absolute path.
+	MountPoint      string `json:"mount_point"`
+	SandboxvolumeID string `json:"sandboxvolume_id"`
+
+	// VolumeConfig Changes nothing.
+	VolumeConfig *OldVolumeConfig `json:"volume_config,omitempty"`
+}
 
 // MoveFileRequest defines model for MoveFileRequest.
 type MoveFileRequest struct {
@@ -2941,6 +3104,14 @@ type NetworkEgress struct {
 
 // Nothing An object without fields; that it is there says enough.
 type Nothing = struct{}
+
+// OldVolumeConfig Changes nothing.
+type OldVolumeConfig struct {
+	BufferSize *string `json:"buffer_size,omitempty"`
+	CacheSize  *string `json:"cache_size,omitempty"`
+	Prefetch   *int    `json:"prefetch,omitempty"`
+	Writeback  *bool   `json:"writeback,omitempty"`
+}
 
 // PTYSize defines model for PTYSize.
 type PTYSize struct {
@@ -3235,6 +3406,14 @@ type RestoreSandboxRootFSResponse struct {
 	Status            SandboxState `json:"status"`
 }
 
+// RestoreVolumeResponse defines model for RestoreVolumeResponse.
+type RestoreVolumeResponse struct {
+	Status RestoreVolumeResponseStatus `json:"status"`
+}
+
+// RestoreVolumeResponseStatus defines model for RestoreVolumeResponse.Status.
+type RestoreVolumeResponseStatus string
+
 // ResumeResponse defines model for ResumeResponse.
 type ResumeResponse struct {
 	Resumed           bool         `json:"resumed"`
@@ -3503,6 +3682,20 @@ type SandboxMetricSampleList struct {
 	Watermark *string `json:"watermark,omitempty"`
 }
 
+// SandboxMount defines model for SandboxMount.
+type SandboxMount struct {
+	MountPoint         string            `json:"mount_point"`
+	MountSessionID     string            `json:"mount_session_id"`
+	MountedAt          time.Time         `json:"mounted_at"`
+	MountedDurationSec *int64            `json:"mounted_duration_sec,omitempty"`
+	ReadOnly           *bool             `json:"read_only,omitempty"`
+	SandboxvolumeID    string            `json:"sandboxvolume_id"`
+	State              SandboxMountState `json:"state"`
+}
+
+// SandboxMountState defines model for SandboxMount.State.
+type SandboxMountState string
+
 // SandboxNetworkPolicy defines model for SandboxNetworkPolicy.
 type SandboxNetworkPolicy struct {
 	// CredentialBindings Absent keeps them, `[]` clears them.
@@ -3696,6 +3889,37 @@ type SandboxUpdateConfig struct {
 	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
 	// too: this server can't pause it instead yet.
 	TTL *TTL `json:"ttl,omitempty"`
+}
+
+// SandboxVolume defines model for SandboxVolume.
+type SandboxVolume struct {
+	AccessMode      VolumeAccessMode `json:"access_mode"`
+	Backend         VolumeBackend    `json:"backend"`
+	CreatedAt       time.Time        `json:"created_at"`
+	DefaultPosixGID int64            `json:"default_posix_gid"`
+
+	// DefaultPosixUID Who owns what is written without a sandbox.
+	DefaultPosixUID int64  `json:"default_posix_uid"`
+	ID              string `json:"id"`
+
+	// MeteredStorageBytes What it held when it was counted last, within a minute.
+	MeteredStorageBytes *int64                 `json:"metered_storage_bytes,omitempty"`
+	S3                  *SandboxVolumeS3Config `json:"s3,omitempty"`
+
+	// SourceVolumeID The volume that it began as; it may be gone.
+	SourceVolumeID *string   `json:"source_volume_id,omitempty"`
+	TeamID         string    `json:"team_id"`
+	UpdatedAt      time.Time `json:"updated_at"`
+	UserID         string    `json:"user_id"`
+}
+
+// SandboxVolumeS3Config defines model for SandboxVolumeS3Config.
+type SandboxVolumeS3Config struct {
+	Bucket      string           `json:"bucket"`
+	EndpointURL *string          `json:"endpoint_url,omitempty"`
+	Prefix      *string          `json:"prefix,omitempty"`
+	Provider    VolumeS3Provider `json:"provider"`
+	Region      *string          `json:"region,omitempty"`
 }
 
 // SandboxWatchLine One line of a watch. An `event`, `log` or `metric_sample` has data; a
@@ -4101,6 +4325,17 @@ type TransferTeamRequest struct {
 	UserID string `json:"user_id"`
 }
 
+// UnmountVolumeRequest defines model for UnmountVolumeRequest.
+type UnmountVolumeRequest struct {
+	MountSessionID  string `json:"mount_session_id"`
+	SandboxvolumeID string `json:"sandboxvolume_id"`
+}
+
+// Unmounted defines model for Unmounted.
+type Unmounted struct {
+	Unmounted bool `json:"unmounted"`
+}
+
 // UpdateExposedPortsRequest defines model for UpdateExposedPortsRequest.
 type UpdateExposedPortsRequest struct {
 	Ports []ExposedPort `json:"ports"`
@@ -4157,7 +4392,7 @@ type UsageWindow struct {
 	WindowID    string    `json:"window_id"`
 	WindowStart time.Time `json:"window_start"`
 
-	// WindowType sandbox.runtime_mib_milliseconds, sandbox.ingress_bytes, sandbox.egress_bytes or sandbox.rootfs_byte_hours.
+	// WindowType sandbox.runtime_mib_milliseconds, sandbox.ingress_bytes, sandbox.egress_bytes, sandbox.rootfs_byte_hours or sandbox.volume_byte_hours, whose subject is a volume.
 	WindowType string `json:"window_type"`
 }
 
@@ -4209,6 +4444,40 @@ type ValueMatch struct {
 	Name    string   `json:"name"`
 	Present *bool    `json:"present,omitempty"`
 	Values  []string `json:"values,omitempty,omitzero"`
+}
+
+// VolumeAccessMode defines model for VolumeAccessMode.
+type VolumeAccessMode string
+
+// VolumeBackend defines model for VolumeBackend.
+type VolumeBackend string
+
+// VolumeMount defines model for VolumeMount.
+type VolumeMount struct {
+	MountPoint string `json:"mount_point"`
+
+	// MountSessionID The mount's id.
+	MountSessionID  string    `json:"mount_session_id"`
+	MountedAt       time.Time `json:"mounted_at"`
+	ReadOnly        *bool     `json:"read_only,omitempty"`
+	SandboxID       string    `json:"sandbox_id"`
+	SandboxvolumeID string    `json:"sandboxvolume_id"`
+}
+
+// VolumeS3Provider defines model for VolumeS3Provider.
+type VolumeS3Provider string
+
+// VolumeSnapshot defines model for VolumeSnapshot.
+type VolumeSnapshot struct {
+	CreatedAt   time.Time  `json:"created_at"`
+	Description *string    `json:"description,omitempty"`
+	ExpiresAt   *time.Time `json:"expires_at,omitempty"`
+	ID          string     `json:"id"`
+	Name        string     `json:"name"`
+
+	// SizeBytes What its files hold; what it shares with the volume is stored once.
+	SizeBytes int64  `json:"size_bytes"`
+	VolumeID  string `json:"volume_id"`
 }
 
 // WarmProcess A context that runs before a sandbox is claimed, which can't happen until all of them are healthy. It is listed like any other; a REPL answers the first request for its alias that asks for nothing else. When it ends, so does the sandbox, unless it was a REPL that somebody has used or was deleted.

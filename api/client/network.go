@@ -18,11 +18,7 @@ func (c *Client) UpdateSandboxNetwork(ctx context.Context, id string, policy San
 
 // ListCredentialSources lists the team's credential sources by name.
 func (c *Client) ListCredentialSources(ctx context.Context) ([]CredentialSourceMetadata, error) {
-	list, err := do[[]CredentialSourceMetadata](ctx, c, call{method: http.MethodGet, path: "/api/v1/credential-sources"})
-	if err != nil {
-		return nil, err
-	}
-	return *list, nil
+	return values(do[[]CredentialSourceMetadata](ctx, c, call{method: http.MethodGet, path: "/api/v1/credential-sources"}))
 }
 
 // GetCredentialSource returns what may be known of a credential source.

@@ -44,7 +44,7 @@ func TestMethodsMatchSpec(t *testing.T) {
 
 // methods maps operation ids to calls of the methods that serve them.
 func methods(ctx context.Context, c *client.Client) map[string]func() error {
-	const sb, cx, se, f = "local-abc", "ctx-00000001", "ses-00000001", "a b/ü?#%.txt"
+	const sb, cx, se, f, vol = "local-abc", "ctx-00000001", "ses-00000001", "a b/ü?#%.txt", "00000000-0000-4000-8000-000000000001"
 	session := client.ExecutionSessionSpec{Command: []string{"true"}}
 	yes := true
 	spec := client.TemplateSpec{MainContainer: client.ContainerSpec{Image: "debian"}}
@@ -220,6 +220,43 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 			return r.Close()
 		},
 		"uploadArchive": result(func() (any, error) { return c.WriteArchive(ctx, sb, f, strings.NewReader("x")) }),
+		"listVolumes":   result(func() (any, error) { return c.ListVolumes(ctx) }),
+		"createVolume": result(func() (any, error) {
+			return c.CreateVolume(ctx, "key", client.CreateSandboxVolumeRequest{AccessMode: new(client.VolumeAccessMode("ROX"))})
+		}),
+		"getVolume":    result(func() (any, error) { return c.GetVolume(ctx, vol) }),
+		"deleteVolume": func() error { return c.DeleteVolume(ctx, vol, true) },
+		"forkVolume":   result(func() (any, error) { return c.ForkVolume(ctx, vol, "key", client.ForkVolumeRequest{}) }),
+		"createVolumeSnapshot": result(func() (any, error) {
+			return c.CreateVolumeSnapshot(ctx, vol, client.CreateVolumeSnapshotRequest{Name: "s"})
+		}),
+		"listVolumeSnapshots":   result(func() (any, error) { return c.ListVolumeSnapshots(ctx, vol) }),
+		"getVolumeSnapshot":     result(func() (any, error) { return c.GetVolumeSnapshot(ctx, vol, "s") }),
+		"deleteVolumeSnapshot":  func() error { return c.DeleteVolumeSnapshot(ctx, vol, "s") },
+		"restoreVolumeSnapshot": func() error { return c.RestoreVolumeSnapshot(ctx, vol, "s") },
+		"mountVolume":           result(func() (any, error) { return c.MountVolume(ctx, sb, vol, "/data") }),
+		"unmountVolume":         func() error { return c.UnmountVolume(ctx, sb, vol, "m") },
+		"listMounts":            result(func() (any, error) { return c.ListMounts(ctx, sb) }),
+		"readVolumeFile": func() error {
+			r, err := c.VolumeFiles(vol).Read(ctx, f)
+			if err != nil {
+				return err
+			}
+			return r.Close()
+		},
+		"writeVolumeFile":  func() error { return c.VolumeFiles(vol).Write(ctx, f, strings.NewReader("x")) },
+		"deleteVolumeFile": func() error { return c.VolumeFiles(vol).Delete(ctx, f) },
+		"statVolumeFile":   result(func() (any, error) { return c.VolumeFiles(vol).Stat(ctx, f) }),
+		"listVolumeFiles":  result(func() (any, error) { return c.VolumeFiles(vol).List(ctx, f) }),
+		"moveVolumeFile":   func() error { return c.VolumeFiles(vol).Move(ctx, f, "b") },
+		"downloadVolumeArchive": func() error {
+			r, err := c.VolumeFiles(vol).ReadArchive(ctx, f)
+			if err != nil {
+				return err
+			}
+			return r.Close()
+		},
+		"uploadVolumeArchive": result(func() (any, error) { return c.VolumeFiles(vol).WriteArchive(ctx, f, strings.NewReader("x")) }),
 		"searchFiles": result(func() (any, error) {
 			return c.SearchFiles(ctx, sb, client.FileSearchRequest{Include: []string{"*"}}, nil)
 		}),
@@ -244,7 +281,7 @@ type specServer struct {
 // Operations that the client has no method for, or none that is one request: the
 // streams have tests of their own, the others are for probes, scrapers and whoever
 // writes the bills.
-var withoutMethod = []string{"getMeteringStatus", "listMeteringEvents", "listMeteringWindows", "attachContext", "connectSession", "streamSessionEvents", "watchFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics", "getDocs", "getOpenAPIYAML", "getOpenAPIJSON", "startOIDCLogin", "finishOIDCLogin"}
+var withoutMethod = []string{"getMeteringStatus", "listMeteringEvents", "listMeteringWindows", "attachContext", "connectSession", "streamSessionEvents", "watchFiles", "watchVolumeFiles", "listSandboxLogsByOldPath", "getHealth", "getMetrics", "getDocs", "getOpenAPIYAML", "getOpenAPIJSON", "startOIDCLogin", "finishOIDCLogin"}
 
 func newSpecServer(t *testing.T) *specServer {
 	t.Helper()

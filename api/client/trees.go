@@ -14,8 +14,8 @@ const maxSearchLine = 1 << 20
 
 // ReadArchive opens a file or a directory as a tar stream; the caller closes it. An
 // error may also come while reading: what was read before is not the whole of it.
-func (c *Client) ReadArchive(ctx context.Context, sandboxID, path string) (io.ReadCloser, error) {
-	resp, err := c.send(ctx, call{method: http.MethodGet, path: filePath(sandboxID, "archive"), query: pathQuery(path)})
+func (f Files) ReadArchive(ctx context.Context, path string) (io.ReadCloser, error) {
+	resp, err := f.c.send(ctx, call{method: http.MethodGet, path: f.path + "/archive", query: pathQuery(path)})
 	if err != nil {
 		return nil, err
 	}
@@ -23,15 +23,25 @@ func (c *Client) ReadArchive(ctx context.Context, sandboxID, path string) (io.Re
 }
 
 // WriteArchive unpacks a tar archive below path, a directory that need not exist.
-func (c *Client) WriteArchive(ctx context.Context, sandboxID, path string, archive io.Reader) (*FileArchiveResult, error) {
+func (f Files) WriteArchive(ctx context.Context, path string, archive io.Reader) (*FileArchiveResult, error) {
 	header := http.Header{"Content-Type": {"application/x-tar"}}
-	return do[FileArchiveResult](ctx, c, call{method: http.MethodPut, path: filePath(sandboxID, "archive"), query: pathQuery(path), header: header, body: archive})
+	return do[FileArchiveResult](ctx, f.c, call{method: http.MethodPut, path: f.path + "/archive", query: pathQuery(path), header: header, body: archive})
+}
+
+// ReadArchive is ReadArchive of a sandbox's files.
+func (c *Client) ReadArchive(ctx context.Context, sandboxID, path string) (io.ReadCloser, error) {
+	return c.Files(sandboxID).ReadArchive(ctx, path)
+}
+
+// WriteArchive is WriteArchive of a sandbox's files.
+func (c *Client) WriteArchive(ctx context.Context, sandboxID, path string, archive io.Reader) (*FileArchiveResult, error) {
+	return c.Files(sandboxID).WriteArchive(ctx, path, archive)
 }
 
 // SearchFiles calls found for every match, as they come, until it fails. Without an
 // error the search has come to its end, of which the summary tells.
 func (c *Client) SearchFiles(ctx context.Context, sandboxID string, req FileSearchRequest, found func(FileSearchMatch) error) (*FileSearchSummary, error) {
-	resp, err := c.send(ctx, call{method: http.MethodPost, path: filePath(sandboxID, "search"), body: req})
+	resp, err := c.send(ctx, call{method: http.MethodPost, path: sandboxPath(sandboxID, "files", "search"), body: req})
 	if err != nil {
 		return nil, err
 	}

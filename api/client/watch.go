@@ -20,17 +20,22 @@ type FileWatch struct {
 	writeMu sync.Mutex // a WebSocket takes one writer at a time
 }
 
-// WatchFiles opens a WebSocket that watches nothing yet. Cancelling ctx ends it.
+// WatchFiles is Watch of a sandbox's files.
 func (c *Client) WatchFiles(ctx context.Context, sandboxID string) (*FileWatch, error) {
-	u := c.url(call{path: filePath(sandboxID, "watch")})
+	return c.Files(sandboxID).Watch(ctx)
+}
+
+// Watch opens a WebSocket that watches nothing yet. Cancelling ctx ends it.
+func (f Files) Watch(ctx context.Context) (*FileWatch, error) {
+	u := f.c.url(call{path: f.path + "/watch"})
 	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
-	conn, resp, err := c.dialer().DialContext(ctx, u.String(), c.header(nil))
+	conn, resp, err := f.c.dialer().DialContext(ctx, u.String(), f.c.header(nil))
 	if err != nil {
 		if resp != nil {
 			defer resp.Body.Close()
 			return nil, apiError(resp)
 		}
-		return nil, fmt.Errorf("watching files of %s: %w", sandboxID, err)
+		return nil, fmt.Errorf("watching files: %w", err)
 	}
 	conn.SetReadLimit(maxMessageBytes)
 	// Closing the connection is the one way to wake a reader.

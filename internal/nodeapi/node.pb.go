@@ -29,15 +29,17 @@ const (
 
 // Volume is what a node must know of a volume to work on it.
 type Volume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // a UUID
-	Team          string                 `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`    // of who may write; grows with every owner
-	Backend       string                 `protobuf:"bytes,4,opt,name=backend,proto3" json:"backend,omitempty"` // s0fs or s3
-	S3            *S3Bucket              `protobuf:"bytes,5,opt,name=s3,proto3" json:"s3,omitempty"`           // of backend s3
-	Uid           uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`        // who owns what is written without a sandbox, and the root of an empty volume
-	Gid           uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
-	LimitBytes    int64                  `protobuf:"varint,8,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"` // 0: none. Beyond it writes fail with ENOSPC, file calls with 429
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // a UUID
+	Team  string                 `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
+	// Of who may write; it grows with every owner. A node that has the volume and is told of
+	// a later epoch goes on at that one: it is the owner still, or again.
+	Epoch         uint64    `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Backend       string    `protobuf:"bytes,4,opt,name=backend,proto3" json:"backend,omitempty"` // s0fs or s3
+	S3            *S3Bucket `protobuf:"bytes,5,opt,name=s3,proto3" json:"s3,omitempty"`           // of backend s3
+	Uid           uint32    `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`        // who owns what is written without a sandbox, and the root of an empty volume
+	Gid           uint32    `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
+	LimitBytes    int64     `protobuf:"varint,8,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"` // 0: none. Beyond it writes fail with ENOSPC, file calls with 429
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -128,8 +130,9 @@ func (x *Volume) GetLimitBytes() int64 {
 	return 0
 }
 
-// S3Bucket is a bucket that is a volume. Its credential is package sealed's, of kind
-// s3: JSON of access_key, secret_key and, perhaps, session_token.
+// S3Bucket is a bucket that is a volume. Its credential is a Secret of package sealed, of
+// kind s3 and version 1, whose source is the volume's id, with the values access_key,
+// secret_key and, perhaps, session_token.
 type S3Bucket struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
@@ -4436,9 +4439,11 @@ type ResumeRequest struct {
 	Generation      uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`                                   // 0: any
 	AfterGeneration uint64                 `protobuf:"varint,31,opt,name=after_generation,json=afterGeneration,proto3" json:"after_generation,omitempty"` // the new instance's is a later one
 	Stored          *StoredImage           `protobuf:"bytes,30,opt,name=stored,proto3" json:"stored,omitempty"`                                           // absent: the node has the sandbox
-	Mounts          []*Mount               `protobuf:"bytes,40,rep,name=mounts,proto3" json:"mounts,omitempty"`                                           // all that the sandbox has, as they are now: their epochs may have grown
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// All that the sandbox has, as they are now: their epochs may have grown. One that runs
+	// already goes on at these.
+	Mounts        []*Mount `protobuf:"bytes,40,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResumeRequest) Reset() {

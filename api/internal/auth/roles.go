@@ -36,6 +36,13 @@ const (
 	CredentialSourceWrite  Permission = "credentialsource:write"
 	CredentialSourceDelete Permission = "credentialsource:delete"
 
+	VolumeCreate    Permission = "sandboxvolume:create"
+	VolumeRead      Permission = "sandboxvolume:read"
+	VolumeWrite     Permission = "sandboxvolume:write"
+	VolumeDelete    Permission = "sandboxvolume:delete"
+	VolumeFileRead  Permission = "sandboxvolumefile:read"
+	VolumeFileWrite Permission = "sandboxvolumefile:write"
+
 	everything Permission = "*"
 )
 
@@ -47,8 +54,7 @@ const (
 	RoleViewer    = "viewer"
 )
 
-// granted is the contract's table. Permissions of parts that this server does
-// not serve yet are listed too: keys show what they grant.
+// granted is the contract's table.
 var granted = map[string][]Permission{
 	RoleAdmin: {
 		everything,
@@ -56,14 +62,13 @@ var granted = map[string][]Permission{
 	RoleDeveloper: {
 		SandboxCreate, SandboxRead, SandboxWrite, SandboxDelete, TemplateRead, RegistryWrite,
 		CredentialSourceRead, CredentialSourceWrite, CredentialSourceDelete,
-		"sandboxvolume:create", "sandboxvolume:read", "sandboxvolume:write", "sandboxvolume:delete",
-		"sandboxvolumefile:read", "sandboxvolumefile:write", QuotaRead,
+		VolumeCreate, VolumeRead, VolumeWrite, VolumeDelete, VolumeFileRead, VolumeFileWrite, QuotaRead,
 	},
 	RoleBuilder: {
 		TemplateRead, RegistryWrite,
 	},
 	RoleViewer: {
-		SandboxRead, TemplateRead, CredentialSourceRead, "sandboxvolume:read", "sandboxvolumefile:read", QuotaRead,
+		SandboxRead, TemplateRead, CredentialSourceRead, VolumeRead, VolumeFileRead, QuotaRead,
 	},
 }
 

@@ -6,8 +6,9 @@
 //	           └─ store: INSERT row ─┘  else: undo the half that was done
 //
 // On the quick path the halves run at the same time. A claim with an idempotency
-// key or a webhook, and one without a free slot, ask the node first: their row must
-// not be seen, or told of, before the sandbox is theirs. A write whose outcome is unknown is repeated
+// key, a webhook or volumes, and one without a free slot, ask the node first: their row
+// must not be seen, or told of, before the sandbox is theirs. Volumes are taken before
+// that, under a lease that the row's transaction makes the sandbox's. A write whose outcome is unknown is repeated
 // until it is known, which the row's claim id makes safe; what can't be undone in
 // time is left to reconciliation, which compares claim ids.
 //
@@ -32,8 +33,10 @@ import (
 	"s0.run/api/internal/quota"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
+	"s0.run/api/internal/volumes"
 	"s0.run/api/internal/webhook"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 )
 
@@ -62,6 +65,7 @@ type Config struct {
 	Table   *placement.Table
 	Nodes   *nodes.Set
 	Network *egress.Keeper
+	Volumes *volumes.Keeper
 	Hooks   webhook.Policy
 	Metrics *Metrics
 	Log     *slog.Logger
@@ -109,6 +113,11 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 	}
 	if err := c.begin(ctx, p); err != nil {
 		return store.Sandbox{}, err
+	}
+	if len(p.req.Mounts) > 0 {
+		if p.where, err = c.cfg.Volumes.Where(ctx, p.req.TeamID, p.req.Mounts); err != nil {
+			return store.Sandbox{}, err
+		}
 	}
 	// The row carries the record of the call; nothing else that a claim does is a
 	// change of its tenant's.
@@ -210,6 +219,9 @@ func (c *Claimer) attempt(ctx context.Context, p *plan) (store.Sandbox, error) {
 		return store.Sandbox{}, errNoSlot
 	}
 	h := c.half(p, slot.Node, slot.ID, slot.Generation)
+	if len(p.req.Mounts) > 0 {
+		return c.mounted(ctx, h, slot, conn)
+	}
 	if p.req.Key != "" || p.row.Webhook != nil {
 		if err := c.claimSlot(ctx, h); err != nil {
 			return store.Sandbox{}, c.slotFailed(ctx, h, err)
@@ -225,6 +237,9 @@ func (c *Claimer) take(p *plan) (placement.Slot, bool) {
 	key := p.tmpl.PoolKey
 	if !c.slots.May(key, p.req.TeamID, c.cfg.Table.Idle(key), int(p.tmpl.MinIdle)) {
 		return placement.Slot{}, false
+	}
+	if len(p.req.Mounts) > 0 {
+		return c.takeNear(p)
 	}
 	return c.cfg.Table.Take(key)
 }
@@ -323,6 +338,9 @@ func (c *Claimer) slotFailed(ctx context.Context, h *half, err error) error {
 	}
 	c.cfg.Log.Warn("a node failed a claim", "node", h.node, "sandbox", h.row.ID, "gen", h.row.Generation, "err", err)
 	c.undo(ctx, h, "slot", c.deleteAtNode)
+	if refused := volumes.Refused(err); refused != nil {
+		return refused
+	}
 	return errSlotFailed
 }
 
@@ -337,23 +355,26 @@ func (c *Claimer) cold(ctx context.Context, p *plan) (store.Sandbox, error) {
 	if err != nil {
 		return store.Sandbox{}, err
 	}
-	if conn, err = c.reserve(ctx); err != nil {
-		return c.settle(ctx, h, store.Sandbox{}, err)
+	sb := store.Sandbox{}
+	if conn, err = c.reserve(ctx); err == nil {
+		sb, err = c.insert(ctx, h, conn)
 	}
-	sb, err := c.insert(ctx, h, conn)
-	return c.settle(ctx, h, sb, err)
+	if sb, err = c.settle(ctx, h, sb, err); err != nil {
+		c.undoVolumes(ctx, h)
+	}
+	return sb, err
 }
 
 func (c *Claimer) startAnywhere(ctx context.Context, p *plan) (*half, error) {
 	if p.snapshot != nil {
 		return c.startWhereItIs(ctx, p)
 	}
-	refused := map[string]bool{}
-	for {
+	refused := c.withoutVolumes(p)
+	for tried := 0; ; tried++ {
 		node, ok := c.cfg.Table.ColdNode(p.tmpl.Slot.RuntimeClass, refused)
 		switch {
 		case ok:
-		case len(refused) == 0:
+		case tried == 0:
 			return nil, errdefs.New(errdefs.Unavailable, "no node is available").WithRetryAfter(throttledRetryAfter)
 		default:
 			return nil, errdefs.WithCode(errdefs.Exhausted, throttled, "too many sandboxes are starting").WithRetryAfter(throttledRetryAfter)
@@ -371,6 +392,8 @@ type half struct {
 	p    *plan
 	node string
 	row  store.NewSandbox
+
+	mounts []*nodeapi.Mount // what the node is told of its volumes
 }
 
 func (c *Claimer) half(p *plan, node string, id sandbox.ID, gen sandbox.Generation) *half {

@@ -20,6 +20,7 @@ import (
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
+	"s0.run/api/internal/volumes"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/s0test"
@@ -69,6 +70,7 @@ func newReplica(t testing.TB, dsn string, n *fakenode.Node) *replica {
 	go func() { done <- set.Run(ctx) }()
 	r.Claimer = claim.New(claim.Config{
 		Store: s, Catalog: r.catalog, Table: r.table, Nodes: set, Log: log,
+		Volumes: volumes.New(volumes.Config{Store: s, Table: r.table, Nodes: set, Log: log}),
 		Metrics: claim.NewMetrics(prometheus.NewRegistry()),
 	})
 	t.Cleanup(func() {

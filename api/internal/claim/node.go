@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"s0.run/api/internal/volumes"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
@@ -34,7 +35,7 @@ func (h *half) request() *nodeapi.ClaimRequest {
 	p := h.p
 	req := &nodeapi.ClaimRequest{
 		ClaimId: h.row.ClaimID.String(), PoolKey: p.tmpl.PoolKey,
-		Team: h.row.TeamID.String(), User: h.row.UserID.String(), Env: p.env, Network: p.network,
+		Team: h.row.TeamID.String(), User: h.row.UserID.String(), Env: p.env, Network: p.network, Mounts: h.mounts,
 	}
 	if p.row.MemoryBytes != p.tmpl.Slot.MemoryBytes {
 		req.MemoryBytes, req.CpuMillis = p.row.MemoryBytes, p.cpuMillis
@@ -58,15 +59,20 @@ func (c *Claimer) start(ctx context.Context, p *plan, node string) (*half, error
 	ctx, cancel := context.WithTimeout(ctx, coldTimeout)
 	defer cancel()
 	h := c.half(p, node, "", 0)
+	if err := c.hold(ctx, h); err != nil {
+		return nil, err
+	}
 	req := h.request()
 	req.Spec, req.Snapshot = nodeapi.SpecToWire(p.tmpl.Slot), of(p.snapshot)
 	resp, err := rpc.Claim(ctx, req)
 	if err != nil {
 		c.undoStart(ctx, h, err)
+		c.undoVolumes(ctx, h)
 		return nil, startError(fmt.Errorf("starting a sandbox on %s: %w", node, err))
 	}
 	id, err := sandbox.ParseID(resp.GetSandbox().GetId())
 	if err != nil {
+		c.undoVolumes(ctx, h)
 		return nil, fmt.Errorf("starting a sandbox on %s: %w", node, err)
 	}
 	h.row.ID, h.row.Generation = id, sandbox.Generation(resp.GetSandbox().GetGeneration())
@@ -97,6 +103,9 @@ func (c *Claimer) deleteClaim(ctx context.Context, h *half) error {
 
 func startError(err error) error {
 	if why := imageError(err); why != nil {
+		return why
+	}
+	if why := volumes.Refused(err); why != nil {
 		return why
 	}
 	if connect.CodeOf(err) == connect.CodeResourceExhausted {

@@ -13,6 +13,7 @@ import (
 	"s0.run/api/internal/quantity"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
+	"s0.run/api/internal/volumes"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/policy"
@@ -28,7 +29,8 @@ type Request struct {
 	Config   openapi.SandboxConfig
 	Key      string // the idempotency key; empty: none
 
-	SnapshotID uuid.UUID // whose files it begins with; uuid.Nil: none
+	SnapshotID uuid.UUID         // whose files it begins with; uuid.Nil: none
+	Mounts     []store.MountWant // volumes that it shall have
 }
 
 // plan is a request that was checked against its template.
@@ -39,6 +41,7 @@ type plan struct {
 	env       map[string]string
 	cpuMillis int64
 	snapshot  *store.Snapshot  // it begins with; nil: none
+	where     volumes.Where    // it may be, for its volumes
 	policy    *policy.Policy   // nil: the default
 	network   *nodeapi.Network // what the node is told of it
 }
@@ -80,6 +83,9 @@ func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
 		return nil, err
 	}
 	config, err := json.Marshal(stored)
+	if err == nil {
+		req.Mounts, err = mountsOf(tmpl, req.Mounts)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +94,7 @@ func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
 		row: store.NewSandbox{
 			TeamID: req.TeamID, UserID: req.UserID, TemplateID: tmpl.Row.TemplateID,
 			Config: config, MemoryBytes: memory, TTLSeconds: ttl, HardTTLSeconds: hardTTL, Webhook: hook,
+			Mounts: len(req.Mounts),
 		},
 	}
 	if req.Key != "" {
@@ -125,8 +132,9 @@ func (r *Request) hash() []byte {
 	b, err := json.Marshal(struct {
 		Template string
 		Config   openapi.SandboxConfig
-		Snapshot *uuid.UUID `json:",omitempty"`
-	}{r.Template, r.Config, snapshot})
+		Snapshot *uuid.UUID        `json:",omitempty"`
+		Mounts   []store.MountWant `json:",omitempty"`
+	}{r.Template, r.Config, snapshot, r.Mounts})
 	if err != nil {
 		panic("a decoded request must marshal: " + err.Error())
 	}

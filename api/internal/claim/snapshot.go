@@ -33,6 +33,9 @@ func (c *Claimer) begin(ctx context.Context, p *plan) error {
 
 // startWhereItIs starts a sandbox on the node that has its snapshot.
 func (c *Claimer) startWhereItIs(ctx context.Context, p *plan) (*half, error) {
+	if c.withoutVolumes(p)[p.snapshot.Node] {
+		return nil, errdefs.New(errdefs.Conflict, "a volume is not to be had at the snapshot's node")
+	}
 	h, err := c.start(ctx, p, p.snapshot.Node)
 	switch {
 	case errdefs.Is(err, errdefs.Exhausted):

@@ -50,6 +50,7 @@ type Config struct {
 	Table   *placement.Table
 	Nodes   *nodes.Set
 	Resumer Resumer
+	Volumes Volumes
 }
 
 // Plane is safe for concurrent use.
@@ -61,10 +62,20 @@ type Plane struct {
 // New makes a Plane.
 func New(cfg Config) *Plane { return &Plane{cfg: cfg, budget: budget{teams: map[uuid.UUID]int64{}}} }
 
-// Target is a sandbox of a team, as a request names it.
+// Target is a sandbox of a team, as a request names it, or a volume: that answers the
+// calls of procd's files alone.
 type Target struct {
-	Team uuid.UUID
-	ID   sandbox.ID
+	Team   uuid.UUID
+	ID     sandbox.ID
+	Volume uuid.UUID // instead of ID
+}
+
+// Name is the id of what is asked.
+func (t Target) Name() string {
+	if t.Volume != uuid.Nil {
+		return t.Volume.String()
+	}
+	return string(t.ID)
 }
 
 // Request is one request to procd. Path starts with one of procapi's; its
@@ -157,6 +168,9 @@ func readRest(begin []byte, body io.Reader) ([]byte, error) {
 // reads and closes. Everything else becomes an error. A paused sandbox is woken
 // first, if it may be.
 func (p *Plane) Stream(ctx context.Context, to Target, req Request) (*http.Response, error) {
+	if to.Volume != uuid.Nil {
+		return p.streamVolume(ctx, to, req)
+	}
 	at, err := p.find(ctx, to)
 	if err != nil {
 		return nil, err
@@ -186,22 +200,10 @@ func (p *Plane) Stream(ctx context.Context, to Target, req Request) (*http.Respo
 
 // ask sends a request to where the sandbox is.
 func (p *Plane) ask(ctx context.Context, to Target, at place, req Request) (*http.Response, error) {
-	client, err := p.cfg.Nodes.Data(at.node)
+	u := url.URL{Scheme: "http", Host: "node", Path: nodeapi.ProcPrefix + string(to.ID) + req.Path, RawQuery: req.Query.Encode()}
+	resp, err := p.exchange(ctx, at.node, req, u, http.Header{nodeapi.GenerationHeader: {strconv.FormatUint(uint64(at.gen), 10)}})
 	if err != nil {
 		return nil, err
-	}
-	ctx, answered := headerDeadline(ctx, req.Timeout)
-	out, err := at.request(ctx, to.ID, req)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(out)
-	if !answered() && err == nil {
-		resp.Body.Close() // too late: the context has ended under it
-		err = context.DeadlineExceeded
-	}
-	if err != nil {
-		return nil, unanswered(ctx, err)
 	}
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 		return resp, nil
@@ -210,8 +212,45 @@ func (p *Plane) ask(ctx context.Context, to Target, at place, req Request) (*htt
 	return nil, p.refusal(ctx, to, resp)
 }
 
+// exchange sends a request to a node, with headers of ours, and answers the answer, of
+// whatever status.
+func (p *Plane) exchange(ctx context.Context, node string, req Request, u url.URL, own http.Header) (*http.Response, error) {
+	client, err := p.cfg.Nodes.Data(node)
+	if err != nil {
+		return nil, err
+	}
+	ctx, answered := headerDeadline(ctx, req.Timeout)
+	out, err := http.NewRequestWithContext(ctx, req.Method, u.String(), req.Body)
+	if err != nil {
+		return nil, err
+	}
+	if req.Header != nil {
+		out.Header = req.Header.Clone()
+	}
+	if req.Body != nil {
+		out.ContentLength = req.Length
+	}
+	if req.Length == 0 {
+		out.Body = http.NoBody
+	}
+	maps.Copy(out.Header, own)
+	resp, err := client.Do(out)
+	if !answered() && err == nil {
+		resp.Body.Close() // too late: the context has ended under it
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		return nil, unanswered(ctx, err)
+	}
+	return resp, nil
+}
+
 // Check reports why a sandbox can't be asked anything; nil when it can.
 func (p *Plane) Check(ctx context.Context, to Target) error {
+	if to.Volume != uuid.Nil {
+		_, _, err := p.cfg.Volumes.Reach(ctx, to.Team, to.Volume)
+		return err
+	}
 	_, err := p.find(ctx, to)
 	return err
 }
@@ -313,25 +352,6 @@ func notRunning(row store.Sandbox) error {
 		why = " (" + clean(row.Reason) + ")"
 	}
 	return errdefs.New(errdefs.Unavailable, "the sandbox is not running: it is %s%s", row.Status, why)
-}
-
-func (at place) request(ctx context.Context, id sandbox.ID, req Request) (*http.Request, error) {
-	u := url.URL{Scheme: "http", Host: "node", Path: nodeapi.ProcPrefix + string(id) + req.Path, RawQuery: req.Query.Encode()}
-	out, err := http.NewRequestWithContext(ctx, req.Method, u.String(), req.Body)
-	if err != nil {
-		return nil, err
-	}
-	if req.Header != nil {
-		out.Header = req.Header.Clone()
-	}
-	if req.Body != nil {
-		out.ContentLength = req.Length
-	}
-	if req.Length == 0 {
-		out.Body = http.NoBody
-	}
-	out.Header.Set(nodeapi.GenerationHeader, strconv.FormatUint(uint64(at.gen), 10))
-	return out, nil
 }
 
 // unanswered is an exchange that broke off.

@@ -26,8 +26,6 @@ import (
 
 // Node is a node. Its exported fields are set before Start.
 type Node struct {
-	nodeapiconnect.UnimplementedNodeHandler
-
 	Name          string
 	Cluster       string
 	NetworkPolicy bool
@@ -35,6 +33,8 @@ type Node struct {
 	ObjectStore   bool         // the node has one
 	NoRefill      bool         // pools are filled once
 	Proc          http.Handler // every sandbox's procd; it sees procd's own paths and the id in the header SandboxHeader
+
+	Volumes *VolumeStore // nil: the node has none
 
 	Layers http.Handler // what sandboxes have changed; nil: there are none
 
@@ -128,6 +128,7 @@ func (n *Node) Listen(t testing.TB) {
 	mux := http.NewServeMux()
 	mux.Handle(nodeapiconnect.NewNodeHandler(n))
 	mux.HandleFunc(nodeapi.ProcPrefix+"{id}/{path...}", n.proxy)
+	mux.HandleFunc(nodeapi.VolumePrefix+"{id}/{path...}", n.volumeFiles)
 	if n.Layers != nil {
 		mux.Handle(nodeapi.LayerPrefix, n.Layers)
 	}
@@ -168,7 +169,11 @@ func (n *Node) proxy(w http.ResponseWriter, r *http.Request) {
 
 // Info implements the node API.
 func (n *Node) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
-	return &nodeapi.InfoResponse{Node: n.Name, Cluster: n.Cluster, Version: "fake", RuntimeClasses: append([]string{"gvisor"}, n.Classes...), NetworkPolicy: n.NetworkPolicy, ObjectStore: n.objectStore()}, nil
+	var volumes *nodeapi.VolumeSupport
+	if n.Volumes != nil {
+		volumes = &nodeapi.VolumeSupport{Store: n.Volumes.Name, S3: n.Volumes.Buckets}
+	}
+	return &nodeapi.InfoResponse{Volumes: volumes, Node: n.Name, Cluster: n.Cluster, Version: "fake", RuntimeClasses: append([]string{"gvisor"}, n.Classes...), NetworkPolicy: n.NetworkPolicy, ObjectStore: n.objectStore()}, nil
 }
 
 // SetPools implements the node API: slots are there at once.
@@ -297,6 +302,9 @@ func (n *Node) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nodeapi.C
 		}
 	}
 	resp, err := n.claim(req)
+	if err == nil {
+		err = n.mountAll(ctx, "Claim", resp.GetSandbox().GetId(), req.GetMounts())
+	}
 	if err == nil && n.AfterClaim != nil {
 		err = n.AfterClaim(ctx, req)
 	}
@@ -406,6 +414,7 @@ func (n *Node) goneLocked(id string) {
 		return
 	}
 	delete(n.sandboxes, id)
+	n.Volumes.unmount(func(_, sandbox string) bool { return sandbox == id })
 	if sb.GetState() == string(sandbox.Running) && n.claimed[sb.GetPoolKey()] > 0 {
 		n.claimed[sb.GetPoolKey()]--
 	}

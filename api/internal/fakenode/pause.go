@@ -17,6 +17,7 @@ func (n *Node) Pause(_ context.Context, req *nodeapi.PauseRequest) (*nodeapi.San
 		n.mu.Lock()
 		n.filesOnly[req.GetId()] = req.GetFilesOnly()
 		n.mu.Unlock()
+		n.Volumes.unmount(func(_, sandbox string) bool { return sandbox == req.GetId() })
 	}
 	if err == nil && n.AfterPause != nil {
 		n.AfterPause(req.GetId())
@@ -36,6 +37,9 @@ func (n *Node) Resume(ctx context.Context, req *nodeapi.ResumeRequest) (*nodeapi
 		if err := ctx.Err(); err != nil {
 			return nil, connect.NewError(connect.CodeCanceled, err)
 		}
+	}
+	if err := n.mountAll(ctx, "Resume", req.GetId(), req.GetMounts()); err != nil {
+		return nil, err
 	}
 	sb, err := n.switchTo(req.GetId(), req.GetGeneration(), "running", n.takeIn(req))
 	if err == nil && n.AfterResume != nil {

@@ -172,6 +172,8 @@ func (p *Procd) serveFiles(w http.ResponseWriter, r *http.Request, sandbox strin
 		}
 		sort.Slice(list.Entries, func(i, j int) bool { return list.Entries[i].Name < list.Entries[j].Name })
 		reply(w, http.StatusOK, list)
+	case op == "/archive" && r.Method == http.MethodPut:
+		reply(w, http.StatusOK, procapi.ArchiveResult{Files: 1})
 	case op == "/search": // it finds nothing
 		json.NewEncoder(w).Encode(procapi.SearchLine{Summary: &procapi.SearchSummary{}})
 	case op == "/move":

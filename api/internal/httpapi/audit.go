@@ -27,9 +27,9 @@ const (
 	maxResourceBytes = 200
 )
 
-// dataPlane are the calls that go into a sandbox: what happens in it is told by
-// its events, not by the control plane's record.
-var dataPlane = regexp.MustCompile(`^[A-Z]+ /api/v1/sandboxes/\{id\}/(contexts|sessions|files)(/|$)`)
+// dataPlane are the calls that go into a sandbox, whose events tell what happens in it, or
+// to the files of a volume: they are not of the control plane's record.
+var dataPlane = regexp.MustCompile(`^[A-Z]+ /api/v1/(sandboxes/\{id\}/(contexts|sessions|files)|sandboxvolumes/\{id\}/files)(/|$)`)
 
 // recordedFirst are the changes that no row of ours shows: they are recorded
 // before they are made.

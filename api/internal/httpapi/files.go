@@ -24,14 +24,29 @@ var copyBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 func fileQuery(path string) url.Values { return url.Values{"path": {path}} }
 
-// ReadFile implements GET /api/v1/sandboxes/{id}/files. Memory does not grow with
-// the file, in whichever form it is asked for.
-func (a *API) ReadFile(w http.ResponseWriter, r *http.Request, id string, params openapi.ReadFileParams) {
+// place is whose files a call is about: a sandbox's or a volume's.
+type place struct {
+	to  dataplane.Target
+	err error // it is none
+}
+
+func placeOf(r *http.Request, id string) place {
 	to, err := target(r, id)
+	return place{to, err}
+}
+
+// ReadFile implements GET /api/v1/sandboxes/{id}/files.
+func (a *API) ReadFile(w http.ResponseWriter, r *http.Request, id string, params openapi.ReadFileParams) {
+	a.readFile(w, r, placeOf(r, id), params.Path)
+}
+
+// readFile's memory does not grow with the file, in whichever form it is asked for.
+func (a *API) readFile(w http.ResponseWriter, r *http.Request, p place, path string) {
+	err := p.err
 	var resp *http.Response
 	if err == nil {
-		resp, err = a.cfg.Plane.Stream(r.Context(), to, dataplane.Request{
-			Method: http.MethodGet, Path: procapi.PathFiles, Query: fileQuery(params.Path), Timeout: dataplane.CallTimeout,
+		resp, err = a.cfg.Plane.Stream(r.Context(), p.to, dataplane.Request{
+			Method: http.MethodGet, Path: procapi.PathFiles, Query: fileQuery(path), Timeout: dataplane.CallTimeout,
 		})
 	}
 	if err != nil {
@@ -103,18 +118,22 @@ func copyPaced(w http.ResponseWriter, dst io.Writer, src io.Reader) error {
 
 // WriteFile implements POST /api/v1/sandboxes/{id}/files.
 func (a *API) WriteFile(w http.ResponseWriter, r *http.Request, id string, params openapi.WriteFileParams) {
-	to, err := target(r, id)
+	a.writeFile(w, r, placeOf(r, id), params)
+}
+
+func (a *API) writeFile(w http.ResponseWriter, r *http.Request, p place, params openapi.WriteFileParams) {
+	err := p.err
 	if value(params.Mkdir) {
 		if err == nil {
-			err = a.mkdir(r, to, params)
+			err = a.mkdir(r, p.to, params)
 		}
 		a.answer(w, r, http.StatusCreated, openapi.Created{Created: true}, err)
 		return
 	}
 	if err == nil {
-		err = a.upload(w, r, to, uploading{
+		err = a.upload(w, r, p.to, uploading{
 			method: http.MethodPost, path: procapi.PathFiles, query: fileQuery(params.Path), contentType: "application/octet-stream",
-			limit: procapi.MaxFileBytes, tooLarge: errFileTooLarge, timeout: uploadTimeout,
+			limit: procapi.MaxFileBytes, tooLarge: p.tooLarge(errFileTooLarge), timeout: uploadTimeout,
 		})
 	}
 	a.answer(w, r, http.StatusOK, openapi.Written{Written: true}, err)
@@ -222,22 +241,34 @@ func (u *upload) stop() error {
 
 // DeleteFile implements DELETE /api/v1/sandboxes/{id}/files.
 func (a *API) DeleteFile(w http.ResponseWriter, r *http.Request, id string, params openapi.DeleteFileParams) {
-	err := a.callFiles(r, id, dataplane.Request{Method: http.MethodDelete, Path: procapi.PathFiles, Query: fileQuery(params.Path)}, nil, nil, nil)
+	a.deleteFile(w, r, placeOf(r, id), params.Path)
+}
+
+func (a *API) deleteFile(w http.ResponseWriter, r *http.Request, p place, path string) {
+	err := a.callFiles(r, p, dataplane.Request{Method: http.MethodDelete, Path: procapi.PathFiles, Query: fileQuery(path)}, nil, nil, nil)
 	a.answer(w, r, http.StatusOK, openapi.Deleted{Deleted: true}, err)
 }
 
 // StatFile implements GET /api/v1/sandboxes/{id}/files/stat.
 func (a *API) StatFile(w http.ResponseWriter, r *http.Request, id string, params openapi.StatFileParams) {
+	a.statFile(w, r, placeOf(r, id), params.Path)
+}
+
+func (a *API) statFile(w http.ResponseWriter, r *http.Request, p place, path string) {
 	var out openapi.FileInfo
-	err := a.callFiles(r, id, dataplane.Request{Method: http.MethodGet, Path: procapi.PathFiles + "/stat", Query: fileQuery(params.Path)},
+	err := a.callFiles(r, p, dataplane.Request{Method: http.MethodGet, Path: procapi.PathFiles + "/stat", Query: fileQuery(path)},
 		nil, &out, func() error { return checkFile(out) })
 	a.answer(w, r, http.StatusOK, out, err)
 }
 
 // ListFiles implements GET /api/v1/sandboxes/{id}/files/list.
 func (a *API) ListFiles(w http.ResponseWriter, r *http.Request, id string, params openapi.ListFilesParams) {
+	a.listFiles(w, r, placeOf(r, id), params.Path)
+}
+
+func (a *API) listFiles(w http.ResponseWriter, r *http.Request, p place, path string) {
 	var out openapi.FileList
-	err := a.callFiles(r, id, dataplane.Request{Method: http.MethodGet, Path: procapi.PathFiles + "/list", Query: fileQuery(params.Path)},
+	err := a.callFiles(r, p, dataplane.Request{Method: http.MethodGet, Path: procapi.PathFiles + "/list", Query: fileQuery(path)},
 		nil, &out, func() error {
 			for _, f := range out.Entries {
 				if err := checkFile(f); err != nil {
@@ -261,19 +292,22 @@ func checkFile(f openapi.FileInfo) error {
 
 // MoveFile implements POST /api/v1/sandboxes/{id}/files/move.
 func (a *API) MoveFile(w http.ResponseWriter, r *http.Request, id string) {
+	a.moveFile(w, r, placeOf(r, id))
+}
+
+func (a *API) moveFile(w http.ResponseWriter, r *http.Request, p place) {
 	var req openapi.MoveFileRequest
 	err := decode(w, r, controlBytes, &req, "source", "destination")
 	if err == nil {
-		err = a.callFiles(r, id, dataplane.Request{Method: http.MethodPost, Path: procapi.PathFiles + "/move"}, req, nil, nil)
+		err = a.callFiles(r, p, dataplane.Request{Method: http.MethodPost, Path: procapi.PathFiles + "/move"}, req, nil, nil)
 	}
 	a.answer(w, r, http.StatusOK, openapi.Moved{Moved: true}, err)
 }
 
-func (a *API) callFiles(r *http.Request, id string, req dataplane.Request, in, out any, check func() error) error {
-	to, err := target(r, id)
-	if err != nil {
-		return err
+func (a *API) callFiles(r *http.Request, p place, req dataplane.Request, in, out any, check func() error) error {
+	if p.err != nil {
+		return p.err
 	}
 	req.Timeout = dataplane.CallTimeout
-	return a.cfg.Plane.Call(r.Context(), to, req, in, out, check)
+	return a.cfg.Plane.Call(r.Context(), p.to, req, in, out, check)
 }

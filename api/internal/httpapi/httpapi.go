@@ -43,6 +43,7 @@ import (
 	"s0.run/api/internal/sso"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
+	"s0.run/api/internal/volumes"
 	"s0.run/api/internal/wsapi"
 )
 
@@ -76,6 +77,7 @@ type Config struct {
 	Events    *events.View
 	Watches   *ndjson.Server
 	Network   *egress.Keeper
+	Volumes   *volumes.Keeper
 	Exposure  *exposure.Proxy
 	Runtimes  *runtimes.Starter
 	Domain    services.Domain // under which sandboxes' services are found

@@ -37,10 +37,11 @@ func (a *API) ListMeteringEvents(w http.ResponseWriter, r *http.Request, params 
 	page := openapi.MeteringEventPage{Events: []openapi.MeteringEvent{}, NextCursor: meteringCursor(after)}
 	for _, e := range list {
 		page.NextCursor = meteringCursor(e.Seq)
+		subject, sandboxID, cluster := a.subject(e.Type, e.SandboxID)
 		page.Events = append(page.Events, openapi.MeteringEvent{
-			EventID: e.EventID, EventType: e.Type, RegionID: a.cfg.RegionID, ClusterID: sandbox.ID(e.SandboxID).Cluster(),
-			TeamID: e.TeamID.String(), UserID: e.UserID.String(), SubjectType: "sandbox", SubjectID: e.SandboxID,
-			SandboxID: e.SandboxID, TemplateID: e.TemplateID, OccurredAt: e.OccurredAt, RecordedAt: e.RecordedAt,
+			EventID: e.EventID, EventType: e.Type, RegionID: a.cfg.RegionID, ClusterID: cluster,
+			TeamID: e.TeamID.String(), UserID: e.UserID.String(), SubjectType: subject, SubjectID: e.SandboxID,
+			SandboxID: sandboxID, TemplateID: e.TemplateID, OccurredAt: e.OccurredAt, RecordedAt: e.RecordedAt,
 		})
 	}
 	a.answer(w, r, http.StatusOK, page, err)
@@ -70,10 +71,11 @@ func (a *API) windowsOut(f store.WindowFilter, list []store.Window, teams bool) 
 	page := openapi.UsageWindowPage{Windows: []openapi.UsageWindow{}, NextCursor: meteringCursor(f.After)}
 	for _, win := range list {
 		page.NextCursor = meteringCursor(win.Seq)
+		subject, sandboxID, cluster := a.subject(win.Type, win.SandboxID)
 		out := openapi.UsageWindow{
 			WindowID: fmt.Sprintf("%s/%s/%d", win.Type, win.SandboxID, win.Start.Unix()),
-			RegionID: new(a.cfg.RegionID), ClusterID: new(sandbox.ID(win.SandboxID).Cluster()),
-			WindowType: win.Type, SubjectType: "sandbox", SubjectID: win.SandboxID, SandboxID: new(win.SandboxID),
+			RegionID: new(a.cfg.RegionID), ClusterID: &cluster,
+			WindowType: win.Type, SubjectType: subject, SubjectID: win.SandboxID, SandboxID: optional(sandboxID),
 			WindowStart: win.Start, WindowEnd: win.End, Value: win.Value, Unit: win.Unit, RecordedAt: win.RecordedAt,
 		}
 		if teams {
@@ -84,7 +86,15 @@ func (a *API) windowsOut(f store.WindowFilter, list []store.Window, teams bool) 
 	return page
 }
 
-var windowTypes = []string{store.WindowRuntime, store.WindowIngress, store.WindowEgress, store.WindowRootfs}
+// subject says what was metered: a sandbox, whose id names its cluster, or a volume.
+func (a *API) subject(of, id string) (kind, sandboxID, cluster string) {
+	if of == store.WindowVolume || strings.HasPrefix(of, "volume.") || strings.HasPrefix(of, "snapshot.") {
+		return "volume", "", a.cfg.Cluster
+	}
+	return "sandbox", id, sandbox.ID(id).Cluster()
+}
+
+var windowTypes = []string{store.WindowRuntime, store.WindowIngress, store.WindowEgress, store.WindowRootfs, store.WindowVolume}
 
 func windowFilter(cursor *string, limit *int, windowType *string) (store.WindowFilter, error) {
 	f := store.WindowFilter{Type: value(windowType)}

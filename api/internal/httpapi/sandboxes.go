@@ -40,9 +40,13 @@ func (a *API) CreateSandbox(w http.ResponseWriter, r *http.Request, params opena
 	if err == nil {
 		sb, err = a.claim(r, req, value(params.IdempotencyKey))
 	}
-	a.answer(w, r, http.StatusCreated, openapi.ClaimResponse{
+	out := openapi.ClaimResponse{
 		SandboxID: string(sb.ID), Status: openapi.SandboxState(sb.Status), PodName: string(sb.ID), Template: sb.TemplateID, ClusterID: new(sb.ID.Cluster()),
-	}, err)
+	}
+	if err == nil && len(req.Mounts) > 0 {
+		out.BootstrapMounts = a.bootstrapMounts(r, sb)
+	}
+	a.answer(w, r, http.StatusCreated, out, err)
 }
 
 func (a *API) claim(r *http.Request, req openapi.ClaimRequest, key string) (store.Sandbox, error) {
@@ -70,9 +74,13 @@ func (a *API) claim(r *http.Request, req openapi.ClaimRequest, key string) (stor
 			return store.Sandbox{}, err
 		}
 	}
+	mounts, err := mountsOf(req.Mounts)
+	if err != nil {
+		return store.Sandbox{}, err
+	}
 	p := principalOf(r)
 	return a.cfg.Claimer.Claim(r.Context(), claim.Request{
-		TeamID: p.TeamID, UserID: p.UserID, Template: name, Config: config, Key: key, SnapshotID: snapshot,
+		TeamID: p.TeamID, UserID: p.UserID, Template: name, Config: config, Key: key, SnapshotID: snapshot, Mounts: mounts,
 	})
 }
 
@@ -81,10 +89,6 @@ func (a *API) claim(r *http.Request, req openapi.ClaimRequest, key string) (stor
 func checkClaim(req openapi.ClaimRequest, key string) error {
 	if err := checkKey(key); err != nil {
 		return err
-	}
-	switch {
-	case len(req.Mounts) > 0:
-		return notServed("mounts")
 	}
 	c := value(req.Config)
 	return checkConfig(c.EnvVars)
@@ -185,7 +189,11 @@ func (a *API) sandbox(r *http.Request, id string) (store.Sandbox, error) {
 // GetSandbox implements GET /api/v1/sandboxes/{id}.
 func (a *API) GetSandbox(w http.ResponseWriter, r *http.Request, id string) {
 	sb, err := a.sandbox(r, id)
-	a.answer(w, r, http.StatusOK, a.sandboxOut(sb), err)
+	out := a.sandboxOut(sb)
+	if err == nil {
+		out, err = a.withMounts(r.Context(), sb, out)
+	}
+	a.answer(w, r, http.StatusOK, out, err)
 }
 
 // GetSandboxStatus implements GET /api/v1/sandboxes/{id}/status.
@@ -222,7 +230,11 @@ func (a *API) UpdateSandbox(w http.ResponseWriter, r *http.Request, id string) {
 			return change, err
 		})
 	}
-	a.answer(w, r, http.StatusOK, a.sandboxOut(sb), err)
+	out := a.sandboxOut(sb)
+	if err == nil {
+		out, err = a.withMounts(r.Context(), sb, out)
+	}
+	a.answer(w, r, http.StatusOK, out, err)
 }
 
 // checkTTL holds a changed ttl against the greatest of the sandbox's template. One

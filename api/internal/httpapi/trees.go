@@ -23,9 +23,13 @@ const (
 
 // WatchFiles implements GET /api/v1/sandboxes/{id}/files/watch.
 func (a *API) WatchFiles(w http.ResponseWriter, r *http.Request, id string) {
-	to, err := target(r, id)
+	a.watchFiles(w, r, placeOf(r, id))
+}
+
+func (a *API) watchFiles(w http.ResponseWriter, r *http.Request, p place) {
+	err := p.err
 	if err == nil {
-		err = a.cfg.Sockets.Watch(w, r, to)
+		err = a.cfg.Sockets.Watch(w, r, p.to)
 	}
 	if err != nil {
 		a.fail(w, r, err)
@@ -34,11 +38,15 @@ func (a *API) WatchFiles(w http.ResponseWriter, r *http.Request, id string) {
 
 // DownloadArchive implements GET /api/v1/sandboxes/{id}/files/archive.
 func (a *API) DownloadArchive(w http.ResponseWriter, r *http.Request, id string, params openapi.DownloadArchiveParams) {
-	to, err := target(r, id)
+	a.downloadArchive(w, r, placeOf(r, id), params.Path)
+}
+
+func (a *API) downloadArchive(w http.ResponseWriter, r *http.Request, p place, path string) {
+	err := p.err
 	var resp *http.Response
 	if err == nil {
-		resp, err = a.cfg.Plane.Stream(r.Context(), to, dataplane.Request{
-			Method: http.MethodGet, Path: procapi.PathFiles + "/archive", Query: fileQuery(params.Path), Timeout: packTimeout,
+		resp, err = a.cfg.Plane.Stream(r.Context(), p.to, dataplane.Request{
+			Method: http.MethodGet, Path: procapi.PathFiles + "/archive", Query: fileQuery(path), Timeout: packTimeout,
 		})
 	}
 	if err != nil {
@@ -57,12 +65,16 @@ var errArchiveTooLarge = errdefs.WithCode(errdefs.TooLarge, "file_too_large", "t
 
 // UploadArchive implements PUT /api/v1/sandboxes/{id}/files/archive.
 func (a *API) UploadArchive(w http.ResponseWriter, r *http.Request, id string, params openapi.UploadArchiveParams) {
+	a.uploadArchive(w, r, placeOf(r, id), params.Path)
+}
+
+func (a *API) uploadArchive(w http.ResponseWriter, r *http.Request, p place, path string) {
 	var out openapi.FileArchiveResult
-	to, err := target(r, id)
+	err := p.err
 	if err == nil {
-		err = a.upload(w, r, to, uploading{
-			method: http.MethodPut, path: procapi.PathFiles + "/archive", query: fileQuery(params.Path), contentType: procapi.ArchiveType,
-			limit: procapi.MaxArchiveBody, tooLarge: errArchiveTooLarge, timeout: archiveTimeout, out: &out,
+		err = a.upload(w, r, p.to, uploading{
+			method: http.MethodPut, path: procapi.PathFiles + "/archive", query: fileQuery(path), contentType: procapi.ArchiveType,
+			limit: procapi.MaxArchiveBody, tooLarge: p.tooLarge(errArchiveTooLarge), timeout: archiveTimeout, out: &out,
 		})
 	}
 	a.answer(w, r, http.StatusOK, out, err)

@@ -28,6 +28,7 @@ import (
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
+	"s0.run/api/internal/volumes"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 )
@@ -51,6 +52,7 @@ type Config struct {
 	Table   *placement.Table
 	Nodes   *nodes.Set
 	Network *egress.Keeper
+	Volumes *volumes.Keeper
 	Log     *slog.Logger
 
 	PassEvery time.Duration // between two comparisons with a node; defaults to 15 s

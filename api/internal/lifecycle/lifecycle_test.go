@@ -16,6 +16,7 @@ import (
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
+	"s0.run/api/internal/volumes"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/s0test"
@@ -67,6 +68,7 @@ func runWith(t *testing.T, node *fakenode.Node, c lifecycle.Config, more ...*fak
 		OnSync: func(string) {}, OnEnd: func(node string, id sandbox.ID) { f.keep.Ended(node, id) },
 		OnStored: func(node string, id sandbox.ID) { f.keep.Stored(node, id) },
 	})
+	c.Volumes = volumes.New(volumes.Config{Store: s, Table: f.table, Nodes: set, Log: log})
 	c.Store, c.Table, c.Nodes, c.Log, c.PassEvery = s, f.table, set, log, 20*time.Millisecond
 	f.keep = lifecycle.New(c)
 	ctx, stop := context.WithCancel(t.Context())

@@ -73,13 +73,17 @@ func (k *Keeper) recordStored(ctx context.Context, sb placement.Sandbox) {
 }
 
 // resumeAt has the row's node resume a sandbox: what the node has, or else what is in the
-// object store.
-func (k *Keeper) resumeAt(ctx context.Context, row store.Sandbox) (*nodeapi.Sandbox, error) {
+// object store. Who has begun the resume gives it its volumes anew.
+func (k *Keeper) resumeAt(ctx context.Context, row store.Sandbox, begun bool) (*nodeapi.Sandbox, error) {
 	rpc, err := k.cfg.Nodes.RPC(row.Node)
 	if err != nil {
 		return nil, err
 	}
-	req := &nodeapi.ResumeRequest{Id: string(row.ID), AfterGeneration: uint64(row.Generation)}
+	mounts, err := k.cfg.Volumes.Again(ctx, row, begun)
+	if err != nil {
+		return nil, err
+	}
+	req := &nodeapi.ResumeRequest{Id: string(row.ID), AfterGeneration: uint64(row.Generation), Mounts: mounts}
 	if row.Stored != nil {
 		req.Stored = &nodeapi.StoredImage{
 			Generation: uint64(*row.Stored), Team: row.TeamID.String(), ClaimId: row.ClaimID.String(), AfterGeneration: uint64(row.Generation),
@@ -108,6 +112,12 @@ func (k *Keeper) resumeElsewhere(ctx context.Context, row store.Sandbox, by uuid
 			break
 		}
 		tried[node] = true
+		if can, err := k.cfg.Volumes.CanMove(ctx, row, node); !can {
+			if err != nil {
+				return row, nil, err
+			}
+			continue
+		}
 		moved, ok, err := k.cfg.Store.Move(ctx, row, by, node)
 		if err != nil {
 			return row, nil, err
@@ -117,7 +127,7 @@ func (k *Keeper) resumeElsewhere(ctx context.Context, row store.Sandbox, by uuid
 		}
 		k.cfg.Log.Warn("moved a paused sandbox to another node", "sandbox", row.ID, "gen", moved.Generation, "team", row.TeamID, "from", row.Node, "node", node, "err", refused)
 		row = moved
-		sb, err := k.resumeAt(ctx, row)
+		sb, err := k.resumeAt(ctx, row, true)
 		if err == nil {
 			return row, sb, nil
 		}

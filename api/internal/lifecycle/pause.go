@@ -11,6 +11,7 @@ import (
 
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/store"
+	"s0.run/api/internal/volumes"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
@@ -125,7 +126,7 @@ func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 		defer stop()
 		ctx = renewed
 	}
-	sb, err := k.resumeAt(ctx, row)
+	sb, err := k.resumeAt(ctx, row, begun)
 	if err != nil && begun {
 		row, sb, err = k.resumeElsewhere(ctx, row, by, err)
 	}
@@ -198,6 +199,12 @@ func switchError(err error, state, failed string) error {
 	}
 	if stale(err) {
 		return errdefs.New(errdefs.Unavailable, "the sandbox is being paused, resumed or restored").WithRetryAfter(time.Second).WithCause(err)
+	}
+	if e := volumes.Refused(err); e != nil {
+		return e
+	}
+	if ours, ok := errors.AsType[*errdefs.Error](err); ok {
+		return ours
 	}
 	switch connect.CodeOf(err) {
 	case connect.CodeFailedPrecondition, connect.CodeNotFound:

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
 	"s0.run/api/internal/placement"
@@ -129,7 +130,30 @@ func (m *Meter) readNode(ctx context.Context, name string) error {
 		}
 		failed = errors.Join(failed, err)
 	}
-	return failed
+	return errors.Join(failed, m.readVolumes(asking, name, rpc))
+}
+
+// readVolumes asks a node what the volumes hold that it may write to.
+func (m *Meter) readVolumes(ctx context.Context, name string, rpc nodeapiconnect.NodeClient) error {
+	resp, err := rpc.ListVolumes(ctx, &nodeapi.ListVolumesRequest{})
+	if err != nil {
+		if connect.CodeOf(err) == connect.CodeUnimplemented { // it has none
+			return nil
+		}
+		return err
+	}
+	var readings []store.VolumeReading
+	for _, v := range resp.GetVolumes() {
+		if id, err := uuid.Parse(v.GetId()); err == nil && v.GetBytes() >= 0 {
+			readings = append(readings, store.VolumeReading{ID: id, Bytes: v.GetBytes()})
+		}
+	}
+	for part := range slices.Chunk(readings, batch) {
+		if err := m.cfg.Store.AddVolumeReadings(ctx, name, part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func readSome(ctx context.Context, rpc nodeapiconnect.NodeClient, list []placement.Sandbox) ([]store.Reading, error) {

@@ -200,7 +200,8 @@ func (s *Set) hello(ctx context.Context, c *conn) (placement.Node, error) {
 		return placement.Node{}, fmt.Errorf("two nodes are called %q: %s and %s", info.GetNode(), other.socket, c.socket)
 	}
 	s.byName[info.GetNode()] = c
-	n := placement.Node{Name: info.GetNode(), NetworkPolicy: info.GetNetworkPolicy(), ObjectStore: info.GetObjectStore() != nil}
+	n := placement.Node{Name: info.GetNode(), NetworkPolicy: info.GetNetworkPolicy(), ObjectStore: info.GetObjectStore() != nil,
+		Volumes: info.GetVolumes().GetStore(), Buckets: info.GetVolumes().GetS3()}
 	for _, class := range info.GetRuntimeClasses() {
 		n.Classes = append(n.Classes, sandbox.RuntimeClass(class))
 	}

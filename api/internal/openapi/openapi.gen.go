@@ -899,6 +899,21 @@ func (e ReadinessStatus) Valid() bool {
 	}
 }
 
+// Defines values for RestoreVolumeResponseStatus.
+const (
+	RestoreVolumeResponseStatusRestored RestoreVolumeResponseStatus = "restored"
+)
+
+// Valid indicates whether the value is a known member of the RestoreVolumeResponseStatus enum.
+func (e RestoreVolumeResponseStatus) Valid() bool {
+	switch e {
+	case RestoreVolumeResponseStatusRestored:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Role.
 const (
 	RoleAdmin     Role = "admin"
@@ -1133,6 +1148,21 @@ func (e SandboxLogStream) Valid() bool {
 	case SandboxLogStreamStderr:
 		return true
 	case SandboxLogStreamStdout:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SandboxMountState.
+const (
+	SandboxMountStateMounted SandboxMountState = "mounted"
+)
+
+// Valid indicates whether the value is a known member of the SandboxMountState enum.
+func (e SandboxMountState) Valid() bool {
+	switch e {
+	case SandboxMountStateMounted:
 		return true
 	default:
 		return false
@@ -1685,6 +1715,66 @@ func (e TrafficRuleAppProtocols) Valid() bool {
 	}
 }
 
+// Defines values for VolumeAccessMode.
+const (
+	VolumeAccessModeROX VolumeAccessMode = "ROX"
+	VolumeAccessModeRWO VolumeAccessMode = "RWO"
+	VolumeAccessModeRWX VolumeAccessMode = "RWX"
+)
+
+// Valid indicates whether the value is a known member of the VolumeAccessMode enum.
+func (e VolumeAccessMode) Valid() bool {
+	switch e {
+	case VolumeAccessModeROX:
+		return true
+	case VolumeAccessModeRWO:
+		return true
+	case VolumeAccessModeRWX:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeBackend.
+const (
+	VolumeBackendS0Fs VolumeBackend = "s0fs"
+	VolumeBackendS3   VolumeBackend = "s3"
+)
+
+// Valid indicates whether the value is a known member of the VolumeBackend enum.
+func (e VolumeBackend) Valid() bool {
+	switch e {
+	case VolumeBackendS0Fs:
+		return true
+	case VolumeBackendS3:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeS3Provider.
+const (
+	VolumeS3ProviderAli VolumeS3Provider = "ali"
+	VolumeS3ProviderAws VolumeS3Provider = "aws"
+	VolumeS3ProviderR2  VolumeS3Provider = "r2"
+)
+
+// Valid indicates whether the value is a known member of the VolumeS3Provider enum.
+func (e VolumeS3Provider) Valid() bool {
+	switch e {
+	case VolumeS3ProviderAli:
+		return true
+	case VolumeS3ProviderAws:
+		return true
+	case VolumeS3ProviderR2:
+		return true
+	default:
+		return false
+	}
+}
+
 // APIKey defines model for APIKey.
 type APIKey struct {
 	CreatedAt  time.Time   `json:"created_at"`
@@ -2028,6 +2118,46 @@ type CreateSandboxRootFSSnapshotRequest struct {
 	Name      *string    `json:"name,omitempty"`
 }
 
+// CreateSandboxVolumeRequest defines model for CreateSandboxVolumeRequest.
+type CreateSandboxVolumeRequest struct {
+	AccessMode *VolumeAccessMode `json:"access_mode,omitempty"`
+	Backend    *VolumeBackend    `json:"backend,omitempty"`
+	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	BufferSize *string `json:"buffer_size,omitempty"`
+	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	CacheSize       *string `json:"cache_size,omitempty"`
+	DefaultPosixGID *int64  `json:"default_posix_gid,omitempty"`
+
+	// DefaultPosixUID With default_posix_gid, or neither.
+	DefaultPosixUID *int64 `json:"default_posix_uid,omitempty"`
+	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	Prefetch *int `json:"prefetch,omitempty"`
+
+	// S3 The credential is sealed as soon as it arrives, and no call answers it.
+	S3 *CreateSandboxVolumeS3Config `json:"s3,omitempty"`
+
+	// SnapshotID A snapshot of a volume of the team.
+	SnapshotID *string `json:"snapshot_id,omitempty"`
+	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	Writeback *bool `json:"writeback,omitempty"`
+}
+
+// CreateSandboxVolumeS3Config The credential is sealed as soon as it arrives, and no call answers it.
+type CreateSandboxVolumeS3Config struct {
+	AccessKey string `json:"access_key"`
+	Bucket    string `json:"bucket"`
+
+	// EndpointURL A scheme and a host; by default the provider's.
+	EndpointURL *string `json:"endpoint_url,omitempty"`
+
+	// Prefix Of the keys that are the volume.
+	Prefix       *string           `json:"prefix,omitempty"`
+	Provider     *VolumeS3Provider `json:"provider,omitempty"`
+	Region       *string           `json:"region,omitempty"`
+	SecretKey    string            `json:"secret_key"`
+	SessionToken *string           `json:"session_token,omitempty"`
+}
+
 // CreateTeamRequest defines model for CreateTeamRequest.
 type CreateTeamRequest struct {
 	// HomeRegionID This server's region, if given.
@@ -2044,6 +2174,15 @@ type CreateTemplateRequest struct {
 
 	// TemplateID A DNS label; lower-cased.
 	TemplateID string `json:"template_id"`
+}
+
+// CreateVolumeSnapshotRequest defines model for CreateVolumeSnapshotRequest.
+type CreateVolumeSnapshotRequest struct {
+	Description *string `json:"description,omitempty"`
+
+	// ExpiresAt When it is deleted; never by default.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	Name      string     `json:"name"`
 }
 
 // Created defines model for Created.
@@ -2777,6 +2916,15 @@ type ForkResponse struct {
 	SourceSandboxID string    `json:"source_sandbox_id"`
 }
 
+// ForkVolumeRequest defines model for ForkVolumeRequest.
+type ForkVolumeRequest struct {
+	AccessMode      *VolumeAccessMode `json:"access_mode,omitempty"`
+	DefaultPosixGID *int64            `json:"default_posix_gid,omitempty"`
+
+	// DefaultPosixUID With default_posix_gid; the source's by default.
+	DefaultPosixUID *int64 `json:"default_posix_uid,omitempty"`
+}
+
 // HTTPHeadersProjection defines model for HTTPHeadersProjection.
 type HTTPHeadersProjection struct {
 	Headers []ProjectedHeader `json:"headers,omitempty,omitzero"`
@@ -2876,7 +3024,7 @@ type MeteringEvent struct {
 	ClusterID string `json:"cluster_id"`
 	EventID   string `json:"event_id"`
 
-	// EventType sandbox.claimed, sandbox.paused, sandbox.resumed or sandbox.terminated.
+	// EventType sandbox.claimed, sandbox.paused, sandbox.resumed, sandbox.terminated, volume.created, volume.forked, volume.deleted, snapshot.created, snapshot.restored or snapshot.deleted; the last six are of the volume that is the subject.
 	EventType   string    `json:"event_type"`
 	OccurredAt  time.Time `json:"occurred_at"`
 	RecordedAt  time.Time `json:"recorded_at"`
@@ -2907,6 +3055,11 @@ type MeteringStatus struct {
 	WindowsCompleteBefore time.Time `json:"windows_complete_before"`
 }
 
+// MountList defines model for MountList.
+type MountList struct {
+	Mounts []SandboxMount `json:"mounts"`
+}
+
 // MountStatus defines model for MountStatus.
 type MountStatus struct {
 	ErrorCode          *string          `json:"error_code,omitempty"`
@@ -2920,6 +3073,16 @@ type MountStatus struct {
 
 // MountStatusState defines model for MountStatus.State.
 type MountStatusState string
+
+// MountVolumeRequest defines model for MountVolumeRequest.
+type MountVolumeRequest struct {
+	// MountPoint A clean absolute path.
+	MountPoint      string `json:"mount_point"`
+	SandboxvolumeID string `json:"sandboxvolume_id"`
+
+	// VolumeConfig Changes nothing.
+	VolumeConfig *OldVolumeConfig `json:"volume_config,omitempty"`
+}
 
 // MoveFileRequest defines model for MoveFileRequest.
 type MoveFileRequest struct {
@@ -2948,6 +3111,14 @@ type NetworkEgress struct {
 
 // Nothing An object without fields; that it is there says enough.
 type Nothing = struct{}
+
+// OldVolumeConfig Changes nothing.
+type OldVolumeConfig struct {
+	BufferSize *string `json:"buffer_size,omitempty"`
+	CacheSize  *string `json:"cache_size,omitempty"`
+	Prefetch   *int    `json:"prefetch,omitempty"`
+	Writeback  *bool   `json:"writeback,omitempty"`
+}
 
 // PTYSize defines model for PTYSize.
 type PTYSize struct {
@@ -3242,6 +3413,14 @@ type RestoreSandboxRootFSResponse struct {
 	Status            SandboxState `json:"status"`
 }
 
+// RestoreVolumeResponse defines model for RestoreVolumeResponse.
+type RestoreVolumeResponse struct {
+	Status RestoreVolumeResponseStatus `json:"status"`
+}
+
+// RestoreVolumeResponseStatus defines model for RestoreVolumeResponse.Status.
+type RestoreVolumeResponseStatus string
+
 // ResumeResponse defines model for ResumeResponse.
 type ResumeResponse struct {
 	Resumed           bool         `json:"resumed"`
@@ -3510,6 +3689,20 @@ type SandboxMetricSampleList struct {
 	Watermark *string `json:"watermark,omitempty"`
 }
 
+// SandboxMount defines model for SandboxMount.
+type SandboxMount struct {
+	MountPoint         string            `json:"mount_point"`
+	MountSessionID     string            `json:"mount_session_id"`
+	MountedAt          time.Time         `json:"mounted_at"`
+	MountedDurationSec *int64            `json:"mounted_duration_sec,omitempty"`
+	ReadOnly           *bool             `json:"read_only,omitempty"`
+	SandboxvolumeID    string            `json:"sandboxvolume_id"`
+	State              SandboxMountState `json:"state"`
+}
+
+// SandboxMountState defines model for SandboxMount.State.
+type SandboxMountState string
+
 // SandboxNetworkPolicy defines model for SandboxNetworkPolicy.
 type SandboxNetworkPolicy struct {
 	// CredentialBindings Absent keeps them, `[]` clears them.
@@ -3703,6 +3896,37 @@ type SandboxUpdateConfig struct {
 	// sandbox whose hard_ttl is over is deleted. One whose ttl is over is deleted
 	// too: this server can't pause it instead yet.
 	TTL *TTL `json:"ttl,omitempty"`
+}
+
+// SandboxVolume defines model for SandboxVolume.
+type SandboxVolume struct {
+	AccessMode      VolumeAccessMode `json:"access_mode"`
+	Backend         VolumeBackend    `json:"backend"`
+	CreatedAt       time.Time        `json:"created_at"`
+	DefaultPosixGID int64            `json:"default_posix_gid"`
+
+	// DefaultPosixUID Who owns what is written without a sandbox.
+	DefaultPosixUID int64  `json:"default_posix_uid"`
+	ID              string `json:"id"`
+
+	// MeteredStorageBytes What it held when it was counted last, within a minute.
+	MeteredStorageBytes *int64                 `json:"metered_storage_bytes,omitempty"`
+	S3                  *SandboxVolumeS3Config `json:"s3,omitempty"`
+
+	// SourceVolumeID The volume that it began as; it may be gone.
+	SourceVolumeID *string   `json:"source_volume_id,omitempty"`
+	TeamID         string    `json:"team_id"`
+	UpdatedAt      time.Time `json:"updated_at"`
+	UserID         string    `json:"user_id"`
+}
+
+// SandboxVolumeS3Config defines model for SandboxVolumeS3Config.
+type SandboxVolumeS3Config struct {
+	Bucket      string           `json:"bucket"`
+	EndpointURL *string          `json:"endpoint_url,omitempty"`
+	Prefix      *string          `json:"prefix,omitempty"`
+	Provider    VolumeS3Provider `json:"provider"`
+	Region      *string          `json:"region,omitempty"`
 }
 
 // SandboxWatchLine One line of a watch. An `event`, `log` or `metric_sample` has data; a
@@ -4108,6 +4332,17 @@ type TransferTeamRequest struct {
 	UserID string `json:"user_id"`
 }
 
+// UnmountVolumeRequest defines model for UnmountVolumeRequest.
+type UnmountVolumeRequest struct {
+	MountSessionID  string `json:"mount_session_id"`
+	SandboxvolumeID string `json:"sandboxvolume_id"`
+}
+
+// Unmounted defines model for Unmounted.
+type Unmounted struct {
+	Unmounted bool `json:"unmounted"`
+}
+
 // UpdateExposedPortsRequest defines model for UpdateExposedPortsRequest.
 type UpdateExposedPortsRequest struct {
 	Ports []ExposedPort `json:"ports"`
@@ -4164,7 +4399,7 @@ type UsageWindow struct {
 	WindowID    string    `json:"window_id"`
 	WindowStart time.Time `json:"window_start"`
 
-	// WindowType sandbox.runtime_mib_milliseconds, sandbox.ingress_bytes, sandbox.egress_bytes or sandbox.rootfs_byte_hours.
+	// WindowType sandbox.runtime_mib_milliseconds, sandbox.ingress_bytes, sandbox.egress_bytes, sandbox.rootfs_byte_hours or sandbox.volume_byte_hours, whose subject is a volume.
 	WindowType string `json:"window_type"`
 }
 
@@ -4216,6 +4451,40 @@ type ValueMatch struct {
 	Name    string   `json:"name"`
 	Present *bool    `json:"present,omitempty"`
 	Values  []string `json:"values,omitempty,omitzero"`
+}
+
+// VolumeAccessMode defines model for VolumeAccessMode.
+type VolumeAccessMode string
+
+// VolumeBackend defines model for VolumeBackend.
+type VolumeBackend string
+
+// VolumeMount defines model for VolumeMount.
+type VolumeMount struct {
+	MountPoint string `json:"mount_point"`
+
+	// MountSessionID The mount's id.
+	MountSessionID  string    `json:"mount_session_id"`
+	MountedAt       time.Time `json:"mounted_at"`
+	ReadOnly        *bool     `json:"read_only,omitempty"`
+	SandboxID       string    `json:"sandbox_id"`
+	SandboxvolumeID string    `json:"sandboxvolume_id"`
+}
+
+// VolumeS3Provider defines model for VolumeS3Provider.
+type VolumeS3Provider string
+
+// VolumeSnapshot defines model for VolumeSnapshot.
+type VolumeSnapshot struct {
+	CreatedAt   time.Time  `json:"created_at"`
+	Description *string    `json:"description,omitempty"`
+	ExpiresAt   *time.Time `json:"expires_at,omitempty"`
+	ID          string     `json:"id"`
+	Name        string     `json:"name"`
+
+	// SizeBytes What its files hold; what it shares with the volume is stored once.
+	SizeBytes int64  `json:"size_bytes"`
+	VolumeID  string `json:"volume_id"`
 }
 
 // WarmProcess A context that runs before a sandbox is claimed, which can't happen until all of them are healthy. It is listed like any other; a REPL answers the first request for its alias that asks for nothing else. When it ends, so does the sandbox, unless it was a REPL that somebody has used or was deleted.
@@ -4286,6 +4555,9 @@ type SnapshotID = string
 
 // TemplateID defines model for TemplateID.
 type TemplateID = string
+
+// VolumeID defines model for VolumeID.
+type VolumeID = string
 
 // Error defines model for Error.
 type Error = ErrorEnvelope
@@ -4523,6 +4795,66 @@ type ConnectSessionParams struct {
 	After *uint64 `form:"after,omitempty" json:"after,omitempty"`
 }
 
+// CreateVolumeParams defines parameters for CreateVolume.
+type CreateVolumeParams struct {
+	// IdempotencyKey Repeating the call with the same key answers with the same volume; the same
+	// key with another body is answered with 422. A key is the team's own, and
+	// forgotten with its volume.
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteVolumeParams defines parameters for DeleteVolume.
+type DeleteVolumeParams struct {
+	Force *bool `form:"force,omitempty" json:"force,omitempty"`
+}
+
+// DeleteVolumeFileParams defines parameters for DeleteVolumeFile.
+type DeleteVolumeFileParams struct {
+	Path FilePath `form:"path" json:"path"`
+}
+
+// ReadVolumeFileParams defines parameters for ReadVolumeFile.
+type ReadVolumeFileParams struct {
+	Path FilePath `form:"path" json:"path"`
+}
+
+// WriteVolumeFileParams defines parameters for WriteVolumeFile.
+type WriteVolumeFileParams struct {
+	Mkdir *bool `form:"mkdir,omitempty" json:"mkdir,omitempty"`
+
+	// Recursive Create parents; an existing directory is no error.
+	Recursive *bool    `form:"recursive,omitempty" json:"recursive,omitempty"`
+	Path      FilePath `form:"path" json:"path"`
+}
+
+// DownloadVolumeArchiveParams defines parameters for DownloadVolumeArchive.
+type DownloadVolumeArchiveParams struct {
+	Path FilePath `form:"path" json:"path"`
+}
+
+// UploadVolumeArchiveParams defines parameters for UploadVolumeArchive.
+type UploadVolumeArchiveParams struct {
+	Path FilePath `form:"path" json:"path"`
+}
+
+// ListVolumeFilesParams defines parameters for ListVolumeFiles.
+type ListVolumeFilesParams struct {
+	Path FilePath `form:"path" json:"path"`
+}
+
+// StatVolumeFileParams defines parameters for StatVolumeFile.
+type StatVolumeFileParams struct {
+	Path FilePath `form:"path" json:"path"`
+}
+
+// ForkVolumeParams defines parameters for ForkVolume.
+type ForkVolumeParams struct {
+	// IdempotencyKey Repeating the call with the same key answers with the same volume; the same
+	// key with another body is answered with 422. A key is the team's own, and
+	// forgotten with its volume.
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
 // ListUsageWindowsParams defines parameters for ListUsageWindows.
 type ListUsageWindowsParams struct {
 	// Cursor Where the last page ended.
@@ -4659,6 +4991,12 @@ type RefreshSandboxJSONRequestBody = RefreshRequest
 // RestoreSandboxRootFSJSONRequestBody defines body for RestoreSandboxRootFS for application/json ContentType.
 type RestoreSandboxRootFSJSONRequestBody = RestoreSandboxRootFSRequest
 
+// MountVolumeJSONRequestBody defines body for MountVolume for application/json ContentType.
+type MountVolumeJSONRequestBody = MountVolumeRequest
+
+// UnmountVolumeJSONRequestBody defines body for UnmountVolume for application/json ContentType.
+type UnmountVolumeJSONRequestBody = UnmountVolumeRequest
+
 // UpdateSandboxServicesJSONRequestBody defines body for UpdateSandboxServices for application/json ContentType.
 type UpdateSandboxServicesJSONRequestBody = UpdateSandboxServicesRequest
 
@@ -4685,6 +5023,18 @@ type ResizeSessionTerminalJSONRequestBody = ExecutionSessionTerminalResizeReques
 
 // CreateSandboxSnapshotJSONRequestBody defines body for CreateSandboxSnapshot for application/json ContentType.
 type CreateSandboxSnapshotJSONRequestBody = CreateSandboxRootFSSnapshotRequest
+
+// CreateVolumeJSONRequestBody defines body for CreateVolume for application/json ContentType.
+type CreateVolumeJSONRequestBody = CreateSandboxVolumeRequest
+
+// MoveVolumeFileJSONRequestBody defines body for MoveVolumeFile for application/json ContentType.
+type MoveVolumeFileJSONRequestBody = MoveFileRequest
+
+// ForkVolumeJSONRequestBody defines body for ForkVolume for application/json ContentType.
+type ForkVolumeJSONRequestBody = ForkVolumeRequest
+
+// CreateVolumeSnapshotJSONRequestBody defines body for CreateVolumeSnapshot for application/json ContentType.
+type CreateVolumeSnapshotJSONRequestBody = CreateVolumeSnapshotRequest
 
 // CreateTemplateJSONRequestBody defines body for CreateTemplate for application/json ContentType.
 type CreateTemplateJSONRequestBody = CreateTemplateRequest
@@ -4927,6 +5277,15 @@ type ServerInterface interface {
 	// RestoreSandboxRootFS Make a paused sandbox's files what a snapshot has kept
 	// (POST /api/v1/sandboxes/{id}/rootfs/restore)
 	RestoreSandboxRootFS(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// MountVolume Mount a volume into a running sandbox
+	// (POST /api/v1/sandboxes/{id}/sandboxvolumes/mount)
+	MountVolume(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ListMounts List a sandbox's mounts
+	// (GET /api/v1/sandboxes/{id}/sandboxvolumes/status)
+	ListMounts(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// UnmountVolume Take a volume away from a sandbox
+	// (POST /api/v1/sandboxes/{id}/sandboxvolumes/unmount)
+	UnmountVolume(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// GetSandboxServices Get what a sandbox offers to the outside
 	// (GET /api/v1/sandboxes/{id}/services)
 	GetSandboxServices(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -4981,6 +5340,63 @@ type ServerInterface interface {
 	// GetSandboxStatus Get a sandbox's status in brief
 	// (GET /api/v1/sandboxes/{id}/status)
 	GetSandboxStatus(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ListVolumes List the team's volumes, newest first
+	// (GET /api/v1/sandboxvolumes)
+	ListVolumes(w http.ResponseWriter, r *http.Request)
+	// CreateVolume Make a volume
+	// (POST /api/v1/sandboxvolumes)
+	CreateVolume(w http.ResponseWriter, r *http.Request, params CreateVolumeParams)
+	// DeleteVolume Delete a volume with its snapshots
+	// (DELETE /api/v1/sandboxvolumes/{id})
+	DeleteVolume(w http.ResponseWriter, r *http.Request, id VolumeID, params DeleteVolumeParams)
+	// GetVolume Describe a volume
+	// (GET /api/v1/sandboxvolumes/{id})
+	GetVolume(w http.ResponseWriter, r *http.Request, id VolumeID)
+	// DeleteVolumeFile Delete a file or a directory of a volume with all below it
+	// (DELETE /api/v1/sandboxvolumes/{id}/files)
+	DeleteVolumeFile(w http.ResponseWriter, r *http.Request, id VolumeID, params DeleteVolumeFileParams)
+	// ReadVolumeFile Read a file of a volume
+	// (GET /api/v1/sandboxvolumes/{id}/files)
+	ReadVolumeFile(w http.ResponseWriter, r *http.Request, id VolumeID, params ReadVolumeFileParams)
+	// WriteVolumeFile Write a file of a volume, or make a directory
+	// (POST /api/v1/sandboxvolumes/{id}/files)
+	WriteVolumeFile(w http.ResponseWriter, r *http.Request, id VolumeID, params WriteVolumeFileParams)
+	// DownloadVolumeArchive Read a file or a directory of a volume as a tar archive
+	// (GET /api/v1/sandboxvolumes/{id}/files/archive)
+	DownloadVolumeArchive(w http.ResponseWriter, r *http.Request, id VolumeID, params DownloadVolumeArchiveParams)
+	// UploadVolumeArchive Unpack a tar archive into a volume
+	// (PUT /api/v1/sandboxvolumes/{id}/files/archive)
+	UploadVolumeArchive(w http.ResponseWriter, r *http.Request, id VolumeID, params UploadVolumeArchiveParams)
+	// ListVolumeFiles List a directory of a volume
+	// (GET /api/v1/sandboxvolumes/{id}/files/list)
+	ListVolumeFiles(w http.ResponseWriter, r *http.Request, id VolumeID, params ListVolumeFilesParams)
+	// MoveVolumeFile Move a file or a directory of a volume
+	// (POST /api/v1/sandboxvolumes/{id}/files/move)
+	MoveVolumeFile(w http.ResponseWriter, r *http.Request, id VolumeID)
+	// StatVolumeFile Describe a file of a volume
+	// (GET /api/v1/sandboxvolumes/{id}/files/stat)
+	StatVolumeFile(w http.ResponseWriter, r *http.Request, id VolumeID, params StatVolumeFileParams)
+	// WatchVolumeFiles Watch directories of a volume through a WebSocket
+	// (GET /api/v1/sandboxvolumes/{id}/files/watch)
+	WatchVolumeFiles(w http.ResponseWriter, r *http.Request, id VolumeID)
+	// ForkVolume Make a volume that is what another one is now
+	// (POST /api/v1/sandboxvolumes/{id}/fork)
+	ForkVolume(w http.ResponseWriter, r *http.Request, id VolumeID, params ForkVolumeParams)
+	// ListVolumeSnapshots List a volume's snapshots, newest first
+	// (GET /api/v1/sandboxvolumes/{id}/snapshots)
+	ListVolumeSnapshots(w http.ResponseWriter, r *http.Request, id VolumeID)
+	// CreateVolumeSnapshot Keep what a volume is now
+	// (POST /api/v1/sandboxvolumes/{id}/snapshots)
+	CreateVolumeSnapshot(w http.ResponseWriter, r *http.Request, id VolumeID)
+	// DeleteVolumeSnapshot Delete a snapshot of a volume
+	// (DELETE /api/v1/sandboxvolumes/{id}/snapshots/{snapshot_id})
+	DeleteVolumeSnapshot(w http.ResponseWriter, r *http.Request, id VolumeID, snapshotID SnapshotID)
+	// GetVolumeSnapshot Describe a snapshot of a volume
+	// (GET /api/v1/sandboxvolumes/{id}/snapshots/{snapshot_id})
+	GetVolumeSnapshot(w http.ResponseWriter, r *http.Request, id VolumeID, snapshotID SnapshotID)
+	// RestoreVolumeSnapshot Make a volume what one of its snapshots is
+	// (POST /api/v1/sandboxvolumes/{id}/snapshots/{snapshot_id}/restore)
+	RestoreVolumeSnapshot(w http.ResponseWriter, r *http.Request, id VolumeID, snapshotID SnapshotID)
 	// ListTemplates List the templates that the team can use
 	// (GET /api/v1/templates)
 	ListTemplates(w http.ResponseWriter, r *http.Request)
@@ -7666,6 +8082,84 @@ func (siw *ServerInterfaceWrapper) RestoreSandboxRootFS(w http.ResponseWriter, r
 	handler.ServeHTTP(w, r)
 }
 
+// MountVolume operation middleware
+func (siw *ServerInterfaceWrapper) MountVolume(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.MountVolume(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListMounts operation middleware
+func (siw *ServerInterfaceWrapper) ListMounts(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListMounts(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UnmountVolume operation middleware
+func (siw *ServerInterfaceWrapper) UnmountVolume(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UnmountVolume(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetSandboxServices operation middleware
 func (siw *ServerInterfaceWrapper) GetSandboxServices(w http.ResponseWriter, r *http.Request) {
 
@@ -8330,6 +8824,708 @@ func (siw *ServerInterfaceWrapper) GetSandboxStatus(w http.ResponseWriter, r *ht
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetSandboxStatus(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListVolumes operation middleware
+func (siw *ServerInterfaceWrapper) ListVolumes(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListVolumes(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateVolume operation middleware
+func (siw *ServerInterfaceWrapper) CreateVolume(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateVolumeParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateVolume(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteVolume operation middleware
+func (siw *ServerInterfaceWrapper) DeleteVolume(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteVolumeParams
+
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "force", r.URL.Query(), &params.Force, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "force"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "force", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteVolume(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetVolume operation middleware
+func (siw *ServerInterfaceWrapper) GetVolume(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetVolume(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteVolumeFile operation middleware
+func (siw *ServerInterfaceWrapper) DeleteVolumeFile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteVolumeFileParams
+
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteVolumeFile(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ReadVolumeFile operation middleware
+func (siw *ServerInterfaceWrapper) ReadVolumeFile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ReadVolumeFileParams
+
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ReadVolumeFile(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// WriteVolumeFile operation middleware
+func (siw *ServerInterfaceWrapper) WriteVolumeFile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params WriteVolumeFileParams
+
+	// ------------- Optional query parameter "mkdir" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "mkdir", r.URL.Query(), &params.Mkdir, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "mkdir"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "mkdir", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "recursive" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "recursive", r.URL.Query(), &params.Recursive, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "recursive"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "recursive", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.WriteVolumeFile(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DownloadVolumeArchive operation middleware
+func (siw *ServerInterfaceWrapper) DownloadVolumeArchive(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DownloadVolumeArchiveParams
+
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DownloadVolumeArchive(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UploadVolumeArchive operation middleware
+func (siw *ServerInterfaceWrapper) UploadVolumeArchive(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UploadVolumeArchiveParams
+
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UploadVolumeArchive(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListVolumeFiles operation middleware
+func (siw *ServerInterfaceWrapper) ListVolumeFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListVolumeFilesParams
+
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListVolumeFiles(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// MoveVolumeFile operation middleware
+func (siw *ServerInterfaceWrapper) MoveVolumeFile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.MoveVolumeFile(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// StatVolumeFile operation middleware
+func (siw *ServerInterfaceWrapper) StatVolumeFile(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StatVolumeFileParams
+
+	// ------------- Required query parameter "path" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "path", r.URL.Query(), &params.Path, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "path"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "path", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.StatVolumeFile(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// WatchVolumeFiles operation middleware
+func (siw *ServerInterfaceWrapper) WatchVolumeFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.WatchVolumeFiles(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ForkVolume operation middleware
+func (siw *ServerInterfaceWrapper) ForkVolume(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ForkVolumeParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ForkVolume(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListVolumeSnapshots operation middleware
+func (siw *ServerInterfaceWrapper) ListVolumeSnapshots(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListVolumeSnapshots(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateVolumeSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) CreateVolumeSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateVolumeSnapshot(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteVolumeSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) DeleteVolumeSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "snapshot_id" -------------
+	var snapshotID SnapshotID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshot_id", r.PathValue("snapshot_id"), &snapshotID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshot_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteVolumeSnapshot(w, r, id, snapshotID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetVolumeSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) GetVolumeSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "snapshot_id" -------------
+	var snapshotID SnapshotID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshot_id", r.PathValue("snapshot_id"), &snapshotID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshot_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetVolumeSnapshot(w, r, id, snapshotID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RestoreVolumeSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) RestoreVolumeSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "snapshot_id" -------------
+	var snapshotID SnapshotID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshot_id", r.PathValue("snapshot_id"), &snapshotID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshot_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RestoreVolumeSnapshot(w, r, id, snapshotID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -10001,6 +11197,28 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/metering/status", wrapper.GetMeteringStatus)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/metering/events", wrapper.ListMeteringEvents)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/metering/windows", wrapper.ListMeteringWindows)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes", wrapper.ListVolumes)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes", wrapper.CreateVolume)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}", wrapper.DeleteVolume)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}", wrapper.GetVolume)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/fork", wrapper.ForkVolume)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/snapshots", wrapper.ListVolumeSnapshots)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/snapshots", wrapper.CreateVolumeSnapshot)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/snapshots/{snapshot_id}", wrapper.DeleteVolumeSnapshot)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/snapshots/{snapshot_id}", wrapper.GetVolumeSnapshot)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/snapshots/{snapshot_id}/restore", wrapper.RestoreVolumeSnapshot)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files", wrapper.DeleteVolumeFile)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files", wrapper.ReadVolumeFile)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files", wrapper.WriteVolumeFile)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/stat", wrapper.StatVolumeFile)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/list", wrapper.ListVolumeFiles)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/move", wrapper.MoveVolumeFile)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/watch", wrapper.WatchVolumeFiles)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/archive", wrapper.DownloadVolumeArchive)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/archive", wrapper.UploadVolumeArchive)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/sandboxvolumes/mount", wrapper.MountVolume)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/sandboxvolumes/unmount", wrapper.UnmountVolume)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/sandboxvolumes/status", wrapper.ListMounts)
 
 	return m
 }

@@ -69,8 +69,10 @@ func NewSnapshot() *Snapshot {
 // Node describes a node to those who choose between them.
 type Node struct {
 	Name          string
-	NetworkPolicy bool // it enforces network policy
-	ObjectStore   bool // it has the object store
+	NetworkPolicy bool   // it enforces network policy
+	ObjectStore   bool   // it has the object store
+	Volumes       string // the store that its volumes are in; empty: it has none
+	Buckets       bool   // a bucket can be a volume of its
 	Classes       []sandbox.RuntimeClass
 }
 
@@ -186,10 +188,32 @@ func (t *Table) Take(poolKey string) (Slot, bool) {
 	if list == nil || len(list.slots) == 0 {
 		return Slot{}, false
 	}
-	s := list.slots[rand.IntN(len(list.slots))]
+	return t.take(list, rand.IntN(len(list.slots))), true
+}
+
+// TakeAt is Take of the slots of some nodes alone.
+func (t *Table) TakeAt(poolKey string, nodes []string) (Slot, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := t.free[poolKey]
+	if list == nil || len(list.slots) == 0 {
+		return Slot{}, false
+	}
+	first := rand.IntN(len(list.slots))
+	for i := range list.slots {
+		at := (first + i) % len(list.slots)
+		if slices.Contains(nodes, list.slots[at].Node) {
+			return t.take(list, at), true
+		}
+	}
+	return Slot{}, false
+}
+
+func (t *Table) take(list *slotList, at int) Slot {
+	s := list.slots[at]
 	list.remove(s.ID)
 	delete(t.nodes[s.Node].slots, s.ID)
-	return s, true
+	return s
 }
 
 // ColdNode chooses, of the nodes that offer a class, the one with the fewest

@@ -33,7 +33,6 @@ type dimension struct {
 	uses func(store.Usage) int64
 }
 
-func nothing(store.Usage) int64         { return 0 } // there are no volumes
 func ingressBytes(u store.Usage) int64  { return u.IngressBytes }
 func egressBytes(u store.Usage) int64   { return u.EgressBytes }
 func sandboxesUsed(u store.Usage) int64 { return u.Sandboxes }
@@ -46,7 +45,7 @@ var dimensions = []dimension{
 	{store.QuotaMemory, store.QuotaMemory, capacity, "MiB", false, store.Usage.MemoryMiB},
 	{"sandbox_claims", "", rate, "claims", true, nil},
 	{"api_requests", "", rate, "requests", true, nil},
-	{"volume_storage_gb", "volume_storage_gb", capacity, "GB", true, nothing},
+	{store.QuotaVolumes, store.QuotaVolumes, capacity, "GB", true, store.Usage.VolumeUnits},
 	{store.QuotaSnapshots, store.QuotaSnapshots, capacity, "GB", true, store.Usage.SnapshotUnits},
 	{"egress", "egress", rate, "bytes", false, egressBytes},
 	{"ingress", "ingress", rate, "bytes", false, ingressBytes},

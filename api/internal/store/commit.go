@@ -132,7 +132,7 @@ func (c *committer) answered(err error) {
 }
 
 func (c *committer) insert(ctx context.Context, n NewSandbox) (Sandbox, error) {
-	if n.Webhook != nil {
+	if n.Webhook != nil || n.Mounts > 0 {
 		return c.alone(ctx, n) // more than a row
 	}
 	c.mu.Lock()
@@ -176,7 +176,13 @@ func (c *committer) forget(w *write) bool {
 }
 
 func (c *committer) alone(ctx context.Context, n NewSandbox) (Sandbox, error) {
-	made, err := insertSandbox(ctx, bounded{c.conns}, n)
+	var made Sandbox
+	var err error
+	if n.Mounts > 0 {
+		made, err = insertMounted(ctx, c.conns, n)
+	} else {
+		made, err = insertSandbox(ctx, bounded{c.conns}, n)
+	}
 	c.answered(err)
 	return made, err
 }

@@ -17,6 +17,7 @@ const (
 	WindowIngress = "sandbox.ingress_bytes"
 	WindowEgress  = "sandbox.egress_bytes"
 	WindowRootfs  = "sandbox.rootfs_byte_hours"
+	WindowVolume  = "sandbox.volume_byte_hours"
 )
 
 const (
@@ -73,7 +74,7 @@ func meterOnce(ctx context.Context, tx pgx.Tx) (more bool, err error) {
 	}
 	end := hour.Add(time.Hour)
 	if over := !end.After(until); over {
-		if _, err := tx.Exec(ctx, meterWindowsSQL, hour, end, WindowRuntime, WindowIngress, WindowEgress, WindowRootfs); err != nil {
+		if _, err := tx.Exec(ctx, meterWindowsSQL, hour, end, WindowRuntime, WindowIngress, WindowEgress, WindowRootfs, WindowVolume); err != nil {
 			return false, err
 		}
 		hour = end
@@ -91,6 +92,9 @@ const meterEventsSQL = `
 	UNION ALL
 	SELECT kind || '-' || id, 'sandbox.' || kind, team_id, user_id, sandbox_id, template_id, at
 	FROM metering_changes WHERE at >= $1 AND at < $2 AND kind <> 'resized'
+	UNION ALL
+	SELECT 'volume-' || id, type, team_id, user_id, volume_id::text, '', at
+	FROM metering_volume_changes WHERE at >= $1 AND at < $2
 	ORDER BY at
 	ON CONFLICT (event_id) DO NOTHING`
 
@@ -109,13 +113,16 @@ const meterWindowsSQL = `
 		FROM ran GROUP BY team_id, sandbox_id
 	), counts AS (
 		DELETE FROM metering_counts WHERE hour = $1 RETURNING *
+	), volume_hours AS (
+		DELETE FROM metering_volume_counts WHERE hour = $1 RETURNING *
 	)
 	INSERT INTO metering_windows (window_type, team_id, sandbox_id, window_start, window_end, value, unit)
 	SELECT type, team_id, sandbox_id, $1, $2, value::bigint, unit FROM (
 		SELECT $3 AS type, team_id, sandbox_id, value, 'mib_milliseconds' AS unit FROM runtime
 		UNION ALL SELECT $4, team_id, sandbox_id, ingress_bytes, 'bytes' FROM counts
 		UNION ALL SELECT $5, team_id, sandbox_id, egress_bytes, 'bytes' FROM counts
-		UNION ALL SELECT $6, team_id, sandbox_id, round(rootfs_byte_ms / 3600000), 'byte_hours' FROM counts) w
+		UNION ALL SELECT $6, team_id, sandbox_id, round(rootfs_byte_ms / 3600000), 'byte_hours' FROM counts
+		UNION ALL SELECT $7, team_id, volume_id::text, round(byte_ms / 3600000), 'byte_hours' FROM volume_hours) w
 	WHERE value > 0
 	ORDER BY team_id, sandbox_id, type`
 
@@ -177,6 +184,33 @@ const addReadingsSQL = `
 	SELECT id, date_trunc('hour', now(), 'UTC'), team_id, ingress - ingress_before, egress - egress_before, rootfs_byte_ms FROM now_read
 	ON CONFLICT (hour, sandbox_id) DO UPDATE SET ingress_bytes = c.ingress_bytes + excluded.ingress_bytes,
 		egress_bytes = c.egress_bytes + excluded.egress_bytes, rootfs_byte_ms = c.rootfs_byte_ms + excluded.rootfs_byte_ms`
+
+// VolumeReading is what a volume's node says that it holds.
+type VolumeReading struct {
+	ID    uuid.UUID
+	Bytes int64
+}
+
+// AddVolumeReadings records what volumes hold that a node may write to. Since it was
+// counted last, each has held what it held then.
+func (s *Store) AddVolumeReadings(ctx context.Context, node string, list []VolumeReading) error {
+	ids, bytes := make([]uuid.UUID, len(list)), make([]int64, len(list))
+	for i, r := range list {
+		ids[i], bytes[i] = r.ID, r.Bytes
+	}
+	_, err := s.pool.Exec(ctx, `
+		WITH before AS (
+			SELECT v.id, v.team_id, r.bytes, v.bytes * extract(epoch FROM clock_timestamp() - v.counted_at) * 1000 AS byte_ms
+			FROM unnest($2::uuid[], $3::bigint[]) AS r (id, bytes) JOIN volumes v USING (id)
+			WHERE v.node = $1 AND v.state = 'ready' FOR NO KEY UPDATE OF v
+		), now_read AS (
+			UPDATE volumes v SET bytes = b.bytes, counted_at = clock_timestamp() FROM before b WHERE v.id = b.id
+		)
+		INSERT INTO metering_volume_counts AS c (volume_id, hour, team_id, byte_ms)
+		SELECT id, date_trunc('hour', now(), 'UTC'), team_id, greatest(byte_ms, 0) FROM before
+		ON CONFLICT (hour, volume_id) DO UPDATE SET byte_ms = c.byte_ms + excluded.byte_ms`, node, ids, bytes)
+	return classify(err, "storing what volumes hold")
+}
 
 // MeteringStatus is how far metering has come.
 type MeteringStatus struct {
@@ -264,6 +298,8 @@ func (s *Store) PurgeMetering(ctx context.Context, age time.Duration) error {
 		{`DELETE FROM metering_windows WHERE seq IN (SELECT seq FROM metering_windows WHERE recorded_at < now() - $1::interval LIMIT $2)`, age},
 		{`DELETE FROM metering_changes WHERE id IN (SELECT c.id FROM metering_changes c, metering_progress p
 			WHERE c.at < least(p.events_until, p.windows_until) - $1::interval LIMIT $2)`, time.Hour},
+		{`DELETE FROM metering_volume_changes WHERE id IN (SELECT c.id FROM metering_volume_changes c, metering_progress p
+			WHERE c.at < p.events_until - $1::interval LIMIT $2)`, time.Hour},
 		{`DELETE FROM metering_readings WHERE sandbox_id IN (SELECT sandbox_id FROM metering_readings r WHERE taken_at < now() - $1::interval
 			AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.id = r.sandbox_id) LIMIT $2)`, time.Hour},
 	} {

@@ -61,7 +61,8 @@ type Usage struct {
 	MemoryBytes  int64
 	IngressBytes int64 // since the month began
 	EgressBytes  int64 // since the month began
-	Snapshots    int64 // bytes
+	Snapshots    int64 // bytes, of sandboxes and of volumes
+	Volumes      int64 // bytes
 }
 
 // CPUMillis is the CPU that comes with the memory, rounded up.
@@ -72,6 +73,9 @@ func (u Usage) MemoryMiB() int64 { return (u.MemoryBytes + bytesPerMiB - 1) / by
 
 // SnapshotUnits is what snapshots take in units of their quota, rounded up.
 func (u Usage) SnapshotUnits() int64 { return (u.Snapshots + snapshotUnit - 1) / snapshotUnit }
+
+// VolumeUnits is what volumes hold in units of their quota, rounded up.
+func (u Usage) VolumeUnits() int64 { return (u.Volumes + snapshotUnit - 1) / snapshotUnit }
 
 // Usage adds up what a team uses, from the sandboxes themselves.
 func (s *Store) Usage(ctx context.Context, team uuid.UUID) (Usage, error) {
@@ -85,9 +89,10 @@ func (s *Store) Usage(ctx context.Context, team uuid.UUID) (Usage, error) {
 		SELECT count(*), coalesce(sum(memory_bytes), 0)::bigint,
 			(SELECT coalesce(sum(value), 0)::bigint FROM traffic WHERE type = $2),
 			(SELECT coalesce(sum(value), 0)::bigint FROM traffic WHERE type = $3),
-			(SELECT coalesce(sum(size_bytes), 0)::bigint FROM rootfs_snapshots WHERE team_id = $1 AND state <> 'deleting')
+			s0_snapshot_bytes($1)::bigint,
+			(SELECT coalesce(sum(bytes), 0)::bigint FROM volumes WHERE team_id = $1 AND state <> 'deleting')
 		FROM sandboxes WHERE team_id = $1 AND deleted_at IS NULL AND s0_uses(status)`,
-		team, WindowIngress, WindowEgress).Scan(&u.Sandboxes, &u.MemoryBytes, &u.IngressBytes, &u.EgressBytes, &u.Snapshots)
+		team, WindowIngress, WindowEgress).Scan(&u.Sandboxes, &u.MemoryBytes, &u.IngressBytes, &u.EgressBytes, &u.Snapshots, &u.Volumes)
 	return u, classify(err, "adding up what a team uses")
 }
 

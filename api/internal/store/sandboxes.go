@@ -68,6 +68,7 @@ type NewSandbox struct {
 	RequestHash    []byte
 	SnapshotID     uuid.UUID     // that it begins with; uuid.Nil: none
 	Webhook        *NewWebhook   // nil: none
+	Mounts         int           // volumes that its claim has taken and the sandbox shall have
 	Audit          *audit.Record // of the call that claims; nil: nobody's
 }
 
@@ -81,6 +82,9 @@ var (
 // answers the same row, so that a write of unknown outcome is resolved by
 // writing again. It fails with [ErrIDTaken] or [ErrKeyTaken].
 func (s *Store) InsertSandbox(ctx context.Context, n NewSandbox) (Sandbox, error) {
+	if n.Mounts > 0 {
+		return insertMounted(ctx, s.conns, n)
+	}
 	return insertSandbox(ctx, s.pool, n)
 }
 
@@ -136,6 +140,9 @@ func (s *Store) TakeOver(ctx context.Context, n NewSandbox) (Sandbox, error) {
 			return err
 		}
 		taken, err = insertSandbox(ctx, tx, n)
+		if err == nil && n.Mounts > 0 {
+			err = bindMounts(ctx, tx, n)
+		}
 		return err
 	})
 	return taken, err

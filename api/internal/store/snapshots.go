@@ -65,7 +65,7 @@ func (s *Store) BeginSnapshot(ctx context.Context, n NewSnapshot) error {
 		var past, many, busy, full bool
 		err := tx.QueryRow(ctx, `SELECT coalesce($2 <= now(), false), count(*) >= $3,
 				count(*) FILTER (WHERE state = 'creating' AND lease_until > now()) >= $6,
-				sum(size_bytes) >= (SELECT limit_value * $4::numeric FROM (`+allQuotas+`) q (dimension, limit_value) WHERE dimension = $5) IS TRUE
+				s0_snapshot_bytes($1) >= (SELECT limit_value * $4::numeric FROM (`+allQuotas+`) q (dimension, limit_value) WHERE dimension = $5) IS TRUE
 			FROM rootfs_snapshots WHERE team_id = $1 AND state <> 'deleting'`,
 			n.TeamID, n.ExpiresAt, maxSnapshots, snapshotUnit, QuotaSnapshots, maxCreating).Scan(&past, &many, &busy, &full)
 		switch {

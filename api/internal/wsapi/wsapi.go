@@ -29,7 +29,6 @@ import (
 	"s0.run/api/internal/inflight"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
-	"s0.run/internal/sandbox"
 )
 
 const (
@@ -67,7 +66,7 @@ type Server struct {
 	writeTimeout time.Duration
 	stopping     chan struct{}
 	teams        *inflight.Counter[uuid.UUID]
-	sandboxes    *inflight.Counter[sandbox.ID]
+	sandboxes    *inflight.Counter[string]
 	large        *inflight.Counter[uuid.UUID] // messages
 	sessions     sync.WaitGroup
 
@@ -79,7 +78,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	return &Server{
 		cfg: cfg, writeTimeout: writeTimeout, stopping: make(chan struct{}),
-		teams: inflight.New[uuid.UUID](sessionsPerTeam), sandboxes: inflight.New[sandbox.ID](sessionsPerSandbox),
+		teams: inflight.New[uuid.UUID](sessionsPerTeam), sandboxes: inflight.New[string](sessionsPerSandbox),
 		large: inflight.New[uuid.UUID](largeMessagesPerTeam),
 	}
 }
@@ -103,7 +102,7 @@ func (s *Server) enter(to dataplane.Target) (leave func(), err error) {
 	if !ok {
 		return nil, tooMany("the team", sessionsPerTeam)
 	}
-	ofSandbox, ok := s.sandboxes.Enter(to.ID)
+	ofSandbox, ok := s.sandboxes.Enter(to.Name())
 	if !ok {
 		ofTeam()
 		return nil, tooMany("the sandbox", sessionsPerSandbox)

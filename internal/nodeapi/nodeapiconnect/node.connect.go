@@ -207,9 +207,9 @@ type NodeClient interface {
 	// wherever it still is on this node. It answers when the decision is durable; one that
 	// is not there is removed already.
 	DeleteVolume(context.Context, *nodeapi.DeleteVolumeRequest) (*nodeapi.DeleteVolumeResponse, error)
-	// ReleaseVolume commits what was written to a volume on this node and lets it go: at a
-	// later epoch another node may have it. FAILED_PRECONDITION: a sandbox of this node
-	// has it mounted for writing.
+	// ReleaseVolume commits what was written to a volume on this node, lets it go and takes
+	// nothing more at this epoch: at a later one another node may have it. A sandbox that is
+	// ending is waited for. FAILED_PRECONDITION: one has it mounted for writing.
 	ReleaseVolume(context.Context, *nodeapi.ReleaseVolumeRequest) (*nodeapi.ReleaseVolumeResponse, error)
 	// SnapshotVolume keeps what a volume is at one instant, under an id that is the
 	// caller's. Who has it mounted goes on.
@@ -855,9 +855,9 @@ type NodeHandler interface {
 	// wherever it still is on this node. It answers when the decision is durable; one that
 	// is not there is removed already.
 	DeleteVolume(context.Context, *nodeapi.DeleteVolumeRequest) (*nodeapi.DeleteVolumeResponse, error)
-	// ReleaseVolume commits what was written to a volume on this node and lets it go: at a
-	// later epoch another node may have it. FAILED_PRECONDITION: a sandbox of this node
-	// has it mounted for writing.
+	// ReleaseVolume commits what was written to a volume on this node, lets it go and takes
+	// nothing more at this epoch: at a later one another node may have it. A sandbox that is
+	// ending is waited for. FAILED_PRECONDITION: one has it mounted for writing.
 	ReleaseVolume(context.Context, *nodeapi.ReleaseVolumeRequest) (*nodeapi.ReleaseVolumeResponse, error)
 	// SnapshotVolume keeps what a volume is at one instant, under an id that is the
 	// caller's. Who has it mounted goes on.

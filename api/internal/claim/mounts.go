@@ -1,0 +1,87 @@
+package claim
+
+import (
+	"context"
+	"slices"
+
+	"s0.run/api/internal/placement"
+	"s0.run/api/internal/store"
+	"s0.run/api/internal/templates"
+	"s0.run/api/internal/volumes"
+)
+
+// mountsOf are the volumes that a claim asks for, each as its template has its place. A
+// claim may name places that the template does not.
+func mountsOf(tmpl *templates.Template, wants []store.MountWant) ([]store.MountWant, error) {
+	points := make([]string, len(wants))
+	wants = slices.Clone(wants)
+	for i := range wants {
+		points[i] = wants[i].Point
+		for _, declared := range tmpl.Spec.VolumeMounts {
+			if declared.MountPath == wants[i].Point && declared.ReadOnly != nil {
+				wants[i].ReadOnly = *declared.ReadOnly
+			}
+		}
+	}
+	return wants, volumes.CheckPoints(points)
+}
+
+// takeNear takes a slot of a node that can have the claim's volumes, best where they are.
+func (c *Claimer) takeNear(p *plan) (placement.Slot, bool) {
+	if slot, ok := c.cfg.Table.TakeAt(p.tmpl.PoolKey, p.where.Home); ok {
+		return slot, true
+	}
+	return c.cfg.Table.TakeAt(p.tmpl.PoolKey, p.where.Nodes)
+}
+
+// withoutVolumes are the nodes that can't have the claim's volumes.
+func (c *Claimer) withoutVolumes(p *plan) map[string]bool {
+	cant := map[string]bool{}
+	if len(p.req.Mounts) > 0 {
+		for _, n := range c.cfg.Table.Synced() {
+			if !slices.Contains(p.where.Nodes, n.Name) {
+				cant[n.Name] = true
+			}
+		}
+	}
+	return cant
+}
+
+// hold takes the claim's volumes for one attempt of it.
+func (c *Claimer) hold(ctx context.Context, h *half) (err error) {
+	if len(h.p.req.Mounts) == 0 {
+		return nil
+	}
+	h.mounts, err = c.cfg.Volumes.Hold(ctx, store.Holder{Team: h.row.TeamID, Claim: h.row.ClaimID, Node: h.node}, h.p.req.Mounts)
+	return err
+}
+
+// free gives back what an attempt took that became no sandbox: what did keeps its volumes.
+func (c *Claimer) free(ctx context.Context, h *half) error {
+	return c.cfg.Volumes.Free(ctx, h.row.ClaimID)
+}
+
+func (c *Claimer) undoVolumes(ctx context.Context, h *half) {
+	if len(h.mounts) > 0 {
+		c.undo(ctx, h, "volumes", c.free)
+	}
+}
+
+// mounted claims a slot for a sandbox with volumes: they, the node and the row, one after
+// the other.
+func (c *Claimer) mounted(ctx context.Context, h *half, slot placement.Slot, conn *store.Reservation) (sb store.Sandbox, err error) {
+	if err := c.hold(ctx, h); err != nil {
+		c.cfg.Table.SlotFree(slot) // nobody has asked its node
+		return store.Sandbox{}, err
+	}
+	defer func() {
+		if err != nil {
+			c.undoVolumes(ctx, h)
+		}
+	}()
+	if err := c.claimSlot(ctx, h); err != nil {
+		return store.Sandbox{}, c.slotFailed(ctx, h, err)
+	}
+	sb, err = c.insert(ctx, h, conn)
+	return c.settle(ctx, h, sb, err)
+}

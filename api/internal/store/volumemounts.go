@@ -1,0 +1,279 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/sandbox"
+)
+
+// Mount is a volume that a sandbox has, or a claim that is under way.
+type Mount struct {
+	ID        uuid.UUID
+	VolumeID  uuid.UUID
+	TeamID    uuid.UUID
+	ClaimID   uuid.UUID
+	SandboxID *sandbox.ID // nil: its claim is under way
+	Point     string
+	ReadOnly  bool
+	CreatedAt time.Time
+}
+
+const mountColumns = "id, volume_id, team_id, claim_id, sandbox_id, mount_point, read_only, created_at"
+
+// MountWant is a volume that a sandbox shall have.
+type MountWant struct {
+	Volume   uuid.UUID
+	Point    string
+	ReadOnly bool
+}
+
+// Held is a mount and the volume at the epoch that the mount has.
+type Held struct {
+	Mount  Mount
+	Volume Volume
+}
+
+// Holder is who takes volumes.
+type Holder struct {
+	Team    uuid.UUID
+	Claim   uuid.UUID
+	Sandbox sandbox.ID // empty: the claim is under way
+	Node    string
+
+	// Released are volumes that the node that had them has let go, each at which epoch:
+	// who writes to them may be another node.
+	Released map[uuid.UUID]int64
+}
+
+// Elsewhere says that another node may write to a volume, and has to let it go first.
+type Elsewhere struct{ Volume Volume }
+
+func (e *Elsewhere) Error() string {
+	return fmt.Sprintf("volume %s is with node %s", e.Volume.ID, e.Volume.Node)
+}
+
+// TakeVolumes gives volumes to a holder, all or none, for as long as lease: then they are
+// free again, unless they have become a sandbox's. A volume that one sandbox alone may
+// have is at a new epoch then.
+func (s *Store) TakeVolumes(ctx context.Context, h Holder, wants []MountWant, lease time.Duration) (held []Held, err error) {
+	err = s.inTx(ctx, "taking volumes", func(ctx context.Context, tx pgx.Tx) error {
+		held = held[:0]
+		ids := make([]uuid.UUID, len(wants))
+		for i, w := range wants {
+			ids[i] = w.Volume
+		}
+		volumes, err := lockVolumes(ctx, tx, h.Team, ids)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "DELETE FROM volume_mounts WHERE volume_id = ANY ($1) AND lease_until <= now()", ids); err != nil {
+			return err
+		}
+		for _, w := range wants {
+			one, err := h.take(ctx, tx, volumes[w.Volume], w, lease)
+			if err != nil {
+				return err
+			}
+			held = append(held, one)
+		}
+		return nil
+	})
+	return held, err
+}
+
+// lockVolumes locks volumes in the order of their ids: two who want several never wait
+// for each other.
+func lockVolumes(ctx context.Context, tx pgx.Tx, team uuid.UUID, ids []uuid.UUID) (map[uuid.UUID]Volume, error) {
+	rows, _ := tx.Query(ctx, "SELECT "+volumeColumns+` FROM volumes
+		WHERE team_id = $1 AND id = ANY ($2) AND state = 'ready' ORDER BY id FOR UPDATE`, team, ids)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Volume])
+	if err != nil {
+		return nil, err
+	}
+	byID := make(map[uuid.UUID]Volume, len(list))
+	for _, v := range list {
+		byID[v.ID] = v
+	}
+	for _, id := range ids {
+		if _, ok := byID[id]; !ok {
+			return nil, notFound("volume")
+		}
+	}
+	return byID, nil
+}
+
+func (h *Holder) take(ctx context.Context, tx pgx.Tx, v Volume, w MountWant, lease time.Duration) (Held, error) {
+	if v.AccessMode == ReadWriteMany {
+		return Held{}, errdefs.New(errdefs.InvalidArgument, "a volume of access mode %s can't be mounted in a sandbox", ReadWriteMany)
+	}
+	others, err := mountsOfVolume(ctx, tx, v.ID)
+	if err != nil {
+		return Held{}, err
+	}
+	mine := slices.ContainsFunc(others, func(m Mount) bool { return m.ClaimID == h.Claim })
+	if mine || len(others) > 0 && v.AccessMode == ReadWriteOnce {
+		return Held{}, inUse("the volume is mounted already", others)
+	}
+	if v, err = h.hold(ctx, tx, v); err != nil {
+		return Held{}, err
+	}
+	var id *sandbox.ID
+	if h.Sandbox != "" {
+		id = &h.Sandbox
+	}
+	rows, _ := tx.Query(ctx, `INSERT INTO volume_mounts (id, volume_id, team_id, claim_id, sandbox_id, mount_point, read_only, lease_until)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8::interval) RETURNING `+mountColumns,
+		uuid.New(), v.ID, h.Team, h.Claim, id, w.Point, w.ReadOnly || v.AccessMode == ReadOnlyMany, lease)
+	m, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Mount])
+	if violates(err, "volume_mounts_claim_id_mount_point_key") {
+		return Held{}, errdefs.New(errdefs.Conflict, "another volume is mounted at %s", w.Point)
+	}
+	return Held{m, v}, err
+}
+
+// hold makes a volume the holder's node's. What sandboxes only read needs no writer, and
+// any node may have it.
+func (h *Holder) hold(ctx context.Context, tx pgx.Tx, v Volume) (Volume, error) {
+	if v.AccessMode == ReadOnlyMany {
+		_, err := tx.Exec(ctx, "UPDATE volumes SET nodes = s0_with(nodes, $2) WHERE id = $1", v.ID, h.Node)
+		return v, err
+	}
+	if released, ok := h.Released[v.ID]; v.Node != h.Node && (!ok || released != v.Epoch) {
+		return v, &Elsewhere{v}
+	}
+	rows, _ := tx.Query(ctx, `UPDATE volumes SET node = $2, epoch = epoch + 1, nodes = s0_with(nodes, $2), updated_at = now()
+		WHERE id = $1 RETURNING `+volumeColumns, v.ID, h.Node)
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Volume])
+}
+
+// RetakeVolumes reads the volumes that a sandbox has. With renew, they are the holder's
+// node's from now on, at new epochs.
+func (s *Store) RetakeVolumes(ctx context.Context, h Holder, renew bool) (held []Held, err error) {
+	has, err := s.Mounts(ctx, h.Team, h.Sandbox)
+	if err != nil || len(has) == 0 {
+		return nil, err
+	}
+	ids := make([]uuid.UUID, len(has))
+	for i, m := range has {
+		ids[i] = m.VolumeID
+	}
+	err = s.inTx(ctx, "taking a sandbox's volumes again", func(ctx context.Context, tx pgx.Tx) error {
+		held = held[:0]
+		volumes, err := lockVolumes(ctx, tx, h.Team, ids)
+		if err != nil {
+			return err
+		}
+		for _, m := range has {
+			v := volumes[m.VolumeID]
+			if renew {
+				if v, err = h.hold(ctx, tx, v); err != nil {
+					return err
+				}
+			}
+			held = append(held, Held{m, v})
+		}
+		return nil
+	})
+	return held, err
+}
+
+// bindMounts makes the volumes that a claim took its sandbox's, in the transaction that
+// stores it.
+func bindMounts(ctx context.Context, tx pgx.Tx, n NewSandbox) error {
+	tag, err := tx.Exec(ctx, `UPDATE volume_mounts SET sandbox_id = $2, lease_until = NULL
+		WHERE claim_id = $1 AND (lease_until > now() OR sandbox_id = $2)`, n.ClaimID, n.ID)
+	if err == nil && tag.RowsAffected() != int64(n.Mounts) {
+		return errLeaseOver
+	}
+	return err
+}
+
+var errLeaseOver = errdefs.New(errdefs.Conflict, "the claim took so long that its volumes are free again")
+
+// insertMounted is insertSandbox for a claim with volumes: they are the sandbox's when it
+// is stored, or it is not.
+func insertMounted(ctx context.Context, q transactor, n NewSandbox) (made Sandbox, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err = pgx.BeginFunc(ctx, q, func(tx pgx.Tx) error {
+		if made, err = insertSandbox(ctx, tx, n); err != nil {
+			return err
+		}
+		return bindMounts(ctx, tx, n)
+	})
+	if errors.Is(err, ErrIDTaken) || errors.Is(err, ErrKeyTaken) {
+		return made, err
+	}
+	return made, classify(err, "storing a claim")
+}
+
+// transactor begins transactions.
+type transactor interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
+
+// FreeVolumes gives back what a claim took that has no sandbox.
+func (s *Store) FreeVolumes(ctx context.Context, claim uuid.UUID) error {
+	_, err := s.pool.Exec(ctx, "DELETE FROM volume_mounts WHERE claim_id = $1 AND sandbox_id IS NULL", claim)
+	return classify(err, "giving volumes back")
+}
+
+// FinishMount records that a running sandbox has a volume. It fails when its lease is over.
+func (s *Store) FinishMount(ctx context.Context, team, id uuid.UUID) error {
+	tag, err := s.pool.Exec(ctx, `UPDATE volume_mounts SET lease_until = NULL
+		WHERE team_id = $1 AND id = $2 AND (lease_until > now() OR lease_until IS NULL)`, team, id)
+	if err == nil && tag.RowsAffected() == 0 {
+		return errdefs.New(errdefs.Conflict, "the sandbox has ended, or the mount took too long")
+	}
+	return classify(err, "recording a mount")
+}
+
+// RemoveMount forgets a mount that its sandbox does not have any more.
+func (s *Store) RemoveMount(ctx context.Context, team, id uuid.UUID) error {
+	_, err := s.pool.Exec(ctx, "DELETE FROM volume_mounts WHERE team_id = $1 AND id = $2", team, id)
+	return classify(err, "removing a mount")
+}
+
+// RemoveStaleMounts forgets what nobody has finished.
+func (s *Store) RemoveStaleMounts(ctx context.Context) error {
+	_, err := s.pool.Exec(ctx, "DELETE FROM volume_mounts WHERE lease_until <= now()")
+	return classify(err, "removing stale mounts")
+}
+
+// Mounts lists what a sandbox of a team has mounted, the oldest first.
+func (s *Store) Mounts(ctx context.Context, team uuid.UUID, id sandbox.ID) ([]Mount, error) {
+	rows, _ := s.pool.Query(ctx, "SELECT "+mountColumns+` FROM volume_mounts
+		WHERE team_id = $1 AND sandbox_id = $2 AND lease_until IS NULL ORDER BY created_at, mount_point`, team, id)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Mount])
+	return list, classify(err, "reading a sandbox's mounts")
+}
+
+func mountsOfVolume(ctx context.Context, tx pgx.Tx, volume uuid.UUID) ([]Mount, error) {
+	rows, _ := tx.Query(ctx, "SELECT "+mountColumns+` FROM volume_mounts
+		WHERE volume_id = $1 AND (lease_until IS NULL OR lease_until > now()) ORDER BY created_at LIMIT $2`, volume, mountsShown)
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Mount])
+}
+
+// mountsShown bounds the mounts of a volume that a refusal names.
+const mountsShown = 20
+
+// inUse is the refusal of what needs a volume that nobody has.
+func inUse(message string, mounts []Mount) error {
+	list := []map[string]any{}
+	for _, m := range mounts {
+		one := map[string]any{"mount_point": m.Point}
+		if m.SandboxID != nil {
+			one["sandbox_id"] = *m.SandboxID
+		}
+		list = append(list, one)
+	}
+	return errdefs.New(errdefs.Conflict, "%s", message).WithDetails(map[string]any{"mounts": list})
+}
