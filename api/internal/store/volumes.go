@@ -31,7 +31,7 @@ const (
 	volumesLock = 0x76_6f_6c_73
 )
 
-// Volume is a volume of a team; see migrations/0018_volumes.sql.
+// Volume is a volume of a team; see migrations/0019_volumes.sql.
 type Volume struct {
 	ID          uuid.UUID
 	TeamID      uuid.UUID
