@@ -26,6 +26,8 @@ import (
 
 // Node is a node. Its exported fields are set before Start.
 type Node struct {
+	nodeapiconnect.UnimplementedNodeHandler
+
 	Name          string
 	Cluster       string
 	NetworkPolicy bool
