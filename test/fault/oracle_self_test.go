@@ -119,7 +119,10 @@ func (s *stack) plants(id, stranger string) map[string]func() func() {
 			return func() { s.ctr(remove...) }
 		}
 	}
-	groups, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup/pids", s.CgroupParent, "*/"))
+	groups := slices.DeleteFunc(s.globbed(filepath.Join("/sys/fs/cgroup/pids", s.CgroupParent, "*")), func(path string) bool {
+		info, err := os.Stat(path)
+		return err != nil || !info.IsDir()
+	})
 	return map[string]func() func(){
 		"an upper layer":                dir(filepath.Join(s.nodedData(), "sandboxes", stranger)),
 		"a slot's directory":            dir(filepath.Join(s.nodedRun(), "sandboxes", stranger)),
@@ -131,6 +134,13 @@ func (s *stack) plants(id, stranger string) map[string]func() func() {
 		"a mount":                       s.plantMount(stranger),
 		"a row of another generation":   s.plantRow(id),
 	}
+}
+
+func (s *stack) globbed(pattern string) []string {
+	s.Helper()
+	found, err := filepath.Glob(pattern)
+	s.must(err)
+	return found
 }
 
 func (s *stack) ctr(args ...string) {
