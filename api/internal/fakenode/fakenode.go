@@ -45,6 +45,9 @@ type Node struct {
 	// AfterClaim may lose a claim's answer, after it took effect.
 	AfterClaim func(ctx context.Context, req *nodeapi.ClaimRequest) error
 
+	// OnDelete may delay an end, before it takes effect, until its caller leaves.
+	OnDelete func(ctx context.Context)
+
 	// AfterPause is called before a pause that took effect is answered.
 	AfterPause func(id string)
 
@@ -389,7 +392,13 @@ func (n *Node) Update(_ context.Context, req *nodeapi.UpdateRequest) (*nodeapi.S
 }
 
 // Delete implements the node API.
-func (n *Node) Delete(_ context.Context, req *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error) {
+func (n *Node) Delete(ctx context.Context, req *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error) {
+	if n.OnDelete != nil {
+		n.OnDelete(ctx)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if req.GetId() == "" {

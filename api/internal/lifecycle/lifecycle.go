@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -141,7 +142,7 @@ func (k *Keeper) Delete(ctx context.Context, team uuid.UUID, id sandbox.ID) erro
 
 // finish tells the node about a row that is terminating, and then makes a
 // tombstone of it. What fails is tried again by the next pass.
-func (k *Keeper) finish(ctx context.Context, sb store.Sandbox) {
+func (k *Keeper) finish(ctx context.Context, sb store.Sandbox) error {
 	err := k.deleteAtNode(ctx, sb.Node, sb.ID, sb.Generation, sb.Reason)
 	if err == nil {
 		err = k.cfg.Store.FinishDelete(ctx, sb.TeamID, sb.ID, sb.ClaimID)
@@ -149,9 +150,10 @@ func (k *Keeper) finish(ctx context.Context, sb store.Sandbox) {
 	log := k.cfg.Log.With("sandbox", sb.ID, "gen", sb.Generation, "team", sb.TeamID, "node", sb.Node)
 	if err != nil {
 		log.Warn("a sandbox's end is not finished yet", "reason", sb.Reason, "err", err)
-		return
+		return err
 	}
 	log.Info("ended a sandbox", "reason", sb.Reason)
+	return nil
 }
 
 func (k *Keeper) deleteAtNode(ctx context.Context, node string, id sandbox.ID, gen sandbox.Generation, reason string) error {
@@ -192,12 +194,34 @@ func (k *Keeper) endAll(ctx context.Context, failed string, decide func(ctx cont
 	}
 }
 
+// finishAll lets no node wait for another.
 func (k *Keeper) finishAll(ctx context.Context, list []store.Sandbox) {
+	byNode := map[string][]store.Sandbox{}
+	for _, sb := range list {
+		byNode[sb.Node] = append(byNode[sb.Node], sb)
+	}
+	var nodes sync.WaitGroup
+	for _, of := range byNode {
+		nodes.Go(func() { k.finishOf(ctx, of) })
+	}
+	nodes.Wait()
+}
+
+// finishOf ends sandboxes of one node, until it can't be reached or does not answer:
+// what is left is the next pass's.
+func (k *Keeper) finishOf(ctx context.Context, list []store.Sandbox) {
+	var away atomic.Bool
 	var g errgroup.Group
 	g.SetLimit(atOnce)
 	for _, sb := range list {
 		g.Go(func() error {
-			k.finish(ctx, sb)
+			if away.Load() {
+				return nil
+			}
+			switch connect.CodeOf(k.finish(ctx, sb)) {
+			case connect.CodeUnavailable, connect.CodeDeadlineExceeded:
+				away.Store(true)
+			}
 			return nil
 		})
 	}

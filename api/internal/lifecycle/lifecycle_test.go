@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -324,5 +325,43 @@ func TestUpdate(t *testing.T) {
 	}
 	if row := f.row(sb.ID); string(row.Config) != `{"ttl": 50, "env_vars": {}, "resources": {"memory": "2Gi"}}` {
 		t.Errorf("what the node has not got must not be stored: %s", row.Config)
+	}
+}
+
+// A node that does not answer keeps no other's sandboxes from ending.
+func TestANodeThatHangsDelaysNoOther(t *testing.T) {
+	t.Parallel()
+	released := make(chan struct{})
+	var asked atomic.Int32
+	hangs := &fakenode.Node{OnDelete: func(ctx context.Context) {
+		asked.Add(1)
+		select {
+		case <-released:
+		case <-ctx.Done():
+		}
+	}}
+	f := runWith(t, hangs, lifecycle.Config{Settled: time.Hour, Grace: time.Hour}, &fakenode.Node{Name: "n2"})
+	t.Cleanup(func() { close(released) })
+	var ids []string
+	for range 40 {
+		ids = append(ids, string(f.claimed(func(n *store.NewSandbox) { n.HardTTLSeconds = 3600 }).ID))
+	}
+	id, err := sandbox.NewID("local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := f.store.InsertSandbox(t.Context(), store.NewSandbox{
+		ID: id, TeamID: f.team, UserID: uuid.New(), ClaimID: uuid.New(), TemplateID: "default",
+		Node: "n2", Generation: 1, Config: json.RawMessage(`{}`), MemoryBytes: 1 << 30, HardTTLSeconds: 3600,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.conn.Exec(t.Context(), `UPDATE sandboxes SET hard_expires_at = now() - CASE WHEN id = ANY ($1) THEN interval '2 hours' ELSE interval '1 hour' END`, ids); err != nil {
+		t.Fatal(err)
+	}
+	f.eventually(last.ID, "the other node's sandbox ends", deleted)
+	if n := asked.Load(); n > 8 {
+		t.Errorf("meanwhile the node that hangs was asked %d times", n)
 	}
 }
