@@ -31,7 +31,7 @@ func used(now time.Time, ago int) *nodeapi.StatsSample {
 	return &nodeapi.StatsSample{
 		UnixNano: now.Add(-time.Duration(ago) * time.Second).UnixNano(), Generation: 1, CpuNanos: int64(1000-ago) * 1e9, CpuQuotaMillis: 2000,
 		MemoryBytes: 300, MemoryWorkingSetBytes: 200, MemoryLimitBytes: 1000, Tasks: 40, TasksLimit: 4096, OomKills: 1,
-		Disk: &nodeapi.DiskUsage{Bytes: 50, LimitBytes: 100}, Network: &nodeapi.NetworkUsage{RxBytes: 7, TxBytes: 8},
+		Disk: &nodeapi.DiskUsage{Bytes: 50, LimitBytes: 100}, Network: &nodeapi.NetworkUsage{RxBytes: 7, TxBytes: 8, Verdicts: &nodeapi.NetworkVerdicts{Flows: 3, Denied: 4, Malformed: 1, Throttled: 6}},
 	}
 }
 
@@ -57,6 +57,7 @@ func TestMetricSamples(t *testing.T) {
 	}
 	for name, want := range map[string]float64{
 		"sandbox.cpu.time": 1000, "sandbox.cpu.usage": 1, "sandbox.cpu.utilization": .5, "sandbox.cpu.limit": 2,
+		"sandbox.network.flows": 3, "sandbox.network.denied": 5, "sandbox.network.throttled": 6,
 		"sandbox.memory.usage": 300, "sandbox.memory.working_set": 200, "sandbox.memory.available": 800, "sandbox.memory.utilization": .2,
 		"sandbox.memory.oom_kills": 1, "sandbox.process.count": 40, "sandbox.process.limit": 4096,
 		"sandbox.rootfs.writable.usage": 50, "sandbox.rootfs.writable.limit": 100, "sandbox.network.ioreceive": 7, "sandbox.network.iotransmit": 8,

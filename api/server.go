@@ -18,6 +18,7 @@ import (
 
 	"s0.run/api/internal/apidoc"
 	"s0.run/api/internal/auth"
+	"s0.run/api/internal/bandwidth"
 	"s0.run/api/internal/capture"
 	"s0.run/api/internal/claim"
 	"s0.run/api/internal/dataplane"
@@ -78,6 +79,7 @@ type server struct {
 	registry  *images.Registry // nil: none
 	network   *egress.Keeper
 	volumes   *volumes.Keeper
+	bandwidth *bandwidth.Keeper
 	lifecycle *lifecycle.Keeper
 	webhooks  *webhook.Dispatcher
 	events    *events.Feed
@@ -235,6 +237,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 		Sockets: s.cfg.Nodes, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
 		OnSync: func(node string) {
 			s.pools.Kick()
+			s.bandwidth.Kick()
 			s.events.Follow(node)
 		},
 		OnEnd:    func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
@@ -248,6 +251,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	s.network = egress.New(egress.Config{Store: s.store, Nodes: s.nodes, Table: s.table, Key: s.sealTo, Log: log})
 	s.volumes = volumes.New(volumes.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Key: s.sealTo, Log: log})
 	s.lifecycle = lifecycle.New(lifecycle.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Network: s.network, Volumes: s.volumes, Log: log})
+	s.bandwidth = bandwidth.New(bandwidth.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
 	s.meter = metering.New(metering.Config{Store: s.store, Table: s.table, Nodes: s.nodes, Log: log})
 	hooks := webhook.Policy{AllowPrivate: s.cfg.WebhookAllowPrivate}
 	s.webhooks = webhook.New(webhook.Config{Store: s.store, Policy: hooks, Metrics: reg, Log: log})
@@ -345,6 +349,7 @@ func (s *server) run(ctx context.Context) error {
 	g.Go(func() error { return s.lifecycle.Run(background) })
 	g.Go(func() error { return s.network.Run(background) })
 	g.Go(func() error { return s.volumes.Run(background) })
+	g.Go(func() error { return s.bandwidth.Run(background) })
 	g.Go(func() error { return s.meter.Run(background) })
 	g.Go(func() error { return s.events.Run(background) })
 	g.Go(func() error { return s.webhooks.Run(background) })
@@ -414,6 +419,7 @@ func (s *server) changed(ctx context.Context, table string) {
 	switch table {
 	case "", store.TableQuotas, store.TableDefaults:
 		s.claimer.LimitsChanged()
+		s.bandwidth.Kick()
 	}
 	switch table {
 	case "", store.TableUses:

@@ -3537,8 +3537,17 @@ type SandboxConfig struct {
 
 // SandboxEvent defines model for SandboxEvent.
 type SandboxEvent struct {
-	Action        string                 `json:"action"`
-	Actor         SandboxEventActor      `json:"actor"`
+	Action string            `json:"action"`
+	Actor  SandboxEventActor `json:"actor"`
+
+	// Attributes What is said of it. Of a `network_audit` the flow: timestamp, flow_id, sandbox_id,
+	// generation, team_id, src_ip, dest_ip, dest_port, transport, protocol, host,
+	// classifier_result, action (allow, deny, or would-deny of a policy that is not
+	// enforced), reason, outcome, duration_ms, egress_bytes, ingress_bytes, adapter,
+	// auth_rule_name, auth_ref, auth_failure_policy, auth_bypassed, auth_resolved,
+	// auth_cache_hit, auth_resolve_error, protocol_operations, error. A sandbox has 240
+	// told a minute; `network.more` counts the others, in more.flows, more.denied and
+	// more.would_deny. Bytes of flows whose adapter is `kernel` are those of frames.
 	Attributes    map[string]interface{} `json:"attributes,omitempty,omitzero"`
 	ClusterID     string                 `json:"cluster_id"`
 	Cursor        string                 `json:"cursor"`

@@ -9,7 +9,10 @@
 // confirm, and a sandbox's word about everything else: it is checked again here,
 // where it becomes a row.
 //
-// The Feed owns a goroutine for each node and the listener for the database's
+// What a sandbox sends, its node's network daemon records; the Feed takes those records
+// one batch after another and stores them as events of the sandbox, too.
+//
+// The Feed owns two goroutines for each node and the listener for the database's
 // hints while [Feed.Run] runs. It keeps nothing but who waits.
 package events
 
@@ -89,6 +92,7 @@ func (f *Feed) Run(ctx context.Context) error {
 			if !followed[node] {
 				followed[node] = true
 				work.Go(func() { f.follow(ctx, node) })
+				work.Go(func() { f.followFlows(ctx, node) })
 			}
 		case <-ctx.Done():
 			return nil

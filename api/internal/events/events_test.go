@@ -66,6 +66,7 @@ func TestQueriesOfTypes(t *testing.T) {
 		{Query{Source: "procd", Outcome: "failed"}, []string{"process.crashed"}},
 		{Query{Source: "manager", EventType: "process"}, []string{}},
 		{Query{Action: "sandbox.ready"}, []string{"sandbox.ready"}},
+		{Query{EventType: "network_audit", Outcome: "denied"}, []string{"network.denied"}},
 		{Query{Action: "nonsense"}, []string{}},
 	} {
 		if got := c.q.Types(); !slices.Equal(got, c.want) {
@@ -73,7 +74,7 @@ func TestQueriesOfTypes(t *testing.T) {
 		}
 	}
 	for name, k := range kinds {
-		if (k.source == store.SourceProcd) != (k.actor == workload) {
+		if (k.source == store.SourceManager) == (k.actor == workload) {
 			t.Errorf("%s: told by %s, done by %s", name, k.source, k.actor)
 		}
 	}

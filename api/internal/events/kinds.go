@@ -14,11 +14,12 @@ type kind struct {
 	actor     string // kind of who did it
 	resource  string // kind of what it happened to
 
-	resourceID string // field of the payload that names it; "": it is the sandbox
+	resourceID string // fields of the payload that name it, the first that is there; none: it is the sandbox
 }
 
 const (
 	lifecycle = "lifecycle"
+	network   = "network_audit"
 	process   = "process"
 	file      = "file"
 
@@ -33,6 +34,12 @@ var kinds = map[string]kind{
 	"sandbox.resumed": {store.SourceManager, lifecycle, "result", "completed", service, "sandbox", ""},
 	"sandbox.killed":  {store.SourceManager, lifecycle, "result", "completed", service, "sandbox", ""},
 	"sandbox.deleted": {store.SourceManager, lifecycle, "result", "completed", service, "sandbox", ""},
+
+	flowAllowed:   {store.SourceNetd, network, "effect", "completed", workload, "network", "host dest_ip"},
+	flowDenied:    {store.SourceNetd, network, "attempt", "denied", workload, "network", "host dest_ip"},
+	flowWouldDeny: {store.SourceNetd, network, "effect", "completed", workload, "network", "host dest_ip"},
+	flowFailed:    {store.SourceNetd, network, "effect", "error", workload, "network", "host dest_ip"},
+	flowMore:      {store.SourceNetd, network, "effect", "completed", workload, "sandbox", ""},
 
 	procapi.EventProcessStarted: {store.SourceProcd, process, "effect", "completed", workload, "process", "process_id"},
 	procapi.EventProcessExited:  {store.SourceProcd, process, "effect", "succeeded", workload, "process", "process_id"},

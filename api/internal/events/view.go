@@ -194,8 +194,11 @@ func (v *View) show(e store.Event) openapi.SandboxEvent {
 		actor.ID = new(string(e.SandboxID))
 	}
 	resource := openapi.SandboxEventResource{Type: k.resource, ID: string(e.SandboxID)}
-	if s, ok := attributes[k.resourceID].(string); ok {
-		resource.ID = s
+	for field := range strings.FieldsSeq(k.resourceID) {
+		if s, ok := attributes[field].(string); ok && s != "" {
+			resource.ID = s
+			break
+		}
 	}
 	if e.Delivery != store.NoDelivery {
 		attributes["webhook_delivery"] = map[string]any{"state": e.Delivery, "attempts": e.Attempts, "outcome": e.Outcome}

@@ -79,6 +79,8 @@ type Node struct {
 	Socket string
 
 	mu        sync.Mutex
+	flows     flows
+	bandwidth *nodeapi.SetBandwidthRequest
 	removed   []*nodeapi.RemoveStoredRequest
 	networks  map[string]*nodeapi.Network
 	pools     map[string]*nodeapi.Pool

@@ -68,6 +68,12 @@ var metrics = []metric{
 		values: link(func(n *nodeapi.NetworkUsage) (rx, tx uint64) { return n.GetRxPackets(), n.GetTxPackets() })},
 	{name: "sandbox.network.errors", directed: true, kind: counter, unit: count, description: "Packets that were dropped or broken.",
 		values: link(func(n *nodeapi.NetworkUsage) (rx, tx uint64) { return n.GetRxErrors(), n.GetTxErrors() })},
+	{name: "sandbox.network.flows", kind: counter, unit: count, extra: true, description: "Connections and exchanges of datagrams that were let begin.",
+		values: judged((*nodeapi.NetworkVerdicts).GetFlows)},
+	{name: "sandbox.network.denied", kind: counter, unit: count, extra: true, description: "Packets that were denied: by the policy, or because nothing opens where they went.",
+		values: judged(func(v *nodeapi.NetworkVerdicts) uint64 { return v.GetDenied() + v.GetMalformed() })},
+	{name: "sandbox.network.throttled", kind: counter, unit: count, extra: true, description: "Packets that were dropped because there were more than the bandwidth lets through.",
+		values: judged((*nodeapi.NetworkVerdicts).GetThrottled)},
 	{name: "sandbox.process.count", kind: gauge, unit: count, description: "Tasks on the host: processes and threads, the sandbox's kernel's among them. What the limit of processes counts.",
 		values: one(func(s *nodeapi.StatsSample) float64 { return float64(s.GetTasks()) })},
 	{name: "sandbox.process.limit", kind: gauge, unit: count, extra: true, description: "Tasks that the sandbox may have.",
@@ -101,6 +107,15 @@ func link(read func(*nodeapi.NetworkUsage) (rx, tx uint64)) func(now, _ *nodeapi
 		}
 		rx, tx := read(now.GetNetwork())
 		return []float64{float64(rx), float64(tx)}
+	}
+}
+
+func judged(read func(*nodeapi.NetworkVerdicts) uint64) func(now, _ *nodeapi.StatsSample) []float64 {
+	return func(now, _ *nodeapi.StatsSample) []float64 {
+		if now.GetNetwork().GetVerdicts() == nil {
+			return nil
+		}
+		return []float64{float64(read(now.GetNetwork().GetVerdicts()))}
 	}
 }
 

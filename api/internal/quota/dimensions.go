@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"s0.run/api/internal/bandwidth"
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
@@ -38,7 +39,7 @@ func egressBytes(u store.Usage) int64   { return u.EgressBytes }
 func sandboxesUsed(u store.Usage) int64 { return u.Sandboxes }
 
 // dimensions are those of both generations of clients. Traffic is the same under
-// its older and its newer name.
+// its older and its newer name; that of each of a team's sandboxes can be limited, too.
 var dimensions = []dimension{
 	{store.QuotaSandboxes, store.QuotaSandboxes, capacity, "count", true, sandboxesUsed},
 	{store.QuotaCPU, store.QuotaCPU, capacity, "millicpu", false, store.Usage.CPUMillis},
@@ -47,10 +48,12 @@ var dimensions = []dimension{
 	{"api_requests", "", rate, "requests", true, nil},
 	{store.QuotaVolumes, store.QuotaVolumes, capacity, "GB", true, store.Usage.VolumeUnits},
 	{store.QuotaSnapshots, store.QuotaSnapshots, capacity, "GB", true, store.Usage.SnapshotUnits},
-	{"egress", "egress", rate, "bytes", false, egressBytes},
-	{"ingress", "ingress", rate, "bytes", false, ingressBytes},
-	{"network_egress_bytes", "egress", rate, "bytes", true, egressBytes},
-	{"network_ingress_bytes", "ingress", rate, "bytes", true, ingressBytes},
+	{"egress", store.QuotaEgress, rate, "bytes", false, egressBytes},
+	{"ingress", store.QuotaIngress, rate, "bytes", false, ingressBytes},
+	{"network_egress_bytes", store.QuotaEgress, rate, "bytes", true, egressBytes},
+	{"network_ingress_bytes", store.QuotaIngress, rate, "bytes", true, ingressBytes},
+	{"sandbox_network_egress_bytes", store.QuotaSandboxEgress, rate, "bytes", false, nil},
+	{"sandbox_network_ingress_bytes", store.QuotaSandboxIngress, rate, "bytes", false, nil},
 }
 
 func find(name string) (dimension, error) {
@@ -160,10 +163,21 @@ func Parse(name string, r openapi.SetQuotaRequest) (store.Quota, error) {
 		return invalid("%s is no rate: it has no interval_ms and no burst_value", d.name)
 	case r.IntervalMs != nil && (*r.IntervalMs < 1 || *r.IntervalMs > maxInterval.Milliseconds()):
 		return invalid("interval_ms: want 1 to %d", maxInterval.Milliseconds())
+	case isOfSandbox(d) && r.IntervalMs != nil && *r.IntervalMs > bandwidth.MaxInterval.Milliseconds():
+		return invalid("interval_ms: want 1 to %d of what each sandbox may", bandwidth.MaxInterval.Milliseconds())
 	case r.BurstValue != nil && (*r.BurstValue < 0 || *r.BurstValue > maxLimit):
 		return invalid("burst_value: want 0 to %d", int64(maxLimit))
 	}
+	if isOfSandbox(d) && r.LimitValue != nil && r.IntervalMs == nil {
+		r.IntervalMs = new(time.Second.Milliseconds())
+	}
 	return store.Quota{Dimension: d.stored, Limit: r.LimitValue, IntervalMS: r.IntervalMs, Burst: r.BurstValue, Own: true}, nil
+}
+
+// isOfSandbox says whether a dimension limits each sandbox, and so is a rate by the
+// second unless it says otherwise.
+func isOfSandbox(d dimension) bool {
+	return d.stored == store.QuotaSandboxEgress || d.stored == store.QuotaSandboxIngress
 }
 
 // Stored is the name under which a dimension's limit is kept.

@@ -43,6 +43,7 @@ const (
 const (
 	SourceManager = "manager" // the control plane
 	SourceProcd   = "procd"   // the sandbox itself
+	SourceNetd    = "netd"    // the network daemon, of what the sandbox sends
 )
 
 const eventColumns = `seq, team_id, sandbox_id, event_id, type, source, payload, occurred_at, ingested_at,
@@ -90,7 +91,7 @@ func (s *Store) HadSandbox(ctx context.Context, team uuid.UUID, id sandbox.ID) (
 	return had, classify(err, "looking for a sandbox")
 }
 
-// NewEvent is something that a sandbox told.
+// NewEvent is something that a sandbox told, or that was told of what it sent.
 type NewEvent struct {
 	EventID    string
 	Type       string
@@ -111,11 +112,7 @@ const (
 // has no row, or not yet, or one without a webhook.
 func (s *Store) AddEvents(ctx context.Context, id sandbox.ID, claim uuid.UUID, list []NewEvent) error {
 	const doing = "storing a sandbox's events"
-	var ids, types, payloads []string
-	var times []time.Time
-	for _, e := range list {
-		ids, types, payloads, times = append(ids, e.EventID), append(types, e.Type), append(payloads, e.Payload), append(times, e.OccurredAt)
-	}
+	ids, types, payloads, times := columns(list)
 	var told int64
 	err := s.pool.QueryRow(ctx, `
 		WITH hook AS (
@@ -141,8 +138,8 @@ func (s *Store) AddEvents(ctx context.Context, id sandbox.ID, claim uuid.UUID, l
 		return found(err, doing, "sandbox")
 	}
 	if told/trimEvery != (told-int64(len(list)))/trimEvery {
-		_, err = s.pool.Exec(ctx, `DELETE FROM sandbox_events WHERE sandbox_id = $1 AND delivery <> 'pending' AND seq <=
-			(SELECT seq FROM sandbox_events WHERE sandbox_id = $1 ORDER BY seq DESC OFFSET $2 LIMIT 1)`, id, maxEvents)
+		_, err = s.pool.Exec(ctx, `DELETE FROM sandbox_events WHERE sandbox_id = $1 AND delivery <> 'pending' AND source <> 'netd' AND seq <=
+			(SELECT seq FROM sandbox_events WHERE sandbox_id = $1 AND source <> 'netd' ORDER BY seq DESC OFFSET $2 LIMIT 1)`, id, maxEvents)
 	}
 	return classify(err, doing)
 }
