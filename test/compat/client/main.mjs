@@ -5,7 +5,7 @@ import { after } from "node:test";
 import { uncalled } from "./setup.mjs";
 
 for (const name of process.env.S0_TESTS?.split(",") ?? [
-  "sandboxes", "contexts", "files", "templates", "services", "observability", "sessions", "webhooks", "network", "later",
+  "sandboxes", "contexts", "files", "templates", "services", "observability", "sessions", "webhooks", "network", "volumes",
 ]) {
   await import(`./${name}.mjs`);
 }
