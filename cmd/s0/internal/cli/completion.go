@@ -216,16 +216,16 @@ func portWords(sandbox *string) words {
 	}
 }
 
-// completeRemote completes paths in a sandbox, for the arguments from the first to the
+// completeRemote completes paths of a sandbox or a volume, for the arguments from the first to the
 // last; others are the user's own files.
-func (a *app) completeRemote(sandbox *string, first, last int) cobra.CompletionFunc {
+func (a *app) completeRemote(at filesOf, first, last int) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) < first || len(args) > last {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
 		dir, _ := path.Split(word)
 		found, directive := a.completeFrom(cmd.Context(), func(ctx context.Context, c *client.Client) (found []cobra.Completion, _ error) {
-			list, err := c.ListFiles(ctx, *sandbox, cmp.Or(dir, "."))
+			list, err := at(c).List(ctx, cmp.Or(dir, "."))
 			if err != nil {
 				return nil, err
 			}

@@ -12,28 +12,38 @@ import (
 	"s0.run/cmd/s0/internal/output"
 )
 
+// filesOf gives the files that a command is about: a sandbox's or a volume's.
+type filesOf func(c *client.Client) client.Files
+
 func (a *app) files() *cobra.Command {
 	var sandbox string
+	at := func(c *client.Client) client.Files { return c.Files(sandbox) }
 	return a.inSandbox(&sandbox, group("files", "Files in a sandbox; relative paths are below /workspace",
 		"  s0 sandbox files -s ID ls /\n  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID cat result.txt",
-		a.filesLs(&sandbox), a.filesCat(&sandbox), a.filesStat(&sandbox), a.filesMkdir(&sandbox), a.filesRm(&sandbox),
-		a.filesMv(&sandbox), a.filesUpload(&sandbox), a.filesDownload(&sandbox), a.filesWrite(&sandbox),
-		a.filesWatch(&sandbox), a.filesSearch(&sandbox)))
+		append(a.fileCommands(at), a.filesSearch(&sandbox, at))...))
 }
 
-func (a *app) filesLs(sandbox *string) *cobra.Command {
+// fileCommands are those that sandboxes and volumes have.
+func (a *app) fileCommands(at filesOf) []*cobra.Command {
+	return []*cobra.Command{
+		a.filesLs(at), a.filesCat(at), a.filesStat(at), a.filesMkdir(at), a.filesRm(at), a.filesMv(at),
+		a.filesUpload(at), a.filesDownload(at), a.filesWrite(at), a.filesWatch(at),
+	}
+}
+
+func (a *app) filesLs(at filesOf) *cobra.Command {
 	return &cobra.Command{
 		Use:               "ls [path]",
 		Short:             "List a directory",
 		Example:           "  s0 sandbox files -s ID ls\n  s0 sandbox files -s ID ls /etc",
 		Args:              wantUpTo(1),
-		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
+		ValidArgsFunction: a.completeRemote(at, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			dir := "."
 			if len(args) == 1 {
 				dir = args[0]
 			}
-			list, err := c.ListFiles(ctx, *sandbox, dir)
+			list, err := at(c).List(ctx, dir)
 			if err != nil {
 				return err
 			}
@@ -46,15 +56,15 @@ func (a *app) filesLs(sandbox *string) *cobra.Command {
 	}
 }
 
-func (a *app) filesCat(sandbox *string) *cobra.Command {
+func (a *app) filesCat(at filesOf) *cobra.Command {
 	return &cobra.Command{
 		Use:               "cat <path>",
 		Short:             "Write a file's content to stdout",
 		Example:           "  s0 sandbox files -s ID cat /etc/os-release",
 		Args:              want("the path"),
-		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
+		ValidArgsFunction: a.completeRemote(at, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			content, err := c.ReadFile(ctx, *sandbox, args[0])
+			content, err := at(c).Read(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -65,15 +75,15 @@ func (a *app) filesCat(sandbox *string) *cobra.Command {
 	}
 }
 
-func (a *app) filesStat(sandbox *string) *cobra.Command {
+func (a *app) filesStat(at filesOf) *cobra.Command {
 	return &cobra.Command{
 		Use:               "stat <path>",
 		Short:             "Describe a file",
 		Example:           "  s0 sandbox files -s ID stat /etc/os-release",
 		Args:              want("the path"),
-		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
+		ValidArgsFunction: a.completeRemote(at, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			f, err := c.StatFile(ctx, *sandbox, args[0])
+			f, err := at(c).Stat(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -85,16 +95,16 @@ func (a *app) filesStat(sandbox *string) *cobra.Command {
 	}
 }
 
-func (a *app) filesMkdir(sandbox *string) *cobra.Command {
+func (a *app) filesMkdir(at filesOf) *cobra.Command {
 	var parents bool
 	cmd := &cobra.Command{
 		Use:               "mkdir <path>",
 		Short:             "Make a directory",
 		Example:           "  s0 sandbox files -s ID mkdir --parents a/b/c",
 		Args:              want("the path"),
-		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
+		ValidArgsFunction: a.completeRemote(at, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			if err := c.Mkdir(ctx, *sandbox, args[0], parents); err != nil {
+			if err := at(c).Mkdir(ctx, args[0], parents); err != nil {
 				return err
 			}
 			return a.done("Made %s.", args[0])
@@ -104,15 +114,15 @@ func (a *app) filesMkdir(sandbox *string) *cobra.Command {
 	return cmd
 }
 
-func (a *app) filesRm(sandbox *string) *cobra.Command {
+func (a *app) filesRm(at filesOf) *cobra.Command {
 	return &cobra.Command{
 		Use:               "rm <path>",
 		Short:             "Delete a file, or a directory with all below it",
 		Example:           "  s0 sandbox files -s ID rm old-results",
 		Args:              want("the path"),
-		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
+		ValidArgsFunction: a.completeRemote(at, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			if err := c.DeleteFile(ctx, *sandbox, args[0]); err != nil {
+			if err := at(c).Delete(ctx, args[0]); err != nil {
 				return err
 			}
 			return a.done("Deleted %s.", args[0])
@@ -120,15 +130,15 @@ func (a *app) filesRm(sandbox *string) *cobra.Command {
 	}
 }
 
-func (a *app) filesMv(sandbox *string) *cobra.Command {
+func (a *app) filesMv(at filesOf) *cobra.Command {
 	return &cobra.Command{
 		Use:               "mv <source> <destination>",
 		Short:             "Move a file or a directory",
 		Example:           "  s0 sandbox files -s ID mv draft.txt final.txt",
 		Args:              want("the source", "the destination"),
-		ValidArgsFunction: a.completeRemote(sandbox, 0, 1),
+		ValidArgsFunction: a.completeRemote(at, 0, 1),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			if err := c.MoveFile(ctx, *sandbox, args[0], args[1]); err != nil {
+			if err := at(c).Move(ctx, args[0], args[1]); err != nil {
 				return err
 			}
 			return a.done("Moved %s to %s.", args[0], args[1])
@@ -136,7 +146,7 @@ func (a *app) filesMv(sandbox *string) *cobra.Command {
 	}
 }
 
-func (a *app) filesWrite(sandbox *string) *cobra.Command {
+func (a *app) filesWrite(at filesOf) *cobra.Command {
 	var data string
 	var stdin bool
 	cmd := &cobra.Command{
@@ -144,13 +154,13 @@ func (a *app) filesWrite(sandbox *string) *cobra.Command {
 		Short:             "Write a file from an argument or from stdin",
 		Example:           "  s0 sandbox files -s ID write hello.txt --data 'hello'\n  date | s0 sandbox files -s ID write now.txt --stdin",
 		Args:              want("the path"),
-		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
+		ValidArgsFunction: a.completeRemote(at, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			var content io.Reader = strings.NewReader(data)
 			if stdin {
 				content = os.Stdin
 			}
-			if err := c.WriteFile(ctx, *sandbox, args[0], content); err != nil {
+			if err := at(c).Write(ctx, args[0], content); err != nil {
 				return err
 			}
 			return a.done("Wrote %s.", args[0])

@@ -19,7 +19,7 @@ func (a *app) sandbox() *cobra.Command {
 	return group("sandbox", "Claim sandboxes and work in them",
 		"  s0 sandbox create\n  s0 sandbox list\n  s0 sandbox run ID 'print(6 * 7)'\n  s0 sandbox exec -it ID -- bash\n  s0 sandbox delete ID",
 		a.sandboxCreate(), a.sandboxList(), a.sandboxGet(), a.sandboxStatus(), a.sandboxUpdate(), a.sandboxRefresh(), a.sandboxPause(), a.sandboxResume(), a.sandboxFork(), a.sandboxSnapshot(), a.sandboxDelete(),
-		a.sandboxRun(), a.sandboxExec(), a.context(), a.execSession(), a.files(), a.service(), a.ports(), a.network(), a.sandboxEvents(), a.sandboxLogs(), a.sandboxMetrics())
+		a.sandboxRun(), a.sandboxExec(), a.context(), a.execSession(), a.files(), a.service(), a.ports(), a.network(), a.sandboxVolume(), a.sandboxEvents(), a.sandboxLogs(), a.sandboxMetrics())
 }
 
 // settings are the flags that create and update share.
@@ -82,6 +82,7 @@ A config file holds what the flags can't say:
 	n.register(cmd)
 	flags.StringArrayVar(&n.env, "env", nil, "NAME=VALUE, or NAME to pass on our own, for all processes; may be repeated")
 	flags.StringArrayVar(&n.mounts, "mount", nil, "volume and where it is seen, such as VOLUME:/data; may be repeated")
+	completeFlag(cmd, "mount", a.completeMount)
 	flags.StringVar(&n.snapshot, "snapshot-id", "", "start with the files of a snapshot")
 	return cmd
 }

@@ -10,7 +10,7 @@ import (
 	"s0.run/cmd/s0/internal/output"
 )
 
-func (a *app) filesSearch(sandbox *string) *cobra.Command {
+func (a *app) filesSearch(sandbox *string, at filesOf) *cobra.Command {
 	var req client.FileSearchRequest
 	var regexp, ignoreCase bool
 	var limit int
@@ -22,7 +22,7 @@ names of files. A glob without a slash is matched with a file's name, one with a
 slash with its path below the one that is searched; ** stands for any directories.`,
 		Example:           "  s0 sandbox files -s ID search TODO src --include '*.go'\n  s0 sandbox files -s ID search '' --include '*.log'",
 		Args:              wantUpTo(1, "the pattern"),
-		ValidArgsFunction: a.completeRemote(sandbox, 1, 1),
+		ValidArgsFunction: a.completeRemote(at, 1, 1),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			req.Pattern = &args[0]
 			if len(args) == 2 {

@@ -19,23 +19,23 @@ import (
 	"s0.run/cmd/s0/internal/progress"
 )
 
-func (a *app) filesUpload(sandbox *string) *cobra.Command {
+func (a *app) filesUpload(at filesOf) *cobra.Command {
 	var recursive bool
 	cmd := &cobra.Command{
 		Use:               "upload <local> [path]",
 		Short:             "Copy a file or a directory of yours into the sandbox",
 		Example:           "  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID upload data.csv /srv/input/\n  s0 sandbox files -s ID upload --recursive src",
 		Args:              wantUpTo(1, "the local path"),
-		ValidArgsFunction: a.completeRemote(sandbox, 1, 1),
+		ValidArgsFunction: a.completeRemote(at, 1, 1),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			remote := path.Base(filepath.ToSlash(args[0]))
 			if len(args) == 2 {
 				remote = into(args[1], remote)
 			}
 			if recursive {
-				return a.uploadTree(ctx, c, *sandbox, args[0], remote)
+				return a.uploadTree(ctx, at(c), args[0], remote)
 			}
-			return a.upload(ctx, c, *sandbox, args[0], remote)
+			return a.upload(ctx, at(c), args[0], remote)
 		}),
 	}
 	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "a directory, with all below it")
@@ -50,7 +50,7 @@ func into(remote, name string) string {
 	return remote
 }
 
-func (a *app) upload(ctx context.Context, c *client.Client, sandbox, local, remote string) error {
+func (a *app) upload(ctx context.Context, files client.Files, local, remote string) error {
 	f, err := os.Open(local)
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func (a *app) upload(ctx context.Context, c *client.Client, sandbox, local, remo
 		return fmt.Errorf("%s is a directory: say --recursive to copy it", local)
 	}
 	bar := progress.Start(os.Stderr, "Uploading "+local, info.Size())
-	err = c.WriteFile(ctx, sandbox, remote, bar.Reader(f))
+	err = files.Write(ctx, remote, bar.Reader(f))
 	bar.Stop()
 	if err != nil {
 		return err
@@ -73,7 +73,7 @@ func (a *app) upload(ctx context.Context, c *client.Client, sandbox, local, remo
 }
 
 // uploadTree sends a directory as an archive: all of it arrives, or nothing.
-func (a *app) uploadTree(ctx context.Context, c *client.Client, sandbox, local, remote string) error {
+func (a *app) uploadTree(ctx context.Context, files client.Files, local, remote string) error {
 	if info, err := os.Stat(local); err != nil || !info.IsDir() {
 		return errors.Join(err, fmt.Errorf("%s is no directory", local))
 	}
@@ -90,7 +90,7 @@ func (a *app) uploadTree(ctx context.Context, c *client.Client, sandbox, local, 
 		defer close(packed)
 		w.CloseWithError(archive.Pack(w, local, func(path string) { skipped = append(skipped, path) }))
 	}()
-	got, err := c.WriteArchive(ctx, sandbox, remote, bar.Reader(r))
+	got, err := files.WriteArchive(ctx, remote, bar.Reader(r))
 	r.Close()
 	<-packed
 	bar.Stop()
@@ -103,7 +103,7 @@ func (a *app) uploadTree(ctx context.Context, c *client.Client, sandbox, local, 
 	return a.printer.Print(got, output.Text(fmt.Sprintf("Uploaded %s to %s (%d files, %s).", local, remote, got.Files, output.Bytes(got.Bytes))))
 }
 
-func (a *app) filesDownload(sandbox *string) *cobra.Command {
+func (a *app) filesDownload(at filesOf) *cobra.Command {
 	var recursive bool
 	cmd := &cobra.Command{
 		Use:   "download <path> [local]",
@@ -115,9 +115,9 @@ must not exist yet. Links that lead out of it are left out.`,
   s0 sandbox files -s ID download --recursive results
   s0 sandbox files -s ID download -r . everything`,
 		Args:              wantUpTo(1, "the path"),
-		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
+		ValidArgsFunction: a.completeRemote(at, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			remote, err := c.StatFile(ctx, *sandbox, args[0])
+			remote, err := at(c).Stat(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -128,9 +128,9 @@ must not exist yet. Links that lead out of it are left out.`,
 			case remote.Type == client.FileInfoTypeDir && !recursive:
 				return fmt.Errorf("%s is a directory: say --recursive to copy it", args[0])
 			case remote.Type != client.FileInfoTypeFile && recursive: // a link may lead to a directory
-				return a.downloadTree(ctx, c, *sandbox, args[0], local)
+				return a.downloadTree(ctx, at(c), args[0], local)
 			}
-			return a.download(ctx, c, *sandbox, args[0], local, remote)
+			return a.download(ctx, at(c), args[0], local, remote)
 		}),
 	}
 	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "a directory, with all below it")
@@ -161,8 +161,8 @@ func localName(args []string) (string, error) {
 }
 
 // download leaves no half file behind.
-func (a *app) download(ctx context.Context, c *client.Client, sandbox, remote, local string, info *client.FileInfo) (err error) {
-	content, err := c.ReadFile(ctx, sandbox, remote)
+func (a *app) download(ctx context.Context, files client.Files, remote, local string, info *client.FileInfo) (err error) {
+	content, err := files.Read(ctx, remote)
 	if err != nil {
 		return err
 	}
@@ -202,11 +202,11 @@ func permissions(info *client.FileInfo) fs.FileMode {
 }
 
 // downloadTree leaves no half directory behind.
-func (a *app) downloadTree(ctx context.Context, c *client.Client, sandbox, remote, local string) (err error) {
+func (a *app) downloadTree(ctx context.Context, files client.Files, remote, local string) (err error) {
 	if _, err := os.Lstat(local); err == nil {
 		return fmt.Errorf("%s exists already: name a directory that does not, or remove it", local)
 	}
-	content, err := c.ReadArchive(ctx, sandbox, remote)
+	content, err := files.ReadArchive(ctx, remote)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 	"s0.run/cmd/s0/internal/output"
 )
 
-func (a *app) filesWatch(sandbox *string) *cobra.Command {
+func (a *app) filesWatch(at filesOf) *cobra.Command {
 	var recursive bool
 	cmd := &cobra.Command{
 		Use:   "watch [path]",
@@ -22,13 +22,13 @@ interrupted. A directory that does not exist is made. After an "invalidate" look
 again: events below its path are missing.`,
 		Example:           "  s0 sandbox files -s ID watch\n  s0 sandbox files -s ID watch --recursive src",
 		Args:              wantUpTo(1),
-		ValidArgsFunction: a.completeRemote(sandbox, 0, 0),
+		ValidArgsFunction: a.completeRemote(at, 0, 0),
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			dir := "."
 			if len(args) == 1 {
 				dir = args[0]
 			}
-			w, err := c.WatchFiles(ctx, *sandbox)
+			w, err := at(c).Watch(ctx)
 			if err != nil {
 				return err
 			}
