@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
 
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
@@ -21,9 +22,11 @@ import (
 )
 
 const (
-	// pinInterval is how often unpinned images are asked for again, the longest an
-	// image waits that was pushed after its template. pinTimeout bounds one.
+	// pinInterval is how often there is a look for unpinned images, the longest an image
+	// waits that was pushed soon after its template. pinTimeout bounds one.
 	pinInterval, pinTimeout = 30 * time.Second, 15 * time.Second
+	// maxPinPause is the longest time between two questions for one image.
+	maxPinPause = 10 * time.Minute
 	// maxPins bounds one round: tenants can make many templates that nobody can pin.
 	maxPins = 20
 	// tellInterval is how often the registry is told what is in use.
@@ -36,13 +39,13 @@ func (k *Keeper) Run(ctx context.Context) error {
 	pin, tell := time.NewTicker(pinInterval), time.NewTicker(tellInterval)
 	defer pin.Stop()
 	defer tell.Stop()
-	next := 0
+	p := pins{Keeper: k, vain: map[pinKey]inVain{}}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-pin.C:
-			next = k.pinAll(ctx, next)
+			p.round(ctx)
 		case <-tell.C:
 			if err := k.TellRegistry(ctx); err != nil && ctx.Err() == nil {
 				k.cfg.Log.Warn("could not tell the registry which images are in use", "err", err)
@@ -51,26 +54,71 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// pinAll tries the templates without a digest in turns and returns where to go on.
-func (k *Keeper) pinAll(ctx context.Context, from int) (next int) {
-	var unpinned []*templates.Template
-	for _, t := range k.cfg.Catalog.All() {
-		if ref, err := imageref.Parse(t.Spec.MainContainer.Image); err == nil && ref.Digest == "" && t.Row.Digest == "" {
-			unpinned = append(unpinned, t)
-		}
-	}
+// pins is what [Keeper.Run] remembers of images that it could not pin.
+type pins struct {
+	*Keeper
+	next int // which of the due ones is the next one's turn
+	vain map[pinKey]inVain
+}
+
+// pinKey is a template as it was when its image was asked for.
+type pinKey struct {
+	id      uuid.UUID
+	updated time.Time
+}
+
+// inVain is when an image was asked for without an answer, first and last.
+type inVain struct{ first, last time.Time }
+
+// again is when to ask the next time: soon for what may be on its way, the more seldom
+// the longer it has not come. A builtin image that nobody has built never does.
+func (v inVain) again() time.Time { return v.last.Add(min(v.last.Sub(v.first)/4, maxPinPause)) }
+
+// round tries the templates without a digest that are due, in turns.
+func (p *pins) round(ctx context.Context) {
+	due := p.due()
 	pinned := false
-	for n := range min(len(unpinned), maxPins) {
-		t := unpinned[(from+n)%len(unpinned)]
-		if k.pin(ctx, t) {
+	for n := range min(len(due), maxPins) {
+		t := due[(p.next+n)%len(due)]
+		if p.pin(ctx, t) {
 			pinned = true
+			continue
 		}
+		v := p.vain[keyOf(t)]
+		if v.last = p.now(); v.first.IsZero() {
+			v.first = v.last
+		}
+		p.vain[keyOf(t)] = v
 	}
 	if pinned {
-		k.cfg.Changed(ctx)
+		p.cfg.Changed(ctx)
 	}
-	return from + maxPins
+	p.next += maxPins
 }
+
+// due lists the templates without a digest whose time has come, and forgets the others
+// that there were.
+func (p *pins) due() (due []*templates.Template) {
+	known := map[pinKey]inVain{}
+	now := p.now()
+	for _, t := range p.cfg.Catalog.All() {
+		ref, err := imageref.Parse(t.Spec.MainContainer.Image)
+		if err != nil || ref.Digest != "" || t.Row.Digest != "" {
+			continue
+		}
+		v, asked := p.vain[keyOf(t)]
+		if asked {
+			known[keyOf(t)] = v
+		}
+		if !v.again().After(now) {
+			due = append(due, t)
+		}
+	}
+	p.vain = known
+	return due
+}
+
+func keyOf(t *templates.Template) pinKey { return pinKey{t.Row.ID, t.Row.UpdatedAt} }
 
 func (k *Keeper) pin(ctx context.Context, t *templates.Template) bool {
 	ctx, cancel := context.WithTimeout(ctx, pinTimeout)
