@@ -16,7 +16,8 @@ import (
 // something else by then, or knows this instance or a later one already.
 func (s *Store) SetPaused(ctx context.Context, team uuid.UUID, id sandbox.ID, claim uuid.UUID, gen sandbox.Generation) (Sandbox, bool, error) {
 	return s.changed(ctx, "recording a pause", `
-		UPDATE sandboxes SET status = 'paused', generation = $4, expires_at = NULL, updated_at = now()
+		UPDATE sandboxes SET status = 'paused', generation = $4, updated_at = now(),
+			expires_at = CASE WHEN status = 'starting' THEN expires_at END -- which whoever refreshed it meanwhile was told
 		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation <= $4
 		AND deleted_at IS NULL AND (status IN ('starting', 'running') OR status = 'paused' AND generation < $4)`, team, id, claim, gen)
 }

@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"s0.run/internal/failpoint"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/objects"
 )
@@ -249,6 +250,9 @@ func (a *Archive) Fetch(ctx context.Context, ref Ref, dir string) (about []byte,
 	}
 	defer os.RemoveAll(aside) // it is not there any more when all went well
 	if err := a.fetchInto(ctx, ref, m, s, aside); err != nil {
+		return nil, err
+	}
+	if err := failpoint.Hit("fetch.after-data"); err != nil {
 		return nil, err
 	}
 	if err := os.Rename(aside, dir); err != nil {

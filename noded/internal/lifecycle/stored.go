@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/archive"
@@ -123,11 +124,30 @@ func (m *Manager) drop(ctx context.Context, rec journal.Record) (bool, error) {
 	if !isStored(rec) {
 		return false, nil
 	}
-	if err := m.removeImages(ctx, rec.ID); err != nil {
+	err := m.moveAside(rec)
+	if err == nil {
+		err = failpoint.Hit("drop.after-aside")
+	}
+	if err == nil {
+		err = m.removeImages(ctx, rec.ID)
+	}
+	if err != nil {
 		return false, fmt.Errorf("dropping the image of %s: %w", rec.ID, err)
 	}
 	m.log(rec).Info("dropped an image that is in the object store")
 	return true, nil
+}
+
+// moveAside takes an image away from its place as a whole: half of one is never taken for it.
+func (m *Manager) moveAside(rec journal.Record) error {
+	dir := m.imageDir(rec)
+	if err := os.RemoveAll(dir + ".dropped"); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, dir+".dropped"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return syncDir(m.imagesDir(rec.ID))
 }
 
 // byImageAge is every sandbox with an image that could be dropped, the one first that
@@ -268,8 +288,14 @@ func (m *Manager) bringImage(ctx context.Context, rec journal.Record) error {
 	if err := m.cfg.Disk.Room(); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("fetch.begin"); err != nil {
+		return err
+	}
 	if _, err := m.cfg.Archive.Fetch(ctx, storedImage(m, rec).Ref, m.imageDir(rec)); err != nil {
 		return fetchError(rec.ID, because(ctx, err))
+	}
+	if err := failpoint.Hit("fetch.after-image"); err != nil {
+		return err
 	}
 	m.log(rec).Info("fetched a dropped image from the object store")
 	return nil

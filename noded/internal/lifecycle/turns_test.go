@@ -400,3 +400,41 @@ func (n *noded) images(id sandbox.ID) (names []string) {
 	}
 	return names
 }
+
+// X22, R7: a drop or a fetch that is cut off leaves no half of an image at its place.
+func TestX22_DropsAndFetchesThatAreCutOff(t *testing.T) {
+	defer failpoint.Arm("")
+	for _, reboot := range []bool{false, true} {
+		m, s := newMachine(t), newShelf(t)
+		n := m.boot(with(s))
+		id, _ := n.asleep(s)
+		if err := failpoint.Arm("drop.after-aside=1*error(on purpose);fetch.begin=1*error(on purpose);fetch.after-image=1*error(on purpose)"); err != nil {
+			t.Fatal(err)
+		}
+		if dropped, err := n.DropStored(n.ctx()); dropped || err == nil {
+			t.Fatalf("dropped: %v, %v", dropped, err)
+		}
+		for range 2 {
+			if reboot {
+				n.stop()
+				n = m.boot(with(s))
+			}
+			if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Paused {
+				t.Fatalf("%s, %v", sb.State(), err)
+			}
+			if _, err := n.Resume(n.ctx(), id, 0, 0); err == nil {
+				t.Fatal("it was resumed")
+			}
+		}
+		if got := s.whole.Load(); got != 1 {
+			t.Errorf("%d images were fetched", got)
+		}
+		n.resume(id, 2)
+		if got := s.whole.Load(); got != 1 {
+			t.Errorf("an image that is there was fetched again: %d", got)
+		}
+		if n.hasImage(id) {
+			t.Errorf("what runs has images: %q", n.images(id))
+		}
+	}
+}
