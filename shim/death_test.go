@@ -265,7 +265,7 @@ func TestX28_ContainerdKilledDuringCreate(t *testing.T) {
 	for ms := 5; ms <= 150; ms += 30 {
 		h.interrupted(time.Duration(ms)*time.Millisecond, func() {
 			h.Kill()
-			h.Start(h.T)
+			h.Start(h.TB)
 		})
 		check()
 	}
@@ -313,8 +313,8 @@ func TestX28_ShimHangsWhileContainerdRestarts(t *testing.T) {
 	shim, sentry, gofer := h.shims()[0], h.find("runsc-sandbox", "a"), h.find("runsc-gofer", "a")
 	h.Kill()
 	h.ok(syscall.Kill(shim, syscall.SIGSTOP))
-	h.WaitForShims(h.T, 2*time.Second)
-	h.Start(h.T)
+	h.WaitForShims(h.TB, 2*time.Second)
+	h.Start(h.TB)
 	h.eventually("containerd has given the task up", func() bool { _, err := c.Task(h.ctx(), nil); return err != nil })
 	h.ok(syscall.Kill(shim, syscall.SIGCONT))
 	if now := h.find("runsc-sandbox", "a"); now != sentry {

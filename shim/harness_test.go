@@ -30,16 +30,16 @@ const patience = 60 * time.Second
 
 // host is a containerd with the shim, and a rootfs for sandboxes.
 type host struct {
-	*testing.T
+	testing.TB
 	*nodetest.Containerd
 	client *containerd.Client
 	rootfs string
 }
 
-func newHost(t *testing.T) *host {
+func newHost(t testing.TB) *host {
 	t.Helper()
 	c := nodetest.NewContainerd(t)
-	return &host{T: t, Containerd: c, client: c.Client(t), rootfs: nodetest.Rootfs(t)}
+	return &host{TB: t, Containerd: c, client: c.Client(t), rootfs: nodetest.Rootfs(t)}
 }
 
 func (h *host) ctx() context.Context {
@@ -51,7 +51,7 @@ func (h *host) ctx() context.Context {
 func (h *host) ok(err error) {
 	h.Helper()
 	if err != nil {
-		h.Fatalf("%v\n%s", err, h.Log())
+		h.Fatalf("%v\n%s", err, h.Containerd.Log())
 	}
 }
 
@@ -128,7 +128,7 @@ func (h *host) exited(ch <-chan containerd.ExitStatus) uint32 {
 		h.ok(e.Error())
 		return e.ExitCode()
 	case <-time.After(patience):
-		h.Fatalf("no exit\n%s", h.Log())
+		h.Fatalf("no exit\n%s", h.Containerd.Log())
 		return 0
 	}
 }
@@ -148,7 +148,7 @@ func (h *host) eventually(what string, cond func() bool) {
 	defer tick.Stop()
 	for !cond() {
 		if time.Now().After(deadline) {
-			h.Fatalf("not within %v: %s\n%s", patience, what, h.Log())
+			h.Fatalf("not within %v: %s\n%s", patience, what, h.Containerd.Log())
 		}
 		<-tick.C
 	}
@@ -166,7 +166,7 @@ func (h *host) baseline() (check func()) {
 				return
 			}
 			if time.Now().After(deadline) {
-				h.Fatalf("left behind: %v\nwant only: %v\n%s", now, before, h.Log())
+				h.Fatalf("left behind: %v\nwant only: %v\n%s", now, before, h.Containerd.Log())
 			}
 			select {
 			case <-time.After(20 * time.Millisecond):

@@ -223,3 +223,16 @@ func TestStartOfMissingProgramFails(t *testing.T) {
 	h.ok(c.Delete(h.ctx()))
 	check()
 }
+
+// BenchmarkFreezeAndThaw is a pause in place and its end, through containerd.
+func BenchmarkFreezeAndThaw(b *testing.B) {
+	h := newHost(b)
+	c, task, exit := h.run(want{id: "a"})
+	for b.Loop() {
+		h.ok(task.Pause(h.ctx()))
+		h.ok(task.Resume(h.ctx()))
+	}
+	h.ok(task.Kill(h.ctx(), syscall.SIGKILL))
+	h.exited(exit)
+	h.remove(c, task)
+}

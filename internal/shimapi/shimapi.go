@@ -39,6 +39,10 @@ const (
 	// Without it the image has all processes and all memory, too.
 	NoProcesses = "pid"
 
+	// Unsealed among EmptyNamespaces leaves it to whoever asks to make the image durable and
+	// to complete it, which then need not happen while the sandbox stands still.
+	Unsealed = "unsealed"
+
 	// FilesImage is the file by which an image of files alone is told from one with
 	// processes.
 	FilesImage = "fscheckpoint.pb"

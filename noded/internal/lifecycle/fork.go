@@ -175,7 +175,7 @@ func (f *forking) steps() ([]step, error) {
 	}
 	save := []step{{"save", func(ctx context.Context) error { return f.m.cfg.Runtime.SaveFiles(ctx, f.rec.ID, f.dir(0)) }}}
 	if with {
-		save = []step{{"intent", f.intend}, {"quiesce", f.quiesce}, {"freeze", f.freeze}, {"save", f.save}, {"thaw", f.thaw}}
+		save = []step{{"intent", f.intend}, {"quiesce", f.quiesce}, {"freeze", f.freeze}, {"save", f.save}, {"thaw", f.thaw}, {"seal", f.seal}}
 	}
 	steps := append([]step{{"dirs", func(ctx context.Context) error { return f.describe(ctx, with) }}}, save...)
 	return append(steps,
@@ -279,6 +279,9 @@ func (f *forking) freeze(ctx context.Context) error {
 func (f *forking) save(ctx context.Context) error {
 	return f.m.cfg.Runtime.SaveFrozen(ctx, f.rec.ID, f.dir(0))
 }
+
+// seal makes the first child's image durable: the source need not stand still for that.
+func (f *forking) seal(context.Context) error { return f.m.cfg.Runtime.Seal(f.dir(0)) }
 
 // thaw lets the source go on. Its procd, which dials, finds us listening.
 func (f *forking) thaw(ctx context.Context) error {

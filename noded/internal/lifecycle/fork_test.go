@@ -225,7 +225,7 @@ func TestX24_ForkUndo(t *testing.T) {
 		steps  []string
 	}{
 		{nil, false, []string{"dirs", "save", "clone", "commit"}},
-		{new(true), false, []string{"dirs", "intent", "quiesce", "freeze", "save", "thaw", "clone", "commit"}},
+		{new(true), false, []string{"dirs", "intent", "quiesce", "freeze", "save", "thaw", "seal", "clone", "commit"}},
 		{nil, true, []string{"clone", "commit"}},
 	} {
 		for _, step := range append(c.steps, "journal.commit") {

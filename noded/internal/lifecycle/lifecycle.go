@@ -144,9 +144,11 @@ type Runtime interface {
 	// as that takes and goes on in any case.
 	SaveFiles(ctx context.Context, id sandbox.ID, dir string) error
 	// Freeze stops the sandbox where it is, for Thaw to let it go on, and SaveFrozen
-	// saves one that stands still, which it goes on doing, like Checkpoint.
+	// saves one that stands still, which it goes on doing, like Checkpoint; Seal makes that
+	// durable and an image.
 	Freeze(ctx context.Context, id sandbox.ID) error
 	SaveFrozen(ctx context.Context, id sandbox.ID, dir string) error
+	Seal(dir string) error
 	// Thaw ends what a Checkpoint has left: after it no checkpoint is under way, and
 	// the sandbox goes on unless it has ended. An error says that nobody knows yet.
 	Thaw(ctx context.Context, id sandbox.ID) error

@@ -109,6 +109,9 @@ func (r Runtime) SaveFrozen(ctx context.Context, id sandbox.ID, dir string) erro
 	return writeParts(dir, []string{snapshots.FilesPart, snapshots.MemoryPart})
 }
 
+// Seal implements lifecycle.Runtime.
+func (r Runtime) Seal(string) error { return r.fault("runtime.Seal", "") }
+
 // Thaw implements lifecycle.Runtime.
 func (r Runtime) Thaw(ctx context.Context, id sandbox.ID) error {
 	if err := errors.Join(ctx.Err(), r.fault("runtime.Thaw", id)); err != nil {

@@ -3,6 +3,7 @@ package snapshots
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 )
@@ -40,5 +41,32 @@ func TestR4_ADeletedSnapshotIsDurablyGone(t *testing.T) {
 	}
 	if err := NewStore(s.path("nowhere")).Delete(name); err != nil {
 		t.Errorf("deleted where there is none: %v", err)
+	}
+}
+
+// X22: what can't be made durable is never complete.
+func TestX22_Seal(t *testing.T) {
+	t.Parallel()
+	part := t.TempDir()
+	if err := os.WriteFile(filepath.Join(part, "pages"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Seal(part, "complete"); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(filepath.Join(part, "complete")); err != nil || st.Size() != 0 {
+		t.Errorf("%v, %v", st, err)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(part, "complete")), os.Symlink("nowhere", filepath.Join(part, "gone"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := Seal(part, "complete"); err == nil {
+		t.Error("a file that can't be read is durable")
+	}
+	if _, err := os.Stat(filepath.Join(part, "complete")); err == nil {
+		t.Error("it is complete")
+	}
+	if err := Seal(filepath.Join(part, "nosuch"), "complete"); err == nil {
+		t.Error("nothing is complete")
 	}
 }

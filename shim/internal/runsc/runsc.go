@@ -1,5 +1,6 @@
 // Package runsc drives the runsc binary: one method per command, each a process
-// that ends before the method returns, but for [Runsc.Exec].
+// that ends before the method returns, but for [Runsc.Exec], [Runsc.Pause] and
+// [Runsc.Resume].
 //
 // gVisor's packages do not build beside containerd's, so the command line is the
 // interface. The package owns no state; what a sandbox leaves on the host is in
@@ -168,12 +169,6 @@ func (r *Runsc) Checkpoint(ctx context.Context, image string) error {
 func (r *Runsc) CheckpointFiles(ctx context.Context, image string) error {
 	return r.call(ctx, imageTimeout, "fscheckpoint", "--leave-running", "--image-path", image)
 }
-
-// Pause freezes all processes in place.
-func (r *Runsc) Pause(ctx context.Context) error { return r.call(ctx, commandTimeout, "pause") }
-
-// Resume ends a pause.
-func (r *Runsc) Resume(ctx context.Context) error { return r.call(ctx, commandTimeout, "resume") }
 
 // Delete kills the sandbox if it still runs and removes runsc's state of it and
 // the cgroup that runsc made. Deleting what is gone succeeds.

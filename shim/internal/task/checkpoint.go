@@ -25,6 +25,7 @@ type image struct {
 	dir   string // existing, empty, the caller's
 	files bool   // the root filesystem alone, without processes
 	exit  bool   // the sandbox, which is frozen, ends with it
+	open  bool   // the caller completes it
 }
 
 // checkpointImage reads the request. Its options are runc's, the only ones that
@@ -43,6 +44,10 @@ func checkpointImage(path string, any *anypb.Any) (image, error) {
 		}
 		im.exit = opts.Exit
 		im.files = slices.Contains(opts.EmptyNamespaces, shimapi.NoProcesses)
+		im.open = slices.Contains(opts.EmptyNamespaces, shimapi.Unsealed)
+	}
+	if im.exit && im.open {
+		return image{}, fmt.Errorf("no sandbox ends with an image that is not complete: %w", errdefs.ErrInvalidArgument)
 	}
 	if !filepath.IsAbs(im.dir) {
 		return image{}, fmt.Errorf("image directory %q is no absolute path: %w", im.dir, errdefs.ErrInvalidArgument)
@@ -79,8 +84,10 @@ func (c *container) checkpoint(ctx context.Context, im image) error {
 	if err := save(ctx, im.dir); err != nil {
 		return err
 	}
-	if err := seal(im.dir, syncPath); err != nil {
-		return fmt.Errorf("image of %s: %w", c.id, err)
+	if !im.open {
+		if err := seal(im.dir, syncPath); err != nil {
+			return fmt.Errorf("image of %s: %w", c.id, err)
+		}
 	}
 	if im.exit {
 		_ = c.svc.cfg.Reaper.Signal(c.pid, unix.SIGKILL)

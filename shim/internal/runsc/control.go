@@ -1,0 +1,141 @@
+package runsc
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// The sentry's control server answers calls in JSON, one after the other, on the socket that
+// runsc's commands use. Two of them are called without a command, whose start alone takes
+// longer than a sandbox may stand still for; runsc's state of the container does not learn of
+// them, and no other command depends on it. gVisor's names of them are stable while its version
+// is pinned: a sentry that does not know one says so.
+const (
+	pauseMethod  = "containerManager.Pause"
+	resumeMethod = "containerManager.Resume"
+)
+
+// maxAnswer bounds what is read of an answer, which says no more than that it is done.
+const maxAnswer = 64 << 10
+
+type controlCall struct {
+	Method string    `json:"method"`
+	Arg    *struct{} `json:"arg"`
+}
+
+type controlAnswer struct {
+	Success bool   `json:"success"`
+	Err     string `json:"err"`
+}
+
+// Pause freezes all processes in place. If nobody waits for it any more it is undone when it
+// has happened after all: a kernel counts its pauses.
+func (r *Runsc) Pause(ctx context.Context) error {
+	return r.control(ctx, pauseMethod, resumeMethod)
+}
+
+// Resume ends a pause.
+func (r *Runsc) Resume(ctx context.Context) error { return r.control(ctx, resumeMethod, "") }
+
+// control makes a call, and undoes it with another when it is answered after ctx has ended.
+func (r *Runsc) control(ctx context.Context, method, undo string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	conn, err := r.dialControl(ctx)
+	if err != nil {
+		return fmt.Errorf("%s of %s: %w", method, r.id, err)
+	}
+	answered := make(chan error, 1)
+	go func() { answered <- call(conn, method) }() // ends with the sentry at the latest
+	select {
+	case err := <-answered:
+		conn.Close()
+		if err != nil {
+			return fmt.Errorf("%s of %s: %w", method, r.id, err)
+		}
+		return nil
+	case <-ctx.Done():
+		go func() { // so does this
+			defer conn.Close()
+			if err := <-answered; err == nil && undo != "" {
+				_ = call(conn, undo)
+			}
+		}()
+		return fmt.Errorf("%s of %s: %w", method, r.id, ctx.Err())
+	}
+}
+
+func call(conn net.Conn, method string) error {
+	if err := json.NewEncoder(conn).Encode(controlCall{Method: method}); err != nil {
+		return err
+	}
+	var answer controlAnswer
+	if err := json.NewDecoder(&limited{conn, maxAnswer}).Decode(&answer); err != nil {
+		return fmt.Errorf("its answer: %w", err)
+	}
+	if !answer.Success {
+		return fmt.Errorf("the sentry refuses: %.200s", answer.Err)
+	}
+	return nil
+}
+
+// limited is a reader of at most so many bytes.
+type limited struct {
+	conn net.Conn
+	left int
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	if l.left == 0 {
+		return 0, errors.New("too long")
+	}
+	n, err := l.conn.Read(p[:min(len(p), l.left)])
+	l.left -= n
+	return n, err
+}
+
+// dialControl connects by a descriptor of the socket, for its path may be longer than a
+// socket's address.
+func (r *Runsc) dialControl(ctx context.Context) (net.Conn, error) {
+	path, err := r.controlSocket()
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrNotFound, path, err)
+	}
+	defer unix.Close(fd)
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", filepath.Join("/proc/self/fd", fmt.Sprint(fd)))
+}
+
+// controlSocket reads its place from runsc's state.
+func (r *Runsc) controlSocket() (string, error) {
+	raw, err := os.ReadFile(r.statePath())
+	if errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	if err != nil {
+		return "", err
+	}
+	var state struct {
+		Sandbox struct {
+			ControlSocketPath string `json:"controlSocketPath"`
+		} `json:"sandbox"`
+	}
+	if err := json.Unmarshal(raw, &state); err != nil {
+		return "", fmt.Errorf("reading runsc's state of %s: %w", r.id, err)
+	}
+	if !filepath.IsAbs(state.Sandbox.ControlSocketPath) {
+		return "", fmt.Errorf("reading runsc's state of %s: no control socket in it", r.id)
+	}
+	return state.Sandbox.ControlSocketPath, nil
+}
