@@ -104,8 +104,8 @@ test-kube: kube-tools vk test-deps ## try the virtual node on a real Kubernetes 
 test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
 	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e
 
-test-faults: test-deps ## kill every daemon at every step; break the database and servers for longer; S0_FAULT_SEED repeats a run
-	@S0_FAULTS=1 go test -v -count=1 -timeout 60m -run '^TestX' ./test/fault
+test-faults: test-deps ## kill every daemon and every part of a sandbox at every step (hours); break the database and servers for longer; S0_FAULT_SEED repeats a run
+	@S0_FAULTS=1 go test -v -count=1 -timeout 360m -run '^TestX' ./test/fault
 	@S0_FAULT_TIME=30s go test -v -count=3 -timeout 40m -run 'G01_|G05_|G06_|G07_|X3[4-9]_|X40_' ./api ./api/internal/claim ./api/internal/store
 
 test-robust: test-deps ## kill things at random for 30 minutes; S0_ROBUST_TIME, S0_SEED repeats a run

@@ -19,7 +19,7 @@ import (
 // sound is a machine with one sandbox of each settled state.
 func sound() (view, shape) {
 	v := view{
-		rows: map[string]row{"clmd1": {"running", 1}, "psd1": {"paused", 2}, "fld1": {"failed", 1}},
+		rows: map[string]row{"clmd1": {Status: "running", Generation: 1}, "psd1": {Status: "paused", Generation: 2}, "fld1": {Status: "failed", Generation: 1}},
 		records: map[string]record{
 			"slot1": {ID: "slot1", State: "slot", Generation: 1, NetIndex: 1}, "clmd1": {ID: "clmd1", State: "claimed", Generation: 1, NetIndex: 2},
 			"psd1": {ID: "psd1", State: "paused", Generation: 2, Image: 2}, "fld1": {ID: "fld1", State: "failed", Generation: 1},
@@ -49,10 +49,10 @@ func TestOracleCompares(t *testing.T) {
 		"its link is sx9 clmd1, its record has index 2":             func(v *view) { v.move("clmd1", 9) },
 		"0 shims for 1 groups":                                      func(v *view) { v.traces = v.without("shim", "") },
 		"clmd1: the database has no row":                            func(v *view) { delete(v.rows, "clmd1") },
-		"slot1: the database has it as running":                     func(v *view) { v.rows["slot1"] = row{"running", 1} },
-		"want running of 1":                                         func(v *view) { v.rows["clmd1"] = row{"paused", 1} },
-		"of generation 3, want paused of 2":                         func(v *view) { v.rows["psd1"] = row{"paused", 3} },
-		"x: the journal has no record\nof a row":                    func(v *view) { v.rows["x"] = row{"running", 1} },
+		"slot1: the database has it as running":                     func(v *view) { v.rows["slot1"] = row{Status: "running", Generation: 1} },
+		"want running of 1":                                         func(v *view) { v.rows["clmd1"] = row{Status: "paused", Generation: 1} },
+		"of generation 3, want paused of 2":                         func(v *view) { v.rows["psd1"] = row{Status: "paused", Generation: 3} },
+		"x: the journal has no record\nof a row":                    func(v *view) { v.rows["x"] = row{Status: "running", Generation: 1} },
 		`the node tells of ""`:                                      func(v *view) { delete(v.node, "slot1") },
 		`the journal has it as "slot", the node tells of "sandbox"`: func(v *view) { v.node["slot1"] = "sandbox" },
 		"it is terminating, on the way":                             func(v *view) { v.records["slot1"] = record{ID: "slot1", State: "terminating", NetIndex: 1} },

@@ -25,6 +25,7 @@ import (
 type row struct {
 	Status     string
 	Generation uint64
+	Stored     uint64 // the image that the object store has
 }
 
 // A record is a sandbox as the journal has it.
@@ -33,6 +34,7 @@ type record struct {
 	State      string
 	Generation uint64
 	Image      uint64
+	Stored     uint64
 	NetIndex   int             `json:"net_index"`
 	Claim      json.RawMessage `json:"claim"`
 }
@@ -130,13 +132,13 @@ func (s *stack) rows() (map[string]row, map[string]string, error) {
 	}
 	defer db.Close(ctx)
 	sandboxes, snapshots := map[string]row{}, map[string]string{}
-	found, err := db.Query(ctx, `SELECT id, status, generation FROM sandboxes WHERE deleted_at IS NULL`)
+	found, err := db.Query(ctx, `SELECT id, status, generation, coalesce(stored_generation, 0) FROM sandboxes WHERE deleted_at IS NULL`)
 	if err != nil {
 		return nil, nil, err
 	}
 	var id, state string
 	var r row
-	if _, err = pgx.ForEachRow(found, []any{&id, &r.Status, &r.Generation}, func() error { sandboxes[id] = r; return nil }); err != nil {
+	if _, err = pgx.ForEachRow(found, []any{&id, &r.Status, &r.Generation, &r.Stored}, func() error { sandboxes[id] = r; return nil }); err != nil {
 		return nil, nil, err
 	}
 	if found, err = db.Query(ctx, `SELECT id::text, state FROM rootfs_snapshots`); err != nil {
@@ -286,6 +288,14 @@ func (v view) ids() []string {
 // runs reports whether a sandbox of such a record has processes.
 func (r record) runs() bool { return r.State == "slot" || r.State == "claimed" }
 
+// stored is the image of a paused sandbox that the object store has; 0: none.
+func (r record) stored() uint64 {
+	if r.State != "paused" || r.Stored != r.Image {
+		return 0
+	}
+	return r.Stored
+}
+
 // compareOne holds everything against the journal, which is the truth about the node.
 func (v view) compareOne(id string, whole shape) error {
 	var errs []error
@@ -300,7 +310,7 @@ func (v view) compareOne(id string, whole shape) error {
 	if want := map[string]string{"slot": "slot", "claimed": "sandbox", "paused": "sandbox", "failed": "sandbox"}[rec.State]; v.node[id] != want {
 		differs("the journal has it as %q, the node tells of %q", rec.State, v.node[id])
 	}
-	want := row{map[string]string{"claimed": "running"}[rec.State], rec.Generation}
+	want := row{map[string]string{"claimed": "running"}[rec.State], rec.Generation, rec.stored()}
 	if want.Status == "" {
 		want.Status = rec.State
 	}
@@ -325,7 +335,7 @@ func (v view) compareImages(id string, rec record, differs func(string, ...any))
 		}
 		return
 	}
-	if !slices.Equal(images, []image{{rec.Image, true}}) {
+	if dropped := !any && rec.stored() != 0; !dropped && !slices.Equal(images, []image{{rec.Image, true}}) {
 		differs("it is paused with image %d and has %v", rec.Image, images)
 	}
 }

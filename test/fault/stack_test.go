@@ -46,7 +46,10 @@ type stack struct {
 
 // newStack starts everything, with a pool of so many warm sandboxes. When the test
 // ends all sandboxes are deleted; what then is left of anything fails it.
-func newStack(t testing.TB, pool int) *stack {
+func newStack(t testing.TB, pool int) *stack { return newStackWith(t, pool) }
+
+// newStackWith is newStack with more arguments for noded.
+func newStackWith(t testing.TB, pool int, more ...string) *stack {
 	t.Helper()
 	ctd := nodetest.NewContainerd(t)
 	name := "t" + strings.ToLower(strings.TrimPrefix(filepath.Base(ctd.Dir), "s0c-"))
@@ -62,7 +65,7 @@ func newStack(t testing.TB, pool int) *stack {
 	registry := nodetest.NewRegistry(t)
 	s.image = registry.Push(t, "test/probe:1", nodetest.Rootfs(t), v1.Config{Env: []string{"PATH=/bin"}})
 	s.install()
-	s.noded = newProcess(s, "noded", s.nodedArgs(registry.Host))
+	s.noded = newProcess(s, "noded", append(s.nodedArgs(registry.Host), more...))
 	s.api = newProcess(s, "api", s.apiArgs(pool, registry.Host))
 	t.Cleanup(s.finish)
 	s.startNoded("")

@@ -180,8 +180,10 @@ func (c *Containerd) Start(t testing.TB) {
 }
 
 // removeRemains removes what a killed containerd has left of directories that it was
-// removing, as s0d does before each start of its own.
+// removing, and has it look for what a reboot has left, as s0d does before each start of
+// its own.
 func (c *Containerd) removeRemains() {
+	_ = os.MkdirAll(filepath.Join(c.Dir, "state", "io.containerd.runtime.v2.task", Namespace), 0o711)
 	for _, parent := range []string{"state", "root"} {
 		hidden, _ := filepath.Glob(filepath.Join(c.Dir, parent, "io.containerd.runtime.v2.task", Namespace, ".*"))
 		for _, dir := range hidden {
@@ -203,6 +205,33 @@ func (c *Containerd) Stop(sig syscall.Signal) {
 		_ = c.server.Process.Signal(sig)
 		_ = c.server.Wait()
 		c.server = nil
+	}
+}
+
+// Reboot ends everything as a reboot does, and removes what is only in memory: what is left
+// are the disks. Start starts the server again.
+func (c *Containerd) Reboot(t testing.TB) {
+	t.Helper()
+	c.Kill()
+	for deadline := time.Now().Add(containerdStartTimeout); len(c.processes()) > 0; <-time.After(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("they live on: %v", c.processes())
+		}
+		for _, p := range c.processes() {
+			_ = syscall.Kill(p.pid, syscall.SIGKILL)
+		}
+	}
+	for _, m := range append(c.mounts(), filepath.Join(c.RunscRoot, nullNetns)) {
+		for syscall.Unmount(m, syscall.MNT_DETACH) == nil { // they may be stacked
+		}
+	}
+	for _, g := range c.cgroups() {
+		_ = os.Remove(g)
+	}
+	for _, dir := range []string{filepath.Join(c.Dir, "state"), c.sockets(), c.RunscRoot} {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
