@@ -17,6 +17,10 @@ import (
 // parts are what a sandbox needs beside noded, the one first whose loss ends none.
 var parts = []string{"containerd", "procd", "sentry", "gofer", "shim"}
 
+// frozen are the places at which a sandbox stands still: a kill of its procd waits in its
+// kernel then, and in its image, which is one of a sandbox that ends.
+var frozen = []string{"checkpoint.after-freeze", "checkpoint.after-files", "fork.after-freeze", "fork.after-save"}
+
 // TestX28_X29_X30_PartsKilledAtEveryStep kills containerd, and procd, sentry, gofer and shim
 // of the sandboxes that there are, at every place of every operation: behind each step, which
 // is before the next one. noded lives, and stands still there while it happens. What was asked
@@ -30,6 +34,9 @@ func TestX28_X29_X30_PartsKilledAtEveryStep(t *testing.T) {
 			t.Logf("%s: %d places: %s", op.rows, len(places), strings.Join(places, " "))
 			for _, part := range parts {
 				for _, place := range places {
+					if part == "procd" && slices.Contains(frozen, place) {
+						continue
+					}
 					sound := t.Run(part+" at "+place, func(t *testing.T) {
 						s.TB = t
 						s.harmAt(op, place, part)
