@@ -1,0 +1,147 @@
+// Package jfs has JuiceFS mounted: the durable tier.
+//
+// It is the stock program, in a process group of its own that outlives us: its keeper
+// hands the mount to a new worker when one dies, and a mount that is found working is
+// used as it is. Secrets reach it in its environment, never on its command line. The
+// package knows nothing of volumes.
+package jfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// readyTimeout bounds a start on a loaded machine, lookTimeout the question whether a
+	// mount works: one that lost its server hangs.
+	readyTimeout, lookTimeout = 60 * time.Second, 5 * time.Second
+	lookInterval              = 50 * time.Millisecond
+	formatTimeout             = 60 * time.Second
+	// superMagic is FUSE's.
+	superMagic = 0x65735546
+	// A store that does not answer makes an EIO in a bounded time.
+	ioRetries, ioTimeout = "4", "20"
+)
+
+// Config says what to mount where. Zero fields but Log are what they mean.
+type Config struct {
+	Binary    string
+	Meta      string // URL of the metadata, without password: badger:///dir, sqlite3:///file, postgres://…
+	Storage   string // file or s3
+	Bucket    string // directory, or URL of the bucket
+	MountDir  string
+	CacheDir  string
+	CacheMiB  int
+	KeyFile   string   // RSA key that encrypts what is stored; empty: none does
+	Secrets   []string // of its environment: META_PASSWORD, ACCESS_KEY, SECRET_KEY, JFS_RSA_PASSPHRASE
+	LogFile   string
+	Log       *slog.Logger
+	MountArgs []string // in tests
+}
+
+// name is the file system's.
+const name = "s0-volumes"
+
+// Ensure mounts the file system, unless it is mounted and works.
+func Ensure(ctx context.Context, cfg Config) error {
+	if err := os.MkdirAll(cfg.MountDir, 0o700); err != nil && !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if Works(cfg.MountDir) {
+		return nil
+	}
+	// What is there is dead, or nothing is: an overlay on it has its own hold.
+	if err := unix.Unmount(cfg.MountDir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("clearing %s: %w", cfg.MountDir, err)
+	}
+	if err := format(ctx, cfg); err != nil {
+		return err
+	}
+	return mount(ctx, cfg)
+}
+
+// Works tells whether the file system is mounted and answers.
+func Works(dir string) bool {
+	answer := make(chan bool, 1)
+	go func() { // ends with the system call, which may never do: there is one for each look
+		var st unix.Statfs_t
+		err := unix.Statfs(dir, &st)
+		answer <- err == nil && st.Type == superMagic
+	}()
+	select {
+	case works := <-answer:
+		return works
+	case <-time.After(lookTimeout):
+		return false
+	}
+}
+
+// format makes the file system; one that is there keeps what it is.
+func format(ctx context.Context, cfg Config) error {
+	for _, dir := range []string{cfg.CacheDir, filepath.Dir(cfg.LogFile)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, formatTimeout)
+	defer cancel()
+	args := []string{"format", cfg.Meta, name, "--storage", cfg.Storage, "--bucket", cfg.Bucket, "--trash-days", "0", "--no-update"}
+	if cfg.KeyFile != "" {
+		args = append(args, "--encrypt-rsa-key", cfg.KeyFile)
+	}
+	cmd := cfg.command(ctx, args...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("making the volumes' file system: %w: %.500s", err, out)
+	}
+	return nil
+}
+
+func mount(ctx context.Context, cfg Config) error {
+	log, err := os.OpenFile(cfg.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	args := []string{"mount", cfg.Meta, cfg.MountDir, "--no-usage-report", "--no-syslog", "--backup-meta", "0", "--metrics", "127.0.0.1:0",
+		"--cache-dir", cfg.CacheDir, "--cache-size", strconv.Itoa(cfg.CacheMiB), "--io-retries", ioRetries, "--get-timeout", ioTimeout, "--put-timeout", ioTimeout}
+	cmd := cfg.command(context.WithoutCancel(ctx), append(args, cfg.MountArgs...)...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // our end is not its own
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // ends with the child, which may outlive us
+	tick := time.NewTicker(lookInterval)
+	defer tick.Stop()
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	for !Works(cfg.MountDir) {
+		select {
+		case <-tick.C:
+		case err := <-ended:
+			return fmt.Errorf("juicefs ended: %w; its log is %s", err, cfg.LogFile)
+		case <-ctx.Done():
+			_ = cmd.Process.Kill()
+			return fmt.Errorf("juicefs did not mount: %w; its log is %s", ctx.Err(), cfg.LogFile)
+		}
+	}
+	return nil
+}
+
+func (c Config) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, c.Binary, args...)
+	cmd.Dir = "/"
+	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/nonexistent"}, c.Secrets...)
+	return cmd
+}

@@ -1,0 +1,197 @@
+// Package volumed is the daemon that has a node's volumes.
+//
+// It keeps JuiceFS mounted, which is where volumes are durable (internal/jfs), and serves
+// noded over a unix socket: volumes, their versions and where they are mounted
+// (internal/work on internal/store and internal/layers). It is a process of its own
+// because what it touches may hang, and none of a sandbox's way leads through it: a mount
+// is the kernel's, and goes on while no volumed runs. It knows no sandbox and no wire but
+// noded's.
+package volumed
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/daemon"
+	"s0.run/internal/volumeapi"
+	"s0.run/volumed/internal/jfs"
+	"s0.run/volumed/internal/layers"
+	"s0.run/volumed/internal/store"
+	"s0.run/volumed/internal/work"
+)
+
+const (
+	// stopGrace is what running calls get to finish when volumed stops.
+	stopGrace = 5 * time.Second
+	// headerTimeout and idleTimeout bound what noded's connections may keep waiting.
+	headerTimeout, idleTimeout = 5 * time.Second, 10 * time.Minute
+	// watchInterval is how soon a file system that died is mounted again.
+	watchInterval = 2 * time.Second
+)
+
+// Config says what a volumed owns and where. Zero fields take the value that [Default]
+// has for them.
+type Config struct {
+	Node    string // tells this node from others of the same store
+	DataDir string // what this node alone has, and its store where that is local
+	RunDir  string // mounts
+	Socket  string // for noded
+
+	JuiceFS  string // the program; empty: the store is a plain directory of this machine
+	Meta     string // URL of its metadata; empty: Badger's, in DataDir. Its password is META_PASSWORD
+	Bucket   string // URL of an S3 bucket; empty: a directory in DataDir. Its keys are ACCESS_KEY and SECRET_KEY
+	KeyFile  string // RSA key that encrypts what is stored, with JFS_RSA_PASSPHRASE; empty: none does
+	CacheMiB int    // of the store's data on this machine
+
+	Version string
+	Log     *slog.Logger
+	Ready   func() // called once, when the socket answers
+}
+
+// Default is where every default is.
+func Default() Config {
+	return Config{
+		Node: "local", DataDir: "/var/lib/s0/volumed", RunDir: "/run/s0/volumed", Socket: "/run/s0/volumed.sock",
+		CacheMiB: 4096, Version: "dev", Log: slog.Default(),
+	}
+}
+
+// secrets are the words of JuiceFS for what must not be on a command line.
+var secrets = []string{"META_PASSWORD", "ACCESS_KEY", "SECRET_KEY", "SESSION_TOKEN", "JFS_RSA_PASSPHRASE"}
+
+func (c Config) tier() string {
+	if c.JuiceFS == "" {
+		return filepath.Join(c.DataDir, "store")
+	}
+	return filepath.Join(c.RunDir, "jfs")
+}
+
+func (c Config) data(name string) string { return filepath.Join(c.DataDir, name) }
+
+func (c Config) juicefs() jfs.Config {
+	j := jfs.Config{
+		Binary: c.JuiceFS, Meta: c.Meta, Storage: "s3", Bucket: c.Bucket, MountDir: c.tier(),
+		CacheDir: c.data("cache"), CacheMiB: c.CacheMiB, KeyFile: c.KeyFile, LogFile: c.data("juicefs.log"), Log: c.Log,
+	}
+	if j.Meta == "" {
+		j.Meta = "badger://" + c.data("meta")
+	}
+	if j.Bucket == "" {
+		j.Storage, j.Bucket = "file", c.data("objects")+"/"
+		j.CacheMiB = 0 // the page cache is nearer
+	}
+	for _, name := range secrets {
+		if value, ok := os.LookupEnv(name); ok {
+			j.Secrets = append(j.Secrets, name+"="+value)
+		}
+	}
+	return j
+}
+
+// sync makes durable what the store has written to this machine.
+func (c Config) sync() error {
+	f, err := os.Open(c.DataDir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
+}
+
+// Run runs a volumed until ctx ends. Mounts stay.
+func Run(ctx context.Context, cfg Config) error {
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return err
+	}
+	if cfg.JuiceFS != "" {
+		if err := jfs.Ensure(ctx, cfg.juicefs()); err != nil {
+			return fmt.Errorf("volumed: %w", err)
+		}
+	}
+	s, err := store.Open(cfg.tier())
+	if err != nil {
+		return fmt.Errorf("volumed: opening the store: %w", err)
+	}
+	manager := work.New(work.Config{
+		Store: s, Node: cfg.Node, DataDir: cfg.data("work"), RunDir: cfg.RunDir, Sync: cfg.sync, Log: cfg.Log,
+	})
+	if err := manager.Recover(); err != nil {
+		return fmt.Errorf("volumed: %w", err)
+	}
+	stack := daemon.NewStack()
+	defer stack.Stop()
+	if err := serve(cfg, stack, &server{manager: manager, store: s, cfg: cfg}); err != nil {
+		return fmt.Errorf("volumed: %w", err)
+	}
+	stack.Start("volumes", manager.Run)
+	if cfg.JuiceFS != "" {
+		stack.Start("juicefs", func(ctx context.Context) error { return watch(ctx, cfg) })
+	}
+	if cfg.Ready != nil {
+		cfg.Ready()
+	}
+	if err := stack.Wait(ctx); err != nil {
+		return fmt.Errorf("volumed: %w", err)
+	}
+	return nil
+}
+
+// watch mounts the file system again when it has died. What lay on the dead one answers
+// EIO until it is mounted anew; what was written above it is on this machine's disk.
+func watch(ctx context.Context, cfg Config) error {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if jfs.Works(cfg.tier()) {
+			continue
+		}
+		cfg.Log.Error("the volumes' file system does not answer and is mounted again")
+		if err := jfs.Ensure(ctx, cfg.juicefs()); err != nil && ctx.Err() == nil {
+			cfg.Log.Error("mounting the volumes' file system will be tried again", "error", err)
+		}
+	}
+}
+
+func serve(cfg Config, stack *daemon.Stack, s *server) error {
+	listener, err := daemon.ListenUnix(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{
+		Handler: volumeapi.Handler(s, func(path string, err error) {
+			cfg.Log.Warn("a call failed", "path", path, "error", err)
+		}),
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+	}
+	stack.Start("socket", func(ctx context.Context) error { return daemon.Serve(ctx, srv, listener, stopGrace) })
+	return nil
+}
+
+// Unmount takes everything away that a volumed has mounted, for a machine that stops: no
+// sandbox runs any more. What was not committed is taken up by the next one.
+func Unmount(runDir string) error {
+	mounts, err := layers.Mounts(runDir)
+	if err != nil {
+		return err
+	}
+	slices.Reverse(mounts)
+	for _, at := range mounts {
+		if err := layers.Unmount(at, true); err != nil {
+			return fmt.Errorf("unmounting %s: %w", at, err)
+		}
+	}
+	return nil
+}
