@@ -60,6 +60,18 @@ func (s *Store) Hold(id, holder string, v Version) error {
 	return s.publish(id, filepath.Join(s.holds(id), holder), v)
 }
 
+// Held is what a holder holds.
+func (s *Store) Held(id, holder string) (Version, error) {
+	if err := errors.Join(CheckID("volume", id), CheckID("holder", holder)); err != nil {
+		return Version{}, err
+	}
+	v, err := s.read(filepath.Join(s.holds(id), holder))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Version{}, errdefs.New(errdefs.NotFound, "nothing of volume %s is held", id)
+	}
+	return v, err
+}
+
 // Unhold ends a Hold; what is not held is no error.
 func (s *Store) Unhold(id, holder string) error {
 	if err := os.Remove(filepath.Join(s.holds(id), holder)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -24,13 +24,16 @@ const asideDir = ".aside"
 // before any other method. A volume that can't be taken up now is when somebody wants it.
 func (m *Manager) Recover() error {
 	for _, dir := range append(m.empties(), m.cfg.DataDir, filepath.Join(m.cfg.DataDir, asideDir),
-		filepath.Join(m.cfg.RunDir, "w"), filepath.Join(m.cfg.RunDir, "b"), filepath.Join(m.cfg.RunDir, "r"), m.layers.dir) {
+		filepath.Join(m.cfg.RunDir, "w"), filepath.Join(m.cfg.RunDir, "b"), filepath.Join(m.cfg.RunDir, "r"), m.usesDir(), m.layers.dir) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 		if len(dir) > layers.MaxDir-17 {
 			return fmt.Errorf("%s: a path of more than %d bytes", dir, layers.MaxDir-17)
 		}
+	}
+	if err := m.recoverUses(); err != nil {
+		return err
 	}
 	entries, err := os.ReadDir(m.cfg.DataDir)
 	if err != nil {

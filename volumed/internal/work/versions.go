@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -71,6 +72,12 @@ func (m *Manager) Restore(ctx context.Context, spec Volume, snapshot string) (st
 	return head, m.close(v)
 }
 
+func (v *volume) users() map[string]bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return maps.Clone(v.uses)
+}
+
 func (v *volume) writers() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -127,12 +134,19 @@ func (m *Manager) Remove(ctx context.Context, spec Volume) error {
 	if err := m.cfg.Sync(); err != nil {
 		return err
 	}
-	for seq := range v.readers {
+	for seq, r := range v.readers {
+		for use := range r.uses {
+			if err := m.endUse(v, use, seq); err != nil {
+				return err
+			}
+		}
 		m.closeReader(v, seq)
 	}
-	v.mu.Lock()
-	clear(v.uses)
-	v.mu.Unlock()
+	for use := range v.users() {
+		if err := m.endUse(v, use, 0); err != nil {
+			return err
+		}
+	}
 	return m.close(v)
 }
 
@@ -158,10 +172,7 @@ func (m *Manager) read(v *volume, spec Volume, use string) (string, error) {
 		v.readers[head.Seq] = r
 	}
 	r.uses[use] = true
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.uses[use] = false
-	return r.path, nil
+	return r.path, m.addUse(v, use, head.Seq)
 }
 
 func (m *Manager) holder(seq uint64) string { return fmt.Sprintf("%s-%d", m.cfg.Node, seq) }
@@ -192,13 +203,20 @@ func (m *Manager) openReader(v *volume, head store.Version) (*reader, error) {
 	return &reader{path: at, uses: map[string]bool{}, base: head.Layers}, nil
 }
 
-func (m *Manager) leaveReader(v *volume, use string) {
+func (m *Manager) leaveReader(v *volume, use string) error {
 	for seq, r := range v.readers {
+		if !r.uses[use] {
+			continue
+		}
+		if err := m.endUse(v, use, seq); err != nil {
+			return err
+		}
 		delete(r.uses, use)
 		if len(r.uses) == 0 {
 			m.closeReader(v, seq)
 		}
 	}
+	return nil
 }
 
 func (m *Manager) closeReader(v *volume, seq uint64) {

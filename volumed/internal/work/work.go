@@ -16,6 +16,7 @@ package work
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -205,10 +206,7 @@ func (m *Manager) Use(ctx context.Context, spec Volume, use string, readOnly boo
 	if err := m.ensureOpen(v, spec); err != nil {
 		return "", err
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.uses[use] = true
-	return m.merged(v.id), nil
+	return m.merged(v.id), m.addUse(v, use, 0)
 }
 
 // Leave ends a use, when what was written is committed; one that is not there has ended
@@ -224,24 +222,13 @@ func (m *Manager) Leave(ctx context.Context, id, use string) error {
 			m.cfg.Log.Warn("committing what an ended use has written", "volume", id, "error", err)
 		}
 	}
-	m.leaveReader(v, use)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	delete(v.uses, use)
-	v.idle = time.Now()
-	return err
+	return errors.Join(err, m.leaveReader(v, use), m.endUse(v, use, 0))
 }
 
 func (v *volume) writes(use string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.uses[use]
-}
-
-func (v *volume) used() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return len(v.uses) > 0
 }
 
 // Commit makes what was written to a volume durable. clean says that the version is what
