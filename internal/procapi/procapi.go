@@ -66,6 +66,7 @@ const (
 	PathTunnel   = "/tunnel"   // POST: one TCP connection to a port inside
 	PathEvents   = "/events"   // GET: what happened inside, for noded alone
 	PathLogs     = "/logs"     // GET: what processes printed
+	PathMounts   = "/mounts"   // POST, DELETE Mount → {}: for noded alone
 )
 
 // A request to PathHangUp is answered by the end of the connection, which procd

@@ -67,6 +67,16 @@ func (c *Channel) SetEnv(ctx context.Context, env procapi.Env) error {
 	return c.call(ctx, http.MethodPut, procapi.PathEnv, env, &struct{}{})
 }
 
+// Mount shows what is in the portal at a place of the sandbox; Unmount ends that.
+func (c *Channel) Mount(ctx context.Context, m procapi.Mount) error {
+	return c.call(ctx, http.MethodPost, procapi.PathMounts, m, &struct{}{})
+}
+
+// Unmount: see [Channel.Mount].
+func (c *Channel) Unmount(ctx context.Context, m procapi.Mount) error {
+	return c.call(ctx, http.MethodDelete, procapi.PathMounts, m, &struct{}{})
+}
+
 // KeepEvents makes procd keep events of what happens inside.
 func (c *Channel) KeepEvents(ctx context.Context, cfg procapi.EventsConfig) error {
 	return c.call(ctx, http.MethodPut, procapi.PathEventsConfig, cfg, &struct{}{})

@@ -65,6 +65,26 @@ type Claim struct {
 	Time        time.Time         `json:"time"`
 	Events      *Events           `json:"events,omitempty"`  // absent: nobody wants to know what happens inside
 	Network     *Network          `json:"network,omitempty"` // absent: the default policy
+	Mounts      []Mount           `json:"mounts,omitempty"`
+}
+
+// Mount is a volume at a place of a sandbox.
+type Mount struct {
+	ID         string    `json:"id"`
+	Volume     Volume    `json:"volume"`
+	MountPoint string    `json:"mount_point"`
+	ReadOnly   bool      `json:"read_only,omitempty"`
+	Time       time.Time `json:"time"`
+}
+
+// Volume is what has to be known of one to work on it.
+type Volume struct {
+	ID         string `json:"id"`
+	Team       string `json:"team"`
+	Epoch      uint64 `json:"epoch"`
+	UID        uint32 `json:"uid"`
+	GID        uint32 `json:"gid"`
+	LimitBytes int64  `json:"limit_bytes,omitempty"`
 }
 
 // Network is what a sandbox may reach, and what its rules carry: sealed, for netd

@@ -31,6 +31,7 @@ type ClaimRequest struct {
 	CPUMillis   int64 // 0: the spec's
 	Events      *journal.Events
 	Network     *journal.Network // nil: the default policy
+	Mounts      []journal.Mount
 }
 
 const maxNameBytes = 256 // of ids that others chose
@@ -61,6 +62,9 @@ func (r ClaimRequest) validate() error {
 		return err
 	}
 	if err := validateNetwork(r.Network); err != nil {
+		return err
+	}
+	if err := validateMounts(r.Mounts); err != nil {
 		return err
 	}
 	return validateEnv(r.Env)
@@ -105,7 +109,7 @@ func (m *Manager) Claim(ctx context.Context, req ClaimRequest) (sb Sandbox, cold
 	if err := req.validate(); err != nil {
 		return Sandbox{}, false, err
 	}
-	if err := m.checkEgress(req.Network); err != nil {
+	if err := errors.Join(m.checkEgress(req.Network), m.checkVolumes(req.Mounts)); err != nil {
 		return Sandbox{}, false, err
 	}
 	begin := time.Now()
@@ -236,7 +240,7 @@ func (m *Manager) bind(ctx context.Context, inst *instance, req ClaimRequest) (S
 	err := m.bindSteps(ctx, inst, before, rec)
 	if err != nil {
 		m.abandon(ctx, inst, fmt.Sprintf("claim failed: %v", err))
-		return Sandbox{}, errdefs.New(errdefs.Unavailable, "sandbox %s could not be claimed", rec.ID).WithCause(err)
+		return Sandbox{}, mountError(err, errdefs.New(errdefs.Unavailable, "sandbox %s could not be claimed", rec.ID))
 	}
 	m.change(inst, func() { inst.rec, inst.binding = rec, false })
 	return Sandbox{Record: rec}, nil
@@ -259,6 +263,8 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 	}()
 	judged := make(chan error, 1)
 	go func() { judged <- m.setPolicy(ctx, rec) }()
+	mounted := make(chan error, 1)
+	go func() { mounted <- m.mountAll(ctx, inst, rec) }()
 	err := m.claimEnv(ctx, inst, rec)
 	if err == nil {
 		err = m.keepEvents(ctx, inst, rec)
@@ -266,7 +272,7 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 	if err == nil {
 		err = failpoint.Hit("claim.after-env")
 	}
-	return cmp.Or(<-committed, <-judged, err)
+	return cmp.Or(<-committed, <-judged, <-mounted, err)
 }
 
 // claimEnv gives procd the claim's environment. One that does not change needs no
@@ -303,7 +309,7 @@ func (m *Manager) setEnv(ctx context.Context, inst *instance, env map[string]str
 func (r ClaimRequest) claim(spec sandbox.Spec) *journal.Claim {
 	c := &journal.Claim{
 		ClaimID: r.ClaimID, Team: r.Team, User: r.User, Env: r.Env,
-		MemoryBytes: r.MemoryBytes, CPUMillis: r.CPUMillis, Time: time.Now().UTC(), Events: r.Events, Network: r.Network,
+		MemoryBytes: r.MemoryBytes, CPUMillis: r.CPUMillis, Time: time.Now().UTC(), Events: r.Events, Network: r.Network, Mounts: r.Mounts,
 	}
 	if c.MemoryBytes == 0 {
 		c.MemoryBytes = spec.MemoryBytes

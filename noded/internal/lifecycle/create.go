@@ -261,8 +261,15 @@ func (m *Manager) makeDirs(rec journal.Record) error {
 	if err := m.believed().Begin(id); err != nil {
 		return err
 	}
-	if err := os.Mkdir(m.binDir(id), 0o755); err != nil { // what BinDir is mounted on, inside
-		return err
+	for _, dir := range []string{m.binDir(id), m.portalPoint(id)} { // what BinDir and the portal are mounted on, inside
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if m.cfg.Volumes != nil {
+		if err := m.cfg.Volumes.Prepare(id); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(m.instanceFile(id), fmt.Appendf(nil, "%s %d\n", id, rec.Generation), 0o444)
 }
@@ -270,6 +277,10 @@ func (m *Manager) makeDirs(rec journal.Record) error {
 // instanceFile is procapi.InstanceFile as the host sees it.
 func (m *Manager) instanceFile(id sandbox.ID) string {
 	return filepath.Join(m.slotDir(id), filepath.Base(procapi.InstanceFile))
+}
+
+func (m *Manager) portalPoint(id sandbox.ID) string {
+	return filepath.Join(m.slotDir(id), filepath.Base(procapi.Portal))
 }
 
 func (m *Manager) binDir(id sandbox.ID) string {
@@ -356,8 +367,13 @@ func environment(rec journal.Record) map[string]string {
 }
 
 func (m *Manager) container(rec journal.Record, image string) Container {
+	portal := ""
+	if m.cfg.Volumes != nil && rec.Spec.RuntimeClass == sandbox.GVisor {
+		portal = m.cfg.Volumes.Dir(rec.ID)
+	}
 	return Container{
-		ID: rec.ID, Image: image, Spec: rec.Spec, Hostname: string(rec.ID),
+		PortalDir: portal,
+		ID:        rec.ID, Image: image, Spec: rec.Spec, Hostname: string(rec.ID),
 		SlotDir: m.slotDir(rec.ID), BinDir: m.cfg.BinDir, OverlayDir: m.overlayDir(rec.ID),
 		NetNS: m.cfg.Network.Path(rec.ID), CgroupPath: m.cfg.Groups.Path(rec.ID),
 		Group: fmt.Sprintf("%s-%d", m.cfg.Scope, rec.NetIndex/shimGroup),

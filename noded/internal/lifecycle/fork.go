@@ -76,6 +76,9 @@ func (m *Manager) Fork(ctx context.Context, req ForkRequest) ([]Sandbox, error) 
 		return sbs, err
 	}
 	rec := m.record(inst)
+	if len(mountsOf(rec)) > 0 {
+		return nil, errdefs.New(errdefs.Conflict, "sandbox %s has volumes mounted: a fork would have them, too", req.ID)
+	}
 	if err := usable(rec); err != nil && (rec.State != journal.Paused || rec.Claim == nil) {
 		return nil, err
 	}

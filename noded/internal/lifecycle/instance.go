@@ -117,6 +117,9 @@ func (s Sandbox) Wire() *nodeapi.Sandbox {
 	if e := s.Claim.Events; e != nil {
 		w.Events = &nodeapi.EventsConfig{WatchDir: e.WatchDir}
 	}
+	for _, mount := range s.Claim.Mounts {
+		w.Mounts = append(w.Mounts, mountState(mount))
+	}
 	return w
 }
 

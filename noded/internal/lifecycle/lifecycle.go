@@ -98,6 +98,7 @@ type Container struct {
 	NetNS      string
 	CgroupPath string
 	OverlayDir string // for the rootfs' upper layer
+	PortalDir  string // bound at procapi.Portal; empty: none
 	Checkpoint string // the image to start from; empty: none
 	Group      string // containers of one group may share a shim
 	Labels     map[string]string
@@ -195,7 +196,7 @@ type Groups interface {
 	List() ([]sandbox.ID, error)
 }
 
-// Config wires a Manager. Every field but Archive is required.
+// Config wires a Manager. Every field but Archive and Volumes is required.
 type Config struct {
 	Cluster    string // prefixes new ids
 	Scope      string // tells this noded's shims from another's on the same containerd
@@ -213,6 +214,7 @@ type Config struct {
 	Archive    Archive // nil: there is no object store
 	Network    Network
 	Egress     Egress
+	Volumes    Volumes // nil: there are none
 	Groups     Groups
 	Hub        *events.Hub
 	Metrics    *Metrics

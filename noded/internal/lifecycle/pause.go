@@ -92,6 +92,7 @@ func (m *Manager) save(ctx context.Context, inst *instance, rec journal.Record, 
 			return err
 		}
 	}
+	m.commitVolumes(ctx, rec)
 	m.setPaused(ctx, inst)
 	m.cfg.Metrics.pauseSeconds.Observe(time.Since(begin).Seconds())
 	return nil

@@ -351,6 +351,15 @@ func (m *Manager) findLocal(found map[sandbox.ID]netns.Slot) error {
 	for _, id := range groups {
 		found[id] = netns.Slot{ID: id}
 	}
+	if m.cfg.Volumes != nil {
+		portals, err := m.cfg.Volumes.List()
+		if err != nil {
+			return err
+		}
+		for _, id := range portals {
+			found[id] = netns.Slot{ID: id}
+		}
+	}
 	networks, err := m.cfg.Network.List()
 	for _, slot := range networks {
 		found[slot.ID] = slot // with its index

@@ -140,11 +140,13 @@ func (m *Manager) resumeSteps(inst *instance, rec journal.Record, image string) 
 	return []step{
 		{"intent", func(ctx context.Context) error { return m.commit(ctx, inst, rec) }},
 		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
+		{"volumes", func(ctx context.Context) error { return m.attachAll(ctx, rec) }}, // before anybody inside looks
 		{"netns", func(ctx context.Context) error { return m.addNetwork(ctx, rec) }},
 		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(rec.ID, hasty) }},
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
 		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, nil) }},
+		{"mounts", func(ctx context.Context) error { return m.showAll(ctx, inst, rec) }},
 		{"limits", func(context.Context) error { return m.cfg.Groups.Set(rec.ID, hasty, usual) }},
 		{"events", func(ctx context.Context) error { return m.keepEvents(ctx, inst, rec) }},
 		{"commit", func(ctx context.Context) error {

@@ -68,6 +68,7 @@ type Container struct {
 	NetNS      string       // path of the network namespace
 	CgroupPath string       // as in an OCI spec; made if it is not there
 	OverlayDir string       // host directory for the rootfs' upper layer; gvisor only
+	PortalDir  string       // host directory of a shared mount, bound at procapi.Portal; empty: none
 	Checkpoint string       // host directory with the image to start from; empty: none; gvisor only
 	Group      string       // containers of one group may share a shim
 	Labels     map[string]string

@@ -69,6 +69,9 @@ func (r *Runtime) spec(c Container, img images.Image) *specs.Spec {
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
 	}
+	if c.PortalDir != "" {
+		s.Linux.RootfsPropagation = "rslave"
+	}
 	r.specialize(s, c)
 	return s
 }
@@ -126,6 +129,10 @@ func mounts(c Container) []specs.Mount {
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: procapi.Dir, Type: "bind", Source: c.SlotDir, Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"}},
 		{Destination: procapi.Dir + "/bin", Type: "bind", Source: c.BinDir, Options: []string{"bind", "ro", "nosuid", "nodev"}},
+	}
+	if c.PortalDir != "" {
+		// What noded mounts below it on the host shows inside at once.
+		all = append(all, specs.Mount{Destination: procapi.Portal, Type: "bind", Source: c.PortalDir, Options: []string{"rbind", "rslave", "nosuid", "nodev"}})
 	}
 	if c.Spec.RuntimeClass == sandbox.GVisor {
 		// gVisor puts a tmpfs of its own over an empty /tmp, whose files no

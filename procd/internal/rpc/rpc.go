@@ -113,6 +113,9 @@ func (s *server) routes() map[string]func(http.ResponseWriter, *http.Request) er
 
 		"GET " + procapi.PathLogs: s.readLogs,
 
+		"POST " + procapi.PathMounts:   s.mount,
+		"DELETE " + procapi.PathMounts: s.unmount,
+
 		"/": s.unknown,
 	}
 }

@@ -1,0 +1,305 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/procapi"
+	"s0.run/internal/sandbox"
+	"s0.run/internal/volumeapi"
+	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/volumes"
+)
+
+const (
+	// maxMounts of one sandbox, and maxMountPoint the bytes of a place.
+	maxMounts, maxMountPoint = 16, 1024
+	// mountTimeout bounds procd's part of a mount.
+	mountTimeout = 5 * time.Second
+)
+
+// Volumes is the face of package volumes, where the contract is.
+type Volumes interface {
+	Dir(id sandbox.ID) string
+	Prepare(id sandbox.ID) error
+	Attach(ctx context.Context, id sandbox.ID, m volumes.Mount) error
+	Detach(ctx context.Context, id sandbox.ID, m volumes.Mount) error
+	DetachAll(ctx context.Context, id sandbox.ID) error
+	CommitAll(ctx context.Context, mounts []volumes.Mount) error
+	List() ([]sandbox.ID, error)
+}
+
+// reserved are places that are the sandbox's own machinery.
+var reserved = []string{"/proc", "/sys", "/dev", procapi.Dir}
+
+func validateMounts(all []journal.Mount) error {
+	if len(all) > maxMounts {
+		return errdefs.New(errdefs.InvalidArgument, "%d mounts: want at most %d", len(all), maxMounts)
+	}
+	for i, m := range all {
+		if err := validateMount(m); err != nil {
+			return err
+		}
+		for _, other := range all[:i] {
+			if m.MountPoint == other.MountPoint || m.ID == other.ID {
+				return errdefs.New(errdefs.InvalidArgument, "mount point %.200q: twice", m.MountPoint)
+			}
+		}
+	}
+	return nil
+}
+
+func validateMount(m journal.Mount) error {
+	p := m.MountPoint
+	if !path.IsAbs(p) || path.Clean(p) != p || p == "/" || len(p) > maxMountPoint || strings.Contains(p, "\x00") {
+		return errdefs.New(errdefs.InvalidArgument, "mount point %.200q: want an absolute and clean path", p)
+	}
+	for _, r := range reserved {
+		if p == r || strings.HasPrefix(p, r+"/") {
+			return errdefs.New(errdefs.InvalidArgument, "mount point %.200q: %s is reserved", p, r)
+		}
+	}
+	return nil
+}
+
+// checkVolumes refuses mounts where there are none to be had.
+func (m *Manager) checkVolumes(all []journal.Mount) error {
+	if len(all) > 0 && m.cfg.Volumes == nil {
+		return errdefs.New(errdefs.Unavailable, "volumes are unavailable on this node")
+	}
+	return nil
+}
+
+func forAgent(m journal.Mount) volumes.Mount {
+	v := m.Volume
+	return volumes.Mount{ID: m.ID, ReadOnly: m.ReadOnly, Volume: volumeapi.Volume{
+		ID: v.ID, Team: v.Team, Epoch: v.Epoch, UID: v.UID, GID: v.GID, Limit: v.LimitBytes,
+	}}
+}
+
+func forProcd(m journal.Mount) procapi.Mount {
+	return procapi.Mount{Name: forAgent(m).Name(), Target: m.MountPoint}
+}
+
+func mountsOf(rec journal.Record) []journal.Mount {
+	if rec.Claim == nil {
+		return nil
+	}
+	return rec.Claim.Mounts
+}
+
+// mountError keeps why a volume can't be had, and makes another of the rest.
+func mountError(err error, rest *errdefs.Error) error {
+	if errdefs.Is(err, errdefs.Conflict) || errdefs.Is(err, errdefs.NotFound) || errdefs.Is(err, errdefs.InvalidArgument) {
+		return err
+	}
+	return rest.WithCause(err)
+}
+
+// mountAll mounts what a sandbox has, so that every process sees it.
+func (m *Manager) mountAll(ctx context.Context, inst *instance, rec journal.Record) error {
+	if err := m.attachAll(ctx, rec); err != nil {
+		return err
+	}
+	return m.showAll(ctx, inst, rec)
+}
+
+// attachAll puts a sandbox's volumes into its portal. What is there stays.
+func (m *Manager) attachAll(ctx context.Context, rec journal.Record) error {
+	if err := m.checkVolumes(mountsOf(rec)); err != nil {
+		return err
+	}
+	for _, mount := range mountsOf(rec) {
+		if rec.Spec.RuntimeClass != sandbox.GVisor {
+			return errdefs.New(errdefs.InvalidArgument, "volumes are for runtime class %q", sandbox.GVisor)
+		}
+		if err := m.cfg.Volumes.Attach(ctx, rec.ID, forAgent(mount)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// showAll has procd show what is in the portal at its places.
+func (m *Manager) showAll(ctx context.Context, inst *instance, rec journal.Record) error {
+	for _, mount := range mountsOf(rec) {
+		ch, err := m.channelOf(inst)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, mountTimeout)
+		err = ch.Mount(ctx, forProcd(mount))
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmountAll ends whatever a sandbox has mounted, which its portal tells: its processes
+// are gone.
+func (m *Manager) unmountAll(ctx context.Context, id sandbox.ID) error {
+	if m.cfg.Volumes == nil {
+		return nil
+	}
+	return m.cfg.Volumes.DetachAll(context.WithoutCancel(ctx), id)
+}
+
+// commitVolumes makes durable what a sandbox that has just been saved had written. If that
+// fails it is on this node, where volumed tries again.
+func (m *Manager) commitVolumes(ctx context.Context, rec journal.Record) {
+	if len(mountsOf(rec)) == 0 || m.cfg.Volumes == nil {
+		return
+	}
+	all := make([]volumes.Mount, 0, len(mountsOf(rec)))
+	for _, mount := range mountsOf(rec) {
+		all = append(all, forAgent(mount))
+	}
+	if err := m.cfg.Volumes.CommitAll(context.WithoutCancel(ctx), all); err != nil {
+		m.log(rec).Warn("volumes of a paused sandbox are not committed yet", "error", err)
+	}
+}
+
+// Mount mounts a volume into a running sandbox, which sees it when it returns. It may be
+// repeated.
+func (m *Manager) Mount(ctx context.Context, id sandbox.ID, gen sandbox.Generation, mount journal.Mount) (Sandbox, error) {
+	if err := errors.Join(validateMount(mount), m.checkVolumes([]journal.Mount{mount})); err != nil {
+		return Sandbox{}, err
+	}
+	inst, done, err := m.takeUsable(ctx, id, gen)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	defer done()
+	rec := m.record(inst)
+	for _, other := range mountsOf(rec) {
+		if other.ID == mount.ID {
+			return m.Get(id)
+		}
+		if other.MountPoint == mount.MountPoint {
+			return Sandbox{}, errdefs.New(errdefs.Conflict, "something is mounted at %s", mount.MountPoint)
+		}
+	}
+	if len(mountsOf(rec)) >= maxMounts {
+		return Sandbox{}, errdefs.New(errdefs.Exhausted, "sandbox %s has %d mounts", id, maxMounts)
+	}
+	after := withMounts(rec, append(slices.Clone(mountsOf(rec)), mount))
+	if err := m.commit(ctx, inst, after); err != nil {
+		return Sandbox{}, err
+	}
+	if err := m.mountAll(ctx, inst, after); err != nil {
+		err = errors.Join(err, m.takeBack(ctx, inst, mount))
+		return Sandbox{}, mountError(err, errdefs.New(errdefs.Unavailable, "volume %s could not be mounted", mount.Volume.ID))
+	}
+	return m.Get(id)
+}
+
+// takeBack undoes a mount that failed on its way.
+func (m *Manager) takeBack(ctx context.Context, inst *instance, mount journal.Mount) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	if ch, err := m.channelOf(inst); err == nil {
+		_ = ch.Unmount(ctx, forProcd(mount)) // it may never have been there
+	}
+	if err := m.cfg.Volumes.Detach(ctx, inst.id, forAgent(mount)); err != nil {
+		return err
+	}
+	return m.dropMount(ctx, inst, mount.ID)
+}
+
+// Unmount commits and takes a mount away that no process uses. One that is not there is
+// taken away already.
+func (m *Manager) Unmount(ctx context.Context, id sandbox.ID, gen sandbox.Generation, mountID string) error {
+	inst, done, err := m.takeUsable(ctx, id, gen)
+	if err != nil {
+		return err
+	}
+	defer done()
+	rec := m.record(inst)
+	i := slices.IndexFunc(mountsOf(rec), func(mount journal.Mount) bool { return mount.ID == mountID })
+	if i < 0 {
+		return nil
+	}
+	mount := rec.Claim.Mounts[i]
+	ch, err := m.channelOf(inst)
+	if err != nil {
+		return errdefs.New(errdefs.Unavailable, "sandbox %s does not answer", id).WithCause(err)
+	}
+	unmounting, cancel := context.WithTimeout(ctx, mountTimeout)
+	err = ch.Unmount(unmounting, forProcd(mount))
+	cancel()
+	if err != nil {
+		return errdefs.WithCode(errdefs.Conflict, nodeapi.CodeVolumeBusy, "processes of sandbox %s use what is mounted at %s", id, mount.MountPoint).WithCause(err)
+	}
+	if err := m.cfg.Volumes.Detach(ctx, id, forAgent(mount)); err != nil {
+		return errdefs.New(errdefs.Unavailable, "volume %s could not be committed", mount.Volume.ID).WithCause(err)
+	}
+	return m.dropMount(ctx, inst, mountID)
+}
+
+// dropMount takes a mount out of the record. The caller has the turn.
+func (m *Manager) dropMount(ctx context.Context, inst *instance, mountID string) error {
+	rec := m.record(inst)
+	return m.commit(ctx, inst, withMounts(rec, slices.DeleteFunc(slices.Clone(mountsOf(rec)), func(mount journal.Mount) bool { return mount.ID == mountID })))
+}
+
+func withMounts(rec journal.Record, all []journal.Mount) journal.Record {
+	claim := *rec.Claim // which nobody changes
+	claim.Mounts = all
+	rec.Claim = &claim
+	return rec
+}
+
+// takeUsable takes the turn of a sandbox that runs.
+func (m *Manager) takeUsable(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (*instance, func(), error) {
+	inst := m.find(id)
+	if inst == nil {
+		return nil, nil, notFound(id)
+	}
+	if err := inst.takeTurn(ctx); err != nil {
+		return nil, nil, busy(id, err)
+	}
+	rec := m.record(inst)
+	err := usable(rec)
+	if err == nil {
+		err = checkGeneration(rec, gen)
+	}
+	if err != nil {
+		inst.endTurn()
+		return nil, nil, err
+	}
+	return inst, inst.endTurn, nil
+}
+
+// SetMounts makes a paused sandbox's mounts those of its next life.
+func (m *Manager) SetMounts(ctx context.Context, id sandbox.ID, all []journal.Mount) error {
+	if err := errors.Join(validateMounts(all), m.checkVolumes(all)); err != nil {
+		return err
+	}
+	inst := m.find(id)
+	if inst == nil {
+		return notFound(id)
+	}
+	if err := inst.takeTurn(ctx); err != nil {
+		return busy(id, err)
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	if rec.State != journal.Paused {
+		return nil // it runs, with what it has
+	}
+	return m.commit(ctx, inst, withMounts(rec, all))
+}
+
+func mountState(m journal.Mount) *nodeapi.MountState {
+	return &nodeapi.MountState{
+		Id: m.ID, Volume: m.Volume.ID, MountPoint: m.MountPoint, ReadOnly: m.ReadOnly, State: "mounted", MountedUnixNano: m.Time.UnixNano(),
+	}
+}
