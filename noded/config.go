@@ -56,6 +56,8 @@ type Config struct {
 	SandboxCIDR6 netip.Prefix // a /64
 	NetdSocket   string       // of this node's netd; empty: nothing gets out
 
+	VolumedSocket string // of this node's volumed; empty: there are no volumes
+
 	// Simulate runs everything but sandboxes: slots exist in memory and their
 	// procd does nothing. For load tests of what is above.
 	Simulate bool

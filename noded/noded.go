@@ -117,10 +117,14 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	if m.egress == nil {
 		m.egress = agent
 	}
+	portals, err := openVolumes(cfg, s)
+	if err != nil {
+		return err
+	}
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
 		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), Snapshots: snapshots.NewStore(filepath.Join(cfg.DataDir, "snapshots")), RunDir: string(believed), BinDir: cfg.ProcdDir,
-		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Egress: m.egress, Groups: m.groups,
+		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Egress: m.egress, Groups: m.groups, Volumes: portals.forLifecycle(),
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
 	})
 	if err := manager.Load(); err != nil {
@@ -147,7 +151,7 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})
 	s.Start("events relay", relay.Run)
 	return serve(cfg, s, stopping, server.New(server.Config{
-		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Archive: store.forServer(), Hub: hub, Events: relay, Network: agent, Stopping: stopping, Log: cfg.Log,
+		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Archive: store.forServer(), Volumes: portals.forServer(), Hub: hub, Events: relay, Network: agent, Stopping: stopping, Log: cfg.Log,
 	}))
 }
 

@@ -298,6 +298,49 @@ func (m *Manager) SetMounts(ctx context.Context, id sandbox.ID, all []journal.Mo
 	return m.commit(ctx, inst, withMounts(rec, all))
 }
 
+// Remount has something done to a volume that sandboxes of this node may have mounted for
+// writing: their mounts are taken away for it and come back, whatever became of it. Where
+// a process uses one, nothing is done.
+func (m *Manager) Remount(ctx context.Context, volume string, do func(context.Context) error) error {
+	for _, inst := range m.snapshot() {
+		for _, mount := range mountsOf(m.record(inst)) {
+			if mount.Volume.ID == volume && !mount.ReadOnly {
+				return m.remount(ctx, inst, mount, do)
+			}
+		}
+	}
+	return do(ctx)
+}
+
+// remount is Remount for the one sandbox that writes to the volume.
+func (m *Manager) remount(ctx context.Context, inst *instance, mount journal.Mount, do func(context.Context) error) error {
+	if err := inst.takeTurn(ctx); err != nil {
+		return busy(inst.id, err)
+	}
+	defer inst.endTurn()
+	rec := m.record(inst)
+	if rec.State == journal.Paused { // its volumes are mounted when it is resumed
+		return do(ctx)
+	}
+	if err := usable(rec); err != nil {
+		return err
+	}
+	ch, err := m.channelOf(inst)
+	if err != nil {
+		return errdefs.New(errdefs.Unavailable, "sandbox %s does not answer", inst.id).WithCause(err)
+	}
+	if err := ch.Unmount(ctx, forProcd(mount)); err != nil {
+		return errdefs.WithCode(errdefs.Conflict, nodeapi.CodeVolumeBusy, "processes of sandbox %s use what is mounted at %s", inst.id, mount.MountPoint).WithCause(err)
+	}
+	err = m.cfg.Volumes.Detach(ctx, inst.id, forAgent(mount))
+	if err == nil {
+		err = do(ctx)
+	}
+	again, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	return errors.Join(err, m.mountAll(again, inst, rec))
+}
+
 func mountState(m journal.Mount) *nodeapi.MountState {
 	return &nodeapi.MountState{
 		Id: m.ID, Volume: m.Volume.ID, MountPoint: m.MountPoint, ReadOnly: m.ReadOnly, State: "mounted", MountedUnixNano: m.Time.UnixNano(),

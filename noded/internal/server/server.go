@@ -45,6 +45,7 @@ type Config struct {
 	Images    Images
 	Layers    Layers  // nil: there are none
 	Archive   Archive // nil: there is no object store
+	Volumes   Volumes // nil: there are none
 	Hub       *events.Hub
 	Events    *procevents.Relay
 	Network   Network
@@ -147,12 +148,13 @@ func (s *Server) send(stream *connect.ServerStream[nodeapi.Event], e *nodeapi.Ev
 
 // Claim implements the node API.
 func (s *Server) Claim(ctx context.Context, req *nodeapi.ClaimRequest) (*nodeapi.ClaimResponse, error) {
-	if len(req.GetMounts()) > 0 {
-		return nil, errNoVolumes
+	mounts, err := mountsFromWire(req.GetMounts())
+	if err != nil {
+		return nil, s.fail("Claim", err)
 	}
 	claim := lifecycle.ClaimRequest{
 		ClaimID: req.GetClaimId(), PoolKey: req.GetPoolKey(), Team: req.GetTeam(), User: req.GetUser(),
-		Env: req.GetEnv(), MemoryBytes: req.GetMemoryBytes(), CPUMillis: req.GetCpuMillis(),
+		Env: req.GetEnv(), MemoryBytes: req.GetMemoryBytes(), CPUMillis: req.GetCpuMillis(), Mounts: mounts,
 	}
 	if e := req.GetEvents(); e != nil {
 		claim.Events = &journal.Events{WatchDir: e.GetWatchDir()}
@@ -269,6 +271,7 @@ func (s *Server) Info(ctx context.Context, _ *nodeapi.InfoRequest) (*nodeapi.Inf
 		s.cfg.Log.Warn("counting images", "error", err)
 	}
 	info.Images = usage
+	info.Volumes = s.volumeSupport(ctx)
 	if s.cfg.Archive != nil {
 		info.ObjectStore = s.cfg.Archive.Status()
 	}

@@ -27,6 +27,9 @@ func (s *Server) resume(ctx context.Context, req *nodeapi.ResumeRequest) (lifecy
 	}
 	stored := req.GetStored()
 	if stored == nil {
+		if err := s.setMounts(ctx, id, req.GetMounts()); err != nil {
+			return lifecycle.Sandbox{}, err
+		}
 		return s.cfg.Lifecycle.Resume(ctx, id, sandbox.Generation(req.GetGeneration()), sandbox.Generation(req.GetAfterGeneration()))
 	}
 	return s.cfg.Lifecycle.ResumeStored(ctx, lifecycle.Stored{

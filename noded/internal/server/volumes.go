@@ -5,14 +5,34 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 
+	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
+	"s0.run/internal/sandbox"
+	"s0.run/internal/volumeapi"
+	"s0.run/noded/internal/journal"
 )
 
-// This node has no volumes.
+// Volumes is the node's volumed; package volumeapi has the contract.
+type Volumes interface {
+	Create(ctx context.Context, req volumeapi.Create) (volumeapi.State, error)
+	Fork(ctx context.Context, req volumeapi.Fork) (volumeapi.State, error)
+	Snapshot(ctx context.Context, req volumeapi.Snapshot) (volumeapi.State, error)
+	Drop(ctx context.Context, req volumeapi.Snapshot) error
+	Restore(ctx context.Context, req volumeapi.Snapshot) (volumeapi.State, error)
+	Release(ctx context.Context, v volumeapi.Volume) error
+	Remove(ctx context.Context, v volumeapi.Volume) error
+	List(ctx context.Context, ids []string) (volumeapi.States, error)
+	Info(ctx context.Context) (volumeapi.Info, error)
+}
+
+// infoTimeout bounds the question which store the volumes are in.
+const infoTimeout = time.Second
+
 const noVolumes = "volumes are unavailable on this node"
 
 var errNoVolumes = connect.NewError(connect.CodeUnimplemented, errors.New(noVolumes))
@@ -21,55 +41,195 @@ var errNoVolumes = connect.NewError(connect.CodeUnimplemented, errors.New(noVolu
 func (s *Server) volumeFiles(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusNotImplemented)
-	_ = json.NewEncoder(w).Encode(procapi.Error{Code: "unavailable", Message: noVolumes}) // the caller is gone otherwise
+	_ = json.NewEncoder(w).Encode(procapi.Error{Code: "unavailable", Message: "files of volumes are unavailable on this node"}) // the caller is gone otherwise
+}
+
+// volumes does a call, where there are volumes.
+func volumes[Resp any](s *Server, call string, do func(Volumes) (Resp, error)) (resp Resp, err error) {
+	if s.cfg.Volumes == nil {
+		return resp, errNoVolumes
+	}
+	if resp, err = do(s.cfg.Volumes); err != nil {
+		return resp, s.fail(call, volumeError(err))
+	}
+	return resp, nil
+}
+
+// volumeError says who is to be waited for: what volumed answers is meant for callers.
+func volumeError(err error) error {
+	if errors.Is(err, volumeapi.ErrDown) {
+		return errdefs.New(errdefs.Unavailable, "the node's volumes do not answer").WithRetryAfter(time.Second).WithCause(err)
+	}
+	return err
+}
+
+func fromWire(v *nodeapi.Volume) volumeapi.Volume {
+	return volumeapi.Volume{ID: v.GetId(), Team: v.GetTeam(), Epoch: v.GetEpoch(), UID: v.GetUid(), GID: v.GetGid(), Limit: v.GetLimitBytes()}
+}
+
+func volumeState(s volumeapi.State) *nodeapi.VolumeState {
+	return &nodeapi.VolumeState{Id: s.ID, Epoch: s.Epoch, Bytes: s.Bytes, Files: s.Files, Uncommitted: s.Uncommitted}
+}
+
+// mountsFromWire are a claim's or a sandbox's mounts. A bucket is none that this node has.
+func mountsFromWire(all []*nodeapi.Mount) ([]journal.Mount, error) {
+	var mounts []journal.Mount
+	for _, m := range all {
+		mount, err := mountFromWire(m)
+		if err != nil {
+			return nil, err
+		}
+		mounts = append(mounts, mount)
+	}
+	return mounts, nil
+}
+
+func mountFromWire(m *nodeapi.Mount) (journal.Mount, error) {
+	v := m.GetVolume()
+	if err := errors.Join(fromWire(v).Validate(), noBucket(v)); err != nil {
+		return journal.Mount{}, err
+	}
+	return journal.Mount{
+		ID: m.GetId(), MountPoint: m.GetMountPoint(), ReadOnly: m.GetReadOnly(), Time: time.Now().UTC(),
+		Volume: journal.Volume{ID: v.GetId(), Team: v.GetTeam(), Epoch: v.GetEpoch(), UID: v.GetUid(), GID: v.GetGid(), LimitBytes: v.GetLimitBytes()},
+	}, nil
+}
+
+func noBucket(v *nodeapi.Volume) error {
+	if v.GetS3() != nil {
+		return errdefs.New(errdefs.Unavailable, "volumes that are buckets are unavailable on this node")
+	}
+	return nil
 }
 
 // CreateVolume implements the node API.
-func (s *Server) CreateVolume(context.Context, *nodeapi.CreateVolumeRequest) (*nodeapi.CreateVolumeResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) CreateVolume(ctx context.Context, req *nodeapi.CreateVolumeRequest) (*nodeapi.CreateVolumeResponse, error) {
+	return volumes(s, "CreateVolume", func(v Volumes) (*nodeapi.CreateVolumeResponse, error) {
+		if err := noBucket(req.GetVolume()); err != nil {
+			return nil, err
+		}
+		state, err := v.Create(ctx, volumeapi.Create{Volume: fromWire(req.GetVolume()), SnapshotVolume: req.GetSnapshotVolume(), Snapshot: req.GetSnapshot()})
+		return &nodeapi.CreateVolumeResponse{State: volumeState(state)}, err
+	})
 }
 
 // ForkVolume implements the node API.
-func (s *Server) ForkVolume(context.Context, *nodeapi.ForkVolumeRequest) (*nodeapi.ForkVolumeResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) ForkVolume(ctx context.Context, req *nodeapi.ForkVolumeRequest) (*nodeapi.ForkVolumeResponse, error) {
+	return volumes(s, "ForkVolume", func(v Volumes) (*nodeapi.ForkVolumeResponse, error) {
+		state, err := v.Fork(ctx, volumeapi.Fork{Source: fromWire(req.GetSource()), Volume: fromWire(req.GetVolume())})
+		return &nodeapi.ForkVolumeResponse{State: volumeState(state)}, err
+	})
 }
 
 // DeleteVolume implements the node API.
-func (s *Server) DeleteVolume(context.Context, *nodeapi.DeleteVolumeRequest) (*nodeapi.DeleteVolumeResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) DeleteVolume(ctx context.Context, req *nodeapi.DeleteVolumeRequest) (*nodeapi.DeleteVolumeResponse, error) {
+	return volumes(s, "DeleteVolume", func(v Volumes) (*nodeapi.DeleteVolumeResponse, error) {
+		return &nodeapi.DeleteVolumeResponse{}, v.Remove(ctx, fromWire(req.GetVolume()))
+	})
 }
 
 // ReleaseVolume implements the node API.
-func (s *Server) ReleaseVolume(context.Context, *nodeapi.ReleaseVolumeRequest) (*nodeapi.ReleaseVolumeResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) ReleaseVolume(ctx context.Context, req *nodeapi.ReleaseVolumeRequest) (*nodeapi.ReleaseVolumeResponse, error) {
+	return volumes(s, "ReleaseVolume", func(v Volumes) (*nodeapi.ReleaseVolumeResponse, error) {
+		return &nodeapi.ReleaseVolumeResponse{}, v.Release(ctx, fromWire(req.GetVolume()))
+	})
 }
 
 // SnapshotVolume implements the node API.
-func (s *Server) SnapshotVolume(context.Context, *nodeapi.SnapshotVolumeRequest) (*nodeapi.SnapshotVolumeResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) SnapshotVolume(ctx context.Context, req *nodeapi.SnapshotVolumeRequest) (*nodeapi.SnapshotVolumeResponse, error) {
+	return volumes(s, "SnapshotVolume", func(v Volumes) (*nodeapi.SnapshotVolumeResponse, error) {
+		state, err := v.Snapshot(ctx, volumeapi.Snapshot{Volume: fromWire(req.GetVolume()), Snapshot: req.GetSnapshot()})
+		return &nodeapi.SnapshotVolumeResponse{Bytes: state.Bytes}, err
+	})
 }
 
 // DeleteVolumeSnapshot implements the node API.
-func (s *Server) DeleteVolumeSnapshot(context.Context, *nodeapi.DeleteVolumeSnapshotRequest) (*nodeapi.DeleteVolumeSnapshotResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) DeleteVolumeSnapshot(ctx context.Context, req *nodeapi.DeleteVolumeSnapshotRequest) (*nodeapi.DeleteVolumeSnapshotResponse, error) {
+	return volumes(s, "DeleteVolumeSnapshot", func(v Volumes) (*nodeapi.DeleteVolumeSnapshotResponse, error) {
+		return &nodeapi.DeleteVolumeSnapshotResponse{}, v.Drop(ctx, volumeapi.Snapshot{Volume: fromWire(req.GetVolume()), Snapshot: req.GetSnapshot()})
+	})
 }
 
 // RestoreVolume implements the node API.
-func (s *Server) RestoreVolume(context.Context, *nodeapi.RestoreVolumeRequest) (*nodeapi.RestoreVolumeResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) RestoreVolume(ctx context.Context, req *nodeapi.RestoreVolumeRequest) (*nodeapi.RestoreVolumeResponse, error) {
+	return volumes(s, "RestoreVolume", func(v Volumes) (*nodeapi.RestoreVolumeResponse, error) {
+		var state volumeapi.State
+		restore := func(ctx context.Context) (err error) {
+			state, err = v.Restore(ctx, volumeapi.Snapshot{Volume: fromWire(req.GetVolume()), Snapshot: req.GetSnapshot()})
+			return err
+		}
+		err := s.cfg.Lifecycle.Remount(ctx, req.GetVolume().GetId(), restore)
+		return &nodeapi.RestoreVolumeResponse{State: volumeState(state)}, err
+	})
 }
 
 // ListVolumes implements the node API.
-func (s *Server) ListVolumes(context.Context, *nodeapi.ListVolumesRequest) (*nodeapi.ListVolumesResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) ListVolumes(ctx context.Context, req *nodeapi.ListVolumesRequest) (*nodeapi.ListVolumesResponse, error) {
+	return volumes(s, "ListVolumes", func(v Volumes) (*nodeapi.ListVolumesResponse, error) {
+		states, err := v.List(ctx, req.GetIds())
+		resp := &nodeapi.ListVolumesResponse{}
+		for _, state := range states.States {
+			resp.Volumes = append(resp.Volumes, volumeState(state))
+		}
+		return resp, err
+	})
 }
 
 // MountVolume implements the node API.
-func (s *Server) MountVolume(context.Context, *nodeapi.MountVolumeRequest) (*nodeapi.MountVolumeResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) MountVolume(ctx context.Context, req *nodeapi.MountVolumeRequest) (*nodeapi.MountVolumeResponse, error) {
+	return volumes(s, "MountVolume", func(Volumes) (*nodeapi.MountVolumeResponse, error) {
+		id, err := parseID(req.GetId())
+		if err != nil {
+			return nil, err
+		}
+		mount, err := mountFromWire(req.GetMount())
+		if err != nil {
+			return nil, err
+		}
+		sb, err := s.cfg.Lifecycle.Mount(ctx, id, sandbox.Generation(req.GetGeneration()), mount)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range sb.Wire().GetMounts() {
+			if m.GetId() == mount.ID {
+				return &nodeapi.MountVolumeResponse{State: m}, nil
+			}
+		}
+		return nil, errdefs.New(errdefs.Unavailable, "the volume was unmounted again")
+	})
 }
 
 // UnmountVolume implements the node API.
-func (s *Server) UnmountVolume(context.Context, *nodeapi.UnmountVolumeRequest) (*nodeapi.UnmountVolumeResponse, error) {
-	return nil, errNoVolumes
+func (s *Server) UnmountVolume(ctx context.Context, req *nodeapi.UnmountVolumeRequest) (*nodeapi.UnmountVolumeResponse, error) {
+	return volumes(s, "UnmountVolume", func(Volumes) (*nodeapi.UnmountVolumeResponse, error) {
+		id, err := parseID(req.GetId())
+		if err != nil {
+			return nil, err
+		}
+		return &nodeapi.UnmountVolumeResponse{}, s.cfg.Lifecycle.Unmount(ctx, id, sandbox.Generation(req.GetGeneration()), req.GetMount())
+	})
+}
+
+// setMounts tells a paused sandbox's mounts as they are now.
+func (s *Server) setMounts(ctx context.Context, id sandbox.ID, all []*nodeapi.Mount) error {
+	mounts, err := mountsFromWire(all)
+	if err != nil || len(mounts) == 0 {
+		return err
+	}
+	return s.cfg.Lifecycle.SetMounts(ctx, id, mounts)
+}
+
+// volumeSupport tells what this node can do with volumes, as far as volumed answers.
+func (s *Server) volumeSupport(ctx context.Context) *nodeapi.VolumeSupport {
+	if s.cfg.Volumes == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
+	who, err := s.cfg.Volumes.Info(ctx)
+	if err != nil {
+		s.cfg.Log.Warn("asking which store volumes are in", "error", err)
+		return nil
+	}
+	return &nodeapi.VolumeSupport{Store: who.Store}
 }

@@ -16,12 +16,9 @@ const safe = unix.MS_NOSUID | unix.MS_NODEV
 // overlayOptions leave out what would let a layer's content lead anywhere.
 const overlayOptions = "redirect_dir=nofollow,metacopy=off,index=off,nfs_export=off"
 
-// MaxLayers is how many layers fit into the one page of an overlay's options, with
-// directories of [MaxDir] bytes.
-const (
-	MaxLayers = 40
-	MaxDir    = 80
-)
+// MaxDir is the longest path of the directory that layers are mounted in: 36 of them fit
+// into the one page of an overlay's options.
+const MaxDir = 85
 
 // Image mounts an image where there is an empty directory.
 func Image(image, at string) error {

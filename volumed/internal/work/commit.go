@@ -35,6 +35,11 @@ func (m *Manager) commit(ctx context.Context, v *volume) (clean bool, err error)
 			return false, err
 		}
 	}
+	if len(v.head.Layers) >= 2*mergeFrom { // more would not fit into a mount
+		if err := m.mergeSome(v); err != nil {
+			return false, err
+		}
+	}
 	v.mu.Lock()
 	v.dirty = !clean
 	v.mu.Unlock()

@@ -28,9 +28,9 @@ func (m *Manager) Recover() error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
-		if len(dir) > layers.MaxDir-17 {
-			return fmt.Errorf("%s: a path of more than %d bytes", dir, layers.MaxDir-17)
-		}
+	}
+	if len(m.layers.dir) > layers.MaxDir {
+		return fmt.Errorf("%s: a path of more than %d bytes", m.layers.dir, layers.MaxDir)
 	}
 	if err := m.recoverUses(); err != nil {
 		return err

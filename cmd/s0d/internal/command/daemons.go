@@ -12,6 +12,7 @@ import (
 	"s0.run/internal/imageref"
 	"s0.run/netd"
 	"s0.run/noded"
+	"s0.run/volumed"
 )
 
 func apiCommand() *cobra.Command {
@@ -99,6 +100,7 @@ func nodedCommand(version string) *cobra.Command {
 	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", c.SandboxCIDR, "the sandboxes' IPv4 addresses")
 	f.TextVar(&c.SandboxCIDR6, "sandbox-cidr6", c.SandboxCIDR6, "the sandboxes' IPv6 addresses, a /64")
 	f.StringVar(&c.NetdSocket, "netd-socket", c.NetdSocket, "unix socket of this node's netd; without one sandboxes reach nothing")
+	f.StringVar(&c.VolumedSocket, "volumed-socket", c.VolumedSocket, "unix socket of this node's volumed; without one there are no volumes")
 	f.BoolVar(&c.Simulate, "simulate", false, "run everything but sandboxes, to load-test what is above")
 	level := f.String("log-level", "info", "debug, info, warn or error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -165,6 +167,36 @@ func (r *resolvers) Set(list string) error {
 		*r = append(*r, a)
 	}
 	return nil
+}
+
+func volumedCommand(version string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "volumed", Short: "Run the volumes of one node alone", Args: cobra.NoArgs,
+		Long: "Runs the volumes of one node alone. Secrets are read from the environment: META_PASSWORD of the metadata's database,\n" +
+			"ACCESS_KEY and SECRET_KEY of the bucket, JFS_RSA_PASSPHRASE of the key that encrypts what is stored.",
+	}
+	c := volumed.Default()
+	c.Version = version
+	f := cmd.Flags()
+	f.StringVar(&c.Node, "node", c.Node, "name of this node, which no other of the same store has")
+	f.StringVar(&c.DataDir, "data-dir", c.DataDir, "what is written to volumes and not committed, and the store where it is local")
+	f.StringVar(&c.RunDir, "run-dir", c.RunDir, "mounts")
+	f.StringVar(&c.Socket, "socket", c.Socket, "unix socket for noded")
+	f.StringVar(&c.JuiceFS, "juicefs", "", "juicefs; without it the store is a plain directory of this machine")
+	f.StringVar(&c.Meta, "meta", "", "URL of JuiceFS's metadata, such as postgres://user@host/db?search_path=volumes (default Badger, in the data directory)")
+	f.StringVar(&c.Bucket, "bucket", "", "URL of the S3 bucket that holds volumes (default a directory in the data directory)")
+	f.StringVar(&c.KeyFile, "encrypt-key", "", "RSA private key that encrypts what is stored; for a store that is new")
+	f.IntVar(&c.CacheMiB, "cache-mib", c.CacheMiB, "MiB of a bucket's data that this node keeps")
+	level := f.String("log-level", "info", "debug, info, warn or error")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		log, err := daemon.NewLogger(os.Stderr, *level)
+		if err != nil {
+			return err
+		}
+		c.Log = log.With("daemon", "volumed")
+		return volumed.Run(cmd.Context(), c)
+	}
+	return withFile(cmd)
 }
 
 // networks is a flag's list of prefixes.

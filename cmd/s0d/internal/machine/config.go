@@ -124,6 +124,7 @@ func (c Config) logFile(name string) string { return filepath.Join(c.DataDir, "l
 func (c Config) lockFile() string           { return filepath.Join(c.RunDir, "s0d.lock") }
 func (c Config) controlSocket() string      { return filepath.Join(c.RunDir, "s0d.sock") }
 func (c Config) netdSocket() string         { return filepath.Join(c.RunDir, "netd.sock") }
+func (c Config) volumedSocket() string      { return filepath.Join(c.RunDir, "volumed.sock") }
 func (c Config) dataplane() string          { return filepath.Join(c.run("noded"), "netns", "_dataplane") }
 func (c Config) nodeSocket() string         { return filepath.Join(c.RunDir, "noded.sock") }
 func (c Config) procdDir() string           { return filepath.Join(c.DataDir, "procd") }
@@ -233,7 +234,7 @@ func (c Config) traces() wipe.Config {
 	return wipe.Config{
 		Dirs: []string{c.RunDir, c.DataDir},
 		Entries: []string{
-			"logs", "procd", "registry", "registry.key", "registry-auth.json", "registry-auth.json.new", "containerd", "postgres", "noded", "netd", "netd.sock", "api.key", "object.key", "credential-keys", "admin.key", "admin.password",
+			"logs", "procd", "registry", "registry.key", "registry-auth.json", "registry-auth.json.new", "containerd", "postgres", "noded", "netd", "netd.sock", "volumed", "volumed.sock", "api.key", "object.key", "credential-keys", "admin.key", "admin.password",
 			"s0d.lock", "s0d.sock", "noded.sock", "noded-admin.sock", "api-admin.sock",
 		},
 		CgroupParent: c.CgroupParent,

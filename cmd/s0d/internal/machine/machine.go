@@ -204,6 +204,8 @@ func (s *server) shutdown(ctx context.Context) error {
 	}
 	if err != nil {
 		stop.tell("not all sandboxes ended: %v", err)
+	} else if !stop.keep {
+		s.unmountVolumes()
 	}
 	stop.tell("s0 is down")
 	close(s.control.ended)

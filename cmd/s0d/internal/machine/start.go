@@ -33,6 +33,9 @@ func (s *server) start(ctx context.Context) error {
 	if err := s.startChildren(ctx); err != nil {
 		return err
 	}
+	if err := s.startVolumed(ctx); err != nil {
+		return err
+	}
 	if err := s.startNoded(ctx); err != nil {
 		return err
 	}
@@ -140,7 +143,7 @@ func (s *server) startNoded(ctx context.Context) error {
 		ImageRegistries: s.cfg.ImageRegistries, KeepImages: s.cfg.KeepImages,
 		AllowRunc: s.cfg.AllowRunc, AllowOldRunc: s.cfg.AllowOldRunc,
 		ObjectStore: s.cfg.ObjectStore, ObjectKeyFile: s.cfg.objectKey(), ObjectDryRun: s.cfg.ObjectDryRun,
-		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR, SandboxCIDR6: s.cfg.SandboxCIDR6, NetdSocket: s.cfg.netdSocket(),
+		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR, SandboxCIDR6: s.cfg.SandboxCIDR6, NetdSocket: s.cfg.netdSocket(), VolumedSocket: s.cfg.volumedSocket(),
 		Log: s.log.With("daemon", "noded"), Ready: func() { close(ready) },
 	}
 	s.launch(ctx, "noded", func(ctx context.Context) error { return noded.Run(ctx, cfg) })

@@ -49,7 +49,7 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // programs are what an instance runs; a pager on its log is not among them.
-var programs = []string{"containerd", "containerd-shim-s0-v1", "runsc", "runsc-gofer", "runsc-sandbox", "postgres"}
+var programs = []string{"containerd", "containerd-shim-s0-v1", "runsc", "runsc-gofer", "runsc-sandbox", "postgres", "juicefs"}
 
 func killAll(ctx context.Context, cfg Config) error {
 	ctx, cancel := context.WithTimeout(ctx, killFor)
