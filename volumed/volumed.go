@@ -35,6 +35,9 @@ const (
 	headerTimeout, idleTimeout = 5 * time.Second, 10 * time.Minute
 	// watchInterval is how soon a file system that died is mounted again.
 	watchInterval = 2 * time.Second
+	// hangTime is what a file system may take for an answer before it is given up: its own
+	// keeper replaces a worker that died, on a loaded machine in some seconds.
+	hangTime = time.Minute
 )
 
 // Config says what a volumed owns and where. Zero fields take the value that [Default]
@@ -149,13 +152,18 @@ func Run(ctx context.Context, cfg Config) error {
 func watch(ctx context.Context, cfg Config) error {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
+	good := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		if jfs.Works(cfg.tier()) {
+		health := jfs.Look(cfg.tier())
+		if health == jfs.Good {
+			good = time.Now()
+		}
+		if health == jfs.Good || health == jfs.Hangs && time.Since(good) < hangTime {
 			continue
 		}
 		cfg.Log.Error("the volumes' file system does not answer and is mounted again")

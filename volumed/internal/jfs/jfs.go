@@ -71,18 +71,34 @@ func Ensure(ctx context.Context, cfg Config) error {
 }
 
 // Works tells whether the file system is mounted and answers.
-func Works(dir string) bool {
-	answer := make(chan bool, 1)
+func Works(dir string) bool { return Look(dir) == Good }
+
+// A Health is what a look at the file system saw.
+type Health int
+
+// What hangs may come back: a worker that died is replaced. What is not there does not.
+const (
+	Good Health = iota
+	Hangs
+	Gone
+)
+
+// Look asks the file system.
+func Look(dir string) Health {
+	answer := make(chan Health, 1)
 	go func() { // ends with the system call, which may never do: there is one for each look
 		var st unix.Statfs_t
-		err := unix.Statfs(dir, &st)
-		answer <- err == nil && st.Type == superMagic
+		if err := unix.Statfs(dir, &st); err != nil || st.Type != superMagic {
+			answer <- Gone
+			return
+		}
+		answer <- Good
 	}()
 	select {
-	case works := <-answer:
-		return works
+	case health := <-answer:
+		return health
 	case <-time.After(lookTimeout):
-		return false
+		return Hangs
 	}
 }
 
