@@ -19,10 +19,14 @@ import (
 // finds that nothing was written since the one before, or there were enough. The caller
 // has the turn.
 func (m *Manager) commit(ctx context.Context, v *volume) (clean bool, err error) {
+	return m.commitIn(ctx, v, maxRounds)
+}
+
+func (m *Manager) commitIn(ctx context.Context, v *volume, rounds int) (clean bool, err error) {
 	if v.lost != nil {
 		return false, v.lost
 	}
-	for round := 0; round < maxRounds && !clean; round++ {
+	for round := 0; round < rounds && !clean; round++ {
 		if err := wait(ctx, tree.Racy); err != nil { // what was written just now can be told from what will be
 			return false, err
 		}
@@ -213,7 +217,7 @@ func (m *Manager) attend(ctx context.Context, v *volume) {
 	if !v.open || v.lost != nil || time.Since(v.looked) < max(commitInterval, lookShare*v.took) {
 		return
 	}
-	if _, err := m.commit(ctx, v); err != nil {
+	if _, err := m.commitIn(ctx, v, 2); err != nil { // the next time is soon
 		v.looked = time.Now()
 		m.cfg.Log.Warn("committing a volume will be tried again", "volume", v.id, "error", err)
 		return
