@@ -196,7 +196,7 @@ func TestG02_RefreshDuringAResume(t *testing.T) {
 		told <- row.ExpiresAt
 	}
 	var waking atomic.Bool
-	f = run(t, time.Hour)
+	f = runWith(t, &fakenode.Node{}, lifecycle.Config{Settled: time.Hour}) // no pass takes an old list for news
 	f.node.OnResume = func(*nodeapi.ResumeRequest) error {
 		if waking.Load() {
 			refresh()
