@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"syscall"
 	"time"
@@ -19,6 +20,10 @@ const (
 // startVolumed starts volumed beside us: what it touches may hang. The volumes' mounts
 // stay when it ends.
 func (s *server) startVolumed(ctx context.Context) error {
+	if _, err := os.Stat(s.cfg.binary("juicefs")); err != nil {
+		s.say("  volumes      none: there is no juicefs in %s (make tools)", s.cfg.BinDir)
+		return nil
+	}
 	client := volumeapi.NewClient(s.cfg.volumedSocket())
 	defer client.Close()
 	c := s.launchChild(ctx, child.Config{
