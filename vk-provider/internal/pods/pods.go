@@ -79,6 +79,8 @@ type pod struct {
 	status     corev1.PodStatus
 	slot       *nodeapi.PodSlot // of a pool's pod; nil before it has one
 	sandbox    *nodeapi.Sandbox // nil before it is claimed
+	warmed     bool             // its slot was warm once; one that never was is made again
+	ended      string           // the slot of it that ended last
 	gone       string           // why noded has nothing for it any more
 	containers []*container     // of a pod that is no pool's
 }

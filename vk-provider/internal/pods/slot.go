@@ -66,6 +66,9 @@ func (p *Pods) warm(ctx context.Context, pod *pod, slot podspec.Slot) bool {
 		if pod.slot.GetId() != told.GetId() { // else the stream's word is the newer one
 			pod.slot = told
 		}
+		if pod.warmed = true; pod.ended == told.GetId() {
+			pod.gone = orElse(pod.gone, "its slot ended")
+		}
 		return false
 	})
 }

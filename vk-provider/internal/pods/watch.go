@@ -18,7 +18,7 @@ func (p *Pods) Synced(picture noded.Picture) {
 	for uid, pod := range p.byUID {
 		if slot := p.slots[string(uid)]; slot != nil {
 			pod.slot = slot
-		} else if pod.slot != nil {
+		} else if pod.slot != nil && pod.warmed {
 			pod.gone = orElse(pod.gone, "its node has no record of it")
 		}
 		if pod.sandbox != nil {
@@ -65,6 +65,11 @@ func (p *Pods) PodSlot(slot *nodeapi.PodSlot) {
 		}
 		if pod == nil || pod.slot.GetId() != slot.GetId() {
 			return // of an attempt before
+		}
+		pod.ended = slot.GetId()
+		if !pod.warmed { // an attempt of who is trying still
+			pod.slot = nil
+			return
 		}
 		pod.gone = orElse(slot.GetReason(), "its slot ended")
 	} else {

@@ -95,6 +95,8 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.StringSliceVar(&c.AllowedHosts, "allowed-hosts", nil, "names that the API answers to, beside loopback's and addresses")
 	f.StringSliceVar(&c.TrustedProxies, "trusted-proxies", nil, "networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8")
 	f.StringVar(&c.PublicDomain, "public-domain", "", "domain below which sandboxes' services have their names; empty: this machine's alone")
+	f.StringVar(&c.PoolNamespace, "pool-namespace", "", "namespace of Kubernetes in which pools are ReplicaSets (see s0-vk); without one this machine keeps them")
+	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "how to reach that Kubernetes")
 	f.Float64Var(&c.RateLimit, "rate-limit", 100, "requests a second of each team and each address")
 	f.IntVar(&c.RateBurst, "rate-burst", 200, "requests at once of each team and each address")
 	f.StringToInt64Var(&c.Quotas, "quotas", nil, "limits of teams without their own, such as active_sandboxes=100,memory_mib=65536")

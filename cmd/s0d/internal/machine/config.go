@@ -42,6 +42,8 @@ type Config struct {
 	AllowedHosts      []string         // names that the API answers to, beside loopback's and addresses
 	TrustedProxies    []string         // networks of proxies whose X-Forwarded-For the API believes
 	PublicDomain      string           // below which sandboxes' services have their names; "" is this machine's own
+	PoolNamespace     string           // of Kubernetes, where pools are ReplicaSets; "": the node keeps them
+	Kubeconfig        string           // how to reach it
 	RateLimit         float64          // requests a second of each team and each address
 	RateBurst         int              // requests at once
 	Quotas            map[string]int64 // limits of teams without their own

@@ -1,0 +1,185 @@
+package pods
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/procapi"
+	"s0.run/vk-provider/internal/noded"
+)
+
+func TestExpansion(t *testing.T) {
+	t.Parallel()
+	expand := expander([]variable{{"A", "1"}, {"B", "$(A)"}})
+	for in, want := range map[string]string{
+		"": "", "a": "a", "$": "$", "$(A)": "1", "x$(A)y$(B)": "x1y$(A)", "$$(A)": "$(A)", "$(C)": "$(C)", "$(A": "$(A", "$A": "$A", "$$$(A)": "$1",
+	} {
+		if got := expand(in); got != want {
+			t.Errorf("%q became %q, not %q", in, got, want)
+		}
+	}
+}
+
+func TestOwnResources(t *testing.T) {
+	t.Parallel()
+	c := &corev1.Container{Name: "c", Resources: corev1.ResourceRequirements{Limits: corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("1500m"), corev1.ResourceMemory: resource.MustParse("64Mi"),
+	}}}
+	for name, want := range map[string]string{"limits.cpu/": "2", "limits.cpu/1m": "1500", "limits.memory/1Mi": "64", "limits.memory/": "67108864"} {
+		ref := &corev1.ResourceFieldSelector{}
+		var divisor string
+		if _, err := fmt.Sscanf(replaceSlash(name), "%s %s", &ref.Resource, &divisor); err == nil {
+			ref.Divisor = resource.MustParse(divisor)
+		}
+		if got, err := resourceOf(c, ref); err != nil || got != want {
+			t.Errorf("%s is %q, %v; want %s", name, got, err, want)
+		}
+	}
+	if _, err := resourceOf(c, &corev1.ResourceFieldSelector{Resource: "requests.cpu"}); err == nil {
+		t.Error("what it does not request has a value")
+	}
+}
+
+func replaceSlash(s string) string {
+	b := []byte(s)
+	for i := range b {
+		if b[i] == '/' {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}
+
+// known is Pods with a whole picture of a node.
+func known(slots ...*nodeapi.PodSlot) *Pods {
+	p := New(Config{Warmups: 1})
+	picture := noded.Picture{Slots: map[string]*nodeapi.PodSlot{}, Sandboxes: map[string]*nodeapi.Sandbox{}}
+	for _, s := range slots {
+		picture.Slots[s.GetPod()] = s
+	}
+	p.Synced(picture)
+	return p
+}
+
+func free(n int) (all []*nodeapi.PodSlot) {
+	for i := range n {
+		all = append(all, &nodeapi.PodSlot{Pod: fmt.Sprint("uid-", i), Id: fmt.Sprint("slot-", i), State: nodeapi.PodSlotFree})
+	}
+	return all
+}
+
+// What has no pod ends only after a grace, in part, and when both lists are whole.
+func TestG09_H06_OrphansHaveAGrace(t *testing.T) {
+	t.Parallel()
+	p := known(free(30)...)
+	now := time.Now()
+	mine := []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{UID: "uid-0"}}}
+	if got := p.forgotten(mine, now); len(got) != 0 {
+		t.Fatalf("at the first look %d end", len(got))
+	}
+	if got := p.forgotten(mine, now.Add(orphanGrace-time.Second)); len(got) != 0 {
+		t.Fatalf("within the grace %d end", len(got))
+	}
+	got := p.forgotten(mine, now.Add(orphanGrace))
+	if len(got) != 3 {
+		t.Fatalf("%d of 30 end at once", len(got))
+	}
+	for _, req := range got {
+		if req.GetId() == "slot-0" {
+			t.Error("one that has a pod ends")
+		}
+		if req.GetClaimId() == "" {
+			t.Error("one that is claimed meanwhile would end, too")
+		}
+	}
+	// A pod that comes back, late, begins a new grace.
+	all := append(mine, corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "uid-1"}})
+	p.forgotten(all, now.Add(orphanGrace))
+	for _, req := range p.forgotten(mine, now.Add(orphanGrace)) {
+		if req.GetId() == "slot-1" {
+			t.Error("one ends whose pod was just there")
+		}
+	}
+	p.Lost(fmt.Errorf("gone"))
+	if got := p.forgotten(nil, now.Add(2*orphanGrace)); len(got) != 0 {
+		t.Errorf("while the node can't be heard %d end", len(got))
+	}
+}
+
+// A tenant's sandbox has no pod to lose.
+func TestG09_ClaimedSandboxesAreNoOrphans(t *testing.T) {
+	t.Parallel()
+	p := known(&nodeapi.PodSlot{Pod: "uid", Id: "s", State: nodeapi.PodSlotClaimed})
+	p.Sandbox(&nodeapi.Sandbox{Id: "s", Pod: "uid", ClaimId: "a tenant's", State: "running"})
+	p.Sandbox(&nodeapi.Sandbox{Id: "p", ClaimId: nodeapi.PodClaim("other"), State: "running"})
+	now := time.Now()
+	p.forgotten(nil, now)
+	got := p.forgotten(nil, now.Add(orphanGrace))
+	if len(got) != 1 || got[0].GetClaimId() != nodeapi.PodClaim("other") {
+		t.Fatalf("these end: %v", got)
+	}
+}
+
+// After a restart, VK is told of no pods to compare with its cache.
+func TestH06_ARestartListsNothingToEnd(t *testing.T) {
+	t.Parallel()
+	p := known(free(3)...)
+	if list, err := p.GetPods(t.Context()); err != nil || len(list) != 0 {
+		t.Fatalf("it lists %v, %v", list, err)
+	}
+}
+
+func TestContainerStatuses(t *testing.T) {
+	t.Parallel()
+	seven, start := 7, time.Now().Add(-time.Minute)
+	attempt := &procapi.SessionAttempt{ID: "a", Number: 2, StartedAt: start, FinishedAt: start.Add(time.Second), ExitCode: &seven}
+	for phase, check := range map[string]func(corev1.ContainerStatus) bool{
+		procapi.PhaseRunning: func(s corev1.ContainerStatus) bool { return s.Ready && s.State.Running != nil && s.RestartCount == 1 },
+		procapi.PhaseBackoff: func(s corev1.ContainerStatus) bool { return !s.Ready && s.State.Waiting.Reason == "CrashLoopBackOff" },
+		procapi.PhaseFailed: func(s corev1.ContainerStatus) bool {
+			return s.State.Terminated.ExitCode == 7 && s.State.Terminated.Reason == "Error"
+		},
+		procapi.PhasePending: func(s corev1.ContainerStatus) bool { return s.State.Waiting != nil && !s.Ready },
+	} {
+		c := &container{spec: corev1.Container{Name: "c"}, session: "s", now: procapi.Session{Phase: phase, Attempt: attempt, RestartCount: 1}}
+		if s := c.status("id"); !check(s) {
+			t.Errorf("%s: %+v", phase, s)
+		}
+	}
+	c := &container{spec: corev1.Container{Name: "c"}}
+	if s := c.status("id"); s.State.Waiting == nil || s.State.Waiting.Reason != "PodInitializing" {
+		t.Errorf("before it is started: %+v", s)
+	}
+}
+
+func TestPodPhases(t *testing.T) {
+	t.Parallel()
+	zero, one := 0, 1
+	in := func(phase string, code *int, init bool) *container {
+		return &container{init: init, session: "s", now: procapi.Session{Phase: phase, Attempt: &procapi.SessionAttempt{StartedAt: time.Now(), ExitCode: code}}}
+	}
+	p := &pod{uid: types.UID("u"), api: &corev1.Pod{}}
+	for name, c := range map[string]struct {
+		containers []*container
+		want       corev1.PodPhase
+	}{
+		"runs":            {[]*container{in(procapi.PhaseRunning, nil, false)}, corev1.PodRunning},
+		"half":            {[]*container{in(procapi.PhaseRunning, nil, false), in(procapi.PhaseExited, &zero, false)}, corev1.PodRunning},
+		"done":            {[]*container{in(procapi.PhaseExited, &zero, false)}, corev1.PodSucceeded},
+		"failed":          {[]*container{in(procapi.PhaseFailed, &one, false), in(procapi.PhaseExited, &zero, false)}, corev1.PodFailed},
+		"initialises":     {[]*container{in(procapi.PhaseRunning, nil, true), {}}, corev1.PodPending},
+		"init has failed": {[]*container{in(procapi.PhaseFailed, &one, true), {}}, corev1.PodFailed},
+		"init is done":    {[]*container{in(procapi.PhaseExited, &zero, true), in(procapi.PhaseRunning, nil, false)}, corev1.PodRunning},
+	} {
+		if s := podStatus(p, "1.2.3.4", &nodeapi.Sandbox{Id: "i", Ip: "10.0.0.1"}, c.containers); s.Phase != c.want {
+			t.Errorf("%s: %s, not %s", name, s.Phase, c.want)
+		}
+	}
+}
