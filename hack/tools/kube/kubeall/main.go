@@ -21,7 +21,7 @@ import (
 
 var programs = map[string]func() *cobra.Command{
 	"kube-apiserver":          apiserver.NewAPIServerCommand,
-	"kube-scheduler":          scheduler.NewSchedulerCommand,
+	"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 	"kube-controller-manager": manager.NewControllerManagerCommand,
 	"kubectl":                 kubectl.NewDefaultKubectlCommand,
 }
