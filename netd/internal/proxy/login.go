@@ -11,11 +11,16 @@ import (
 	"s0.run/internal/errdefs"
 	"s0.run/internal/policy"
 	"s0.run/netd/internal/relay"
+	"s0.run/netd/internal/share"
 	"s0.run/netd/internal/sniff"
 	"s0.run/netd/internal/sshproxy"
 )
 
 const handshakeTimeout = 10 * time.Second
+
+// shells is how many connections over SSH are answered at once, of a sandbox and of all:
+// each may have 4 MiB in memory that nobody reads.
+var shells = share.Config{Sure: 2, Most: 16, Spare: 128}
 
 // tunnel ends the sandbox's TLS here and begins one to upstream that presents a
 // client certificate. What is inside passes as it is.
@@ -106,6 +111,12 @@ func (s *session) login(ctx context.Context, head *sniff.Conn, to policy.Flow, c
 		return nil
 	}
 	s.record.Adapter = "ssh"
+	if !s.p.shells.Take(s.guest.ID, 1) {
+		reset(s.conn)
+		s.deny("too many connections over SSH at once")
+		return nil
+	}
+	defer s.p.shells.Give(s.guest.ID, 1)
 	ready, err := s.prepare(cred)
 	if err != nil {
 		reset(s.conn)

@@ -90,6 +90,7 @@ type Proxy struct {
 	dialer   *dial.Dialer
 	http     *httpproxy.Server
 	memory   *share.Pool[sandbox.ID]
+	shells   *share.Pool[sandbox.ID]
 	flows    *relay.Registry
 	lookups  *relay.Registry // connections to the resolver, to bound them
 
@@ -114,7 +115,7 @@ func New(config Config) (*Proxy, error) {
 	if config.Memory == (share.Config{}) {
 		config.Memory = memory
 	}
-	p := &Proxy{config: config, memory: share.New[sandbox.ID](config.Memory), flows: relay.NewRegistry(), lookups: relay.NewRegistry(), authorities: map[sandbox.ID]*ca.Authority{}}
+	p := &Proxy{config: config, shells: share.New[sandbox.ID](shells), memory: share.New[sandbox.ID](config.Memory), flows: relay.NewRegistry(), lookups: relay.NewRegistry(), authorities: map[sandbox.ID]*ca.Authority{}}
 	var err error
 	if p.dialer, err = dial.New(dial.Config{Forbidden: config.Forbidden}); err != nil {
 		return nil, err

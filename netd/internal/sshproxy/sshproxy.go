@@ -29,8 +29,9 @@ import (
 const (
 	// handshakeTimeout bounds each side's handshake, login included.
 	handshakeTimeout = 20 * time.Second
-	// maxSessions is how many commands run at once over one connection.
-	maxSessions = 8
+	// maxSessions is how many commands run at once over one connection: git has one. Each
+	// may have 2 MiB unread in each direction, which is what a connection costs.
+	maxSessions = 1
 	// maxOperations bounds what is told of one connection.
 	maxOperations = 32
 	maxLogins     = 3
