@@ -22,10 +22,14 @@ import (
 
 // TestNetwork is what gets out of real sandboxes, to an internet of one namespace.
 func TestNetwork(t *testing.T) {
-	s := s0test.Start(t, s0test.Options{Pool: 2})
 	w := newInternet(t)
+	o := newOrigin(t, w)
+	s := s0test.Start(t, o.options())
 	t.Run("rules", func(t *testing.T) { testNetworkRules(t, s, w) })
 	t.Run("pause", func(t *testing.T) { testNetworkAfterAPause(t, s, w) })
+	t.Run("credentials", func(t *testing.T) { testCredentials(t, s, w, o) })
+	t.Run("whom a sandbox believes", func(t *testing.T) { testTrust(t, s, w, o) })
+	t.Run("logins", func(t *testing.T) { testLogins(t, s, w, o) })
 	t.Run("X31: netd is killed", func(t *testing.T) { testNetdIsKilled(t, s, w) })
 }
 
@@ -35,6 +39,7 @@ type internet struct {
 	near, far   netip.Addr
 	near6, far6 netip.Addr
 	host        netip.Addr
+	ns          netns.NsHandle
 }
 
 func newInternet(t *testing.T) *internet {
@@ -46,6 +51,7 @@ func newInternet(t *testing.T) *internet {
 	}
 	w := &internet{near: four(2), far: four(3), near6: six(2), far6: six(3), host: four(1)}
 	ns := namespace(t)
+	w.ns = ns
 	host, err := netlink.NewHandle()
 	if err != nil {
 		t.Fatal(err)
@@ -64,6 +70,7 @@ func newInternet(t *testing.T) *internet {
 	t.Cleanup(func() { _ = host.LinkDel(link) })
 	addresses(t, host, name, w.host, six(1))
 	addresses(t, inner, "eth0", w.near, w.far, w.near6, w.far6)
+	addresses(t, inner, "lo") // its servers reach each other
 	answer(t, ns, w)
 	return w
 }
@@ -109,6 +116,15 @@ func addresses(t *testing.T, h *netlink.Handle, name string, all ...netip.Addr) 
 // answer echoes on ports 7 and 8 of every address in the namespace.
 func answer(t *testing.T, ns netns.NsHandle, w *internet) {
 	t.Helper()
+	for _, a := range []netip.Addr{w.near, w.far, w.near6, w.far6} {
+		for _, port := range []uint16{7, 8} {
+			go serveWord(listenIn(t, ns, netip.AddrPortFrom(a, port).String()))
+		}
+	}
+}
+
+// inNamespace runs f on a thread inside a namespace.
+func inNamespace(ns netns.NsHandle, f func() error) error {
 	failed := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and ends with its thread
@@ -116,23 +132,9 @@ func answer(t *testing.T, ns netns.NsHandle, w *internet) {
 			failed <- err
 			return
 		}
-		for _, a := range []netip.Addr{w.near, w.far, w.near6, w.far6} {
-			for _, port := range []uint16{7, 8} {
-				at := netip.AddrPortFrom(a, port).String()
-				l, err := net.Listen("tcp", at)
-				if err != nil {
-					failed <- err
-					return
-				}
-				t.Cleanup(func() { l.Close() })
-				go serveWord(l)
-			}
-		}
-		failed <- nil
+		failed <- f()
 	}()
-	if err := <-failed; err != nil {
-		t.Fatal(err)
-	}
+	return <-failed
 }
 
 func serveWord(l net.Listener) {
