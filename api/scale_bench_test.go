@@ -153,8 +153,9 @@ func (s *scale) claims() {
 	for _, c := range []struct{ clients, n int }{{1, 3_000}, {8, 8_000}, {32, 15_000}, {64, 20_000}, {128, 20_000}} {
 		before, pgBefore := cpu(s.b), s.pg.CPU(s.b)
 		took, all := s.load(c.clients, c.n, req, 201)
-		note := fmt.Sprintf("%.0f claims/s; CPU a claim: %.0f µs here, %.0f µs in PostgreSQL", float64(c.n)/all.Seconds(),
-			float64((cpu(s.b)-before).Microseconds())/float64(c.n), float64((s.pg.CPU(s.b)-pgBefore).Microseconds())/float64(c.n))
+		n := float64(len(took)) // of a client that was refused, nothing more was asked
+		note := fmt.Sprintf("%.0f claims/s; CPU a claim: %.0f µs here, %.0f µs in PostgreSQL", n/all.Seconds(),
+			float64((cpu(s.b)-before).Microseconds())/n, float64((s.pg.CPU(s.b)-pgBefore).Microseconds())/n)
 		s.add("claim", fmt.Sprintf("%d clients", c.clients), took, note)
 	}
 }
