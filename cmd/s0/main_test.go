@@ -88,6 +88,9 @@ func controlPlane(name string) http.Handler {
 	}))
 	mux.HandleFunc("POST /api/v1/sandboxes/{id}/sessions/{session}/inputs", signedIn(echo))
 	mux.HandleFunc("POST /api/v1/sandboxes", signedIn(echo))
+	mux.HandleFunc("POST /api/v1/sandboxvolumes", signedIn(echo))
+	mux.HandleFunc("POST /api/v1/sandboxvolumes/{id}/{path...}", signedIn(echo))
+	mux.HandleFunc("POST /api/v1/sandboxes/{id}/sandboxvolumes/mount", signedIn(echo))
 	mux.HandleFunc("POST /api/v1/templates", signedIn(echo))
 	return mux
 }

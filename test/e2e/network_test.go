@@ -26,6 +26,7 @@ func TestNetwork(t *testing.T) {
 	o := newOrigin(t, w)
 	s := s0test.Start(t, o.options())
 	t.Run("rules", func(t *testing.T) { testNetworkRules(t, s, w) })
+	t.Run("a warm process", func(t *testing.T) { testNetworkOfAWarmProcess(t, s, w) })
 	t.Run("pause", func(t *testing.T) { testNetworkAfterAPause(t, s, w) })
 	t.Run("credentials", func(t *testing.T) { testCredentials(t, s, w, o) })
 	t.Run("whom a sandbox believes", func(t *testing.T) { testTrust(t, s, w, o) })
@@ -262,6 +263,55 @@ func testNetworkRules(t *testing.T, s *s0test.Stack, w *internet) {
 	u.wantOutcomes(id, map[string]string{to(w.near, 7): "refused", to(w.near6, 7): "refused", to(w.far, 7): "refused"})
 	u.setNetwork(id, w.nearOnly())
 	u.wantOutcomes(id, map[string]string{to(w.near, 7): "here", to(w.near6, 7): "here", to(w.far, 7): "refused"})
+}
+
+// tries connects without end from before the claim on, and writes down what comes of it.
+const tries = `
+import socket, sys, time
+open("/tmp/starts", "a").write("x")
+log = open("/tmp/tries", "a", buffering=1)
+while True:
+    for at in sys.argv[1:]:
+        s = socket.socket()
+        s.settimeout(5)
+        try:
+            s.connect((at, 7))
+            print(at, s.recv(10).decode(), file=log)
+        except ConnectionRefusedError:
+            print(at, "refused", file=log)
+        except OSError as e:
+            print(at, type(e).__name__, file=log)
+        s.close()
+    time.sleep(0.1)
+`
+
+// E01: what ran before the claim is under the claim's policy as soon as there is one, and
+// was under none that lets anything out before. It is not started again for that.
+func testNetworkOfAWarmProcess(t *testing.T, s *s0test.Stack, w *internet) {
+	u := newUser(t, s)
+	command, err := json.Marshal([]string{"python3", "-c", tries, w.near.String(), w.far.String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.warmTemplate("connects", 1, fmt.Sprintf(`{"name":"connects","type":"cmd","command":%s}`, command))
+	u.awaitIdle("connects")
+	p := policyOf(t, w.nearOnly())
+	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "connects", Config: &client.SandboxConfig{Network: &p}})
+	must(u, "claiming a sandbox of connects", sb, err)
+	t.Cleanup(func() { u.remove(sb.SandboxID) })
+	near, far := w.near.String()+" here\n", w.far.String()+" refused\n"
+	s.Eventually("both addresses were tried under the policy", func() error {
+		if got := u.read(sb.SandboxID, "/tmp/tries"); !strings.Contains(got, near) || !strings.Contains(got, far) {
+			return fmt.Errorf("tries: %.500s", got)
+		}
+		return nil
+	})
+	if got := u.read(sb.SandboxID, "/tmp/tries"); strings.Contains(got, w.far.String()+" here") {
+		t.Errorf("it got through to what no policy names: %.500s", got)
+	}
+	if got := u.read(sb.SandboxID, "/tmp/starts"); got != "x" {
+		t.Errorf("it was started %d times", len(got))
+	}
 }
 
 // A resumed sandbox has another address and the same policy.
