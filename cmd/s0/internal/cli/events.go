@@ -18,9 +18,15 @@ func (a *app) sandboxEvents() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "events <id>",
 		Short: "Show what happened to a sandbox and in it",
-		Long: `Show what happened to a sandbox, oldest first, and what happened in it if it was
-claimed with a webhook. Events outlive their sandbox.`,
-		Example:           "  s0 sandbox events ID\n  s0 sandbox events ID --action process.crashed --since 1h\n  s0 sandbox events ID --watch",
+		Long: `Show what happened to a sandbox, oldest first, what it sent where, and what happened
+in it if it was claimed with a webhook. Events outlive their sandbox.
+
+What a network policy would deny is seen before it does: have it enforced
+audit-only for a while, and ask for network.would_deny.`,
+		Example: `  s0 sandbox events ID
+  s0 sandbox events ID --action process.crashed --since 1h
+  s0 sandbox network -s ID update --enforcement audit-only
+  s0 sandbox events ID --type network_audit --watch`,
 		Args:              want("the sandbox's id"),
 		ValidArgsFunction: a.completeSandboxes,
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
@@ -35,15 +41,15 @@ claimed with a webhook. Events outlive their sandbox.`,
 	when.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&source, "source", "", "events of manager, netd or procd alone")
-	flags.StringVar(&eventType, "type", "", "events of lifecycle, process or file alone")
-	flags.StringVar(&outcome, "outcome", "", "events that completed, succeeded or failed alone")
-	flags.StringVar(&opts.Action, "action", "", "events of one kind alone, such as process.exited")
+	flags.StringVar(&eventType, "type", "", "events of lifecycle, process, file or network_audit alone")
+	flags.StringVar(&outcome, "outcome", "", "events that completed, succeeded, failed, were denied or ended in an error alone")
+	flags.StringVar(&opts.Action, "action", "", "events of one kind alone, such as process.exited or network.denied")
 	flags.StringVar(&opts.Cursor, "cursor", "", "events behind a cursor")
 	flags.IntVar(&opts.Limit, "limit", 0, "how many at most (default all)")
 	flags.BoolVarP(&watch, "watch", "w", false, "go on with what happens, until interrupted or the sandbox's end")
 	complete(cmd, "source", "manager", "netd", "procd")
-	complete(cmd, "type", "lifecycle", "process", "file")
-	complete(cmd, "outcome", "completed", "succeeded", "failed")
+	complete(cmd, "type", "lifecycle", "process", "file", "network_audit")
+	complete(cmd, "outcome", "completed", "succeeded", "failed", "denied", "error")
 	cmd.MarkFlagsMutuallyExclusive("watch", "end-time")
 	cmd.MarkFlagsMutuallyExclusive("watch", "limit")
 	return cmd
@@ -81,10 +87,13 @@ func (a *app) watchEvents(ctx context.Context, c *client.Client, id string, opts
 }
 
 // eventDetails are the attributes that say most of an event.
-var eventDetails = []string{"command", "alias", "exit_code", "state", "event_type", "path", "old_path", "reason", "count"}
+var eventDetails = []string{"command", "alias", "exit_code", "state", "event_type", "path", "old_path", "transport", "protocol", "reason", "error", "egress_bytes", "ingress_bytes", "more", "count"}
 
 func (a *app) printEvent(e client.SandboxEvent) error {
 	text := fmt.Sprintf("%s %-16s", e.OccurredAt.Local().Format(stamp), e.Action)
+	if e.Resource.Type == "network" {
+		text += fmt.Sprintf(" %s:%v", e.Resource.ID, e.Attributes["dest_port"])
+	}
 	if e.Resource.Type == "process" {
 		text += " " + e.Resource.ID
 	}
