@@ -26,7 +26,11 @@ func TestNetwork(t *testing.T) {
 	o := newOrigin(t, w)
 	s := s0test.Start(t, o.options())
 	t.Run("rules", func(t *testing.T) { testNetworkRules(t, s, w) })
+<<<<<<< HEAD
 	t.Run("a warm process", func(t *testing.T) { testNetworkOfAWarmProcess(t, s, w) })
+=======
+	t.Run("audit", func(t *testing.T) { testNetworkAudit(t, s, w) })
+>>>>>>> 232ce42 (test/e2e: what real sandboxes send is among their events, and a dry run denies nothing)
 	t.Run("pause", func(t *testing.T) { testNetworkAfterAPause(t, s, w) })
 	t.Run("credentials", func(t *testing.T) { testCredentials(t, s, w, o) })
 	t.Run("whom a sandbox believes", func(t *testing.T) { testTrust(t, s, w, o) })
@@ -39,6 +43,7 @@ func TestNetwork(t *testing.T) {
 type internet struct {
 	near, far   netip.Addr
 	near6, far6 netip.Addr
+	public      netip.Addr // of no network that a policy has to name
 	host        netip.Addr
 	ns          netns.NsHandle
 }
@@ -50,7 +55,7 @@ func newInternet(t *testing.T) *internet {
 	six := func(n byte) netip.Addr {
 		return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, a, b, 15: n})
 	}
-	w := &internet{near: four(2), far: four(3), near6: six(2), far6: six(3), host: four(1)}
+	w := &internet{near: four(2), far: four(3), near6: six(2), far6: six(3), public: netip.AddrFrom4([4]byte{93, 184, a, b + 2}), host: four(1)}
 	ns := namespace(t)
 	w.ns = ns
 	host, err := netlink.NewHandle()
@@ -70,8 +75,19 @@ func newInternet(t *testing.T) *internet {
 	}
 	t.Cleanup(func() { _ = host.LinkDel(link) })
 	addresses(t, host, name, w.host, six(1))
+<<<<<<< HEAD
 	addresses(t, inner, "eth0", w.near, w.far, w.near6, w.far6)
 	addresses(t, inner, "lo") // its servers reach each other
+=======
+	addresses(t, inner, "eth0", w.near, w.far, w.near6, w.far6, w.public)
+	l, err := host.LinkByName(name)
+	if err == nil {
+		err = host.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: &net.IPNet{IP: w.public.AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: w.near.AsSlice()})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+>>>>>>> 232ce42 (test/e2e: what real sandboxes send is among their events, and a dry run denies nothing)
 	answer(t, ns, w)
 	return w
 }
@@ -133,7 +149,23 @@ func inNamespace(ns netns.NsHandle, f func() error) error {
 			failed <- err
 			return
 		}
+<<<<<<< HEAD
 		failed <- f()
+=======
+		for _, a := range []netip.Addr{w.near, w.far, w.near6, w.far6, w.public} {
+			for _, port := range []uint16{7, 8} {
+				at := netip.AddrPortFrom(a, port).String()
+				l, err := net.Listen("tcp", at)
+				if err != nil {
+					failed <- err
+					return
+				}
+				t.Cleanup(func() { l.Close() })
+				go serveWord(l)
+			}
+		}
+		failed <- nil
+>>>>>>> 232ce42 (test/e2e: what real sandboxes send is among their events, and a dry run denies nothing)
 	}()
 	return <-failed
 }
