@@ -26,11 +26,8 @@ func TestNetwork(t *testing.T) {
 	o := newOrigin(t, w)
 	s := s0test.Start(t, o.options())
 	t.Run("rules", func(t *testing.T) { testNetworkRules(t, s, w) })
-<<<<<<< HEAD
 	t.Run("a warm process", func(t *testing.T) { testNetworkOfAWarmProcess(t, s, w) })
-=======
 	t.Run("audit", func(t *testing.T) { testNetworkAudit(t, s, w) })
->>>>>>> 232ce42 (test/e2e: what real sandboxes send is among their events, and a dry run denies nothing)
 	t.Run("pause", func(t *testing.T) { testNetworkAfterAPause(t, s, w) })
 	t.Run("credentials", func(t *testing.T) { testCredentials(t, s, w, o) })
 	t.Run("whom a sandbox believes", func(t *testing.T) { testTrust(t, s, w, o) })
@@ -75,10 +72,6 @@ func newInternet(t *testing.T) *internet {
 	}
 	t.Cleanup(func() { _ = host.LinkDel(link) })
 	addresses(t, host, name, w.host, six(1))
-<<<<<<< HEAD
-	addresses(t, inner, "eth0", w.near, w.far, w.near6, w.far6)
-	addresses(t, inner, "lo") // its servers reach each other
-=======
 	addresses(t, inner, "eth0", w.near, w.far, w.near6, w.far6, w.public)
 	l, err := host.LinkByName(name)
 	if err == nil {
@@ -87,7 +80,7 @@ func newInternet(t *testing.T) *internet {
 	if err != nil {
 		t.Fatal(err)
 	}
->>>>>>> 232ce42 (test/e2e: what real sandboxes send is among their events, and a dry run denies nothing)
+	addresses(t, inner, "lo") // its servers reach each other
 	answer(t, ns, w)
 	return w
 }
@@ -133,7 +126,7 @@ func addresses(t *testing.T, h *netlink.Handle, name string, all ...netip.Addr) 
 // answer echoes on ports 7 and 8 of every address in the namespace.
 func answer(t *testing.T, ns netns.NsHandle, w *internet) {
 	t.Helper()
-	for _, a := range []netip.Addr{w.near, w.far, w.near6, w.far6} {
+	for _, a := range []netip.Addr{w.near, w.far, w.near6, w.far6, w.public} {
 		for _, port := range []uint16{7, 8} {
 			go serveWord(listenIn(t, ns, netip.AddrPortFrom(a, port).String()))
 		}
@@ -149,23 +142,7 @@ func inNamespace(ns netns.NsHandle, f func() error) error {
 			failed <- err
 			return
 		}
-<<<<<<< HEAD
 		failed <- f()
-=======
-		for _, a := range []netip.Addr{w.near, w.far, w.near6, w.far6, w.public} {
-			for _, port := range []uint16{7, 8} {
-				at := netip.AddrPortFrom(a, port).String()
-				l, err := net.Listen("tcp", at)
-				if err != nil {
-					failed <- err
-					return
-				}
-				t.Cleanup(func() { l.Close() })
-				go serveWord(l)
-			}
-		}
-		failed <- nil
->>>>>>> 232ce42 (test/e2e: what real sandboxes send is among their events, and a dry run denies nothing)
 	}()
 	return <-failed
 }
