@@ -73,6 +73,9 @@ func (s *stack) up() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	if err := os.Chmod(dir, 0o711); err != nil { // PostgreSQL's user crosses it
+		s.t.Fatal(err)
+	}
 	s.dir = dir
 	listen, registry := freePort(s.t), freePort(s.t)
 	bin := filepath.Dir(kubetest.Binary(s.t, "s0d"))
@@ -255,7 +258,7 @@ func (s *stack) testClaim(t *testing.T) {
 	if status != http.StatusCreated {
 		t.Fatalf("the claim was answered with %d", status)
 	}
-	id, _ := sb["id"].(string)
+	id, _ := sb["sandbox_id"].(string)
 	claimed := s.until(namespace, "s0.run/sandbox="+id, "the claim's label", oneReady)[0]
 	if claimed.UID != free[0].UID || claimed.Labels["s0.run/state"] != "claimed" || claimed.Labels["s0.run/team"] == "" {
 		t.Errorf("claimed is %s with %v, free was %s", claimed.Name, claimed.Labels, free[0].Name)

@@ -194,7 +194,7 @@ func (s *server) awaitPart(ctx context.Context, name string, ready <-chan struct
 // awaitWarm waits for the first warm slot, so that the first claim is a quick
 // one. A pool that can't be warmed is shown, and leaves the rest usable.
 func (s *server) awaitWarm(ctx context.Context) error {
-	if s.cfg.PoolMin == 0 {
+	if s.cfg.PoolMin == 0 || s.cfg.PoolNamespace != "" { // Kubernetes decides what is warmed, and when
 		return nil
 	}
 	waiting, cancel := context.WithTimeout(ctx, warmTimeout)
