@@ -302,7 +302,8 @@ func testNetworkOfAWarmProcess(t *testing.T, s *s0test.Stack, w *internet) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.warmTemplate("connects", 1, fmt.Sprintf(`{"name":"connects","type":"cmd","command":%s}`, command))
+	u.warmTemplate("connects", 1, fmt.Sprintf(`{"name":"connects","type":"cmd","command":%s,
+		"probes":{"readiness":{"exec":{"command":["test","-s","/tmp/tries"]},"periodSeconds":1}}}`, command))
 	u.awaitIdle("connects")
 	p := policyOf(t, w.nearOnly())
 	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "connects", Config: &client.SandboxConfig{Network: &p}})

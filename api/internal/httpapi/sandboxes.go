@@ -109,10 +109,6 @@ func checkConfig(env map[string]string) error {
 	return nil
 }
 
-func notServed(what string) error {
-	return errdefs.New(errdefs.InvalidArgument, "%s is not supported by this server", what)
-}
-
 // ListSandboxes implements GET /api/v1/sandboxes.
 func (a *API) ListSandboxes(w http.ResponseWriter, r *http.Request, params openapi.ListSandboxesParams) {
 	f, err := filterOf(params)
