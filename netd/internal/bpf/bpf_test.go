@@ -29,7 +29,7 @@ var (
 )
 
 // needKernel skips what only root on a real kernel can do.
-func needKernel(t *testing.T) {
+func needKernel(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs root")
@@ -40,7 +40,7 @@ func needKernel(t *testing.T) {
 }
 
 // pins mounts a bpffs for one test.
-func pins(t *testing.T) string {
+func pins(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
@@ -50,7 +50,7 @@ func pins(t *testing.T) string {
 	return filepath.Join(dir, "pins")
 }
 
-func open(t *testing.T, dir string) *Kernel {
+func open(t testing.TB, dir string) *Kernel {
 	t.Helper()
 	cfg := config
 	cfg.PinDir = dir
@@ -62,7 +62,7 @@ func open(t *testing.T, dir string) *Kernel {
 	return k
 }
 
-func attach(t *testing.T, k *Kernel, owner uint64) uint32 {
+func attach(t testing.TB, k *Kernel, owner uint64) uint32 {
 	t.Helper()
 	serial, err := k.Attach(Place{Ifindex: loopback, Owner: owner, IPv4: addr4, IPv6: addr6, MAC: sandboxMAC})
 	if err != nil {
@@ -80,7 +80,7 @@ var fixed = policy.Fixed{Denied: []netip.Prefix{
 	netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("fd77::/64"), netip.MustParsePrefix("93.184.0.1/32"), netip.MustParsePrefix("2606:aaaa::1/128"),
 }}
 
-func setPolicy(t *testing.T, k *Kernel, text string) {
+func setPolicy(t testing.TB, k *Kernel, text string) {
 	t.Helper()
 	p, err := policy.Parse([]byte(text))
 	if err != nil {

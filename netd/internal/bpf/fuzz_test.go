@@ -1,0 +1,89 @@
+package bpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/policy"
+)
+
+// FuzzFrame holds what the program lets pass against a reader of frames that knows
+// nothing but what may pass, and against the policy's own judge.
+func FuzzFrame(f *testing.F) {
+	needKernel(f)
+	k := open(f, pins(f))
+	attach(f, k, 1)
+	const text = `{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.0/24","2606:aaaa::/64"],"allowedPorts":[{"port":443},{"port":9,"protocol":"udp"}]}}`
+	setPolicy(f, k, text)
+	parsed, err := policy.Parse([]byte(text))
+	if err != nil {
+		f.Fatal(err)
+	}
+	c, err := policy.Compile(parsed, fixed)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range []frame{
+		tcp("93.184.0.2", 443), udp("93.184.0.2", 9), tcp("2606:aaaa::2", 443), udp("2606:aaaa::2", 9), udp("8.8.8.8", 53), tcp("2606:bbbb::2", 53),
+		icmp("93.184.0.2", 8), raw("93.184.0.2", unix.IPPROTO_GRE), raw("2606:aaaa::2", unix.IPPROTO_DSTOPTS), tcp("169.254.169.254", 443),
+		tcp("93.184.0.2", 443).with(func(f *frame) { f.ihl = 6 }), tcp("93.184.0.2", 443).with(func(f *frame) { f.fragment = 0x2000 }),
+	} {
+		f.Add(seed.bytes())
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) < 14 || len(b) > 3000 {
+			return // no frame
+		}
+		if _, err := k.obj.ToSandbox.Run(&ebpf.RunOptions{Data: b}); err != nil {
+			t.Fatal(err)
+		}
+		mark := send(t, k, b)
+		if mark == dropped || mark == MarkDeny {
+			return
+		}
+		flow, ok := plainFlow(b)
+		switch {
+		case !ok:
+			t.Fatalf("mark %#x for what is no plain packet of the sandbox", mark)
+		case mark == MarkLocal && flow.Port == 53:
+		case mark != MarkAllow || !c.Judge(flow).Allow || flow.Port == 53:
+			t.Fatalf("mark %#x for %+v", mark, flow)
+		}
+	})
+}
+
+// plainFlow reads a frame that may pass.
+func plainFlow(b []byte) (f policy.Flow, ok bool) {
+	if !bytes.Equal(b[:6], hostMAC) || !bytes.Equal(b[6:12], sandboxMAC) {
+		return f, false
+	}
+	rest := b[14:]
+	proto, least := byte(0), 8
+	switch binary.BigEndian.Uint16(b[12:]) {
+	case unix.ETH_P_IP:
+		if len(rest) < 20 || rest[0] != 0x45 || binary.BigEndian.Uint16(rest[6:])&0x3fff != 0 || netip.AddrFrom4([4]byte(rest[12:16])) != addr4 {
+			return f, false
+		}
+		proto, f.Addr, rest = rest[9], netip.AddrFrom4([4]byte(rest[16:20])), rest[20:]
+	case unix.ETH_P_IPV6:
+		if len(rest) < 40 || rest[0]>>4 != 6 || netip.AddrFrom16([16]byte(rest[8:24])) != addr6 {
+			return f, false
+		}
+		proto, f.Addr, rest = rest[6], netip.AddrFrom16([16]byte(rest[24:40])), rest[40:]
+	default:
+		return f, false
+	}
+	if f.Proto = policy.Proto(proto); f.Proto == policy.ProtoTCP {
+		least = 14
+	}
+	if f.Proto != policy.ProtoTCP && f.Proto != policy.ProtoUDP || len(rest) < least {
+		return f, false
+	}
+	f.Port = binary.BigEndian.Uint16(rest[2:])
+	return f, true
+}
