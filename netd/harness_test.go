@@ -36,6 +36,13 @@ const deadline = time.Minute
 const childEnv = "S0_TEST_NETD"
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(guestEnv); text != "" {
+		if err := runGuest(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	text := os.Getenv(childEnv)
 	if text == "" {
 		os.Exit(m.Run())
@@ -325,11 +332,11 @@ func (b *box) configure(h *netlink.Handle, link netlink.Link) {
 		w.must(h.AddrReplace(lo, &netlink.Addr{IPNet: one(a.gateway), Flags: nodad}))
 		w.must(h.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: a.own.AsSlice(), HardwareAddr: b.mac}))
 		w.must(h.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: one(a.own)}))
-		w.must(inner.AddrAdd(eth, &netlink.Addr{IPNet: one(a.own), Flags: nodad}))
+		w.must(inner.AddrReplace(eth, &netlink.Addr{IPNet: one(a.own), Flags: nodad}))
 		w.must(inner.LinkSetUp(eth))
 		w.must(inner.NeighSet(&netlink.Neigh{LinkIndex: eth.Attrs().Index, State: netlink.NUD_PERMANENT, IP: a.gateway.AsSlice(), HardwareAddr: hostMAC}))
-		w.must(inner.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: one(a.gateway)}))
-		w.must(inner.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: a.gateway.AsSlice()}))
+		w.must(inner.RouteReplace(&netlink.Route{LinkIndex: eth.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: one(a.gateway)}))
+		w.must(inner.RouteReplace(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: a.gateway.AsSlice()}))
 	}
 }
 

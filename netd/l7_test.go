@@ -36,6 +36,7 @@ import (
 type web struct {
 	*world
 	roots  *x509.CertPool
+	bundle string // the same
 	public *sealed.PublicKey
 
 	mu    sync.Mutex
@@ -104,6 +105,7 @@ func (w *web) servers() {
 	w.must(err)
 	bundle := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	w.roots.AppendCertsFromPEM(bundle)
+	w.bundle = string(bundle)
 	file := filepath.Join(w.dir, "roots.pem")
 	w.must(os.WriteFile(file, bundle, 0o600))
 	w.env = append(w.env, "SSL_CERT_FILE="+file, "SSL_CERT_DIR="+filepath.Join(w.dir, "none"))
@@ -127,6 +129,13 @@ func (w *web) serve(rw http.ResponseWriter, r *http.Request) {
 	w.mu.Lock()
 	w.seen = append(w.seen, r.Header)
 	w.mu.Unlock()
+	switch r.URL.Path {
+	case "/elsewhere":
+		http.Redirect(rw, r, "https://other.example/", http.StatusFound)
+		return
+	case "/reflect":
+		fmt.Fprintln(rw, r.Header)
+	}
 	fmt.Fprintf(rw, "%s from %s", r.Host, r.Context().Value(http.LocalAddrContextKey))
 }
 

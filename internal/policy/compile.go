@@ -219,9 +219,14 @@ func (c *Compiled) portRanges(s *scope, proto Proto) (all []portRange) {
 	}
 	for _, r := range s.rules {
 		all = append(all, r.ports...)
+		if proto == ProtoUDP && r.allow && len(r.domains) > 0 {
+			all = append(all, portRange{ProtoUDP, quic, quic})
+		}
 	}
 	return all
 }
+
+const quic = 443
 
 // decide is the entry of an interval that every rule is about as a whole or not at all.
 func (c *Compiled) decide(s *scope, proto Proto, ports [2]uint16) (Entry, error) {
@@ -285,6 +290,9 @@ func (c *Compiled) looksInto(port uint16) bool {
 // is denied where it could be HTTP/3 to what TCP would be looked into for (E13), and
 // where a name is denied: any address may be that name's, learnt or not.
 func (c *Compiled) udp(e *Entry, final bool, maybe []int) (slot uint8, _ error) {
+	if e.Lo == quic {
+		maybe = slices.DeleteFunc(slices.Clone(maybe), func(i int) bool { return c.rules[i].allow && len(c.rules[i].ports) == 0 })
+	}
 	switch {
 	case c.policy.egress().Proxy != nil, c.InterceptsPort(e.Lo), final && c.deniesNames(maybe):
 		e.Action = Deny

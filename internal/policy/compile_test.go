@@ -158,7 +158,7 @@ func TestCompileMeansWhatIsWritten(t *testing.T) {
 					} else {
 						denied++
 					}
-					if f.Proto == ProtoUDP && action == DNSLearn {
+					if f.Proto == ProtoUDP && action == DNSLearn && f.Port != quic { // which has a test of its own
 						if learnt := f.Name != "" && c.Learn(f.Name)>>slot&1 == 1; learnt != want {
 							t.Fatalf("seed %d: %+v: learnt %v, want %v\n%s", seed, f, learnt, want, text(p))
 						}
@@ -403,5 +403,46 @@ func TestPortsThatOnlyCredentialsNeedAreLookedInto(t *testing.T) {
 	}
 	if a, _ := proxied.packet(netip.MustParseAddr("8.8.8.8"), ProtoTCP, 443); a != L7 {
 		t.Errorf("TCP with a proxy: %v", a)
+	}
+}
+
+// E13: a name opens no QUIC to its address, which may be other names', too, unless a
+// rule names the port.
+func TestE13_ANameOpensNoQUIC(t *testing.T) {
+	t.Parallel()
+	for policy, want := range map[string]Action{
+		`{"mode":"block-all","egress":{"allowedDomains":["good.test"]}}`:                                                                                  Deny,
+		`{"mode":"block-all","egress":{"trafficRules":[{"action":"allow","domains":["good.test"],"ports":[{"port":443,"protocol":"udp"}]}]}}`:             DNSLearn,
+		`{"mode":"block-all","egress":{"trafficRules":[{"action":"allow","domains":["good.test"],"ports":[{"port":1,"endPort":999,"protocol":"tcp"}]}]}}`: Deny,
+		`{"mode":"block-all","egress":{"trafficRules":[{"action":"allow","cidrs":["8.8.8.0/24"]}]}}`:                                                      Allow,
+		`{"mode":"allow-all"}`: Allow,
+	} {
+		p, err := Parse([]byte(policy))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := Compile(p, Fixed{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := c.packet(netip.MustParseAddr("8.8.8.8"), ProtoUDP, 443); got != want {
+			t.Errorf("%s: %v, want %v", policy, got, want)
+		}
+	}
+	both, err := Parse([]byte(`{"mode":"block-all","egress":{"trafficRules":[{"action":"allow","domains":["good.test"]},
+		{"action":"allow","domains":["quic.test"],"ports":[{"port":443,"protocol":"udp"}]}]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Compile(both, Fixed{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(port uint16, name string) bool {
+		action, slot := c.packet(netip.MustParseAddr("8.8.8.8"), ProtoUDP, port)
+		return action == DNSLearn && c.Learn(name)>>slot&1 == 1
+	}
+	if at(443, "good.test") || !at(443, "quic.test") || !at(442, "good.test") || at(444, "quic.test") {
+		t.Error("each name opens what its rule says")
 	}
 }
