@@ -48,8 +48,9 @@ const (
 	// minBurst lets some of the largest segments through at once, whatever the rate;
 	// maxBurst keeps the buckets' arithmetic within 64 bits, too.
 	minBurst, maxBurst = 512 << 10, 4 << 30
-	// burstTime is what a bucket holds otherwise.
-	burstTime = 100 * time.Millisecond
+	// burstTime is what a bucket holds otherwise: more than TCP waits (200 ms) before it
+	// goes on after it has lost all that was under way, or half of the rate is lost.
+	burstTime = 300 * time.Millisecond
 )
 
 // entries are a generation's in the rules. Links whose policies say the same share one.
