@@ -13,7 +13,7 @@ import (
 	"s0.run/internal/netdapi"
 )
 
-// burst is what passes at once of a limit that says nothing of it.
+// burst is what passes at once of a low limit that says nothing of it.
 const burst = 512 << 10
 
 // Ways of a connection: judged by its address, and through the proxy, which has to see
@@ -88,7 +88,7 @@ func (b *box) exchange(at string, sent, wanted int64) (time.Duration, error) {
 
 // No more passes than the bandwidth lets through, either way, whoever has the connection.
 func TestBandwidthOfASandbox(t *testing.T) {
-	const rate, size = 2 << 20, 2 << 20
+	const rate, size = 1 << 20, 2 << 20
 	w := newWorld(t)
 	w.start()
 	at := net.JoinHostPort(far4, "2222")
@@ -117,7 +117,7 @@ func TestBandwidthOfASandbox(t *testing.T) {
 
 // A team's sandboxes share what it has; others have nothing to do with it.
 func TestBandwidthOfATeam(t *testing.T) {
-	const rate, size = 2 << 20, 1 << 20
+	const rate, size = 1 << 20, 1 << 20
 	w := newWorld(t)
 	w.start()
 	at := net.JoinHostPort(far4, "2222")
