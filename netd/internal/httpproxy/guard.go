@@ -233,7 +233,7 @@ func framed(h map[string]string, target string, minor byte) (f framing, err erro
 	encoding, hasEncoding := h["transfer-encoding"]
 	upgrade, hasUpgrade := h["upgrade"]
 	switch {
-	case !hasHost || hasLength && hasEncoding,
+	case !hasHost || strings.ContainsAny(host, " \t") || hasLength && hasEncoding,
 		hasEncoding && (minor == '0' || !strings.EqualFold(encoding, "chunked")),
 		hasUpgrade && !strings.EqualFold(upgrade, "websocket"),
 		hasUpgrade && (hasLength || hasEncoding),
