@@ -51,7 +51,9 @@ func TestD08_ConnectionsOverSSHAreBounded(t *testing.T) {
 		t.Errorf("its neighbour got %q", got)
 	}
 	open[0].Close()
-	b.recorded(func(r audit.Record) bool { return r.Protocol == "ssh" && r.Action == audit.Allow || strings.Contains(r.Reason, "log in") })
+	b.recorded(func(r audit.Record) bool {
+		return r.Protocol == "ssh" && r.Action == audit.Allow || strings.Contains(r.Reason, "log in")
+	})
 	if got := says(t, b.dial("22")); !strings.HasPrefix(got, "SSH-2.0-s0") {
 		t.Errorf("in the place of one that has ended: %q", got)
 	}
