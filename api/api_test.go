@@ -293,7 +293,7 @@ func TestWhatIsNotServedIsSaid(t *testing.T) {
 		says   string
 	}{
 		`{"template":"default","snapshot_id":"x"}`:                                             {404, "not_found", "snapshot"},
-		`{"template":"default","mounts":[{"sandboxvolume_id":"v","mount_point":"/a"}]}`:        {400, "bad_request", "mounts"},
+		`{"template":"default","mounts":[{"sandboxvolume_id":"v","mount_point":"/a"}]}`:        {404, "not_found", "volume not found"},
 		`{"template":"default","config":{"network":{"mode":"block-all"}}}`:                     {503, "unavailable", "network policy is unavailable in this deployment"},
 		`{"template":"default","config":{"webhook":{"url":"http://a"}}}`:                       {400, "bad_request", "webhook"},
 		`{"template":"default","config":{"services":[{"id":"a","ingress":{"public":false}}]}}`: {400, "bad_request", "service a: port"},

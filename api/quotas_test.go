@@ -121,7 +121,7 @@ func TestQuotasAsClientsSeeThem(t *testing.T) {
 		return m
 	}
 	few, all := list(""), list("?all=true")
-	if len(few) != 7 || len(all) != 11 {
+	if len(few) != 7 || len(all) != 13 {
 		t.Errorf("%d and %d dimensions", len(few), len(all))
 	}
 	if q := all["memory_mib"]; q.Unlimited || *q.LimitValue != 8192 || *q.Current == 0 || *q.Remaining != 8192-*q.Current || q.Unit != "MiB" || q.Kind != "capacity" || q.Source != "region_default" {
