@@ -15,7 +15,7 @@ const warm = 4
 
 // TestJavaScriptClient runs the tests under client/ with Node.
 func TestJavaScriptClient(t *testing.T) {
-	s := s0test.Start(t, s0test.Options{Pool: warm, MaxSandboxes: 20, Flags: []string{"--webhook-allow-private"}})
+	s := s0test.Start(t, s0test.Options{Pool: warm, MaxSandboxes: 20, Flags: []string{"--webhook-allow-private", "--volumes"}})
 	if _, err := os.Stat(filepath.Join("client", "node_modules", "sandbox0")); err != nil {
 		t.Fatalf("the client is not installed: run `make test-deps`: %v", err)
 	}

@@ -77,6 +77,7 @@ const (
 	allowRuncHelp    = "let templates choose the runtime class runc, which shares the host's kernel: for tenants that you trust"
 	objectStoreHelp  = "keep paused sandboxes in an object store, too: s3://bucket/prefix?endpoint=https://host:port&region=name with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or file:///directory on another disk (default nowhere)"
 	objectDryRunHelp = "only log what of uploads that were cut off would be collected from the object store"
+	volumesHelp      = "offer volumes: a preview, whose size nothing bounds and whose tenants you have to trust"
 	allowOldRuncHelp = "with --allow-runc, also by a runc that is known to let sandboxes out (CVE-2025-31133 and others): for development"
 )
 
@@ -110,6 +111,7 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.StringVar(&c.ObjectStore, "object-store", "", objectStoreHelp)
 	f.StringVar(&c.ObjectKeyFile, "object-key-file", "", "keys that seal them (default one in --data-dir, made when it is missing): whoever loses it loses them")
 	f.BoolVar(&c.ObjectDryRun, "object-dry-run", false, objectDryRunHelp)
+	f.BoolVar(&c.Volumes, "volumes", false, volumesHelp)
 	f.StringVar(&c.DatabaseURL, "database-url", "", "a PostgreSQL to use instead of a private one")
 	f.StringVar(&c.DefaultImage, "default-image", "", "image of the builtin template, by reference (default the one in --image-dir)")
 	f.StringVar(&c.ImageDir, "image-dir", filepath.Join(filepath.Dir(bin), "images", "default"), "OCI layout of the builtin template's image; those of the others are served from the directories beside it")

@@ -57,6 +57,7 @@ type Config struct {
 	ObjectStore       string           // URL of where paused sandboxes are kept, too; "": nowhere
 	ObjectKeyFile     string           // keys that seal them; "": in DataDir
 	ObjectDryRun      bool             // only tell what of cut-off uploads would be collected
+	Volumes           bool             // offer volumes, which are not bounded yet
 	DatabaseURL       string           // "" runs a private PostgreSQL
 	DefaultImage      string           // reference of the builtin template's image; "" serves ImageDir from the local registry
 	ImageDir          string           // OCI layout of the builtin template's image; those of other builtin templates lie beside it

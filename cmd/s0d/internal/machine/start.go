@@ -143,8 +143,11 @@ func (s *server) startNoded(ctx context.Context) error {
 		ImageRegistries: s.cfg.ImageRegistries, KeepImages: s.cfg.KeepImages,
 		AllowRunc: s.cfg.AllowRunc, AllowOldRunc: s.cfg.AllowOldRunc,
 		ObjectStore: s.cfg.ObjectStore, ObjectKeyFile: s.cfg.objectKey(), ObjectDryRun: s.cfg.ObjectDryRun,
-		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR, SandboxCIDR6: s.cfg.SandboxCIDR6, NetdSocket: s.cfg.netdSocket(), VolumedSocket: s.cfg.volumedSocket(),
+		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR, SandboxCIDR6: s.cfg.SandboxCIDR6, NetdSocket: s.cfg.netdSocket(),
 		Log: s.log.With("daemon", "noded"), Ready: func() { close(ready) },
+	}
+	if s.cfg.Volumes {
+		cfg.VolumedSocket = s.cfg.volumedSocket()
 	}
 	s.launch(ctx, "noded", func(ctx context.Context) error { return noded.Run(ctx, cfg) })
 	return s.awaitPart(ctx, "noded", ready)

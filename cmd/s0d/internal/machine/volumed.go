@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"syscall"
@@ -20,9 +21,11 @@ const (
 // startVolumed starts volumed beside us: what it touches may hang. The volumes' mounts
 // stay when it ends.
 func (s *server) startVolumed(ctx context.Context) error {
-	if _, err := os.Stat(s.cfg.binary("juicefs")); err != nil {
-		s.say("  volumes      none: there is no juicefs in %s (make tools)", s.cfg.BinDir)
+	if !s.cfg.Volumes {
 		return nil
+	}
+	if _, err := os.Stat(s.cfg.binary("juicefs")); err != nil {
+		return fmt.Errorf("--volumes needs juicefs, which `make tools` builds: %w", err)
 	}
 	client := volumeapi.NewClient(s.cfg.volumedSocket())
 	defer client.Close()
