@@ -43,13 +43,13 @@ func (p *proxy) session(ctx context.Context, c ssh.NewChannel) error {
 			}
 			_ = r.Reply(ok, nil)
 		case "exec":
+			go ssh.DiscardRequests(requests) // ends with the channel
 			var exec execRequest
 			if err := ssh.Unmarshal(r.Payload, &exec); err != nil {
 				_ = r.Reply(false, nil)
 				return nil
 			}
 			_ = r.Reply(true, nil)
-			go ssh.DiscardRequests(requests) // ends with the channel
 			return p.run(ctx, down, exec.Command, protocol)
 		default: // a terminal, a shell, a subsystem, forwarding of an agent
 			_ = r.Reply(false, nil)

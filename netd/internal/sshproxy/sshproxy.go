@@ -29,9 +29,9 @@ import (
 const (
 	// handshakeTimeout bounds each side's handshake, login included.
 	handshakeTimeout = 20 * time.Second
-	// maxSessions is how many commands run at once over one connection: git has one. Each
-	// may have 2 MiB unread in each direction, which is what a connection costs.
-	maxSessions = 1
+	// farewell is how long a client whose command has ended may take to hang up, which ssh
+	// does at once.
+	farewell = 10 * time.Second
 	// maxOperations bounds what is told of one connection.
 	maxOperations = 32
 	maxLogins     = 3
@@ -72,8 +72,9 @@ type proxy struct {
 	operations []string
 }
 
-// Serve answers a sandbox until either end hangs up or ctx ends, and says what ran. The
-// caller closes the connection.
+// Serve answers a sandbox until either end hangs up, which is here soon after the one
+// command of a connection, and says what ran. The caller closes the connection, when ctx
+// ends at the latest.
 func Serve(ctx context.Context, conn net.Conn, cfg Config) (operations []string, err error) {
 	p := &proxy{Config: cfg}
 	if err := p.prepare(); err != nil {
@@ -93,7 +94,7 @@ func Serve(ctx context.Context, conn net.Conn, cfg Config) (operations []string,
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p.up = sync.OnceValues(func() (ssh.Conn, error) { return p.connect(ctx) })
-	err = p.serve(ctx, channels, requests)
+	err = p.serve(ctx, client, channels, requests)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.operations, err
@@ -185,40 +186,40 @@ func (p *proxy) pin(_ string, _ net.Addr, key ssh.PublicKey) error {
 	return fmt.Errorf("%s has another host key than knownHosts says", p.Host)
 }
 
-// serve takes the sandbox's channels until it hangs up.
-func (p *proxy) serve(ctx context.Context, channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) error {
+// serve runs one command and takes the sandbox's channels until it hangs up. A channel
+// that was accepted keeps up to 2 MiB that nobody reads until the sandbox closes it, also
+// when its command has ended: it is the connection's only one, and the connection ends
+// behind it. One that is refused keeps nothing.
+func (p *proxy) serve(ctx context.Context, client ssh.Conn, channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) (err error) {
 	var wg sync.WaitGroup
-	defer wg.Wait()
 	wg.Go(func() { ssh.DiscardRequests(requests) })
-	free := make(chan struct{}, maxSessions)
-	errs := make(chan error, 1)
+	gone := make(chan struct{})
+	taken := false
 	for c := range channels {
-		if c.ChannelType() != "session" {
+		switch {
+		case c.ChannelType() != "session":
 			_ = c.Reject(ssh.Prohibited, "only git's commands pass")
-			continue
-		}
-		select {
-		case free <- struct{}{}:
+		case taken:
+			_ = c.Reject(ssh.ResourceShortage, "a connection has one command")
 		default:
-			_ = c.Reject(ssh.ResourceShortage, "too many at once")
-			continue
+			taken = true
+			wg.Go(func() {
+				err = p.session(ctx, c)
+				dismiss(client, gone)
+			})
 		}
-		wg.Go(func() {
-			defer func() { <-free }()
-			if err := p.session(ctx, c); err != nil {
-				select {
-				case errs <- err:
-				default: // the first says enough
-				}
-			}
-		})
 	}
+	close(gone)
 	wg.Wait()
+	return err
+}
+
+// dismiss hangs up on a client that does not: what it was sent last it can read by then.
+func dismiss(client ssh.Conn, gone <-chan struct{}) {
 	select {
-	case err := <-errs:
-		return err
-	default:
-		return nil
+	case <-gone:
+	case <-time.After(farewell):
+		client.Close()
 	}
 }
 
