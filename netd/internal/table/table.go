@@ -130,9 +130,19 @@ func (t *Table) Attach(_ context.Context, s netdapi.Slot) error {
 	if err != nil {
 		return fmt.Errorf("attaching %s: %w", s.ID, err)
 	}
+	if old != nil && old.serial != serial { // the kernel did not have it any more, nor its policy
+		if err := t.end(old); err != nil {
+			return err
+		}
+		old = nil
+	}
 	// Packets are judged only from here on.
 	if err := t.cfg.Plane.Attach(s.ID, s.Ifindex); err != nil {
-		return errors.Join(fmt.Errorf("attaching %s: %w", s.ID, err), t.cfg.Kernel.Detach(serial))
+		err = fmt.Errorf("attaching %s: %w", s.ID, err)
+		if old == nil { // what is known stays as it is
+			err = errors.Join(err, t.cfg.Kernel.Detach(serial))
+		}
+		return err
 	}
 	if old == nil {
 		t.add(&entry{slot: s, serial: serial, guest: guest.Guest{ID: s.ID, Gen: s.Generation}})

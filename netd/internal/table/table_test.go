@@ -28,6 +28,7 @@ type machine struct {
 	changed  []guest.Guest
 	ended    []guest.Guest
 	refuse   error
+	away     error // the data plane's
 }
 
 func newMachine() *machine {
@@ -41,6 +42,9 @@ type (
 )
 
 func (m kernel) Attach(p bpf.Place) (uint32, error) {
+	if old, ok := m.places[p.Ifindex]; ok && old.Owner == p.Owner {
+		return old.Serial, nil
+	}
 	m.serial++
 	p.Serial = m.serial
 	m.places[p.Ifindex] = p
@@ -91,8 +95,10 @@ func (m kernel) Links() (all []bpf.Place) {
 }
 
 func (m plane) Attach(id sandbox.ID, ifindex int) error {
-	m.joined[ifindex] = id
-	return nil
+	if m.away == nil {
+		m.joined[ifindex] = id
+	}
+	return m.away
 }
 func (m plane) Links() (map[int]sandbox.ID, error) { return m.links, nil }
 func (m plane) Forget(addrs ...netip.Addr) error {
@@ -168,6 +174,53 @@ func TestWordsAreCompared(t *testing.T) {
 	p.Policy = []byte(`{"mode":"allow-all"}`)
 	if err := tab.SetPolicy(ctx, p); err == nil || tab.List()[0].Digest == p.Digest() || len(m.changed) != 1 {
 		t.Errorf("X31: a policy that the kernel has no room for: %v", err)
+	}
+}
+
+// What runs keeps its place and its policy whatever comes of attaching it again.
+func TestAttachingAgainTakesNothingAway(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	ctx, s := t.Context(), slot(t, 5)
+	m.away = errors.New("no such device")
+	if err := tab.Attach(ctx, s); err == nil || len(m.places) != 0 || tab.Has(s.ID) {
+		t.Fatalf("what was never attached: %v; left %+v", err, m.places)
+	}
+	m.away = nil
+	p := netdapi.Policy{ID: s.ID, Generation: 1}
+	if err := errors.Join(tab.Attach(ctx, s), tab.SetPolicy(ctx, p)); err != nil {
+		t.Fatal(err)
+	}
+	m.away = errors.New("no such device")
+	if err := tab.Attach(ctx, s); !errors.Is(err, m.away) {
+		t.Errorf("attached: %v", err)
+	}
+	known := tab.List()
+	if len(m.places) != 1 || m.policies[5] == nil || len(m.ended) != 0 || len(known) != 1 || known[0].Digest != p.Digest() {
+		t.Errorf("left: %+v, known %+v", m, known)
+	}
+}
+
+// What the kernel has lost is known as new, so that it is told its policy again.
+func TestAttachingWhatTheKernelHasLost(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	ctx, s := t.Context(), slot(t, 5)
+	p := netdapi.Policy{ID: s.ID, Generation: 1}
+	if err := errors.Join(tab.Attach(ctx, s), tab.SetPolicy(ctx, p)); err != nil {
+		t.Fatal(err)
+	}
+	if err := (kernel{m}).Detach(m.places[5].Serial); err != nil {
+		t.Fatal(err)
+	}
+	if err := tab.Attach(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	if known := tab.List(); len(known) != 1 || known[0].Digest != "" || len(m.ended) != 1 {
+		t.Errorf("known %+v, ended %v", known, m.ended)
+	}
+	if err := tab.SetPolicy(ctx, p); err != nil || m.policies[5] == nil {
+		t.Errorf("its policy: %v; in force %v", err, m.policies)
 	}
 }
 
