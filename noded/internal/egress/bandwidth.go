@@ -11,7 +11,6 @@ import (
 	"reflect"
 
 	"s0.run/internal/netdapi"
-	"s0.run/internal/sandbox"
 )
 
 // Bandwidth is what a team's sandboxes may send and receive.
@@ -74,22 +73,22 @@ func (a *Agent) SetBandwidth(ctx context.Context, b Bandwidths) error {
 		return nil // a comparison tells it
 	}
 	var errs []error
-	for id, d := range changed {
-		if err := a.tell(ctx, d, netdapi.Known{}); err != nil {
-			errs = append(errs, fmt.Errorf("bandwidth of %s: %w", id, err))
+	for d, slot := range changed {
+		if err := a.tellPolicy(ctx, d, slot); err != nil {
+			errs = append(errs, fmt.Errorf("bandwidth of %s: %w", slot.ID, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// changedBy are the sandboxes that something else would hold for.
-func (a *Agent) changedBy(b *Bandwidths) (changed map[sandbox.ID]*desired, path string) {
-	changed = map[sandbox.ID]*desired{}
+// changedBy are the sandboxes that something else would hold for, and where they are.
+func (a *Agent) changedBy(b *Bandwidths) (changed map[*desired]netdapi.Slot, path string) {
+	changed = map[*desired]netdapi.Slot{}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for id, d := range a.want {
+	for _, d := range a.want {
 		if d.policy != nil && a.bandwidths.of(d.policy.Team) != b.of(d.policy.Team) {
-			changed[id] = d
+			changed[d] = d.slot
 		}
 	}
 	return changed, a.bandwidthFile

@@ -18,6 +18,12 @@ func (f *fake) bandwidth(id sandbox.ID) (each, together uint64) {
 	return p.SandboxBandwidth.Egress.Bytes, p.TeamBandwidth.Egress.Bytes
 }
 
+func (f *fake) attachments() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.attached
+}
+
 func egressOf(each, together uint64) Bandwidth {
 	return Bandwidth{
 		Each:     netdapi.Bandwidth{Egress: netdapi.Rate{Bytes: each}},
@@ -55,6 +61,7 @@ func TestX31_BandwidthHoldsThroughRestarts(t *testing.T) {
 	}
 	add(n.agent)
 	is(f, mine.ID, 0, 0)
+	before := f.attachments()
 	said := Bandwidths{Teams: map[string]Bandwidth{"mine": egressOf(1, 2)}, Others: egressOf(3, 4)}
 	for range 2 {
 		if err := n.agent.SetBandwidth(t.Context(), said); err != nil {
@@ -62,6 +69,9 @@ func TestX31_BandwidthHoldsThroughRestarts(t *testing.T) {
 		}
 		is(f, mine.ID, 1, 2)
 		is(f, others.ID, 3, 4)
+	}
+	if after := f.attachments(); after != before {
+		t.Errorf("what did not move was attached %d times again", after-before)
 	}
 	n.srv.Close()
 	n.eventually("netd's end is noticed", func() bool { return !n.agent.Available() })

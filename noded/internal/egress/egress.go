@@ -121,9 +121,14 @@ func (a *Agent) SetPolicy(ctx context.Context, id sandbox.ID, team string, n *jo
 		p.Policy, p.Credentials = n.Policy, n.Credentials
 	}
 	d.policy = p
-	known := netdapi.Known{Slot: d.slot} // it was told that, or says that it was not
+	slot := d.slot
 	a.mu.Unlock()
-	err := a.tell(ctx, d, known)
+	return a.tellPolicy(ctx, d, slot)
+}
+
+// tellPolicy does not attach again what netd was told is in a slot: it says when it was not.
+func (a *Agent) tellPolicy(ctx context.Context, d *desired, slot netdapi.Slot) error {
+	err := a.tell(ctx, d, netdapi.Known{Slot: slot})
 	if isNotFound(err) {
 		err = a.tell(ctx, d, netdapi.Known{})
 	}

@@ -33,6 +33,7 @@ type fake struct {
 	serial   int // of this netd
 	known    map[sandbox.ID]netdapi.Known
 	policies map[sandbox.ID]netdapi.Policy
+	attached int
 	hang     chan struct{} // while it is there calls wait for it
 }
 
@@ -63,6 +64,7 @@ func (f *fake) Attach(ctx context.Context, s netdapi.Slot) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.known[s.ID] = netdapi.Known{Slot: s}
+	f.attached++
 	return nil
 }
 
