@@ -203,8 +203,8 @@ func (u *user) slots() []string {
 
 func testWarmEnds(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
-	// The server is killed once it was ready for a while.
-	killer := `{"name":"killer","type":"cmd","command":["sh","-c","sleep 5; pkill -f http.server; sleep 1000"]}`
+	// The server is killed once it was ready for a while, and it alone.
+	killer := `{"name":"killer","type":"cmd","command":["sh","-c","until curl -sf -o /dev/null http://localhost:8000; do sleep 1; done; sleep 5; pkill -f [h]ttp.server; sleep 1000"]}`
 	u.warmTemplate("ends", 1, web, killer)
 	u.awaitIdle("ends")
 	first := u.slots()
