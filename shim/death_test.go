@@ -240,11 +240,17 @@ func TestG12_ShimKilledDuringCreate(t *testing.T) {
 			}
 		})
 	}
+	h.found()
+	check()
+}
+
+// found has another group founded, whose founder buries dead sockets.
+func (h *host) found() {
+	h.Helper()
 	c, task, exit := h.run(want{id: "last", group: "another"})
 	h.ok(task.Kill(h.ctx(), syscall.SIGKILL))
 	h.exited(exit)
 	h.remove(c, task)
-	check()
 }
 
 // The same for a caller that goes away, without a deadline to tell the shim.
@@ -253,6 +259,7 @@ func TestG05_CallerGoneDuringCreate(t *testing.T) {
 	check := h.baseline()
 	for ms := 5; ms <= 150; ms += 15 {
 		h.interrupted(time.Duration(ms)*time.Millisecond, nil)
+		h.found() // containerd kills `start` with its caller, also between a socket and its process
 		check()
 	}
 }
