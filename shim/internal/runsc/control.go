@@ -38,37 +38,87 @@ type controlAnswer struct {
 // Pause freezes all processes in place. If nobody waits for it any more it is undone when it
 // has happened after all: a kernel counts its pauses.
 func (r *Runsc) Pause(ctx context.Context) error {
-	return r.control(ctx, pauseMethod, resumeMethod)
-}
-
-// Resume ends a pause.
-func (r *Runsc) Resume(ctx context.Context) error { return r.control(ctx, resumeMethod, "") }
-
-// control makes a call, and undoes it with another when it is answered after ctx has ended.
-func (r *Runsc) control(ctx context.Context, method, undo string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	conn, err := r.dialControl(ctx)
 	if err != nil {
-		return fmt.Errorf("%s of %s: %w", method, r.id, err)
+		return fmt.Errorf("pausing %s: %w", r.id, err)
 	}
 	answered := make(chan error, 1)
-	go func() { answered <- call(conn, method) }() // ends with the sentry at the latest
+	go func() { answered <- call(conn, pauseMethod) }() // ends with the sentry at the latest
 	select {
 	case err := <-answered:
 		conn.Close()
 		if err != nil {
-			return fmt.Errorf("%s of %s: %w", method, r.id, err)
+			return fmt.Errorf("pausing %s: %w", r.id, err)
 		}
 		return nil
 	case <-ctx.Done():
 		go func() { // so does this
 			defer conn.Close()
-			if err := <-answered; err == nil && undo != "" {
-				_ = call(conn, undo)
+			if err := <-answered; err == nil {
+				_ = call(conn, resumeMethod)
 			}
 		}()
-		return fmt.Errorf("%s of %s: %w", method, r.id, ctx.Err())
+		return fmt.Errorf("pausing %s: %w", r.id, ctx.Err())
+	}
+}
+
+// resumption is a call that a sentry may have got.
+type resumption struct {
+	done chan struct{}
+	err  error // once it is done
+}
+
+// Resume ends a pause. A sentry panics when it is resumed more often than it was paused, so
+// none is asked again until a caller has heard that it was: who comes before waits for the
+// first answer, however late it is, and a failure stays one.
+func (r *Runsc) Resume(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	r.mu.Lock()
+	c := r.resuming
+	if c == nil {
+		c = &resumption{done: make(chan struct{})}
+		r.resuming = c
+		go r.resume(c) // ends with the sentry at the latest
+	}
+	r.mu.Unlock()
+	var err error
+	select {
+	case <-c.done:
+		err = c.err
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("resuming %s: %w", r.id, err)
+	}
+	r.heard(c)
+	return nil
+}
+
+// resume makes the call, for everybody who waits for it.
+func (r *Runsc) resume(c *resumption) {
+	defer close(c.done)
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	conn, err := r.dialControl(ctx)
+	if err != nil {
+		c.err = err
+		r.heard(c) // it was never asked
+		return
+	}
+	defer conn.Close()
+	c.err = call(conn, resumeMethod)
+}
+
+// heard has the next Resume ask again.
+func (r *Runsc) heard(c *resumption) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.resuming == c {
+		r.resuming = nil
 	}
 }
 

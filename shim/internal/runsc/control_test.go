@@ -119,6 +119,73 @@ func TestALatePauseIsUndone(t *testing.T) {
 	<-undone
 }
 
+func (r *Runsc) resumption() *resumption {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.resuming
+}
+
+// A sentry that is resumed twice panics: who asks again waits for the first answer.
+func TestALateResumeIsNotIssuedAgain(t *testing.T) {
+	t.Parallel()
+	asked, late := make(chan struct{}, 3), make(chan struct{})
+	r := sentry(t, func(string) string {
+		asked <- struct{}{}
+		<-late
+		return `{"success":true}`
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	go func() { failed <- r.Resume(ctx) }()
+	<-asked
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	issued := r.resumption()
+	if err := r.Resume(ctx); !errors.Is(err, context.Canceled) || r.resumption() != issued {
+		t.Errorf("asked again: %v", err)
+	}
+	close(late)
+	<-issued.done // while nobody waits for it
+	if err := r.Resume(t.Context()); err != nil || len(asked) != 0 {
+		t.Errorf("answered late: %v, resumed %d times more", err, len(asked))
+	}
+	if err := r.Resume(t.Context()); err != nil || len(asked) != 1 {
+		t.Errorf("of the next pause: %v, asked %d times", err, len(asked))
+	}
+}
+
+func TestAResumeThatFailedIsNotIssuedAgain(t *testing.T) {
+	t.Parallel()
+	asked := make(chan struct{}, 3)
+	r := sentry(t, func(string) string {
+		asked <- struct{}{}
+		return `{"success":false,"err":"no"}`
+	})
+	state, err := os.ReadFile(r.statePath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(r.statePath()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Resume(t.Context()); !errors.Is(err, ErrNotFound) {
+		t.Errorf("without a state: %v", err)
+	}
+	if err := os.WriteFile(r.statePath(), state, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := r.Resume(t.Context()); err == nil || !strings.Contains(err.Error(), "no") {
+			t.Errorf("refused: %v", err)
+		}
+	}
+	if len(asked) != 1 {
+		t.Errorf("asked %d times", len(asked))
+	}
+}
+
 func TestControlOfWhatIsGone(t *testing.T) {
 	t.Parallel()
 	r := New(Config{Root: t.TempDir()}, "id", nil)

@@ -3,8 +3,9 @@
 // [Runsc.Resume].
 //
 // gVisor's packages do not build beside containerd's, so the command line is the
-// interface. The package owns no state; what a sandbox leaves on the host is in
-// runsc's own state directory, and [Runsc.Processes] finds what runs for it.
+// interface. The package owns no state but the answer to a resume that nobody has heard
+// yet; what a sandbox leaves on the host is in runsc's own state directory, and
+// [Runsc.Processes] finds what runs for it.
 package runsc
 
 import (
@@ -18,6 +19,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -59,6 +61,9 @@ type Runsc struct {
 	cfg    Config
 	id     string
 	reaper *reap.Reaper
+
+	mu       sync.Mutex
+	resuming *resumption // nil: the sentry may be asked
 }
 
 // New makes a Runsc whose processes the reaper waits for.
