@@ -80,11 +80,35 @@ const namesMark = "# written by s0\n"
 // these are of nobody (RFC 5737, RFC 3849), and the same on every node.
 const resolvers = "nameserver 192.0.2.53\nnameserver 2001:db8::53\n"
 
-// write writes the hostname, and hosts and resolvers where the image has none.
+// ownHost ends the line of hosts that is ours.
+const ownHost = " # written by s0\n"
+
+// writeHosts has the machine find itself without asking anybody: many a server looks up
+// its own name when it starts. What the image or the owner wrote stays as it is.
+func (n *names) writeHosts(hostname string) error {
+	has, err := os.ReadFile(n.etc + "/hosts")
+	text := string(has)
+	if err != nil || strings.TrimSpace(text) == "" || strings.HasPrefix(text, namesMark) {
+		return n.provide("/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 "+hostname+"\n")
+	}
+	var kept strings.Builder
+	for line := range strings.Lines(text) {
+		if !strings.HasSuffix(line, ownHost) {
+			kept.WriteString(line)
+		}
+	}
+	if text = kept.String(); text != "" && !strings.HasSuffix(text, "\n") {
+		text += "\n"
+	}
+	return os.WriteFile(n.etc+"/hosts", []byte(text+"127.0.1.1 "+hostname+ownHost), 0o644)
+}
+
+// write writes the hostname, the machine's own line of hosts, and resolvers where the
+// image has none.
 func (n *names) write(hostname string) error {
 	return errors.Join(
 		os.WriteFile(n.etc+"/hostname", []byte(hostname+"\n"), 0o644),
-		n.provide("/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 "+hostname+"\n"),
+		n.writeHosts(hostname),
 		n.provide("/resolv.conf", resolvers),
 	)
 }

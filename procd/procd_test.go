@@ -623,11 +623,13 @@ func TestWriteNames(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "hosts"), []byte("1.2.3.4 mine\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.write("three"); err != nil {
-		t.Fatal(err)
-	}
-	if h := read("hosts"); h != "1.2.3.4 mine\n" {
-		t.Errorf("the owner's hosts became %q", h)
+	for _, name := range []string{"three", "four"} {
+		if err := n.write(name); err != nil {
+			t.Fatal(err)
+		}
+		if h := read("hosts"); h != "1.2.3.4 mine\n127.0.1.1 "+name+" # written by s0\n" {
+			t.Errorf("the owner's hosts became %q", h)
+		}
 	}
 }
 
