@@ -63,7 +63,8 @@ func newStackWith(t testing.TB, pool int, more ...string) *stack {
 	s.pg = s0test.NewPostgresCluster(t)
 	s.dsn = s.pg.Database(t)
 	registry := nodetest.NewRegistry(t)
-	s.image = registry.Push(t, "test/probe:1", nodetest.Rootfs(t), v1.Config{Env: []string{"PATH=/bin"}})
+	// By its digest: what the API server pins later has its pool drained and filled anew.
+	s.image = registry.Pinned(t, registry.Push(t, "test/probe:1", nodetest.Rootfs(t), v1.Config{Env: []string{"PATH=/bin"}}))
 	s.install()
 	s.noded = newProcess(s, "noded", append(s.nodedArgs(registry.Host), more...))
 	s.api = newProcess(s, "api", s.apiArgs(pool, registry.Host))

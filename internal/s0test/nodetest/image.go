@@ -62,6 +62,20 @@ func (r *Registry) Push(t testing.TB, repo, rootfs string, cfg v1.Config) string
 	return ref.Name()
 }
 
+// Pinned names what was pushed by its digest.
+func (r *Registry) Pinned(t testing.TB, pushed string) string {
+	t.Helper()
+	ref, err := name.ParseReference(pushed, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, err := remote.Head(ref)
+	if err != nil {
+		t.Fatalf("asking for %s: %v", ref, err)
+	}
+	return ref.Context().Digest(is.Digest.String()).Name()
+}
+
 // config is the image's, for this machine.
 func config(t testing.TB, img v1.Image, cfg v1.Config) *v1.ConfigFile {
 	t.Helper()
