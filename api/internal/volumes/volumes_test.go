@@ -191,7 +191,6 @@ func TestX39_AVolumeWhoseAnswerIsLost(t *testing.T) {
 	go func() { done <- f.keep.Run(ctx) }()
 	defer func() { stop(); <-done }()
 	fakenode.Eventually(t, "it is removed", func() bool { return len(f.shared.IDs()) == 0 })
-	f.shared.After = nil
 }
 
 // A mount whose answer was lost is taken back, and the volume is free again.
