@@ -137,7 +137,7 @@ func (f *fixture) dial(t *testing.T, context string) *websocket.Conn {
 		t.Error("the upgrade's answer must carry the request id")
 	}
 	t.Cleanup(func() { conn.Close() })
-	conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	return conn
 }
 
