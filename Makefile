@@ -41,7 +41,7 @@ $(BIN)/s0d:
 build: ## build s0, s0d, procd and the shim into build/bin
 	@$(GO_BUILD) -o $(BIN)/ ./cmd/...
 
-tools: ## build containerd and runsc from pinned modules, once for each pin
+tools: ## build containerd, runsc and juicefs from pinned modules, once for each pin
 	@hack/tools.sh
 
 kube-tools: ## build a Kubernetes control plane and kubectl, once for each pin (10 minutes of CPU)

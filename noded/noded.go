@@ -105,13 +105,8 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	metrics, hub := prometheus.NewRegistry(), events.NewHub()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	believed := trust.Dir(filepath.Join(cfg.RunDir, "sandboxes"))
-	if err := believed.Prepare(); err != nil {
-		return err
-	}
-	agent := egress.New(egress.Config{Socket: cfg.NetdSocket, Log: cfg.Log, Believe: func(id sandbox.ID, who netdapi.CA, ssh []policy.Server) error {
-		return believed.Believe(id, trust.Identity{Certificate: who.PEM, HostKey: who.SSHHost}, ssh)
-	}})
-	if err := agent.LoadBandwidth(filepath.Join(cfg.DataDir, "bandwidth.json")); err != nil {
+	agent, err := openEgress(cfg, believed)
+	if err != nil {
 		return err
 	}
 	if m.egress == nil {
@@ -153,6 +148,17 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	return serve(cfg, s, stopping, server.New(server.Config{
 		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Archive: store.forServer(), Volumes: portals.forServer(), Hub: hub, Events: relay, Network: agent, Stopping: stopping, Log: cfg.Log,
 	}))
+}
+
+// openEgress makes what tells netd: whom sandboxes believe is written before it is told.
+func openEgress(cfg Config, believed trust.Dir) (*egress.Agent, error) {
+	if err := believed.Prepare(); err != nil {
+		return nil, err
+	}
+	agent := egress.New(egress.Config{Socket: cfg.NetdSocket, Log: cfg.Log, Believe: func(id sandbox.ID, who netdapi.CA, ssh []policy.Server) error {
+		return believed.Believe(id, trust.Identity{Certificate: who.PEM, HostKey: who.SSHHost}, ssh)
+	}})
+	return agent, agent.LoadBandwidth(filepath.Join(cfg.DataDir, "bandwidth.json"))
 }
 
 // warmups is how many slots are warmed at a time: a start uses about one CPU,
