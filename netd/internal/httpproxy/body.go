@@ -2,6 +2,7 @@ package httpproxy
 
 import (
 	"io"
+	"sync/atomic"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -16,13 +17,16 @@ type body struct {
 	id     sandbox.ID
 	kept   bool // what is read now
 	taken  int
+	ended  atomic.Bool // all of it was read
 }
 
 var errNoMemory = errdefs.New(errdefs.Exhausted, "the sandbox has too many bodies looked into at once")
 
 func (b *body) Read(p []byte) (int, error) {
 	if !b.kept {
-		return b.ReadCloser.Read(p)
+		n, err := b.ReadCloser.Read(p)
+		b.end(err)
+		return n, err
 	}
 	if !b.memory.Take(b.id, len(p)) {
 		return 0, errNoMemory
@@ -30,7 +34,14 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.memory.Give(b.id, len(p)-n)
 	b.taken += n
+	b.end(err)
 	return n, err
+}
+
+func (b *body) end(err error) {
+	if err == io.EOF {
+		b.ended.Store(true)
+	}
 }
 
 // whileKept has f read what it keeps.

@@ -18,6 +18,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -25,6 +26,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"s0.run/internal/errdefs"
@@ -47,6 +49,9 @@ const (
 	// multiplexed requests to one that knows HTTP/1 alone would otherwise multiply.
 	maxUpstream = 16
 	maxOps      = 32
+	// lingerTimeout and maxLinger bound what is read of bodies that were answered.
+	lingerTimeout = 2 * time.Second
+	maxLinger     = 4 << 20
 )
 
 // Destination is where a request goes.
@@ -180,14 +185,33 @@ type Report struct {
 // tracked tells when a connection is closed, by whoever it was.
 type tracked struct {
 	net.Conn
+	client net.Conn // below what counts
 	conn   *Conn
+	unread atomic.Bool // a request was answered before all of its body had come
 	once   sync.Once
 	closed chan struct{}
 }
 
 func (t *tracked) Close() error {
-	t.once.Do(func() { close(t.closed) })
+	t.once.Do(func() {
+		if t.unread.Load() {
+			t.linger()
+		}
+		close(t.closed)
+	})
 	return t.Conn.Close()
+}
+
+// linger reads what a client still sends that was answered already (RFC 9112, 9.6):
+// closed meanwhile, his TCP would throw the answer away with the connection. net/http
+// does so for connections of TCP alone, and not for clients that want theirs closed.
+func (t *tracked) linger() {
+	if c, ok := t.client.(interface{ CloseWrite() error }); !ok || c.CloseWrite() != nil {
+		return
+	}
+	if t.SetReadDeadline(time.Now().Add(lingerTimeout)) == nil {
+		io.CopyN(io.Discard, t.Conn, maxLinger) //nolint:errcheck // whoever is gone needs no answer
+	}
 }
 
 func connOf(c net.Conn) *Conn {
@@ -204,7 +228,7 @@ func connOf(c net.Conn) *Conn {
 
 // Serve answers a connection until it ends, and closes it.
 func (s *Server) Serve(ctx context.Context, client net.Conn, c *Conn) Report {
-	c.raw = &tracked{Conn: relay.Counted{Conn: client, Flow: c.Flow}, conn: c, closed: make(chan struct{})}
+	c.raw = &tracked{Conn: relay.Counted{Conn: client, Flow: c.Flow}, client: client, conn: c, closed: make(chan struct{})}
 	c.mu.Lock()
 	c.transports, c.active, c.dialled = map[string]*http.Transport{}, map[*request]struct{}{}, map[*upstream]struct{}{}
 	c.mu.Unlock()

@@ -37,10 +37,20 @@ type request struct {
 // hold has what is kept of a request's body counted, until it is released.
 func (s *Server) hold(c *Conn, r *http.Request) *body {
 	b := &body{ReadCloser: r.Body, memory: s.config.Memory, id: c.Flow.Sandbox}
-	if r.Body != http.NoBody {
+	if r.Body == http.NoBody {
+		b.ended.Store(true)
+	} else {
 		r.Body = b
 	}
 	return b
+}
+
+// done is called when a request is answered.
+func (c *Conn) done(kept *body) {
+	kept.release()
+	if !kept.ended.Load() {
+		c.raw.unread.Store(true)
+	}
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
@@ -49,7 +59,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	kept := s.hold(c, r)
-	defer kept.release()
+	defer c.done(kept)
 	recorder := &recorder{ResponseWriter: w, upgrade: r.Header.Get("Upgrade") != ""}
 	defer func() { c.operation(r.Method, recorder.status) }()
 	req, err := s.admit(c, recorder, r, kept)

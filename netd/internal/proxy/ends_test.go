@@ -110,10 +110,13 @@ func TestD08_WhatIsLookedIntoIsBounded(t *testing.T) {
 	post := func(size int) int {
 		t.Helper()
 		body := `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"read","arguments":"` + strings.Repeat("x", size) + `"}}`
-		status, _, _ := get(t, c, "https://good.example/d08-bodies", func(r *http.Request) {
+		status, text, _ := get(t, c, "https://good.example/d08-bodies", func(r *http.Request) {
 			r.Method, r.Body, r.ContentLength = "POST", io.NopCloser(strings.NewReader(body)), int64(len(body))
 			r.Header.Set("Content-Type", "application/json")
 		})
+		if status == 0 {
+			t.Log(text)
+		}
 		return status
 	}
 	if status := post(500 << 10); status != 200 {

@@ -36,6 +36,14 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// CloseWrite tells the client that nothing more comes, where the connection can.
+func (c *Conn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 // Take gives the head to a caller that goes on with the connection below.
 func (c *Conn) Take() []byte {
 	head := c.head
