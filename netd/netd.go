@@ -141,15 +141,17 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 	if err := fixed.refresh(); err != nil {
 		return err
 	}
+	told := recorder{records, sandboxes}
 	s.Start("sweep", func(ctx context.Context) error {
+		lost := uint64(0)
 		return keep(ctx, cfg.Log, sweepInterval, func() error {
 			front.Prune(sandboxes.Has)
+			lost = told.warn(cfg.Log, lost)
 			return sandboxes.Sweep()
 		})
 	})
 	s.Start("connections", func(ctx context.Context) error { return keep(ctx, cfg.Log, forgetInterval, sandboxes.Forget) })
 	s.Start("host addresses", func(ctx context.Context) error { return keep(ctx, cfg.Log, addressInterval, fixed.refresh) })
-	told := recorder{records, sandboxes}
 	s.Start("verdicts", func(ctx context.Context) error { return kernel.Events(ctx, told.denied) })
 	s.Start("flows", func(ctx context.Context) error {
 		return keep(ctx, cfg.Log, flowInterval, func() error { return kernel.EndFlows(told.ended) })

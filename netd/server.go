@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"syscall"
 
@@ -66,6 +67,14 @@ func (r recorder) ended(f bpf.Flow) {
 		rec.Action, rec.Reason = audit.WouldDeny, f.Reason.String()
 	}
 	r.records.Add(rec)
+}
+
+// warn says when flows were lost since there were so many: nobody reads.
+func (r recorder) warn(log *slog.Logger, before uint64) (lost uint64) {
+	if lost = r.records.Lost(); lost > before {
+		log.Warn("flows are neither recorded nor counted: nobody takes the records", "flows", lost-before)
+	}
+	return lost
 }
 
 // begin is not ok for what was nobody's: a slot that no sandbox has been told of.

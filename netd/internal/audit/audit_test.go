@@ -152,6 +152,98 @@ func TestE24_NoiseCostsNobodyElseARecord(t *testing.T) {
 	}
 }
 
+// Nobody ever reads, and one sandbox comes after the other: what is remembered of them
+// is bounded, the last ones are, and of the others it is known how many flows they had.
+func TestD08_WhoIsRememberedIsBounded(t *testing.T) {
+	t.Parallel()
+	q, pass := queue()
+	q.owners, q.inAll = 10, 20
+	const sandboxes, each = 200, 3
+	for i := range sandboxes {
+		for range each {
+			q.Add(of(fmt.Sprint(i), ""))
+		}
+		pass(time.Second)
+	}
+	if len(q.boxes) > q.owners || q.held > q.inAll {
+		t.Errorf("%d sandboxes are remembered, %d records held", len(q.boxes), q.held)
+	}
+	pass(window)
+	told := map[string]int{}
+	sum, mark := q.Lost(), uint64(0)
+	for range sandboxes {
+		var got []Record
+		got, mark = atOnce(q, mark, 7)
+		for _, r := range got {
+			n := uint64(1)
+			if r.More != nil {
+				n = r.More.Flows
+			}
+			sum += n
+			told[r.SandboxID] += int(n)
+		}
+		pass(window)
+	}
+	if sum != sandboxes*each || told[fmt.Sprint(sandboxes-1)] != each {
+		t.Errorf("%d flows are told, counted or lost, of %d; of the last sandbox %d", sum, sandboxes*each, told[fmt.Sprint(sandboxes-1)])
+	}
+	if len(q.boxes) != 0 || q.held != 0 {
+		t.Errorf("%d boxes and %d records are left", len(q.boxes), q.held)
+	}
+}
+
+// A flow is told or counted, and never both: what a reader has, and will store in a
+// moment, is not given up meanwhile; nor is what he is just being given.
+func TestE24_NoFlowIsToldAndCounted(t *testing.T) {
+	t.Parallel()
+	q, pass := queue()
+	q.inAll = 6
+	want := uint64(0)
+	add := func(sandbox string, n int) {
+		for range n {
+			want++
+			q.Add(of(sandbox, fmt.Sprint(want)))
+		}
+	}
+	stored := map[string]bool{}
+	sum := uint64(0)
+	store := func(list []Record) {
+		for _, r := range list {
+			switch {
+			case stored[r.FlowID]:
+				t.Errorf("flow %s is told twice", r.FlowID)
+			case r.More != nil:
+				sum += r.More.Flows
+			default:
+				sum++
+			}
+			stored[r.FlowID] = true
+		}
+	}
+	var mark uint64
+	for range 50 {
+		add("a", 9)
+		got, next := atOnce(q, mark, 4)
+		add("b", 9) // while the reader stores them
+		add("a", 2)
+		if again, _ := atOnce(q, mark, 4); !strings.HasPrefix(flows(again), flows(got)) {
+			t.Fatalf("given %s, and again %s", flows(got), flows(again))
+		}
+		store(got)
+		mark = next
+		pass(window)
+	}
+	for range 50 {
+		var got []Record
+		got, mark = atOnce(q, mark, 4)
+		store(got)
+		pass(window)
+	}
+	if sum += q.Lost(); sum != want {
+		t.Errorf("%d flows are told or counted, of %d", sum, want)
+	}
+}
+
 // Every field that the contract lists, by its name.
 func TestFieldsAreTheContracts(t *testing.T) {
 	t.Parallel()
