@@ -38,10 +38,11 @@ const (
 
 // Entry is a range of ports of a transport that has an action.
 type Entry struct {
-	Proto  Proto
-	Lo, Hi uint16
-	Action Action
-	Slot   uint8 // of DNSLearn
+	Proto     Proto
+	Lo, Hi    uint16
+	Action    Action
+	Slot      uint8  // of DNSLearn
+	Unlearned Action // of DNSLearn: what becomes of addresses that were not learnt
 }
 
 // PrefixRules is what happens to packets to a prefix that no longer prefix
@@ -57,10 +58,9 @@ type Compiled struct {
 	// L4 has 0.0.0.0/0 and ::/0, and each other prefix that something is different
 	// for. What [Fixed.Always] denies is not in it: it comes first.
 	L4 []PrefixRules
-	// AuditOnly says that addresses which were not learnt pass, and are told.
-	AuditOnly bool
 
 	policy      *Policy
+	auditOnly   bool // what is denied passes and is told, but not to private addresses
 	always      []netip.Prefix
 	rules       []rule
 	protocols   []protocolRule
@@ -79,7 +79,7 @@ func Compile(p *Policy, fixed Fixed) (*Compiled, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compiling a network policy: %w", err)
 	}
-	c := &Compiled{policy: p, always: fixed.Always(), rules: rules, AuditOnly: p.Enforcement == AuditOnly}
+	c := &Compiled{policy: p, always: fixed.Always(), rules: rules, auditOnly: p.Enforcement == AuditOnly}
 	if err := c.compileL7(); err != nil {
 		return nil, fmt.Errorf("compiling a network policy: %w", err)
 	}
@@ -147,7 +147,7 @@ func (c *Compiled) prefix(p netip.Prefix) (PrefixRules, error) {
 }
 
 func (e Entry) joins(next Entry) bool {
-	return e.Proto == next.Proto && e.Action == next.Action && e.Slot == next.Slot
+	return e.Proto == next.Proto && e.Action == next.Action && e.Slot == next.Slot && e.Unlearned == next.Unlearned
 }
 
 // commonest is the action that most entries have, but for DNSLearn, which needs a
@@ -242,8 +242,13 @@ func (c *Compiled) decide(s *scope, proto Proto, ports [2]uint16) (Entry, error)
 		}
 		e.Slot = slot
 	}
-	if e.Action == Deny && c.AuditOnly && !s.private {
-		e.Action = WouldDeny
+	if c.auditOnly && !s.private {
+		switch e.Action {
+		case Deny:
+			e.Action = WouldDeny
+		case DNSLearn:
+			e.Unlearned = WouldDeny
+		}
 	}
 	return e, nil
 }

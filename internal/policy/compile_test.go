@@ -322,6 +322,64 @@ func TestAuditOnlyTellsAndPasses(t *testing.T) {
 	}
 }
 
+// E02: a policy that is not enforced opens nothing private, whatever its rules name, and
+// whoever judges: what the kernel passes and tells, the proxy does, and nothing else.
+func TestE02_AuditOnlyOpensNothingPrivate(t *testing.T) {
+	t.Parallel()
+	names := []string{"", "a.test", "b.a.test", "c.test", "d.test"}
+	for seed := range uint64(400) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		p := randomPolicy(r)
+		strict, err := Compile(p, Fixed{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Enforcement = AuditOnly
+		audit, err := Compile(p, Fixed{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 60 {
+			f := Flow{
+				Addr:  netip.MustParseAddr(pick(r, "8.8.8.8", "9.9.9.9", "10.1.2.3", "10.2.2.3", "192.168.0.1", "2600::1", "fd00::1", "fc01::1")),
+				Proto: pick(r, ProtoTCP, ProtoUDP), Name: pick(r, names...), Port: pick[uint16](r, 1, 53, 80, 443, 450, 501, 65535),
+			}
+			isPrivate := covered(host(f.Addr), private)
+			told, enforced := audit.Judge(f), strict.Judge(f)
+			if isPrivate && told.Allow != enforced.Allow || !isPrivate && !told.Allow || told.WouldDeny != (told.Allow && !enforced.Allow) {
+				t.Fatalf("seed %d: %+v: judged %+v, and enforced %+v\n%s", seed, f, told, enforced, text(p))
+			}
+			now, slot := audit.packet(f.Addr, f.Proto, f.Port)
+			then, _ := strict.packet(f.Addr, f.Proto, f.Port)
+			want := then
+			if then == Deny && !isPrivate {
+				want = WouldDeny
+			}
+			if now != want {
+				t.Fatalf("seed %d: %+v: the kernel's is %v, and enforced %v\n%s", seed, f, now, then, text(p))
+			}
+			if got := audit.unlearned(f, slot); now == DNSLearn && got != map[bool]Action{true: Deny, false: WouldDeny}[isPrivate] {
+				t.Fatalf("seed %d: %+v: not learnt, the kernel's is %v\n%s", seed, f, got, text(p))
+			}
+		}
+	}
+}
+
+// unlearned is the data plane's view of a datagram to an address that was not learnt.
+func (c *Compiled) unlearned(f Flow, slot uint8) Action {
+	for _, r := range c.L4 {
+		if !r.Prefix.Contains(f.Addr) {
+			continue
+		}
+		for _, e := range r.Entries {
+			if e.Proto == f.Proto && e.Lo <= f.Port && f.Port <= e.Hi && e.Action == DNSLearn && e.Slot == slot && covered(r.Prefix, private) == covered(host(f.Addr), private) {
+				return e.Unlearned
+			}
+		}
+	}
+	return Deny
+}
+
 func TestE13_UDPIsNoWayPastRules(t *testing.T) {
 	t.Parallel()
 	const token = `"credentialBindings":[{"ref":"k","sourceRef":"s","projection":{"type":"http_headers","httpHeaders":{"headers":[{"name":"Authorization","valueTemplate":"{{ .token }}"}]}}}]`

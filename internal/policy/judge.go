@@ -51,33 +51,40 @@ func (c *Compiled) Judge(f Flow) Verdict {
 		}
 		within = host(f.Addr)
 	}
+	isPrivate := within.IsValid() && covered(within, private)
+	deny := c.deny
+	if isPrivate {
+		deny = denied // a policy that is not enforced opens nothing that is private
+	}
 	if f.Proto == ProtoUDP && c.policy.egress().Proxy != nil {
-		return c.deny("proxy", "UDP does not leave beside a proxy")
+		return deny("proxy", "UDP does not leave beside a proxy")
 	}
 	if f.Proto == ProtoUDP && c.InterceptsPort(f.Port) {
-		return c.deny("protocol", "a rule has to look into this port, and UDP cannot be looked into")
+		return deny("protocol", "a rule has to look into this port, and UDP cannot be looked into")
 	}
 	for i := range c.rules {
 		if r := &c.rules[i]; r.matches(f, within) {
-			return c.says(r.label, r.allow)
+			return says(r.label, r.allow, deny)
 		}
 	}
-	if within.IsValid() && covered(within, private) {
-		return Verdict{Rule: "private", Reason: "a private address is reached where a rule's CIDR names it"}
+	if isPrivate {
+		return denied("private", "a private address is reached where a rule's CIDR names it")
 	}
-	return c.says("mode", c.policy.Mode == AllowAll)
+	return says("mode", c.policy.Mode == AllowAll, deny)
 }
 
-func (c *Compiled) says(rule string, allow bool) Verdict {
+func says(rule string, allow bool, deny func(rule, reason string) Verdict) Verdict {
 	if allow {
 		return Verdict{Allow: true, Rule: rule}
 	}
-	return c.deny(rule, "denied by the network policy")
+	return deny(rule, "denied by the network policy")
 }
 
 func (c *Compiled) deny(rule, reason string) Verdict {
-	return Verdict{Allow: c.AuditOnly, WouldDeny: c.AuditOnly, Rule: rule, Reason: reason}
+	return Verdict{Allow: c.auditOnly, WouldDeny: c.auditOnly, Rule: rule, Reason: reason}
 }
+
+func denied(rule, reason string) Verdict { return Verdict{Rule: rule, Reason: reason} }
 
 func (r *rule) matches(f Flow, addr netip.Prefix) bool {
 	return onPort(r.ports, f.Proto, f.Port) && r.onApp(f.Proto, f.App) && r.reaches(f.Name, addr)
@@ -104,9 +111,9 @@ func (c *Compiled) Resolve(name string) Verdict {
 		case !r.allow && len(r.ports) > 0 && !onPort(r.ports, ProtoUDP, 53):
 			continue
 		}
-		return c.says(r.label, r.allow)
+		return says(r.label, r.allow, c.deny)
 	}
-	return c.says("mode", c.policy.Mode == AllowAll)
+	return says("mode", c.policy.Mode == AllowAll, c.deny)
 }
 
 // everything says that a rule's CIDRs are all addresses of both families.

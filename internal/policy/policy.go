@@ -25,7 +25,7 @@ const (
 	BlockAll = "block-all"
 
 	Enforce   = "enforce"
-	AuditOnly = "audit-only" // what the policy denies passes, and is told; what is always denied stays denied
+	AuditOnly = "audit-only" // what the policy denies passes, and is told; not to what is private or always denied
 
 	ActionAllow = "allow"
 	ActionDeny  = "deny"

@@ -66,8 +66,8 @@ type Kernel struct {
 	links      map[int]*netdSandbox                // by ifindex, as the table has them
 	bySerial   map[uint32]int                      // the links' numbers
 	entries    map[uint32]*entries                 // by generation
-	shared     map[[32]byte]uint32                 // generations by what they say
-	room       *share.Pool[uint32]                 // of the rules' tables, by generation
+	shared     map[[32]byte]uint32                 // generations by whose they are and what they say
+	room       *share.Pool[uint32]                 // of the rules' tables, by team
 	names      map[uint32]map[netdNameKey]netdName // by serial, as the table has them
 	nameRoom   *share.Pool[uint32]                 // of that, by serial
 }

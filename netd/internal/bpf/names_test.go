@@ -126,45 +126,61 @@ func TestD11_NamesAreLearntUpToAShare(t *testing.T) {
 	}
 }
 
-// D08: policies that name many networks leave the others' their room.
+// naming is a policy that names so many networks, and something else each time.
+func naming(t *testing.T, networks int, what string) *policy.Compiled {
+	t.Helper()
+	text := `{"mode":"block-all","egress":{"allowedCidrs":["` + what + `/32"`
+	for i := range networks {
+		text += fmt.Sprintf(`,"11.0.%d.0/24"`, i)
+	}
+	c, err := policy.Compile(mustParse(t, text+`]}}`), fixed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// D08: policies that name many networks leave the others' their room, and a team's
+// the other teams'.
 func TestD08_LargePoliciesLeaveRoom(t *testing.T) {
 	needKernel(t)
 	dir := pins(t)
 	k := open(t, dir)
 	attach(t, k, 7)
-	large := `{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.2/32"`
-	for i := range 200 {
-		large += fmt.Sprintf(`,"11.0.%d.0/24"`, i)
+	set := func(c *policy.Compiled, team string) error {
+		return k.SetPolicy(k.links[loopback].Serial, c, Limits{Team: team})
 	}
-	large += `]}}`
-	c, err := policy.Compile(mustParse(t, large), fixed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !k.room.Take(1<<30, roomForRules.Spare) { // others' policies
+	large, small := naming(t, 200, "93.184.0.2"), naming(t, 0, "93.184.0.3")
+	if !k.room.Take(teamNumber("greedy"), roomForRules.Most) {
 		t.Fatal("there is no room from the start")
 	}
-	setPolicy(t, k, `{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.3/32"]}}`) // as most are
-	if err := k.SetPolicy(k.links[loopback].Serial, c, Limits{}); !errors.Is(err, ErrNoRoom) {
-		t.Fatalf("a large one: %v", err)
+	if err := errors.Join(k.SetAlways(fixed.Always()), set(small, "greedy")); err != nil {
+		t.Fatalf("a policy as most are: %v", err)
+	}
+	if err := set(large, "greedy"); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("a team's policy beyond its part: %v", err)
 	}
 	check(t, k, "the one before stays", tcp("93.184.0.3", 443), MarkAllow)
 	check(t, k, "the one before stays", tcp("93.184.0.2", 443), MarkDeny)
-	k.room.Give(1<<30, roomForRules.Spare)
-	setPolicy(t, k, large)
+	if err := set(large, "modest"); err != nil {
+		t.Fatalf("another team's: %v", err)
+	}
 	check(t, k, "the large one", tcp("93.184.0.2", 443), MarkAllow)
-	gen := k.links[loopback].Gen
-	if k.room.Used(gen) != len(c.L4) {
-		t.Errorf("it counts %d of %d", k.room.Used(gen), len(c.L4))
+	size := beyond(len(large.L4))
+	used := func(k *Kernel) int { return k.room.Used(teamNumber("modest")) }
+	if used(k) != size {
+		t.Errorf("it counts %d of %d", used(k), size)
+	}
+	if err := set(large, "modest"); err != nil || used(k) != size { // the same again takes nothing
+		t.Errorf("it counts %d of %d, %v", used(k), size, err)
 	}
 	k.Close()
 	k = open(t, dir)
-	if k.room.Used(gen) != len(c.L4) {
-		t.Errorf("the next process counts %d of %d", k.room.Used(gen), len(c.L4))
+	if used(k) != size {
+		t.Errorf("the next process counts %d of %d", used(k), size)
 	}
-	setPolicy(t, k, `{"mode":"allow-all"}`)
-	if k.room.Used(gen) != 0 {
-		t.Errorf("%d are left", k.room.Used(gen))
+	if err := set(small, "modest"); err != nil || used(k) != 0 {
+		t.Errorf("%d are left, %v", used(k), err)
 	}
 }
 

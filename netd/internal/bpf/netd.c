@@ -75,7 +75,6 @@ enum listener {
 #define SANDBOX_LIMITED 1 // has a bucket of its own
 #define SANDBOX_SHARED 2  // has its team's bucket
 #define SANDBOX_PROXIED 4 // has or had connections through the proxy
-#define SANDBOX_AUDIT 8   // its policy denies nothing, but tells
 
 #define MAX_SANDBOXES 16384
 #define MAX_ENTRIES (1 << 19)
@@ -107,8 +106,8 @@ struct sandbox {
 struct rule {
 	__u8 protocol;
 	__u8 action;
-	__u8 slot; // of ACT_LEARN
-	__u8 pad;
+	__u8 slot;      // of ACT_LEARN
+	__u8 unlearned; // of ACT_LEARN: the action for addresses that were not learnt
 	__u16 low, high; // ports
 };
 
@@ -583,7 +582,7 @@ static __always_inline struct verdict judge(const struct sandbox *s, const struc
 		v.action = ACT_ALLOW;
 		if (!is_learned(s, p, r->slot)) {
 			v.reason = WHY_UNLEARNED;
-			v.action = s->flags & SANDBOX_AUDIT ? ACT_AUDIT : ACT_DENY;
+			v.action = r->unlearned;
 		}
 		return v;
 	}

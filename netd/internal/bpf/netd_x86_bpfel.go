@@ -175,13 +175,13 @@ const (
 )
 
 type netdRule struct {
-	_        structs.HostLayout
-	Protocol uint8
-	Action   uint8
-	Slot     uint8
-	Pad      uint8
-	Low      uint16
-	High     uint16
+	_         structs.HostLayout
+	Protocol  uint8
+	Action    uint8
+	Slot      uint8
+	Unlearned uint8
+	Low       uint16
+	High      uint16
 }
 
 type netdRules struct {

@@ -1,18 +1,14 @@
 package bpf
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"net"
 	"net/netip"
-	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/policy"
@@ -29,98 +25,31 @@ type Place struct {
 	MAC     net.HardwareAddr
 }
 
-// Limits are what may pass: what the sandbox has of its own, and what its team's
-// share.
-type Limits struct {
-	Team        string
-	Own, Shared Bandwidth
-}
-
-// Bandwidth is that of each direction; a zero rate is no limit.
-type Bandwidth struct{ Sent, Received Rate }
-
-// Rate is bytes a second, and how many at once; no Burst is what suits the rate.
-type Rate struct{ Bytes, Burst uint64 }
-
-const (
-	// maxRate keeps the buckets' arithmetic within 64 bits: 80 Gbit/s.
-	maxRate = 10_000_000_000
-	// minBurst lets some of the largest segments through at once, whatever the rate;
-	// maxBurst keeps the buckets' arithmetic within 64 bits, too.
-	minBurst, maxBurst = 512 << 10, 4 << 30
-	// burstTime is what a bucket holds otherwise: more than TCP waits (200 ms) before it
-	// goes on after it has lost all that was under way, or half of the rate is lost.
-	burstTime = 300 * time.Millisecond
-)
-
-// entries are a generation's in the rules. Links whose policies say the same share one.
+// entries are a generation's in the rules. Links of a team whose policies say the same
+// share one.
 type entries struct {
 	four    []netdKey4
 	six     []netdKey6
 	content [32]byte // of the policy's rules; zero: not known
 	proxied bool     // some rule names the proxy
 	links   int      // that use it
+	team    uint32   // that has
+	room    int      // so much of what is spare for it
 }
 
-func (e *entries) size() int { return len(e.four) + len(e.six) }
+// beyond is what a generation of so many entries takes of what is spare.
+func beyond(size int) int { return max(size-sureRules, 0) }
 
 // The rules' tables hold MAX_ENTRIES each: a policy that names no more networks than
-// most do always has its room, and larger ones share the rest. How large one may be
-// package policy says.
-var roomForRules = share.Config{Sure: 16, Most: 1 << 18, Spare: 1 << 18}
+// most do always has its room. Teams share the rest for their larger ones, and a
+// quarter of it is the most that one team gets, however many sandboxes it has: some
+// sixty of the largest policies that package policy lets anybody have.
+const sureRules = 16
+
+var roomForRules = share.Config{Most: 1 << 16, Spare: 1 << 18}
 
 // ErrNoRoom is what a large policy ends in where many are.
 var ErrNoRoom = errdefs.New(errdefs.Exhausted, "the node has no room for a network policy of so many networks now")
-
-// takeOver learns what an earlier process has left and removes what no link uses.
-func (k *Kernel) takeOver() error {
-	var ifindex uint32
-	var s netdSandbox
-	used := map[uint32]int{}
-	links := k.obj.Sandboxes.Iterate()
-	for links.Next(&ifindex, &s) {
-		found := s
-		k.links[int(ifindex)], k.bySerial[s.Serial] = &found, int(ifindex)
-		used[s.Gen]++
-		k.generation, k.serial = max(k.generation, s.Gen), max(k.serial, s.Serial)
-	}
-	if err := errors.Join(links.Err(), k.gatherNames(), k.takeOverFlows(), k.gather()); err != nil {
-		return err
-	}
-	for gen, e := range k.entries {
-		k.generation = max(k.generation, gen)
-		k.room.Take(gen, e.size())
-		if e.links = used[gen]; e.links == 0 {
-			k.remove(gen)
-		}
-	}
-	return nil
-}
-
-// gather finds every entry of the rules.
-func (k *Kernel) gather() error {
-	var v netdRules
-	var k4 netdKey4
-	four := k.obj.Rules4.Iterate()
-	for four.Next(&k4, &v) {
-		e := k.of(k4.Gen)
-		e.four = append(e.four, k4)
-	}
-	var k6 netdKey6
-	six := k.obj.Rules6.Iterate()
-	for six.Next(&k6, &v) {
-		e := k.of(k6.Gen)
-		e.six = append(e.six, k6)
-	}
-	return errors.Join(four.Err(), six.Err())
-}
-
-func (k *Kernel) of(gen uint32) *entries {
-	if k.entries[gen] == nil {
-		k.entries[gen] = &entries{}
-	}
-	return k.entries[gen]
-}
 
 // Links are those that the table knows.
 func (k *Kernel) Links() []Place {
@@ -166,17 +95,25 @@ func (k *Kernel) Attach(p Place) (serial uint32, err error) {
 	}
 	k.serial++
 	want.Serial = k.serial
+	if err = k.count(p.Ifindex, want.Serial); err == nil {
+		err = k.put(p.Ifindex, &want)
+	}
+	if err != nil {
+		return 0, errors.Join(err, forget(k.obj.Counts, uint32(p.Ifindex)), k.forgetCounts(want.Serial))
+	}
+	return want.Serial, nil
+}
+
+// count begins to count for an attachment. It is called with mu held.
+func (k *Kernel) count(ifindex int, serial uint32) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if err := k.obj.Counts.Put(uint32(p.Ifindex), make([]netdCounters, cpus)); err != nil {
-		return 0, fmt.Errorf("link %d: counters: %w", p.Ifindex, err)
+	if err := k.obj.Counts.Put(uint32(ifindex), make([]netdCounters, cpus)); err != nil {
+		return fmt.Errorf("link %d: counters: %w", ifindex, err)
 	}
-	if err := k.countFlows(want.Serial); err != nil {
-		return 0, err
-	}
-	return want.Serial, k.put(p.Ifindex, &want)
+	return k.countFlows(serial)
 }
 
 // put is called with mu held.
@@ -204,18 +141,21 @@ func (k *Kernel) detach(ifindex int) error {
 	if err := forget(k.obj.Sandboxes, uint32(ifindex)); err != nil {
 		return fmt.Errorf("link %d: %w", ifindex, err)
 	}
-	if err := forget(k.obj.Counts, uint32(ifindex)); err != nil {
-		return fmt.Errorf("link %d: counters: %w", ifindex, err)
-	}
+	err := forget(k.obj.Counts, uint32(ifindex))
 	old := k.links[ifindex]
-	delete(k.links, ifindex)
-	if old == nil {
-		return nil
+	if old != nil {
+		err = errors.Join(err, k.forgetCounts(old.Serial), k.dropBuckets(old))
 	}
-	delete(k.bySerial, old.Serial)
-	k.drop(old.Gen)
-	k.forgetNames(old.Serial)
-	return errors.Join(k.forgetCounts(old.Serial), k.dropBuckets(old))
+	if err != nil { // the link stays known, for who asks again
+		return fmt.Errorf("what is left of link %d: %w", ifindex, err)
+	}
+	if old != nil {
+		delete(k.links, ifindex)
+		delete(k.bySerial, old.Serial)
+		k.drop(old.Gen)
+		k.forgetNames(old.Serial)
+	}
+	return nil
 }
 
 func forget(m *ebpf.Map, key any) error {
@@ -236,7 +176,8 @@ func (k *Kernel) SetPolicy(serial uint32, c *policy.Compiled, limits Limits) err
 	}
 	old := k.links[ifindex]
 	next := *old
-	gen, err := k.take(c.L4)
+	next.Team = teamNumber(limits.Team)
+	gen, err := k.take(next.Team, c.L4)
 	if err != nil {
 		return fmt.Errorf("link %d: rules: %w", ifindex, err)
 	}
@@ -244,9 +185,6 @@ func (k *Kernel) SetPolicy(serial uint32, c *policy.Compiled, limits Limits) err
 	next.Flags = old.Flags & netdFlagProxied // connections of before may live
 	if k.entries[gen].proxied {
 		next.Flags |= netdFlagProxied
-	}
-	if c.AuditOnly {
-		next.Flags |= netdFlagAudit
 	}
 	if err = k.limit(&next, limits); err == nil {
 		err = k.put(ifindex, &next)
@@ -264,20 +202,20 @@ const (
 	netdFlagLimited = 1 << iota
 	netdFlagShared
 	netdFlagProxied
-	netdFlagAudit
 )
 
-// take finds the generation whose entries say just this, or writes one, for one more
-// link. It is called with mu held.
-func (k *Kernel) take(all []policy.PrefixRules) (gen uint32, err error) {
-	content := sha256.Sum256(fmt.Appendf(nil, "%v", all))
+// take finds a team's generation whose entries say just this, or writes one, for one
+// more link. It is called with mu held.
+func (k *Kernel) take(team uint32, all []policy.PrefixRules) (gen uint32, err error) {
+	content := sha256.Sum256(fmt.Appendf(nil, "%d %v", team, all))
 	gen, ok := k.shared[content]
 	if !ok {
-		k.generation++
-		gen = k.generation
-		if !k.room.Take(gen, len(all)) {
+		if !k.room.Take(team, beyond(len(all))) {
 			return 0, ErrNoRoom
 		}
+		k.generation++
+		gen = k.generation
+		k.entries[gen] = &entries{team: team, room: beyond(len(all))}
 		if err := k.write(gen, all); err != nil {
 			k.remove(gen)
 			return 0, err
@@ -321,7 +259,7 @@ func encode(p policy.PrefixRules) (r netdRules, proxied bool, err error) {
 	r.N, r.Fallback = uint16(len(p.Entries)), uint8(p.Default)
 	proxied = p.Default == policy.L7
 	for i, e := range p.Entries {
-		r.Rule[i] = netdRule{Protocol: uint8(e.Proto), Action: uint8(e.Action), Slot: e.Slot, Low: e.Lo, High: e.Hi}
+		r.Rule[i] = netdRule{Protocol: uint8(e.Proto), Action: uint8(e.Action), Slot: e.Slot, Unlearned: uint8(e.Unlearned), Low: e.Lo, High: e.Hi}
 		proxied = proxied || e.Action == policy.L7
 	}
 	return r, proxied, nil
@@ -343,7 +281,7 @@ func (k *Kernel) remove(gen uint32) {
 	if e == nil {
 		return
 	}
-	k.room.Give(gen, k.room.Used(gen))
+	k.room.Give(e.team, e.room)
 	delete(k.entries, gen)
 	delete(k.shared, e.content)
 	for i := range e.four {
@@ -352,92 +290,6 @@ func (k *Kernel) remove(gen uint32) {
 	for i := range e.six {
 		_ = forget(k.obj.Rules6, &e.six[i])
 	}
-}
-
-// limit fills the buckets and names them in s. It is called with mu held.
-func (k *Kernel) limit(s *netdSandbox, l Limits) error {
-	s.Team = teamNumber(l.Team)
-	if err := k.fill(netdBucketId{Id: s.Serial}, l.Own); err != nil {
-		return err
-	}
-	if l.Own != (Bandwidth{}) {
-		s.Flags |= netdFlagLimited
-	}
-	if l.Team == "" {
-		return nil
-	}
-	if err := k.fill(netdBucketId{Id: s.Team, Team: 1}, l.Shared); err != nil {
-		return err
-	}
-	if l.Shared != (Bandwidth{}) {
-		s.Flags |= netdFlagShared
-	}
-	return nil
-}
-
-// fill sets the rates of both buckets; one that has its rate keeps its tokens, and
-// another one as many of them as it holds, for a change must give nothing away.
-func (k *Kernel) fill(id netdBucketId, b Bandwidth) error {
-	for direction, r := range [...]Rate{b.Sent, b.Received} {
-		id.Received = uint16(direction)
-		if err := k.fillOne(id, r); err != nil {
-			return fmt.Errorf("bandwidth: %w", err)
-		}
-	}
-	return nil
-}
-
-func (k *Kernel) fillOne(id netdBucketId, r Rate) error {
-	if r.Bytes == 0 {
-		return forget(k.obj.Buckets, &id)
-	}
-	rate := min(r.Bytes, maxRate)
-	burst := max(minBurst, cmp.Or(min(r.Burst, maxBurst), rate*uint64(burstTime)/uint64(time.Second))) * uint64(time.Second)
-	want := netdBucket{Tokens: burst, Time: bootTime(), Rate: rate, Burst: burst}
-	var now netdBucket
-	switch err := k.obj.Buckets.Lookup(&id, &now); {
-	case err == nil && now.Rate == want.Rate && now.Burst == want.Burst:
-		return nil
-	case err == nil:
-		want.Tokens, want.Time = min(now.Tokens, burst), now.Time
-	case !errors.Is(err, ebpf.ErrKeyNotExist):
-		return err
-	}
-	return k.obj.Buckets.Put(&id, &want)
-}
-
-// dropBuckets removes a link's bucket, and its team's with the last of its links.
-func (k *Kernel) dropBuckets(s *netdSandbox) error {
-	if s.Flags&netdFlagLimited != 0 {
-		if err := k.fill(netdBucketId{Id: s.Serial}, Bandwidth{}); err != nil {
-			return err
-		}
-	}
-	if s.Flags&netdFlagShared == 0 {
-		return nil
-	}
-	for _, other := range k.links {
-		if other.Team == s.Team && other.Flags&netdFlagShared != 0 {
-			return nil
-		}
-	}
-	return k.fill(netdBucketId{Id: s.Team, Team: 1}, Bandwidth{})
-}
-
-// teamNumber is the same in every process; two teams that share one would share
-// their bandwidth, too.
-func teamNumber(team string) uint32 {
-	h := fnv.New32a()
-	h.Write([]byte(team))
-	return h.Sum32()
-}
-
-func bootTime() uint64 {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		panic(err) // there is no Linux without
-	}
-	return uint64(t.Nano())
 }
 
 // SetAlways says which networks no policy opens, in the place of those said before.

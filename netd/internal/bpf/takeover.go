@@ -1,0 +1,102 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// takeOver learns what an earlier process has left and removes what no link uses.
+func (k *Kernel) takeOver() error {
+	var ifindex uint32
+	var s netdSandbox
+	used, team := map[uint32]int{}, map[uint32]uint32{}
+	links := k.obj.Sandboxes.Iterate()
+	for links.Next(&ifindex, &s) {
+		found := s
+		k.links[int(ifindex)], k.bySerial[s.Serial] = &found, int(ifindex)
+		used[s.Gen]++
+		team[s.Gen] = s.Team
+		k.generation, k.serial = max(k.generation, s.Gen), max(k.serial, s.Serial)
+	}
+	if err := errors.Join(links.Err(), k.gatherNames(), k.takeOverFlows(), k.gather()); err != nil {
+		return err
+	}
+	for gen, e := range k.entries {
+		k.generation = max(k.generation, gen)
+		e.team, e.room = team[gen], beyond(len(e.four)+len(e.six))
+		if !k.room.Take(e.team, e.room) {
+			e.room = 0 // of another most: it stays, and is not counted
+		}
+		if e.links = used[gen]; e.links == 0 {
+			k.remove(gen)
+		}
+	}
+	return k.sweep()
+}
+
+// sweep removes what an earlier process had made of links that it did not come to, or
+// had not yet removed of some that it was done with.
+func (k *Kernel) sweep() error {
+	teams := map[uint32]bool{}
+	for _, s := range k.links {
+		teams[s.Team] = teams[s.Team] || s.Flags&netdFlagShared != 0
+	}
+	attached := func(serial uint32) bool {
+		_, ok := k.bySerial[serial]
+		return ok || serial == everybody
+	}
+	return errors.Join(
+		removeOthers(k.obj.Counts, func(ifindex uint32) bool { return k.links[int(ifindex)] != nil }),
+		removeOthers(k.obj.Opened, attached),
+		removeOthers(k.obj.Closed, attached),
+		removeOthers(k.obj.Buckets, func(id netdBucketId) bool { return id.Team == 0 && attached(id.Id) || id.Team != 0 && teams[id.Id] }),
+	)
+}
+
+// removeOthers removes the entries whose keys are not wanted.
+func removeOthers[K comparable](m *ebpf.Map, wanted func(K) bool) error {
+	var gone []K
+	var key, next K
+	err := m.NextKey(nil, &next)
+	for ; err == nil; err = m.NextKey(&key, &next) {
+		if key = next; !wanted(key) {
+			gone = append(gone, key)
+		}
+	}
+	if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("what is left in %s: %w", m, err)
+	}
+	for _, key := range gone {
+		if err := forget(m, &key); err != nil {
+			return fmt.Errorf("what is left in %s: %w", m, err)
+		}
+	}
+	return nil
+}
+
+// gather finds every entry of the rules.
+func (k *Kernel) gather() error {
+	var v netdRules
+	var k4 netdKey4
+	four := k.obj.Rules4.Iterate()
+	for four.Next(&k4, &v) {
+		e := k.of(k4.Gen)
+		e.four = append(e.four, k4)
+	}
+	var k6 netdKey6
+	six := k.obj.Rules6.Iterate()
+	for six.Next(&k6, &v) {
+		e := k.of(k6.Gen)
+		e.six = append(e.six, k6)
+	}
+	return errors.Join(four.Err(), six.Err())
+}
+
+func (k *Kernel) of(gen uint32) *entries {
+	if k.entries[gen] == nil {
+		k.entries[gen] = &entries{}
+	}
+	return k.entries[gen]
+}

@@ -1,0 +1,106 @@
+package bpf
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"s0.run/internal/policy"
+)
+
+// G12: whatever step of an attachment or of its end was the last one of a process that
+// was killed, the next leaves nothing of it behind, and everything of those that live.
+func TestG12_WhatAKilledProcessHasLeft(t *testing.T) {
+	needKernel(t)
+	dir := pins(t)
+	k := open(t, dir)
+	limited := Limits{Team: "living", Own: Bandwidth{Sent: Rate{Bytes: 1 << 30}}, Shared: Bandwidth{Received: Rate{Bytes: 1 << 30}}}
+	open4, err := policy.Compile(policy.Default(), fixed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	living := attach(t, k, 1)
+	if err := k.SetPolicy(living, open4, limited); err != nil {
+		t.Fatal(err)
+	}
+	check(t, k, "a flow", tcp("93.184.0.2", 443), MarkAllow)
+	before := sizes(t, k)
+
+	// One that was being attached, or detached: in every table but that of links.
+	const ifindex, dead = 77, 1000
+	gone := netdSandbox{Serial: dead, Team: teamNumber("dead")}
+	limited.Team = "dead"
+	if err := errors.Join(k.count(ifindex, dead), k.limit(&gone, limited)); err != nil {
+		t.Fatal(err)
+	}
+	for name, n := range sizes(t, k) {
+		if n == before[name] {
+			t.Fatalf("nothing was left in %s", name)
+		}
+	}
+	k.Close()
+	k = open(t, dir)
+	for name, n := range sizes(t, k) {
+		if was := before[name]; n != was {
+			t.Errorf("%s has %d entries, and had %d", name, n, was)
+		}
+	}
+	check(t, k, "another flow", tcp("93.184.0.3", 443), MarkAllow)
+	if n, err := k.Counters(living); err != nil || n.SentPackets != 2 {
+		t.Errorf("of the living one it counts %+v, %v", n, err)
+	}
+	if err := k.Detach(living); err != nil {
+		t.Fatal(err)
+	}
+	for name, n := range sizes(t, k) {
+		if n > 0 && !(n == 1 && (name == "opened" || name == "closed")) { // of all together
+			t.Errorf("at the end %s has %d entries", name, n)
+		}
+	}
+}
+
+// A change that fails behind its first writes leaves nothing at the attachment's end.
+func TestG12_BandwidthOfAChangeThatFailed(t *testing.T) {
+	needKernel(t)
+	k := open(t, pins(t))
+	serial := attach(t, k, 1)
+	half := *k.links[loopback]
+	half.Team = teamNumber("t")
+	if err := k.limit(&half, Limits{Team: "t", Own: Bandwidth{Sent: Rate{Bytes: 1}}, Shared: Bandwidth{Sent: Rate{Bytes: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	k.links[loopback].Team = half.Team // which the policy before had said
+	if err := k.Detach(serial); err != nil {
+		t.Fatal(err)
+	}
+	if n := size(t, k.obj.Buckets); n != 0 {
+		t.Errorf("%d buckets are left", n)
+	}
+}
+
+// counting are the tables that a link has entries in beside its own.
+func (k *Kernel) counting() map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{"counts": k.obj.Counts, "opened": k.obj.Opened, "closed": k.obj.Closed, "buckets": k.obj.Buckets}
+}
+
+func sizes(t *testing.T, k *Kernel) map[string]int {
+	t.Helper()
+	all := map[string]int{}
+	for name, m := range k.counting() {
+		all[name] = size(t, m)
+	}
+	return all
+}
+
+func size(t *testing.T, m *ebpf.Map) (n int) {
+	t.Helper()
+	key, err := m.NextKeyBytes(nil)
+	for ; key != nil && err == nil; n++ {
+		key, err = m.NextKeyBytes(key)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
