@@ -138,7 +138,10 @@ func newBench(t *testing.T, json string, before ...netip.AddrPort) *bench {
 	t.Helper()
 	b := &bench{up: newUpstream(t), own: guest.Guest{ID: "s-1", Gen: 1, Policy: compiled(t, json)}}
 	r, err := New(Config{
-		Lookup:    func(a netip.Addr) (guest.Guest, bool) { return b.guest(), a == netip.MustParseAddr("127.0.0.1") },
+		Lookup: func(a netip.Addr) (guest.Guest, bool) {
+			g := b.guest()
+			return g, g.Policy != nil && a == netip.MustParseAddr("127.0.0.1")
+		},
 		Upstreams: append(before, b.up.at), Dial: dialAny, Log: slog.New(slog.DiscardHandler),
 		Learn: func(g guest.Guest, addr netip.Addr, slots uint64, _ time.Duration) {
 			b.mu.Lock()
@@ -234,6 +237,27 @@ func TestE12_ADeniedNameLeavesNoPacket(t *testing.T) {
 	}
 	if m := b.ask(t, "tcp", "a.good.example.", dns.TypeA); !slices.Equal(texts(m), []string{"8.8.8.8"}) || b.up.count() != 1 {
 		t.Errorf("again, over TCP: %v, upstream asked %d times", m, b.up.count())
+	}
+}
+
+// Whoever has no policy yet need not wait to hear that there is nothing for him.
+func TestAFreeSlotIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, only)
+	b.become(guest.Guest{ID: "s-1", Gen: 1})
+	for _, network := range []string{"udp", "tcp"} {
+		if m := b.ask(t, network, "www.good.example.", dns.TypeA); m.Rcode != dns.RcodeRefused || len(m.Answer) != 0 {
+			t.Errorf("%s: %v", network, m)
+		}
+	}
+	if b.up.count() != 0 {
+		t.Error("a query left")
+	}
+	b.become(guest.Guest{}) // of whom nobody was told: perhaps soon
+	q := new(dns.Msg)
+	q.SetQuestion("www.good.example.", dns.TypeA)
+	if m, _, err := (&dns.Client{Timeout: 200 * time.Millisecond}).Exchange(q, b.udp); err == nil {
+		t.Errorf("an unknown one was answered %v", m)
 	}
 }
 

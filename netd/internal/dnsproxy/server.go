@@ -95,8 +95,12 @@ func acceptQuery(h dns.Header) dns.MsgAcceptAction {
 
 func (r *Resolver) handle(ctx context.Context, w dns.ResponseWriter, query *dns.Msg) {
 	g, ok := r.config.Lookup(source(w.RemoteAddr()))
-	if !ok {
+	switch {
+	case g.ID == "": // not told of it yet, perhaps: it asks again
 		w.Close()
+		return
+	case !ok: // a free slot, whose programs need not wait to hear that there is nothing
+		r.write(w, query, answer{rcode: dns.RcodeRefused})
 		return
 	}
 	if !r.state(g).limit.Allow() {

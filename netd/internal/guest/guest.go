@@ -22,7 +22,8 @@ type Guest struct {
 }
 
 // Lookup finds the sandbox that has an address. Addresses are checked against
-// forgery before anything gets here (E16, E19); one that nobody has is refused.
+// forgery before anything gets here (E16, E19); one that nobody has is refused. One
+// that has no policy yet is named all the same: that is known to be nobody's.
 type Lookup func(netip.Addr) (Guest, bool)
 
 // LogValue is a guest in logs.

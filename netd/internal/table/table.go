@@ -365,10 +365,10 @@ func (t *Table) Lookup(a netip.Addr) (guest.Guest, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	e := t.byAddress[a.Unmap()]
-	if e == nil || e.guest.Policy == nil {
+	if e == nil {
 		return guest.Guest{}, false
 	}
-	return e.guest, true
+	return e.guest, e.guest.Policy != nil
 }
 
 // Known finds the sandbox of a serial, with its addresses, also for a while after its
