@@ -78,7 +78,7 @@ func readKeys(dir string) (*sealed.Keyring, *ca.Root, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	identities, err := ca.NewRoot(keys)
+	identities, err := ca.NewRoot(keys.Roots())
 	return keys, identities, err
 }
 

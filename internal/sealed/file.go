@@ -26,11 +26,22 @@ var kem = hpke.MLKEM768X25519()
 
 // Ensure makes a directory of keys, and the first key when there is none: the
 // private part in a file that its owner alone can read, the public one in another.
-// It answers the public key's file.
+// Beside it is the first [AuthorityRoot]. It answers the public key's file.
 func Ensure(dir string) (publicFile string, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("making the directory of credential keys: %w", err)
 	}
+	before, err := filepath.Glob(filepath.Join(dir, "*"+privateExt))
+	if err != nil {
+		return "", err
+	}
+	if publicFile, err = ensureKey(dir); err != nil {
+		return "", err
+	}
+	return publicFile, ensureRoot(dir, len(before) == 0)
+}
+
+func ensureKey(dir string) (publicFile string, err error) {
 	private, err := filepath.Glob(filepath.Join(dir, "*"+privateExt))
 	if err != nil {
 		return "", err
@@ -128,8 +139,8 @@ func ReadPublic(path string) (*PublicKey, error) {
 	return public(key), nil
 }
 
-// ReadKeyring reads all private keys of a directory. Files that others than their
-// owner can read are refused.
+// ReadKeyring reads all private keys and roots of a directory. Files that others than
+// their owner can read are refused.
 func ReadKeyring(dir string) (*Keyring, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*"+privateExt))
 	if err != nil {
@@ -141,12 +152,8 @@ func ReadKeyring(dir string) (*Keyring, error) {
 	slices.Sort(files)
 	ring := &Keyring{keys: map[string]hpke.PrivateKey{}}
 	for _, file := range files {
-		info, err := os.Stat(file)
-		if err != nil {
+		if err := isOwners(file); err != nil {
 			return nil, err
-		}
-		if info.Mode().Perm()&0o077 != 0 {
-			return nil, fmt.Errorf("credential key %s can be read by others than its owner: chmod 600", file)
 		}
 		key, err := readPrivate(file)
 		if err != nil {
@@ -157,7 +164,7 @@ func ReadKeyring(dir string) (*Keyring, error) {
 			ring.oldest = key
 		}
 	}
-	return ring, nil
+	return ring, ring.readRoots(dir)
 }
 
 func readPrivate(path string) (hpke.PrivateKey, error) {

@@ -9,12 +9,12 @@
 // moved to another team, name, kind or version does not open.
 //
 // Keys have ids, and netd may have several: a new one is for what is sealed from
-// then on, an old one stays until nothing names it. The package reads and makes key
+// then on, an old one stays until nothing names it. Beside them, in files of their
+// own, are the roots of sandboxes' authorities ([AuthorityRoot]). The package reads and makes key
 // files and holds no state; it never logs, and its errors say nothing of secrets.
 package sealed
 
 import (
-	"crypto/hkdf"
 	"crypto/hpke"
 	"crypto/sha256"
 	"encoding/binary"
@@ -31,9 +31,6 @@ const (
 
 // label separates these blobs from whatever else such a key might be used for.
 const label = "s0 credential v1"
-
-// derived separates what is derived of such a key.
-const derived = "s0 derived v1 "
 
 // Of is what a blob belongs to. All of it is bound.
 type Of struct {
@@ -59,6 +56,7 @@ type PublicKey struct {
 type Keyring struct {
 	keys   map[string]hpke.PrivateKey
 	oldest hpke.PrivateKey
+	roots  []AuthorityRoot
 }
 
 // ErrOpen is what opening ends in, whatever was wrong: another's blob, another
@@ -91,21 +89,6 @@ func (r *Keyring) Open(of Of, b Blob) ([]byte, error) {
 		return nil, ErrOpen
 	}
 	return plain, nil
-}
-
-// Derive makes a key of the ring's oldest one, which stays that while keys are added:
-// the same for the same purpose, here and wherever the same keys are. An empty ring has
-// none to make it of.
-func (r *Keyring) Derive(purpose string, length int) ([]byte, error) {
-	if r.oldest == nil {
-		return nil, errors.New("deriving a key: there are no credential keys")
-	}
-	secret, err := r.oldest.Bytes()
-	if err != nil {
-		return nil, errors.New("deriving a key: the credential key has no bytes")
-	}
-	defer clear(secret)
-	return hkdf.Key(sha256.New, secret, nil, derived+purpose, length)
 }
 
 // info is injective: each part has its length before it.

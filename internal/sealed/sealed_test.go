@@ -117,25 +117,78 @@ func TestKeysAreFiles(t *testing.T) {
 	if err != nil || ring.keys[public.ID()] == nil || ring.keys[newer.ID()] == nil {
 		t.Errorf("a ring of two keys: %v", err)
 	}
-	for _, c := range []struct {
-		ring    *Keyring
-		purpose string
-		same    bool
-	}{{ring, "a", true}, {ring, "b", false}} { // a key more changes nothing that is derived
-		before, err1 := alone.Derive("a", 32)
-		after, err2 := c.ring.Derive(c.purpose, 32)
-		if err := errors.Join(err1, err2); err != nil || len(before) != 32 || bytes.Equal(before, after) != c.same {
-			t.Errorf("derived for %q: %v", c.purpose, err)
-		}
-	}
-	if _, err := (&Keyring{}).Derive("a", 32); err == nil {
-		t.Error("an empty ring derives")
+	if was, is := alone.Roots(), ring.Roots(); len(was) != 1 || len(is) != 1 || !bytes.Equal(was[0].Secret, is[0].Secret) {
+		t.Error("a key more changes the root of authorities")
 	}
 	if err := os.Chmod(private, 0o640); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := ReadKeyring(dir); err == nil || !strings.Contains(err.Error(), "chmod 600") {
 		t.Errorf("a key that others can read: %v", err)
+	}
+}
+
+// What sandboxes' authorities are derived from does not change with the keys, and not
+// for those who began without a root of its own.
+func TestRootsOfAuthorities(t *testing.T) {
+	t.Parallel()
+	_, _, dir := keys(t)
+	roots := func() []AuthorityRoot {
+		t.Helper()
+		ring, err := ReadKeyring(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ring.Roots()
+	}
+	same := func(a, b AuthorityRoot) bool { return a.Number == b.Number && bytes.Equal(a.Secret, b.Secret) }
+	first := roots()
+	if len(first) != 1 || first[0].Number != 1 || len(first[0].Secret) != rootBytes {
+		t.Fatalf("a new directory has roots %v", first)
+	}
+	if err := os.Remove(rootFile(dir, 1)); err != nil {
+		t.Fatal(err)
+	}
+	derived := roots() // as netds of before had
+	if len(derived) != 1 || same(derived[0], first[0]) {
+		t.Error("a new directory's root is made of its key")
+	}
+	if _, err := Add(dir); err != nil { // makes it a file
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "0001.key")); err != nil {
+		t.Fatal(err)
+	}
+	if is := roots(); len(is) != 1 || !same(is[0], derived[0]) {
+		t.Error("the oldest key's end changes the root")
+	}
+	for range maxRoots - 1 {
+		if _, err := AddRoot(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := AddRoot(dir); err == nil {
+		t.Errorf("more than %d roots are made", maxRoots)
+	}
+	all := roots()
+	if len(all) != maxRoots || !same(all[0], derived[0]) || all[maxRoots-1].Number != maxRoots {
+		t.Errorf("of %d roots there are %d", maxRoots, len(all))
+	}
+	if err := os.Remove(rootFile(dir, 1)); err != nil {
+		t.Fatal(err)
+	}
+	file, err := AddRoot(dir)
+	if err != nil || filepath.Base(file) != "0005.root" || len(roots()) != maxRoots || !same(roots()[0], all[1]) {
+		t.Errorf("behind the first one's end: %s, %v", file, err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("a root's mode: %v, %v", info.Mode(), err)
+	}
+	if err := os.Chmod(file, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadKeyring(dir); err == nil || !strings.Contains(err.Error(), "chmod 600") {
+		t.Errorf("a root that others can read: %v", err)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
 )
 
 const (
@@ -45,6 +46,8 @@ type Authority struct {
 	cert    *x509.Certificate
 	key     *ecdsa.PrivateKey
 	leafKey *ecdsa.PrivateKey // of all leaves: they are all ours to answer with
+	older   []byte            // PEM of the certificates of the older roots' authorities
+	chain   [][]byte          // how those vouch for this one: each signed by the next
 
 	mu     sync.Mutex
 	leaves map[string]*tls.Certificate
@@ -53,30 +56,61 @@ type Authority struct {
 // Authority makes a sandbox's authority: each time with the same key and name, so that
 // whoever believes one of its certificates believes what any of them signs.
 func (r *Root) Authority(id sandbox.ID) (*Authority, error) {
-	key, err := r.signer(id)
-	if err != nil {
-		return nil, err
-	}
 	leafKey, err := newKey()
 	if err != nil {
 		return nil, err
 	}
+	a := &Authority{leafKey: leafKey, leaves: map[string]*tls.Certificate{}}
+	for _, root := range r.secrets {
+		if err := a.succeed(root, id); err != nil {
+			return nil, fmt.Errorf("making a certificate authority for %s: %w", id, err)
+		}
+	}
+	return a, nil
+}
+
+// succeed has a root's authority take the place of the one before, which vouches for it.
+func (a *Authority) succeed(root sealed.AuthorityRoot, id sandbox.ID) error {
+	key, err := signer(root, id)
+	if err != nil {
+		return err
+	}
 	template, err := newTemplate(lifetime)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	template.Subject = pkix.Name{Organization: []string{"s0 sandbox egress"}, CommonName: string(id)}
-	template.IsCA, template.BasicConstraintsValid, template.MaxPathLenZero = true, true, true
-	template.KeyUsage = x509.KeyUsageCertSign
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, fmt.Errorf("making a certificate authority for %s: %w", id, err)
+	if root.Number > 1 { // two of one name are taken for each other
+		template.Subject.OrganizationalUnit = []string{fmt.Sprintf("root %d", root.Number)}
 	}
-	cert, err := x509.ParseCertificate(der)
+	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
+	cert, err := certify(template, template, key, key)
+	if err != nil {
+		return err
+	}
+	if a.cert != nil {
+		vouched, err := certify(template, a.cert, key, a.key)
+		if err != nil {
+			return err
+		}
+		a.chain = append([][]byte{vouched.Raw}, a.chain...)
+		a.older = append(pemOf(a.cert), a.older...)
+	}
+	a.cert, a.key = cert, key
+	return nil
+}
+
+// certify signs a key by an issuer's.
+func certify(template, issuer *x509.Certificate, key, by *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), by)
 	if err != nil {
 		return nil, err
 	}
-	return &Authority{cert: cert, key: key, leafKey: leafKey, leaves: map[string]*tls.Certificate{}}, nil
+	return x509.ParseCertificate(der)
+}
+
+func pemOf(cert *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
 }
 
 func newKey() (*ecdsa.PrivateKey, error) {
@@ -96,10 +130,8 @@ func newTemplate(life time.Duration) (*x509.Certificate, error) {
 	return &x509.Certificate{SerialNumber: serial, NotBefore: now.Add(-backdate), NotAfter: now.Add(life)}, nil
 }
 
-// PEM is the certificate for the sandbox to trust.
-func (a *Authority) PEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
-}
+// PEM is the certificates for the sandbox to trust, the one in use first.
+func (a *Authority) PEM() []byte { return append(pemOf(a.cert), a.older...) }
 
 // Leaf is the certificate for a server of a canonical name.
 func (a *Authority) Leaf(name string) (*tls.Certificate, error) {
@@ -140,13 +172,11 @@ func (a *Authority) sign(name string) (*tls.Certificate, error) {
 	template.DNSNames = []string{name}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, a.leafKey.Public(), a.key)
+	leaf, err := certify(template, a.cert, a.leafKey, a.key)
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: a.leafKey, Leaf: leaf}, nil
+	// Its own certificate, which whoever believes it has, would lead the others astray:
+	// what looks for an issuer takes the first of its name.
+	return &tls.Certificate{Certificate: append([][]byte{leaf.Raw}, a.chain...), PrivateKey: a.leafKey, Leaf: leaf}, nil
 }

@@ -2,14 +2,18 @@ package ca
 
 import (
 	"bytes"
-	"crypto/hkdf"
-	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
 )
 
 func pool(t *testing.T, a *Authority) *x509.CertPool {
@@ -46,7 +50,7 @@ func TestF09_OnlyTheSandboxBelievesItsAuthority(t *testing.T) {
 	if _, err := leaf.Leaf.Verify(x509.VerifyOptions{Roots: pool(t, one), DNSName: "other.example.com"}); err == nil {
 		t.Error("it is good for another name")
 	}
-	if leaf.Leaf.IsCA || !one.cert.MaxPathLenZero {
+	if leaf.Leaf.IsCA || leaf.Leaf.KeyUsage&x509.KeyUsageCertSign != 0 {
 		t.Error("a leaf could sign")
 	}
 }
@@ -95,7 +99,7 @@ func BenchmarkLeaf(b *testing.B) {
 }
 
 // What read the certificate of before goes on believing it, whichever netd is asked: the
-// same keys make the same authority, and for another sandbox another one.
+// same secret makes the same authority, and for another sandbox another one.
 func TestF08_AnAuthorityIsTheSameAfterARestart(t *testing.T) {
 	t.Parallel()
 	before, after := root(t, "k"), root(t, "k")
@@ -111,8 +115,8 @@ func TestF08_AnAuthorityIsTheSameAfterARestart(t *testing.T) {
 	}{
 		{"the next netd's", after, "s1", true},
 		{"a fork's", after, "s2", false},
-		{"one of other keys", root(t, "other"), "s1", false},
-		{"one of no keys", NewLoneRoot(), "s1", false},
+		{"one of another secret", root(t, "other"), "s1", false},
+		{"one of no secret", NewLoneRoot(), "s1", false},
 	} {
 		a, err := c.root.Authority(c.id)
 		if err != nil {
@@ -138,17 +142,100 @@ func TestF08_AnAuthorityIsTheSameAfterARestart(t *testing.T) {
 	}
 }
 
-type key string
-
-func (k key) Derive(purpose string, length int) ([]byte, error) {
-	return hkdf.Key(sha256.New, []byte(k), nil, purpose, length)
-}
-
-func root(t *testing.T, keys string) *Root {
+func root(t *testing.T, secrets ...string) *Root {
 	t.Helper()
-	r, err := NewRoot(key(keys))
+	var all []sealed.AuthorityRoot
+	for i, s := range secrets {
+		all = append(all, sealed.AuthorityRoot{Number: i + 1, Secret: []byte(s)})
+	}
+	r, err := NewRoot(all)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// A new root breaks nothing that runs: whoever read an older one's certificate believes
+// what is answered now, until that root's file is taken away, and whoever reads from now
+// on believes what netds answer that have not heard of it.
+func TestF08_ANewRootBreaksNothingThatRuns(t *testing.T) {
+	t.Parallel()
+	secrets := []string{"first", "second", "third"}
+	authorityOf := func(n int) *Authority {
+		t.Helper()
+		a, err := root(t, secrets[:n]...).Authority("s1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	dir := t.TempDir()
+	for answering := 1; answering <= len(secrets); answering++ {
+		leaf, err := authorityOf(answering).Leaf("api.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for read := 1; read <= len(secrets); read++ {
+			believed := authorityOf(read)
+			if err := verify(leaf, pool(t, believed)); err != nil {
+				t.Errorf("%d roots answer whoever read %d: %v", answering, read, err)
+			}
+			verifyByOpenSSL(t, dir, believed.PEM(), leaf)
+		}
+	}
+	leaf, err := authorityOf(3).Leaf("api.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if later, err := NewRoot([]sealed.AuthorityRoot{{Number: 3, Secret: []byte("third")}}); err != nil {
+		t.Error(err)
+	} else if a, err := later.Authority("s1"); err != nil || !a.key.Equal(authorityOf(3).key) || verify(leaf, pool(t, a)) != nil {
+		t.Errorf("when the older ones are gone: %v", err)
+	} else if leaf, err := a.Leaf("api.example.com"); err != nil || verify(leaf, pool(t, authorityOf(1))) == nil {
+		t.Errorf("a root that is gone is believed, %v", err)
+	}
+	other, err := root(t, secrets...).Authority("s2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if verify(leaf, pool(t, other)) == nil {
+		t.Error("another sandbox believes it")
+	}
+}
+
+func verify(leaf *tls.Certificate, roots *x509.CertPool) error {
+	between := x509.NewCertPool()
+	for _, der := range leaf.Certificate[1:] {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		between.AddCert(cert)
+	}
+	_, err := leaf.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: "api.example.com"})
+	return err
+}
+
+// verifyByOpenSSL asks what most programs in sandboxes ask, where there is one.
+func verifyByOpenSSL(t *testing.T, dir string, roots []byte, leaf *tls.Certificate) {
+	t.Helper()
+	program, err := exec.LookPath("openssl")
+	if err != nil {
+		return
+	}
+	var chain []byte
+	for _, der := range leaf.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	files := map[string][]byte{"roots": roots, "chain": chain, "leaf": pemOf(leaf.Leaf)}
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(program, "verify", "-CAfile", "roots", "-no-CApath", "-untrusted", "chain", "-verify_hostname", "api.example.com", "leaf")
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("OpenSSL: %v: %s", err, out)
+	}
 }

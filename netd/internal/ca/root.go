@@ -7,45 +7,45 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 
 	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
 )
-
-// A Deriver makes the same secret for the same purpose wherever it is asked.
-type Deriver interface {
-	Derive(purpose string, length int) ([]byte, error)
-}
 
 // Root is what sandboxes' keys are derived from. It does not change and may be used by
 // many at once.
-type Root struct{ secret []byte }
+//
+// It may have several secrets, of which the newest is in use. So that what believes the
+// authority of an older one goes on doing so, each signs the next one's authority, and
+// an answer carries the chain; what is told whom to believe from then on is told all.
+type Root struct{ secrets []sealed.AuthorityRoot }
 
-const (
-	rootPurpose = "sandbox authorities"
-	rootBytes   = 32
-)
+const keyBytes = 32
 
-// NewRoot makes the root that all netds with the same keys have.
-func NewRoot(keys Deriver) (*Root, error) {
-	secret, err := keys.Derive(rootPurpose, rootBytes)
-	return &Root{secret}, err
+// NewRoot makes the root that all netds with the same secrets have, the newest last.
+func NewRoot(secrets []sealed.AuthorityRoot) (*Root, error) {
+	if len(secrets) == 0 {
+		return nil, errors.New("sandboxes' authorities have no root")
+	}
+	return &Root{secrets}, nil
 }
 
 // NewLoneRoot makes a root that ends with this process: what sandboxes believe then is
 // another one's.
 func NewLoneRoot() *Root {
-	secret := make([]byte, rootBytes)
+	secret := make([]byte, keyBytes)
 	rand.Read(secret) //nolint:errcheck // never fails
-	return &Root{secret}
+	return &Root{[]sealed.AuthorityRoot{{Number: 1, Secret: secret}}}
 }
 
 // signer derives the key of a sandbox's authority. A text that is no key of the curve,
 // one in 2^32, is followed by the next.
-func (r *Root) signer(id sandbox.ID) (*ecdsa.PrivateKey, error) {
+func signer(root sealed.AuthorityRoot, id sandbox.ID) (*ecdsa.PrivateKey, error) {
 	var failed error
 	for try := range 8 {
-		text, err := r.derive(fmt.Sprintf("certificates %d", try), id)
+		text, err := derive(root, fmt.Sprintf("certificates %d", try), id)
 		if err != nil {
 			return nil, err
 		}
@@ -59,9 +59,10 @@ func (r *Root) signer(id sandbox.ID) (*ecdsa.PrivateKey, error) {
 	return nil, fmt.Errorf("making the key of %s's authority: %w", id, failed)
 }
 
-// HostKey is the key with which a sandbox is answered over SSH.
+// HostKey is the key with which a sandbox is answered over SSH. There is one: ssh reads
+// whom to believe each time it begins.
 func (r *Root) HostKey(id sandbox.ID) (ed25519.PrivateKey, error) {
-	seed, err := r.derive("ssh host", id)
+	seed, err := derive(r.secrets[len(r.secrets)-1], "ssh host", id)
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +70,6 @@ func (r *Root) HostKey(id sandbox.ID) (ed25519.PrivateKey, error) {
 	return ed25519.NewKeyFromSeed(seed), nil
 }
 
-func (r *Root) derive(purpose string, id sandbox.ID) ([]byte, error) {
-	return hkdf.Key(sha256.New, r.secret, nil, "s0 "+purpose+" "+string(id), rootBytes)
+func derive(root sealed.AuthorityRoot, purpose string, id sandbox.ID) ([]byte, error) {
+	return hkdf.Key(sha256.New, root.Secret, nil, "s0 "+purpose+" "+string(id), keyBytes)
 }
