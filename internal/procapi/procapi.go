@@ -104,6 +104,7 @@ type Init struct {
 	Env        map[string]string `json:"env,omitempty"`      // the template's, and EnvSandboxID
 	Hostname   string            `json:"hostname,omitempty"` // set inside
 	Now        time.Time         `json:"now,omitzero"`       // the host's clock, for a restored clock to step to
+	Mounts     []Mount           `json:"mounts,omitempty"`   // those that are not there yet, before anything is started
 	Warm       []WarmProcess     `json:"warm,omitempty"`     // to be started now
 	Kept       []KeptContext     `json:"kept,omitempty"`     // of an earlier life, whose files alone there are
 }
@@ -126,9 +127,12 @@ type KeptContexts struct {
 // Env replaces the environment that [Init] gave, for processes that start from now on.
 type Env struct {
 	Env map[string]string `json:"env"`
-	// RestartWarm restarts the warm processes that would see another environment
-	// than they were started with. The answer comes when the old ones are dead and
-	// the new ones started; their probes are not waited for.
+	// Mounts are made first, those that are not there yet.
+	Mounts []Mount `json:"mounts,omitempty"`
+	// RestartWarm restarts the warm processes that would see something else if they
+	// started now: another environment, or what is mounted with this. The answer
+	// comes when the old ones are dead and the new ones started; their probes are not
+	// waited for.
 	RestartWarm bool `json:"restart_warm,omitempty"`
 }
 

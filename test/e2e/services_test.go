@@ -434,6 +434,14 @@ func testServicesOfAClaim(u *user) {
 	if resp, _ := v.send("POST", "/", nil, "Authorization", "Bearer foo"); resp.StatusCode != 405 {
 		u.t.Errorf("POST: %d", resp.StatusCode)
 	}
+	u.pause(id)
+	v.refused(401, "unauthorized", "/") // who may not enter wakes nobody
+	if sb := u.status(id); !sb.Paused {
+		u.t.Errorf("it is %s", sb.Status)
+	}
+	if resp, body := v.send("GET", "/", nil, "Authorization", "Bearer foo"); resp.StatusCode != 200 || body != "it works" {
+		u.t.Errorf("a visitor of a sandbox that sleeps: %d %s", resp.StatusCode, body)
+	}
 	other := stranger(u.t, u)
 	if _, err := other.SandboxServices(u.ctx(), id); !isStatus(err, 404) {
 		u.t.Errorf("another team reads services: %v", err)

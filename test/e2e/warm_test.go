@@ -16,9 +16,10 @@ import (
 
 // TestWarmProcesses keeps pools of sandboxes in which something runs already.
 func TestWarmProcesses(t *testing.T) {
-	s := s0test.Start(t, s0test.Options{Pool: 0, MaxSandboxes: 12})
+	s := s0test.Start(t, s0test.Options{Pool: 0, MaxSandboxes: 12, Flags: []string{"--volumes"}})
 	t.Run("ready before the claim", func(t *testing.T) { testWarmClaim(t, s) })
 	t.Run("what a claim changes", func(t *testing.T) { testWarmEnv(t, s) })
+	t.Run("what a claim mounts", func(t *testing.T) { testWarmMounts(t, s) })
 	t.Run("a cold start", func(t *testing.T) { testWarmCold(t, s) })
 	t.Run("never ready", func(t *testing.T) { testNeverReady(t, s) })
 	t.Run("ends in the pool", func(t *testing.T) { testWarmEnds(t, s) })
@@ -151,6 +152,64 @@ func testWarmEnv(t *testing.T, s *s0test.Stack) {
 	if got := u.run(id, "sh", "-c", "echo $GREETING; cat /tmp/greeting"); text(got.Stdout) != "update\nclaim\n" {
 		t.Errorf("after an update a new process and the old server saw %q", text(got.Stdout))
 	}
+}
+
+// What a claim mounts is there when it is answered. What ran before is started anew for it,
+// or finds it when it looks again if it is to be kept; in a life without memory, too,
+// nothing starts before it is there.
+func testWarmMounts(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	volume, err := u.c.CreateVolume(u.ctx(), "", client.CreateSandboxVolumeRequest{})
+	must(u, "making a volume", volume, err)
+	t.Cleanup(func() {
+		if err := u.c.DeleteVolume(u.ctx(), volume.ID, true); err != nil {
+			t.Errorf("deleting the volume: %v", err)
+		}
+	})
+	mounts := []client.ClaimMount{{SandboxvolumeID: volume.ID, MountPoint: "/data"}}
+	claim := func(template string) string {
+		sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: template, Mounts: mounts})
+		return must(u, "claiming a sandbox of "+template+" with a volume", sb, err).SandboxID
+	}
+	first := claim("default")
+	u.run(first, "sh", "-c", "echo content > /data/file")
+	u.remove(first)
+
+	const looks = `{"name":"looks","type":"cmd","command":["sh","-c","echo $(cat /data/file 2>&1) >> /tmp/starts; exec sleep 100000"],
+		"probes":{"readiness":{"exec":{"command":["test","-s","/tmp/starts"]},"periodSeconds":1}}}`
+	const again = `{"name":"again","type":"cmd","restartOnClaim":false,
+		"command":["sh","-c","echo x >> /tmp/kept; until cat /data/file > /tmp/again 2>&1; do sleep 0.2; done; exec sleep 100000"]}`
+	u.warmTemplate("mounts", 1, looks, again, repl)
+	u.awaitIdle("mounts")
+	id := claim("mounts")
+	t.Cleanup(func() { u.remove(id) })
+	if got := u.read(id, "/data/file"); got != "content\n" {
+		t.Errorf("at the claim's answer there is %q", got)
+	}
+	const missing = "cat: /data/file: No such file or directory\n"
+	starts := func(want string) {
+		t.Helper()
+		s.Eventually("what the process saw at its starts", func() error {
+			if got := u.read(id, "/tmp/starts"); got != want {
+				return fmt.Errorf("%q, want %q", got, want)
+			}
+			return nil
+		})
+	}
+	starts(missing + "content\n")
+	s.Eventually("what the other one sees", func() error {
+		if got := u.read(id, "/tmp/again"); got != "content\n" {
+			return fmt.Errorf("%q", got)
+		}
+		return nil
+	})
+	if got := u.read(id, "/tmp/kept"); got != "x\n" {
+		t.Errorf("it was started %d times", len(got)/2)
+	}
+	p, err := u.c.PauseSandboxFiles(u.ctx(), id)
+	must(u, "pausing", p, err)
+	u.resume(id)
+	starts(missing + "content\ncontent\n")
 }
 
 // A sandbox that is started for its claim is given away when its processes are

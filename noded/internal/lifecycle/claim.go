@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"sync"
 	"time"
 
 	"s0.run/internal/errdefs"
@@ -253,36 +254,46 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 	if err := m.cfg.Groups.Set(rec.ID, limits(before.Spec, nil, true), limits(rec.Spec, rec.Claim, false)); err != nil {
 		return err
 	}
-	committed := make(chan error, 1)
-	go func() {
-		err := m.cfg.Journal.Put(ctx, rec)
-		if err == nil {
-			err = failpoint.Hit("claim.after-journal")
+	committed := inBackground(func() error {
+		if err := m.cfg.Journal.Put(ctx, rec); err != nil {
+			return err
 		}
-		committed <- err
-	}()
-	judged := make(chan error, 1)
-	go func() { judged <- m.setPolicy(ctx, rec) }()
-	mounted := make(chan error, 1)
-	go func() { mounted <- m.mountAll(ctx, inst, rec) }()
-	err := m.claimEnv(ctx, inst, rec)
+		return failpoint.Hit("claim.after-journal")
+	})
+	judged := inBackground(func() error { return m.setPolicy(ctx, rec) })
+	var err error
+	if len(rec.Claim.Mounts) > 0 { // no volume enters what the next noded would take for a free slot (C15)
+		if err = committed(); err == nil {
+			err = m.attachAll(ctx, rec)
+		}
+	}
+	if err == nil {
+		err = m.claimEnv(ctx, inst, rec)
+	}
 	if err == nil {
 		err = m.keepEvents(ctx, inst, rec)
 	}
 	if err == nil {
 		err = failpoint.Hit("claim.after-env")
 	}
-	return cmp.Or(<-committed, <-judged, <-mounted, err)
+	return cmp.Or(committed(), judged(), err)
 }
 
-// claimEnv gives procd the claim's environment. One that does not change needs no
-// round trip, which costs more than the rest of a claim: there procd's open
-// connection is proof enough, for nothing of a tenant's has run beside it yet. One
-// that does restarts the warm processes that would see it.
+// inBackground does something beside the caller, who has to wait for it.
+func inBackground(do func() error) (wait func() error) {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	return sync.OnceValue(func() error { return <-done })
+}
+
+// claimEnv gives procd the claim's environment and mounts. Where nothing changes there
+// is no round trip, which costs more than the rest of a claim: there procd's open
+// connection is proof enough, for nothing of a tenant's has run beside it yet. What
+// changes restarts the warm processes that would see it.
 func (m *Manager) claimEnv(ctx context.Context, inst *instance, rec journal.Record) error {
-	env := environment(rec)
-	if !maps.Equal(inst.told, env) {
-		return m.setEnv(ctx, inst, env, true)
+	change := changes(rec, true)
+	if len(change.Mounts) > 0 || !maps.Equal(inst.told, change.Env) {
+		return m.setEnv(ctx, inst, change)
 	}
 	if !m.connected(inst) {
 		return channel.ErrDisconnected
@@ -290,19 +301,24 @@ func (m *Manager) claimEnv(ctx context.Context, inst *instance, rec journal.Reco
 	return nil
 }
 
-// setEnv gives procd an environment. The caller has the turn.
-func (m *Manager) setEnv(ctx context.Context, inst *instance, env map[string]string, restartWarm bool) error {
+// changes is what procd is told of a record after the introduction.
+func changes(rec journal.Record, restartWarm bool) procapi.Env {
+	return procapi.Env{Env: environment(rec), Mounts: procdMounts(rec), RestartWarm: restartWarm}
+}
+
+// setEnv gives procd an environment and what is to be mounted. The caller has the turn.
+func (m *Manager) setEnv(ctx context.Context, inst *instance, env procapi.Env) error {
 	ch, err := m.channelOf(inst)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, envTimeout)
+	ctx, cancel := context.WithTimeout(ctx, envTimeout+time.Duration(len(env.Mounts))*mountTimeout)
 	defer cancel()
 	inst.told = nil // until procd has it, nobody knows what it has
-	if err := ch.SetEnv(ctx, procapi.Env{Env: env, RestartWarm: restartWarm}); err != nil {
+	if err := ch.SetEnv(ctx, env); err != nil {
 		return err
 	}
-	inst.told = env
+	inst.told = env.Env
 	return nil
 }
 

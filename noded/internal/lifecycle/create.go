@@ -345,7 +345,7 @@ func (m *Manager) introduce(ctx context.Context, inst *instance, rec journal.Rec
 	inst.told = environment(rec)
 	return ch.Init(ctx, procapi.Init{
 		SandboxID: string(rec.ID), Generation: uint64(rec.Generation), Env: inst.told, Hostname: string(rec.ID), Now: time.Now(),
-		Warm: rec.Spec.Warm, Kept: inst.kept,
+		Mounts: procdMounts(rec), Warm: rec.Spec.Warm, Kept: inst.kept,
 	})
 }
 

@@ -220,9 +220,13 @@ func (m *Manager) reinstate(ctx context.Context, inst *instance, rec journal.Rec
 	if err := m.introduce(ctx, inst, rec); err != nil {
 		return err
 	}
+	attached := m.attachAll(ctx, rec) // matters where the sandbox has not mounted it yet
 	// What warm processes see is part of that, until a change of the environment has
 	// let them keep what they saw.
-	return m.enforce(ctx, inst, rec, rec.Claim == nil || !rec.Claim.EnvReplaced)
+	if err := m.enforce(ctx, inst, rec, rec.Claim == nil || !rec.Claim.EnvReplaced); err != nil {
+		return errors.Join(err, attached)
+	}
+	return nil
 }
 
 // keepAnyway is the end of a grace in which procd answered and the record could

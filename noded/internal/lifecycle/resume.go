@@ -146,7 +146,6 @@ func (m *Manager) resumeSteps(inst *instance, rec journal.Record, image string) 
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
 		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, nil) }},
-		{"mounts", func(ctx context.Context) error { return m.showAll(ctx, inst, rec) }},
 		{"limits", func(context.Context) error { return m.cfg.Groups.Set(rec.ID, hasty, usual) }},
 		{"events", func(ctx context.Context) error { return m.keepEvents(ctx, inst, rec) }},
 		{"commit", func(ctx context.Context) error {

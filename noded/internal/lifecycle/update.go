@@ -114,16 +114,16 @@ func (m *Manager) enforce(ctx context.Context, inst *instance, rec journal.Recor
 	if err := m.cfg.Groups.Create(rec.ID, limits(rec.Spec, rec.Claim, rec.State == journal.Slot)); err != nil {
 		return err
 	}
-	if err := m.setEnv(ctx, inst, environment(rec), restartWarm); err != nil {
+	if err := m.setEnv(ctx, inst, changes(rec, restartWarm)); err != nil {
 		return err
 	}
 	return m.keepEvents(ctx, inst, rec)
 }
 
 func (req UpdateRequest) apply(rec journal.Record) journal.Record {
-	claim := *rec.Claim
+	claim, before := *rec.Claim, environment(rec)
 	if req.ReplaceEnv {
-		claim.Env, claim.EnvReplaced = req.Env, true
+		claim.Env = req.Env
 	}
 	if req.MemoryBytes != 0 {
 		claim.MemoryBytes = req.MemoryBytes
@@ -135,6 +135,7 @@ func (req UpdateRequest) apply(rec journal.Record) journal.Record {
 		claim.Network = withNetwork(claim.Network, *req.Network)
 	}
 	rec.Claim = &claim
+	claim.EnvReplaced = claim.EnvReplaced || !maps.Equal(before, environment(rec))
 	return rec
 }
 

@@ -87,6 +87,14 @@ func forProcd(m journal.Mount) procapi.Mount {
 	return procapi.Mount{Name: forAgent(m).Name(), Target: m.MountPoint}
 }
 
+// procdMounts is procd's part of a record's mounts.
+func procdMounts(rec journal.Record) (all []procapi.Mount) {
+	for _, mount := range mountsOf(rec) {
+		all = append(all, forProcd(mount))
+	}
+	return all
+}
+
 func mountsOf(rec journal.Record) []journal.Mount {
 	if rec.Claim == nil {
 		return nil

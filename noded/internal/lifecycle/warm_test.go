@@ -11,6 +11,7 @@ import (
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/warm"
+	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
 	"s0.run/noded/internal/noop"
 )
@@ -211,8 +212,9 @@ func TestAClaimRestartsWarmProcesses(t *testing.T) {
 	m := newMachine(t)
 	n := m.boot()
 	rt := noop.Runtime{Node: m.node}
-	changes, plain := n.warmed(), n.warmed()
+	changes, plain, told := n.warmed(), n.warmed(), n.warmed()
 	n.claim(changes)
+	n.claim(told)
 	req := claimOf(plain, "plain")
 	req.Env = nil
 	if _, _, err := n.Claim(n.ctx(), req); err != nil {
@@ -227,11 +229,18 @@ func TestAClaimRestartsWarmProcesses(t *testing.T) {
 	if got := rt.WarmRestarts(plain); got != 0 || rt.Env(plain)["A"] != "new" {
 		t.Errorf("%d restarts for an update, environment %v", got, rt.Env(plain))
 	}
+	opens := &journal.Network{Policy: []byte(`{"mode":"allow-all","egress":{"protocolRules":[{"protocol":"http","http":{}}]}}`)}
+	if _, err := n.Update(n.ctx(), lifecycle.UpdateRequest{ID: told, Network: opens}); err != nil {
+		t.Fatal(err)
+	}
+	if rt.WarmRestarts(told) != 1 || rt.Env(told)["SSL_CERT_FILE"] == "" {
+		t.Errorf("%d restarts for a policy, environment %v", rt.WarmRestarts(told), rt.Env(told))
+	}
 	// A restart of noded finishes claims that were cut, and takes no update for one.
 	n.stop()
 	m.boot()
-	if a, b := rt.WarmRestarts(changes), rt.WarmRestarts(plain); a != 2 || b != 0 {
-		t.Errorf("after noded's restart: %d and %d", a, b)
+	if a, b, c := rt.WarmRestarts(changes), rt.WarmRestarts(plain), rt.WarmRestarts(told); a != 2 || b != 0 || c != 1 {
+		t.Errorf("after noded's restart: %d, %d and %d", a, b, c)
 	}
 }
 

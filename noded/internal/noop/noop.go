@@ -238,8 +238,18 @@ func (r Runtime) SetWarm(id sandbox.ID, status procapi.WarmStatus) {
 	r.containers[id].warm.set(status)
 }
 
-// WarmRestarts counts how often the sandbox's procd was told to restart what a new
-// environment makes stale.
+// Mounts are those that the sandbox's procd was last told of.
+func (r Runtime) Mounts(id sandbox.ID) []procapi.Mount {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.containers[id]; p != nil && p.mounts.Load() != nil {
+		return *p.mounts.Load()
+	}
+	return nil
+}
+
+// WarmRestarts counts how often the sandbox's procd was told to restart what a claim
+// makes stale.
 func (r Runtime) WarmRestarts(id sandbox.ID) int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

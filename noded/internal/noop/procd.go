@@ -23,7 +23,8 @@ const minRedial, maxRedial = 2 * time.Millisecond, 200 * time.Millisecond
 // process is a goroutine in a sandbox's place.
 type process struct {
 	env    atomic.Pointer[map[string]string]
-	init   atomic.Pointer[procapi.Init] // nil until it was told who it is
+	mounts atomic.Pointer[[]procapi.Mount] // that it was told of
+	init   atomic.Pointer[procapi.Init]    // nil until it was told who it is
 	keeps  atomic.Pointer[procapi.EventsConfig]
 	warm   *warmth
 	kept   atomic.Pointer[[]procapi.KeptContext]
@@ -127,6 +128,7 @@ func (p *process) introduce(w http.ResponseWriter, r *http.Request) {
 	}
 	if old := p.init.Load(); (old == nil || old.Generation < in.Generation) && p.init.CompareAndSwap(old, &in) {
 		p.env.Store(&in.Env)
+		p.mounts.Store(&in.Mounts)
 	}
 	io.WriteString(w, "{}")
 }
@@ -156,6 +158,7 @@ func (p *process) setEnv(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.env.Store(&in.Env)
+	p.mounts.Store(&in.Mounts)
 	if in.RestartWarm {
 		p.warm.restarts.Add(1)
 	}

@@ -6,7 +6,8 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
-	"s0.run/internal/warm"
+	template "s0.run/internal/warm"
+	"s0.run/procd/internal/warm"
 )
 
 // maxHostname is the kernel's bound.
@@ -46,13 +47,16 @@ func (s *server) init(w http.ResponseWriter, r *http.Request) error {
 	if in.Generation == s.identity.generation {
 		return ok(w, struct{}{})
 	}
-	if err := warm.Validate(in.Warm); err != nil {
+	if err := template.Validate(in.Warm); err != nil {
 		return invalid("warm: %s", err)
 	}
 	if len(in.Kept) > procapi.MaxKept {
 		return invalid("kept: more than %d contexts", procapi.MaxKept)
 	}
-	if err := s.cfg.Warm.SetEnv(in.Env, false); err != nil {
+	if err := s.cfg.Warm.SetEnv(in.Env, warm.None); err != nil {
+		return err
+	}
+	if _, err := mountAll(in.Mounts); err != nil {
 		return err
 	}
 	if in.Hostname != "" {
@@ -73,7 +77,18 @@ func (s *server) setEnv(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &in); err != nil {
 		return err
 	}
-	if err := s.cfg.Warm.SetEnv(in.Env, in.RestartWarm); err != nil {
+	mounted, err := mountAll(in.Mounts)
+	if err != nil {
+		return err
+	}
+	restart := warm.None
+	switch {
+	case in.RestartWarm && mounted: // any of them may have looked there
+		restart = warm.All
+	case in.RestartWarm:
+		restart = warm.Stale
+	}
+	if err := s.cfg.Warm.SetEnv(in.Env, restart); err != nil {
 		return err
 	}
 	return ok(w, struct{}{})

@@ -16,36 +16,62 @@ import (
 
 const mountPointMode = 0o755
 
-// mount binds what noded has put into the portal to its place. The sandbox's own kernel
-// does: where it does not like the place, nothing of the host is harmed.
 func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
-	m, from, err := decodeMount(w, r)
-	if err != nil {
+	var m procapi.Mount
+	if err := decode(w, r, &m); err != nil {
 		return err
 	}
-	there, err := mountedAt(m.Target)
-	if err != nil {
+	if _, err := mountAll([]procapi.Mount{m}); err != nil {
 		return err
-	}
-	if there {
-		return ok(w, struct{}{}) // it is repeated, or was restored with the sandbox
-	}
-	if err := os.MkdirAll(m.Target, mountPointMode); err != nil {
-		return errdefs.New(errdefs.Conflict, "mount point %.200q: %v", m.Target, errno(err))
-	}
-	if err := unix.Mount(from, m.Target, "", unix.MS_BIND, ""); err != nil {
-		return errdefs.New(errdefs.Conflict, "mounting at %.200q: %v", m.Target, err)
 	}
 	return ok(w, struct{}{})
 }
 
+// mountAll makes mounts that are not there yet: they may be repeated, or were restored
+// with the sandbox. some tells whether there were any.
+func mountAll(all []procapi.Mount) (some bool, err error) {
+	for _, m := range all {
+		from, err := portalOf(m)
+		if err != nil {
+			return some, err
+		}
+		there, err := mountedAt(m.Target)
+		if err != nil {
+			return some, err
+		}
+		if there {
+			continue
+		}
+		if err := bind(from, m.Target); err != nil {
+			return some, err
+		}
+		some = true
+	}
+	return some, nil
+}
+
+// bind binds what noded has put into the portal to its place. The sandbox's own kernel
+// does: where it does not like the place, nothing of the host is harmed.
+func bind(from, target string) error {
+	if err := os.MkdirAll(target, mountPointMode); err != nil {
+		return errdefs.New(errdefs.Conflict, "mount point %.200q: %v", target, errno(err))
+	}
+	if err := unix.Mount(from, target, "", unix.MS_BIND, ""); err != nil {
+		return errdefs.New(errdefs.Conflict, "mounting at %.200q: %v", target, err)
+	}
+	return nil
+}
+
 // unmount takes a mount away that nothing uses.
 func (s *server) unmount(w http.ResponseWriter, r *http.Request) error {
-	m, _, err := decodeMount(w, r)
-	if err != nil {
+	var m procapi.Mount
+	if err := decode(w, r, &m); err != nil {
 		return err
 	}
-	err = unix.Unmount(m.Target, unix.UMOUNT_NOFOLLOW)
+	if _, err := portalOf(m); err != nil {
+		return err
+	}
+	err := unix.Unmount(m.Target, unix.UMOUNT_NOFOLLOW)
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return errdefs.New(errdefs.Conflict, "processes use what is mounted at %.200q", m.Target)
@@ -56,17 +82,15 @@ func (s *server) unmount(w http.ResponseWriter, r *http.Request) error {
 	return ok(w, struct{}{})
 }
 
-func decodeMount(w http.ResponseWriter, r *http.Request) (m procapi.Mount, from string, err error) {
-	if err := decode(w, r, &m); err != nil {
-		return m, "", err
-	}
+// portalOf checks a mount and says where in the portal it is.
+func portalOf(m procapi.Mount) (from string, err error) {
 	if m.Name == "" || m.Name != filepath.Base(m.Name) || strings.HasPrefix(m.Name, ".") {
-		return m, "", invalid("name %.80q", m.Name)
+		return "", invalid("name %.80q", m.Name)
 	}
 	if !filepath.IsAbs(m.Target) || filepath.Clean(m.Target) != m.Target || m.Target == "/" {
-		return m, "", invalid("target %.200q: want an absolute and clean path", m.Target)
+		return "", invalid("target %.200q: want an absolute and clean path", m.Target)
 	}
-	return m, filepath.Join(procapi.Portal, m.Name), nil
+	return filepath.Join(procapi.Portal, m.Name), nil
 }
 
 func errno(err error) error {

@@ -166,10 +166,21 @@ func request(spec warm.Process) procapi.CreateContext {
 	return req
 }
 
-// SetEnv replaces the sandbox's environment. With restart, the processes that
-// would see another one are ended and started anew before it returns.
-func (m *Manager) SetEnv(env map[string]string, restart bool) error {
-	if err := m.cfg.Contexts.SetEnv(env); err != nil || !restart {
+// Restart says which processes are ended and started anew, of those that a claim may
+// restart at all and that are the template's still.
+type Restart int
+
+// What may be restarted.
+const (
+	None  Restart = iota
+	Stale         // those that would see another environment
+	All
+)
+
+// SetEnv replaces the sandbox's environment. It returns when what is to be restarted
+// was.
+func (m *Manager) SetEnv(env map[string]string, restart Restart) error {
+	if err := m.cfg.Contexts.SetEnv(env); err != nil || restart == None {
 		return err
 	}
 	m.restarting.Lock()
@@ -180,7 +191,7 @@ func (m *Manager) SetEnv(env map[string]string, restart bool) error {
 	errs := make([]error, len(all))
 	var restarts sync.WaitGroup
 	for i, p := range all {
-		if !p.spec.KeepOnClaim && p.context.Kept() && p.context.Stale() {
+		if !p.spec.KeepOnClaim && p.context.Kept() && (restart == All || p.context.Stale()) {
 			restarts.Go(func() { errs[i] = m.restart(p) })
 		}
 	}

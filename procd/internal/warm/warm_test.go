@@ -132,7 +132,7 @@ func TestReadyWithoutProcesses(t *testing.T) {
 	t.Parallel()
 	b := start(t)
 	b.await("ready", ready)
-	if err := b.SetEnv(map[string]string{"A": "b"}, true); err != nil {
+	if err := b.SetEnv(map[string]string{"A": "b"}, Stale); err != nil {
 		t.Error(err)
 	}
 }
@@ -285,7 +285,7 @@ func TestAClaimRestartsWhatIsStale(t *testing.T) {
 	b.await("ready", ready)
 	before := b.contexts()
 	for range 2 { // the second is a repetition whose answer got lost
-		if err := b.SetEnv(map[string]string{"CLAIM": "yes"}, true); err != nil {
+		if err := b.SetEnv(map[string]string{"CLAIM": "yes"}, Stale); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -302,11 +302,19 @@ func TestAClaimRestartsWhatIsStale(t *testing.T) {
 	if got := b.read("out-sees"); got != "yes\n" {
 		t.Errorf("the restarted one sees %q", got)
 	}
-	if err := b.SetEnv(map[string]string{"CLAIM": "later"}, false); err != nil {
+	if err := b.SetEnv(map[string]string{"CLAIM": "later"}, None); err != nil {
 		t.Fatal(err)
 	}
 	if now := b.contexts(); now[0] != after[0] || now[3] != after[3] {
 		t.Error("a change of the running sandbox's environment restarted a process")
+	}
+	if err := b.SetEnv(map[string]string{"CLAIM": "later"}, All); err != nil {
+		t.Fatal(err)
+	}
+	for i, now := range b.contexts() {
+		if restarted := now != after[i]; restarted == (i == 1) { // all but the one that is to be kept
+			t.Errorf("process %d restarted: %v", i, restarted)
+		}
 	}
 }
 
@@ -332,7 +340,7 @@ func TestARestartThatFails(t *testing.T) {
 	t.Parallel()
 	b := start(t, sh("sleep 1000"))
 	b.await("ready", ready)
-	if err := b.SetEnv(map[string]string{"PATH": "/no/where"}, true); err == nil {
+	if err := b.SetEnv(map[string]string{"PATH": "/no/where"}, Stale); err == nil {
 		t.Error("SetEnv says nothing")
 	}
 	b.fails(`warm process p0 could not be restarted: starting "sh"`)
