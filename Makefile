@@ -99,7 +99,7 @@ test-vm: build tools images ## try s0 on a stock Debian in an emulated machine (
 
 # In a module of its own, so not part of `make test`: what it imports takes minutes to compile.
 test-kube: kube-tools vk test-deps ## try the virtual node on a real Kubernetes control plane (root; minutes)
-	@cd vk-provider && gofmt -l . && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 20m ./...
+	@cd vk-provider && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 20m ./...
 
 test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
 	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e

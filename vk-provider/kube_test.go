@@ -34,7 +34,8 @@ const namespace = "s0-pools"
 
 // stack is a Kubernetes control plane, one machine's s0 beside it, and its virtual node.
 type stack struct {
-	t       *testing.T
+	root    *testing.T // that everything lives as long as
+	t       *testing.T // that is running
 	cluster *kubetest.Cluster
 	kube    kubernetes.Interface
 	dir     string
@@ -49,7 +50,7 @@ func newStack(t *testing.T) *stack {
 	if testing.Short() {
 		t.Skip("needs root, containerd and a control plane: see make test-kube")
 	}
-	s := &stack{t: t, cluster: kubetest.New(t)}
+	s := &stack{root: t, t: t, cluster: kubetest.New(t)}
 	rc, err := clientcmd.BuildConfigFromFlags("", s.cluster.Admin())
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +119,7 @@ func (s *stack) startVK() {
 	config := vkprovider.Default()
 	config.NodeSocket, config.Kubeconfig, config.ClientCAFile = s.dir+"/r/noded.sock", s.cluster.Admin(), s.cluster.CAFile()
 	config.NodeName, config.Listen, config.PoolNamespace = "sandboxes", "127.0.0.1:0", namespace
-	config.Log = slog.New(slog.NewTextHandler(testWriter{s.t}, nil))
+	config.Log = slog.New(slog.NewTextHandler(testWriter{s.root}, nil))
 	ready := make(chan string, 1)
 	config.Ready = func(at string) { ready <- at }
 	ctx, cancel := context.WithCancel(context.Background())
@@ -127,10 +128,10 @@ func (s *stack) startVK() {
 	s.stopVK = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
-			s.t.Error(err)
+			s.root.Error(err)
 		}
 	})
-	s.t.Cleanup(s.stopVK)
+	s.root.Cleanup(s.stopVK)
 	select {
 	case <-ready:
 	case err := <-done:
@@ -234,11 +235,18 @@ func (s *stack) call(method, path string, in any) (status int, data map[string]a
 // TestKubernetes is the virtual node on a real control plane, with real sandboxes.
 func TestKubernetes(t *testing.T) {
 	s := newStack(t)
-	t.Run("node", s.testNode)
-	t.Run("claim", s.testClaim)
-	t.Run("pod", s.testPod)
-	t.Run("H01_refusals", s.testRefusals)
-	t.Run("H02_kubelet", s.testKubeletAuth)
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"node", s.testNode}, {"claim", s.testClaim}, {"pod", s.testPod}, {"H01_refusals", s.testRefusals}, {"H02_kubelet", s.testKubeletAuth},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			s.t = t
+			defer func() { s.t = s.root }()
+			part.run(t)
+		})
+	}
 }
 
 func (s *stack) testNode(t *testing.T) {

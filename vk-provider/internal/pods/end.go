@@ -29,8 +29,9 @@ func (p *Pods) end(ctx context.Context, pod *pod) {
 }
 
 // endSandbox decides what of a pod ends with it: its own sandbox, or a slot that nobody
-// has claimed. A claimed one ends only with a pod that says so: a ReplicaSet that scales
-// down may not have heard of the claim yet, and its choice was about a free slot.
+// has claimed. A claimed one ends only with a pod that says so and is no ReplicaSet's any
+// more: one that shrinks or goes may not have heard of the claim, and its choice was about
+// a free slot.
 func (p *Pods) endSandbox(ctx context.Context, pod *pod) bool {
 	p.mu.Lock()
 	api, slot, sb := pod.api, pod.slot, pod.sandbox
@@ -39,7 +40,7 @@ func (p *Pods) endSandbox(ctx context.Context, pod *pod) bool {
 	switch {
 	case pod.pooled && slot == nil:
 		return true
-	case pod.pooled && sb != nil && podClaimed(api):
+	case pod.pooled && sb != nil && released(api):
 		req = &nodeapi.DeleteRequest{Id: sb.GetId(), Generation: sb.GetGeneration(), ClaimId: sb.GetClaimId(), Reason: "its pod was deleted"}
 	case pod.pooled:
 		req.Id = slot.GetId() // as who has no claim on it: what is claimed is left alone

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -9,10 +10,12 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
 	"s0.run/vk-provider/internal/noded"
+	"s0.run/vk-provider/internal/podspec"
 )
 
 func TestExpansion(t *testing.T) {
@@ -124,6 +127,66 @@ func TestG09_ClaimedSandboxesAreNoOrphans(t *testing.T) {
 	got := p.forgotten(nil, now.Add(orphanGrace))
 	if len(got) != 1 || got[0].GetClaimId() != nodeapi.PodClaim("other") {
 		t.Fatalf("these end: %v", got)
+	}
+}
+
+// claimed is a pod that Kubernetes says a tenant has, and a ReplicaSet still.
+func claimed() *pod {
+	controller := true
+	return &pod{uid: "uid", namespace: "pools", name: "p", pooled: true, wake: make(chan struct{}, 1), api: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		UID: "uid", Namespace: "pools", Name: "p", Labels: map[string]string{podspec.LabelState: podspec.StateClaimed},
+		OwnerReferences: []metav1.OwnerReference{{UID: "set", Kind: "ReplicaSet", Name: "s", Controller: &controller}, {UID: "other", Kind: "Other", Name: "o"}},
+	}}}
+}
+
+// A pod whose sandbox ended while nobody looked has ended: no slot is made for it.
+func TestH06_AClaimedPodGetsNoOtherSlot(t *testing.T) {
+	t.Parallel()
+	for id, gone := range map[string]bool{"": true, "s": false} {
+		p, pod := New(Config{Warmups: 1}), claimed()
+		p.byUID[pod.uid] = pod
+		found := make(chan bool)
+		go func() { found <- p.findClaimed(t.Context(), pod) }()
+		picture := noded.Picture{Slots: map[string]*nodeapi.PodSlot{}, Sandboxes: map[string]*nodeapi.Sandbox{}}
+		if id != "" {
+			picture.Slots["uid"] = &nodeapi.PodSlot{Pod: "uid", Id: id, State: nodeapi.PodSlotClaimed}
+			picture.Sandboxes[id] = &nodeapi.Sandbox{Id: id, Pod: "uid", State: "running"}
+		}
+		p.Synced(picture)
+		if !<-found || (pod.gone != "") != gone || pod.sandbox.GetId() != id {
+			t.Errorf("with %q: gone is %q, the sandbox %v", id, pod.gone, pod.sandbox)
+		}
+	}
+}
+
+// A claim's one write takes the pod from its ReplicaSet, too; before it, who deletes the
+// pod does not mean the sandbox.
+func TestG09_AClaimedPodIsNoReplicaSets(t *testing.T) {
+	t.Parallel()
+	pod := claimed()
+	pod.api.Labels = nil
+	kube := fake.NewClientset(pod.api)
+	p := New(Config{Warmups: 1, Kube: kube, Log: slog.New(slog.DiscardHandler)})
+	if !p.label(t.Context(), pod, &nodeapi.Sandbox{Id: "s", Team: "t"}) {
+		t.Fatal("it was not labelled")
+	}
+	now, err := kube.CoreV1().Pods("pools").Get(t.Context(), "p", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, api := range map[string]*corev1.Pod{"Kubernetes": now, "what is known of it": pod.api} {
+		if !released(api) || len(api.OwnerReferences) != 1 || api.Labels[podspec.LabelSandbox] != "s" {
+			t.Errorf("%s has %v, %v", what, api.Labels, api.OwnerReferences)
+		}
+	}
+	if n := len(kube.Actions()); n != 2 { // with ours
+		t.Errorf("it cost %d calls", n-1)
+	}
+	if !p.label(t.Context(), pod, &nodeapi.Sandbox{Id: "s", Team: "t"}) || len(kube.Actions()) != 2 {
+		t.Error("it was labelled again")
+	}
+	if released(claimed().api) {
+		t.Error("a ReplicaSet's pod is released")
 	}
 }
 

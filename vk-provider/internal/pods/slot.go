@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -24,8 +25,11 @@ func (p *Pods) keepSlot(ctx context.Context, pod *pod) {
 		p.refuse(pod, refusal)
 		return
 	}
-	p.setPending(pod, "Warming", "")
-	if !p.warm(ctx, pod, slot) {
+	if podClaimed(p.api(pod)) {
+		if !p.findClaimed(ctx, pod) {
+			return
+		}
+	} else if p.setPending(pod, "Warming", ""); !p.warm(ctx, pod, slot) {
 		return
 	}
 	var again <-chan time.Time
@@ -73,6 +77,33 @@ func (p *Pods) warm(ctx context.Context, pod *pod, slot podspec.Slot) bool {
 	})
 }
 
+// findClaimed waits until noded has said what it has, for a pod that was claimed before
+// this process began. It gets no other slot: one whose sandbox ended meanwhile has ended.
+func (p *Pods) findClaimed(ctx context.Context, pod *pod) bool {
+	for {
+		p.mu.Lock()
+		synced := p.synced
+		if synced {
+			if pod.sandbox == nil {
+				pod.sandbox = p.sandboxOf(pod)
+			}
+			if pod.sandbox == nil {
+				pod.gone = orElse(pod.gone, "its sandbox ended")
+			}
+			pod.warmed = true
+		}
+		p.mu.Unlock()
+		if synced {
+			return true
+		}
+		select {
+		case <-pod.wake:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // notYet tells why a pod is not there yet.
 func (p *Pods) notYet(ctx context.Context, pod *pod, reason string, err error) {
 	if ctx.Err() != nil {
@@ -109,15 +140,20 @@ func (p *Pods) followSlot(ctx context.Context, pod *pod) (settled, ended bool) {
 	return settled, phase == corev1.PodFailed
 }
 
-// label makes a claim visible: with it the pod is its ReplicaSet's no more, which makes
-// another. It is the one write to Kubernetes that a claim costs, and nobody waits for it.
+// label makes a claim visible, and takes the pod from its ReplicaSet, which makes another:
+// in one write, so that who deletes or shrinks the set never takes a claimed pod along. It
+// is the one write to Kubernetes that a claim costs, and nobody waits for it.
 func (p *Pods) label(ctx context.Context, pod *pod, sb *nodeapi.Sandbox) bool {
 	want := map[string]string{podspec.LabelState: podspec.StateClaimed, podspec.LabelSandbox: sb.GetId(), podspec.LabelTeam: sb.GetTeam()}
-	have := p.api(pod).Labels
-	if maps.Equal(want, subset(have, want)) {
+	have, owner := p.api(pod).Labels, metav1.GetControllerOf(p.api(pod))
+	if maps.Equal(want, subset(have, want)) && owner == nil {
 		return true
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pod.uid, "labels": want}})
+	meta := map[string]any{"uid": pod.uid, "labels": want}
+	if owner != nil {
+		meta["ownerReferences"] = []map[string]any{{"$patch": "delete", "uid": owner.UID}}
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": meta})
 	if err != nil {
 		return true // it is made of strings
 	}
@@ -135,6 +171,9 @@ func (p *Pods) label(ctx context.Context, pod *pod, sb *nodeapi.Sandbox) bool {
 		api.Labels = map[string]string{}
 	}
 	maps.Copy(api.Labels, want)
+	if owner != nil {
+		api.OwnerReferences = slices.DeleteFunc(api.OwnerReferences, func(o metav1.OwnerReference) bool { return o.UID == owner.UID })
+	}
 	pod.api = api
 	return true
 }

@@ -180,3 +180,8 @@ func initFailed(containers []*container) bool {
 func podClaimed(api *corev1.Pod) bool {
 	return api.Labels[podspec.LabelState] == podspec.StateClaimed
 }
+
+// released reports whether a claimed pod's object is its ReplicaSet's no more.
+func released(api *corev1.Pod) bool {
+	return podClaimed(api) && metav1.GetControllerOf(api) == nil
+}
