@@ -94,6 +94,8 @@ func TestBandwidthOfASandbox(t *testing.T) {
 	at := net.JoinHostPort(far4, "2222")
 	w.exchanges(at)
 	limit := netdapi.Rate{Bytes: rate}
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	for _, way := range []string{direct, proxied} {
 		for _, c := range []struct {
 			limit        netdapi.Bandwidth
@@ -104,13 +106,15 @@ func TestBandwidthOfASandbox(t *testing.T) {
 		} {
 			b := w.sandbox()
 			b.limited(way, c.limit, netdapi.Bandwidth{})
-			took, err := b.exchange(at, c.sent, c.wanted)
-			if most := burst + took.Seconds()*rate; err != nil || size > most {
-				t.Errorf("%s, %+v: %d bytes in %v, %v; want %.0f at most", way, c.limit, size, took, err, most)
-			}
-			if n, err := b.counters(); err != nil || n.Throttled == 0 {
-				t.Errorf("%s: nothing was throttled: %+v, %v", way, n, err)
-			}
+			wg.Go(func() {
+				took, err := b.exchange(at, c.sent, c.wanted)
+				if most := burst + took.Seconds()*rate; err != nil || size > most {
+					t.Errorf("%s, %+v: %d bytes in %v, %v; want %.0f at most", way, c.limit, size, took, err, most)
+				}
+				if n, err := b.counters(); err != nil || n.Throttled == 0 {
+					t.Errorf("%s: nothing was throttled: %+v, %v", way, n, err)
+				}
+			})
 		}
 	}
 }

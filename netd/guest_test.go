@@ -2,6 +2,7 @@ package netd_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/s0test"
@@ -29,7 +31,7 @@ const guestEnv = "S0_TEST_GUEST"
 
 // An attempt is something that code in a sandbox tries. Which fields count Op says.
 type attempt struct {
-	Op      string // connect, hello, bytes, raw, get, ask
+	Op      string // connect, hello, bytes, hold, raw, get, ask, h2, grpc, ws, ech
 	Network string // tcp or udp
 	To      string // address and port; of raw, an address
 	Data    []byte // what is sent
@@ -38,7 +40,7 @@ type attempt struct {
 	URL     string
 	Header  http.Header
 	Roots   string // PEM
-	Proto   int    // of raw
+	Proto   int    // of raw; of ask: the type, if it is not A
 }
 
 type outcome struct {
@@ -47,20 +49,36 @@ type outcome struct {
 	Err    string // of errors, the kind: refused, reset, timeout, denied, ended, or its text
 }
 
-// runGuest is the probe's main. It ends when every attempt was made.
+// runGuest is the probe's main. It ends when every attempt was made. Most wait for what
+// does not come: so they do it beside each other.
 func runGuest(text string) error {
 	var all []attempt
 	if err := json.Unmarshal([]byte(text), &all); err != nil {
 		return err
 	}
+	outcomes := make([]outcome, len(all))
+	var group errgroup.Group
+	group.SetLimit(atATime)
+	for i, a := range all {
+		group.Go(func() error {
+			outcomes[i] = a.try()
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
 	enc := json.NewEncoder(os.Stdout)
-	for _, a := range all {
-		if err := enc.Encode(a.try()); err != nil {
+	for _, o := range outcomes {
+		if err := enc.Encode(o); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// atATime is how many attempts a guest makes beside each other.
+const atATime = 16
 
 // quiet is how long nothing has to happen to have been lost.
 const quiet = 2 * time.Second
@@ -82,6 +100,14 @@ func (a attempt) try() (o outcome) {
 		o.Status, o.Out, err = a.get()
 	case "ask":
 		o.Status, o.Out, err = a.ask()
+	case "h2":
+		o.Status, o.Out, err = a.h2()
+	case "grpc":
+		o.Status, o.Out, err = a.grpc()
+	case "ws":
+		o.Status, o.Out, err = a.ws()
+	case "ech":
+		o.Out, err = a.ech()
 	}
 	o.Err = kind(err)
 	return o
@@ -238,7 +264,7 @@ func (a attempt) get() (int, string, error) {
 // ask looks a name up; the status is the answer's code.
 func (a attempt) ask() (int, string, error) {
 	q := new(dns.Msg)
-	q.SetQuestion(dns.Fqdn(a.Name), dns.TypeA)
+	q.SetQuestion(dns.Fqdn(a.Name), cmp.Or(uint16(a.Proto), dns.TypeA))
 	c := dns.Client{Net: a.Network, Timeout: quiet}
 	m, _, err := c.Exchange(q, a.To)
 	for range 5 {

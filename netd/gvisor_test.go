@@ -3,6 +3,7 @@ package netd_test
 import (
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -131,6 +132,13 @@ func TestE04_E06_E08_E09_E10_E12_E13_FromGVisor(t *testing.T) {
 	for server, network := range map[string]string{"1.2.3.4:53": "udp", "[2606:aaaa::99]:53": "udp", "8.8.8.8:53": "tcp", "[2606:aaaa::98]:53": "tcp"} { // E12
 		all[&attempt{Op: "ask", Network: network, To: server, Name: "good.example"}] = answers("A " + far4)
 		all[&attempt{Op: "ask", Network: network, To: server, Name: "stolen.evil.example"}] = status(dns.RcodeNameError)
+		all[&attempt{Op: "ask", Network: network, To: server, Name: "good.example", Proto: int(dns.TypeHTTPS)}] = func(o outcome) bool { // E08: no keys
+			return o.Err == "" && o.Status == dns.RcodeSuccess && o.Out == ""
+		}
+	}
+	for _, ip := range []string{other4, other6} { // E08: a name that may be, and behind it one that may not
+		all[&attempt{Op: "ech", To: net.JoinHostPort(ip, "443"), URL: "good.example", Name: "other.example", Roots: w.bundle}] = denied
+		all[&attempt{Op: "h2", To: net.JoinHostPort(ip, "443"), URL: "https://good.example/", Roots: w.bundle}] = answers("HTTP/2.0 good.example from ")
 	}
 	for _, ip := range []string{far4, far6} { // QUIC, E13
 		w.serves(w.beyond, "udp", net.JoinHostPort(ip, "443"))
@@ -144,6 +152,9 @@ func TestE04_E06_E08_E09_E10_E12_E13_FromGVisor(t *testing.T) {
 			t.Errorf("protocol %d got out to %s", p.protocol, p.dst)
 		}
 	}
+	w.tells("a hello that is encrypted", func(e netdapi.Event) bool {
+		return e.Host == "good.example" && e.Action == "deny" && strings.Contains(e.Reason, "encrypted")
+	})
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, name := range w.asked {
@@ -151,6 +162,22 @@ func TestE04_E06_E08_E09_E10_E12_E13_FromGVisor(t *testing.T) {
 			t.Errorf("upstream was asked for %s", name)
 		}
 	}
+}
+
+// tells waits for a record.
+func (w *world) tells(what string, is func(netdapi.Event) bool) {
+	w.t.Helper()
+	var mark netdapi.Mark
+	w.eventually(what+" is recorded", func() error {
+		batch, err := w.client.TakeEvents(w.t.Context(), mark)
+		if err != nil {
+			return err
+		}
+		if mark = batch.Mark; slices.ContainsFunc(batch.Events, is) {
+			return nil
+		}
+		return fmt.Errorf("not among %d", len(batch.Events))
+	})
 }
 
 // helloBytes is a ClientHello.
@@ -236,6 +263,32 @@ func TestF01_F02_F03_F04_F05_F07_F12_F13_F14_FromGVisor(t *testing.T) {
 	})
 	if got, want := w.tokens(), []string{"", "Bearer " + token, "Bearer " + token, "Bearer " + token, "Bearer " + token}; !slices.Equal(got, want) {
 		t.Errorf("servers got %q", got)
+	}
+	const words = "HTTP/2.0 ONE TWO THREE status 0"
+	of := func(o outcome) string { return strings.TrimSpace(fmt.Sprint(o.Status, " ", o.Out, o.Err)) }
+	is := func(what string) func(outcome) bool {
+		return func(o outcome) bool { return strings.HasPrefix(of(o), what) }
+	}
+	various := map[*attempt]func(outcome) bool{
+		{Op: "ech", To: net.JoinHostPort(other4, "443"), URL: "good.example", Name: "other.example", Roots: ca.PEM}: denied, // E08: nobody opens it
+	}
+	want := []string{}
+	for _, ip := range []string{other4, other6} { // whatever is spoken, in connections that are opened and in those that are not
+		for name, roots := range map[string]string{"good.example": ca.PEM, "other.example": w.bundle} {
+			to, carries := net.JoinHostPort(ip, "443"), ""
+			if name == "good.example" {
+				carries = "Bearer " + token
+			}
+			various[&attempt{Op: "h2", To: to, URL: "https://" + name + "/api/h2", Roots: roots}] = is("200 HTTP/2.0 " + name + " from ")
+			various[&attempt{Op: "grpc", To: to, URL: "https://" + name + "/api/grpc", Roots: roots}] = is("200 " + words)
+			various[&attempt{Op: "ws", To: to, URL: "wss://" + name + "/api/ws", Roots: roots}] = is("101 ONE 3 \x00TWO 4 THRE 100000")
+			want = append(want, carries, carries, carries)
+		}
+	}
+	b.wants(various)
+	slices.Sort(want)
+	if got := w.tokens(); !slices.Equal(got, want) {
+		t.Errorf("by HTTP/2, gRPC and WebSocket servers got %q", got)
 	}
 	neighbour.wants(map[*attempt]func(outcome) bool{ // F07, F14
 		get("/api", theirs.PEM, other4, nil): status(503),
@@ -407,12 +460,16 @@ func TestE06_EgressProxyFromGVisor(t *testing.T) {
 				"credentialBindings":[{"ref":"login","sourceRef":"src","projection":{"type":"username_password","usernamePassword":{}}}]}`),
 			Credentials: []sealed.Credential{{Source: "src", Kind: policy.StaticUserPass, Version: 1, Blob: blob}},
 		}))
-		b.wants(map[*attempt]func(outcome) bool{
+		all := map[*attempt]func(outcome) bool{
 			{Op: "hello", Network: "tcp", To: net.JoinHostPort(other6, "443"), Name: "good.example"}:       answers("internet"),
 			{Op: "hello", Network: "tcp", To: net.JoinHostPort(far4, "443"), Name: "other.example"}:        denied,
 			{Op: "bytes", Network: "tcp", To: net.JoinHostPort(far6, "22"), Data: []byte("SSH-2.0-x\r\n")}: answers("echo SSH"),
-			connect("tcp", other4, "22"): denied, connect("udp", far4, "22"): refused, connect("udp", far6, "22"): refused,
-		})
+			connect("udp", far4, "22"): refused, connect("udp", far6, "22"): refused,
+		}
+		if proxy == other4 { // which takes what looking at it may take
+			all[connect("tcp", other4, "22")], all[connect("tcp", other6, "22")] = denied, denied
+		}
+		b.wants(all)
 		var got []string
 		for len(asked) > 0 {
 			got = append(got, <-asked)

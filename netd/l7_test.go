@@ -130,6 +130,12 @@ func (w *web) serve(rw http.ResponseWriter, r *http.Request) {
 	w.seen = append(w.seen, r.Header)
 	w.mu.Unlock()
 	switch r.URL.Path {
+	case "/api/grpc":
+		serveGRPC(rw, r)
+		return
+	case "/api/ws":
+		serveWebSocket(rw, r)
+		return
 	case "/elsewhere":
 		http.Redirect(rw, r, "https://other.example/", http.StatusFound)
 		return

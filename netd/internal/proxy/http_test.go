@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -317,6 +318,111 @@ func TestF14_LoginsThatCannotBePlacedAreRefused(t *testing.T) {
 	gone(t, c)
 	if r := b.recorded(func(r audit.Record) bool { return r.Protocol == "redis" }); r.Action != audit.Deny || r.AuthRef != "r" {
 		t.Errorf("%+v", r)
+	}
+}
+
+// fronted asks for one server on a connection that was opened to another.
+func (b *box) fronted(own bool, h2 bool, server, host, path string) (int, string) {
+	b.t.Helper()
+	c := b.client(own, h2)
+	status, body, _ := get(b.t, c, "https://"+server+path, func(r *http.Request) { r.Host = host })
+	return status, body
+}
+
+// E07: what is opened is for its own server alone; what is not may be fronted within one
+// server, as everywhere, and never carries a credential: not even that of whom it names.
+func TestE07_AFrontedRequestCarriesNoCredential(t *testing.T) {
+	t.Parallel()
+	b := tokenBox(t, "") // opens good.example
+	for _, h2 := range []bool{false, true} {
+		for _, host := range []string{"api.good.example", "other.example", "GOOD.example.other.example", "good.example:444"} {
+			path := fmt.Sprintf("/e07-opened-%v-%s", h2, strings.ReplaceAll(host, ":", "-"))
+			if status, body := b.fronted(true, h2, "good.example", host, path); status != http.StatusMisdirectedRequest || b.w.origin.find(path) != nil || b.w.other.find(path) != nil {
+				t.Errorf("HTTP/2 %v, opened, for %s: %d %s", h2, host, status, body)
+			}
+		}
+		path := fmt.Sprintf("/e07-passed-%v", h2)
+		status, body := b.fronted(false, h2, "api.good.example", "good.example", path)
+		got := b.w.origin.find(path)
+		if status != 200 || got == nil || got.Host != "good.example" {
+			t.Fatalf("HTTP/2 %v, passed on: %d %s", h2, status, body)
+		}
+		if got.Header.Get("Authorization") != "" {
+			t.Errorf("HTTP/2 %v: what is passed on carried %v", h2, got.Header)
+		}
+	}
+	b.recorded(func(r audit.Record) bool {
+		return r.Host == "api.good.example" && r.Adapter == "splice" && r.AuthRef == "" && !r.AuthResolved
+	})
+	// Who wants it refused has the other one's connections opened, too.
+	b.policy(strings.Replace(withToken(""), `"credentialRules":`, `"protocolRules":[{"protocol":"http","domains":["api.good.example"],"http":{"methods":{"allowed":["GET"]}}}],"credentialRules":`, 1))
+	if status, body := b.fronted(true, false, "api.good.example", "good.example", "/e07-refused"); status != http.StatusMisdirectedRequest || b.w.origin.find("/e07-refused") != nil {
+		t.Errorf("opened by a rule: %d %s", status, body)
+	}
+}
+
+// F06: nothing tells what was asked for, however it ended, but its method and its server;
+// and a placeholder is a placeholder wherever its binding does not say.
+func TestF06_NoPathQueryOrBodyIsTold(t *testing.T) {
+	t.Parallel()
+	const path, query, body = "canary-of-a-path", "canary-of-a-query", "canary-of-a-body"
+	substituting := func(where string) *box {
+		b := newBox(t, `{"mode":"block-all","egress":{"allowedDomains":["good.example","badcert.example","nobody.example"],
+		"protocolRules":[{"name":"read","protocol":"http","domains":["good.example"],"http":{"paths":{"deniedPrefixes":["/denied"]}}}],
+		"credentialRules":[{"credentialRef":"p","protocol":"https","tlsMode":"terminate-reoriginate"}]},
+		"credentialBindings":[{"ref":"p","sourceRef":"src","projection":{"type":"placeholder_substitution","placeholderSubstitution":{"replacements":[
+		{"placeholder":"S0_TOKEN","valueTemplate":"{{ .token }}","locations":["`+where+`"]}]}}}]}`)
+		b.secret("src", sealed.Secret{Values: map[string]string{"token": canary}})
+		return b
+	}
+	post := func(b *box, url string) int {
+		status, _, _ := get(t, b.client(true, false), url+"?key=S0_TOKEN&q="+query, func(r *http.Request) {
+			r.Method = "POST"
+			r.Header.Set("X-Key", "S0_TOKEN")
+			text := "S0_TOKEN " + body
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(text)), int64(len(text))
+		})
+		return status
+	}
+	var boxes []*box
+	for _, where := range []string{"header", "query", "body"} {
+		b := substituting(where)
+		boxes = append(boxes, b)
+		at := "/" + path + "-" + where
+		status, got := post(b, "https://good.example"+at), b.w.origin.find(at)
+		if status != 200 || got == nil {
+			t.Fatalf("%s: %d", where, status)
+		}
+		sent := map[string]string{"header": got.Header.Get("X-Key"), "query": got.URL.Query().Get("key"), "body": strings.TrimSuffix(b.w.origin.last(at), " "+body)}
+		for place, value := range sent {
+			if want := map[bool]string{true: canary, false: "S0_TOKEN"}[place == where]; value != want {
+				t.Errorf("bound to the %s, in the %s there is %q", where, place, value)
+			}
+		}
+		for url, want := range map[string]int{
+			"https://good.example/denied/" + path: 403, "https://badcert.example/" + path: 502, "https://nobody.example/" + path: 502, "https://good.example/" + path + "/..%2f": 403,
+		} {
+			if status := post(b, url); status != want {
+				t.Errorf("%s: %d", url, status)
+			}
+		}
+	}
+	var told []audit.Record
+	for _, b := range boxes {
+		b.recorded(func(r audit.Record) bool { return r.Outcome == audit.Failed })
+		b.recorded(func(r audit.Record) bool { return r.AuthResolved && slices.Contains(r.ProtocolOperations, "POST 200") })
+		told = append(told, b.all()...)
+	}
+	records, err := json.Marshal(told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, text := range map[string]string{"records": string(records), "logs": theWorld().log.String()} {
+		for _, secret := range []string{path, query, body, canary, "S0_TOKEN"} {
+			if strings.Contains(text, secret) {
+				t.Errorf("%s is in the %s", secret, what)
+			}
+		}
 	}
 }
 
