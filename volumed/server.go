@@ -47,7 +47,7 @@ func (s *server) Fork(ctx context.Context, req volumeapi.Fork) (volumeapi.State,
 	if err := req.Volume.Validate(); err != nil {
 		return volumeapi.State{}, err
 	}
-	head, err := s.manager.Fork(ctx, req.Source.ID, work.Volume(req.Volume))
+	head, err := s.manager.Fork(ctx, work.Volume(req.Source), work.Volume(req.Volume))
 	return state(req.Volume.ID, head), err
 }
 
@@ -72,7 +72,7 @@ func (s *server) Commit(ctx context.Context, id string) (volumeapi.Committed, er
 }
 
 func (s *server) Snapshot(ctx context.Context, req volumeapi.Snapshot) (volumeapi.State, error) {
-	kept, err := s.manager.Snapshot(ctx, req.Volume.ID, req.Snapshot)
+	kept, _, err := s.manager.Snapshot(ctx, work.Volume(req.Volume), req.Snapshot)
 	return state(req.Volume.ID, kept), err
 }
 
@@ -86,14 +86,14 @@ func (s *server) Restore(ctx context.Context, req volumeapi.Snapshot) (volumeapi
 }
 
 func (s *server) Release(ctx context.Context, v volumeapi.Volume) error {
-	return s.manager.Release(ctx, v.ID)
+	return s.manager.Release(ctx, v.ID, v.Epoch)
 }
 
 func (s *server) Remove(ctx context.Context, v volumeapi.Volume) error {
 	return s.manager.Remove(ctx, work.Volume(v))
 }
 
-func (s *server) List(ctx context.Context, ids []string) (volumeapi.States, error) {
+func (s *server) List(_ context.Context, ids []string) (volumeapi.States, error) {
 	if len(ids) == 0 {
 		var err error
 		if ids, err = s.store.Volumes(); err != nil {
@@ -102,7 +102,7 @@ func (s *server) List(ctx context.Context, ids []string) (volumeapi.States, erro
 	}
 	all := volumeapi.States{States: []volumeapi.State{}}
 	for _, id := range ids {
-		st, err := s.manager.State(ctx, id)
+		st, err := s.manager.State(id)
 		if errdefs.Is(err, errdefs.NotFound) {
 			continue
 		}

@@ -77,6 +77,16 @@ func (c Config) tier() string {
 	return filepath.Join(c.RunDir, "jfs")
 }
 
+// store is told from an empty mount point by its file system, and from another store by
+// its name.
+func (c Config) store() store.Config {
+	cfg := store.Config{Dir: c.tier(), Known: c.data("store-id")}
+	if c.JuiceFS != "" {
+		cfg.Magic = jfs.Magic
+	}
+	return cfg
+}
+
 func (c Config) data(name string) string { return filepath.Join(c.DataDir, name) }
 
 func (c Config) juicefs() jfs.Config {
@@ -119,14 +129,14 @@ func Run(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("volumed: %w", err)
 		}
 	}
-	s, err := store.Open(cfg.tier())
+	s, err := store.Open(cfg.store())
 	if err != nil {
 		return fmt.Errorf("volumed: opening the store: %w", err)
 	}
 	manager := work.New(work.Config{
 		Store: s, Node: cfg.Node, DataDir: cfg.data("work"), RunDir: cfg.RunDir, Sync: cfg.sync, Log: cfg.Log,
 	})
-	if err := manager.Recover(); err != nil {
+	if err := manager.Recover(ctx); err != nil {
 		return fmt.Errorf("volumed: %w", err)
 	}
 	stack := daemon.NewStack()

@@ -28,7 +28,9 @@ const (
 	inodeSize   = 64
 	slotSize    = 32 // inodes are numbered by it
 	direntSize  = 12
-	extended    = 1 // inode version, with the data in plain blocks
+	extended    = 1      // inode version, with the data in plain blocks
+	chunked     = 4 << 1 // or with the data in chunks
+	hole        = ^uint32(0)
 
 	// MaxName is the longest name, and MaxTarget the longest target of a symlink.
 	MaxName, MaxTarget = 255, 4095
@@ -63,6 +65,8 @@ type inode struct {
 	links  uint32
 	nid    uint64
 	number uint32
+	chunk  uint8    // of a file with holes: chunks of 2^chunk blocks,
+	chunks []uint32 // and where each begins
 	parent *inode
 	names  map[string]*inode // of a directory
 }
@@ -75,6 +79,8 @@ type Writer struct {
 	inodes []*inode // the root first
 	buffer []byte
 	bytes  int64
+
+	chunked bool // a file is
 }
 
 // NewWriter begins an image whose root has attr.

@@ -32,7 +32,7 @@ func (w *Writer) number(meta int64) {
 			next = (next + blockSize - 1) &^ (blockSize - 1)
 		}
 		n.nid = uint64(next-meta) / slotSize
-		next += inodeSize + int64(len(n.xattrs))
+		next += inodeSize + int64(len(n.xattrs)) + chunkSlot*int64(len(n.chunks))
 		next = (next + slotSize - 1) &^ (slotSize - 1)
 	}
 	w.offset = (next + blockSize - 1) &^ (blockSize - 1)
@@ -134,6 +134,9 @@ func (w *Writer) writeInodes(meta int64) error {
 		b = append(b, make([]byte, at-begin-int64(len(b)))...)
 		b = append(b, n.encode()...)
 		b = append(b, n.xattrs...)
+		for _, at := range n.chunks {
+			b = le.AppendUint32(b, at)
+		}
 	}
 	return flush(0)
 }
@@ -147,6 +150,10 @@ func (n *inode) encode() []byte {
 	le.PutUint16(b[4:], uint16(n.attr.Mode))
 	le.PutUint64(b[8:], n.size)
 	le.PutUint32(b[16:], n.block) // of a whiteout: device 0:0
+	if n.chunks != nil {
+		le.PutUint16(b, extended|chunked)
+		le.PutUint32(b[16:], uint32(n.chunk))
+	}
 	le.PutUint32(b[20:], n.number)
 	le.PutUint32(b[24:], n.attr.UID)
 	le.PutUint32(b[28:], n.attr.GID)
@@ -165,6 +172,9 @@ func (w *Writer) writeSuper(meta uint32) error {
 	le.PutUint64(s[16:], uint64(len(w.inodes)))
 	le.PutUint32(s[36:], uint32(w.offset>>blockBits))
 	le.PutUint32(s[40:], meta)
+	if w.chunked {
+		le.PutUint32(s[80:], chunkedFeature)
+	}
 	_, err := w.w.WriteAt(b, 0)
 	return err
 }

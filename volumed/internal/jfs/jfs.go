@@ -27,8 +27,8 @@ const (
 	readyTimeout, lookTimeout = 60 * time.Second, 5 * time.Second
 	lookInterval              = 50 * time.Millisecond
 	formatTimeout             = 60 * time.Second
-	// superMagic is FUSE's.
-	superMagic = 0x65735546
+	// Magic is FUSE's: what is mounted when the file system is.
+	Magic = 0x65735546
 	// A store that does not answer makes an EIO in a bounded time.
 	ioRetries, ioTimeout = "4", "20"
 )
@@ -88,7 +88,7 @@ func Look(dir string) Health {
 	answer := make(chan Health, 1)
 	go func() { // ends with the system call, which may never do: there is one for each look
 		var st unix.Statfs_t
-		if err := unix.Statfs(dir, &st); err != nil || st.Type != superMagic {
+		if err := unix.Statfs(dir, &st); err != nil || st.Type != Magic {
 			answer <- Gone
 			return
 		}

@@ -4,11 +4,12 @@
 // overlay takes it: whiteouts for what is gone, opaque directories. [Build] makes one
 // from a working layer, which belongs to a sandbox that may change it meanwhile: it opens
 // nothing but regular files, by descriptor and below the layer's root, and says what it
-// could not read as it was seen. [Merge] makes one of several. [Image] and [Overlay] are
+// could not read as it was seen, or can't keep. [Merge] makes one of several. [Image] and [Overlay] are
 // the mounts. Which layers make a version is not for this package to know.
 package layers
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"s0.run/internal/errdefs"
 	"s0.run/volumed/internal/erofs"
 	"s0.run/volumed/internal/tree"
 )
@@ -29,9 +29,8 @@ const (
 	// means anything to the host's kernel.
 	userXattrs = "user."
 	xattrBytes = 64 << 10
-	// sparseBytes is the size from which a file must not be mostly holes: a layer holds
-	// them as zeros.
-	sparseBytes = 1 << 30
+	// maxXattrs is what an image has room for, of one file.
+	maxXattrs = 60 << 10
 )
 
 // Info is what a layer is.
@@ -51,34 +50,65 @@ func Empty(to io.WriterAt, uid, gid uint32) (Info, error) {
 	return Info{Size: size, Files: w.Files()}, err
 }
 
-type builder struct {
-	w      *erofs.Writer
-	root   int
-	links  map[uint64]string
-	missed []string
+// Skipped are paths that a layer does not have as they are.
+type Skipped struct {
+	Missed  []string         // not what they had been any more: to be looked at again
+	Refused map[string]error // what no layer can have: a file, or a directory's attributes
 }
 
-// Build writes the changes of the layer that is open as root. missed are paths that were
-// not any more what they had been: they have to be looked at again.
-func Build(to io.WriterAt, root *os.File, changes []tree.Change) (info Info, missed []string, err error) {
+type builder struct {
+	copier
+	root    int
+	links   map[uint64]string
+	skipped Skipped
+}
+
+// Build writes the changes of the layer that is open as root.
+func Build(ctx context.Context, to io.WriterAt, root *os.File, changes []tree.Change) (info Info, skipped Skipped, err error) {
 	if len(changes) == 0 || changes[0].Path != "." {
-		return Info{}, nil, errors.New("changes without a root")
+		return Info{}, Skipped{}, errors.New("changes without a root")
 	}
-	b := &builder{root: int(root.Fd()), links: map[uint64]string{}}
-	xattrs, err := readXattrs(b.root)
+	b := &builder{
+		copier: copier{ctx: ctx, slack: slack}, root: int(root.Fd()), links: map[uint64]string{}, skipped: Skipped{Refused: map[string]error{}},
+	}
+	xattrs, err := b.xattrs(".", b.root)
 	if err != nil {
-		return Info{}, nil, err
+		return Info{}, Skipped{}, err
 	}
 	if b.w, err = erofs.NewWriter(to, attributes(changes[0].Entry, xattrs)); err != nil {
-		return Info{}, nil, err
+		return Info{}, Skipped{}, err
 	}
 	for _, c := range changes[1:] {
-		if err := b.add(c); err != nil {
-			return Info{}, nil, fmt.Errorf("%q: %w", c.Path, err)
+		if err := b.addOrRefuse(c); err != nil {
+			return Info{}, Skipped{}, fmt.Errorf("%q: %w", c.Path, err)
 		}
 	}
 	size, err := b.w.Close()
-	return Info{Size: size, Bytes: b.w.Bytes(), Files: b.w.Files()}, b.missed, err
+	return Info{Size: size, Bytes: b.w.Bytes(), Files: b.w.Files()}, b.skipped, err
+}
+
+func (b *builder) addOrRefuse(c tree.Change) error {
+	if err := b.ctx.Err(); err != nil {
+		return err
+	}
+	err := b.add(c)
+	if errors.Is(err, errRefused) {
+		b.skipped.Refused[c.Path] = err
+		return nil
+	}
+	return err
+}
+
+func (b *builder) miss(path string) { b.skipped.Missed = append(b.skipped.Missed, path) }
+
+// xattrs reads a directory's attributes; without those that nobody can keep, it is kept.
+func (b *builder) xattrs(path string, fd int) (map[string]string, error) {
+	all, err := readXattrs(fd)
+	if errors.Is(err, errRefused) {
+		b.skipped.Refused[path] = err
+		return nil, nil
+	}
+	return all, err
 }
 
 func (b *builder) add(c tree.Change) error {
@@ -106,10 +136,11 @@ func (b *builder) dir(c tree.Change) error {
 	fd, err := b.open(c.Path, unix.O_RDONLY|unix.O_DIRECTORY)
 	switch {
 	case err == nil:
-		xattrs, err = readXattrs(fd)
+		xattrs, err = b.xattrs(c.Path, fd)
 		_ = unix.Close(fd)
 	case elsewhere(err):
-		b.missed, err = append(b.missed, c.Path), nil
+		err = nil
+		b.miss(c.Path)
 	}
 	if err != nil {
 		return err
@@ -126,7 +157,7 @@ func (b *builder) dir(c tree.Change) error {
 func (b *builder) symlink(c tree.Change) error {
 	fd, err := b.open(c.Path, unix.O_PATH|unix.O_NOFOLLOW)
 	if elsewhere(err) {
-		b.missed = append(b.missed, c.Path)
+		b.miss(c.Path)
 		return nil
 	}
 	if err != nil {
@@ -136,7 +167,7 @@ func (b *builder) symlink(c tree.Change) error {
 	target := make([]byte, erofs.MaxTarget+1)
 	n, err := unix.Readlinkat(fd, "", target)
 	if err != nil || n == 0 { // it is no symlink any more
-		b.missed = append(b.missed, c.Path)
+		b.miss(c.Path)
 		return nil
 	}
 	return b.w.Symlink(c.Path, attributes(c.Entry, nil), string(target[:n]))
@@ -145,7 +176,7 @@ func (b *builder) symlink(c tree.Change) error {
 func (b *builder) file(c tree.Change) error {
 	fd, err := b.open(c.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
 	if elsewhere(err) {
-		b.missed = append(b.missed, c.Path)
+		b.miss(c.Path)
 		return nil
 	}
 	if err != nil {
@@ -158,11 +189,8 @@ func (b *builder) file(c tree.Change) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		b.missed = append(b.missed, c.Path)
+		b.miss(c.Path)
 		return nil
-	}
-	if st.Size > sparseBytes && st.Blocks*512 < st.Size/2 {
-		return errdefs.New(errdefs.Exhausted, "a file of %d bytes is mostly holes, which volumes do not keep", st.Size)
 	}
 	// What a process has mapped is written without a word as long as the page is dirty. A
 	// page that was written back tells of its next change.
@@ -173,10 +201,13 @@ func (b *builder) file(c tree.Change) error {
 	if err != nil {
 		return err
 	}
+	if err := b.copier.file(c.Path, attributes(tree.EntryOf(&st), xattrs), f, &st); err != nil {
+		return err
+	}
 	if c.Entry.Links > 1 {
 		b.links[c.Entry.Ino] = c.Path
 	}
-	return b.w.File(c.Path, attributes(tree.EntryOf(&st), xattrs), f, st.Size)
+	return nil
 }
 
 // open never leaves the layer, and follows nothing (B05).
@@ -207,13 +238,16 @@ func attributes(e tree.Entry, xattrs map[string]string, kind ...uint32) erofs.At
 func readXattrs(fd int) (map[string]string, error) {
 	names := make([]byte, xattrBytes)
 	n, err := unix.Flistxattr(fd, names)
+	if errors.Is(err, unix.ERANGE) {
+		return nil, refused("extended attributes of more than %d bytes", maxXattrs)
+	}
 	if n <= 0 || err != nil {
 		if errors.Is(err, unix.ENOTSUP) {
 			err = nil
 		}
 		return nil, err
 	}
-	all := map[string]string{}
+	all, size := map[string]string{}, 0
 	value := make([]byte, xattrBytes)
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:n]), "\x00"), "\x00") {
 		if !strings.HasPrefix(name, userXattrs) {
@@ -226,7 +260,10 @@ func readXattrs(fd int) (map[string]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("extended attribute: %w", err)
 		}
-		all[name] = string(value[:min(n, xattrBytes-1)])
+		if size += len(name) + n + 8; size > maxXattrs {
+			return nil, refused("extended attributes of more than %d bytes", maxXattrs)
+		}
+		all[name] = string(value[:n])
 	}
 	return all, nil
 }

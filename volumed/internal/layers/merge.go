@@ -1,8 +1,10 @@
 package layers
 
 import (
+	"context"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,8 +18,8 @@ import (
 
 // Merge writes one layer that is what several are, the topmost first, where they are
 // mounted. With bottom there is nothing below them: what only hides is left out.
-func Merge(to io.WriterAt, dirs []string, bottom bool) (Info, error) {
-	m := &merger{dirs: dirs, bottom: bottom, links: map[linkID]string{}}
+func Merge(ctx context.Context, to io.WriterAt, dirs []string, bottom bool) (Info, error) {
+	m := &merger{copier: copier{ctx: ctx, slack: math.MaxInt64}, dirs: dirs, bottom: bottom, links: map[linkID]string{}}
 	root, err := m.stat(0, ".")
 	if err != nil {
 		return Info{}, err
@@ -47,7 +49,7 @@ type linkID struct {
 }
 
 type merger struct {
-	w      *erofs.Writer
+	copier
 	dirs   []string
 	bottom bool
 	links  map[linkID]string
@@ -159,7 +161,12 @@ func (m *merger) file(at, from string, n *merged) error {
 	if n.entry.Links > 1 {
 		m.links[id] = at
 	}
-	return m.w.File(at, attributes(n.entry, xattrs), f, n.entry.Size)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	st.Blocks = 0 // which says of an image what there would be without holes
+	return m.copier.file(at, attributes(n.entry, xattrs), f, &st)
 }
 
 func (m *merger) stat(layer int, at string) (tree.Entry, error) {

@@ -20,9 +20,9 @@ const overlayOptions = "redirect_dir=nofollow,metacopy=off,index=off,nfs_export=
 // into the one page of an overlay's options.
 const MaxDir = 85
 
-// Image mounts an image where there is an empty directory.
-func Image(image, at string) error {
-	err := unix.Mount(image, at, "erofs", unix.MS_RDONLY|safe, "")
+// Image mounts an open image where there is an empty directory.
+func Image(image *os.File, at string) error {
+	err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", image.Fd()), at, "erofs", unix.MS_RDONLY|safe, "")
 	if errors.Is(err, unix.ENOTBLK) { // a kernel that wants a device
 		err = imageOnLoop(image, at)
 	}
@@ -33,17 +33,12 @@ func Image(image, at string) error {
 }
 
 // imageOnLoop has the kernel make a device of the file, which goes with its mount.
-func imageOnLoop(image, at string) error {
+func imageOnLoop(image *os.File, at string) error {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer control.Close()
-	f, err := os.Open(image)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	for {
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
@@ -55,7 +50,7 @@ func imageOnLoop(image, at string) error {
 			return err
 		}
 		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
-			Fd: uint32(f.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR},
+			Fd: uint32(image.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR},
 		})
 		if err == nil {
 			err = unix.Mount(device, at, "erofs", unix.MS_RDONLY|safe, "")

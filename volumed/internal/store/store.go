@@ -2,6 +2,7 @@
 //
 // It is a directory of the durable tier, which nodes may share:
 //
+//	store                           which store this is
 //	layers/<id>                     an image; complete once a version names it
 //	volumes/<id>/log/<seq>          a version; the one with the highest number is the volume
 //	volumes/<id>/snapshots/<id>     a version that somebody wants kept
@@ -13,8 +14,13 @@
 // writers one gets the next number, and what a reader sees is whole or not there. Every
 // entry says at which epoch it was written. Who begins a later epoch writes an entry of
 // its own first, so that whoever wrote before has lost the next number: that is the
-// fence, and no clock or lease is needed for it. A layer that no version names is nobody's
-// after a while. The package mounts nothing and knows no node.
+// fence, and no clock or lease is needed for it. An entry also says which attempt wrote
+// it, so that who lost the answer can ask again. A layer that no version names is nobody's
+// after a while.
+//
+// That something is not there is said by the store alone, never by a directory that it was
+// to be mounted on: every call begins with the proof that this is the store (see tier.go).
+// The package mounts nothing and knows no node.
 package store
 
 import (
@@ -23,15 +29,17 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"crypto/rand"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
 )
 
 const (
@@ -40,8 +48,6 @@ const (
 	keptEntries = 8
 	// maxVersion bounds what is read of a version.
 	maxVersion = 1 << 20
-	// layerGrace is how long a layer may be nobody's yet: a commit is under way.
-	layerGrace = 6 * time.Hour
 	seqDigits  = 16
 )
 
@@ -58,6 +64,7 @@ type Layer struct {
 
 // Version is what a volume is at one time.
 type Version struct {
+	ID     string    `json:"id"` // of the attempt to write it: see Advance
 	Seq    uint64    `json:"seq"`
 	Epoch  uint64    `json:"epoch"` // of who wrote it
 	Team   string    `json:"team"`
@@ -68,16 +75,12 @@ type Version struct {
 }
 
 // Store is safe for concurrent use, also by several nodes.
-type Store struct{ dir string }
+type Store struct {
+	cfg Config
+	id  string // of the store
 
-// Open opens the store in a directory, and makes it where there is none.
-func Open(dir string) (*Store, error) {
-	for _, sub := range []string{"layers", "volumes", "removed"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
-			return nil, err
-		}
-	}
-	return &Store{dir: dir}, nil
+	mu      sync.Mutex
+	suspect map[string]time.Time // layers that a look found to be nobody's: since when
 }
 
 // ids are those that may name a file.
@@ -91,17 +94,15 @@ func CheckID(what, id string) error {
 	return nil
 }
 
-func (s *Store) volume(id string) string         { return filepath.Join(s.dir, "volumes", id) }
-func (s *Store) log(id string) string            { return filepath.Join(s.volume(id), "log") }
-func (s *Store) snapshots(id string) string      { return filepath.Join(s.volume(id), "snapshots") }
-func (s *Store) holds(id string) string          { return filepath.Join(s.volume(id), "holds") }
-func (s *Store) snapshot(id, snap string) string { return filepath.Join(s.snapshots(id), snap) }
-func (s *Store) entry(id string, seq uint64) string {
-	return filepath.Join(s.log(id), fmt.Sprintf("%0*d", seqDigits, seq))
+func volumeDir(id string) string          { return path.Join("volumes", id) }
+func logDir(id string) string             { return path.Join(volumeDir(id), "log") }
+func snapshotsDir(id string) string       { return path.Join(volumeDir(id), "snapshots") }
+func holdsDir(id string) string           { return path.Join(volumeDir(id), "holds") }
+func snapshotFile(id, snap string) string { return path.Join(snapshotsDir(id), snap) }
+func layerFile(id string) string          { return path.Join("layers", id) }
+func entryFile(id string, seq uint64) string {
+	return path.Join(logDir(id), fmt.Sprintf("%0*d", seqDigits, seq))
 }
-
-// LayerPath is where a layer's image is, or shall be.
-func (s *Store) LayerPath(id string) string { return filepath.Join(s.dir, "layers", id) }
 
 // NewLayerID makes one that nobody has.
 func NewLayerID() string { return rand.Text()[:16] }
@@ -111,19 +112,27 @@ func notFound(id string) error {
 }
 
 // Head is what a volume is.
-func (s *Store) Head(id string) (Version, error) {
+func (s *Store) Head(id string) (v Version, err error) {
 	if err := CheckID("volume", id); err != nil {
 		return Version{}, err
 	}
+	err = s.in(func(t *tier) error {
+		v, err = t.head(id)
+		return err
+	})
+	return v, err
+}
+
+func (t *tier) head(id string) (Version, error) {
 	for range 3 {
-		seqs, err := s.seqs(id)
+		seqs, err := t.seqs(id)
 		if err != nil {
 			return Version{}, err
 		}
 		if len(seqs) == 0 {
 			return Version{}, notFound(id)
 		}
-		v, err := s.read(s.entry(id, seqs[len(seqs)-1]))
+		v, err := t.read(entryFile(id, seqs[len(seqs)-1]))
 		if !errors.Is(err, fs.ErrNotExist) {
 			return v, err
 		}
@@ -132,16 +141,16 @@ func (s *Store) Head(id string) (Version, error) {
 }
 
 // seqs lists a log, the head last.
-func (s *Store) seqs(id string) (all []uint64, err error) {
-	entries, err := os.ReadDir(s.log(id))
+func (t *tier) seqs(id string) (all []uint64, err error) {
+	names, err := t.names(logDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, notFound(id)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("log of volume %s: %w", id, err)
 	}
-	for _, e := range entries {
-		if seq, err := strconv.ParseUint(e.Name(), 10, 64); err == nil && len(e.Name()) == seqDigits {
+	for _, name := range names {
+		if seq, err := strconv.ParseUint(name, 10, 64); err == nil && len(name) == seqDigits {
 			all = append(all, seq)
 		}
 	}
@@ -149,8 +158,8 @@ func (s *Store) seqs(id string) (all []uint64, err error) {
 	return all, nil
 }
 
-func (s *Store) read(path string) (v Version, err error) {
-	f, err := os.Open(path)
+func (t *tier) read(name string) (v Version, err error) {
+	f, err := t.Open(name)
 	if err != nil {
 		return v, err
 	}
@@ -161,36 +170,45 @@ func (s *Store) read(path string) (v Version, err error) {
 		return v, err
 	}
 	if err := json.Unmarshal(b[:n], &v); err != nil {
-		return v, fmt.Errorf("version %s: %w", filepath.Base(path), err)
+		return v, fmt.Errorf("version %s: %w", path.Base(name), err)
 	}
 	return v, nil
 }
 
 // Create makes a volume that begins as v is. One that is there already stays as it is,
 // if it is of the same team.
-func (s *Store) Create(id string, v Version) (Version, error) {
+func (s *Store) Create(id string, v Version) (head Version, err error) {
 	if err := CheckID("volume", id); err != nil {
 		return Version{}, err
 	}
-	if head, err := s.Head(id); !errdefs.Is(err, errdefs.NotFound) {
+	err = s.in(func(t *tier) error {
+		head, err = t.create(id, v)
+		return err
+	})
+	return head, err
+}
+
+func (t *tier) create(id string, v Version) (Version, error) {
+	if head, err := t.head(id); !errdefs.Is(err, errdefs.NotFound) {
 		if err == nil && head.Team != v.Team {
 			return Version{}, errdefs.New(errdefs.Conflict, "volume %s is there already", id)
 		}
 		return head, err
 	}
-	for _, dir := range []string{s.volume(id), s.log(id), s.snapshots(id)} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+	for _, dir := range []string{logDir(id), snapshotsDir(id)} {
+		if err := t.MkdirAll(dir, 0o700); err != nil {
 			return Version{}, err
 		}
 	}
-	v.Seq = 1
-	if err := s.publish(id, s.entry(id, 1), v); err != nil && !errors.Is(err, fs.ErrExist) {
+	v.ID, v.Seq = rand.Text(), 1
+	if err := t.publish(id, entryFile(id, 1), v, t.Link); err != nil && !errors.Is(err, fs.ErrExist) {
 		return Version{}, err
 	}
-	return s.Head(id)
+	return t.head(id)
 }
 
-// Begin makes epoch the volume's: whoever wrote at an earlier one has lost.
+// Begin makes epoch the volume's: whoever wrote at an earlier one has lost. It may be
+// repeated.
 func (s *Store) Begin(id string, epoch uint64) (Version, error) {
 	head, err := s.Head(id)
 	if err != nil {
@@ -203,7 +221,7 @@ func (s *Store) Begin(id string, epoch uint64) (Version, error) {
 		return head, nil
 	}
 	next := head
-	next.Epoch = epoch
+	next.ID, next.Epoch = rand.Text(), epoch
 	return s.Advance(id, head.Seq, next)
 }
 
@@ -211,69 +229,81 @@ func fenced(id string, epoch, latest uint64) error {
 	return errdefs.WithCode(errdefs.Conflict, CodeFenced, "volume %s is at epoch %d: epoch %d may not write any more", id, latest, epoch)
 }
 
-// Advance makes v the version that follows expected, or fails because another one does.
+// Advance makes v the version that follows expected, or fails with a Conflict because
+// another one does. Any other error leaves open whether it has; the same v, with the same
+// ID, may be tried again, and is found where it is there already.
 func (s *Store) Advance(id string, expected uint64, v Version) (Version, error) {
 	v.Seq = expected + 1
-	if err := s.publish(id, s.entry(id, v.Seq), v); errors.Is(err, fs.ErrExist) {
-		return s.lost(id, v)
-	} else if err != nil {
-		return Version{}, err
-	}
-	// An entry far behind the head is one that nobody sees: the log was cut meanwhile.
-	seqs, err := s.seqs(id)
+	err := s.in(func(t *tier) error { return t.advance(id, v) })
 	if err != nil {
 		return Version{}, err
-	}
-	if seqs[len(seqs)-1] != v.Seq {
-		return s.lost(id, v)
-	}
-	for _, old := range seqs[:max(0, len(seqs)-keptEntries)] {
-		_ = os.Remove(s.entry(id, old)) // or the next time
 	}
 	return v, nil
 }
 
-func (s *Store) lost(id string, v Version) (Version, error) {
-	head, err := s.Head(id)
-	if err != nil {
-		return Version{}, err
+func (t *tier) advance(id string, v Version) error {
+	err := t.publish(id, entryFile(id, v.Seq), v, t.Link)
+	if errors.Is(err, fs.ErrExist) {
+		there, rerr := t.read(entryFile(id, v.Seq))
+		if rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			return rerr
+		}
+		if rerr == nil && v.ID != "" && there.ID == v.ID {
+			err = nil
+		}
 	}
-	return Version{}, fenced(id, v.Epoch, head.Epoch)
+	if errors.Is(err, fs.ErrExist) {
+		return t.lost(id, v)
+	}
+	if err := errors.Join(err, failpoint.Hit("volume.after-link")); err != nil {
+		return err
+	}
+	// An entry far behind the head is one that nobody sees: the log was cut meanwhile.
+	seqs, err := t.seqs(id)
+	if err != nil {
+		return err
+	}
+	if len(seqs) == 0 || seqs[len(seqs)-1] != v.Seq {
+		return t.lost(id, v)
+	}
+	for _, old := range seqs[:max(0, len(seqs)-keptEntries)] {
+		_ = t.Remove(entryFile(id, old)) // or the next time
+	}
+	return nil
 }
 
-// publish writes a version aside, durably, and links it to a name that must be free.
-func (s *Store) publish(id, name string, v Version) error {
+func (t *tier) lost(id string, v Version) error {
+	head, err := t.head(id)
+	if err != nil {
+		return err
+	}
+	return fenced(id, v.Epoch, head.Epoch)
+}
+
+// publish writes a version aside, durably, and gives it its name.
+func (t *tier) publish(id, name string, v Version, give func(old, new string) error) error {
 	v.Time = time.Now().UTC()
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	aside := filepath.Join(s.volume(id), "."+rand.Text())
-	f, err := os.OpenFile(aside, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	aside := path.Join(volumeDir(id), "."+rand.Text())
+	f, err := t.OpenFile(aside, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return notFound(id)
 	}
 	if err != nil {
 		return err
 	}
-	defer os.Remove(aside)
+	defer t.Remove(aside)
 	_, err = f.Write(b)
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("version of volume %s: %w", id, err)
 	}
-	if err := os.Link(aside, name); err != nil {
+	if err := give(aside, name); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(name))
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	return errors.Join(err, f.Close())
+	return t.sync(path.Dir(name))
 }
 
 // Remove removes a volume with its snapshots; one that is not there is removed already.
@@ -281,12 +311,14 @@ func (s *Store) Remove(id string) error {
 	if err := CheckID("volume", id); err != nil {
 		return err
 	}
-	err := os.Rename(s.volume(id), filepath.Join(s.dir, "removed", id+"."+rand.Text()))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return syncDir(filepath.Join(s.dir, "volumes"))
+	return s.in(func(t *tier) error {
+		err := t.Rename(volumeDir(id), path.Join("removed", id+"."+rand.Text()))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return t.sync("volumes")
+	})
 }

@@ -10,12 +10,13 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
 )
 
 func open(t *testing.T) (*Store, string) {
 	t.Helper()
 	dir := t.TempDir()
-	s, err := Open(dir)
+	s, err := Open(Config{Dir: dir, Known: filepath.Join(t.TempDir(), "known")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +46,7 @@ func TestX47_StaleWriterIsFenced(t *testing.T) {
 	for _, commits := range []int{0, 1, 3 * keptEntries} {
 		s, dir := open(t)
 		stale := create(t, s, "v", Version{Team: "t", Epoch: 1, Layers: layers("base")})
-		other, err := Open(dir)
+		other, err := Open(Config{Dir: dir, Known: filepath.Join(t.TempDir(), "known")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,9 +79,11 @@ func TestOneOfManyWritersGetsTheNextVersion(t *testing.T) {
 	head := create(t, s, "v", Version{Team: "t", Epoch: 1})
 	var wg sync.WaitGroup
 	won := make(chan Version, 16)
-	for range 16 {
+	for i := range 16 {
 		wg.Go(func() {
-			if v, err := s.Advance("v", head.Seq, head); err == nil {
+			next := head
+			next.ID = fmt.Sprint(i)
+			if v, err := s.Advance("v", head.Seq, next); err == nil {
 				won <- v
 			}
 		})
@@ -134,22 +137,91 @@ func TestB01_IDsNameNothingElse(t *testing.T) {
 	}
 }
 
-// Layers go that no version, snapshot or mount names, when they are old; nothing goes
-// while anything can't be read (G09).
+// What a writer does not know the outcome of, he asks again, and is told that it was his.
+func TestX43_AnAttemptIsRepeated(t *testing.T) {
+	s, _ := open(t)
+	head := create(t, s, "v", Version{Team: "t", Epoch: 1})
+	next := head
+	next.ID = "attempt"
+	if err := failpoint.Arm("volume.after-link=error"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Advance("v", head.Seq, next)
+	if armed := failpoint.Arm(""); armed != nil || err == nil || errdefs.Is(err, errdefs.Conflict) {
+		t.Fatalf("an attempt whose answer is lost: %v, %v", err, armed)
+	}
+	if got, err := s.Advance("v", head.Seq, next); err != nil || got.Seq != head.Seq+1 {
+		t.Errorf("it is repeated: %+v, %v", got, err)
+	}
+	other := next
+	other.ID = "another"
+	if _, err := s.Advance("v", head.Seq, other); errdefs.From(err).Code != CodeFenced {
+		t.Errorf("another's attempt: %v", err)
+	}
+}
+
+// What a directory has that is not the store is no answer: neither that a volume is not
+// there, nor a place for one (X43).
+func TestX43_AnotherDirectoryIsNoStore(t *testing.T) {
+	t.Parallel()
+	dir, known := filepath.Join(t.TempDir(), "tier"), filepath.Join(t.TempDir(), "known")
+	s, err := Open(Config{Dir: dir, Known: known})
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := create(t, s, "v", Version{Team: "t", Epoch: 1, Layers: layers("l")})
+	away := dir + ".away"
+	for _, instead := range []string{"nothing", "an empty directory", "another store"} {
+		if err := os.Rename(dir, away); err != nil {
+			t.Fatal(err)
+		}
+		switch instead {
+		case "an empty directory":
+			err = os.Mkdir(dir, 0o700)
+		case "another store":
+			_, err = Open(Config{Dir: dir, Known: filepath.Join(t.TempDir(), "known")})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, created := s.Create("w", head)
+		_, headErr := s.Head("v")
+		_, listErr := s.Volumes()
+		_, layerErr := s.NewLayer("new")
+		_, collectErr := s.Collect(func(string) bool { return false })
+		for call, err := range map[string]error{"create": created, "head": headErr, "list": listErr, "layer": layerErr, "collect": collectErr, "remove": s.Remove("v")} {
+			if !errdefs.Is(err, errdefs.Unavailable) {
+				t.Errorf("%s with %s: %v", call, instead, err)
+			}
+		}
+		if instead != "nothing" {
+			if _, err := Open(Config{Dir: dir, Known: known}); err == nil {
+				t.Errorf("%s is opened as the store", instead)
+			}
+		}
+		if err := errors.Join(os.RemoveAll(dir), os.Rename(away, dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(Config{Dir: dir, Known: known, Magic: 0x65735546}); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("a directory of another file system: %v", err)
+	}
+	if now, err := s.Head("v"); err != nil || now.Seq != head.Seq {
+		t.Errorf("the store is back: %+v, %v", now, err)
+	}
+}
+
+// Layers go that no version, snapshot, mount or version under way names, at two looks an
+// hour apart; nothing goes while anything can't be read (G09).
 func TestG09_CollectNeedsProof(t *testing.T) {
 	t.Parallel()
 	s, dir := open(t)
-	old := time.Now().Add(-2 * layerGrace)
-	for _, id := range []string{"head", "snapped", "forked", "held", "mounted", "nobodys", "young"} {
-		if err := os.WriteFile(s.LayerPath(id), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if id != "young" {
-			if err := os.Chtimes(s.LayerPath(id), old, old); err != nil {
-				t.Fatal(err)
-			}
-		}
+	now := time.Now()
+	later := now.Add(layerGrace + time.Minute)
+	for _, id := range []string{"head", "snapped", "forked", "held", "mounted", "written", "named", "nobodys"} {
+		newLayer(t, s, id, now)
 	}
+	newLayer(t, s, "young", later)
 	head := create(t, s, "v", Version{Team: "t", Layers: layers("head")})
 	create(t, s, "fork", Version{Team: "t", Layers: layers("forked")})
 	snapped, held := head, head
@@ -160,22 +232,87 @@ func TestG09_CollectNeedsProof(t *testing.T) {
 	if err := s.Hold("v", "node", held); err != nil {
 		t.Fatal(err)
 	}
-	mounted := func(id string) bool { return id == "mounted" }
+	if err := os.WriteFile(filepath.Join(dir, "volumes", "v", ".aside"), []byte(`{"layers":[{"id":"written"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	look := func(what string, at time.Time, want int) {
+		t.Helper()
+		if n, err := s.collect(func(id string) bool { return id == "mounted" }, at); n != want || err != nil {
+			t.Errorf("%s: %d removed, %v; want %d", what, n, err, want)
+		}
+	}
 
 	broken := filepath.Join(dir, "volumes", "fork", "log", "0000000000000002")
 	if err := os.WriteFile(broken, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.Collect(mounted); n != 0 || err == nil {
-		t.Errorf("with an unreadable version: %d removed, %v", n, err)
+	for range 2 {
+		if n, err := s.collect(func(string) bool { return false }, later); n != 0 || err == nil {
+			t.Errorf("with an unreadable version: %d removed, %v", n, err)
+		}
+		later = later.Add(2 * betweenLooks)
 	}
 	if err := os.Remove(broken); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.Collect(mounted); n != 1 || err != nil {
-		t.Errorf("%d removed, %v; want nobody's alone", n, err)
+	newLayer(t, s, "young", later)
+	look("the first look", later, 0)
+	look("the next one, too soon", later.Add(betweenLooks-time.Second), 0)
+	next := head
+	next.Layers = layers("named", "head")
+	if _, err := s.Advance("v", head.Seq, next); err != nil { // who had it in mind at the first look
+		t.Fatal(err)
 	}
-	if _, err := os.Stat(s.LayerPath("nobodys")); !errors.Is(err, os.ErrNotExist) {
+	look("the second look", later.Add(betweenLooks), 1)
+	if _, err := os.Stat(filepath.Join(dir, "layers", "nobodys")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("nobody's layer: %v", err)
+	}
+	if _, err := Open(s.cfg); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A process that has just begun knows of no earlier look.
+func TestG09_ALookIsAProcesssOwn(t *testing.T) {
+	t.Parallel()
+	s, _ := open(t)
+	newLayer(t, s, "nobodys", time.Now().Add(-2*layerGrace))
+	for range 3 {
+		again, err := Open(s.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := again.Collect(func(string) bool { return false }); n != 0 || err != nil {
+			t.Errorf("%d removed, %v", n, err)
+		}
+	}
+}
+
+// A layer that waits for its version is young again when it is about to get one.
+func TestG09_ATouchedLayerStays(t *testing.T) {
+	t.Parallel()
+	s, _ := open(t)
+	now := time.Now()
+	newLayer(t, s, "pending", now.Add(-2*layerGrace))
+	nobody := func(string) bool { return false }
+	if n, err := s.collect(nobody, now); n != 0 || err != nil {
+		t.Errorf("%d removed, %v", n, err)
+	}
+	if err := s.Touch(layers("pending")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.collect(nobody, now.Add(betweenLooks)); n != 0 || err != nil {
+		t.Errorf("%d removed, %v", n, err)
+	}
+	if err := s.Touch(layers("gone")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a layer that is gone: %v", err)
+	}
+}
+
+func newLayer(t *testing.T, s *Store, id string, made time.Time) {
+	t.Helper()
+	path := filepath.Join(s.cfg.Dir, "layers", id)
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, made, made)); err != nil {
+		t.Fatal(err)
 	}
 }

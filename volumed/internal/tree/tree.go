@@ -9,6 +9,7 @@
 package tree
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -80,6 +81,7 @@ func (t Tree) Bytes() (n int64) {
 var ErrTooMuch = errdefs.New(errdefs.Exhausted, "the volume has more files or deeper directories than a volume may have")
 
 type scan struct {
+	ctx   context.Context // of one call
 	tree  Tree
 	limit int
 	until int64 // times from here on are racy
@@ -88,8 +90,8 @@ type scan struct {
 
 // Scan walks the layer that is open as root, which has at most limit entries. What comes
 // or goes meanwhile may be in the tree or not.
-func Scan(root *os.File, limit int) (Tree, error) {
-	s := scan{tree: Tree{}, limit: limit, until: time.Now().Add(-Racy).UnixNano(), root: int(root.Fd())}
+func Scan(ctx context.Context, root *os.File, limit int) (Tree, error) {
+	s := scan{ctx: ctx, tree: Tree{}, limit: limit, until: time.Now().Add(-Racy).UnixNano(), root: int(root.Fd())}
 	var st unix.Stat_t
 	if err := unix.Fstat(s.root, &st); err != nil {
 		return nil, err
@@ -116,6 +118,9 @@ func (s *scan) dir(parent int, name, at string, depth int) error {
 	e.Opaque = isOpaque(fd)
 	s.tree[at] = e
 	for {
+		if err := s.ctx.Err(); err != nil {
+			return err
+		}
 		names, err := f.Readdirnames(1024)
 		for _, child := range names {
 			if err := s.child(fd, child, path.Join(at, child), depth); err != nil {

@@ -81,7 +81,7 @@ func scanOf(t *testing.T, dir string, limit int) (Tree, error) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	return Scan(f, limit)
+	return Scan(t.Context(), f, limit)
 }
 
 // A walk never leaves the tree, however directories are swapped for symlinks under it.

@@ -2,8 +2,11 @@ package work
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -26,40 +29,43 @@ func (m *Manager) commitIn(ctx context.Context, v *volume, rounds int) (clean bo
 	if v.lost != nil {
 		return false, v.lost
 	}
+	if err := m.settle(v); err != nil {
+		return false, err
+	}
 	for round := 0; round < rounds && !clean; round++ {
 		if err := wait(ctx, tree.Racy); err != nil { // what was written just now can be told from what will be
 			return false, err
 		}
-		if clean, err = m.round(v); err != nil {
+		if clean, err = m.round(ctx, v); err != nil {
 			return false, err
 		}
 	}
 	if len(v.pending) > 0 {
-		if err := m.publish(v); err != nil {
+		if err := m.advance(v, v.next()); err != nil {
 			return false, err
 		}
 	}
 	if len(v.head.Layers) >= 2*mergeFrom { // more would not fit into a mount
-		if err := m.mergeSome(v); err != nil {
+		if err := m.mergeSome(ctx, v); err != nil {
 			return false, err
 		}
 	}
 	v.mu.Lock()
-	v.dirty = !clean
+	v.dirty = !clean || len(v.refused) > 0
 	v.mu.Unlock()
 	return clean, nil
 }
 
 // round makes a layer of what was written since the last one; done says that it was
 // nothing.
-func (m *Manager) round(v *volume) (done bool, err error) {
+func (m *Manager) round(ctx context.Context, v *volume) (done bool, err error) {
 	root, err := os.Open(m.upperDir(v.id))
 	if err != nil {
 		return false, err
 	}
 	defer root.Close()
 	begin := time.Now()
-	now, err := tree.Scan(root, maxEntries)
+	now, err := tree.Scan(ctx, root, maxEntries)
 	v.looked, v.took = time.Now(), time.Since(begin)
 	if err != nil {
 		return false, err
@@ -72,22 +78,27 @@ func (m *Manager) round(v *volume) (done bool, err error) {
 	v.mu.Lock()
 	v.dirty = true
 	v.mu.Unlock()
-	layer, err := m.makeLayer(v, root, changes, now)
+	layer, refused, err := m.makeLayer(ctx, v, root, changes, now)
 	if err != nil {
 		return false, err
 	}
 	v.pending = append([]store.Layer{layer}, v.pending...)
 	v.seen = now
+	v.refuse(changes, refused)
 	return false, m.count(v, changes)
 }
 
-func wait(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+// refuse remembers which files are in no version as they are now.
+func (v *volume) refuse(changes []tree.Change, refused map[string]error) {
+	for _, c := range changes {
+		delete(v.refused, c.Path)
 	}
+	for path := range v.refused { // it went with its directory
+		if _, ok := v.seen[path]; !ok {
+			delete(v.refused, path)
+		}
+	}
+	maps.Copy(v.refused, refused)
 }
 
 // matters tells whether changes are more than a root that was looked at.
@@ -99,138 +110,130 @@ func matters(old tree.Tree, changes []tree.Change) bool {
 	return was.Mode != is.Mode || was.UID != is.UID || was.GID != is.GID
 }
 
-// makeLayer writes a layer to the durable tier. What it missed, the next round looks at.
-func (m *Manager) makeLayer(v *volume, root *os.File, changes []tree.Change, now tree.Tree) (store.Layer, error) {
-	var missed []string
+// makeLayer writes a layer to the durable tier. What it missed, the next round looks at;
+// what it refused is looked at when it has changed.
+func (m *Manager) makeLayer(ctx context.Context, v *volume, root *os.File, changes []tree.Change, now tree.Tree) (store.Layer, map[string]error, error) {
+	var skipped layers.Skipped
 	layer, err := m.newLayer(func(f *os.File) (info layers.Info, err error) {
-		info, missed, err = layers.Build(f, root, changes)
+		info, skipped, err = layers.Build(ctx, f, root, changes)
 		return info, err
 	})
 	if err != nil {
-		return store.Layer{}, fmt.Errorf("committing volume %s: %w", v.id, err)
+		return store.Layer{}, nil, fmt.Errorf("committing volume %s: %w", v.id, err)
 	}
-	for _, path := range missed {
-		e := now[path]
-		e.Ctime = 0
-		now[path] = e
+	for _, path := range skipped.Missed {
+		now[path] = unseen(now[path])
 	}
-	return layer, nil
+	for path, why := range skipped.Refused {
+		m.cfg.Log.Error("a file of a volume can't be kept: it is on this node alone", "volume", v.id, "path", path, "error", why)
+	}
+	return layer, skipped.Refused, nil
 }
 
-// newLayer makes a layer of the durable tier, or leaves nothing.
-func (m *Manager) newLayer(write func(*os.File) (layers.Info, error)) (store.Layer, error) {
-	id := store.NewLayerID()
-	path := m.cfg.Store.LayerPath(id)
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+// newLayer makes a layer of the durable tier, which is held until it lands, or leaves
+// nothing.
+func (m *Manager) newLayer(write func(*os.File) (layers.Info, error)) (layer store.Layer, err error) {
+	layer.ID = store.NewLayerID()
+	m.layers.fly(layer.ID)
+	defer func() {
+		if err != nil {
+			m.layers.land(layer)
+		}
+	}()
+	f, err := m.cfg.Store.NewLayer(layer.ID)
 	if err != nil {
-		return store.Layer{}, err
+		return layer, err
 	}
 	info, err := write(f)
 	if err == nil {
 		err = f.Sync()
 	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		_ = os.Remove(path) // or a collection does
-		return store.Layer{}, err
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = m.cfg.Store.RemoveLayer(layer.ID) // or a collection does
+		return layer, err
 	}
-	return store.Layer{ID: id, Size: info.Size, Bytes: info.Bytes, Files: info.Files}, failpoint.Hit("volume.after-layer")
+	layer.Size, layer.Bytes, layer.Files = info.Size, info.Bytes, info.Files
+	return layer, failpoint.Hit("volume.after-layer")
 }
 
-// publish makes the pending layers a version. Its topmost layer is in the record first:
-// should we die before the answer, it tells that the version is ours.
-func (m *Manager) publish(v *volume) error {
+// next is the version that has what was made of the volume and is in none yet.
+func (v *volume) next() store.Version {
 	next := v.head
-	next.Layers = slices.Concat(v.pending, v.under)
-	next.Bytes, next.Files = v.size()
+	if len(v.pending) > 0 {
+		next.Layers = slices.Concat(v.pending, v.under)
+		next.Bytes, next.Files = v.size()
+	}
+	return next
+}
+
+// advance makes next the volume's version. It is in the record first, so that whatever
+// becomes of the attempt, or of us, its outcome can be found.
+func (m *Manager) advance(v *volume, next store.Version) error {
+	next.ID, next.Seq = rand.Text(), v.head.Seq+1
 	rec := v.record
-	rec.Making = v.pending[0].ID
-	if err := m.writeRecord(rec); err != nil {
+	rec.Intent = &next
+	if err := m.writeRecord(v, rec); err != nil {
 		return err
+	}
+	return m.settle(v)
+}
+
+// settle carries an intent out, once or again, until its outcome is known. Nothing else is
+// done with the volume before.
+func (m *Manager) settle(v *volume) error {
+	intent := v.record.Intent
+	if intent == nil {
+		return nil
 	}
 	if err := m.cfg.Sync(); err != nil {
 		return fmt.Errorf("committing volume %s: %w", v.id, err)
 	}
-	if err := failpoint.Hit("volume.after-making"); err != nil {
+	if err := failpoint.Hit("volume.after-intent"); err != nil {
 		return err
 	}
-	head, err := m.advance(v, next)
+	if err := m.cfg.Store.Touch(v.pending); errors.Is(err, fs.ErrNotExist) {
+		return m.remake(v)
+	} else if err != nil {
+		return err
+	}
+	head, err := m.cfg.Store.Advance(v.id, intent.Seq-1, *intent)
+	if errdefs.Is(err, errdefs.Conflict) || errdefs.Is(err, errdefs.NotFound) {
+		return m.lose(v, err)
+	}
 	if err != nil {
 		return err
 	}
-	v.pending = nil
-	rec.Seq, rec.Making = head.Seq, ""
-	v.record = rec
+	if len(v.pending) > 0 || !v.whole {
+		v.under, v.whole = head.Layers, false
+	}
+	m.layers.land(v.pending...)
+	v.head, v.pending = head, nil
 	if err := failpoint.Hit("volume.after-version"); err != nil {
 		return err
 	}
+	rec := v.record
+	rec.Seq, rec.Intent = head.Seq, nil
 	// What fails from here on costs the next start a commit of everything, no data.
-	return errors.Join(m.writeRecord(rec), m.writeSeen(v), m.cfg.Sync())
+	return errors.Join(m.writeRecord(v, rec), m.writeSeen(v), m.cfg.Sync())
 }
 
-// advance moves the volume's head.
-func (m *Manager) advance(v *volume, next store.Version) (store.Version, error) {
-	head, err := m.cfg.Store.Advance(v.id, v.head.Seq, next)
+// remake has the whole upper layer made anew, where a layer of it is gone: it waited for
+// its version longer than anything does.
+func (m *Manager) remake(v *volume) error {
+	head, err := m.outcome(v.id, v.record)
 	if errdefs.Is(err, errdefs.Conflict) || errdefs.Is(err, errdefs.NotFound) {
-		return store.Version{}, m.lose(v, err)
+		return m.lose(v, err)
 	}
 	if err != nil {
-		return store.Version{}, err
+		return err
 	}
-	v.head, v.under, v.whole = head, head.Layers, false
-	return head, nil
-}
-
-// lose takes note that the volume is somebody else's: what is on this node alone stays
-// here, and nothing of it is committed any more.
-func (m *Manager) lose(v *volume, err error) error {
-	m.cfg.Log.Error("a volume was taken over; what was not committed stays on this node", "volume", v.id, "error", err)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.lost = err
-	return err
-}
-
-// keepCommitting commits what was written, until ctx ends.
-func (m *Manager) keepCommitting(ctx context.Context) {
-	tick := time.NewTicker(commitInterval / 5)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		for _, v := range m.all() {
-			m.attend(ctx, v)
-		}
+	m.layers.land(v.pending...)
+	v.head, v.pending, v.under, v.whole = head, nil, v.record.Base.Layers, true
+	v.seen, v.hidden, v.refused = tree.Tree{}, map[string]hiddenSize{}, map[string]error{}
+	rec := v.record
+	rec.Seq, rec.Intent = head.Seq, nil
+	if err := errors.Join(m.writeSeen(v), m.writeRecord(v, rec)); err != nil {
+		return err
 	}
-}
-
-// attend does what is due for one volume, unless somebody has its turn.
-func (m *Manager) attend(ctx context.Context, v *volume) {
-	select {
-	case v.turn <- struct{}{}:
-	default:
-		return
-	}
-	defer func() { <-v.turn }()
-	if !v.open || v.lost != nil || time.Since(v.looked) < max(commitInterval, lookShare*v.took) {
-		return
-	}
-	if _, err := m.commitIn(ctx, v, 2); err != nil { // the next time is soon
-		v.looked = time.Now()
-		m.cfg.Log.Warn("committing a volume will be tried again", "volume", v.id, "error", err)
-		return
-	}
-	if err := m.mergeSome(v); err != nil {
-		m.cfg.Log.Warn("merging layers will be tried again", "volume", v.id, "error", err)
-	}
-	v.mu.Lock()
-	idle := len(v.uses) == 0 && time.Since(v.idle) > idleTime
-	v.mu.Unlock()
-	if idle {
-		if err := m.close(v); err != nil {
-			m.cfg.Log.Warn("closing an idle volume", "volume", v.id, "error", err)
-		}
-	}
+	return errdefs.New(errdefs.Unavailable, "volume %s has to be committed anew", v.id)
 }

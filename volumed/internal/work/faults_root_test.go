@@ -16,7 +16,7 @@ import (
 // loses nothing and doubles nothing (X46, R7).
 func TestX46_CommitsThatAreCutOff(t *testing.T) {
 	for _, again := range []string{"restart", "reboot"} {
-		for _, place := range []string{"volume.after-layer", "volume.after-making", "volume.after-version"} {
+		for _, place := range []string{"volume.after-layer", "volume.after-intent", "volume.after-link", "volume.after-version"} {
 			t.Run(again+" "+place, func(t *testing.T) {
 				b := newBench(t)
 				if _, err := b.manager.Create(t.Context(), b.spec, nil); err != nil {

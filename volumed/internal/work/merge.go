@@ -1,6 +1,7 @@
 package work
 
 import (
+	"context"
 	"os"
 
 	"s0.run/volumed/internal/layers"
@@ -10,47 +11,31 @@ import (
 // mergeSome makes one layer of the topmost ones when there are many: of as many that none
 // among them is more than twice as large as all above it together, so that a byte is
 // copied a number of times that grows like a logarithm. The caller has the turn.
-func (m *Manager) mergeSome(v *volume) error {
-	if len(v.head.Layers) < mergeFrom || v.lost != nil {
+func (m *Manager) mergeSome(ctx context.Context, v *volume) error {
+	if len(v.head.Layers) < mergeFrom || v.lost != nil || v.whole || len(v.pending) > 0 {
 		return nil
 	}
 	n := toMerge(v.head.Layers)
 	some := v.head.Layers[:n]
-	if err := m.layers.take(some); err != nil {
+	base, err := m.layers.take(some)
+	if err != nil {
 		return err
 	}
-	defer m.layers.give(some)
-	dirs := make([]string, n)
-	for i, l := range some {
-		dirs[i] = m.layers.path(l.ID)
-	}
+	defer m.layers.give(base)
 	one, err := m.newLayer(func(f *os.File) (layers.Info, error) {
-		return layers.Merge(f, dirs, n == len(v.head.Layers))
+		return layers.Merge(ctx, f, base.dirs, n == len(v.head.Layers))
 	})
 	if err != nil {
 		return err
 	}
+	defer m.layers.land(one)
 	next := v.head
 	next.Layers = append([]store.Layer{one}, v.head.Layers[n:]...)
-	rec := v.record
-	rec.Making = one.ID
-	if err := m.writeRecord(rec); err != nil {
+	if err := m.advance(v, next); err != nil {
 		return err
 	}
-	if err := m.cfg.Sync(); err != nil {
-		return err
-	}
-	head, err := m.advance(v, next)
-	if err != nil {
-		return err
-	}
-	rec.Seq, rec.Making = head.Seq, ""
-	v.record = rec
 	m.cfg.Log.Debug("layers are one", "volume", v.id, "layers", n)
-	if err := m.writeRecord(rec); err != nil {
-		return err
-	}
-	return m.writeSeen(v)
+	return nil
 }
 
 // toMerge is at least half of mergeFrom.

@@ -46,7 +46,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{t: t, dir: dir, spec: Volume{ID: "vol", Team: "team", Epoch: 1, UID: 1000, GID: 1000}}
-	if b.store, err = store.Open(filepath.Join(dir, "tier")); err != nil {
+	if b.store, err = store.Open(store.Config{Dir: filepath.Join(dir, "tier"), Known: filepath.Join(dir, "known")}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.unmountAll)
@@ -77,7 +77,7 @@ func (b *bench) restart() {
 		Store: b.store, Node: "node", DataDir: filepath.Join(b.dir, "data"), RunDir: filepath.Join(b.dir, "run"),
 		Sync: func() error { return nil }, Log: slog.New(slog.DiscardHandler),
 	})
-	if err := b.manager.Recover(); err != nil {
+	if err := b.manager.Recover(b.t.Context()); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -332,7 +332,7 @@ func TestX46_RandomWorkIsWhatADirectoryWouldBe(t *testing.T) {
 			if err := b.manager.Leave(context.Background(), "vol", "mount"); err != nil {
 				t.Fatal(err)
 			}
-			if err := b.manager.Release(t.Context(), "vol"); err != nil {
+			if err := b.manager.Release(t.Context(), "vol", b.spec.Epoch); err != nil {
 				t.Fatal(err)
 			}
 			b.spec.Epoch++
@@ -355,7 +355,7 @@ func merge(t *testing.T, b *bench) {
 		t.Fatal(err)
 	}
 	defer done()
-	if err := b.manager.mergeSome(v); err != nil {
+	if err := b.manager.mergeSome(t.Context(), v); err != nil {
 		t.Fatal(err)
 	}
 }

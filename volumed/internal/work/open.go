@@ -1,13 +1,11 @@
 package work
 
 import (
-	"encoding/gob"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,65 +16,74 @@ import (
 	"s0.run/volumed/internal/tree"
 )
 
-// record is what is durable of a working tree. With it an upper layer means something.
-type record struct {
-	Spec   Volume        `json:"spec"`
-	Base   store.Version `json:"base"`   // on which the upper layer lies
-	Seq    uint64        `json:"seq"`    // the version that was committed last
-	Making string        `json:"making"` // the topmost layer of the commit under way
-}
+// voidSuffix marks a version that was written so that an intent of an earlier process,
+// which may be on its way yet, never becomes one.
+const voidSuffix = "-void"
 
-// seenFile is what a look saw, with the version that it was committed as.
-type seenFile struct {
-	Seq  uint64
-	Tree tree.Tree
-}
-
-// ensureOpen has the volume mounted for writing at spec's epoch. The caller has the turn.
-func (m *Manager) ensureOpen(v *volume, spec Volume) error {
-	if v.open {
-		return m.enterEpoch(v, spec)
+// ensureOpen has the volume mounted for writing at spec's epoch. The caller has the turn,
+// and nobody else writes.
+func (m *Manager) ensureOpen(ctx context.Context, v *volume, spec Volume) error {
+	if err := m.reopen(v, spec.Epoch); err != nil {
+		return err
 	}
-	if rec, err := m.readRecord(spec.ID); err == nil {
-		if err := m.resume(v, rec); err != nil {
-			return err
-		}
-		if v.open {
-			return m.enterEpoch(v, spec)
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if v.open {
+		return m.enterEpoch(ctx, v, spec)
+	}
+	if err := m.clear(v); err != nil {
 		return err
 	}
 	return m.begin(v, spec)
 }
 
-// enterEpoch goes on at a later epoch with what is mounted.
-func (m *Manager) enterEpoch(v *volume, spec Volume) error {
-	if v.lost != nil {
-		return v.lost
-	}
+// reopen takes up a working tree that this node has and this process has not opened, and
+// mounts anew what lies on a store that was lost. After it the volume is open, or there is
+// nothing of it here; else there is an error. That the volume was lost is no matter of a
+// caller at a later epoch; epoch 0 is for callers who do not know theirs.
+func (m *Manager) reopen(v *volume, epoch uint64) error {
 	switch {
-	case spec.Team != v.record.Spec.Team:
+	case v.lost != nil && m.hasTree(v.id):
+		return m.lose(v, v.lost) // it could not be put aside
+	case v.open:
+		return m.refresh(v)
+	}
+	rec, err := m.readRecord(v.id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return m.stillLost(v, epoch)
+	case err != nil:
+		return err
+	}
+	if err = m.resume(v, rec); v.lost != nil && !m.hasTree(v.id) {
+		return m.stillLost(v, epoch)
+	}
+	return err
+}
+
+// enterEpoch goes on at a later epoch with what is mounted. What was made of it before and
+// is in no version is in the one that begins the epoch.
+func (m *Manager) enterEpoch(ctx context.Context, v *volume, spec Volume) error {
+	if spec.Team != v.record.Spec.Team {
 		return errdefs.New(errdefs.NotFound, "volume %s not found", spec.ID)
-	case spec.Epoch < v.head.Epoch:
-		return errdefs.WithCode(errdefs.Conflict, store.CodeFenced, "volume %s is at epoch %d, not %d", spec.ID, v.head.Epoch, spec.Epoch)
-	case spec.Epoch == v.head.Epoch && spec.Limit == v.record.Spec.Limit:
+	}
+	if err := m.settle(v); err != nil {
+		return err
+	}
+	if spec.Epoch < v.head.Epoch {
+		return stale(spec, v.head.Epoch)
+	}
+	if spec.Epoch > v.head.Epoch {
+		next := v.next()
+		next.Epoch = spec.Epoch
+		if err := m.advance(v, next); err != nil {
+			return err
+		}
+	}
+	if spec == v.record.Spec {
 		return nil
 	}
-	head, err := m.cfg.Store.Begin(v.id, spec.Epoch)
-	if err != nil {
-		return err
-	}
-	if head.Seq != v.head.Seq && head.Seq != v.head.Seq+1 {
-		return m.lose(v, errdefs.WithCode(errdefs.Conflict, store.CodeFenced, "volume %s was written to elsewhere", v.id))
-	}
 	rec := v.record
-	rec.Spec, rec.Seq, rec.Making = spec, head.Seq, ""
-	if err := m.writeRecord(rec); err != nil {
-		return err
-	}
-	v.record, v.head = rec, head
-	return m.writeSeen(v)
+	rec.Spec = spec
+	return m.writeRecord(v, rec)
 }
 
 // begin mounts the volume with a new upper layer.
@@ -94,12 +101,12 @@ func (m *Manager) begin(v *volume, spec Volume) (err error) {
 	if err := m.cfg.Store.Hold(spec.ID, m.cfg.Node, head); err != nil {
 		return err
 	}
-	if err := m.layers.take(head.Layers); err != nil {
+	if v.base, err = m.layers.take(head.Layers); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			m.layers.give(head.Layers)
+			_ = m.unmount(v) // or the next attempt does
 		}
 	}()
 	for _, dir := range []string{m.upperDir(v.id), m.workDir(v.id)} {
@@ -107,14 +114,17 @@ func (m *Manager) begin(v *volume, spec Volume) (err error) {
 			return err
 		}
 	}
-	if err := m.likeRoot(m.upperDir(v.id), head); err != nil {
+	if err := likeRoot(m.upperDir(v.id), v.base.dirs[0]); err != nil {
 		return err
 	}
 	rec := record{Spec: spec, Base: head, Seq: head.Seq}
-	if err := m.writeRecord(rec); err != nil {
+	if err := m.writeRecord(v, rec); err != nil {
 		return err
 	}
-	if err := m.mount(v.id, head.Layers); err != nil {
+	if err := m.mount(v); err != nil {
+		return err
+	}
+	if err := m.found(v); err != nil {
 		return err
 	}
 	v.started(rec, head)
@@ -123,7 +133,7 @@ func (m *Manager) begin(v *volume, spec Volume) (err error) {
 
 func (v *volume) started(rec record, head store.Version) {
 	v.record, v.head, v.under, v.pending, v.whole = rec, head, head.Layers, nil, false
-	v.seen, v.hidden, v.lost, v.open = tree.Tree{}, map[string]hiddenSize{}, nil, true
+	v.seen, v.hidden, v.refused, v.lost, v.open = tree.Tree{}, map[string]hiddenSize{}, map[string]error{}, nil, true
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.dirty = false
@@ -136,38 +146,79 @@ func (m *Manager) look(v *volume) error {
 		return err
 	}
 	defer root.Close()
-	if v.seen, err = tree.Scan(root, maxEntries); err != nil {
+	if v.seen, err = tree.Scan(context.Background(), root, maxEntries); err != nil {
 		return err
 	}
 	v.looked = time.Now()
 	return m.writeSeen(v)
 }
 
-// mount mounts the volume's two views: what it is, and what is below the upper layer. Those
-// that an earlier process has mounted are good.
-func (m *Manager) mount(id string, base []store.Layer) error {
-	for _, view := range []struct{ at, upper, work string }{{m.below(id), "", ""}, {m.merged(id), m.upperDir(id), m.workDir(id)}} {
-		if err := os.Mkdir(view.at, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		there, err := isMount(view.at)
-		if err != nil {
-			return err
-		}
-		if there {
+// mount mounts the volume's two views on what it has taken: what it is, and what is below
+// the upper layer. Those that an earlier process has mounted there are good. A view of the
+// volume that somebody writes through stays, whatever it lies on: two overlays of one
+// upper layer are none.
+func (m *Manager) mount(v *volume) error {
+	if err := m.mountAt(m.below(v), v.base, "", ""); err != nil {
+		return err
+	}
+	v.at = view(m.mergedDir(), v.base.store, v.id)
+	old, err := views(m.mergedDir(), v.id)
+	if err != nil {
+		return err
+	}
+	for _, at := range old {
+		if at == v.at {
 			continue
 		}
-		if err := m.overlay(view.at, base, view.upper, view.work); err != nil {
+		if v.writers() {
+			v.at = at
+			return nil
+		}
+		if err := layers.Unmount(at, true); err != nil {
 			return err
 		}
 	}
-	return nil
+	return m.mountAt(v.at, v.base, m.upperDir(v.id), m.workDir(v.id))
+}
+
+func (m *Manager) mountAt(at string, base stack, upper, work string) error {
+	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if there, err := isMount(at); err != nil || there {
+		return err
+	}
+	return m.overlay(at, base, upper, work)
+}
+
+// refresh mounts anew what lies on a store that was lost: its layers answer EIO for ever.
+// Who writes through the old view keeps it; what he writes is committed.
+func (m *Manager) refresh(v *volume) error {
+	now, err := m.cfg.Store.Mounted()
+	if err != nil {
+		return err
+	}
+	if now == v.base.store && v.at == view(m.mergedDir(), now, v.id) {
+		return nil
+	}
+	old := v.base
+	if now != old.store {
+		if v.base, err = m.layers.take(v.record.Base.Layers); err != nil {
+			v.base = old
+			return err
+		}
+		m.layers.give(old)
+		if err := layers.Unmount(view(m.belowDir(), old.store, v.id), true); err != nil {
+			return err
+		}
+	}
+	return m.mount(v)
 }
 
 // likeRoot gives a new upper layer the root of what is below it.
-func (m *Manager) likeRoot(upper string, head store.Version) error {
+func likeRoot(upper, below string) error {
 	var st unix.Stat_t
-	if err := unix.Stat(m.layers.path(head.Layers[0].ID), &st); err != nil {
+	if err := unix.Stat(below, &st); err != nil {
 		return err
 	}
 	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
@@ -176,89 +227,89 @@ func (m *Manager) likeRoot(upper string, head store.Version) error {
 	return unix.Chmod(upper, st.Mode&0o7777)
 }
 
-// close unmounts a volume whose upper layer is committed, or not wanted any more, and
-// removes that. The caller has the turn.
-func (m *Manager) close(v *volume) error {
-	for _, at := range []string{m.merged(v.id), m.below(v.id)} {
-		if err := layers.Unmount(at, true); err != nil {
-			return fmt.Errorf("unmounting volume %s: %w", v.id, err)
-		}
+// resume takes a working tree up as its record says, if nobody else has written since.
+// After it the volume is open, or nothing is left of it but what was put aside, which is
+// an error.
+func (m *Manager) resume(v *volume, rec record) error {
+	v.record = rec
+	if rec.Lost != "" {
+		return m.lose(v, lostError(rec.Lost))
 	}
-	if v.open {
-		m.layers.give(v.record.Base.Layers)
+	head, err := m.outcome(v.id, rec)
+	if errdefs.Is(err, errdefs.NotFound) || errdefs.Is(err, errdefs.Conflict) {
+		return m.lose(v, err)
 	}
-	v.open = false
-	if err := m.cfg.Store.Unhold(v.id, m.cfg.Node); err != nil {
-		m.cfg.Log.Warn("a hold stays", "volume", v.id, "error", err)
-	}
-	// Without its record an upper layer is nothing, so that goes first.
-	if err := os.Remove(m.recordFile(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.RemoveAll(filepath.Join(m.cfg.DataDir, v.id))
-}
-
-func (m *Manager) recordFile(id string) string {
-	return filepath.Join(m.cfg.DataDir, id, "record.json")
-}
-
-func (m *Manager) readRecord(id string) (rec record, err error) {
-	b, err := os.ReadFile(m.recordFile(id))
-	if err != nil {
-		return rec, err
-	}
-	if err := json.Unmarshal(b, &rec); err != nil || rec.Spec.ID != id {
-		return rec, fmt.Errorf("record of volume %s: %w", id, errors.Join(err, errors.New("it is damaged")))
-	}
-	return rec, nil
-}
-
-func (m *Manager) writeRecord(rec record) error {
-	b, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}
-	return writeDurably(m.recordFile(rec.Spec.ID), func(f *os.File) error {
-		_, err := f.Write(b)
+	if v.base, err = m.layers.take(rec.Base.Layers); err != nil {
 		return err
-	})
+	}
+	if err := m.mount(v); err != nil {
+		m.layers.give(v.base)
+		v.base = stack{}
+		return err
+	}
+	committed := rec.Seq // as of which there is a look
+	if rec.Intent != nil && head.ID == rec.Intent.ID {
+		committed = head.Seq
+	}
+	rec.Seq, rec.Intent = head.Seq, nil
+	v.started(rec, head)
+	v.mu.Lock()
+	v.dirty, v.idle = true, time.Now()
+	v.mu.Unlock()
+	if seen, err := m.readSeen(v.id); err == nil && seen.Seq == committed {
+		v.seen = seen.Tree
+		err = m.recount(v)
+		if err == nil && committed != head.Seq {
+			err = m.writeSeen(v)
+		}
+		return errors.Join(err, m.writeRecord(v, rec))
+	}
+	// What was committed of the upper layer is not known: all of it is, on what it lies on.
+	v.under, v.whole = rec.Base.Layers, true
+	return m.writeRecord(v, rec)
 }
 
-func (m *Manager) seenFile(id string) string { return filepath.Join(m.cfg.DataDir, id, "seen") }
-
-// writeSeen makes the last look durable, as of the version that is committed.
-func (m *Manager) writeSeen(v *volume) error {
-	if v.whole {
-		if err := os.Remove(m.seenFile(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+// outcome finds the version that a working tree goes on from, or says that it is another's
+// by now. An intent that was not carried out never is: its number is taken.
+func (m *Manager) outcome(id string, rec record) (head store.Version, err error) {
+	if head, err = m.cfg.Store.Head(id); err != nil {
+		return head, err
+	}
+	if rec.Intent != nil && head.Seq == rec.Seq {
+		void := head
+		void.ID = rec.Intent.ID + voidSuffix
+		if _, err = m.cfg.Store.Advance(id, head.Seq, void); err != nil && !errdefs.Is(err, errdefs.Conflict) {
+			return head, err
 		}
+		if head, err = m.cfg.Store.Head(id); err != nil {
+			return head, err
+		}
+	}
+	ours := rec.Intent != nil && head.Seq == rec.Seq+1 && (head.ID == rec.Intent.ID || head.ID == rec.Intent.ID+voidSuffix)
+	if head.Seq == rec.Seq || ours {
+		return head, nil
+	}
+	return head, errdefs.WithCode(errdefs.Conflict, store.CodeFenced, "volume %s was written to elsewhere, at epoch %d", id, head.Epoch)
+}
+
+// recount counts anew what the upper layer hides.
+func (m *Manager) recount(v *volume) error {
+	all := make([]tree.Change, 0, len(v.seen))
+	for p, e := range v.seen {
+		all = append(all, tree.Change{Path: p, Entry: e})
+	}
+	return m.count(v, all)
+}
+
+// wait waits, unless ctx ends first.
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
 		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting: %w", ctx.Err())
 	}
-	return writeDurably(m.seenFile(v.id), func(f *os.File) error {
-		return gob.NewEncoder(f).Encode(seenFile{Seq: v.head.Seq, Tree: v.seen})
-	})
-}
-
-// writeDurably replaces a file, or leaves it.
-func writeDurably(path string, write func(*os.File) error) error {
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -19,7 +19,7 @@ func (m *Manager) count(v *volume, changes []tree.Change) error {
 	if len(v.record.Base.Layers) == 0 {
 		return nil
 	}
-	below, err := os.Open(m.below(v.id))
+	below, err := os.Open(m.below(v))
 	if err != nil {
 		return err
 	}
@@ -32,7 +32,16 @@ func (m *Manager) count(v *volume, changes []tree.Change) error {
 		if err != nil {
 			return err
 		}
-		v.hidden[c.Path] = size
+		if size == (hiddenSize{}) {
+			delete(v.hidden, c.Path)
+		} else {
+			v.hidden[c.Path] = size
+		}
+	}
+	for p := range v.hidden { // what is not above any more hides nothing
+		if _, ok := v.seen[p]; !ok {
+			delete(v.hidden, p)
+		}
 	}
 	return nil
 }
@@ -107,7 +116,7 @@ func (v *volume) size() (bytes, files int64) {
 		}
 	}
 	for p, h := range v.hidden {
-		if _, ok := v.seen[p]; ok && !v.underOpaque(p) {
+		if !v.underOpaque(p) {
 			bytes, files = bytes-h.bytes, files-h.files
 		}
 	}

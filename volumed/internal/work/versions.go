@@ -2,41 +2,49 @@ package work
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 
 	"s0.run/internal/errdefs"
 	"s0.run/volumed/internal/layers"
 	"s0.run/volumed/internal/store"
 )
 
-// Snapshot commits, then keeps the version.
-func (m *Manager) Snapshot(ctx context.Context, id, snapshot string) (store.Version, error) {
-	if kept, err := m.cfg.Store.Snapshot(id, snapshot); err == nil || !errdefs.Is(err, errdefs.NotFound) {
-		return kept, err // it is repeated
+// Snapshot commits, then keeps the version. clean: see Commit.
+func (m *Manager) Snapshot(ctx context.Context, spec Volume, snapshot string) (kept store.Version, clean bool, err error) {
+	if kept, err := m.cfg.Store.Snapshot(spec.ID, snapshot); err == nil || !errdefs.Is(err, errdefs.NotFound) {
+		return kept, true, err // it is repeated
 	}
-	head, _, err := m.Commit(ctx, id)
+	head, clean, err := m.commitFor(ctx, spec)
 	if err != nil {
-		return store.Version{}, err
+		return store.Version{}, false, err
 	}
-	kept, err := m.cfg.Store.Keep(id, snapshot, head)
-	if err != nil {
-		return store.Version{}, err
+	if kept, err = m.cfg.Store.Keep(spec.ID, snapshot, head); err != nil {
+		return store.Version{}, false, err
 	}
-	return kept, m.cfg.Sync()
+	return kept, clean, m.cfg.Sync()
 }
 
 // Fork commits, then makes a volume of the version.
-func (m *Manager) Fork(ctx context.Context, source string, spec Volume) (store.Version, error) {
-	head, _, err := m.Commit(ctx, source)
+func (m *Manager) Fork(ctx context.Context, source, spec Volume) (store.Version, error) {
+	head, _, err := m.commitFor(ctx, source)
 	if err != nil {
 		return store.Version{}, err
 	}
 	return m.Create(ctx, spec, &head)
+}
+
+// commitFor is Commit for a caller who knows the volume's epoch.
+func (m *Manager) commitFor(ctx context.Context, spec Volume) (head store.Version, clean bool, err error) {
+	v, done, err := m.take(ctx, spec.ID)
+	if err != nil {
+		return store.Version{}, false, err
+	}
+	defer done()
+	return m.commitVersion(ctx, v, spec.Epoch)
 }
 
 // Restore makes a snapshot the volume's next version. Nobody may have it mounted for
@@ -61,7 +69,7 @@ func (m *Manager) Restore(ctx context.Context, spec Volume, snapshot string) (st
 	if err != nil {
 		return store.Version{}, err
 	}
-	kept.Epoch = spec.Epoch
+	kept.ID, kept.Epoch = rand.Text(), spec.Epoch
 	head, err = m.cfg.Store.Advance(spec.ID, head.Seq, kept)
 	if err != nil {
 		return store.Version{}, err
@@ -69,7 +77,7 @@ func (m *Manager) Restore(ctx context.Context, spec Volume, snapshot string) (st
 	if err := m.cfg.Sync(); err != nil {
 		return store.Version{}, err
 	}
-	return head, m.close(v)
+	return head, m.discard(v)
 }
 
 func (v *volume) users() map[string]bool {
@@ -89,8 +97,19 @@ func (v *volume) writers() bool {
 	return false
 }
 
-// Release commits and unmounts: another node may have the volume.
-func (m *Manager) Release(ctx context.Context, id string) error {
+// otherWriter tells whether somebody else than use writes.
+func (v *volume) otherWriter(use string) bool {
+	for other, writes := range v.users() {
+		if writes && other != use {
+			return true
+		}
+	}
+	return false
+}
+
+// Release commits and unmounts: another node may have the volume. That what is here is
+// lost is told once: it was put aside, and nothing is here any more.
+func (m *Manager) Release(ctx context.Context, id string, epoch uint64) error {
 	v, done, err := m.take(ctx, id)
 	if err != nil {
 		return err
@@ -99,22 +118,21 @@ func (m *Manager) Release(ctx context.Context, id string) error {
 	if v.writers() {
 		return errdefs.New(errdefs.Conflict, "volume %s is mounted", id)
 	}
-	if !v.open {
-		return nil
+	clean, err := m.commitHere(ctx, v, epoch)
+	switch {
+	case err != nil && v.lost != nil && !m.hasTree(id):
+		return errors.Join(err, m.found(v))
+	case err != nil:
+		return err
+	case !v.open:
+		return m.clear(v)
+	case !clean:
+		return errdefs.New(errdefs.Unavailable, "volume %s is being written to", id)
 	}
-	if v.lost == nil {
-		clean, err := m.commit(ctx, v)
-		if err != nil {
-			return err
-		}
-		if !clean {
-			return errdefs.New(errdefs.Unavailable, "volume %s is being written to", id)
-		}
-	}
-	return m.close(v)
+	return m.discard(v)
 }
 
-// Remove removes a volume for good, whoever has it mounted.
+// Remove removes a volume for good, whoever has it mounted, and what was put aside of it.
 func (m *Manager) Remove(ctx context.Context, spec Volume) error {
 	v, done, err := m.take(ctx, spec.ID)
 	if err != nil {
@@ -122,11 +140,14 @@ func (m *Manager) Remove(ctx context.Context, spec Volume) error {
 	}
 	defer done()
 	head, err := m.cfg.Store.Head(spec.ID)
+	if err != nil && !errdefs.Is(err, errdefs.NotFound) {
+		return err
+	}
 	if err == nil && head.Team != spec.Team {
 		return nil // nobody's of whom we are told
 	}
 	if err == nil && head.Epoch > spec.Epoch {
-		return errdefs.WithCode(errdefs.Conflict, store.CodeFenced, "volume %s is at epoch %d, not %d", spec.ID, head.Epoch, spec.Epoch)
+		return stale(spec, head.Epoch)
 	}
 	if err := m.cfg.Store.Remove(spec.ID); err != nil {
 		return err
@@ -147,7 +168,11 @@ func (m *Manager) Remove(ctx context.Context, spec Volume) error {
 			return err
 		}
 	}
-	return m.close(v)
+	if err := m.discard(v); err != nil {
+		return err
+	}
+	v.lost = nil
+	return m.forgetAside(v.id)
 }
 
 // read mounts what is committed, without any way to write it. The caller has the turn.
@@ -181,26 +206,16 @@ func (m *Manager) openReader(v *volume, head store.Version) (*reader, error) {
 	if err := m.cfg.Store.Hold(v.id, m.holder(head.Seq), head); err != nil {
 		return nil, err
 	}
-	if err := m.layers.take(head.Layers); err != nil {
-		return nil, err
-	}
-	at := filepath.Join(m.cfg.RunDir, "r", fmt.Sprintf("%s.%d", v.id, head.Seq))
-	err := os.Mkdir(at, 0o700)
-	if errors.Is(err, fs.ErrExist) {
-		err = nil
-	}
-	there := false
-	if err == nil {
-		there, err = isMount(at)
-	}
-	if err == nil && !there {
-		err = m.overlay(at, head.Layers, "", "")
-	}
+	base, err := m.layers.take(head.Layers)
 	if err != nil {
-		m.layers.give(head.Layers)
 		return nil, err
 	}
-	return &reader{path: at, uses: map[string]bool{}, base: head.Layers}, nil
+	at := view(m.readersDir(), base.store, fmt.Sprint(v.id, ".", head.Seq))
+	if err := m.mountAt(at, base, "", ""); err != nil {
+		m.layers.give(base)
+		return nil, err
+	}
+	return &reader{path: at, uses: map[string]bool{}, base: base}, nil
 }
 
 func (m *Manager) leaveReader(v *volume, use string) error {

@@ -11,7 +11,8 @@
 // again; when another node has begun a later epoch meanwhile, it is put aside, never
 // committed and never removed. The mounts are the kernel's and outlive this process.
 //
-// One turn for each volume: who changes it has it.
+// One turn for each volume: who changes it has it. What is asked of a volume waits for no
+// turn, and no volume waits for another.
 package work
 
 import (
@@ -20,6 +21,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,10 +43,15 @@ const (
 	maxRounds = 4
 	// collectInterval is for layers that nobody names.
 	collectInterval = time.Hour
-	// maxEntries of a volume's upper layer.
-	maxEntries = 4_000_000
+	// maxEntries of a volume's upper layer: two looks at it are in memory, of some 200
+	// bytes an entry.
+	maxEntries = 1_000_000
 	// mergeFrom is the number of layers from which some are made one.
 	mergeFrom = 16
+	// workers commit volumes beside each other; one that is slow has one of them.
+	workers = 8
+	// leaveAfter is when a writer who has to leave first is to be asked for again.
+	leaveAfter = time.Second
 )
 
 // Volume is what has to be known of one to work on it.
@@ -83,13 +90,16 @@ type volume struct {
 
 	record  record
 	open    bool
-	head    store.Version // what is committed
+	at      string // where it is mounted
+	base    stack  // what the upper layer lies on
+	head    store.Version
 	under   []store.Layer // what the next commit lies on
 	whole   bool          // which is what the upper layer lies on: it is committed as a whole
 	pending []store.Layer // made and not committed
 	seen    tree.Tree     // what the last look saw
+	refused map[string]error
 	hidden  map[string]hiddenSize
-	lost    error // why nothing is committed any more
+	lost    error // why nothing of what is here is committed any more
 	looked  time.Time
 	took    time.Duration // the last look
 
@@ -99,24 +109,33 @@ type volume struct {
 	uses  map[string]bool // by the id of a mount; true: for writing
 	idle  time.Time       // since when there is none
 	dirty bool            // something was written that is on this node alone
+	shown *State          // as of the last turn, where there is something to show
 }
 
 // reader is a read-only view of one version.
 type reader struct {
 	path string
 	uses map[string]bool
-	base []store.Layer
+	base stack
 }
 
 // New makes a manager that has nothing yet: Recover takes up what an earlier one left.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, volumes: map[string]*volume{}, layers: &mounted{dir: filepath.Join(cfg.RunDir, "l"), store: cfg.Store, refs: map[string]int{}}}
+	return &Manager{cfg: cfg, volumes: map[string]*volume{}, layers: &mounted{
+		dir: filepath.Join(cfg.RunDir, "l"), store: cfg.Store, refs: map[string]*layerRef{}, flight: map[string]int{},
+	}}
 }
 
-func (m *Manager) upperDir(id string) string { return filepath.Join(m.cfg.DataDir, id, "upper") }
-func (m *Manager) workDir(id string) string  { return filepath.Join(m.cfg.DataDir, id, "work") }
-func (m *Manager) merged(id string) string   { return filepath.Join(m.cfg.RunDir, "w", id) }
-func (m *Manager) below(id string) string    { return filepath.Join(m.cfg.RunDir, "b", id) }
+func (m *Manager) dir(id string) string      { return filepath.Join(m.cfg.DataDir, id) }
+func (m *Manager) upperDir(id string) string { return filepath.Join(m.dir(id), "upper") }
+func (m *Manager) workDir(id string) string  { return filepath.Join(m.dir(id), "work") }
+
+// Views of a volume are mounted by name and by the mounting of the store that they lie on.
+func (m *Manager) mergedDir() string       { return filepath.Join(m.cfg.RunDir, "w") }
+func (m *Manager) belowDir() string        { return filepath.Join(m.cfg.RunDir, "b") }
+func (m *Manager) readersDir() string      { return filepath.Join(m.cfg.RunDir, "r") }
+func (m *Manager) below(v *volume) string  { return view(m.belowDir(), v.base.store, v.id) }
+func view(dir, mounting, id string) string { return filepath.Join(dir, mounting+"."+id) }
 
 // get finds or makes what is known of a volume.
 func (m *Manager) get(id string) *volume {
@@ -128,6 +147,12 @@ func (m *Manager) get(id string) *volume {
 		m.volumes[id] = v
 	}
 	return v
+}
+
+func (m *Manager) find(id string) *volume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.volumes[id]
 }
 
 func (m *Manager) all() []*volume {
@@ -148,10 +173,22 @@ func (m *Manager) take(ctx context.Context, id string) (*volume, func(), error) 
 	v := m.get(id)
 	select {
 	case v.turn <- struct{}{}:
-		return v, func() { <-v.turn }, nil
+		return v, func() { m.endTurn(v) }, nil
 	case <-ctx.Done():
 		return nil, nil, errdefs.New(errdefs.Unavailable, "volume %s is busy", id).WithCause(ctx.Err())
 	}
+}
+
+// endTurn shows what a turn has made of a volume, and ends it.
+func (m *Manager) endTurn(v *volume) {
+	var shown *State
+	if v.open {
+		shown = &State{Version: v.head, Lost: v.lost}
+	}
+	v.mu.Lock()
+	v.shown = shown
+	v.mu.Unlock()
+	<-v.turn
 }
 
 // Create makes a volume that is empty, or what a snapshot is. It stays mounted for a
@@ -165,12 +202,12 @@ func (m *Manager) Create(ctx context.Context, spec Volume, from *store.Version) 
 		return store.Version{}, err
 	}
 	defer done()
-	return v.head, m.ensureOpen(v, spec)
+	return v.head, m.ensureOpen(ctx, v, spec)
 }
 
 func (m *Manager) create(spec Volume, from *store.Version) error {
-	if _, err := m.cfg.Store.Head(spec.ID); err == nil {
-		return nil // it is repeated
+	if _, err := m.cfg.Store.Head(spec.ID); !errdefs.Is(err, errdefs.NotFound) {
+		return err // or it is repeated
 	}
 	begin := store.Version{Team: spec.Team}
 	if from != nil {
@@ -183,6 +220,7 @@ func (m *Manager) create(spec Volume, from *store.Version) error {
 		if err != nil {
 			return err
 		}
+		defer m.layers.land(layer)
 		begin.Layers = []store.Layer{layer}
 	}
 	begin.Epoch = spec.Epoch
@@ -193,7 +231,9 @@ func (m *Manager) create(spec Volume, from *store.Version) error {
 }
 
 // Use mounts a volume for writing, or what is committed of it for reading, and says where.
-// It stays so until Release of the same use. It may be repeated.
+// It stays so until Leave of the same use. It may be repeated. Who wants to write while
+// another does is to wait, whatever its epoch: what is written with two overlays, or by two
+// who do not know of each other, is nobody's volume.
 func (m *Manager) Use(ctx context.Context, spec Volume, use string, readOnly bool) (string, error) {
 	v, done, err := m.take(ctx, spec.ID)
 	if err != nil {
@@ -203,10 +243,20 @@ func (m *Manager) Use(ctx context.Context, spec Volume, use string, readOnly boo
 	if readOnly {
 		return m.read(v, spec, use)
 	}
-	if err := m.ensureOpen(v, spec); err != nil {
+	if v.open && spec.Epoch < v.head.Epoch {
+		return "", stale(spec, v.head.Epoch)
+	}
+	if v.otherWriter(use) {
+		return "", errdefs.New(errdefs.Unavailable, "volume %s is still mounted for writing elsewhere on its node", v.id).WithRetryAfter(leaveAfter)
+	}
+	if err := m.ensureOpen(ctx, v, spec); err != nil {
 		return "", err
 	}
-	return m.merged(v.id), m.addUse(v, use, 0)
+	return v.at, m.addUse(v, use, 0)
+}
+
+func stale(spec Volume, latest uint64) error {
+	return errdefs.WithCode(errdefs.Conflict, store.CodeFenced, "volume %s is at epoch %d, not %d", spec.ID, latest, spec.Epoch)
 }
 
 // Leave ends a use, when what was written is committed; one that is not there has ended
@@ -217,8 +267,8 @@ func (m *Manager) Leave(ctx context.Context, id, use string) error {
 		return err
 	}
 	defer done()
-	if v.open && v.writes(use) {
-		if _, err = m.commit(ctx, v); err != nil {
+	if v.writes(use) {
+		if _, err = m.commitHere(ctx, v, 0); err != nil {
 			m.cfg.Log.Warn("committing what an ended use has written", "volume", id, "error", err)
 		}
 	}
@@ -239,12 +289,39 @@ func (m *Manager) Commit(ctx context.Context, id string) (head store.Version, cl
 		return store.Version{}, false, err
 	}
 	defer done()
+	return m.commitVersion(ctx, v, 0)
+}
+
+// commitVersion is Commit for who has the turn.
+func (m *Manager) commitVersion(ctx context.Context, v *volume, epoch uint64) (head store.Version, clean bool, err error) {
+	if clean, err = m.commitHere(ctx, v, epoch); err != nil {
+		return store.Version{}, false, err
+	}
 	if !v.open {
-		head, err = m.cfg.Store.Head(id)
+		head, err = m.cfg.Store.Head(v.id)
 		return head, true, err
 	}
-	clean, err = m.commit(ctx, v)
-	return v.head, clean, err
+	return v.head, clean, nil
+}
+
+// commitHere commits what this node has of a volume: also where it has to be taken up
+// first, and never less than all of it.
+func (m *Manager) commitHere(ctx context.Context, v *volume, epoch uint64) (clean bool, err error) {
+	if err := m.reopen(v, epoch); err != nil || !v.open {
+		return err == nil, err
+	}
+	if clean, err = m.commit(ctx, v); err != nil {
+		return false, err
+	}
+	return clean, v.refusal()
+}
+
+// refusal says that a file of the volume is in no version.
+func (v *volume) refusal() error {
+	for path, why := range v.refused {
+		return errdefs.New(errdefs.Exhausted, "%d files of volume %s can't be kept, among them %.200q: %s", len(v.refused), v.id, path, errdefs.From(why).Message)
+	}
+	return nil
 }
 
 // State is what this node knows of a volume.
@@ -254,20 +331,28 @@ type State struct {
 	Lost        error
 }
 
-// State: see [State].
-func (m *Manager) State(ctx context.Context, id string) (State, error) {
-	v, done, err := m.take(ctx, id)
+// State tells it as of the end of the last turn, and waits for none.
+func (m *Manager) State(id string) (State, error) {
+	if err := store.CheckID("volume", id); err != nil {
+		return State{}, err
+	}
+	if v := m.find(id); v != nil {
+		v.mu.Lock()
+		shown, dirty := v.shown, v.dirty
+		v.mu.Unlock()
+		if shown != nil {
+			return State{Version: shown.Version, Uncommitted: dirty, Lost: shown.Lost}, nil
+		}
+	}
+	head, err := m.cfg.Store.Head(id)
 	if err != nil {
 		return State{}, err
 	}
-	defer done()
-	if !v.open {
-		head, err := m.cfg.Store.Head(id)
-		return State{Version: head}, err
+	st := State{Version: head, Uncommitted: m.hasTree(id)}
+	if note, err := m.wasLost(id); err == nil {
+		st.Lost = lostError(note.Why)
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return State{Version: v.head, Uncommitted: v.dirty, Lost: v.lost}, nil
+	return st, nil
 }
 
 // empties are two empty directories, for an overlay has at least two layers.
@@ -275,10 +360,6 @@ func (m *Manager) empties() []string {
 	return []string{filepath.Join(m.cfg.RunDir, "e1"), filepath.Join(m.cfg.RunDir, "e2")}
 }
 
-func (m *Manager) overlay(at string, base []store.Layer, upper, work string) error {
-	dirs := make([]string, 0, len(base)+2)
-	for _, l := range base {
-		dirs = append(dirs, m.layers.path(l.ID))
-	}
-	return layers.Overlay(at, append(dirs, m.empties()...), upper, work)
+func (m *Manager) overlay(at string, base stack, upper, work string) error {
+	return layers.Overlay(at, append(slices.Clone(base.dirs), m.empties()...), upper, work)
 }
