@@ -43,7 +43,11 @@ func run(t *testing.T, grace time.Duration) *fixture {
 
 func runWith(t *testing.T, node *fakenode.Node, c lifecycle.Config, more ...*fakenode.Node) *fixture {
 	t.Helper()
-	dsn := s0test.Postgres(t)
+	return runAt(t, s0test.Postgres(t), node, c, more...)
+}
+
+func runAt(t *testing.T, dsn string, node *fakenode.Node, c lifecycle.Config, more ...*fakenode.Node) *fixture {
+	t.Helper()
 	s, err := store.Open(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 )
 
@@ -151,6 +152,66 @@ func TestX26_AResumeThatLostItsLeaseStops(t *testing.T) {
 	close(released)
 	if ours, err := f.store.RenewResume(t.Context(), sb.ID, other, time.Hour); !ours || err != nil {
 		t.Errorf("the other attempt's was undone: %v", err)
+	}
+}
+
+// X35, X47: an attempt whose database says nothing stops while its lease holds, not when the
+// database gives up an answer: from then on the sandbox is another attempt's, and there is
+// one of it.
+func TestX35_AResumeWhoseDatabaseIsSilentStops(t *testing.T) {
+	t.Parallel()
+	cluster := s0test.NewPostgresCluster(t)
+	asked, stopped := make(chan struct{}, 1), make(chan time.Time, 1)
+	var hold atomic.Bool
+	n1 := &fakenode.Node{WhileResuming: func(stop <-chan struct{}) {
+		if !hold.Swap(false) {
+			return
+		}
+		asked <- struct{}{}
+		<-stop
+		stopped <- time.Now()
+	}}
+	f, sb := withStoreAt(t, cluster.Database(t), lifecycle.Config{Lease: 2 * time.Second}, n1, &fakenode.Node{})
+	hold.Store(true)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := f.keep.Resume(t.Context(), f.team, sb.ID)
+		failed <- err
+	}()
+	<-asked
+	thaw := cluster.Freeze(t)
+	_, err := f.store.RenewResume(t.Context(), sb.ID, uuid.New(), 0) // as long as a call waits
+	gaveUp := time.Now()
+	if err == nil {
+		t.Error("the database answers")
+	}
+	select {
+	case at := <-stopped:
+		if at.After(gaveUp) {
+			t.Errorf("it stopped %v after a call has given up its answer", at.Sub(gaveUp))
+		}
+	default:
+		t.Error("it goes on")
+	}
+	thaw()
+	if err := <-failed; !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("%v", err)
+	}
+	row := store.Sandbox{}
+	fakenode.Eventually(t, "it is resumed by another", func() bool {
+		row, err = f.keep.Resume(t.Context(), f.team, sb.ID)
+		return err == nil
+	})
+	running := 0
+	for _, n := range f.nodes {
+		if at := n.Sandboxes()[string(sb.ID)]; at.GetState() == "running" {
+			if running++; at.GetGeneration() != uint64(row.Generation) {
+				t.Errorf("%s runs generation %d, the row says %d", n.Name, at.GetGeneration(), row.Generation)
+			}
+		}
+	}
+	if running != 1 {
+		t.Errorf("R2: %d nodes run it", running)
 	}
 }
 

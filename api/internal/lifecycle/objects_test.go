@@ -14,6 +14,7 @@ import (
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 )
 
@@ -26,9 +27,14 @@ func withStore(t *testing.T, n1, n2 *fakenode.Node) (*fixture, store.Sandbox) {
 
 func withStoreAnd(t *testing.T, c lifecycle.Config, n1, n2 *fakenode.Node) (*fixture, store.Sandbox) {
 	t.Helper()
+	return withStoreAt(t, s0test.Postgres(t), c, n1, n2)
+}
+
+func withStoreAt(t *testing.T, dsn string, c lifecycle.Config, n1, n2 *fakenode.Node) (*fixture, store.Sandbox) {
+	t.Helper()
 	n1.ObjectStore, n2.ObjectStore, n2.Name = true, true, "n2"
 	c.Settled, c.Grace, c.LostAfter = time.Hour, time.Hour, time.Millisecond
-	f := runWith(t, n1, c, n2)
+	f := runAt(t, dsn, n1, c, n2)
 	sb := f.claimed(nil)
 	if _, err := f.keep.Pause(t.Context(), f.team, sb.ID); err != nil {
 		t.Fatal(err)

@@ -107,7 +107,7 @@ func (k *Keeper) Resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 }
 
 func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (store.Sandbox, error) {
-	by := uuid.New()
+	by, begin := uuid.New(), time.Now()
 	row, begun, err := k.cfg.Store.BeginResume(ctx, team, id, by, k.cfg.Lease)
 	if err == nil && !begun {
 		row, err = k.cfg.Store.Sandbox(ctx, team, id)
@@ -122,9 +122,9 @@ func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 		return store.Sandbox{}, errBeingResumed // maybe at another node
 	}
 	if begun && row.Stored != nil {
-		renewed, stop := k.renewResume(ctx, id, by)
+		leased, stop := k.renewResume(ctx, id, by, begin.Add(k.cfg.Lease))
 		defer stop()
-		ctx = renewed
+		ctx = leased
 	}
 	sb, err := k.resumeAt(ctx, row, begun)
 	if err != nil && begun {
@@ -147,32 +147,17 @@ func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 	return resumed, nil
 }
 
-// renewResume says that a resume is under way, until it is stopped. A server that could not
-// say so for as long as others believe it stops what it does: by then it is theirs.
-func (k *Keeper) renewResume(ctx context.Context, id sandbox.ID, by uuid.UUID) (_ context.Context, stop func()) {
+// renewResume says that a resume is under way, until it is stopped. until is when the lease
+// is over that it has: counted from before the database was asked, so never later than
+// there. A server that can't say so in time stops what it does before then, also while the
+// database says nothing at all: afterwards the sandbox is another's.
+func (k *Keeper) renewResume(ctx context.Context, id sandbox.ID, by uuid.UUID, until time.Time) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(k.cfg.Lease / renewals)
-		defer tick.Stop()
-		for renewed := time.Now(); time.Since(renewed) < k.cfg.Lease; {
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
-			}
-			begun := time.Now()
-			ours, err := k.cfg.Store.RenewResume(ctx, id, by, k.cfg.Lease)
-			switch {
-			case err != nil:
-				k.logFailure(ctx, "could not renew a resume's lease", err)
-			case !ours:
-				cancel(errBeingResumed)
-				return
-			default:
-				renewed = begun
-			}
+		for ours := true; ours; {
+			until, ours = k.renewOnce(ctx, id, by, until)
 		}
 		cancel(errBeingResumed)
 	}()
@@ -180,6 +165,26 @@ func (k *Keeper) renewResume(ctx context.Context, id sandbox.ID, by uuid.UUID) (
 		cancel(nil)
 		<-done
 	}
+}
+
+// renewOnce waits for a moment, as long as the lease allows, and renews it. It reports false
+// when nobody may go on with the resume: the lease is over or lost, or it is stopped.
+func (k *Keeper) renewOnce(ctx context.Context, id sandbox.ID, by uuid.UUID, until time.Time) (time.Time, bool) {
+	pause := k.cfg.Lease / renewals
+	ctx, cancel := context.WithDeadline(ctx, until.Add(-pause)) // there is a moment to stop in
+	defer cancel()
+	select {
+	case <-time.After(pause):
+	case <-ctx.Done():
+		return until, false
+	}
+	begin := time.Now()
+	ours, err := k.cfg.Store.RenewResume(ctx, id, by, k.cfg.Lease)
+	if err != nil {
+		k.logFailure(ctx, "could not renew a resume's lease", err)
+		return until, true
+	}
+	return begin.Add(k.cfg.Lease), ours
 }
 
 // stayPaused undoes an attempt's decision that a sandbox shall run. If the database
