@@ -57,18 +57,15 @@ func (a *Agent) SetBandwidth(ctx context.Context, b Bandwidths) error {
 	a.setting.Lock()
 	defer a.setting.Unlock()
 	a.mu.Lock()
-	same := reflect.DeepEqual(a.bandwidths, b)
+	same, path := reflect.DeepEqual(a.bandwidths, b), a.bandwidthFile
 	a.mu.Unlock()
 	if same {
 		return nil // who was not told then is told by a comparison
 	}
-	changed, path := a.changedBy(&b)
 	if err := keepBandwidths(path, b); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	a.bandwidths = b
-	a.mu.Unlock()
+	changed := a.putBandwidths(b)
 	if !a.up.Load() {
 		return nil // a comparison tells it
 	}
@@ -81,9 +78,10 @@ func (a *Agent) SetBandwidth(ctx context.Context, b Bandwidths) error {
 	return errors.Join(errs...)
 }
 
-// changedBy are the sandboxes that something else would hold for, and where they are.
-func (a *Agent) changedBy(b *Bandwidths) (changed map[*desired]netdapi.Slot, path string) {
-	changed = map[*desired]netdapi.Slot{}
+// putBandwidths makes them the ones that hold, and returns the sandboxes that netd was told
+// something else of, or is being told, and where they are: whoever comes after has them.
+func (a *Agent) putBandwidths(b Bandwidths) map[*desired]netdapi.Slot {
+	changed := map[*desired]netdapi.Slot{}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, d := range a.want {
@@ -91,7 +89,8 @@ func (a *Agent) changedBy(b *Bandwidths) (changed map[*desired]netdapi.Slot, pat
 			changed[d] = d.slot
 		}
 	}
-	return changed, a.bandwidthFile
+	a.bandwidths = b
+	return changed
 }
 
 // limited is a policy with the bandwidth that its team has now. It is called with mu held.
@@ -101,7 +100,7 @@ func (a *Agent) limited(p netdapi.Policy) netdapi.Policy {
 	return p
 }
 
-// keepBandwidths replaces the file as a whole.
+// keepBandwidths replaces the file as a whole, durably.
 func keepBandwidths(path string, b Bandwidths) error {
 	if path == "" {
 		return nil
@@ -119,5 +118,12 @@ func keepBandwidths(path string, b Bandwidths) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("keeping bandwidths: %w", err)
 	}
-	return os.Rename(f.Name(), path)
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }

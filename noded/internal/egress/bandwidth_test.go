@@ -102,6 +102,46 @@ func TestX31_BandwidthHoldsThroughRestarts(t *testing.T) {
 	}
 }
 
+// A sandbox that is claimed while its team's bandwidth changes has the new one.
+func TestABandwidthMissesNoClaim(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	if err := n.agent.LoadBandwidth(filepath.Join(t.TempDir(), "bandwidth.json")); err != nil {
+		t.Fatal(err)
+	}
+	f := n.startNetd()
+	n.run()
+	n.eventually("netd is noticed", n.agent.Available)
+	for round := range uint64(50) {
+		s := slot(t, 3)
+		n.agent.Attach(t.Context(), s, 1)
+		claimed := make(chan error, 1)
+		go func() { claimed <- n.agent.SetPolicy(t.Context(), s.ID, "mine", nil) }()
+		said := n.agent.SetBandwidth(t.Context(), Bandwidths{Others: egressOf(round+1, 0)})
+		if err := errors.Join(said, <-claimed); err != nil {
+			t.Fatal(err)
+		}
+		if each, _ := f.bandwidth(s.ID); each != round+1 {
+			t.Errorf("round %d: it may send %d, not %d", round, each, round+1)
+		}
+		n.agent.Detach(t.Context(), s.ID)
+	}
+}
+
+// What can't be kept is not in force: whoever said it says it again.
+func TestABandwidthThatIsNotKept(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	if err := n.agent.LoadBandwidth(filepath.Join(t.TempDir(), "nowhere", "bandwidth.json")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := n.agent.SetBandwidth(t.Context(), Bandwidths{Others: egressOf(1, 2)}); err == nil {
+			t.Error("it is kept nowhere")
+		}
+	}
+}
+
 func TestFlowsAreNetds(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
