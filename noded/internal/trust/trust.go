@@ -100,25 +100,20 @@ func systemRoots() ([]byte, error) {
 	return nil, nil
 }
 
-// Begin gives a slot, whose directory is there, the node's bundle: a name more of the
-// same file.
+// Begin gives a slot, whose directory is there, the node's bundle: a file of its own, for one
+// that slots shared would tell each, by the number of its names and the time of its last
+// change, when others begin and end.
 func (d Dir) Begin(id sandbox.ID) error {
-	roots, bundle := filepath.Join(d.shared(), rootsFile), d.in(id, procapi.CABundle)
-	err := os.Link(roots, bundle)
-	if err == nil {
-		return nil
-	}
-	// There is none yet, or it has as many names as the file system gives it.
-	data, err := os.ReadFile(roots)
-	if errors.Is(err, fs.ErrNotExist) {
+	roots, err := os.ReadFile(filepath.Join(d.shared(), rootsFile))
+	if errors.Is(err, fs.ErrNotExist) { // there is none yet
 		if err = d.refresh(); err == nil {
-			data, err = os.ReadFile(roots)
+			roots, err = os.ReadFile(filepath.Join(d.shared(), rootsFile))
 		}
 	}
 	if err != nil {
 		return err
 	}
-	return d.write(bundle, data)
+	return d.write(d.in(id, procapi.CABundle), roots)
 }
 
 // Believe has a sandbox believe who answers it. A sandbox whose directory is gone, or not

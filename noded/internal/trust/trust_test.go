@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"s0.run/internal/policy"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
@@ -178,5 +180,30 @@ func TestTheEnvironmentNamesWhatAPolicyNeeds(t *testing.T) {
 		if want == "" && len(env) > 0 || want != "" && env[want] == "" {
 			t.Errorf("%s: %v, want %q", text, env, want)
 		}
+	}
+}
+
+// C10: what a sandbox sees of its bundle's file tells nothing of its neighbours.
+func TestC10_ABundleTellsOfNoOtherSandbox(t *testing.T) {
+	d := node(t, "roots\n")
+	seen := func(id sandbox.ID) (st unix.Stat_t) {
+		t.Helper()
+		if err := unix.Lstat(d.in(id, procapi.CABundle), &st); err != nil {
+			t.Fatal(err)
+		}
+		st.Atim = unix.Timespec{} // its own reading
+		return st
+	}
+	one := d.begin(t)
+	before := seen(one)
+	other := d.begin(t)
+	if err := d.Believe(other, Identity{Certificate: "c"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(d.in(d.begin(t), procapi.CABundle)); err != nil {
+		t.Fatal(err)
+	}
+	if after := seen(one); before.Nlink != 1 || after != before {
+		t.Errorf("its bundle was %+v and is %+v", before, after)
 	}
 }
