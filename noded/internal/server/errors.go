@@ -52,16 +52,21 @@ func classify(err error) *errdefs.Error {
 
 // fail turns an error into the wire's. Its cause is logged and stays here.
 func (s *Server) fail(call string, err error) error {
-	e := classify(err)
+	e := wire(classify(err))
+	if e.Code() == connect.CodeInternal || e.Code() == connect.CodeUnavailable {
+		s.cfg.Log.Error("call failed", "call", call, "error", err)
+	}
+	return e
+}
+
+// wire is an error as the caller sees it.
+func wire(e *errdefs.Error) *connect.Error {
 	code, ok := connectCodes[e.Kind]
 	if !ok {
 		code = connect.CodeInternal
 	}
 	if e.Code == lifecycle.CodeSlotTaken {
 		code = connect.CodeAborted
-	}
-	if code == connect.CodeInternal || code == connect.CodeUnavailable {
-		s.cfg.Log.Error("call failed", "call", call, "error", err)
 	}
 	ce := connect.NewError(code, errors.New(e.Message))
 	if e.Code != e.Kind.Code() {

@@ -23,8 +23,9 @@ type Network interface {
 func (s *Server) TakeFlows(ctx context.Context, req *nodeapi.TakeFlowsRequest) (*nodeapi.TakeFlowsResponse, error) {
 	e, err := s.cfg.Network.TakeFlows(ctx, netdapi.Mark{Run: req.GetStored().GetRun(), Through: req.GetStored().GetThrough()})
 	if err != nil {
-		return nil, s.fail("TakeFlows", err)
+		return nil, s.flowless(err)
 	}
+	s.noFlows.Store(false)
 	resp := &nodeapi.TakeFlowsResponse{Mark: &nodeapi.FlowMark{Run: e.Mark.Run, Through: e.Mark.Through}}
 	for i := range e.Events {
 		r := &e.Events[i]
@@ -38,6 +39,18 @@ func (s *Server) TakeFlows(ctx context.Context, req *nodeapi.TakeFlowsRequest) (
 		})
 	}
 	return resp, nil
+}
+
+// flowless is what a caller is told who takes no records of flows. While netd is away, or
+// where there is none, he asks every few seconds: that is said once.
+func (s *Server) flowless(err error) error {
+	if !errdefs.Is(err, errdefs.Unavailable) {
+		return s.fail("TakeFlows", err)
+	}
+	if !s.noFlows.Swap(true) {
+		s.cfg.Log.Info("there is nobody to take records of flows from", "error", err)
+	}
+	return wire(classify(err))
 }
 
 // SetBandwidth implements the node API.

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -72,6 +74,28 @@ func TestFlowsAndBandwidth(t *testing.T) {
 		_, err := n.rpc.SetBandwidth(ctx, &nodeapi.SetBandwidthRequest{Teams: []*nodeapi.TeamBandwidth{{Team: name}}})
 		if connect.CodeOf(err) != connect.CodeInvalidArgument {
 			t.Errorf("team %.10q: %v", name, err)
+		}
+	}
+}
+
+// A node without netd is asked for flows every few seconds, and says once that there are
+// none; again when netd was there meanwhile.
+func TestFlowsOfNobodyAreSaidOnce(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer // one call after the other
+	s := &Server{cfg: Config{Network: fakeNetwork{}, Log: slog.New(slog.NewTextHandler(&log, nil))}}
+	take := func(run string, want connect.Code) {
+		t.Helper()
+		_, err := s.TakeFlows(t.Context(), &nodeapi.TakeFlowsRequest{Stored: &nodeapi.FlowMark{Run: run}})
+		if (err == nil) != (want == 0) || err != nil && connect.CodeOf(err) != want {
+			t.Errorf("%s: %v", run, err)
+		}
+	}
+	for lines, run := range []string{"away", "there", "away"} {
+		take(run, map[string]connect.Code{"away": connect.CodeUnavailable}[run])
+		take(run, map[string]connect.Code{"away": connect.CodeUnavailable}[run])
+		if got, want := strings.Count(log.String(), "\n"), []int{1, 1, 2}[lines]; got != want || strings.Contains(log.String(), "ERROR") {
+			t.Errorf("after %s the log has %d lines, want %d:\n%s", run, got, want, log.String())
 		}
 	}
 }

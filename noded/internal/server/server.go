@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -63,7 +64,8 @@ type Images interface {
 
 // Server implements the node API.
 type Server struct {
-	cfg Config
+	cfg     Config
+	noFlows atomic.Bool // it was said that there is nobody to take flows from
 }
 
 var _ nodeapiconnect.NodeHandler = (*Server)(nil)
