@@ -20,8 +20,8 @@ const maxWaiting = 256
 // goes to the team that waits and has fewest, and of those to the one that has begun none
 // for longest.
 type coldStarts struct {
-	most   int
-	shared func(team string) bool // whether others are on this node, too
+	most    int
+	tenants func() tenants // who is on this node; asked without mu
 
 	mu    sync.Mutex
 	all   int
@@ -36,15 +36,25 @@ type waiter struct {
 	begun chan struct{} // closed when it has a place
 }
 
-func newColdStarts(most int, shared func(team string) bool) *coldStarts {
-	return &coldStarts{most: most, shared: shared, of: map[string]int{}, last: map[string]uint64{}}
+// tenants are the teams that have sandboxes on the node, as far as one needs to know.
+type tenants struct {
+	one  string // of them; empty: there is none
+	more bool   // beside it
+}
+
+// beside reports whether another team is there.
+func (t tenants) beside(team string) bool { return t.more || t.one != "" && t.one != team }
+
+func newColdStarts(most int, tenants func() tenants) *coldStarts {
+	return &coldStarts{most: most, tenants: tenants, of: map[string]int{}, last: map[string]uint64{}}
 }
 
 // begin takes a place for a team, until end.
 func (c *coldStarts) begin(team string) (end func(), ok bool) {
+	here := c.tenants()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.fits(team) {
+	if !c.fits(team, here) {
 		return nil, false
 	}
 	return c.take(team), true
@@ -52,9 +62,9 @@ func (c *coldStarts) begin(team string) (end func(), ok bool) {
 
 // fits reports whether there is a place for a team. Where the node is shared, the last one
 // is for a team that has none: who starts many does not keep out who starts one.
-func (c *coldStarts) fits(team string) bool {
+func (c *coldStarts) fits(team string, here tenants) bool {
 	free := c.most - c.all
-	return free > 1 || free == 1 && (c.of[team] == 0 || !c.shared(team))
+	return free > 1 || free == 1 && (c.of[team] == 0 || !here.beside(team))
 }
 
 func (c *coldStarts) take(team string) (end func()) {
@@ -66,13 +76,14 @@ func (c *coldStarts) take(team string) (end func()) {
 }
 
 func (c *coldStarts) end(team string) {
+	here := c.tenants()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.all--
 	if c.of[team]--; c.of[team] == 0 {
 		delete(c.of, team)
 	}
-	for i := c.next(); i >= 0; i = c.next() {
+	for i := c.next(here); i >= 0; i = c.next(here) {
 		w := c.queue[i]
 		c.queue = slices.Delete(c.queue, i, i+1)
 		c.take(w.team)
@@ -93,10 +104,10 @@ func (c *coldStarts) waiting(team string) (n int) {
 }
 
 // next is whose turn it is in the queue; -1: nobody's.
-func (c *coldStarts) next() int {
+func (c *coldStarts) next(here tenants) int {
 	found := -1
 	for i, w := range c.queue {
-		if c.fits(w.team) && (found < 0 || c.before(w.team, c.queue[found].team)) {
+		if c.fits(w.team, here) && (found < 0 || c.before(w.team, c.queue[found].team)) {
 			found = i
 		}
 	}
@@ -136,12 +147,13 @@ func (c *coldStarts) wait(ctx context.Context, team string) (end func(), ok bool
 
 // enqueue takes a place, or one in the queue, or neither.
 func (c *coldStarts) enqueue(team string) (w *waiter, end func()) {
+	here := c.tenants()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fits(team) {
+	if c.fits(team, here) {
 		return nil, c.take(team)
 	}
-	if len(c.queue) >= maxWaiting || c.waiting(team) >= maxWaiting/2 && c.shared(team) {
+	if len(c.queue) >= maxWaiting || c.waiting(team) >= maxWaiting/2 && here.beside(team) {
 		return nil, nil
 	}
 	w = &waiter{team: team, begun: make(chan struct{})}
@@ -169,14 +181,19 @@ func (m *Manager) awaitCold(ctx context.Context, team string) (end func(), err e
 	return end, nil
 }
 
-// shared reports whether another team has sandboxes here, paused ones included.
-func (m *Manager) shared(team string) bool {
+// tenants looks who has sandboxes here, paused ones included.
+func (m *Manager) tenants() (here tenants) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, inst := range m.instances {
-		if c := inst.rec.Claim; c != nil && c.Team != team && inst.rec.State != journal.Terminating {
-			return true
+		switch c := inst.rec.Claim; {
+		case c == nil || inst.rec.State == journal.Terminating:
+		case here.one == "":
+			here.one = c.Team
+		case here.one != c.Team:
+			here.more = true
+			return here
 		}
 	}
-	return false
+	return here
 }

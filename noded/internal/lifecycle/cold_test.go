@@ -11,7 +11,7 @@ import (
 func TestD09_TheLastColdStartIsForAnotherTeam(t *testing.T) {
 	t.Parallel()
 	shared := true
-	c := newColdStarts(3, func(string) bool { return shared })
+	c := newColdStarts(3, func() tenants { return tenants{"greedy", shared} })
 	take := func(team string, want bool) (end func()) {
 		t.Helper()
 		end, ok := c.begin(team)
@@ -68,7 +68,7 @@ func (c *coldStarts) join(ctx context.Context, t *testing.T, wg *sync.WaitGroup,
 // all of them.
 func TestD13_ResumesTakeTurnsByTeam(t *testing.T) {
 	t.Parallel()
-	c := newColdStarts(1, func(string) bool { return true })
+	c := newColdStarts(1, func() tenants { return tenants{"other", true} })
 	end, ok := c.begin("greedy")
 	if !ok {
 		t.Fatal("no place")
@@ -96,7 +96,7 @@ func TestD13_ResumesTakeTurnsByTeam(t *testing.T) {
 // D13: the queue is bounded, and no team has all of it.
 func TestD13_TheQueueIsBounded(t *testing.T) {
 	t.Parallel()
-	c := newColdStarts(1, func(string) bool { return true })
+	c := newColdStarts(1, func() tenants { return tenants{"other", true} })
 	end, _ := c.begin("other")
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
@@ -136,7 +136,7 @@ func TestD13_TheQueueIsBounded(t *testing.T) {
 func TestG03_APlaceForWhoHasLeft(t *testing.T) {
 	t.Parallel()
 	for range 200 {
-		c := newColdStarts(1, func(string) bool { return false })
+		c := newColdStarts(1, func() tenants { return tenants{one: "a"} })
 		end, _ := c.begin("a")
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
@@ -149,5 +149,33 @@ func TestG03_APlaceForWhoHasLeft(t *testing.T) {
 		wg.Go(cancel)
 		wg.Wait()
 		c.isIdle(t)
+	}
+}
+
+// Who is on the node is looked up without the queue's lock, which every end of a start takes.
+func TestD13_TheQueueWaitsForNoTable(t *testing.T) {
+	t.Parallel()
+	var c *coldStarts
+	c = newColdStarts(2, func() tenants {
+		c.mu.Lock() // or this hangs
+		defer c.mu.Unlock()
+		return tenants{one: "a"}
+	})
+	end, ok := c.begin("a")
+	other, also := c.wait(t.Context(), "a")
+	if !ok || !also {
+		t.Fatal("no place")
+	}
+	end()
+	other()
+	c.isIdle(t)
+}
+
+func TestTenants(t *testing.T) {
+	t.Parallel()
+	for here, want := range map[tenants]bool{{}: false, {one: "a"}: false, {one: "b"}: true, {"a", true}: true} {
+		if got := here.beside("a"); got != want {
+			t.Errorf("%+v beside a: %v", here, got)
+		}
 	}
 }

@@ -259,7 +259,7 @@ func New(cfg Config) *Manager {
 
 		adoptGrace: adoptGrace, warmUpTimeout: warmUpTimeout,
 	}
-	m.cold = newColdStarts(cfg.ColdStarts, m.shared)
+	m.cold = newColdStarts(cfg.ColdStarts, m.tenants)
 	return m
 }
 
