@@ -132,9 +132,19 @@ func (m *Manager) exited(ctx context.Context, exit Exit) {
 		m.log(rec).Warn("the runtime does not know a sandbox that may live")
 		return
 	}
-	m.cancelStart(inst, fmt.Errorf("exited: %s", exit.Reason))
-	m.end(ctx, inst, m.exitReason(exit))
+	reason := m.exitReason(exit)
+	cause := fmt.Errorf("exited: %s", reason)
+	if !exit.Unseen && reason != NotRunning && reason != outOfMemory {
+		cause = fmt.Errorf("%w: %s", errExited, reason)
+	}
+	m.cancelStart(inst, cause)
+	m.end(ctx, inst, reason)
 }
+
+// errExited: the runtime has seen a sandbox end, and not for want of memory on this node.
+var errExited = errors.New("exited")
+
+const outOfMemory = "oom"
 
 func (m *Manager) connected(inst *instance) bool {
 	ch, err := m.channelOf(inst)
@@ -144,7 +154,7 @@ func (m *Manager) connected(inst *instance) bool {
 // exitReason prefers what the kernel counted: an OOM kill looks like any other from outside.
 func (m *Manager) exitReason(exit Exit) string {
 	if s, err := m.cfg.Groups.Stats(exit.ID); err == nil && s.OOMKills > 0 {
-		return "oom"
+		return outOfMemory
 	}
 	return exit.Reason
 }

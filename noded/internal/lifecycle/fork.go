@@ -190,7 +190,7 @@ func (f *forking) steps() ([]step, error) {
 // fromImage takes a paused source's manifest for its children's: without one nobody knows
 // whose the image is.
 func (f *forking) fromImage() error {
-	manifest, err := f.m.manifest(f.rec)
+	manifest, err := f.m.manifest(f.rec, f.m.imageDir(f.rec))
 	if errors.Is(err, snapshots.ErrNone) {
 		return errdefs.New(errdefs.Conflict, "sandbox %s was paused by an older version: resume and pause it to fork it", f.rec.ID).WithCause(err)
 	}

@@ -24,6 +24,8 @@ type instance struct {
 
 	told map[string]string // the environment that procd has; nil if that is not known; the turn guards it
 
+	stillbirths int // how often in a row it ended as soon as it was resumed; the turn guards it
+
 	kept []procapi.KeptContext // what its procd, which is new, is told to have again; the turn guards it
 
 	// Manager.mu guards what follows. rec is replaced whole; what it points to

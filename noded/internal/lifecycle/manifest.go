@@ -34,12 +34,12 @@ func (m *Manager) manifestOf(ctx context.Context, inst *instance, rec journal.Re
 	}, nil
 }
 
-// checkImage says why a paused sandbox can't start from its image, if it can't: before
+// checkImage says why a paused sandbox can't start from an image of its, if it can't: before
 // anything is started that would fail, or worse. Of an image that was made before there
 // were manifests nothing is known but whose directory it is in; there the runtime refuses
 // what it can't take up. kept are the contexts that its new procd shall have again.
-func (m *Manager) checkImage(ctx context.Context, rec journal.Record, image string) (kept []procapi.KeptContext, err error) {
-	manifest, err := m.manifest(rec)
+func (m *Manager) checkImage(ctx context.Context, rec journal.Record, from, image string) (kept []procapi.KeptContext, err error) {
+	manifest, err := m.manifest(rec, from)
 	if errors.Is(err, snapshots.ErrNone) {
 		return nil, nil
 	}
@@ -59,7 +59,7 @@ func (m *Manager) checkImage(ctx context.Context, rec journal.Record, image stri
 // asSaved has a paused sandbox's record name the container image that its files are changes
 // of. What the template's reference means may be another by now, and on another node.
 func (m *Manager) asSaved(rec journal.Record) (journal.Record, error) {
-	manifest, err := m.manifest(rec)
+	manifest, err := m.manifest(rec, m.imageDir(rec))
 	if errors.Is(err, snapshots.ErrNone) {
 		return rec, nil
 	}
@@ -69,9 +69,9 @@ func (m *Manager) asSaved(rec journal.Record) (journal.Record, error) {
 	return rec, err
 }
 
-// manifest reads that of a sandbox's own image.
-func (m *Manager) manifest(rec journal.Record) (snapshots.Manifest, error) {
-	manifest, err := snapshots.Read(m.imageDir(rec))
+// manifest reads that of an image of a sandbox's own, in dir.
+func (m *Manager) manifest(rec journal.Record, dir string) (snapshots.Manifest, error) {
+	manifest, err := snapshots.Read(dir)
 	if err == nil && manifest.Team != rec.Claim.Team {
 		return manifest, errdefs.New(errdefs.Internal, "the image of sandbox %s can't be used", rec.ID).WithCause(fmt.Errorf("it is team %.64q's", manifest.Team))
 	}

@@ -2,11 +2,14 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/snapshots"
 )
 
 // Resume starts a paused sandbox from its image, as the next generation, and one later than
@@ -16,7 +19,18 @@ func (m *Manager) Resume(ctx context.Context, id sandbox.ID, gen, after sandbox.
 	return m.resume(ctx, id, gen, after, nil)
 }
 
+// resume makes attempts until one is decided. That of a sandbox which ends as soon as it is
+// taken up decides nothing: whoever killed it may be gone, or it was killed in its image.
 func (m *Manager) resume(ctx context.Context, id sandbox.ID, gen, after sandbox.Generation, stored *Stored) (Sandbox, error) {
+	for {
+		sb, err := m.tryResume(ctx, id, gen, after, stored)
+		if !errors.Is(err, errStillborn) {
+			return sb, err
+		}
+	}
+}
+
+func (m *Manager) tryResume(ctx context.Context, id sandbox.ID, gen, after sandbox.Generation, stored *Stored) (Sandbox, error) {
 	inst := m.find(id)
 	if inst == nil {
 		return Sandbox{}, notFound(id)
@@ -105,7 +119,11 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 	if err != nil {
 		return err
 	}
-	if inst.kept, err = m.checkImage(ctx, rec, image); err != nil {
+	from, err := m.startDir(inst, rec)
+	if err != nil {
+		return err
+	}
+	if inst.kept, err = m.checkImage(ctx, rec, from, image); err != nil {
 		return err
 	}
 	defer func() { inst.kept = nil }()
@@ -114,12 +132,13 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 	}
 	rec.State, rec.Generation = journal.Resuming, rec.Generation+1
 	rec.IP = m.cfg.Network.Slot(rec.ID, rec.NetIndex).IP
-	if err := m.runSteps(ctx, "resume", m.resumeSteps(inst, rec, image)); err != nil {
-		err = because(ctx, err)
+	if err := m.runSteps(ctx, "resume", m.resumeSteps(inst, rec, from, image)); err != nil {
+		err = m.stillborn(inst, because(ctx, err))
 		m.log(rec).Warn("a resume failed", "error", err)
 		m.backToSleep(ctx, inst, rec)
 		return fmt.Errorf("resuming %s: %w", rec.ID, err)
 	}
+	inst.stillbirths = 0
 	m.cfg.Metrics.resumeSeconds.Observe(time.Since(begin).Seconds())
 	m.log(rec).Info("sandbox is resumed")
 	m.keepWarm(inst)
@@ -129,11 +148,52 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 	return nil
 }
 
+// maxStillbirths is how often a sandbox may end when it is taken up before its memory is
+// left alone for its files.
+const maxStillbirths = 2
+
+// errStillborn: a sandbox has ended by itself before its procd said anything.
+var errStillborn = errors.New("it ended as soon as it was taken up")
+
+// stillborn counts such an end, if err tells of one. The caller has the turn.
+func (m *Manager) stillborn(inst *instance, err error) error {
+	if !errors.Is(err, errExited) || inst.stillbirths >= maxStillbirths {
+		return err
+	}
+	inst.stillbirths++
+	return fmt.Errorf("%w (%d): %w", errStillborn, inst.stillbirths, err)
+}
+
+// startDir is the directory of the image that a paused sandbox starts from. One that ended
+// whenever it was taken up begins with its files: what killed it is in the image, such as a
+// signal that its first process had not seen when it was frozen, and would do so for ever.
+// Until it runs the image is what it was.
+func (m *Manager) startDir(inst *instance, rec journal.Record) (string, error) {
+	dir := m.imageDir(rec)
+	if inst.stillbirths < maxStillbirths {
+		return dir, nil
+	}
+	manifest, err := m.manifest(rec, dir)
+	if errors.Is(err, snapshots.ErrNone) || err == nil && !manifest.Memory {
+		return dir, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	manifest.Memory = false
+	alone := dir + ".files"
+	if err := os.RemoveAll(alone); err != nil { // of an attempt before
+		return "", err
+	}
+	m.log(rec).Error("a sandbox ended whenever it was taken up: it goes on without its processes and memory")
+	return alone, snapshots.Clone(dir, alone, manifest, snapshots.FilesPart)
+}
+
 // resumeSteps are those of a creation, from an image. The image stays until the
 // sandbox's record says that it runs.
-func (m *Manager) resumeSteps(inst *instance, rec journal.Record, image string) []step {
+func (m *Manager) resumeSteps(inst *instance, rec journal.Record, from, image string) []step {
 	c := m.container(rec, image)
-	c.Checkpoint = m.imageDir(rec)
+	c.Checkpoint = from
 	usual := limits(rec.Spec, rec.Claim, false)
 	hasty := usual
 	hasty.Hasty = true

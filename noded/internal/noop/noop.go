@@ -102,20 +102,29 @@ func (r Runtime) Start(ctx context.Context, c lifecycle.Container) error {
 	if err := errors.Join(ctx.Err(), r.fault("runtime.Start", c.ID)); err != nil {
 		return err
 	}
+	p, err := r.begin(c)
+	if err == nil && r.fault("process.Live", c.ID) != nil { // it is taken up, and ends by itself
+		p.kill()
+		r.exits <- lifecycle.Exit{ID: c.ID, Reason: "killed"}
+	}
+	return err
+}
+
+func (r Runtime) begin(c lifecycle.Container) (*process, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.containers[c.ID] != nil {
-		return fmt.Errorf("container %s exists", c.ID)
+		return nil, fmt.Errorf("container %s exists", c.ID)
 	}
 	if c.Checkpoint != "" {
 		if saved, err := r.Saved(c.Checkpoint); !saved {
-			return fmt.Errorf("no image in %s: %w", c.Checkpoint, err)
+			return nil, fmt.Errorf("no image in %s: %w", c.Checkpoint, err)
 		}
 	}
 	p := startProcess(c.SlotDir, r.Handler, newWarmth(!r.Unhealthy))
 	p.begun = c.Checkpoint
 	r.containers[c.ID] = p
-	return nil
+	return p, nil
 }
 
 // Remove implements lifecycle.Runtime.
