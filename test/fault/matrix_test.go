@@ -323,7 +323,7 @@ func TestX10_KilledInTheMiddle(t *testing.T) {
 		s.TB = t
 	}
 	for _, at := range []struct{ operation, place, part string }{
-		{"pause", "pause.after-manifest", "procd"}, {"resume", "resume.after-start", "sentry"}, {"fork", "fork.after-save", "containerd"},
+		{"pause", "pause.after-manifest", "procd"}, {"pause", "checkpoint.after-files", "procd"}, {"resume", "resume.after-start", "sentry"}, {"fork", "fork.after-save", "containerd"},
 	} {
 		i := slices.IndexFunc(operations, func(op operation) bool { return op.name == at.operation })
 		t.Run("X29: "+at.part+" at "+at.place, func(t *testing.T) {
