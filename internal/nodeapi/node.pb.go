@@ -4585,6 +4585,7 @@ type RemoveStoredRequest struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	BelowGeneration uint64                 `protobuf:"varint,2,opt,name=below_generation,json=belowGeneration,proto3" json:"below_generation,omitempty"` // 0: all of the sandbox's
+	Snapshot        string                 `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                                       // then of this one, and of no sandbox
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -4631,6 +4632,13 @@ func (x *RemoveStoredRequest) GetBelowGeneration() uint64 {
 		return x.BelowGeneration
 	}
 	return 0
+}
+
+func (x *RemoveStoredRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
 }
 
 type RemoveStoredResponse struct {
@@ -6349,10 +6357,11 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"generation\x12\x12\n" +
 	"\x04team\x18\x02 \x01(\tR\x04team\x12\x19\n" +
 	"\bclaim_id\x18\x03 \x01(\tR\aclaimId\x12)\n" +
-	"\x10after_generation\x18\x04 \x01(\x04R\x0fafterGeneration\"P\n" +
+	"\x10after_generation\x18\x04 \x01(\x04R\x0fafterGeneration\"l\n" +
 	"\x13RemoveStoredRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
-	"\x10below_generation\x18\x02 \x01(\x04R\x0fbelowGeneration\"\x16\n" +
+	"\x10below_generation\x18\x02 \x01(\x04R\x0fbelowGeneration\x12\x1a\n" +
+	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\"\x16\n" +
 	"\x14RemoveStoredResponse\"\xac\x01\n" +
 	"\vForkRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +

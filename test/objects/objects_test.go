@@ -212,6 +212,62 @@ func TestResumeAtAnotherNode(t *testing.T) {
 	n.gone(filepath.Join(n.dir, "store", "sandboxes", id))
 }
 
+// A snapshot outlives its node's room: whoever begins with it does so where there is some, and
+// a sandbox goes back to it wherever that is. When it is deleted the store has nothing of it.
+func TestASnapshotAtAnotherNode(t *testing.T) {
+	t.Parallel()
+	n := startTwoNodes(t)
+	source := n.claim() // the first node is full
+	var snap struct {
+		ID string `json:"id"`
+	}
+	n.must(http.MethodPost, "/api/v1/sandboxes/"+source+"/snapshots", nil, &snap)
+	stored := filepath.Join(n.dir, "store", "snapshots", snap.ID)
+	n.eventually("it is stored", func() bool {
+		_, err := os.Stat(filepath.Join(stored, "manifest"))
+		return err == nil
+	})
+	from := map[string]string{"template": "default", "snapshot_id": snap.ID}
+	if status, answer := n.call(http.MethodPost, "/api/v1/sandboxes", from, nil); status != http.StatusTooManyRequests {
+		t.Fatalf("without a second node: %d %s", status, answer)
+	}
+	n.node("second", 10)
+	var sb struct {
+		ID string `json:"sandbox_id"`
+	}
+	n.eventually("it is begun with at the second node", func() bool { // which the server may not know yet
+		status, answer := n.call(http.MethodPost, "/api/v1/sandboxes", from, &sb)
+		if status != http.StatusCreated && status != http.StatusTooManyRequests {
+			t.Fatalf("%d %s", status, answer)
+		}
+		return status == http.StatusCreated
+	})
+	n.row(sb.ID, "running second")
+	n.must(http.MethodPost, "/api/v1/sandboxes/"+sb.ID+"/pause", nil, nil)
+	n.must(http.MethodPost, "/api/v1/sandboxes/"+sb.ID+"/rootfs/restore", map[string]string{"snapshot_id": snap.ID}, nil)
+	n.must(http.MethodPost, "/api/v1/sandboxes/"+sb.ID+"/resume", nil, nil)
+	n.row(sb.ID, "running second")
+	n.must(http.MethodDelete, "/api/v1/sandbox-rootfs-snapshots/"+snap.ID, nil, nil)
+	n.gone(stored)
+	n.gone(filepath.Join(n.dir, "first", "snapshots", snap.ID))
+	n.eventually("nobody knows of it", func() bool {
+		var rows int
+		if err := n.db.QueryRow(t.Context(), "SELECT count(*) FROM rootfs_snapshots").Scan(&rows); err != nil {
+			t.Fatal(err)
+		}
+		return rows == 0
+	})
+}
+
+func (n *twoNodes) eventually(what string, cond func() bool) {
+	n.t.Helper()
+	for begin := time.Now(); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Since(begin) > time.Minute {
+			n.t.Fatal("never:", what)
+		}
+	}
+}
+
 // gone waits until a path leads to nothing.
 func (n *twoNodes) gone(path string) {
 	n.t.Helper()

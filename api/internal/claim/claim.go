@@ -367,7 +367,7 @@ func (c *Claimer) cold(ctx context.Context, p *plan) (store.Sandbox, error) {
 
 func (c *Claimer) startAnywhere(ctx context.Context, p *plan) (*half, error) {
 	if p.snapshot != nil {
-		return c.startWhereItIs(ctx, p)
+		return c.startWithSnapshot(ctx, p)
 	}
 	refused := c.withoutVolumes(p)
 	for tried := 0; ; tried++ {

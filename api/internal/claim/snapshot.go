@@ -31,11 +31,33 @@ func (c *Claimer) begin(ctx context.Context, p *plan) error {
 	return nil
 }
 
-// startWhereItIs starts a sandbox on the node that has its snapshot.
-func (c *Claimer) startWhereItIs(ctx context.Context, p *plan) (*half, error) {
-	if c.withoutVolumes(p)[p.snapshot.Node] {
+// startWithSnapshot starts a sandbox on the node that has its snapshot. Where that is away, or
+// starts too many, another one may that has the object store: if the snapshot is not there,
+// what the first one said is the answer.
+func (c *Claimer) startWithSnapshot(ctx context.Context, p *plan) (*half, error) {
+	except := c.withoutVolumes(p)
+	if except[p.snapshot.Node] {
 		return nil, errdefs.New(errdefs.Conflict, "a volume is not to be had at the snapshot's node")
 	}
+	h, err := c.startWhereItIs(ctx, p)
+	if err == nil || !errdefs.Is(err, errdefs.Exhausted) && c.cfg.Table.IsSynced(p.snapshot.Node) {
+		return h, err
+	}
+	except[p.snapshot.Node] = true
+	node, ok := c.cfg.Table.StoreNode(except)
+	if !ok {
+		return nil, err
+	}
+	h, elsewhere := c.start(ctx, p, node)
+	if elsewhere != nil {
+		c.cfg.Log.Warn("a snapshot could not be used at another node", "snapshot", p.snapshot.ID, "team", p.row.TeamID, "node", node, "err", elsewhere)
+		return nil, err
+	}
+	return h, nil
+}
+
+// startWhereItIs starts a sandbox on the node that has its snapshot.
+func (c *Claimer) startWhereItIs(ctx context.Context, p *plan) (*half, error) {
 	h, err := c.start(ctx, p, p.snapshot.Node)
 	switch {
 	case errdefs.Is(err, errdefs.Exhausted):

@@ -1,6 +1,7 @@
 package lifecycle_test
 
 import (
+	"context"
 	"errors"
 	"sync/atomic"
 	"testing"
@@ -300,5 +301,59 @@ func TestG09_UnwantedImagesAreRemoved(t *testing.T) {
 	var due int
 	if err := f.conn.QueryRow(t.Context(), "SELECT count(*) FROM sandboxes WHERE images_due IS NOT NULL").Scan(&due); err != nil || due != 1 {
 		t.Errorf("%d sandboxes may still have images: %v", due, err)
+	}
+}
+
+// G09: what is stored of a snapshot goes when its row says so, and behind what its node has:
+// that stores it no more by then.
+func TestG09_ADeletedSnapshotIsNotStored(t *testing.T) {
+	t.Parallel()
+	var refused, known atomic.Bool
+	n2 := &fakenode.Node{}
+	n1 := &fakenode.Node{OnDeleteSnapshot: func(context.Context, string) error {
+		known.Store(true)
+		if !refused.Swap(true) {
+			return connect.NewError(connect.CodeUnavailable, errors.New("it is being stored"))
+		}
+		return nil
+	}}
+	f, sb := withStore(t, n1, n2)
+	snap, err := f.keep.Snapshot(t.Context(), lifecycle.SnapshotRequest{TeamID: f.team, UserID: uuid.New(), SandboxID: sb.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := func() (n int) {
+		for _, node := range f.nodes {
+			for _, req := range node.Removed() {
+				if req.GetSnapshot() == snap.ID.String() && req.GetId() == "" {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	if err := f.keep.DeleteSnapshot(t.Context(), f.team, snap.ID); err != nil {
+		t.Fatal(err)
+	}
+	if !known.Load() || asked() != 0 {
+		t.Errorf("its node was asked: %v; the store %d times, before it is gone there", known.Load(), asked())
+	}
+	rows := func() (n int) {
+		if err := f.conn.QueryRow(t.Context(), "SELECT count(*) FROM rootfs_snapshots").Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := rows(); n != 1 {
+		t.Errorf("%d rows know of what is not gone", n)
+	}
+	fakenode.Eventually(t, "nothing is left of it", func() bool {
+		if _, err := f.conn.Exec(t.Context(), "UPDATE rootfs_snapshots SET lease_until = now()"); err != nil { // nobody waits for the lease
+			t.Fatal(err)
+		}
+		return rows() == 0
+	})
+	if asked() == 0 {
+		t.Error("the store has it still")
 	}
 }

@@ -147,6 +147,9 @@ func (k *Keeper) removeSnapshots(ctx context.Context) {
 // removeSnapshot tells the node, and forgets the row when that has done it.
 func (k *Keeper) removeSnapshot(ctx context.Context, snap store.Snapshot) {
 	err := k.removeAtNode(ctx, snap)
+	if err == nil { // which stores it no more from here on
+		err = k.removeStoredSnapshot(ctx, snap)
+	}
 	if err == nil {
 		err = k.cfg.Store.RemoveSnapshot(ctx, snap.ID)
 	}
@@ -171,6 +174,30 @@ func (k *Keeper) removeAtNode(ctx context.Context, snap store.Snapshot) error {
 	return nil
 }
 
+var errStoreAway = errdefs.New(errdefs.Unavailable, "no node that has the object store can be asked")
+
+// removeStoredSnapshot removes a snapshot from the object store, which any node does that has
+// that. Where no node has one there is nothing to remove.
+func (k *Keeper) removeStoredSnapshot(ctx context.Context, snap store.Snapshot) error {
+	node, ok := k.cfg.Table.StoreNode(nil)
+	if !ok {
+		if k.cfg.Table.NoStore() {
+			return nil
+		}
+		return errStoreAway
+	}
+	rpc, err := k.cfg.Nodes.RPC(node)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	if _, err := rpc.RemoveStored(ctx, &nodeapi.RemoveStoredRequest{Snapshot: snap.ID.String()}); err != nil {
+		return fmt.Errorf("removing a snapshot from the object store at node %s: %w", node, err)
+	}
+	return nil
+}
+
 // RestoreSnapshot makes a paused sandbox of a team what a snapshot was: its next life
 // starts from the snapshot's files, without processes and memory.
 func (k *Keeper) RestoreSnapshot(ctx context.Context, team uuid.UUID, id sandbox.ID, snapshot uuid.UUID) (store.Sandbox, error) {
@@ -188,8 +215,6 @@ func (k *Keeper) RestoreSnapshot(ctx context.Context, team uuid.UUID, id sandbox
 		return store.Sandbox{}, errdefs.New(errdefs.Conflict, "the sandbox is %s, not paused", row.Status)
 	case snap.TemplateID != row.TemplateID:
 		return store.Sandbox{}, errdefs.New(errdefs.InvalidArgument, "the snapshot is of a sandbox of template %q", snap.TemplateID)
-	case snap.Node != row.Node:
-		return store.Sandbox{}, errdefs.New(errdefs.Conflict, "the snapshot is on another node than the sandbox")
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), snapshotTimeout)
 	defer cancel()
@@ -198,6 +223,9 @@ func (k *Keeper) RestoreSnapshot(ctx context.Context, team uuid.UUID, id sandbox
 		return store.Sandbox{}, err
 	}
 	sb, err := rpc.RestoreSnapshot(ctx, &nodeapi.RestoreSnapshotRequest{Id: string(id), Generation: uint64(row.Generation), Snapshot: snapshot.String()})
+	if connect.CodeOf(err) == connect.CodeNotFound && snap.Node != row.Node {
+		return store.Sandbox{}, errdefs.New(errdefs.Conflict, "the snapshot is on another node than the sandbox and not in the object store").WithCause(err)
+	}
 	if connect.CodeOf(err) == connect.CodeNotFound {
 		return store.Sandbox{}, errdefs.New(errdefs.NotFound, "snapshot not found").WithCause(err) // deleted a moment ago
 	}

@@ -1,5 +1,5 @@
-// Package archive keeps images of paused sandboxes in the object store, where no
-// node and no owner of the store can read or change them unnoticed.
+// Package archive keeps images of paused sandboxes, and snapshots, in the object store,
+// where no node and no owner of the store can read or change them unnoticed.
 //
 // An image is a directory that never changes. It becomes a stream of its files'
 // data, cut into chunks of one size; each chunk is compressed, sealed (see seal.go)
@@ -8,6 +8,7 @@
 //	uploads/<upload>                             an upload that began; names the image
 //	sandboxes/<id>/<generation>/<upload>/<n>     its chunks
 //	sandboxes/<id>/<generation>/manifest         which upload is whole, and what its chunks are
+//	snapshots/<name>/…                           the same of a snapshot
 //
 // The manifest is written last: an image is in the store when its manifest is. An
 // upload that was cut off is begun anew under another name; what is left of it is
@@ -23,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,14 +64,28 @@ var ErrNotFound = objects.ErrNotFound
 // ErrNoFile is returned for a file that an image does not have.
 var ErrNoFile = errors.New("the image has no such file")
 
-// Ref names one image. It is bound to every byte of it.
+// Ref names one image: a sandbox's, or a snapshot. It is bound to every byte of it.
 type Ref struct {
 	Team       string
 	Sandbox    sandbox.ID
 	Generation sandbox.Generation
+	Snapshot   string // its name; then it is no sandbox's
 }
 
-func (r Ref) String() string { return fmt.Sprintf("%s/%d", r.Sandbox, r.Generation) }
+func (r Ref) String() string {
+	if r.Snapshot != "" {
+		return "of snapshot " + r.Snapshot
+	}
+	return fmt.Sprintf("%s/%d", r.Sandbox, r.Generation)
+}
+
+// LogValue implements slog.LogValuer.
+func (r Ref) LogValue() slog.Value {
+	if r.Snapshot != "" {
+		return slog.GroupValue(slog.String("snapshot", r.Snapshot), slog.String("team", r.Team))
+	}
+	return slog.GroupValue(slog.String("sandbox", string(r.Sandbox)), slog.Uint64("gen", uint64(r.Generation)), slog.String("team", r.Team))
+}
 
 // Store is package objects' Store.
 type Store interface {
@@ -107,9 +123,19 @@ func New(cfg Config) (*Archive, error) {
 	return &Archive{cfg: cfg, rate: rate.NewLimiter(maxRate, chunkBytes), compressor: compressor, expander: expander}, nil
 }
 
+const manifestName = "manifest"
+
 func sandboxPrefix(id sandbox.ID) string { return "sandboxes/" + string(id) + "/" }
-func (r Ref) prefix() string             { return fmt.Sprintf("%s%d/", sandboxPrefix(r.Sandbox), r.Generation) }
-func (r Ref) manifestKey() string        { return r.prefix() + "manifest" }
+func snapshotPrefix(name string) string  { return "snapshots/" + name + "/" }
+func (r Ref) manifestKey() string        { return r.prefix() + manifestName }
+
+func (r Ref) prefix() string {
+	if r.Snapshot != "" {
+		return snapshotPrefix(r.Snapshot)
+	}
+	return fmt.Sprintf("%s%d/", sandboxPrefix(r.Sandbox), r.Generation)
+}
+
 func (r Ref) uploadPrefix(u upload) string {
 	return r.prefix() + u.String() + "/"
 }
@@ -363,26 +389,43 @@ func (a *Archive) openChunk(m manifest, s sealer, n int, b []byte) ([]byte, erro
 // them when that is 0. The caller knows that nobody wants them any more. It may be
 // repeated.
 func (a *Archive) Remove(ctx context.Context, id sandbox.ID, below sandbox.Generation) error {
+	err := a.removeAll(ctx, sandboxPrefix(id), func(key string) bool {
+		gen, ok := generationOf(key, id)
+		return ok && (below == 0 || gen < below)
+	})
+	if err != nil {
+		return fmt.Errorf("removing images of %s: %w", id, err)
+	}
+	return nil
+}
+
+// RemoveSnapshot is Remove for a snapshot, whose name has no slash.
+func (a *Archive) RemoveSnapshot(ctx context.Context, name string) error {
+	if err := a.removeAll(ctx, snapshotPrefix(name), func(string) bool { return true }); err != nil {
+		return fmt.Errorf("removing snapshot %s: %w", name, err)
+	}
+	return nil
+}
+
+// removeAll removes manifests before their chunks: half an image is none.
+func (a *Archive) removeAll(ctx context.Context, prefix string, unwanted func(key string) bool) error {
 	var chunks []string
-	for o, err := range a.cfg.Store.List(ctx, sandboxPrefix(id)) {
-		if err != nil {
-			return fmt.Errorf("removing images of %s: %w", id, err)
-		}
-		gen, ok := generationOf(o.Key, id)
-		if !ok || below != 0 && gen >= below {
-			continue
-		}
-		if !strings.HasSuffix(o.Key, "/manifest") {
+	for o, err := range a.cfg.Store.List(ctx, prefix) {
+		switch {
+		case err != nil:
+			return err
+		case !unwanted(o.Key):
+		case !strings.HasSuffix(o.Key, "/"+manifestName):
 			chunks = append(chunks, o.Key)
-			continue
-		}
-		if err := a.cfg.Store.Delete(ctx, o.Key); err != nil { // before its chunks: half an image is none
-			return fmt.Errorf("removing images of %s: %w", id, err)
+		default:
+			if err := a.cfg.Store.Delete(ctx, o.Key); err != nil {
+				return err
+			}
 		}
 	}
 	for _, key := range chunks {
 		if err := a.cfg.Store.Delete(ctx, key); err != nil {
-			return fmt.Errorf("removing images of %s: %w", id, err)
+			return err
 		}
 	}
 	return nil

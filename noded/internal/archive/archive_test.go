@@ -156,7 +156,7 @@ func TestUploadAndFetch(t *testing.T) {
 	t.Parallel()
 	store, _ := newDirStore(t)
 	a := newArchive(t, store, newKeys(t))
-	ref := Ref{"team", newID(t), 3}
+	ref := Ref{Team: "team", Sandbox: newID(t), Generation: 3}
 	image, got := makeImage(t), filepath.Join(t.TempDir(), "sandbox", "3")
 	if _, err := a.Fetch(t.Context(), ref, got); !errors.Is(err, ErrNotFound) {
 		t.Fatalf("fetching what was never stored: %v", err)
@@ -199,7 +199,7 @@ func TestF10_TheStoreHoldsNoPlaintext(t *testing.T) {
 	t.Parallel()
 	store, dir := newDirStore(t)
 	keys := newKeys(t)
-	if err := newArchive(t, store, keys).Upload(t.Context(), Ref{"team", newID(t), 1}, makeImage(t), []byte(`"`+canary+`"`)); err != nil {
+	if err := newArchive(t, store, keys).Upload(t.Context(), Ref{Team: "team", Sandbox: newID(t), Generation: 1}, makeImage(t), []byte(`"`+canary+`"`)); err != nil {
 		t.Fatal(err)
 	}
 	files := 0
@@ -232,7 +232,7 @@ func TestG11_AnImageIsBoundToWhoseItIs(t *testing.T) {
 	store, _ := newDirStore(t)
 	keys := newKeys(t)
 	a := newArchive(t, store, keys)
-	ref, image := Ref{"team-a", newID(t), 1}, makeImage(t)
+	ref, image := Ref{Team: "team-a", Sandbox: newID(t), Generation: 1}, makeImage(t)
 	if err := a.Upload(t.Context(), ref, image, []byte(`{}`)); err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +249,9 @@ func TestG11_AnImageIsBoundToWhoseItIs(t *testing.T) {
 	}
 	other := newID(t)
 	for name, to := range map[string]Ref{
-		"team": {"team-b", ref.Sandbox, 1}, "no team": {"", ref.Sandbox, 1}, "sandbox": {"team-a", other, 1}, "generation": {"team-a", ref.Sandbox, 2},
+		"team": {Team: "team-b", Sandbox: ref.Sandbox, Generation: 1}, "no team": {Sandbox: ref.Sandbox, Generation: 1},
+		"sandbox": {Team: "team-a", Sandbox: other, Generation: 1}, "generation": {Team: "team-a", Sandbox: ref.Sandbox, Generation: 2},
+		"snapshot": {Team: "team-a", Snapshot: snapshotName},
 	} {
 		if to.prefix() != ref.prefix() {
 			steal(to)
@@ -311,7 +313,7 @@ func TestX43_EveryDamageIsNoticed(t *testing.T) {
 			t.Parallel()
 			store, _ := newDirStore(t)
 			a := newArchive(t, store, keys)
-			ref := Ref{"team", newID(t), 1}
+			ref := Ref{Team: "team", Sandbox: newID(t), Generation: 1}
 			if err := a.Upload(t.Context(), ref, image, []byte(`{}`)); err != nil {
 				t.Fatal(err)
 			}
@@ -329,7 +331,7 @@ func TestX43_EveryDamageIsNoticed(t *testing.T) {
 		t.Parallel()
 		store, _ := newDirStore(t)
 		a := newArchive(t, store, keys)
-		ref := Ref{"team", newID(t), 1}
+		ref := Ref{Team: "team", Sandbox: newID(t), Generation: 1}
 		if err := a.Upload(t.Context(), ref, image, []byte(`{}`)); err != nil {
 			t.Fatal(err)
 		}
@@ -379,7 +381,7 @@ func TestX41_AFetchNeedsRoom(t *testing.T) {
 	t.Parallel()
 	store, _ := newDirStore(t)
 	a := newArchive(t, store, newKeys(t))
-	ref := Ref{"team", newID(t), 1}
+	ref := Ref{Team: "team", Sandbox: newID(t), Generation: 1}
 	if err := a.Upload(t.Context(), ref, makeImage(t), []byte(`{}`)); err != nil {
 		t.Fatal(err)
 	}
@@ -399,13 +401,13 @@ func TestRemove(t *testing.T) {
 	store, _ := newDirStore(t)
 	a := newArchive(t, store, newKeys(t))
 	image, id, other := makeImage(t), newID(t), newID(t)
-	for _, ref := range []Ref{{"t", id, 1}, {"t", id, 2}, {"t", id, 10}, {"t", other, 1}} {
+	for _, ref := range []Ref{{Team: "t", Sandbox: id, Generation: 1}, {Team: "t", Sandbox: id, Generation: 2}, {Team: "t", Sandbox: id, Generation: 10}, {Team: "t", Sandbox: other, Generation: 1}} {
 		if err := a.Upload(t.Context(), ref, image, []byte(`{}`)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	count := func(prefix string) int { return len(keysOf(t, store, prefix)) }
-	all := count(Ref{"t", other, 1}.prefix())
+	all := count(Ref{Team: "t", Sandbox: other, Generation: 1}.prefix())
 	for _, c := range []struct {
 		below sandbox.Generation
 		want  int
@@ -450,7 +452,7 @@ func TestX43_AFailedUploadLeavesNothing(t *testing.T) {
 			}
 			return nil
 		}}, newKeys(t))
-		ref := Ref{"team", newID(t), 1}
+		ref := Ref{Team: "team", Sandbox: newID(t), Generation: 1}
 		if err := a.Upload(t.Context(), ref, image, []byte(`{}`)); !errors.Is(err, objects.ErrDenied) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -467,7 +469,7 @@ func TestAnImageHasFilesAlone(t *testing.T) {
 	if err := os.Symlink("/etc/shadow", filepath.Join(dir, "files", "link")); err != nil {
 		t.Fatal(err)
 	}
-	if err := newArchive(t, store, newKeys(t)).Upload(t.Context(), Ref{"t", newID(t), 1}, dir, []byte(`{}`)); err == nil {
+	if err := newArchive(t, store, newKeys(t)).Upload(t.Context(), Ref{Team: "t", Sandbox: newID(t), Generation: 1}, dir, []byte(`{}`)); err == nil {
 		t.Error("a link was stored")
 	}
 	for _, bad := range [][]entry{

@@ -30,13 +30,26 @@ const (
 
 // announce is what an upload's note says: what it is for.
 func (r Ref) announce() []byte {
-	b, _ := json.Marshal(note{r.Sandbox, r.Generation}) // a string and a number: it can't fail
+	b, _ := json.Marshal(note{r.Sandbox, r.Generation, r.Snapshot}) // strings and a number: it can't fail
 	return b
 }
 
 type note struct {
-	Sandbox    sandbox.ID         `json:"sandbox"`
-	Generation sandbox.Generation `json:"generation"`
+	Sandbox    sandbox.ID         `json:"sandbox,omitempty"`
+	Generation sandbox.Generation `json:"generation,omitempty"`
+	Snapshot   string             `json:"snapshot,omitempty"`
+}
+
+// ref is what was announced, without its team. What names no place of an image is none.
+func (n note) ref() (Ref, error) {
+	if n.Snapshot != "" {
+		if len(n.Snapshot) != 36 || strings.Trim(n.Snapshot, "0123456789abcdef-") != "" {
+			return Ref{}, fmt.Errorf("%.40q is no name of a snapshot", n.Snapshot)
+		}
+		return Ref{Snapshot: n.Snapshot}, nil
+	}
+	_, err := sandbox.ParseID(string(n.Sandbox))
+	return Ref{Sandbox: n.Sandbox, Generation: n.Generation}, err
 }
 
 // Collection is what a pass over the uploads found and did.
@@ -104,11 +117,14 @@ func (a *Archive) collect(ctx context.Context, u upload) error {
 		return err
 	}
 	var n note
-	err = json.Unmarshal(b, &n)
-	if _, invalid := sandbox.ParseID(string(n.Sandbox)); err != nil || invalid != nil {
-		return errors.Join(errors.New("its note can't be read"), err, invalid)
+	if err := json.Unmarshal(b, &n); err != nil {
+		return fmt.Errorf("its note can't be read: %w", err)
 	}
-	return a.clear(ctx, Ref{Sandbox: n.Sandbox, Generation: n.Generation}, u)
+	ref, err := n.ref()
+	if err != nil {
+		return fmt.Errorf("its note can't be read: %w", err)
+	}
+	return a.clear(ctx, ref, u)
 }
 
 // storeTime reads the store's clock: what it says of an object that was just written.

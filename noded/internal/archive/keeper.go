@@ -40,6 +40,9 @@ type Sandboxes interface {
 	// ImagesChanged delivers a value when that may have changed since the last one was
 	// taken.
 	ImagesChanged() <-chan struct{}
+	// Hold keeps an image where it is until release, whoever has it removed meanwhile. It
+	// reports false when it is not wanted any more.
+	Hold(img Image) (release func(), ok bool)
 	// SetStored records, durably, that an image is in the store as img has it. It reports
 	// false when the image is not wanted any more, or not as it was.
 	SetStored(ctx context.Context, img Image) (bool, error)
@@ -190,6 +193,11 @@ func (k *Keeper) begin(ctx context.Context, wg *sync.WaitGroup, img Image) {
 func (k *Keeper) upload(ctx context.Context, img Image) error {
 	ctx, cancel := context.WithTimeout(ctx, uploadTimeout)
 	defer cancel()
+	release, ok := k.cfg.Sandboxes.Hold(img)
+	if !ok {
+		return errUnwanted
+	}
+	defer release() // when nothing more is written
 	begin := time.Now()
 	if err := k.cfg.Archive.Upload(ctx, img.Ref, img.Dir, img.About); err != nil {
 		if errors.Is(context.Cause(ctx), errUnwanted) {
@@ -205,7 +213,7 @@ func (k *Keeper) upload(ctx context.Context, img Image) error {
 		return errUnwanted
 	}
 	k.metrics.seconds.Observe(time.Since(begin).Seconds())
-	k.cfg.Log.Info("stored an image", "sandbox", img.Sandbox, "gen", img.Generation, "team", img.Team, "took", time.Since(begin))
+	k.cfg.Log.Info("stored an image", "", img.Ref, "took", time.Since(begin))
 	return nil
 }
 
@@ -223,7 +231,7 @@ func (k *Keeper) end(e ending) {
 		f.pause = min(max(2*f.pause, firstRetry), lastRetry)
 		f.until = time.Now().Add(f.pause/2 + rand.N(f.pause))
 		k.failed[e.ref] = f
-		k.cfg.Log.Warn("an image could not be stored and will be tried again", "sandbox", e.ref.Sandbox, "gen", e.ref.Generation, "team", e.ref.Team, "error", e.err)
+		k.cfg.Log.Warn("an image could not be stored and will be tried again", "", e.ref, "error", e.err)
 	}
 	k.metrics.uploads.WithLabelValues(result).Inc()
 	if result != "unwanted" {

@@ -55,6 +55,8 @@ func (s *sandboxes) Unstored() []Image {
 
 func (s *sandboxes) ImagesChanged() <-chan struct{} { return s.changed }
 
+func (s *sandboxes) Hold(Image) (release func(), ok bool) { return func() {}, true }
+
 func (s *sandboxes) SetStored(_ context.Context, img Image) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -128,7 +130,7 @@ func TestX43_TheKeeperStoresWhenItCan(t *testing.T) {
 	var want []Ref
 	var list []Image
 	for range 3 {
-		img := Image{Ref{"team", newID(t), 1}, makeImage(t), []byte(`{}`)}
+		img := Image{Ref{Team: "team", Sandbox: newID(t), Generation: 1}, makeImage(t), []byte(`{}`)}
 		want, list = append(want, img.Ref), append(list, img)
 	}
 	s.set(list...)
@@ -164,7 +166,7 @@ func TestTheKeeperLetsGo(t *testing.T) {
 	}}, newKeys(t))
 	s := newSandboxes()
 	k := runKeeper(t, a, s)
-	img := Image{Ref{"team", newID(t), 1}, makeImage(t), []byte(`{}`)}
+	img := Image{Ref{Team: "team", Sandbox: newID(t), Generation: 1}, makeImage(t), []byte(`{}`)}
 	s.set(img)
 	wait(t, "upload", begun)
 	if err := os.RemoveAll(img.Dir); err != nil {
@@ -182,7 +184,7 @@ func TestTheKeeperStoresAgainWhatHasChanged(t *testing.T) {
 	t.Parallel()
 	store, _ := newDirStore(t)
 	s := newSandboxes()
-	ref, dir := Ref{"team", newID(t), 1}, makeImage(t)
+	ref, dir := Ref{Team: "team", Sandbox: newID(t), Generation: 1}, makeImage(t)
 	changed := false
 	a := newArchive(t, failingStore{store, func(_ context.Context, key string) error {
 		if key == ref.manifestKey() && !changed { // one upload of an image at a time
@@ -249,7 +251,7 @@ func TestG09_Collect(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	image := makeImage(t)
 	begin := func(age time.Duration) (Ref, upload) { // as a node that died leaves it
-		ref, u := Ref{"team", newID(t), 1}, newUpload()
+		ref, u := Ref{Team: "team", Sandbox: newID(t), Generation: 1}, newUpload()
 		if err := errors.Join(inner.Put(t.Context(), u.key(), ref.announce()), inner.Put(t.Context(), ref.chunkKey(u, 0), []byte("x")), inner.Put(t.Context(), ref.chunkKey(u, 1), []byte("y"))); err != nil {
 			t.Fatal(err)
 		}
@@ -262,7 +264,7 @@ func TestG09_Collect(t *testing.T) {
 		ref, _ := begin(abandoned + time.Hour)
 		old = append(old, ref)
 	}
-	whole := Ref{"team", newID(t), 1} // whose note could not be removed
+	whole := Ref{Team: "team", Sandbox: newID(t), Generation: 1} // whose note could not be removed
 	if err := a.Upload(t.Context(), whole, image, []byte(`{}`)); err != nil {
 		t.Fatal(err)
 	}
@@ -306,8 +308,8 @@ func TestG09_CollectPassesOverWhatItCannotRead(t *testing.T) {
 	a := newArchive(t, store, newKeys(t))
 	for u, note := range map[upload][]byte{
 		{}:                            []byte("no note"), // the first of every list
-		{0: 0xff, uploadBytes - 1: 1}: Ref{"team", newID(t), 1}.announce(),
-		{0: 0xff, uploadBytes - 1: 2}: Ref{"team", newID(t), 1}.announce(),
+		{0: 0xff, uploadBytes - 1: 1}: Ref{Team: "team", Sandbox: newID(t), Generation: 1}.announce(),
+		{0: 0xff, uploadBytes - 1: 2}: Ref{Team: "team", Sandbox: newID(t), Generation: 1}.announce(),
 	} {
 		if err := inner.Put(t.Context(), u.key(), note); err != nil {
 			t.Fatal(err)
@@ -339,7 +341,7 @@ func BenchmarkImage(b *testing.B) {
 			store, _ := newDirStore(b)
 			a := newArchive(b, store, newKeys(b))
 			a.rate.SetLimit(1 << 40)
-			ref, dir := Ref{"team", newID(b), 1}, memoryLike(b, 64<<20)
+			ref, dir := Ref{Team: "team", Sandbox: newID(b), Generation: 1}, memoryLike(b, 64<<20)
 			if err := a.Upload(b.Context(), ref, dir, []byte(`{}`)); err != nil {
 				b.Fatal(err)
 			}

@@ -21,8 +21,8 @@ import (
 // again is the same bytes, and an upload that was cut off is begun anew under another
 // name: so no nonce is ever used twice with a key, whoever crashes when.
 //
-// Associated with each object are the team, the sandbox, its generation, the upload,
-// which chunk of how many it is, and the format. An object that was swapped, moved to
+// Associated with each object are the team, the sandbox and its generation or the snapshot,
+// the upload, which chunk of how many it is, and the format. An object that was swapped, moved to
 // another image or left off, or an image that is offered as another's, does not open
 // (G11). The manifest, sealed in the same way, binds the chunks to files and has the
 // digest of each chunk's data, so that what is written to a disk is what was read from
@@ -137,7 +137,8 @@ func (s sealer) bound(kind byte, n, of int) []byte {
 	}
 	b = binary.BigEndian.AppendUint64(b, uint64(s.ref.Generation))
 	b = binary.BigEndian.AppendUint64(b, uint64(n))
-	return binary.BigEndian.AppendUint64(b, uint64(of))
+	b = binary.BigEndian.AppendUint64(b, uint64(of))
+	return append(b, s.ref.Snapshot...) // there is no sandbox then, which no sandbox's image lacks
 }
 
 // sealChunk and openChunk work in place, for chunks are most of what is in memory.

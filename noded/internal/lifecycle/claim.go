@@ -198,11 +198,11 @@ func errTaken(id sandbox.ID) error {
 // an image is no start: it keeps nobody else from one.
 func (m *Manager) claimCold(ctx context.Context, req ClaimRequest) (Sandbox, error) {
 	if req.Snapshot != "" {
-		_, manifest, err := m.findSnapshot(req.Snapshot, req.Team)
+		from, err := m.findSnapshot(ctx, req.Snapshot, req.Team)
 		if err != nil {
 			return Sandbox{}, err
 		}
-		req.Spec.Image = manifest.Image // of which the files are changes, whatever the template says by now
+		req.Spec.Image = from.manifest.Image // of which the files are changes, whatever the template says by now
 	}
 	image, err := m.image(ctx, req.Spec)
 	if err != nil {

@@ -208,7 +208,7 @@ func (m *Manager) createSteps(inst *instance, image string, req startRequest) []
 	files, started := []step(nil), []step(nil)
 	if req.snapshot != "" {
 		c.Checkpoint = m.imageDir(rec)
-		files = []step{{"files", func(context.Context) error { return m.beginWith(rec, req.snapshot, req.team) }}}
+		files = []step{{"files", func(ctx context.Context) error { return m.beginWith(ctx, rec, req.snapshot, req.team) }}}
 		started = []step{{"drop", func(ctx context.Context) error { return m.removeImages(ctx, id) }}}
 	}
 	return slices.Concat([]step{

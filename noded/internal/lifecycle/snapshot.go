@@ -10,6 +10,7 @@ import (
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
+	"s0.run/noded/internal/archive"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/snapshots"
 )
@@ -47,6 +48,7 @@ func (m *Manager) Snapshot(ctx context.Context, id sandbox.ID, gen sandbox.Gener
 		return 0, saveError(err, errdefs.New(errdefs.Unavailable, "sandbox %s could not be saved", id))
 	}
 	m.log(rec).Info("kept a snapshot", "snapshot", name, "bytes", bytes)
+	m.imagesChanged()
 	return bytes, nil
 }
 
@@ -96,7 +98,7 @@ func (m *Manager) saveFiles(ctx context.Context, rec journal.Record, dir string)
 		if err := m.bringImage(ctx, rec); err != nil {
 			return err
 		}
-		saved, err := m.manifest(rec)
+		saved, err := m.manifest(rec, m.imageDir(rec))
 		if err != nil {
 			return err
 		}
@@ -116,10 +118,23 @@ func (m *Manager) saveFiles(ctx context.Context, rec journal.Record, dir string)
 	return m.cfg.Runtime.SaveFiles(ctx, rec.ID, dir)
 }
 
-// DeleteSnapshot removes a snapshot for good; one that is not there is removed already.
-// Sandboxes that began with it keep what they need.
-func (m *Manager) DeleteSnapshot(name string) error {
+// holdWait is how long the end of a snapshot waits for whoever stores it, who is told.
+const holdWait = 2 * time.Second
+
+// DeleteSnapshot removes a snapshot from this node for good; one that is not there is removed
+// already. When it has returned nil nothing stores it any more, either. Sandboxes that began
+// with it keep what they need.
+func (m *Manager) DeleteSnapshot(ctx context.Context, name string) error {
 	err := m.cfg.Snapshots.Delete(name)
+	if errors.Is(err, snapshots.ErrBusy) {
+		m.imagesChanged()
+		select {
+		case <-m.cfg.Snapshots.Released(name):
+		case <-ctx.Done():
+		case <-time.After(holdWait):
+		}
+		err = m.cfg.Snapshots.Delete(name)
+	}
 	switch {
 	case errors.Is(err, snapshots.ErrName):
 		return errdefs.New(errdefs.InvalidArgument, "%v", err)
@@ -129,27 +144,78 @@ func (m *Manager) DeleteSnapshot(name string) error {
 	return err
 }
 
-// findSnapshot finds a team's snapshot. Another team's does not exist for it (G11).
-func (m *Manager) findSnapshot(name, team string) (dir string, manifest snapshots.Manifest, err error) {
-	dir, manifest, err = m.cfg.Snapshots.Open(name)
-	if errors.Is(err, snapshots.ErrNone) || errors.Is(err, snapshots.ErrName) || err == nil && manifest.Team != team {
-		return "", snapshots.Manifest{}, errdefs.New(errdefs.NotFound, "snapshot not found").WithCause(err)
+// A source is a team's snapshot as a sandbox begins with it.
+type source struct {
+	manifest snapshots.Manifest
+	dir      string      // where it is; empty: in the object store alone, as ref
+	ref      archive.Ref // see dir
+}
+
+// findSnapshot finds a team's snapshot, here or in the object store. Another team's does not
+// exist for it (G11).
+func (m *Manager) findSnapshot(ctx context.Context, name, team string) (source, error) {
+	dir, manifest, err := m.cfg.Snapshots.Open(name)
+	if errors.Is(err, snapshots.ErrNone) && m.cfg.Archive != nil {
+		return m.findStored(ctx, archive.Ref{Team: team, Snapshot: name})
 	}
-	return dir, manifest, err
+	if errors.Is(err, snapshots.ErrNone) || errors.Is(err, snapshots.ErrName) || err == nil && manifest.Team != team {
+		return source{}, errdefs.New(errdefs.NotFound, "snapshot not found").WithCause(err)
+	}
+	return source{manifest: manifest, dir: dir}, err
+}
+
+// findStored asks the object store, where a manifest that opens is the team's.
+func (m *Manager) findStored(ctx context.Context, ref archive.Ref) (source, error) {
+	b, err := m.cfg.Archive.FetchFile(ctx, ref, snapshots.FileName, snapshots.MaxFileBytes)
+	switch {
+	case errors.Is(err, archive.ErrNotFound):
+		return source{}, errdefs.New(errdefs.NotFound, "snapshot not found").WithCause(err)
+	case err != nil:
+		return source{}, snapshotError(err)
+	}
+	manifest, err := snapshots.Parse(b)
+	return source{manifest: manifest, ref: ref}, err
+}
+
+// snapshotError is what a caller may know of a fetch that failed.
+func snapshotError(err error) error {
+	switch {
+	case errdefs.Is(err, errdefs.Exhausted):
+		return err // there is no room for it here
+	case errors.Is(err, archive.ErrDamaged), errors.Is(err, archive.ErrNotFound):
+		return errdefs.New(errdefs.Conflict, "the stored snapshot can't be used").WithCause(err)
+	}
+	return errdefs.New(errdefs.Unavailable, "the snapshot can't be fetched at the moment").WithRetryAfter(fetchRetryAfter).WithCause(err)
+}
+
+// begin makes dst, which is not there, an image of manifest's with the snapshot's files.
+func (m *Manager) begin(ctx context.Context, from source, dst string, manifest snapshots.Manifest) error {
+	if from.dir != "" {
+		return snapshots.Clone(from.dir, dst, manifest, snapshots.FilesPart)
+	}
+	if _, err := m.cfg.Archive.Fetch(ctx, from.ref, dst); err != nil {
+		return snapshotError(because(ctx, err))
+	}
+	saved, err := m.cfg.Runtime.Saved(dst)
+	if err != nil || !saved {
+		return errors.Join(errors.New("what was stored is not a whole image"), err)
+	}
+	return snapshots.Write(dst, manifest)
 }
 
 // beginWith makes a sandbox's first image the files of a snapshot. They are the sandbox's
 // own from here on.
-func (m *Manager) beginWith(rec journal.Record, name, team string) error {
-	dir, manifest, err := m.findSnapshot(name, team)
+func (m *Manager) beginWith(ctx context.Context, rec journal.Record, name, team string) error {
+	from, err := m.findSnapshot(ctx, name, team)
 	if err != nil {
 		return err
 	}
+	manifest := from.manifest
 	manifest.Sandbox, manifest.Generation, manifest.Template = rec.ID, rec.Generation, rec.PoolKey
 	if err := os.MkdirAll(m.imagesDir(rec.ID), 0o700); err != nil {
 		return err
 	}
-	return snapshots.Clone(dir, m.imageDir(rec), manifest, snapshots.FilesPart)
+	return m.begin(ctx, from, m.imageDir(rec), manifest)
 }
 
 // RestoreSnapshot has a paused sandbox's next life start from a snapshot's files; its own,
@@ -182,10 +248,11 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, id sandbox.ID, gen sandbo
 func (m *Manager) restoreFiles(ctx context.Context, inst *instance, rec journal.Record, name string) error {
 	ctx, cancel := m.interruptible(ctx, inst, imageTimeout)
 	defer cancel()
-	dir, manifest, err := m.findSnapshot(name, rec.Claim.Team)
+	from, err := m.findSnapshot(ctx, name, rec.Claim.Team)
 	if err != nil {
 		return err
 	}
+	manifest := from.manifest
 	if manifest.Kept, err = m.keptOf(ctx, rec); err != nil { // its owner's contexts are where they were
 		return err
 	}
@@ -193,14 +260,14 @@ func (m *Manager) restoreFiles(ctx context.Context, inst *instance, rec journal.
 	next.Generation, next.Image, next.Spec.Image = rec.Generation+1, rec.Generation+1, manifest.Image
 	manifest.Sandbox, manifest.Generation, manifest.Template = rec.ID, next.Generation, rec.PoolKey
 	return m.runSteps(ctx, "restore", []step{
-		{"files", func(context.Context) error {
+		{"files", func(ctx context.Context) error {
 			if err := os.RemoveAll(m.imageDir(next)); err != nil { // of an attempt that was cut off
 				return err
 			}
 			if err := os.MkdirAll(m.imagesDir(rec.ID), 0o700); err != nil { // its own image may be dropped
 				return err
 			}
-			if err := snapshots.Clone(dir, m.imageDir(next), manifest, snapshots.FilesPart); err != nil {
+			if err := m.begin(ctx, from, m.imageDir(next), manifest); err != nil {
 				return err
 			}
 			return errors.Join(syncDir(m.imagesDir(rec.ID)), syncDir(m.cfg.ImageDir))

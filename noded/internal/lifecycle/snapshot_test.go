@@ -81,7 +81,7 @@ func TestSnapshotOfRunningAndPaused(t *testing.T) {
 		t.Errorf("its snapshots need the images %q", images)
 	}
 	for _, name := range []string{snap, second, second} { // the last is gone already
-		if err := n.DeleteSnapshot(name); err != nil {
+		if err := n.DeleteSnapshot(n.ctx(), name); err != nil {
 			t.Error(err)
 		}
 	}
@@ -130,7 +130,7 @@ func TestWhatHasNoSnapshot(t *testing.T) {
 	if _, err := n.Snapshot(n.ctx(), other, 0, snap); !errdefs.Is(err, errdefs.Conflict) {
 		t.Errorf("another sandbox's name: %v", err)
 	}
-	if err := n.DeleteSnapshot("../x"); !errdefs.Is(err, errdefs.InvalidArgument) {
+	if err := n.DeleteSnapshot(n.ctx(), "../x"); !errdefs.Is(err, errdefs.InvalidArgument) {
 		t.Errorf("%v", err)
 	}
 }
@@ -228,7 +228,7 @@ func TestClaimFromSnapshot(t *testing.T) {
 	if err != nil || again.ID != sb.ID {
 		t.Errorf("the same claim again: %s, %v", again.ID, err)
 	}
-	if err := n.DeleteSnapshot(snap); err != nil {
+	if err := n.DeleteSnapshot(n.ctx(), snap); err != nil {
 		t.Fatal(err)
 	}
 	n.pause(sb.ID) // what began with it needs it no more

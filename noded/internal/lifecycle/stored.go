@@ -71,7 +71,28 @@ func (m *Manager) Unstored() []archive.Image {
 		}
 	}
 	slices.SortFunc(list, func(a, b archive.Image) int { return strings.Compare(string(a.Sandbox), string(b.Sandbox)) })
+	return append(list, m.unstoredSnapshots()...)
+}
+
+// unstoredSnapshots come after the sandboxes: what they were made of is still there.
+func (m *Manager) unstoredSnapshots() (list []archive.Image) {
+	kept, err := m.cfg.Snapshots.Unstored()
+	if err != nil {
+		m.cfg.Log.Warn("looking for snapshots to store", "error", err)
+	}
+	for _, snap := range kept {
+		list = append(list, archive.Image{Ref: archive.Ref{Team: snap.Team, Snapshot: snap.Name}, Dir: snap.Dir})
+	}
 	return list
+}
+
+// Hold implements [archive.Sandboxes]. A sandbox's image may go at any time, and what is
+// stored of it goes later by its row; a snapshot's end waits for whoever stores it.
+func (m *Manager) Hold(img archive.Image) (release func(), ok bool) {
+	if img.Snapshot == "" {
+		return func() {}, true
+	}
+	return m.cfg.Snapshots.Hold(img.Snapshot)
 }
 
 // ImagesChanged implements [archive.Sandboxes].
@@ -87,6 +108,9 @@ func (m *Manager) imagesChanged() {
 
 // SetStored implements [archive.Sandboxes].
 func (m *Manager) SetStored(ctx context.Context, img archive.Image) (bool, error) {
+	if img.Snapshot != "" {
+		return m.cfg.Snapshots.SetStored(img.Snapshot)
+	}
 	inst := m.find(img.Sandbox)
 	if inst == nil {
 		return false, nil
@@ -304,7 +328,7 @@ func (m *Manager) bringImage(ctx context.Context, rec journal.Record) error {
 // keptOf is which contexts a paused sandbox's next life has again, also of one whose image
 // was dropped: it is not worth fetching for that.
 func (m *Manager) keptOf(ctx context.Context, rec journal.Record) ([]procapi.KeptContext, error) {
-	manifest, err := m.manifest(rec)
+	manifest, err := m.manifest(rec, m.imageDir(rec))
 	if !errors.Is(err, snapshots.ErrNone) {
 		return manifest.Kept, err
 	}

@@ -37,6 +37,11 @@ func newShelf(t testing.TB) *shelf {
 func (s *shelf) put(n *noded) (refs []archive.Ref) {
 	s.t.Helper()
 	for _, img := range n.Unstored() {
+		release, ok := n.Hold(img)
+		if !ok {
+			s.t.Fatalf("%s is not to be had", img.Ref)
+		}
+		defer release()
 		dir := filepath.Join(s.t.TempDir(), "image")
 		if err := os.CopyFS(dir, os.DirFS(img.Dir)); err != nil {
 			s.t.Fatal(err)
@@ -189,6 +194,7 @@ func TestX41_WhyASandboxCannotBeSaved(t *testing.T) {
 	causes[errdefs.Conflict] = errdefs.New(errdefs.Conflict, "it can't be saved")
 	for want, cause := range causes {
 		fault.Store(&cause)
+		eventually(t, "procd is back", func() bool { return n.Connected(id) })
 		_, err := n.Pause(n.ctx(), id, 0)
 		kind(t, err, want)
 	}

@@ -22,8 +22,8 @@ func (s *Server) Snapshot(ctx context.Context, req *nodeapi.SnapshotRequest) (*n
 }
 
 // DeleteSnapshot implements the node API.
-func (s *Server) DeleteSnapshot(_ context.Context, req *nodeapi.DeleteSnapshotRequest) (*nodeapi.DeleteSnapshotResponse, error) {
-	if err := s.cfg.Lifecycle.DeleteSnapshot(req.GetSnapshot()); err != nil {
+func (s *Server) DeleteSnapshot(ctx context.Context, req *nodeapi.DeleteSnapshotRequest) (*nodeapi.DeleteSnapshotResponse, error) {
+	if err := s.cfg.Lifecycle.DeleteSnapshot(ctx, req.GetSnapshot()); err != nil {
 		return nil, s.fail("DeleteSnapshot", err)
 	}
 	return &nodeapi.DeleteSnapshotResponse{}, nil

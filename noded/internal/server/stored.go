@@ -8,12 +8,15 @@ import (
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/archive"
 	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/snapshots"
 )
 
 // Archive is the node's way to the object store.
 type Archive interface {
 	// Remove removes a sandbox's images that are older than a generation; 0: all.
 	Remove(ctx context.Context, id sandbox.ID, below sandbox.Generation) error
+	// RemoveSnapshot removes a snapshot.
+	RemoveSnapshot(ctx context.Context, name string) error
 	// Status tells which store it is and how it goes.
 	Status() *nodeapi.ObjectStore
 }
@@ -40,15 +43,29 @@ func (s *Server) resume(ctx context.Context, req *nodeapi.ResumeRequest) (lifecy
 
 // RemoveStored implements the node API.
 func (s *Server) RemoveStored(ctx context.Context, req *nodeapi.RemoveStoredRequest) (*nodeapi.RemoveStoredResponse, error) {
-	id, err := parseID(req.GetId())
+	remove, err := s.removal(req)
+	if err == nil && s.cfg.Archive == nil {
+		err = errdefs.New(errdefs.Conflict, "the node has no object store")
+	}
 	if err != nil {
 		return nil, s.fail("RemoveStored", err)
 	}
-	if s.cfg.Archive == nil {
-		return nil, s.fail("RemoveStored", errdefs.New(errdefs.Conflict, "the node has no object store"))
-	}
-	if err := s.cfg.Archive.Remove(ctx, id, sandbox.Generation(req.GetBelowGeneration())); err != nil {
-		return nil, s.fail("RemoveStored", errdefs.New(errdefs.Unavailable, "images of sandbox %s could not be removed", id).WithCause(err))
+	if err := remove(ctx); err != nil {
+		return nil, s.fail("RemoveStored", errdefs.New(errdefs.Unavailable, "what is stored could not be removed").WithCause(err))
 	}
 	return &nodeapi.RemoveStoredResponse{}, nil
+}
+
+// removal is what the request asks for.
+func (s *Server) removal(req *nodeapi.RemoveStoredRequest) (func(context.Context) error, error) {
+	if name := req.GetSnapshot(); name != "" {
+		if err := snapshots.CheckName(name); err != nil {
+			return nil, errdefs.New(errdefs.InvalidArgument, "%v", err)
+		}
+		return func(ctx context.Context) error { return s.cfg.Archive.RemoveSnapshot(ctx, name) }, nil
+	}
+	id, err := parseID(req.GetId())
+	return func(ctx context.Context) error {
+		return s.cfg.Archive.Remove(ctx, id, sandbox.Generation(req.GetBelowGeneration()))
+	}, err
 }

@@ -23,6 +23,7 @@ const (
 const (
 	draftSuffix = ".draft" // of a snapshot that is being made
 	goneSuffix  = ".gone"  // of one that is being removed
+	storedFile  = "stored" // in one that is in the object store, too
 )
 
 // Store is a directory of snapshots: images of files alone, by a name that their owner
@@ -34,19 +35,29 @@ type Store struct {
 
 	mu     sync.Mutex
 	drafts map[string]bool // names that are being made
+	held   map[string]*hold
+	stored map[string]bool // of those that were looked at, the ones that are stored
+}
+
+// hold is somebody's who reads a snapshot.
+type hold struct {
+	released chan struct{} // closed when he has ended
+	unwanted bool          // it shall go
 }
 
 // NewStore makes the Store of a directory, which is made when it is needed.
-func NewStore(dir string) *Store { return &Store{dir: dir, sync: syncDir, drafts: map[string]bool{}} }
+func NewStore(dir string) *Store {
+	return &Store{dir: dir, sync: syncDir, drafts: map[string]bool{}, held: map[string]*hold{}, stored: map[string]bool{}}
+}
 
-// ErrBusy is returned for a name that is being made.
-var ErrBusy = errors.New("the snapshot is being made")
+// ErrBusy is returned for a name that is being made, or held.
+var ErrBusy = errors.New("the snapshot is being made or stored")
 
 // ErrName is returned for what can't be a snapshot's name.
 var ErrName = errors.New("no name of a snapshot")
 
-// checkName lets UUIDs pass, as they are printed: nothing else becomes a path.
-func checkName(name string) error {
+// CheckName lets UUIDs pass, as they are printed: nothing else becomes a path.
+func CheckName(name string) error {
 	if len(name) != 36 || strings.Trim(name, "0123456789abcdef-") != "" {
 		return fmt.Errorf("%w: %.40q", ErrName, name)
 	}
@@ -58,7 +69,7 @@ func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
 // Begin gives the caller the right to make the snapshot of that name, and the place, at
 // which nothing is: [Store.Commit] or [Store.Abort] ends it.
 func (s *Store) Begin(name string) (draft string, err error) {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return "", err
 	}
 	s.mu.Lock()
@@ -99,20 +110,25 @@ func (s *Store) Abort(name string) error {
 // Open is where a snapshot lies and what it is. Of one that is removed meanwhile the place
 // becomes empty at once. [ErrNone]: there is none.
 func (s *Store) Open(name string) (dir string, m Manifest, err error) {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return "", Manifest{}, err
 	}
 	m, err = Read(s.path(name))
 	return s.path(name), m, err
 }
 
-// Delete removes a snapshot; what is not there is removed already.
+// Delete removes a snapshot; what is not there is removed already. One that is held stays,
+// and is told to be no longer wanted.
 func (s *Store) Delete(name string) error {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	busy := s.drafts[name]
+	if h := s.held[name]; h != nil {
+		busy, h.unwanted = true, true
+	}
+	delete(s.stored, name)
 	s.mu.Unlock()
 	if busy {
 		return ErrBusy
@@ -129,6 +145,98 @@ func (s *Store) Delete(name string) error {
 		err = nil
 	}
 	return errors.Join(err, os.RemoveAll(gone))
+}
+
+// Hold keeps a snapshot that is there, and that nobody else holds, until release.
+func (s *Store) Hold(name string) (release func(), ok bool) {
+	s.mu.Lock()
+	h := &hold{released: make(chan struct{})}
+	if ok = s.held[name] == nil; ok {
+		s.held[name] = h
+	}
+	s.mu.Unlock()
+	if !ok {
+		return nil, false
+	}
+	release = func() {
+		s.mu.Lock()
+		delete(s.held, name)
+		s.mu.Unlock()
+		close(h.released)
+	}
+	if _, _, err := s.Open(name); err != nil { // looked for behind the hold: from here on it stays
+		release()
+		return nil, false
+	}
+	return release, true
+}
+
+// Released is closed when nobody holds a snapshot any more.
+func (s *Store) Released(name string) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.held[name]; h != nil {
+		return h.released
+	}
+	none := make(chan struct{})
+	close(none)
+	return none
+}
+
+// Kept is a snapshot that is there.
+type Kept struct {
+	Name, Dir string
+	Manifest
+}
+
+// Unstored lists the snapshots that are wanted and of which nobody has said that they are in
+// the object store.
+func (s *Store) Unstored() ([]Kept, error) {
+	entries, err := s.entries()
+	var list []Kept
+	for _, name := range entries {
+		if CheckName(name) != nil || s.isStored(name) {
+			continue
+		}
+		if dir, m, err := s.Open(name); err == nil {
+			list = append(list, Kept{name, dir, m})
+		}
+	}
+	return list, err
+}
+
+// isStored reports whether a snapshot need not be stored, from memory where it was looked up.
+func (s *Store) isStored(name string) bool {
+	s.mu.Lock()
+	h := s.held[name]
+	known := s.stored[name] || h != nil && h.unwanted
+	s.mu.Unlock()
+	if known {
+		return true
+	}
+	if _, err := os.Lstat(filepath.Join(s.path(name), storedFile)); err != nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stored[name] = true
+	return true
+}
+
+// SetStored records, durably, that a snapshot, which the caller holds, is in the object
+// store. It reports false when it is not wanted any more.
+func (s *Store) SetStored(name string) (bool, error) {
+	s.mu.Lock()
+	h := s.held[name]
+	unwanted := h == nil || h.unwanted
+	s.mu.Unlock()
+	if unwanted {
+		return false, nil
+	}
+	if err := writeSynced(filepath.Join(s.path(name), storedFile), nil); err != nil {
+		return false, err
+	}
+	return true, s.sync(s.path(name))
 }
 
 // Sweep removes what was being made or removed and is not any more.
@@ -152,7 +260,7 @@ func (s *Store) All() ([]Manifest, error) {
 	entries, err := s.entries()
 	var all []Manifest
 	for _, e := range entries {
-		if checkName(e) != nil {
+		if CheckName(e) != nil {
 			continue
 		}
 		if m, err := Read(s.path(e)); err == nil {
