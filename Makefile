@@ -119,6 +119,9 @@ bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 40m ./test/bench -args -raw $(CURDIR)/build/bench/samples.csv
 	@echo "every sample: build/bench/samples.csv"
 
+bench-netd: test-deps ## measure netd beside a plain veth and nginx: policies, restarts, packets, HTTPS, memory
+	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 20m ./netd
+
 bench-scale: ## measure lists, restarts and claims with 100,000 sandboxes and simulated nodes
 	@go test -run '^$$' -bench Scale -benchtime 1x -timeout 20m ./api
 
@@ -135,4 +138,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-scale test-deps help
+.PHONY: kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-netd bench-scale test-deps help

@@ -37,6 +37,7 @@ type web struct {
 	*world
 	roots  *x509.CertPool
 	bundle string // the same
+	served tls.Certificate
 	public *sealed.PublicKey
 
 	mu    sync.Mutex
@@ -109,8 +110,9 @@ func (w *web) servers() {
 	file := filepath.Join(w.dir, "roots.pem")
 	w.must(os.WriteFile(file, bundle, 0o600))
 	w.env = append(w.env, "SSL_CERT_FILE="+file, "SSL_CERT_DIR="+filepath.Join(w.dir, "none"))
+	w.served = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 	srv := &http.Server{
-		Handler: http.HandlerFunc(w.serve), TLSConfig: &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}},
+		Handler: http.HandlerFunc(w.serve), TLSConfig: &tls.Config{Certificates: []tls.Certificate{w.served}},
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
 	}
 	w.t.Cleanup(func() { srv.Close() })
@@ -130,6 +132,9 @@ func (w *web) serve(rw http.ResponseWriter, r *http.Request) {
 	w.seen = append(w.seen, r.Header)
 	w.mu.Unlock()
 	switch r.URL.Path {
+	case "/api/big":
+		_, _ = io.CopyN(rw, zeros{}, 64<<20)
+		return
 	case "/api/grpc":
 		serveGRPC(rw, r)
 		return

@@ -229,6 +229,7 @@ func (k *Kernel) take(team uint32, all []policy.PrefixRules) (gen uint32, err er
 // write adds a generation's entries.
 func (k *Kernel) write(gen uint32, all []policy.PrefixRules) error {
 	e := k.of(gen)
+	var four, six []netdRules
 	for _, p := range all {
 		rules, l7, err := encode(p)
 		if err != nil {
@@ -237,19 +238,41 @@ func (k *Kernel) write(gen uint32, all []policy.PrefixRules) error {
 		e.proxied = e.proxied || l7
 		bits := uint32(32 + p.Prefix.Bits())
 		if a := p.Prefix.Addr(); a.Is4() {
-			key := netdKey4{Bits: bits, Gen: gen, Ip: be32(a)}
-			e.four = append(e.four, key)
-			err = k.obj.Rules4.Put(&key, &rules)
+			e.four, four = append(e.four, netdKey4{Bits: bits, Gen: gen, Ip: be32(a)}), append(four, rules)
 		} else {
-			key := netdKey6{Bits: bits, Gen: gen, Ip: a.As16()}
-			e.six = append(e.six, key)
-			err = k.obj.Rules6.Put(&key, &rules)
+			e.six, six = append(e.six, netdKey6{Bits: bits, Gen: gen, Ip: a.As16()}), append(six, rules)
 		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", p.Prefix, err)
+	}
+	return errors.Join(putAll(k.obj.Rules4, e.four, four), putAll(k.obj.Rules6, e.six, six))
+}
+
+// putAll puts entries in one call, where the kernel has one for that.
+func putAll[K, V any](m *ebpf.Map, keys []K, values []V) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	if _, err := m.BatchUpdate(keys, values, nil); err == nil {
+		return nil
+	}
+	for i := range keys {
+		if err := m.Put(&keys[i], &values[i]); err != nil {
+			return fmt.Errorf("entry %d of %d of %s: %w", i, len(keys), m, err)
 		}
 	}
 	return nil
+}
+
+// forgetAll is the same for removing; what can't be removed stays.
+func forgetAll[K any](m *ebpf.Map, keys []K) {
+	if len(keys) == 0 {
+		return
+	}
+	if _, err := m.BatchDelete(keys, nil); err == nil {
+		return
+	}
+	for i := range keys {
+		_ = forget(m, &keys[i])
+	}
 }
 
 func encode(p policy.PrefixRules) (r netdRules, proxied bool, err error) {
@@ -284,12 +307,8 @@ func (k *Kernel) remove(gen uint32) {
 	k.room.Give(e.team, e.room)
 	delete(k.entries, gen)
 	delete(k.shared, e.content)
-	for i := range e.four {
-		_ = forget(k.obj.Rules4, &e.four[i])
-	}
-	for i := range e.six {
-		_ = forget(k.obj.Rules6, &e.six[i])
-	}
+	forgetAll(k.obj.Rules4, e.four)
+	forgetAll(k.obj.Rules6, e.six)
 }
 
 // SetAlways says which networks no policy opens, in the place of those said before.
