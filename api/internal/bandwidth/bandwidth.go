@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"s0.run/api/internal/kick"
 	"s0.run/api/internal/nodes"
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
@@ -26,7 +27,6 @@ import (
 const (
 	// callTimeout is for a node whose sandboxes all get another bandwidth.
 	callTimeout = 10 * time.Second
-	retryPause  = 2 * time.Second
 	readTimeout = 5 * time.Second
 
 	// MaxInterval is the longest interval of a rate.
@@ -46,39 +46,17 @@ type Config struct {
 	Log   *slog.Logger
 }
 
-// Keeper keeps the nodes informed.
+// Keeper keeps the nodes informed: kicked when limits or nodes changed.
 type Keeper struct {
-	cfg  Config
-	kick chan struct{}
+	kick.Loop
+	cfg Config
 }
 
 // New makes a Keeper.
-func New(cfg Config) *Keeper { return &Keeper{cfg: cfg, kick: make(chan struct{}, 1)} }
-
-// Kick says that limits or nodes changed. It never blocks.
-func (k *Keeper) Kick() {
-	select {
-	case k.kick <- struct{}{}:
-	default: // one that is waiting already covers this change
-	}
-}
+func New(cfg Config) *Keeper { return &Keeper{Loop: kick.New(), cfg: cfg} }
 
 // Run tells the nodes after each kick, again when one could not be told, until ctx ends.
-func (k *Keeper) Run(ctx context.Context) error {
-	var retry <-chan time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-k.kick:
-		case <-retry:
-		}
-		retry = nil
-		if !k.tellAll(ctx) {
-			retry = time.After(retryPause)
-		}
-	}
-}
+func (k *Keeper) Run(ctx context.Context) error { return k.Loop.Run(ctx, k.tellAll) }
 
 func (k *Keeper) tellAll(ctx context.Context) bool {
 	reading, cancel := context.WithTimeout(ctx, readTimeout)
