@@ -1,0 +1,114 @@
+package placement
+
+import (
+	"slices"
+	"time"
+
+	"s0.run/internal/sandbox"
+)
+
+// Node describes a node to those who choose between them.
+type Node struct {
+	Name          string
+	NetworkPolicy bool   // it enforces network policy
+	ObjectStore   bool   // it has the object store
+	Volumes       string // the store that its volumes are in; empty: it has none
+	Buckets       bool   // a bucket can be a volume of its
+	Classes       []sandbox.RuntimeClass
+}
+
+// Offers reports whether the node can run sandboxes of a class.
+func (n Node) Offers(class sandbox.RuntimeClass) bool { return slices.Contains(n.Classes, class) }
+
+// ColdNode chooses, of the nodes that offer a class, the one with the fewest
+// sandboxes for a start without a slot, except those that refused already.
+func (t *Table) ColdNode(class sandbox.RuntimeClass, except map[string]bool) (string, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	best, fewest := "", 0
+	for name, n := range t.nodes {
+		if n.synced && n.Offers(class) && !except[name] && (best == "" || len(n.own) < fewest) {
+			best, fewest = name, len(n.own)
+		}
+	}
+	return best, best != ""
+}
+
+// StoreNode chooses, of the nodes that have the object store, the one with the fewest
+// sandboxes, except those that were asked already.
+func (t *Table) StoreNode(except map[string]bool) (string, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	best, fewest := "", 0
+	for name, n := range t.nodes {
+		if n.synced && n.ObjectStore && !except[name] && (best == "" || len(n.own) < fewest) {
+			best, fewest = name, len(n.own)
+		}
+	}
+	return best, best != ""
+}
+
+// NoStore reports whether every node that there is can be asked and none has an object
+// store.
+func (t *Table) NoStore() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, n := range t.nodes {
+		if !n.synced || n.ObjectStore {
+			return false
+		}
+	}
+	return len(t.nodes) > 0
+}
+
+// Synced lists the nodes whose streams are whole.
+func (t *Table) Synced() []Node {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var list []Node
+	for _, n := range t.nodes {
+		if n.synced {
+			list = append(list, n.Node)
+		}
+	}
+	return list
+}
+
+// Offers reports whether a node that can be asked runs sandboxes of a class.
+func (t *Table) Offers(class sandbox.RuntimeClass) bool {
+	return slices.ContainsFunc(t.Synced(), func(n Node) bool { return n.Offers(class) })
+}
+
+// IsSynced reports whether a node's stream is whole.
+func (t *Table) IsSynced(name string) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.nodes[name]
+	return n != nil && n.synced
+}
+
+// SilenceOf is for how long nobody could tell how a sandbox is: its node could not be
+// asked, or its node gets no answer from it.
+func (t *Table) SilenceOf(name string, id sandbox.ID) time.Duration {
+	silence := t.Silence(name)
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if sb := t.sandboxes[id]; sb != nil && sb.Node == name && !sb.silent.IsZero() {
+		silence = max(silence, time.Since(sb.silent))
+	}
+	return silence
+}
+
+// Silence is for how long a node could not be asked; 0 while its stream is whole.
+func (t *Table) Silence(name string) time.Duration {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.nodes[name]
+	switch {
+	case n == nil:
+		return time.Since(t.made)
+	case n.synced:
+		return 0
+	}
+	return time.Since(n.lost)
+}
