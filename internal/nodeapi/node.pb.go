@@ -2057,6 +2057,7 @@ func (x *PoolRefusal) GetReason() string {
 
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Many          bool                   `protobuf:"varint,1,opt,name=many,proto3" json:"many,omitempty"` // the watcher takes several events in one message
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2091,6 +2092,13 @@ func (*WatchRequest) Descriptor() ([]byte, []int) {
 	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{34}
 }
 
+func (x *WatchRequest) GetMany() bool {
+	if x != nil {
+		return x.Many
+	}
+	return false
+}
+
 // Event is one change. Exactly one field is set.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2102,6 +2110,7 @@ type Event struct {
 	//	*Event_SandboxGone
 	//	*Event_Pool
 	//	*Event_Synced
+	//	*Event_Many
 	//	*Event_Pod
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
@@ -2199,6 +2208,15 @@ func (x *Event) GetSynced() *Synced {
 	return nil
 }
 
+func (x *Event) GetMany() *Events {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Many); ok {
+			return x.Many
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetPod() *PodSlot {
 	if x != nil {
 		if x, ok := x.Event.(*Event_Pod); ok {
@@ -2236,6 +2254,10 @@ type Event_Synced struct {
 	Synced *Synced `protobuf:"bytes,6,opt,name=synced,proto3,oneof"` // the initial state is complete
 }
 
+type Event_Many struct {
+	Many *Events `protobuf:"bytes,7,opt,name=many,proto3,oneof"` // several, in their order; to those alone who take them so
+}
+
 type Event_Pod struct {
 	Pod *PodSlot `protobuf:"bytes,50,opt,name=pod,proto3,oneof"` // a slot that a pod stands for changed
 }
@@ -2251,6 +2273,8 @@ func (*Event_SandboxGone) isEvent_Event() {}
 func (*Event_Pool) isEvent_Event() {}
 
 func (*Event_Synced) isEvent_Event() {}
+
+func (*Event_Many) isEvent_Event() {}
 
 func (*Event_Pod) isEvent_Event() {}
 
@@ -2290,6 +2314,50 @@ func (*Synced) Descriptor() ([]byte, []int) {
 	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{36}
 }
 
+type Events struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Events        []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"` // none of which is several
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Events) Reset() {
+	*x = Events{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Events) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Events) ProtoMessage() {}
+
+func (x *Events) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Events.ProtoReflect.Descriptor instead.
+func (*Events) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Events) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
 type Slot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2301,7 +2369,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2381,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[37]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2394,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{37}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Slot) GetId() string {
@@ -2366,7 +2434,7 @@ type PoolStatus struct {
 
 func (x *PoolStatus) Reset() {
 	*x = PoolStatus{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2446,7 @@ func (x *PoolStatus) String() string {
 func (*PoolStatus) ProtoMessage() {}
 
 func (x *PoolStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[38]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2459,7 @@ func (x *PoolStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolStatus.ProtoReflect.Descriptor instead.
 func (*PoolStatus) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{38}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PoolStatus) GetKey() string {
@@ -2476,7 +2544,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2556,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[39]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2569,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{39}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Sandbox) GetId() string {
@@ -2635,7 +2703,7 @@ type WarmPodRequest struct {
 
 func (x *WarmPodRequest) Reset() {
 	*x = WarmPodRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +2715,7 @@ func (x *WarmPodRequest) String() string {
 func (*WarmPodRequest) ProtoMessage() {}
 
 func (x *WarmPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[40]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,7 +2728,7 @@ func (x *WarmPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmPodRequest.ProtoReflect.Descriptor instead.
 func (*WarmPodRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{40}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WarmPodRequest) GetPod() string {
@@ -2707,7 +2775,7 @@ type PodSlot struct {
 
 func (x *PodSlot) Reset() {
 	*x = PodSlot{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +2787,7 @@ func (x *PodSlot) String() string {
 func (*PodSlot) ProtoMessage() {}
 
 func (x *PodSlot) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[41]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +2800,7 @@ func (x *PodSlot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodSlot.ProtoReflect.Descriptor instead.
 func (*PodSlot) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{41}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PodSlot) GetPod() string {
@@ -2787,7 +2855,7 @@ type EventsConfig struct {
 
 func (x *EventsConfig) Reset() {
 	*x = EventsConfig{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2867,7 @@ func (x *EventsConfig) String() string {
 func (*EventsConfig) ProtoMessage() {}
 
 func (x *EventsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2880,7 @@ func (x *EventsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsConfig.ProtoReflect.Descriptor instead.
 func (*EventsConfig) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *EventsConfig) GetWatchDir() string {
@@ -2837,7 +2905,7 @@ type SandboxEvents struct {
 
 func (x *SandboxEvents) Reset() {
 	*x = SandboxEvents{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +2917,7 @@ func (x *SandboxEvents) String() string {
 func (*SandboxEvents) ProtoMessage() {}
 
 func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +2930,7 @@ func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvents.ProtoReflect.Descriptor instead.
 func (*SandboxEvents) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SandboxEvents) GetLease() string {
@@ -2912,7 +2980,7 @@ type SandboxEvent struct {
 
 func (x *SandboxEvent) Reset() {
 	*x = SandboxEvent{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +2992,7 @@ func (x *SandboxEvent) String() string {
 func (*SandboxEvent) ProtoMessage() {}
 
 func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3005,7 @@ func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvent.ProtoReflect.Descriptor instead.
 func (*SandboxEvent) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SandboxEvent) GetId() string {
@@ -2977,7 +3045,7 @@ type TakeEventsRequest struct {
 
 func (x *TakeEventsRequest) Reset() {
 	*x = TakeEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3057,7 @@ func (x *TakeEventsRequest) String() string {
 func (*TakeEventsRequest) ProtoMessage() {}
 
 func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3070,7 @@ func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsRequest.ProtoReflect.Descriptor instead.
 func (*TakeEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TakeEventsRequest) GetWaitMillis() uint32 {
@@ -3021,7 +3089,7 @@ type TakeEventsResponse struct {
 
 func (x *TakeEventsResponse) Reset() {
 	*x = TakeEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3101,7 @@ func (x *TakeEventsResponse) String() string {
 func (*TakeEventsResponse) ProtoMessage() {}
 
 func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3114,7 @@ func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsResponse.ProtoReflect.Descriptor instead.
 func (*TakeEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TakeEventsResponse) GetBatches() []*SandboxEvents {
@@ -3066,7 +3134,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +3146,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +3159,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AckEventsRequest) GetStored() []string {
@@ -3116,7 +3184,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3128,7 +3196,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3141,7 +3209,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
 }
 
 // FlowMark is a place in the row of a node's records. The empty one is the beginning.
@@ -3155,7 +3223,7 @@ type FlowMark struct {
 
 func (x *FlowMark) Reset() {
 	*x = FlowMark{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3167,7 +3235,7 @@ func (x *FlowMark) String() string {
 func (*FlowMark) ProtoMessage() {}
 
 func (x *FlowMark) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3180,7 +3248,7 @@ func (x *FlowMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowMark.ProtoReflect.Descriptor instead.
 func (*FlowMark) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FlowMark) GetRun() string {
@@ -3206,7 +3274,7 @@ type TakeFlowsRequest struct {
 
 func (x *TakeFlowsRequest) Reset() {
 	*x = TakeFlowsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3218,7 +3286,7 @@ func (x *TakeFlowsRequest) String() string {
 func (*TakeFlowsRequest) ProtoMessage() {}
 
 func (x *TakeFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3231,7 +3299,7 @@ func (x *TakeFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeFlowsRequest.ProtoReflect.Descriptor instead.
 func (*TakeFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *TakeFlowsRequest) GetStored() *FlowMark {
@@ -3251,7 +3319,7 @@ type TakeFlowsResponse struct {
 
 func (x *TakeFlowsResponse) Reset() {
 	*x = TakeFlowsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3331,7 @@ func (x *TakeFlowsResponse) String() string {
 func (*TakeFlowsResponse) ProtoMessage() {}
 
 func (x *TakeFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3344,7 @@ func (x *TakeFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeFlowsResponse.ProtoReflect.Descriptor instead.
 func (*TakeFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TakeFlowsResponse) GetMark() *FlowMark {
@@ -3311,7 +3379,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3323,7 +3391,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3336,7 +3404,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Flow) GetId() string {
@@ -3406,7 +3474,7 @@ type Rate struct {
 
 func (x *Rate) Reset() {
 	*x = Rate{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3418,7 +3486,7 @@ func (x *Rate) String() string {
 func (*Rate) ProtoMessage() {}
 
 func (x *Rate) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3431,7 +3499,7 @@ func (x *Rate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rate.ProtoReflect.Descriptor instead.
 func (*Rate) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Rate) GetBytes() uint64 {
@@ -3458,7 +3526,7 @@ type Bandwidth struct {
 
 func (x *Bandwidth) Reset() {
 	*x = Bandwidth{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3538,7 @@ func (x *Bandwidth) String() string {
 func (*Bandwidth) ProtoMessage() {}
 
 func (x *Bandwidth) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3551,7 @@ func (x *Bandwidth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bandwidth.ProtoReflect.Descriptor instead.
 func (*Bandwidth) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Bandwidth) GetEgress() *Rate {
@@ -3512,7 +3580,7 @@ type TeamBandwidth struct {
 
 func (x *TeamBandwidth) Reset() {
 	*x = TeamBandwidth{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3524,7 +3592,7 @@ func (x *TeamBandwidth) String() string {
 func (*TeamBandwidth) ProtoMessage() {}
 
 func (x *TeamBandwidth) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3537,7 +3605,7 @@ func (x *TeamBandwidth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TeamBandwidth.ProtoReflect.Descriptor instead.
 func (*TeamBandwidth) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *TeamBandwidth) GetTeam() string {
@@ -3571,7 +3639,7 @@ type SetBandwidthRequest struct {
 
 func (x *SetBandwidthRequest) Reset() {
 	*x = SetBandwidthRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3583,7 +3651,7 @@ func (x *SetBandwidthRequest) String() string {
 func (*SetBandwidthRequest) ProtoMessage() {}
 
 func (x *SetBandwidthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3596,7 +3664,7 @@ func (x *SetBandwidthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBandwidthRequest.ProtoReflect.Descriptor instead.
 func (*SetBandwidthRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{56}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetBandwidthRequest) GetTeams() []*TeamBandwidth {
@@ -3621,7 +3689,7 @@ type SetBandwidthResponse struct {
 
 func (x *SetBandwidthResponse) Reset() {
 	*x = SetBandwidthResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3701,7 @@ func (x *SetBandwidthResponse) String() string {
 func (*SetBandwidthResponse) ProtoMessage() {}
 
 func (x *SetBandwidthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3714,7 @@ func (x *SetBandwidthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBandwidthResponse.ProtoReflect.Descriptor instead.
 func (*SetBandwidthResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{57}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{58}
 }
 
 type ClaimRequest struct {
@@ -3672,7 +3740,7 @@ type ClaimRequest struct {
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3752,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3765,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{58}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ClaimRequest) GetClaimId() string {
@@ -3801,7 +3869,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3813,7 +3881,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3826,7 +3894,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{59}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ClaimResponse) GetSandbox() *Sandbox {
@@ -3852,7 +3920,7 @@ type ClaimManyRequest struct {
 
 func (x *ClaimManyRequest) Reset() {
 	*x = ClaimManyRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3864,7 +3932,7 @@ func (x *ClaimManyRequest) String() string {
 func (*ClaimManyRequest) ProtoMessage() {}
 
 func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3877,7 +3945,7 @@ func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyRequest.ProtoReflect.Descriptor instead.
 func (*ClaimManyRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{60}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ClaimManyRequest) GetClaims() []*ClaimRequest {
@@ -3896,7 +3964,7 @@ type ClaimManyResponse struct {
 
 func (x *ClaimManyResponse) Reset() {
 	*x = ClaimManyResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3908,7 +3976,7 @@ func (x *ClaimManyResponse) String() string {
 func (*ClaimManyResponse) ProtoMessage() {}
 
 func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3921,7 +3989,7 @@ func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyResponse.ProtoReflect.Descriptor instead.
 func (*ClaimManyResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{61}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ClaimManyResponse) GetOutcomes() []*ClaimOutcome {
@@ -3944,7 +4012,7 @@ type ClaimOutcome struct {
 
 func (x *ClaimOutcome) Reset() {
 	*x = ClaimOutcome{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3956,7 +4024,7 @@ func (x *ClaimOutcome) String() string {
 func (*ClaimOutcome) ProtoMessage() {}
 
 func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3969,7 +4037,7 @@ func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimOutcome.ProtoReflect.Descriptor instead.
 func (*ClaimOutcome) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{62}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ClaimOutcome) GetIndex() uint32 {
@@ -4009,7 +4077,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4021,7 +4089,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4034,7 +4102,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{63}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetRequest) GetId() string {
@@ -4059,7 +4127,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4071,7 +4139,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4084,7 +4152,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{64}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -4148,7 +4216,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +4228,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +4241,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{65}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Network) GetPolicy() []byte {
@@ -4204,7 +4272,7 @@ type SealedCredential struct {
 
 func (x *SealedCredential) Reset() {
 	*x = SealedCredential{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4216,7 +4284,7 @@ func (x *SealedCredential) String() string {
 func (*SealedCredential) ProtoMessage() {}
 
 func (x *SealedCredential) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4229,7 +4297,7 @@ func (x *SealedCredential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedCredential.ProtoReflect.Descriptor instead.
 func (*SealedCredential) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{66}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SealedCredential) GetSource() string {
@@ -4281,7 +4349,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4293,7 +4361,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4306,7 +4374,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{67}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -4345,7 +4413,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4357,7 +4425,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4370,7 +4438,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{68}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{69}
 }
 
 type PauseRequest struct {
@@ -4384,7 +4452,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4396,7 +4464,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4409,7 +4477,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{69}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -4448,7 +4516,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4460,7 +4528,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4473,7 +4541,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{70}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -4525,7 +4593,7 @@ type StoredImage struct {
 
 func (x *StoredImage) Reset() {
 	*x = StoredImage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4537,7 +4605,7 @@ func (x *StoredImage) String() string {
 func (*StoredImage) ProtoMessage() {}
 
 func (x *StoredImage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4550,7 +4618,7 @@ func (x *StoredImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredImage.ProtoReflect.Descriptor instead.
 func (*StoredImage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{71}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *StoredImage) GetGeneration() uint64 {
@@ -4592,7 +4660,7 @@ type RemoveStoredRequest struct {
 
 func (x *RemoveStoredRequest) Reset() {
 	*x = RemoveStoredRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4604,7 +4672,7 @@ func (x *RemoveStoredRequest) String() string {
 func (*RemoveStoredRequest) ProtoMessage() {}
 
 func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4617,7 +4685,7 @@ func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredRequest.ProtoReflect.Descriptor instead.
 func (*RemoveStoredRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{72}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RemoveStoredRequest) GetId() string {
@@ -4649,7 +4717,7 @@ type RemoveStoredResponse struct {
 
 func (x *RemoveStoredResponse) Reset() {
 	*x = RemoveStoredResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4661,7 +4729,7 @@ func (x *RemoveStoredResponse) String() string {
 func (*RemoveStoredResponse) ProtoMessage() {}
 
 func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4674,7 +4742,7 @@ func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredResponse.ProtoReflect.Descriptor instead.
 func (*RemoveStoredResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{73}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{74}
 }
 
 type ForkRequest struct {
@@ -4690,7 +4758,7 @@ type ForkRequest struct {
 
 func (x *ForkRequest) Reset() {
 	*x = ForkRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4702,7 +4770,7 @@ func (x *ForkRequest) String() string {
 func (*ForkRequest) ProtoMessage() {}
 
 func (x *ForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4715,7 +4783,7 @@ func (x *ForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
 func (*ForkRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{74}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ForkRequest) GetId() string {
@@ -4763,7 +4831,7 @@ type ForkChild struct {
 
 func (x *ForkChild) Reset() {
 	*x = ForkChild{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4775,7 +4843,7 @@ func (x *ForkChild) String() string {
 func (*ForkChild) ProtoMessage() {}
 
 func (x *ForkChild) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4788,7 +4856,7 @@ func (x *ForkChild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkChild.ProtoReflect.Descriptor instead.
 func (*ForkChild) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{75}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ForkChild) GetId() string {
@@ -4814,7 +4882,7 @@ type ForkResponse struct {
 
 func (x *ForkResponse) Reset() {
 	*x = ForkResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4826,7 +4894,7 @@ func (x *ForkResponse) String() string {
 func (*ForkResponse) ProtoMessage() {}
 
 func (x *ForkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4839,7 +4907,7 @@ func (x *ForkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResponse.ProtoReflect.Descriptor instead.
 func (*ForkResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{76}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ForkResponse) GetChildren() []*Sandbox {
@@ -4860,7 +4928,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4872,7 +4940,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4885,7 +4953,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{77}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -4918,7 +4986,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4930,7 +4998,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4943,7 +5011,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{78}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SnapshotResponse) GetBytes() int64 {
@@ -4962,7 +5030,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4974,7 +5042,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4987,7 +5055,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{79}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DeleteSnapshotRequest) GetSnapshot() string {
@@ -5005,7 +5073,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5017,7 +5085,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5030,7 +5098,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{80}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{81}
 }
 
 type RestoreSnapshotRequest struct {
@@ -5044,7 +5112,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5056,7 +5124,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5069,7 +5137,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{81}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RestoreSnapshotRequest) GetId() string {
@@ -5104,7 +5172,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5116,7 +5184,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5129,7 +5197,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{82}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -5163,7 +5231,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5175,7 +5243,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5188,7 +5256,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{83}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -5201,6 +5269,162 @@ func (x *StatsResponse) GetSamples() []*StatsSample {
 func (x *StatsResponse) GetIntervalMillis() int64 {
 	if x != nil {
 		return x.IntervalMillis
+	}
+	return 0
+}
+
+type ReadCountersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadCountersRequest) Reset() {
+	*x = ReadCountersRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadCountersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadCountersRequest) ProtoMessage() {}
+
+func (x *ReadCountersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadCountersRequest.ProtoReflect.Descriptor instead.
+func (*ReadCountersRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{85}
+}
+
+type ReadCountersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Counters      []*SandboxCounters     `protobuf:"bytes,1,rep,name=counters,proto3" json:"counters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadCountersResponse) Reset() {
+	*x = ReadCountersResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadCountersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadCountersResponse) ProtoMessage() {}
+
+func (x *ReadCountersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadCountersResponse.ProtoReflect.Descriptor instead.
+func (*ReadCountersResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *ReadCountersResponse) GetCounters() []*SandboxCounters {
+	if x != nil {
+		return x.Counters
+	}
+	return nil
+}
+
+type SandboxCounters struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // with which counters begin anew
+	RxBytes       int64                  `protobuf:"varint,3,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
+	TxBytes       int64                  `protobuf:"varint,4,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
+	DiskBytes     int64                  `protobuf:"varint,5,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"` // no counter: what its root filesystem has at the moment
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SandboxCounters) Reset() {
+	*x = SandboxCounters{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxCounters) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxCounters) ProtoMessage() {}
+
+func (x *SandboxCounters) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxCounters.ProtoReflect.Descriptor instead.
+func (*SandboxCounters) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *SandboxCounters) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SandboxCounters) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *SandboxCounters) GetRxBytes() int64 {
+	if x != nil {
+		return x.RxBytes
+	}
+	return 0
+}
+
+func (x *SandboxCounters) GetTxBytes() int64 {
+	if x != nil {
+		return x.TxBytes
+	}
+	return 0
+}
+
+func (x *SandboxCounters) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
 	}
 	return 0
 }
@@ -5228,7 +5452,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5240,7 +5464,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5253,7 +5477,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{84}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -5358,7 +5582,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5370,7 +5594,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5383,7 +5607,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{85}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -5416,7 +5640,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5428,7 +5652,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5441,7 +5665,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{86}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -5506,7 +5730,7 @@ type NetworkVerdicts struct {
 
 func (x *NetworkVerdicts) Reset() {
 	*x = NetworkVerdicts{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5518,7 +5742,7 @@ func (x *NetworkVerdicts) String() string {
 func (*NetworkVerdicts) ProtoMessage() {}
 
 func (x *NetworkVerdicts) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5531,7 +5755,7 @@ func (x *NetworkVerdicts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkVerdicts.ProtoReflect.Descriptor instead.
 func (*NetworkVerdicts) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{87}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *NetworkVerdicts) GetFlows() uint64 {
@@ -5571,7 +5795,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5583,7 +5807,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5596,7 +5820,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{88}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ResolveImageRequest) GetImage() string {
@@ -5615,7 +5839,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5627,7 +5851,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5640,7 +5864,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{89}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -5658,7 +5882,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5670,7 +5894,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5683,7 +5907,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{90}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{94}
 }
 
 type InfoResponse struct {
@@ -5704,7 +5928,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5716,7 +5940,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5729,7 +5953,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{91}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -5814,7 +6038,7 @@ type ObjectStore struct {
 
 func (x *ObjectStore) Reset() {
 	*x = ObjectStore{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5826,7 +6050,7 @@ func (x *ObjectStore) String() string {
 func (*ObjectStore) ProtoMessage() {}
 
 func (x *ObjectStore) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5839,7 +6063,7 @@ func (x *ObjectStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectStore.ProtoReflect.Descriptor instead.
 func (*ObjectStore) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{92}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ObjectStore) GetUrl() string {
@@ -5876,7 +6100,7 @@ type ImageUsage struct {
 
 func (x *ImageUsage) Reset() {
 	*x = ImageUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5888,7 +6112,7 @@ func (x *ImageUsage) String() string {
 func (*ImageUsage) ProtoMessage() {}
 
 func (x *ImageUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5901,7 +6125,7 @@ func (x *ImageUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
 func (*ImageUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{93}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ImageUsage) GetImages() uint32 {
@@ -5942,7 +6166,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5954,7 +6178,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6144,8 +6368,9 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\arefused\x18\x01 \x03(\v2\x17.s0.node.v1.PoolRefusalR\arefused\"7\n" +
 	"\vPoolRefusal\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x0e\n" +
-	"\fWatchRequest\"\xbd\x02\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\"\n" +
+	"\fWatchRequest\x12\x12\n" +
+	"\x04many\x18\x01 \x01(\bR\x04many\"\xe7\x02\n" +
 	"\x05Event\x12/\n" +
 	"\tslot_free\x18\x01 \x01(\v2\x10.s0.node.v1.SlotH\x00R\bslotFree\x12\x1f\n" +
 	"\n" +
@@ -6153,10 +6378,13 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\asandbox\x18\x03 \x01(\v2\x13.s0.node.v1.SandboxH\x00R\asandbox\x12#\n" +
 	"\fsandbox_gone\x18\x04 \x01(\tH\x00R\vsandboxGone\x12,\n" +
 	"\x04pool\x18\x05 \x01(\v2\x16.s0.node.v1.PoolStatusH\x00R\x04pool\x12,\n" +
-	"\x06synced\x18\x06 \x01(\v2\x12.s0.node.v1.SyncedH\x00R\x06synced\x12'\n" +
+	"\x06synced\x18\x06 \x01(\v2\x12.s0.node.v1.SyncedH\x00R\x06synced\x12(\n" +
+	"\x04many\x18\a \x01(\v2\x12.s0.node.v1.EventsH\x00R\x04many\x12'\n" +
 	"\x03pod\x182 \x01(\v2\x13.s0.node.v1.PodSlotH\x00R\x03podB\a\n" +
 	"\x05event\"\b\n" +
-	"\x06Synced\"Q\n" +
+	"\x06Synced\"3\n" +
+	"\x06Events\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.s0.node.v1.EventR\x06events\"Q\n" +
 	"\x04Slot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
 	"\bpool_key\x18\x02 \x01(\tR\apoolKey\x12\x1e\n" +
@@ -6402,7 +6630,19 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x0fsince_unix_nano\x18\x03 \x01(\x03R\rsinceUnixNano\"k\n" +
 	"\rStatsResponse\x121\n" +
 	"\asamples\x18\x01 \x03(\v2\x17.s0.node.v1.StatsSampleR\asamples\x12'\n" +
-	"\x0finterval_millis\x18\x02 \x01(\x03R\x0eintervalMillis\"\xfe\x03\n" +
+	"\x0finterval_millis\x18\x02 \x01(\x03R\x0eintervalMillis\"\x15\n" +
+	"\x13ReadCountersRequest\"O\n" +
+	"\x14ReadCountersResponse\x127\n" +
+	"\bcounters\x18\x01 \x03(\v2\x1b.s0.node.v1.SandboxCountersR\bcounters\"\x96\x01\n" +
+	"\x0fSandboxCounters\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x19\n" +
+	"\brx_bytes\x18\x03 \x01(\x03R\arxBytes\x12\x19\n" +
+	"\btx_bytes\x18\x04 \x01(\x03R\atxBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x05 \x01(\x03R\tdiskBytes\"\xfe\x03\n" +
 	"\vStatsSample\x12\x1b\n" +
 	"\tunix_nano\x18\x01 \x01(\x03R\bunixNano\x12\x1e\n" +
 	"\n" +
@@ -6467,7 +6707,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x06images\x18\x01 \x01(\rR\x06images\x12#\n" +
 	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
 	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12 \n" +
-	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\xbf\x12\n" +
+	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\x94\x13\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
@@ -6487,7 +6727,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\tAckEvents\x12\x1c.s0.node.v1.AckEventsRequest\x1a\x1d.s0.node.v1.AckEventsResponse\x12H\n" +
 	"\tTakeFlows\x12\x1c.s0.node.v1.TakeFlowsRequest\x1a\x1d.s0.node.v1.TakeFlowsResponse\x12Q\n" +
 	"\fSetBandwidth\x12\x1f.s0.node.v1.SetBandwidthRequest\x1a .s0.node.v1.SetBandwidthResponse\x12<\n" +
-	"\x05Stats\x12\x18.s0.node.v1.StatsRequest\x1a\x19.s0.node.v1.StatsResponse\x12Q\n" +
+	"\x05Stats\x12\x18.s0.node.v1.StatsRequest\x1a\x19.s0.node.v1.StatsResponse\x12S\n" +
+	"\fReadCounters\x12\x1f.s0.node.v1.ReadCountersRequest\x1a .s0.node.v1.ReadCountersResponse0\x01\x12Q\n" +
 	"\fResolveImage\x12\x1f.s0.node.v1.ResolveImageRequest\x1a .s0.node.v1.ResolveImageResponse\x12Q\n" +
 	"\fRemoveStored\x12\x1f.s0.node.v1.RemoveStoredRequest\x1a .s0.node.v1.RemoveStoredResponse\x12:\n" +
 	"\aWarmPod\x12\x1a.s0.node.v1.WarmPodRequest\x1a\x13.s0.node.v1.PodSlot\x129\n" +
@@ -6516,7 +6757,7 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 104)
 var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Volume)(nil),                       // 0: s0.node.v1.Volume
 	(*S3Bucket)(nil),                     // 1: s0.node.v1.S3Bucket
@@ -6555,73 +6796,77 @@ var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*WatchRequest)(nil),                 // 34: s0.node.v1.WatchRequest
 	(*Event)(nil),                        // 35: s0.node.v1.Event
 	(*Synced)(nil),                       // 36: s0.node.v1.Synced
-	(*Slot)(nil),                         // 37: s0.node.v1.Slot
-	(*PoolStatus)(nil),                   // 38: s0.node.v1.PoolStatus
-	(*Sandbox)(nil),                      // 39: s0.node.v1.Sandbox
-	(*WarmPodRequest)(nil),               // 40: s0.node.v1.WarmPodRequest
-	(*PodSlot)(nil),                      // 41: s0.node.v1.PodSlot
-	(*EventsConfig)(nil),                 // 42: s0.node.v1.EventsConfig
-	(*SandboxEvents)(nil),                // 43: s0.node.v1.SandboxEvents
-	(*SandboxEvent)(nil),                 // 44: s0.node.v1.SandboxEvent
-	(*TakeEventsRequest)(nil),            // 45: s0.node.v1.TakeEventsRequest
-	(*TakeEventsResponse)(nil),           // 46: s0.node.v1.TakeEventsResponse
-	(*AckEventsRequest)(nil),             // 47: s0.node.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),            // 48: s0.node.v1.AckEventsResponse
-	(*FlowMark)(nil),                     // 49: s0.node.v1.FlowMark
-	(*TakeFlowsRequest)(nil),             // 50: s0.node.v1.TakeFlowsRequest
-	(*TakeFlowsResponse)(nil),            // 51: s0.node.v1.TakeFlowsResponse
-	(*Flow)(nil),                         // 52: s0.node.v1.Flow
-	(*Rate)(nil),                         // 53: s0.node.v1.Rate
-	(*Bandwidth)(nil),                    // 54: s0.node.v1.Bandwidth
-	(*TeamBandwidth)(nil),                // 55: s0.node.v1.TeamBandwidth
-	(*SetBandwidthRequest)(nil),          // 56: s0.node.v1.SetBandwidthRequest
-	(*SetBandwidthResponse)(nil),         // 57: s0.node.v1.SetBandwidthResponse
-	(*ClaimRequest)(nil),                 // 58: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),                // 59: s0.node.v1.ClaimResponse
-	(*ClaimManyRequest)(nil),             // 60: s0.node.v1.ClaimManyRequest
-	(*ClaimManyResponse)(nil),            // 61: s0.node.v1.ClaimManyResponse
-	(*ClaimOutcome)(nil),                 // 62: s0.node.v1.ClaimOutcome
-	(*GetRequest)(nil),                   // 63: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),                // 64: s0.node.v1.UpdateRequest
-	(*Network)(nil),                      // 65: s0.node.v1.Network
-	(*SealedCredential)(nil),             // 66: s0.node.v1.SealedCredential
-	(*DeleteRequest)(nil),                // 67: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),               // 68: s0.node.v1.DeleteResponse
-	(*PauseRequest)(nil),                 // 69: s0.node.v1.PauseRequest
-	(*ResumeRequest)(nil),                // 70: s0.node.v1.ResumeRequest
-	(*StoredImage)(nil),                  // 71: s0.node.v1.StoredImage
-	(*RemoveStoredRequest)(nil),          // 72: s0.node.v1.RemoveStoredRequest
-	(*RemoveStoredResponse)(nil),         // 73: s0.node.v1.RemoveStoredResponse
-	(*ForkRequest)(nil),                  // 74: s0.node.v1.ForkRequest
-	(*ForkChild)(nil),                    // 75: s0.node.v1.ForkChild
-	(*ForkResponse)(nil),                 // 76: s0.node.v1.ForkResponse
-	(*SnapshotRequest)(nil),              // 77: s0.node.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),             // 78: s0.node.v1.SnapshotResponse
-	(*DeleteSnapshotRequest)(nil),        // 79: s0.node.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),       // 80: s0.node.v1.DeleteSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),       // 81: s0.node.v1.RestoreSnapshotRequest
-	(*StatsRequest)(nil),                 // 82: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),                // 83: s0.node.v1.StatsResponse
-	(*StatsSample)(nil),                  // 84: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),                    // 85: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),                 // 86: s0.node.v1.NetworkUsage
-	(*NetworkVerdicts)(nil),              // 87: s0.node.v1.NetworkVerdicts
-	(*ResolveImageRequest)(nil),          // 88: s0.node.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),         // 89: s0.node.v1.ResolveImageResponse
-	(*InfoRequest)(nil),                  // 90: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),                 // 91: s0.node.v1.InfoResponse
-	(*ObjectStore)(nil),                  // 92: s0.node.v1.ObjectStore
-	(*ImageUsage)(nil),                   // 93: s0.node.v1.ImageUsage
-	nil,                                  // 94: s0.node.v1.Spec.EnvEntry
-	nil,                                  // 95: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),               // 96: s0.node.v1.HTTPGet.Header
-	nil,                                  // 97: s0.node.v1.Sandbox.EnvEntry
-	nil,                                  // 98: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                                  // 99: s0.node.v1.UpdateRequest.EnvEntry
+	(*Events)(nil),                       // 37: s0.node.v1.Events
+	(*Slot)(nil),                         // 38: s0.node.v1.Slot
+	(*PoolStatus)(nil),                   // 39: s0.node.v1.PoolStatus
+	(*Sandbox)(nil),                      // 40: s0.node.v1.Sandbox
+	(*WarmPodRequest)(nil),               // 41: s0.node.v1.WarmPodRequest
+	(*PodSlot)(nil),                      // 42: s0.node.v1.PodSlot
+	(*EventsConfig)(nil),                 // 43: s0.node.v1.EventsConfig
+	(*SandboxEvents)(nil),                // 44: s0.node.v1.SandboxEvents
+	(*SandboxEvent)(nil),                 // 45: s0.node.v1.SandboxEvent
+	(*TakeEventsRequest)(nil),            // 46: s0.node.v1.TakeEventsRequest
+	(*TakeEventsResponse)(nil),           // 47: s0.node.v1.TakeEventsResponse
+	(*AckEventsRequest)(nil),             // 48: s0.node.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),            // 49: s0.node.v1.AckEventsResponse
+	(*FlowMark)(nil),                     // 50: s0.node.v1.FlowMark
+	(*TakeFlowsRequest)(nil),             // 51: s0.node.v1.TakeFlowsRequest
+	(*TakeFlowsResponse)(nil),            // 52: s0.node.v1.TakeFlowsResponse
+	(*Flow)(nil),                         // 53: s0.node.v1.Flow
+	(*Rate)(nil),                         // 54: s0.node.v1.Rate
+	(*Bandwidth)(nil),                    // 55: s0.node.v1.Bandwidth
+	(*TeamBandwidth)(nil),                // 56: s0.node.v1.TeamBandwidth
+	(*SetBandwidthRequest)(nil),          // 57: s0.node.v1.SetBandwidthRequest
+	(*SetBandwidthResponse)(nil),         // 58: s0.node.v1.SetBandwidthResponse
+	(*ClaimRequest)(nil),                 // 59: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),                // 60: s0.node.v1.ClaimResponse
+	(*ClaimManyRequest)(nil),             // 61: s0.node.v1.ClaimManyRequest
+	(*ClaimManyResponse)(nil),            // 62: s0.node.v1.ClaimManyResponse
+	(*ClaimOutcome)(nil),                 // 63: s0.node.v1.ClaimOutcome
+	(*GetRequest)(nil),                   // 64: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),                // 65: s0.node.v1.UpdateRequest
+	(*Network)(nil),                      // 66: s0.node.v1.Network
+	(*SealedCredential)(nil),             // 67: s0.node.v1.SealedCredential
+	(*DeleteRequest)(nil),                // 68: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),               // 69: s0.node.v1.DeleteResponse
+	(*PauseRequest)(nil),                 // 70: s0.node.v1.PauseRequest
+	(*ResumeRequest)(nil),                // 71: s0.node.v1.ResumeRequest
+	(*StoredImage)(nil),                  // 72: s0.node.v1.StoredImage
+	(*RemoveStoredRequest)(nil),          // 73: s0.node.v1.RemoveStoredRequest
+	(*RemoveStoredResponse)(nil),         // 74: s0.node.v1.RemoveStoredResponse
+	(*ForkRequest)(nil),                  // 75: s0.node.v1.ForkRequest
+	(*ForkChild)(nil),                    // 76: s0.node.v1.ForkChild
+	(*ForkResponse)(nil),                 // 77: s0.node.v1.ForkResponse
+	(*SnapshotRequest)(nil),              // 78: s0.node.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),             // 79: s0.node.v1.SnapshotResponse
+	(*DeleteSnapshotRequest)(nil),        // 80: s0.node.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),       // 81: s0.node.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),       // 82: s0.node.v1.RestoreSnapshotRequest
+	(*StatsRequest)(nil),                 // 83: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),                // 84: s0.node.v1.StatsResponse
+	(*ReadCountersRequest)(nil),          // 85: s0.node.v1.ReadCountersRequest
+	(*ReadCountersResponse)(nil),         // 86: s0.node.v1.ReadCountersResponse
+	(*SandboxCounters)(nil),              // 87: s0.node.v1.SandboxCounters
+	(*StatsSample)(nil),                  // 88: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),                    // 89: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),                 // 90: s0.node.v1.NetworkUsage
+	(*NetworkVerdicts)(nil),              // 91: s0.node.v1.NetworkVerdicts
+	(*ResolveImageRequest)(nil),          // 92: s0.node.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),         // 93: s0.node.v1.ResolveImageResponse
+	(*InfoRequest)(nil),                  // 94: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),                 // 95: s0.node.v1.InfoResponse
+	(*ObjectStore)(nil),                  // 96: s0.node.v1.ObjectStore
+	(*ImageUsage)(nil),                   // 97: s0.node.v1.ImageUsage
+	nil,                                  // 98: s0.node.v1.Spec.EnvEntry
+	nil,                                  // 99: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),               // 100: s0.node.v1.HTTPGet.Header
+	nil,                                  // 101: s0.node.v1.Sandbox.EnvEntry
+	nil,                                  // 102: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                                  // 103: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	1,   // 0: s0.node.v1.Volume.s3:type_name -> s0.node.v1.S3Bucket
-	66,  // 1: s0.node.v1.S3Bucket.credential:type_name -> s0.node.v1.SealedCredential
+	67,  // 1: s0.node.v1.S3Bucket.credential:type_name -> s0.node.v1.SealedCredential
 	0,   // 2: s0.node.v1.Mount.volume:type_name -> s0.node.v1.Volume
 	0,   // 3: s0.node.v1.CreateVolumeRequest.volume:type_name -> s0.node.v1.Volume
 	4,   // 4: s0.node.v1.CreateVolumeResponse.state:type_name -> s0.node.v1.VolumeState
@@ -6637,129 +6882,134 @@ var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	4,   // 14: s0.node.v1.ListVolumesResponse.volumes:type_name -> s0.node.v1.VolumeState
 	2,   // 15: s0.node.v1.MountVolumeRequest.mount:type_name -> s0.node.v1.Mount
 	3,   // 16: s0.node.v1.MountVolumeResponse.state:type_name -> s0.node.v1.MountState
-	94,  // 17: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	98,  // 17: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	27,  // 18: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	95,  // 19: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	99,  // 19: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
 	28,  // 20: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
 	28,  // 21: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
 	28,  // 22: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
 	29,  // 23: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	96,  // 24: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	100, // 24: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
 	26,  // 25: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	30,  // 26: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
 	33,  // 27: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
-	37,  // 28: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
-	39,  // 29: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
-	38,  // 30: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
+	38,  // 28: s0.node.v1.Event.slot_free:type_name -> s0.node.v1.Slot
+	40,  // 29: s0.node.v1.Event.sandbox:type_name -> s0.node.v1.Sandbox
+	39,  // 30: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
 	36,  // 31: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
-	41,  // 32: s0.node.v1.Event.pod:type_name -> s0.node.v1.PodSlot
-	97,  // 33: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
-	42,  // 34: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
-	3,   // 35: s0.node.v1.Sandbox.mounts:type_name -> s0.node.v1.MountState
-	26,  // 36: s0.node.v1.WarmPodRequest.spec:type_name -> s0.node.v1.Spec
-	44,  // 37: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
-	43,  // 38: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
-	49,  // 39: s0.node.v1.TakeFlowsRequest.stored:type_name -> s0.node.v1.FlowMark
-	49,  // 40: s0.node.v1.TakeFlowsResponse.mark:type_name -> s0.node.v1.FlowMark
-	52,  // 41: s0.node.v1.TakeFlowsResponse.flows:type_name -> s0.node.v1.Flow
-	53,  // 42: s0.node.v1.Bandwidth.egress:type_name -> s0.node.v1.Rate
-	53,  // 43: s0.node.v1.Bandwidth.ingress:type_name -> s0.node.v1.Rate
-	54,  // 44: s0.node.v1.TeamBandwidth.together:type_name -> s0.node.v1.Bandwidth
-	54,  // 45: s0.node.v1.TeamBandwidth.each:type_name -> s0.node.v1.Bandwidth
-	55,  // 46: s0.node.v1.SetBandwidthRequest.teams:type_name -> s0.node.v1.TeamBandwidth
-	55,  // 47: s0.node.v1.SetBandwidthRequest.others:type_name -> s0.node.v1.TeamBandwidth
-	26,  // 48: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	98,  // 49: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
-	42,  // 50: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
-	65,  // 51: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
-	2,   // 52: s0.node.v1.ClaimRequest.mounts:type_name -> s0.node.v1.Mount
-	39,  // 53: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	58,  // 54: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
-	62,  // 55: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
-	59,  // 56: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
-	99,  // 57: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	65,  // 58: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
-	66,  // 59: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
-	71,  // 60: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
-	2,   // 61: s0.node.v1.ResumeRequest.mounts:type_name -> s0.node.v1.Mount
-	75,  // 62: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
-	39,  // 63: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
-	84,  // 64: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	85,  // 65: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	86,  // 66: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	87,  // 67: s0.node.v1.NetworkUsage.verdicts:type_name -> s0.node.v1.NetworkVerdicts
-	93,  // 68: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
-	92,  // 69: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
-	25,  // 70: s0.node.v1.InfoResponse.volumes:type_name -> s0.node.v1.VolumeSupport
-	31,  // 71: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
-	34,  // 72: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	58,  // 73: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	60,  // 74: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
-	63,  // 75: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	64,  // 76: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	67,  // 77: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	69,  // 78: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
-	70,  // 79: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
-	74,  // 80: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
-	77,  // 81: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
-	79,  // 82: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
-	81,  // 83: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
-	45,  // 84: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	47,  // 85: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	50,  // 86: s0.node.v1.Node.TakeFlows:input_type -> s0.node.v1.TakeFlowsRequest
-	56,  // 87: s0.node.v1.Node.SetBandwidth:input_type -> s0.node.v1.SetBandwidthRequest
-	82,  // 88: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	88,  // 89: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
-	72,  // 90: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
-	40,  // 91: s0.node.v1.Node.WarmPod:input_type -> s0.node.v1.WarmPodRequest
-	90,  // 92: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	5,   // 93: s0.node.v1.Node.CreateVolume:input_type -> s0.node.v1.CreateVolumeRequest
-	7,   // 94: s0.node.v1.Node.ForkVolume:input_type -> s0.node.v1.ForkVolumeRequest
-	9,   // 95: s0.node.v1.Node.DeleteVolume:input_type -> s0.node.v1.DeleteVolumeRequest
-	11,  // 96: s0.node.v1.Node.ReleaseVolume:input_type -> s0.node.v1.ReleaseVolumeRequest
-	13,  // 97: s0.node.v1.Node.SnapshotVolume:input_type -> s0.node.v1.SnapshotVolumeRequest
-	15,  // 98: s0.node.v1.Node.DeleteVolumeSnapshot:input_type -> s0.node.v1.DeleteVolumeSnapshotRequest
-	17,  // 99: s0.node.v1.Node.RestoreVolume:input_type -> s0.node.v1.RestoreVolumeRequest
-	19,  // 100: s0.node.v1.Node.ListVolumes:input_type -> s0.node.v1.ListVolumesRequest
-	21,  // 101: s0.node.v1.Node.MountVolume:input_type -> s0.node.v1.MountVolumeRequest
-	23,  // 102: s0.node.v1.Node.UnmountVolume:input_type -> s0.node.v1.UnmountVolumeRequest
-	32,  // 103: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	35,  // 104: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	59,  // 105: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	61,  // 106: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
-	39,  // 107: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	39,  // 108: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	68,  // 109: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	39,  // 110: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
-	39,  // 111: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
-	76,  // 112: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
-	78,  // 113: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
-	80,  // 114: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
-	39,  // 115: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
-	46,  // 116: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	48,  // 117: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	51,  // 118: s0.node.v1.Node.TakeFlows:output_type -> s0.node.v1.TakeFlowsResponse
-	57,  // 119: s0.node.v1.Node.SetBandwidth:output_type -> s0.node.v1.SetBandwidthResponse
-	83,  // 120: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	89,  // 121: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
-	73,  // 122: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
-	41,  // 123: s0.node.v1.Node.WarmPod:output_type -> s0.node.v1.PodSlot
-	91,  // 124: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	6,   // 125: s0.node.v1.Node.CreateVolume:output_type -> s0.node.v1.CreateVolumeResponse
-	8,   // 126: s0.node.v1.Node.ForkVolume:output_type -> s0.node.v1.ForkVolumeResponse
-	10,  // 127: s0.node.v1.Node.DeleteVolume:output_type -> s0.node.v1.DeleteVolumeResponse
-	12,  // 128: s0.node.v1.Node.ReleaseVolume:output_type -> s0.node.v1.ReleaseVolumeResponse
-	14,  // 129: s0.node.v1.Node.SnapshotVolume:output_type -> s0.node.v1.SnapshotVolumeResponse
-	16,  // 130: s0.node.v1.Node.DeleteVolumeSnapshot:output_type -> s0.node.v1.DeleteVolumeSnapshotResponse
-	18,  // 131: s0.node.v1.Node.RestoreVolume:output_type -> s0.node.v1.RestoreVolumeResponse
-	20,  // 132: s0.node.v1.Node.ListVolumes:output_type -> s0.node.v1.ListVolumesResponse
-	22,  // 133: s0.node.v1.Node.MountVolume:output_type -> s0.node.v1.MountVolumeResponse
-	24,  // 134: s0.node.v1.Node.UnmountVolume:output_type -> s0.node.v1.UnmountVolumeResponse
-	103, // [103:135] is the sub-list for method output_type
-	71,  // [71:103] is the sub-list for method input_type
-	71,  // [71:71] is the sub-list for extension type_name
-	71,  // [71:71] is the sub-list for extension extendee
-	0,   // [0:71] is the sub-list for field type_name
+	37,  // 32: s0.node.v1.Event.many:type_name -> s0.node.v1.Events
+	42,  // 33: s0.node.v1.Event.pod:type_name -> s0.node.v1.PodSlot
+	35,  // 34: s0.node.v1.Events.events:type_name -> s0.node.v1.Event
+	101, // 35: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	43,  // 36: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
+	3,   // 37: s0.node.v1.Sandbox.mounts:type_name -> s0.node.v1.MountState
+	26,  // 38: s0.node.v1.WarmPodRequest.spec:type_name -> s0.node.v1.Spec
+	45,  // 39: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
+	44,  // 40: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
+	50,  // 41: s0.node.v1.TakeFlowsRequest.stored:type_name -> s0.node.v1.FlowMark
+	50,  // 42: s0.node.v1.TakeFlowsResponse.mark:type_name -> s0.node.v1.FlowMark
+	53,  // 43: s0.node.v1.TakeFlowsResponse.flows:type_name -> s0.node.v1.Flow
+	54,  // 44: s0.node.v1.Bandwidth.egress:type_name -> s0.node.v1.Rate
+	54,  // 45: s0.node.v1.Bandwidth.ingress:type_name -> s0.node.v1.Rate
+	55,  // 46: s0.node.v1.TeamBandwidth.together:type_name -> s0.node.v1.Bandwidth
+	55,  // 47: s0.node.v1.TeamBandwidth.each:type_name -> s0.node.v1.Bandwidth
+	56,  // 48: s0.node.v1.SetBandwidthRequest.teams:type_name -> s0.node.v1.TeamBandwidth
+	56,  // 49: s0.node.v1.SetBandwidthRequest.others:type_name -> s0.node.v1.TeamBandwidth
+	26,  // 50: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
+	102, // 51: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	43,  // 52: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
+	66,  // 53: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
+	2,   // 54: s0.node.v1.ClaimRequest.mounts:type_name -> s0.node.v1.Mount
+	40,  // 55: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
+	59,  // 56: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
+	63,  // 57: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
+	60,  // 58: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
+	103, // 59: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	66,  // 60: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
+	67,  // 61: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
+	72,  // 62: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
+	2,   // 63: s0.node.v1.ResumeRequest.mounts:type_name -> s0.node.v1.Mount
+	76,  // 64: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
+	40,  // 65: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
+	88,  // 66: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	87,  // 67: s0.node.v1.ReadCountersResponse.counters:type_name -> s0.node.v1.SandboxCounters
+	89,  // 68: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	90,  // 69: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	91,  // 70: s0.node.v1.NetworkUsage.verdicts:type_name -> s0.node.v1.NetworkVerdicts
+	97,  // 71: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
+	96,  // 72: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
+	25,  // 73: s0.node.v1.InfoResponse.volumes:type_name -> s0.node.v1.VolumeSupport
+	31,  // 74: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
+	34,  // 75: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
+	59,  // 76: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	61,  // 77: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
+	64,  // 78: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	65,  // 79: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	68,  // 80: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	70,  // 81: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
+	71,  // 82: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
+	75,  // 83: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
+	78,  // 84: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
+	80,  // 85: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
+	82,  // 86: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
+	46,  // 87: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	48,  // 88: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	51,  // 89: s0.node.v1.Node.TakeFlows:input_type -> s0.node.v1.TakeFlowsRequest
+	57,  // 90: s0.node.v1.Node.SetBandwidth:input_type -> s0.node.v1.SetBandwidthRequest
+	83,  // 91: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	85,  // 92: s0.node.v1.Node.ReadCounters:input_type -> s0.node.v1.ReadCountersRequest
+	92,  // 93: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
+	73,  // 94: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
+	41,  // 95: s0.node.v1.Node.WarmPod:input_type -> s0.node.v1.WarmPodRequest
+	94,  // 96: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	5,   // 97: s0.node.v1.Node.CreateVolume:input_type -> s0.node.v1.CreateVolumeRequest
+	7,   // 98: s0.node.v1.Node.ForkVolume:input_type -> s0.node.v1.ForkVolumeRequest
+	9,   // 99: s0.node.v1.Node.DeleteVolume:input_type -> s0.node.v1.DeleteVolumeRequest
+	11,  // 100: s0.node.v1.Node.ReleaseVolume:input_type -> s0.node.v1.ReleaseVolumeRequest
+	13,  // 101: s0.node.v1.Node.SnapshotVolume:input_type -> s0.node.v1.SnapshotVolumeRequest
+	15,  // 102: s0.node.v1.Node.DeleteVolumeSnapshot:input_type -> s0.node.v1.DeleteVolumeSnapshotRequest
+	17,  // 103: s0.node.v1.Node.RestoreVolume:input_type -> s0.node.v1.RestoreVolumeRequest
+	19,  // 104: s0.node.v1.Node.ListVolumes:input_type -> s0.node.v1.ListVolumesRequest
+	21,  // 105: s0.node.v1.Node.MountVolume:input_type -> s0.node.v1.MountVolumeRequest
+	23,  // 106: s0.node.v1.Node.UnmountVolume:input_type -> s0.node.v1.UnmountVolumeRequest
+	32,  // 107: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	35,  // 108: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	60,  // 109: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	62,  // 110: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
+	40,  // 111: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	40,  // 112: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	69,  // 113: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	40,  // 114: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
+	40,  // 115: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
+	77,  // 116: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
+	79,  // 117: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
+	81,  // 118: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
+	40,  // 119: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
+	47,  // 120: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	49,  // 121: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	52,  // 122: s0.node.v1.Node.TakeFlows:output_type -> s0.node.v1.TakeFlowsResponse
+	58,  // 123: s0.node.v1.Node.SetBandwidth:output_type -> s0.node.v1.SetBandwidthResponse
+	84,  // 124: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	86,  // 125: s0.node.v1.Node.ReadCounters:output_type -> s0.node.v1.ReadCountersResponse
+	93,  // 126: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
+	74,  // 127: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
+	42,  // 128: s0.node.v1.Node.WarmPod:output_type -> s0.node.v1.PodSlot
+	95,  // 129: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	6,   // 130: s0.node.v1.Node.CreateVolume:output_type -> s0.node.v1.CreateVolumeResponse
+	8,   // 131: s0.node.v1.Node.ForkVolume:output_type -> s0.node.v1.ForkVolumeResponse
+	10,  // 132: s0.node.v1.Node.DeleteVolume:output_type -> s0.node.v1.DeleteVolumeResponse
+	12,  // 133: s0.node.v1.Node.ReleaseVolume:output_type -> s0.node.v1.ReleaseVolumeResponse
+	14,  // 134: s0.node.v1.Node.SnapshotVolume:output_type -> s0.node.v1.SnapshotVolumeResponse
+	16,  // 135: s0.node.v1.Node.DeleteVolumeSnapshot:output_type -> s0.node.v1.DeleteVolumeSnapshotResponse
+	18,  // 136: s0.node.v1.Node.RestoreVolume:output_type -> s0.node.v1.RestoreVolumeResponse
+	20,  // 137: s0.node.v1.Node.ListVolumes:output_type -> s0.node.v1.ListVolumesResponse
+	22,  // 138: s0.node.v1.Node.MountVolume:output_type -> s0.node.v1.MountVolumeResponse
+	24,  // 139: s0.node.v1.Node.UnmountVolume:output_type -> s0.node.v1.UnmountVolumeResponse
+	107, // [107:140] is the sub-list for method output_type
+	74,  // [74:107] is the sub-list for method input_type
+	74,  // [74:74] is the sub-list for extension type_name
+	74,  // [74:74] is the sub-list for extension extendee
+	0,   // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_internal_nodeapi_node_proto_init() }
@@ -6774,17 +7024,18 @@ func file_internal_nodeapi_node_proto_init() {
 		(*Event_SandboxGone)(nil),
 		(*Event_Pool)(nil),
 		(*Event_Synced)(nil),
+		(*Event_Many)(nil),
 		(*Event_Pod)(nil),
 	}
-	file_internal_nodeapi_node_proto_msgTypes[74].OneofWrappers = []any{}
-	file_internal_nodeapi_node_proto_msgTypes[86].OneofWrappers = []any{}
+	file_internal_nodeapi_node_proto_msgTypes[75].OneofWrappers = []any{}
+	file_internal_nodeapi_node_proto_msgTypes[90].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   100,
+			NumMessages:   104,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -264,7 +264,7 @@ func (n *Node) tellLocked(e *nodeapi.Event) {
 }
 
 // Watch implements the node API.
-func (n *Node) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *connect.ServerStream[nodeapi.Event]) error {
+func (n *Node) Watch(ctx context.Context, req *nodeapi.WatchRequest, stream *connect.ServerStream[nodeapi.Event]) error {
 	ch := make(chan *nodeapi.Event, 4096)
 	n.mu.Lock()
 	var first []*nodeapi.Event
@@ -281,10 +281,9 @@ func (n *Node) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *conne
 		defer n.mu.Unlock()
 		delete(n.watchers, ch)
 	}()
-	for _, e := range append(first, &nodeapi.Event{Event: &nodeapi.Event_Synced{Synced: &nodeapi.Synced{}}}) {
-		if err := stream.Send(e); err != nil {
-			return err
-		}
+	first = append(first, &nodeapi.Event{Event: &nodeapi.Event_Synced{Synced: &nodeapi.Synced{}}})
+	if err := nodeapi.SendEvents(first, req, stream.Send); err != nil {
+		return err
 	}
 	for {
 		select {
@@ -292,7 +291,7 @@ func (n *Node) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *conne
 			if !ok {
 				return connect.NewError(connect.CodeResourceExhausted, errors.New("too slow"))
 			}
-			if err := stream.Send(e); err != nil {
+			if err := nodeapi.SendEvents(nodeapi.Gather(e, ch), req, stream.Send); err != nil {
 				return err
 			}
 		case <-ctx.Done():

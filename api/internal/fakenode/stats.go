@@ -34,3 +34,24 @@ func (n *Node) Stats(ctx context.Context, req *nodeapi.StatsRequest) (*nodeapi.S
 	}
 	return resp, nil
 }
+
+// ReadCounters implements the node API, by the newest of what SetStats said.
+func (n *Node) ReadCounters(ctx context.Context, _ *nodeapi.ReadCountersRequest, stream *connect.ServerStream[nodeapi.ReadCountersResponse]) error {
+	if n.OnStats != nil {
+		n.OnStats(ctx)
+	}
+	n.mu.Lock()
+	resp := &nodeapi.ReadCountersResponse{}
+	for id, samples := range n.stats {
+		if len(samples) == 0 || n.sandboxes[id] == nil {
+			continue
+		}
+		last := samples[len(samples)-1]
+		resp.Counters = append(resp.Counters, &nodeapi.SandboxCounters{
+			Id: id, Generation: last.GetGeneration(),
+			RxBytes: int64(last.GetNetwork().GetRxBytes()), TxBytes: int64(last.GetNetwork().GetTxBytes()), DiskBytes: last.GetDisk().GetBytes(),
+		})
+	}
+	n.mu.Unlock()
+	return stream.Send(resp)
+}

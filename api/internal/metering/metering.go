@@ -11,8 +11,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -30,9 +30,8 @@ const (
 	readEvery   = time.Minute // of every sandbox, by one replica
 	purgeEvery  = time.Hour
 	retention   = 400 * 24 * time.Hour
-	callTimeout = 5 * time.Second  // of one call to a node
 	nodeTimeout = 30 * time.Second // of reading one node; who is left out comes another time
-	atOnce      = 8                // nodes, and calls to each
+	atOnce      = 8                // nodes
 	batch       = 500              // readings that are stored together
 )
 
@@ -96,7 +95,7 @@ func (m *Meter) recount(ctx context.Context) error {
 	return err
 }
 
-// read asks every node about every sandbox, if it is this replica's turn.
+// read asks every node about its sandboxes, if it is this replica's turn.
 func (m *Meter) read(ctx context.Context) error {
 	mine, err := m.cfg.Store.TakeReadingTurn(ctx, readEvery)
 	if err != nil || !mine {
@@ -118,19 +117,37 @@ func (m *Meter) readNode(ctx context.Context, name string) error {
 	}
 	asking, cancel := context.WithTimeout(ctx, nodeTimeout)
 	defer cancel()
-	list, _ := m.cfg.Table.SandboxesOf(name) // in no order
-	var failed error
-	for part := range slices.Chunk(list, batch) {
-		if asking.Err() != nil {
-			break
-		}
-		readings, err := readSome(asking, rpc, part)
-		if len(readings) > 0 {
-			err = errors.Join(err, m.cfg.Store.AddReadings(ctx, readings))
-		}
-		failed = errors.Join(failed, err)
+	readings, failed := m.counters(asking, name, rpc)
+	for part := range slices.Chunk(readings, batch) {
+		failed = errors.Join(failed, m.cfg.Store.AddReadings(ctx, part))
 	}
 	return errors.Join(failed, m.readVolumes(asking, name, rpc))
+}
+
+// counters is what a node counted of the sandboxes that it has: what it says of
+// others' counts for nothing.
+func (m *Meter) counters(ctx context.Context, name string, rpc nodeapiconnect.NodeClient) ([]store.Reading, error) {
+	stream, err := rpc.ReadCounters(ctx, &nodeapi.ReadCountersRequest{})
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	read := map[sandbox.ID]store.Reading{}
+	for stream.Receive() {
+		for _, c := range stream.Msg().GetCounters() {
+			id := sandbox.ID(c.GetId())
+			if sb, _, known := m.cfg.Table.Lookup(id); known && sb.Node == name && sb.State == sandbox.Running {
+				read[id] = store.Reading{
+					ID: id, Generation: sandbox.Generation(c.GetGeneration()),
+					IngressBytes: c.GetRxBytes(), EgressBytes: c.GetTxBytes(), RootfsBytes: c.GetDiskBytes(),
+				}
+			}
+		}
+	}
+	if err = stream.Err(); connect.CodeOf(err) == connect.CodeUnimplemented { // it is of an older version: its counters wait
+		err = nil
+	}
+	return slices.Collect(maps.Values(read)), err
 }
 
 // readVolumes asks a node what the volumes hold that it may write to.
@@ -154,48 +171,4 @@ func (m *Meter) readVolumes(ctx context.Context, name string, rpc nodeapiconnect
 		}
 	}
 	return nil
-}
-
-func readSome(ctx context.Context, rpc nodeapiconnect.NodeClient, list []placement.Sandbox) ([]store.Reading, error) {
-	var mu sync.Mutex
-	var readings []store.Reading
-	var g errgroup.Group
-	g.SetLimit(atOnce)
-	for _, sb := range list {
-		if sb.State != sandbox.Running {
-			continue
-		}
-		g.Go(func() error {
-			r, ok, err := readOne(ctx, rpc, sb)
-			if ok {
-				mu.Lock()
-				defer mu.Unlock()
-				readings = append(readings, r)
-			}
-			return err
-		})
-	}
-	err := g.Wait()
-	return readings, err
-}
-
-// readOne reads a sandbox's counters as they are now; false when there are none.
-func readOne(ctx context.Context, rpc nodeapiconnect.NodeClient, sb placement.Sandbox) (store.Reading, bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	resp, err := rpc.Stats(ctx, &nodeapi.StatsRequest{Id: string(sb.ID), Generation: uint64(sb.Generation), SinceUnixNano: time.Now().UnixNano()})
-	switch connect.CodeOf(err) {
-	case connect.CodeNotFound, connect.CodeFailedPrecondition: // it has ended, or is another one by now
-		return store.Reading{}, false, nil
-	}
-	samples := resp.GetSamples()
-	if err != nil || len(samples) == 0 {
-		return store.Reading{}, false, err
-	}
-	last := samples[len(samples)-1]
-	return store.Reading{
-		ID: sb.ID, Generation: sandbox.Generation(last.GetGeneration()),
-		IngressBytes: int64(last.GetNetwork().GetRxBytes()), EgressBytes: int64(last.GetNetwork().GetTxBytes()),
-		RootfsBytes: last.GetDisk().GetBytes(),
-	}, true, nil
 }

@@ -65,6 +65,21 @@ func TestWhatNodesCountedIsRecordedOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// Another node's sandbox, which the node has an older instance of.
+	foreign, claim := sandbox.ID("local-foreign"), uuid.New()
+	for node, gen := range map[*fakenode.Node]uint64{hung: 2, node: 1} {
+		node.Adopt(&nodeapi.Sandbox{Id: string(foreign), Generation: gen, State: "running", Team: team.String(), ClaimId: claim.String()})
+	}
+	if _, err := s.InsertSandbox(ctx, store.NewSandbox{
+		ID: foreign, TeamID: team, UserID: uuid.New(), ClaimID: claim, TemplateID: "default", Node: "n0", Generation: 2, Config: []byte(`{}`), MemoryBytes: 1 << 30,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	node.SetStats(string(foreign), &nodeapi.StatsSample{Generation: 1, Network: &nodeapi.NetworkUsage{RxBytes: 1 << 30}})
+	fakenode.Eventually(t, "another node's sandbox is known as its", func() bool {
+		sb, _, _ := table.Lookup(foreign)
+		return sb.Node == "n0" && len(table.Outdated("n1")) == 1
+	})
 	tell := func(rx, tx uint64) {
 		node.SetStats(id, &nodeapi.StatsSample{
 			UnixNano: time.Now().Add(time.Hour).UnixNano(), Generation: 1, // later than whoever asks

@@ -8,6 +8,37 @@ import (
 	"s0.run/internal/sandbox"
 )
 
+// watcher is one stream of a node.
+type watcher struct {
+	set      *Set
+	node     placement.Node
+	snapshot *placement.Snapshot // until it is whole
+	synced   bool
+}
+
+// see takes one event: what a node begins with counts once all of it is there.
+func (w *watcher) see(e *nodeapi.Event) {
+	switch {
+	case w.synced:
+		w.set.apply(w.node.Name, e)
+	case e.GetSynced() != nil:
+		w.synced = true
+		w.set.cfg.Table.Sync(w.node, w.snapshot)
+		w.set.cfg.Log.Info("synced with a node", "node", w.node.Name, "slots", len(w.snapshot.Slots), "sandboxes", len(w.snapshot.Sandboxes))
+		w.snapshot = nil
+		w.set.cfg.OnSync(w.node.Name)
+	default:
+		collect(w.snapshot, w.node.Name, e)
+	}
+}
+
+// end says that the stream has ended.
+func (w *watcher) end() {
+	if w.synced {
+		w.set.cfg.Table.Lost(w.node.Name)
+	}
+}
+
 // collect adds an event of the initial state to a snapshot.
 func collect(s *placement.Snapshot, node string, e *nodeapi.Event) {
 	switch ev := e.GetEvent().(type) {

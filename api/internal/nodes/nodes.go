@@ -156,31 +156,22 @@ func (s *Set) watch(ctx context.Context, c *conn) (synced bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	stream, err := c.rpc.Watch(ctx, &nodeapi.WatchRequest{})
+	stream, err := c.rpc.Watch(ctx, &nodeapi.WatchRequest{Many: true})
 	if err != nil {
 		return false, fmt.Errorf("watching node %s: %w", n.Name, err)
 	}
 	defer stream.Close()
-	snapshot := placement.NewSnapshot()
+	w := &watcher{set: s, node: n, snapshot: placement.NewSnapshot()}
+	defer w.end()
 	for stream.Receive() {
-		e := stream.Msg()
-		switch {
-		case synced:
-			s.apply(n.Name, e)
-		case e.GetSynced() != nil:
-			synced = true
-			s.cfg.Table.Sync(n, snapshot)
-			defer s.cfg.Table.Lost(n.Name)
-			s.cfg.Log.Info("synced with a node", "node", n.Name, "slots", len(snapshot.Slots), "sandboxes", len(snapshot.Sandboxes))
-			s.cfg.OnSync(n.Name)
-		default:
-			collect(snapshot, n.Name, e)
+		for _, e := range stream.Msg().All() {
+			w.see(e)
 		}
 	}
 	if err = stream.Err(); err == nil {
 		err = errors.New("the node ended the stream")
 	}
-	return synced, fmt.Errorf("watching node %s: %w", n.Name, err)
+	return w.synced, fmt.Errorf("watching node %s: %w", n.Name, err)
 }
 
 // hello asks the node who it is and makes it known by its name.

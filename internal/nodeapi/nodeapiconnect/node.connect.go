@@ -75,6 +75,8 @@ const (
 	NodeSetBandwidthProcedure = "/s0.node.v1.Node/SetBandwidth"
 	// NodeStatsProcedure is the fully-qualified name of the Node's Stats RPC.
 	NodeStatsProcedure = "/s0.node.v1.Node/Stats"
+	// NodeReadCountersProcedure is the fully-qualified name of the Node's ReadCounters RPC.
+	NodeReadCountersProcedure = "/s0.node.v1.Node/ReadCounters"
 	// NodeResolveImageProcedure is the fully-qualified name of the Node's ResolveImage RPC.
 	NodeResolveImageProcedure = "/s0.node.v1.Node/ResolveImage"
 	// NodeRemoveStoredProcedure is the fully-qualified name of the Node's RemoveStored RPC.
@@ -183,6 +185,9 @@ type NodeClient interface {
 	// Stats answers what a running sandbox uses and has used: samples that the node
 	// took from a time on, oldest first, and one of now. The node keeps an hour.
 	Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error)
+	// ReadCounters answers what every running sandbox that somebody has claimed has used,
+	// by the newest sample that the node took by itself: one too young for it is left out.
+	ReadCounters(context.Context, *nodeapi.ReadCountersRequest) (*connect.ServerStreamForClient[nodeapi.ReadCountersResponse], error)
 	// ResolveImage asks an image's registry which digest its tag has now. A
 	// reference by digest is answered at once.
 	ResolveImage(context.Context, *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error)
@@ -351,6 +356,12 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("Stats")),
 			connect.WithClientOptions(opts...),
 		),
+		readCounters: connect.NewClient[nodeapi.ReadCountersRequest, nodeapi.ReadCountersResponse](
+			httpClient,
+			baseURL+NodeReadCountersProcedure,
+			connect.WithSchema(nodeMethods.ByName("ReadCounters")),
+			connect.WithClientOptions(opts...),
+		),
 		resolveImage: connect.NewClient[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse](
 			httpClient,
 			baseURL+NodeResolveImageProcedure,
@@ -458,6 +469,7 @@ type nodeClient struct {
 	takeFlows            *connect.Client[nodeapi.TakeFlowsRequest, nodeapi.TakeFlowsResponse]
 	setBandwidth         *connect.Client[nodeapi.SetBandwidthRequest, nodeapi.SetBandwidthResponse]
 	stats                *connect.Client[nodeapi.StatsRequest, nodeapi.StatsResponse]
+	readCounters         *connect.Client[nodeapi.ReadCountersRequest, nodeapi.ReadCountersResponse]
 	resolveImage         *connect.Client[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse]
 	removeStored         *connect.Client[nodeapi.RemoveStoredRequest, nodeapi.RemoveStoredResponse]
 	warmPod              *connect.Client[nodeapi.WarmPodRequest, nodeapi.PodSlot]
@@ -626,6 +638,11 @@ func (c *nodeClient) Stats(ctx context.Context, req *nodeapi.StatsRequest) (*nod
 		return response.Msg, err
 	}
 	return nil, err
+}
+
+// ReadCounters calls s0.node.v1.Node.ReadCounters.
+func (c *nodeClient) ReadCounters(ctx context.Context, req *nodeapi.ReadCountersRequest) (*connect.ServerStreamForClient[nodeapi.ReadCountersResponse], error) {
+	return c.readCounters.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // ResolveImage calls s0.node.v1.Node.ResolveImage.
@@ -831,6 +848,9 @@ type NodeHandler interface {
 	// Stats answers what a running sandbox uses and has used: samples that the node
 	// took from a time on, oldest first, and one of now. The node keeps an hour.
 	Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error)
+	// ReadCounters answers what every running sandbox that somebody has claimed has used,
+	// by the newest sample that the node took by itself: one too young for it is left out.
+	ReadCounters(context.Context, *nodeapi.ReadCountersRequest, *connect.ServerStream[nodeapi.ReadCountersResponse]) error
 	// ResolveImage asks an image's registry which digest its tag has now. A
 	// reference by digest is answered at once.
 	ResolveImage(context.Context, *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error)
@@ -995,6 +1015,12 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("Stats")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeReadCountersHandler := connect.NewServerStreamHandlerSimple(
+		NodeReadCountersProcedure,
+		svc.ReadCounters,
+		connect.WithSchema(nodeMethods.ByName("ReadCounters")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeResolveImageHandler := connect.NewUnaryHandlerSimple(
 		NodeResolveImageProcedure,
 		svc.ResolveImage,
@@ -1117,6 +1143,8 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeSetBandwidthHandler.ServeHTTP(w, r)
 		case NodeStatsProcedure:
 			nodeStatsHandler.ServeHTTP(w, r)
+		case NodeReadCountersProcedure:
+			nodeReadCountersHandler.ServeHTTP(w, r)
 		case NodeResolveImageProcedure:
 			nodeResolveImageHandler.ServeHTTP(w, r)
 		case NodeRemoveStoredProcedure:
@@ -1224,6 +1252,10 @@ func (UnimplementedNodeHandler) SetBandwidth(context.Context, *nodeapi.SetBandwi
 
 func (UnimplementedNodeHandler) Stats(context.Context, *nodeapi.StatsRequest) (*nodeapi.StatsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Stats is not implemented"))
+}
+
+func (UnimplementedNodeHandler) ReadCounters(context.Context, *nodeapi.ReadCountersRequest, *connect.ServerStream[nodeapi.ReadCountersResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.ReadCounters is not implemented"))
 }
 
 func (UnimplementedNodeHandler) ResolveImage(context.Context, *nodeapi.ResolveImageRequest) (*nodeapi.ResolveImageResponse, error) {

@@ -108,14 +108,13 @@ func (s *Server) SetPools(_ context.Context, req *nodeapi.SetPoolsRequest) (*nod
 }
 
 // Watch implements the node API.
-func (s *Server) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *connect.ServerStream[nodeapi.Event]) error {
+func (s *Server) Watch(ctx context.Context, req *nodeapi.WatchRequest, stream *connect.ServerStream[nodeapi.Event]) error {
 	initial, sub := s.cfg.Hub.Subscribe()
 	defer sub.Cancel()
 	initial = append(initial, &nodeapi.Event{Event: &nodeapi.Event_Synced{Synced: &nodeapi.Synced{}}})
-	for _, e := range initial {
-		if err := s.send(stream, e); err != nil {
-			return err
-		}
+	send := func(e *nodeapi.Event) error { return s.send(stream, e) }
+	if err := nodeapi.SendEvents(initial, req, send); err != nil {
+		return err
 	}
 	for {
 		select {
@@ -127,7 +126,7 @@ func (s *Server) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *con
 			if !ok {
 				return s.fail("Watch", errdefs.New(errdefs.Exhausted, "the subscriber is too slow: start over"))
 			}
-			if err := s.send(stream, e); err != nil {
+			if err := nodeapi.SendEvents(nodeapi.Gather(e, sub.C()), req, send); err != nil {
 				return err
 			}
 		}
@@ -135,13 +134,13 @@ func (s *Server) Watch(ctx context.Context, _ *nodeapi.WatchRequest, stream *con
 }
 
 // send leaves out what can't be encoded: one bad word must not keep a watcher
-// from all the rest, again and again.
+// from all the rest, again and again. Of several, each is tried by itself.
 func (s *Server) send(stream *connect.ServerStream[nodeapi.Event], e *nodeapi.Event) error {
 	err := stream.Send(e)
 	if err == nil {
 		return nil
 	}
-	if _, invalid := proto.Marshal(e); invalid != nil {
+	if _, invalid := proto.Marshal(e); invalid != nil && e.GetMany() == nil {
 		s.cfg.Log.Error("an event can't be told", "event", e, "error", invalid)
 		return nil
 	}

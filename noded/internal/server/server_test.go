@@ -220,23 +220,46 @@ func TestCalls(t *testing.T) {
 	}
 }
 
+// watch gives the events of a watcher, one after the other, and its stream.
+func (n *node) watch(many bool) (next func() *nodeapi.Event, stream *connect.ServerStreamForClient[nodeapi.Event]) {
+	n.t.Helper()
+	stream, err := n.rpc.Watch(n.ctx(), &nodeapi.WatchRequest{Many: many})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { stream.Close() })
+	var queue []*nodeapi.Event
+	return func() *nodeapi.Event {
+		n.t.Helper()
+		for len(queue) == 0 {
+			if !stream.Receive() {
+				n.t.Fatalf("the stream ended: %v", stream.Err())
+			}
+			if queue = stream.Msg().All(); stream.Msg().GetMany() != nil && !many {
+				n.t.Error("several events for who takes one")
+			}
+		}
+		e := queue[0]
+		queue = queue[1:]
+		return e
+	}, stream
+}
+
 // A watcher sees first everything, then each change, through a pool's whole life.
 func TestWatch(t *testing.T) {
 	t.Parallel()
+	for _, many := range []bool{false, true} {
+		t.Run(fmt.Sprintf("many=%t", many), func(t *testing.T) {
+			t.Parallel()
+			testWatch(t, many)
+		})
+	}
+}
+
+func testWatch(t *testing.T, many bool) {
 	n := start(t, nil)
 	claimed := n.sandbox()
-	stream, err := n.rpc.Watch(n.ctx(), &nodeapi.WatchRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stream.Close()
-	next := func() *nodeapi.Event {
-		t.Helper()
-		if !stream.Receive() {
-			t.Fatalf("the stream ended: %v", stream.Err())
-		}
-		return stream.Msg()
-	}
+	next, stream := n.watch(many)
 	seen := map[string]string{}
 	for e := next(); e.GetSynced() == nil; e = next() {
 		if sb := e.GetSandbox(); sb != nil {
@@ -272,23 +295,21 @@ func TestWatch(t *testing.T) {
 // What can't be encoded is left out: the watcher gets all the rest.
 func TestWatchSkipsWhatCannotBeTold(t *testing.T) {
 	t.Parallel()
-	n := start(t, nil)
-	bad := func() *nodeapi.Event {
-		return &nodeapi.Event{Event: &nodeapi.Event_Pool{Pool: &nodeapi.PoolStatus{Key: "p", LastError: "no \xff text"}}}
-	}
-	n.hub.Set("pool/p", bad())
-	stream, err := n.rpc.Watch(n.ctx(), &nodeapi.WatchRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stream.Close()
-	if !stream.Receive() || stream.Msg().GetSynced() == nil {
-		t.Fatalf("first %v (%v), want synced", stream.Msg(), stream.Err())
-	}
-	n.hub.Set("pool/p", bad())
-	n.hub.Clear("pool/p", &nodeapi.Event{Event: &nodeapi.Event_SlotTaken{SlotTaken: "next"}})
-	if !stream.Receive() || stream.Msg().GetSlotTaken() != "next" {
-		t.Fatalf("then %v (%v), want what came after it", stream.Msg(), stream.Err())
+	for _, many := range []bool{false, true} {
+		n := start(t, nil)
+		bad := func() *nodeapi.Event {
+			return &nodeapi.Event{Event: &nodeapi.Event_Pool{Pool: &nodeapi.PoolStatus{Key: "p", LastError: "no \xff text"}}}
+		}
+		n.hub.Set("pool/p", bad())
+		next, _ := n.watch(many)
+		if e := next(); e.GetSynced() == nil {
+			t.Fatalf("first %v, want synced", e)
+		}
+		n.hub.Set("pool/p", bad())
+		n.hub.Clear("pool/p", &nodeapi.Event{Event: &nodeapi.Event_SlotTaken{SlotTaken: "next"}})
+		if e := next(); e.GetSlotTaken() != "next" {
+			t.Fatalf("then %v, want what came after it", e)
+		}
 	}
 }
 

@@ -2,7 +2,10 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
+
+	"connectrpc.com/connect"
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
@@ -24,6 +27,34 @@ func (s *Server) Stats(ctx context.Context, req *nodeapi.StatsRequest) (*nodeapi
 		resp.Samples = append(resp.Samples, sampleToWire(sample))
 	}
 	return resp, nil
+}
+
+// countersAtOnce is what one message of ReadCounters carries.
+const countersAtOnce = 1_000
+
+// ReadCounters implements the node API.
+func (s *Server) ReadCounters(_ context.Context, _ *nodeapi.ReadCountersRequest, stream *connect.ServerStream[nodeapi.ReadCountersResponse]) error {
+	var list []*nodeapi.SandboxCounters
+	for id, sample := range s.cfg.Stats.Latest() {
+		list = append(list, countersToWire(id, sample))
+	}
+	for part := range slices.Chunk(list, countersAtOnce) {
+		if err := stream.Send(&nodeapi.ReadCountersResponse{Counters: part}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func countersToWire(id sandbox.ID, s stats.Sample) *nodeapi.SandboxCounters {
+	w := &nodeapi.SandboxCounters{Id: string(id), Generation: uint64(s.Generation)}
+	if s.Traffic != nil {
+		w.RxBytes, w.TxBytes = int64(s.Traffic.RxBytes), int64(s.Traffic.TxBytes)
+	}
+	if s.Disk != nil {
+		w.DiskBytes = s.Disk.Bytes
+	}
+	return w
 }
 
 func sampleToWire(s stats.Sample) *nodeapi.StatsSample {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
@@ -64,5 +65,12 @@ func TestSamplesOnTheWire(t *testing.T) {
 	if w.GetDisk().GetBytes() != 1 || w.GetDisk().GetLimitBytes() != 2 ||
 		[...]uint64{u.GetRxBytes(), u.GetTxBytes(), u.GetRxPackets(), u.GetTxPackets(), u.GetRxErrors(), u.GetTxErrors()} != [...]uint64{1, 2, 3, 4, 5, 6} {
 		t.Errorf("%v", w)
+	}
+	counters := &nodeapi.SandboxCounters{Id: "local-a", Generation: 2, RxBytes: 3, TxBytes: 4, DiskBytes: 5}
+	if c := countersToWire("local-a", stats.Sample{Generation: 2, Traffic: &netns.Traffic{RxBytes: 3, TxBytes: 4}, Disk: &stats.Disk{Bytes: 5}}); !proto.Equal(c, counters) {
+		t.Errorf("%v, want %v", c, counters)
+	}
+	if c := countersToWire("local-a", stats.Sample{Generation: 2}); !proto.Equal(c, &nodeapi.SandboxCounters{Id: "local-a", Generation: 2}) {
+		t.Errorf("%v of nothing", c)
 	}
 }

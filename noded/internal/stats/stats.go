@@ -242,6 +242,19 @@ func (s *Sampler) Samples(ctx context.Context, id sandbox.ID, gen sandbox.Genera
 	return append(kept, now), nil
 }
 
+// Latest is the newest sample that was kept of each sandbox.
+func (s *Sampler) Latest() map[sandbox.ID]Sample {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make(map[sandbox.ID]Sample, len(s.series))
+	for id, e := range s.series {
+		if n := len(e.samples); n > 0 {
+			all[id] = e.samples[(e.next+n-1)%n]
+		}
+	}
+	return all
+}
+
 func (e *series) add(sample Sample) {
 	if len(e.samples) < Kept {
 		e.samples = append(e.samples, sample)

@@ -143,6 +143,31 @@ func TestSamplesAreKeptForAnHour(t *testing.T) {
 	}
 }
 
+func TestTheLatestSampleOfEach(t *testing.T) {
+	t.Parallel()
+	m := newMachine()
+	a, b := m.add(t), m.add(t)
+	s, advance := newSampler(m)
+	if n := len(s.Latest()); n != 0 {
+		t.Errorf("%d samples before the first", n)
+	}
+	for range Kept + 3 {
+		advance(Interval)
+		s.sweep(t.Context())
+	}
+	latest := s.Latest()
+	for _, id := range []sandbox.ID{a, b} {
+		if sample := latest[id]; !sample.Time.Equal(s.now()) || sample.Generation != 1 || sample.Traffic.RxBytes != 5 {
+			t.Errorf("%s: %+v", id, sample)
+		}
+	}
+	delete(m.running, a)
+	s.sweep(t.Context())
+	if latest = s.Latest(); len(latest) != 1 || latest[b].Time.IsZero() {
+		t.Errorf("after one has ended: %v", latest)
+	}
+}
+
 func TestOnlyWhoRunsIsMeasured(t *testing.T) {
 	t.Parallel()
 	m := newMachine()
