@@ -2,11 +2,9 @@ package api_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -57,13 +55,14 @@ func (i *instance) measureBeside(b *testing.B, modest, greedy string) {
 
 // claimOften claims greedyTimes as often as the modest tenant until ctx ends.
 func (i *instance) claimOften(ctx context.Context, b *testing.B, key string, made, refused *atomic.Int64) (wait func()) {
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: greedyAtOnce}}
 	var wg sync.WaitGroup
 	work := make(chan struct{})
 	for range greedyAtOnce {
 		wg.Go(func() {
+			claim, end := i.claims(b, key)
+			defer end()
 			for range work {
-				switch i.tryClaim(ctx, b, client, key) {
+				switch claim() {
 				case http.StatusCreated:
 					made.Add(1)
 				case http.StatusTooManyRequests:
@@ -92,24 +91,26 @@ func (i *instance) claimOften(ctx context.Context, b *testing.B, key string, mad
 	return wg.Wait
 }
 
-func (i *instance) tryClaim(ctx context.Context, b *testing.B, client *http.Client, key string) int {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, i.url+"/api/v1/sandboxes", strings.NewReader(`{"template":"default"}`))
+// claims gives a client that claims, one sandbox after the other.
+func (i *instance) claims(b *testing.B, key string) (claim func() int, end func()) {
+	w, err := i.dial()
 	if err != nil {
 		b.Error(err)
-		return 0
+		return func() int { return 0 }, func() {}
 	}
-	req.Header.Set("Authorization", "Bearer "+key)
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0
-	}
-	defer resp.Body.Close()
-	_, _ = io.Copy(io.Discard, resp.Body)
-	return resp.StatusCode
+	req := i.rawRequest(http.MethodPost, "/api/v1/sandboxes", key, `{"template":"default"}`)
+	return func() int {
+		status, _, err := w.exchange(req)
+		if err != nil {
+			b.Error(err)
+		}
+		return status
+	}, func() { w.Close() }
 }
 
 func (i *instance) measureModest(b *testing.B, key string) {
-	client := &http.Client{}
+	claim, end := i.claims(b, key)
+	defer end()
 	var took []time.Duration
 	tick := time.NewTicker(modestEvery)
 	defer tick.Stop()
@@ -117,7 +118,7 @@ func (i *instance) measureModest(b *testing.B, key string) {
 	for range b.N {
 		<-tick.C
 		began := time.Now()
-		if status := i.tryClaim(b.Context(), b, client, key); status != http.StatusCreated {
+		if status := claim(); status != http.StatusCreated {
 			b.Errorf("status %d", status)
 		}
 		took = append(took, time.Since(began))

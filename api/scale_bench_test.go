@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -189,16 +188,16 @@ func cpu(t testing.TB) time.Duration {
 }
 
 func (s *scale) request(method, path, body string) []byte {
-	u, err := url.Parse(s.i.url)
-	if err != nil {
-		s.b.Fatal(err)
-	}
-	return fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s", method, path, u.Host, s.key, len(body), body)
+	return s.i.rawRequest(method, path, s.key, body)
 }
 
-// load sends a request n times over so many connections, as a load generator
-// written in C would: the request is made once, and of the answer it reads what
-// it must.
+// rawRequest is a request as it goes over the wire.
+func (i *instance) rawRequest(method, path, key, body string) []byte {
+	return fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
+		method, path, strings.TrimPrefix(i.url, "http://"), key, len(body), body)
+}
+
+// load sends a request n times over so many connections.
 func (s *scale) load(clients, n int, req []byte, status int) (took []time.Duration, all time.Duration) {
 	share := n / clients
 	each := make([][]time.Duration, clients)
@@ -206,17 +205,16 @@ func (s *scale) load(clients, n int, req []byte, status int) (took []time.Durati
 	var wg sync.WaitGroup
 	for c := range clients {
 		wg.Go(func() {
-			conn, err := net.Dial("tcp", strings.TrimPrefix(s.i.url, "http://"))
+			w, err := s.i.dial()
 			if err != nil {
 				s.b.Error(err)
 				return
 			}
-			defer conn.Close()
-			r := bufio.NewReaderSize(conn, 64<<10)
+			defer w.Close()
 			for range share {
 				began := time.Now()
-				if err := exchange(conn, r, req, status); err != nil {
-					s.b.Error(err)
+				if got, body, err := w.exchange(req); err != nil || got != status {
+					s.b.Error(got, body, err)
 					return
 				}
 				each[c] = append(each[c], time.Since(began))
@@ -227,20 +225,37 @@ func (s *scale) load(clients, n int, req []byte, status int) (took []time.Durati
 	return slices.Concat(each...), time.Since(began)
 }
 
-func exchange(conn net.Conn, r *bufio.Reader, req []byte, status int) error {
-	if _, err := conn.Write(req); err != nil {
-		return err
-	}
-	line, err := r.ReadSlice('\n')
+// wire is a connection as a load generator written in C would use it: a request is
+// made once, and of an answer it reads what it must. Clients share the machine with
+// the server; theirs is none of what is measured.
+type wire struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (i *instance) dial() (*wire, error) {
+	conn, err := net.Dial("tcp", strings.TrimPrefix(i.url, "http://"))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	got, _ := strconv.Atoi(string(line[9:12]))
+	return &wire{conn, bufio.NewReaderSize(conn, 64<<10)}, nil
+}
+
+// exchange gives the status of an answer, and its body if it is an error.
+func (w *wire) exchange(req []byte) (status int, body string, err error) {
+	if _, err := w.Write(req); err != nil {
+		return 0, "", err
+	}
+	line, err := w.r.ReadSlice('\n')
+	if err != nil {
+		return 0, "", err
+	}
+	status, _ = strconv.Atoi(string(line[9:12]))
 	length := 0
 	for {
-		line, err := r.ReadSlice('\n')
+		line, err := w.r.ReadSlice('\n')
 		if err != nil {
-			return err
+			return status, "", err
 		}
 		if len(line) == 2 {
 			break
@@ -249,10 +264,10 @@ func exchange(conn net.Conn, r *bufio.Reader, req []byte, status int) error {
 			length, _ = strconv.Atoi(string(bytes.TrimSpace(v)))
 		}
 	}
-	if got != status {
-		body, _ := io.ReadAll(io.LimitReader(r, int64(length)))
-		return fmt.Errorf("%s: %s", http.StatusText(got), body)
+	if status < http.StatusBadRequest {
+		_, err = w.r.Discard(length)
+		return status, "", err
 	}
-	_, err = r.Discard(length)
-	return err
+	b, err := io.ReadAll(io.LimitReader(w.r, int64(length)))
+	return status, string(b), err
 }
