@@ -27,7 +27,7 @@ func TestNetwork(t *testing.T) {
 	s := s0test.Start(t, o.options())
 	t.Run("rules", func(t *testing.T) { testNetworkRules(t, s, w) })
 	t.Run("a warm process", func(t *testing.T) { testNetworkOfAWarmProcess(t, s, w) })
-	t.Run("audit", func(t *testing.T) { testNetworkAudit(t, s, w) })
+	t.Run("audit", func(t *testing.T) { testNetworkAudit(t, s, w, o) })
 	t.Run("pause", func(t *testing.T) { testNetworkAfterAPause(t, s, w) })
 	t.Run("credentials", func(t *testing.T) { testCredentials(t, s, w, o) })
 	t.Run("whom a sandbox believes", func(t *testing.T) { testTrust(t, s, w, o) })
@@ -41,6 +41,7 @@ type internet struct {
 	near, far   netip.Addr
 	near6, far6 netip.Addr
 	public      netip.Addr // of no network that a policy has to name
+	public6     netip.Addr
 	host        netip.Addr
 	ns          netns.NsHandle
 }
@@ -52,7 +53,8 @@ func newInternet(t *testing.T) *internet {
 	six := func(n byte) netip.Addr {
 		return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, a, b, 15: n})
 	}
-	w := &internet{near: four(2), far: four(3), near6: six(2), far6: six(3), public: netip.AddrFrom4([4]byte{93, 184, a, b + 2}), host: four(1)}
+	w := &internet{near: four(2), far: four(3), near6: six(2), far6: six(3), host: four(1)}
+	w.public, w.public6 = netip.AddrFrom4([4]byte{93, 184, a, b + 2}), netip.AddrFrom16([16]byte{0x2a, 0x00, 0x0d, 0xb8, a, b, 15: 2})
 	ns := namespace(t)
 	w.ns = ns
 	host, err := netlink.NewHandle()
@@ -72,10 +74,13 @@ func newInternet(t *testing.T) *internet {
 	}
 	t.Cleanup(func() { _ = host.LinkDel(link) })
 	addresses(t, host, name, w.host, six(1))
-	addresses(t, inner, "eth0", w.near, w.far, w.near6, w.far6, w.public)
+	addresses(t, inner, "eth0", w.near, w.far, w.near6, w.far6, w.public, w.public6)
 	l, err := host.LinkByName(name)
-	if err == nil {
-		err = host.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: &net.IPNet{IP: w.public.AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: w.near.AsSlice()})
+	for public, via := range map[netip.Addr]netip.Addr{w.public: w.near, w.public6: w.near6} {
+		if err == nil {
+			one := &net.IPNet{IP: public.AsSlice(), Mask: net.CIDRMask(public.BitLen(), public.BitLen())}
+			err = host.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: one, Gw: via.AsSlice()})
+		}
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +131,7 @@ func addresses(t *testing.T, h *netlink.Handle, name string, all ...netip.Addr) 
 // answer echoes on ports 7 and 8 of every address in the namespace.
 func answer(t *testing.T, ns netns.NsHandle, w *internet) {
 	t.Helper()
-	for _, a := range []netip.Addr{w.near, w.far, w.near6, w.far6, w.public} {
+	for _, a := range []netip.Addr{w.near, w.far, w.near6, w.far6, w.public, w.public6} {
 		for _, port := range []uint16{7, 8} {
 			go serveWord(listenIn(t, ns, netip.AddrPortFrom(a, port).String()))
 		}
