@@ -239,7 +239,7 @@ func TestKubernetes(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"node", s.testNode}, {"claim", s.testClaim}, {"pod", s.testPod}, {"H01_refusals", s.testRefusals}, {"H02_kubelet", s.testKubeletAuth},
+		{"node", s.testNode}, {"claim", s.testClaim}, {"pod", s.testPod}, {"life", s.testLife}, {"restart", s.testRestart}, {"terminal", s.testTerminal}, {"H01_refusals", s.testRefusals}, {"H02_kubelet", s.testKubeletAuth},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			s.t = t
@@ -393,11 +393,7 @@ func (s *stack) testRefusals(t *testing.T) {
 
 // Nobody gets anything from the kubelet API whom Kubernetes does not know and let.
 func (s *stack) testKubeletAuth(t *testing.T) {
-	node, err := s.kube.CoreV1().Nodes().Get(t.Context(), "sandboxes", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	base := fmt.Sprintf("https://127.0.0.1:%d", node.Status.DaemonEndpoints.KubeletEndpoint.Port)
+	base := s.kubeletURL(t)
 	for path, method := range map[string]string{"/pods": "GET", "/runningpods/": "GET", "/exec/default/web/main?command=id&output=1": "POST", "/stats/summary": "GET", "/metrics/resource": "GET", "/": "GET"} {
 		for token, want := range map[string]int{"": http.StatusUnauthorized, "guessed": http.StatusUnauthorized} {
 			if got := s.ask(t, method, base+path, token); got != want {
@@ -410,12 +406,29 @@ func (s *stack) testKubeletAuth(t *testing.T) {
 	if got := s.ask(t, http.MethodGet, base+"/pods", token); got != http.StatusForbidden {
 		t.Errorf("a stranger is answered with %d", got)
 	}
-	s.kubectl("create", "serviceaccount", "operator")
-	s.kubectl("create", "clusterrolebinding", "operator", "--clusterrole=system:kubelet-api-admin", "--serviceaccount=default:operator")
-	token = strings.TrimSpace(s.kubectl("create", "token", "operator"))
-	if got := s.ask(t, http.MethodGet, base+"/pods", token); got != http.StatusOK {
+	if got := s.ask(t, http.MethodGet, base+"/pods", s.operator()); got != http.StatusOK {
 		t.Errorf("an operator is answered with %d", got)
 	}
+}
+
+// kubeletURL is where the node's own API is.
+func (s *stack) kubeletURL(t *testing.T) string {
+	t.Helper()
+	node, err := s.kube.CoreV1().Nodes().Get(t.Context(), "sandboxes", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("https://127.0.0.1:%d", node.Status.DaemonEndpoints.KubeletEndpoint.Port)
+}
+
+// operator is a token of somebody who may do everything with nodes.
+func (s *stack) operator() string {
+	s.t.Helper()
+	if _, err := s.tryKubectl(nil, "get", "serviceaccount", "operator"); err != nil {
+		s.kubectl("create", "serviceaccount", "operator")
+		s.kubectl("create", "clusterrolebinding", "operator", "--clusterrole=system:kubelet-api-admin", "--serviceaccount=default:operator")
+	}
+	return strings.TrimSpace(s.kubectl("create", "token", "operator"))
 }
 
 func (s *stack) ask(t *testing.T, method, url, token string) int {

@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -97,7 +98,9 @@ func (s *Server) resource(ctx context.Context) ([]*dto.MetricFamily, error) {
 	now := time.Now().UnixMilli()
 	add(nodeCPU, float64(total(all, cpuNanos))/1e9, now, nil)
 	add(nodeMemory, float64(total(all, workingSet)), now, nil)
-	return []*dto.MetricFamily{cpu, mem, start, nodeCPU, nodeMemory, podCPU, podMemory}, nil
+	families := []*dto.MetricFamily{cpu, mem, start, nodeCPU, nodeMemory, podCPU, podMemory}
+	// One that is empty can't be written, and would be an error of all.
+	return slices.DeleteFunc(families, func(f *dto.MetricFamily) bool { return len(f.Metric) == 0 }), nil
 }
 
 func family(name, help string, t dto.MetricType) *dto.MetricFamily {

@@ -172,7 +172,7 @@ func (p *Pods) Claimed() map[*corev1.Pod]noded.Sandbox {
 	all := map[*corev1.Pod]noded.Sandbox{}
 	for _, pod := range p.byUID {
 		if pod.sandbox != nil && usable(pod.sandbox) {
-			all[pod.api] = instance(pod.sandbox)
+			all[pod.object()] = instance(pod.sandbox)
 		}
 	}
 	return all
