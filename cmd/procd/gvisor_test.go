@@ -26,6 +26,13 @@ func startGVisor(t testing.TB) *sandbox {
 	s0test.NeedRoot(t)
 	runsc := s0test.Binary(t, "runsc")
 	slot, node := newSlot(t)
+	portal := filepath.Join(slot, filepath.Base(procapi.Portal), "v~m")
+	if err := os.MkdirAll(portal, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(portal, "name"), []byte("v"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
 	root, bundle := filepath.Join(dir, "root"), filepath.Join(dir, "bundle")
 	if err := makeRootfs(filepath.Join(bundle, "rootfs")); err != nil {
@@ -139,6 +146,55 @@ func TestGVisor(t *testing.T) {
 		t.Errorf("after the deletion: %+v", e.Exit)
 	}
 	s.filesAndProcesses(t)
+	s.volumes(t)
+}
+
+// volumes mounts what is in the portal: at the place that was said or nowhere, once, and
+// until nothing uses it.
+func (s *sandbox) volumes(t *testing.T) {
+	t.Helper()
+	at := procapi.Mount{Name: "v~m", Target: `/workspace/with space\and more/data`}
+	mounted := func() string {
+		return stdout(t, s.Conn, `cat '`+at.Target+`/name' 2>/dev/null; grep -c 'and.*more/data ' /proc/self/mountinfo`)
+	}
+	for range 2 { // the second is repeated
+		s.Call(t, "POST", procapi.PathMounts, at, nil)
+	}
+	if got := mounted(); got != "v1\n" {
+		t.Errorf("mounted: %q", got)
+	}
+	var user procapi.Context
+	s.Call(t, "POST", procapi.PathContexts, procapi.CreateContext{Type: "cmd", Cwd: at.Target, CMD: &procapi.CMDRequest{Command: []string{"sleep", "1000"}}}, &user)
+	if status, e := s.Refused(t, "DELETE", procapi.PathMounts, at); status != 409 || !strings.Contains(e.Message, "processes use") {
+		t.Errorf("unmounting what is in use: %d %+v", status, e)
+	}
+	if got := mounted(); got != "v1\n" {
+		t.Errorf("in use: %q", got)
+	}
+	s.Call(t, "DELETE", procapi.PathContexts+"/"+user.ID, nil, nil)
+	for range 2 {
+		s.Call(t, "DELETE", procapi.PathMounts, at, nil)
+	}
+	if got := mounted(); got != "0\n" {
+		t.Errorf("unmounted: %q", got)
+	}
+	s.placesOfSymlinks(t)
+}
+
+// placesOfSymlinks are no mount points (B04): neither such a link nor what is behind one.
+func (s *sandbox) placesOfSymlinks(t *testing.T) {
+	t.Helper()
+	before := stdout(t, s.Conn, "mkdir /workspace/real; ln -s real /workspace/link; ln -s /nowhere /workspace/broken; ln -s /etc /workspace/real/etc; touch /workspace/file; cat /proc/self/mountinfo")
+	for target, want := range map[string]string{"link": "symlink", "link/in": "symlink", "broken": "symlink", "real/etc/in": "symlink", "file": "not a directory", "file/in": "not a directory"} {
+		m := procapi.Mount{Name: "v~m", Target: "/workspace/" + target}
+		if status, e := s.Refused(t, "POST", procapi.PathMounts, m); status != 409 || !strings.Contains(e.Message, want) {
+			t.Errorf("mounting at %s: %d %+v", target, status, e)
+		}
+		s.Call(t, "DELETE", procapi.PathMounts, m, nil) // nothing is there
+	}
+	if after := stdout(t, s.Conn, "ls /workspace/real /etc/in 2>/dev/null; cat /proc/self/mountinfo"); after != "/workspace/real:\netc\n"+before {
+		t.Errorf("afterwards:\n%s\nbefore:\n%s", after, before)
+	}
 }
 
 func (s *sandbox) filesAndProcesses(t *testing.T) {

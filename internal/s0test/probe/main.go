@@ -23,23 +23,30 @@ import (
 const forever = 24 * time.Hour
 
 var words = map[string]func(args []string) error{
-	"sleep": func([]string) error { time.Sleep(forever); return nil },
-	"exit":  exit,
-	"cat":   cat,
-	"echo":  func(a []string) error { _, err := fmt.Println(a); return err },
-	"term":  term,
-	"count": count,
-	"eat":   eat,
-	"fork":  fork,
-	"write": func(a []string) error { return os.WriteFile(a[0], []byte(a[1]), 0o600) },
-	"fill":  fill,
-	"read":  read,
-	"ls":    ls,
-	"dial":  dial,
-	"bind":  func(a []string) error { return syscall.Mount(a[0], a[1], "", syscall.MS_BIND, "") },
-	"tty":   tty,
-	"stat":  stat,
-	"env":   func([]string) error { fmt.Println(strings.Join(os.Environ(), "\n")); return nil },
+	"sleep":   func([]string) error { time.Sleep(forever); return nil },
+	"exit":    exit,
+	"cat":     cat,
+	"echo":    func(a []string) error { _, err := fmt.Println(a); return err },
+	"term":    term,
+	"count":   count,
+	"eat":     eat,
+	"fork":    fork,
+	"write":   func(a []string) error { return os.WriteFile(a[0], []byte(a[1]), 0o600) },
+	"fill":    fill,
+	"read":    read,
+	"ls":      ls,
+	"dial":    dial,
+	"bind":    func(a []string) error { return syscall.Mount(a[0], a[1], "", syscall.MS_BIND, "") },
+	"umount":  func(a []string) error { return syscall.Unmount(a[0], 0) },
+	"mkdir":   func(a []string) error { return os.Mkdir(a[0], 0o700) },
+	"symlink": func(a []string) error { return os.Symlink(a[0], a[1]) },
+	"chmod":   func(a []string) error { return os.Chmod(a[0], 0o777) },
+	"rm":      func(a []string) error { return os.Remove(a[0]) },
+	"hold":    hold,
+	"kill":    kill,
+	"tty":     tty,
+	"stat":    stat,
+	"env":     func([]string) error { fmt.Println(strings.Join(os.Environ(), "\n")); return nil },
 }
 
 func main() {
@@ -153,6 +160,39 @@ func fill(a []string) error {
 		}
 	}
 	return f.Close()
+}
+
+// hold leaves a process that has a file open for writing, and prints its pid.
+func hold(a []string) error {
+	f, err := os.Create(a[0])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	child := exec.Command("/proc/self/exe", "sleep")
+	child.Stdin = f
+	if err := child.Start(); err != nil {
+		return err
+	}
+	fmt.Println(child.Process.Pid)
+	return nil
+}
+
+// kill kills a process and waits until it has nothing open any more.
+func kill(a []string) error {
+	pid, err := strconv.Atoi(a[0])
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return err
+	}
+	for {
+		if open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid)); err != nil || len(open) == 0 {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // stat prints a path's mode and owner.

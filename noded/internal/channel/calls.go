@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
+	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
 )
 
@@ -20,6 +25,8 @@ const (
 	// helloInterval paces the questions to a procd that does not answer yet.
 	helloInterval = 50 * time.Millisecond
 	maxHelloField = 128
+	// maxRefusal bounds the words of procd's that a tenant is told: a path is among them.
+	maxRefusal = 1024
 )
 
 // WaitHello waits until procd is connected and says what it is. How its warm
@@ -62,19 +69,44 @@ func (c *Channel) Init(ctx context.Context, in procapi.Init) error {
 	return c.call(ctx, http.MethodPost, procapi.PathInit, in, &struct{}{})
 }
 
-// SetEnv replaces the environment that Init gave.
+// SetEnv replaces the environment that Init gave, and mounts as [Channel.Mount] does.
 func (c *Channel) SetEnv(ctx context.Context, env procapi.Env) error {
-	return c.call(ctx, http.MethodPut, procapi.PathEnv, env, &struct{}{})
+	return conflict(c.call(ctx, http.MethodPut, procapi.PathEnv, env, &struct{}{}))
 }
 
-// Mount shows what is in the portal at a place of the sandbox; Unmount ends that.
+// Mount shows what is in the portal at a place of the sandbox; Unmount ends that. A
+// Conflict says why the place can't be used, or that it is in use.
 func (c *Channel) Mount(ctx context.Context, m procapi.Mount) error {
-	return c.call(ctx, http.MethodPost, procapi.PathMounts, m, &struct{}{})
+	return conflict(c.call(ctx, http.MethodPost, procapi.PathMounts, m, &struct{}{}))
 }
 
 // Unmount: see [Channel.Mount].
 func (c *Channel) Unmount(ctx context.Context, m procapi.Mount) error {
-	return c.call(ctx, http.MethodDelete, procapi.PathMounts, m, &struct{}{})
+	return conflict(c.call(ctx, http.MethodDelete, procapi.PathMounts, m, &struct{}{}))
+}
+
+// conflict is what procd says against a call, for its sandbox's owner to read.
+func conflict(err error) error {
+	var refused *refusal
+	if !errors.As(err, &refused) || refused.status != http.StatusConflict {
+		return err
+	}
+	var said procapi.Error
+	if json.Unmarshal(refused.answer, &said) != nil || len(said.Message) > maxRefusal || !utf8.ValidString(said.Message) || strings.ContainsFunc(said.Message, unicode.IsControl) {
+		said.Message = "the sandbox refuses"
+	}
+	return errdefs.New(errdefs.Conflict, "%s", said.Message).WithCause(err)
+}
+
+// refusal is an answer that is no success.
+type refusal struct {
+	path   string
+	status int
+	answer []byte
+}
+
+func (r *refusal) Error() string {
+	return fmt.Sprintf("asking procd for %s: status %d: %.200q", r.path, r.status, r.answer)
 }
 
 // KeepEvents makes procd keep events of what happens inside.
@@ -132,7 +164,7 @@ func (c *Channel) exchange(ctx context.Context, method, path string, in, out any
 	case int64(len(answer)) > maxBytes:
 		return fmt.Errorf("asking procd for %s: answer of more than %d bytes", path, maxBytes)
 	case resp.StatusCode != http.StatusOK:
-		return fmt.Errorf("asking procd for %s: status %d: %.200q", path, resp.StatusCode, answer)
+		return &refusal{path, resp.StatusCode, answer}
 	}
 	if err := json.Unmarshal(answer, out); err != nil {
 		return fmt.Errorf("asking procd for %s: answer: %w", path, err)

@@ -19,9 +19,11 @@ import (
 const notSaved = "ended while it was being paused"
 
 // Pause saves a sandbox with its processes, memory and files and frees everything
-// else that it holds. It returns when the image is durable; a caller that gives up
-// before stops nothing. A sandbox that is paused already stays so. If it fails the
-// sandbox goes on, unless the attempt has ended it: then it has failed.
+// else that it holds. It returns when the image is durable and its volumes are
+// committed; a caller that gives up before stops nothing. A sandbox that is paused
+// already stays so. If it fails the sandbox goes on, unless the attempt has ended it:
+// then it has failed. If the volumes' last commit alone fails it is paused: the next
+// who asks for that has it tried again.
 func (m *Manager) Pause(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (Sandbox, error) {
 	return m.pause(ctx, id, gen, true)
 }
@@ -43,6 +45,9 @@ func (m *Manager) pause(ctx context.Context, id sandbox.ID, gen sandbox.Generati
 	defer inst.endTurn()
 	rec := m.record(inst)
 	if rec.State == journal.Paused {
+		if err := m.commitVolumes(ctx, rec); err != nil {
+			return Sandbox{}, err
+		}
 		return m.Get(id)
 	}
 	if err := usable(rec); err != nil {
@@ -60,10 +65,10 @@ func (m *Manager) pause(ctx context.Context, id sandbox.ID, gen sandbox.Generati
 	return m.Get(id)
 }
 
-// saveError keeps why there is no room or no way, which whoever asked for a sandbox to be
-// saved shall know, and makes another of the rest.
+// saveError keeps why there is no room or no way, or whom to wait for, which whoever asked
+// for a sandbox to be saved shall know, and makes another of the rest.
 func saveError(err error, rest *errdefs.Error) error {
-	if errdefs.Is(err, errdefs.Exhausted) || errdefs.Is(err, errdefs.Conflict) {
+	if errdefs.Is(err, errdefs.Exhausted) || errdefs.Is(err, errdefs.Conflict) || errdefs.Is(err, errdefs.Unavailable) {
 		return err
 	}
 	return rest.WithCause(err)
@@ -80,6 +85,7 @@ func (m *Manager) save(ctx context.Context, inst *instance, rec journal.Record, 
 	}
 	rec.Image, rec.Frozen = rec.Generation, false
 	err := m.runSteps(ctx, "pause", []step{
+		{"volumes", func(ctx context.Context) error { return m.commitVolumes(ctx, rec) }}, // while it can still go on
 		{"intent", func(ctx context.Context) error { return m.intendPause(ctx, inst, rec) }},
 		{"manifest", func(ctx context.Context) error { return m.describe(ctx, inst, rec, memory) }},
 		{"quiesce", func(ctx context.Context) error { return m.quiesce(ctx, inst) }},
@@ -92,10 +98,10 @@ func (m *Manager) save(ctx context.Context, inst *instance, rec journal.Record, 
 			return err
 		}
 	}
-	m.commitVolumes(ctx, rec)
+	err = m.commitVolumes(ctx, rec)
 	m.setPaused(ctx, inst)
 	m.cfg.Metrics.pauseSeconds.Observe(time.Since(begin).Seconds())
-	return nil
+	return err
 }
 
 // undoPause lets a sandbox go on whose pause failed; true means that it was saved all

@@ -27,6 +27,16 @@ func (n *noded) pause(id sandbox.ID) {
 	}
 }
 
+// Resume resumes what has no volumes and is on this node.
+func (n *noded) Resume(ctx context.Context, id sandbox.ID, gen, after sandbox.Generation) (lifecycle.Sandbox, error) {
+	return n.Manager.Resume(ctx, lifecycle.ResumeRequest{ID: id, Generation: gen, After: after})
+}
+
+// ResumeStored resumes what has no volumes and is in the object store.
+func (n *noded) ResumeStored(ctx context.Context, s lifecycle.Stored) (lifecycle.Sandbox, error) {
+	return n.Manager.Resume(ctx, lifecycle.ResumeRequest{ID: s.Sandbox, Stored: &s})
+}
+
 func (n *noded) resume(id sandbox.ID, want sandbox.Generation) {
 	n.t.Helper()
 	sb, err := n.Resume(n.ctx(), id, 0, 0)

@@ -12,63 +12,100 @@ import (
 	"s0.run/noded/internal/snapshots"
 )
 
-// Resume starts a paused sandbox from its image, as the next generation, and one later than
-// after. It returns when procd has answered and the new state is durable. What runs already
-// stays as it is. If it fails the sandbox stays paused.
-func (m *Manager) Resume(ctx context.Context, id sandbox.ID, gen, after sandbox.Generation) (Sandbox, error) {
-	return m.resume(ctx, id, gen, after, nil)
+// ResumeRequest asks for a sandbox that runs.
+type ResumeRequest struct {
+	ID         sandbox.ID
+	Generation sandbox.Generation // 0: any
+	After      sandbox.Generation // the new instance's is a later one
+	Mounts     []journal.Mount    // all that it has, at the epochs that they have by now
+	Stored     *Stored            // nil: this node has the sandbox
 }
 
-// resume makes attempts until one is decided. That of a sandbox which ends as soon as it is
-// taken up decides nothing: whoever killed it may be gone, or it was killed in its image.
-func (m *Manager) resume(ctx context.Context, id sandbox.ID, gen, after sandbox.Generation, stored *Stored) (Sandbox, error) {
+// Resume starts a paused sandbox from its image, as the next generation, and one later than
+// after. It returns when procd has answered and the new state is durable. What runs already
+// goes on, with its volumes at the epochs that they have by now. If it fails the sandbox
+// stays paused.
+//
+// With Stored, its state is in the object store, and this node need never have had it. An
+// older instance that this node still has is ended first: it is not the sandbox any more.
+func (m *Manager) Resume(ctx context.Context, req ResumeRequest) (Sandbox, error) {
+	if err := errors.Join(validateMounts(req.Mounts), m.checkVolumes(req.Mounts)); err != nil {
+		return Sandbox{}, err
+	}
+	if req.Stored != nil {
+		req.After = max(req.After, req.Stored.After)
+	}
+	// The attempt of a sandbox which ends as soon as it is taken up decides nothing: whoever
+	// killed it may be gone, or it was killed in its image.
 	for {
-		sb, err := m.tryResume(ctx, id, gen, after, stored)
+		sb, err := m.tryResume(ctx, req)
 		if !errors.Is(err, errStillborn) {
 			return sb, err
 		}
 	}
 }
 
-func (m *Manager) tryResume(ctx context.Context, id sandbox.ID, gen, after sandbox.Generation, stored *Stored) (Sandbox, error) {
-	inst := m.find(id)
-	if inst == nil {
-		return Sandbox{}, notFound(id)
+func (m *Manager) tryResume(ctx context.Context, req ResumeRequest) (Sandbox, error) {
+	inst := m.find(req.ID)
+	switch {
+	case inst == nil && req.Stored == nil:
+		return Sandbox{}, notFound(req.ID)
+	case inst == nil:
+		if err := m.takeIn(ctx, *req.Stored); err != nil {
+			return Sandbox{}, err
+		}
+		if inst = m.find(req.ID); inst == nil {
+			return Sandbox{}, notFound(req.ID)
+		}
+	case req.Stored != nil && m.record(inst).State == journal.Terminating: // or it is being taken in
+		return Sandbox{}, busy(req.ID, errors.New("an outdated instance of it ends"))
 	}
+	return m.resume(ctx, inst, req)
+}
+
+func (m *Manager) resume(ctx context.Context, inst *instance, req ResumeRequest) (Sandbox, error) {
 	if err := m.takeRestingTurn(ctx, inst); err != nil {
-		return Sandbox{}, busy(id, err)
+		return Sandbox{}, busy(inst.id, err)
 	}
 	defer inst.endTurn()
 	rec := m.record(inst)
-	if stored.outdated(rec) {
+	if req.Stored.outdated(rec) {
 		return Sandbox{}, m.endOutdated(ctx, inst, rec)
 	}
 	if rec.State != journal.Paused {
 		if err := usable(rec); err != nil {
 			return Sandbox{}, err
 		}
-		return m.Get(id)
+		if err := m.renewMounts(ctx, inst, rec, req.Mounts); err != nil {
+			return Sandbox{}, err
+		}
+		return m.Get(inst.id)
 	}
-	if err := checkGeneration(rec, gen); err != nil {
+	if err := checkGeneration(rec, req.Generation); err != nil {
 		return Sandbox{}, err
 	}
-	rec, err := m.catchUp(ctx, inst, rec, after)
+	rec, err := m.catchUp(ctx, inst, rec, req)
 	if err == nil {
 		err = m.wake(ctx, inst, rec)
 	}
 	if err != nil {
 		return Sandbox{}, startError(err)
 	}
-	return m.Get(id)
+	return m.Get(inst.id)
 }
 
-// catchUp makes a paused sandbox's generation the one that others know by now, durably and
-// before anything is tried that may fail: whoever says it next means this instance.
-func (m *Manager) catchUp(ctx context.Context, inst *instance, rec journal.Record, after sandbox.Generation) (journal.Record, error) {
-	if rec.Generation >= after {
+// catchUp makes a paused sandbox's generation and its mounts the ones that others know by
+// now, durably and before anything is tried that may fail: whoever says the generation next
+// means this instance, and the volumes' epochs fence whoever had them before.
+func (m *Manager) catchUp(ctx context.Context, inst *instance, rec journal.Record, req ResumeRequest) (journal.Record, error) {
+	if err := notEarlier(mountsOf(rec), req.Mounts); err != nil {
+		return rec, err
+	}
+	if rec.Generation >= req.After && len(req.Mounts) == 0 && len(mountsOf(rec)) == 0 {
 		return rec, nil
 	}
-	rec.Generation = after
+	rec = withMounts(rec, req.Mounts)
+	rec.Generation = max(rec.Generation, req.After)
 	return rec, m.commit(ctx, inst, rec)
 }
 

@@ -193,21 +193,6 @@ func (m *Manager) byImageAge() []*instance {
 	return list
 }
 
-// ResumeStored is Resume of a sandbox whose state is in the object store, also on a node
-// that has never had it. An older instance that this node still has is ended first: it
-// is not the sandbox any more.
-func (m *Manager) ResumeStored(ctx context.Context, s Stored) (Sandbox, error) {
-	switch inst := m.find(s.Sandbox); {
-	case inst == nil:
-		if err := m.takeIn(ctx, s); err != nil {
-			return Sandbox{}, err
-		}
-	case m.record(inst).State == journal.Terminating: // or it is being taken in
-		return Sandbox{}, busy(s.Sandbox, errors.New("an outdated instance of it ends"))
-	}
-	return m.resume(ctx, s.Sandbox, 0, s.After, &s)
-}
-
 // outdated reports whether rec is of an instance that the stored state came after.
 func (s *Stored) outdated(rec journal.Record) bool {
 	if s == nil || rec.State == journal.Terminating || rec.State == journal.Paused && rec.Image == s.Generation {

@@ -29,7 +29,7 @@ type Volumes interface {
 	Dir(id sandbox.ID) string
 	Prepare(id sandbox.ID) error
 	Attach(ctx context.Context, id sandbox.ID, m volumes.Mount) error
-	Detach(ctx context.Context, id sandbox.ID, m volumes.Mount) error
+	Detach(ctx context.Context, id sandbox.ID, m volumes.Mount, look func(context.Context) error) error
 	DetachAll(ctx context.Context, id sandbox.ID) error
 	CommitAll(ctx context.Context, mounts []volumes.Mount) error
 	List() ([]sandbox.ID, error)
@@ -160,19 +160,22 @@ func (m *Manager) unmountAll(ctx context.Context, id sandbox.ID) error {
 	return m.cfg.Volumes.DetachAll(context.WithoutCancel(ctx), id)
 }
 
-// commitVolumes makes durable what a sandbox that has just been saved had written. If that
-// fails it is on this node, where volumed tries again.
-func (m *Manager) commitVolumes(ctx context.Context, rec journal.Record) {
-	if len(mountsOf(rec)) == 0 || m.cfg.Volumes == nil {
-		return
+// commitVolumes makes durable what a sandbox has written to its volumes.
+func (m *Manager) commitVolumes(ctx context.Context, rec journal.Record) error {
+	if len(mountsOf(rec)) == 0 {
+		return nil
+	}
+	if err := m.checkVolumes(mountsOf(rec)); err != nil {
+		return err
 	}
 	all := make([]volumes.Mount, 0, len(mountsOf(rec)))
 	for _, mount := range mountsOf(rec) {
 		all = append(all, forAgent(mount))
 	}
-	if err := m.cfg.Volumes.CommitAll(context.WithoutCancel(ctx), all); err != nil {
-		m.log(rec).Warn("volumes of a paused sandbox are not committed yet", "error", err)
+	if err := m.cfg.Volumes.CommitAll(ctx, all); err != nil {
+		return errdefs.New(errdefs.Unavailable, "the volumes of sandbox %s could not be committed", rec.ID).WithRetryAfter(time.Second).WithCause(err)
 	}
+	return nil
 }
 
 // Mount mounts a volume into a running sandbox, which sees it when it returns. It may be
@@ -213,19 +216,57 @@ func (m *Manager) Mount(ctx context.Context, id sandbox.ID, gen sandbox.Generati
 func (m *Manager) takeBack(ctx context.Context, inst *instance, mount journal.Mount) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
 	defer cancel()
-	if ch, err := m.channelOf(inst); err == nil {
-		_ = ch.Unmount(ctx, forProcd(mount)) // it may never have been there
-	}
-	if err := m.cfg.Volumes.Detach(ctx, inst.id, forAgent(mount)); err != nil {
+	if err := m.takeAway(ctx, inst, mount); err != nil {
 		return err
 	}
 	return m.dropMount(ctx, inst, mount.ID)
 }
 
+// takeAway ends a mount of a sandbox that runs, whose turn the caller has. When it returns
+// without an error no process can write to the volume, and what was written is committed.
+func (m *Manager) takeAway(ctx context.Context, inst *instance, mount journal.Mount) error {
+	inUse := errdefs.WithCode(errdefs.Conflict, nodeapi.CodeVolumeBusy, "processes of sandbox %s use what is mounted at %s", inst.id, mount.MountPoint)
+	hide := func(ctx context.Context) error { return m.hide(ctx, inst, mount) }
+	err := hide(ctx)
+	if errdefs.Is(err, errdefs.Conflict) {
+		return inUse.WithCause(err)
+	}
+	if err != nil {
+		return errdefs.New(errdefs.Unavailable, "sandbox %s does not answer", inst.id).WithCause(err)
+	}
+	err = m.cfg.Volumes.Detach(ctx, inst.id, forAgent(mount), hide)
+	if errors.Is(err, volumes.ErrBusy) {
+		return inUse.WithCause(err)
+	}
+	if err != nil {
+		return errdefs.New(errdefs.Unavailable, "volume %s could not be committed", mount.Volume.ID).WithCause(err)
+	}
+	return nil
+}
+
+// hide has procd unmount what no process uses; it looks at the portal for that.
+func (m *Manager) hide(ctx context.Context, inst *instance, mount journal.Mount) error {
+	ch, err := m.channelOf(inst)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, mountTimeout)
+	defer cancel()
+	return ch.Unmount(ctx, forProcd(mount))
+}
+
+// bringBack mounts again what could not be taken away.
+func (m *Manager) bringBack(ctx context.Context, inst *instance) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	return m.mountAll(ctx, inst, m.record(inst))
+}
+
 // Unmount commits and takes a mount away that no process uses. One that is not there is
-// taken away already.
+// taken away already. What can't be taken away stays as it is. Of a sandbox that is paused
+// it takes the mount out of its next life.
 func (m *Manager) Unmount(ctx context.Context, id sandbox.ID, gen sandbox.Generation, mountID string) error {
-	inst, done, err := m.takeUsable(ctx, id, gen)
+	inst, done, err := m.takeMounted(ctx, id, gen)
 	if err != nil {
 		return err
 	}
@@ -236,18 +277,13 @@ func (m *Manager) Unmount(ctx context.Context, id sandbox.ID, gen sandbox.Genera
 		return nil
 	}
 	mount := rec.Claim.Mounts[i]
-	ch, err := m.channelOf(inst)
-	if err != nil {
-		return errdefs.New(errdefs.Unavailable, "sandbox %s does not answer", id).WithCause(err)
+	if rec.State == journal.Paused {
+		err = m.commitVolumes(ctx, withMounts(rec, []journal.Mount{mount}))
+	} else if err = m.takeAway(ctx, inst, mount); err != nil {
+		err = errors.Join(err, m.bringBack(ctx, inst))
 	}
-	unmounting, cancel := context.WithTimeout(ctx, mountTimeout)
-	err = ch.Unmount(unmounting, forProcd(mount))
-	cancel()
 	if err != nil {
-		return errdefs.WithCode(errdefs.Conflict, nodeapi.CodeVolumeBusy, "processes of sandbox %s use what is mounted at %s", id, mount.MountPoint).WithCause(err)
-	}
-	if err := m.cfg.Volumes.Detach(ctx, id, forAgent(mount)); err != nil {
-		return errdefs.New(errdefs.Unavailable, "volume %s could not be committed", mount.Volume.ID).WithCause(err)
+		return err
 	}
 	return m.dropMount(ctx, inst, mountID)
 }
@@ -267,15 +303,32 @@ func withMounts(rec journal.Record, all []journal.Mount) journal.Record {
 
 // takeUsable takes the turn of a sandbox that runs.
 func (m *Manager) takeUsable(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (*instance, func(), error) {
+	inst, done, err := m.takeMounted(ctx, id, gen)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := usable(m.record(inst)); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return inst, done, nil
+}
+
+// takeMounted takes the turn of a sandbox that runs, or of one that is paused and has
+// nothing mounted any more.
+func (m *Manager) takeMounted(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (*instance, func(), error) {
 	inst := m.find(id)
 	if inst == nil {
 		return nil, nil, notFound(id)
 	}
-	if err := inst.takeTurn(ctx); err != nil {
+	if err := m.takeRestingTurn(ctx, inst); err != nil {
 		return nil, nil, busy(id, err)
 	}
 	rec := m.record(inst)
 	err := usable(rec)
+	if rec.State == journal.Paused {
+		err = nil
+	}
 	if err == nil {
 		err = checkGeneration(rec, gen)
 	}
@@ -286,24 +339,43 @@ func (m *Manager) takeUsable(ctx context.Context, id sandbox.ID, gen sandbox.Gen
 	return inst, inst.endTurn, nil
 }
 
-// SetMounts makes a paused sandbox's mounts those of its next life.
-func (m *Manager) SetMounts(ctx context.Context, id sandbox.ID, all []journal.Mount) error {
-	if err := errors.Join(validateMounts(all), m.checkVolumes(all)); err != nil {
+// renewMounts has a sandbox that runs go on with its volumes at the epochs that they have
+// by now. Which it has is not for a resume to change. The caller has the turn.
+func (m *Manager) renewMounts(ctx context.Context, inst *instance, rec journal.Record, now []journal.Mount) error {
+	if err := notEarlier(mountsOf(rec), now); err != nil {
 		return err
 	}
-	inst := m.find(id)
-	if inst == nil {
-		return notFound(id)
+	all, renewed := slices.Clone(mountsOf(rec)), false
+	for i, has := range all {
+		for _, mount := range now {
+			if mount.ID == has.ID && mount.Volume.Epoch > has.Volume.Epoch {
+				all[i].Volume.Epoch, renewed = mount.Volume.Epoch, true
+			}
+		}
 	}
-	if err := inst.takeTurn(ctx); err != nil {
-		return busy(id, err)
+	if !renewed {
+		return nil
 	}
-	defer inst.endTurn()
-	rec := m.record(inst)
-	if rec.State != journal.Paused {
-		return nil // it runs, with what it has
+	rec = withMounts(rec, all)
+	if err := m.commit(ctx, inst, rec); err != nil {
+		return err
 	}
-	return m.commit(ctx, inst, withMounts(rec, all))
+	if err := m.attachAll(ctx, rec); err != nil {
+		return mountError(err, errdefs.New(errdefs.Unavailable, "the volumes of sandbox %s could not be taken again", inst.id))
+	}
+	return nil
+}
+
+// notEarlier refuses mounts of a caller that is late: others know later epochs already.
+func notEarlier(has, now []journal.Mount) error {
+	for _, mount := range now {
+		for _, known := range has {
+			if mount.ID == known.ID && mount.Volume.Epoch < known.Volume.Epoch {
+				return errdefs.WithCode(errdefs.Conflict, volumeapi.CodeFenced, "volume %s is at epoch %d, not %d", mount.Volume.ID, known.Volume.Epoch, mount.Volume.Epoch)
+			}
+		}
+	}
+	return nil
 }
 
 // Remount has something done to a volume that sandboxes of this node may have mounted for
@@ -322,7 +394,7 @@ func (m *Manager) Remount(ctx context.Context, volume string, do func(context.Co
 
 // remount is Remount for the one sandbox that writes to the volume.
 func (m *Manager) remount(ctx context.Context, inst *instance, mount journal.Mount, do func(context.Context) error) error {
-	if err := inst.takeTurn(ctx); err != nil {
+	if err := m.takeRestingTurn(ctx, inst); err != nil {
 		return busy(inst.id, err)
 	}
 	defer inst.endTurn()
@@ -333,20 +405,11 @@ func (m *Manager) remount(ctx context.Context, inst *instance, mount journal.Mou
 	if err := usable(rec); err != nil {
 		return err
 	}
-	ch, err := m.channelOf(inst)
-	if err != nil {
-		return errdefs.New(errdefs.Unavailable, "sandbox %s does not answer", inst.id).WithCause(err)
-	}
-	if err := ch.Unmount(ctx, forProcd(mount)); err != nil {
-		return errdefs.WithCode(errdefs.Conflict, nodeapi.CodeVolumeBusy, "processes of sandbox %s use what is mounted at %s", inst.id, mount.MountPoint).WithCause(err)
-	}
-	err = m.cfg.Volumes.Detach(ctx, inst.id, forAgent(mount))
+	err := m.takeAway(ctx, inst, mount)
 	if err == nil {
 		err = do(ctx)
 	}
-	again, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
-	defer cancel()
-	return errors.Join(err, m.mountAll(again, inst, rec))
+	return errors.Join(err, m.bringBack(ctx, inst))
 }
 
 func mountState(m journal.Mount) *nodeapi.MountState {

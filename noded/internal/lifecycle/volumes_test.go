@@ -57,7 +57,7 @@ func (p *portals) Attach(_ context.Context, id sandbox.ID, m volumes.Mount) erro
 	return p.broken
 }
 
-func (p *portals) Detach(_ context.Context, id sandbox.ID, m volumes.Mount) error {
+func (p *portals) Detach(_ context.Context, id sandbox.ID, m volumes.Mount, _ func(context.Context) error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.attached[id] = slices.DeleteFunc(p.attached[id], func(name string) bool { return name == m.Name() })
@@ -106,7 +106,9 @@ func TestWarmProcessesSeeWhatIsMountedForTheirClaim(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the portal of a paused sandbox to be empty", func() bool { return len(p.has(slot)) == 0 })
-	n.resume(slot, 2)
+	if err := n.resumeWith(slot, data); err != nil {
+		t.Fatal(err)
+	}
 	if got := rt.Identity(slot).Mounts; !slices.Equal(got, want) || rt.WarmRestarts(slot) != 0 {
 		t.Errorf("a new life begins with %v, and %d restarts", got, rt.WarmRestarts(slot))
 	}

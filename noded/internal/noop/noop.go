@@ -257,6 +257,9 @@ func (r Runtime) Mounts(id sandbox.ID) []procapi.Mount {
 	return nil
 }
 
+// SetBusy has a sandbox's procd refuse to mount and unmount, or not.
+func (r Runtime) SetBusy(id sandbox.ID, busy bool) { r.process(id).busy.Store(busy) }
+
 // WarmRestarts counts how often the sandbox's procd was told to restart what a claim
 // makes stale.
 func (r Runtime) WarmRestarts(id sandbox.ID) int64 {

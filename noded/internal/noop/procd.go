@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,7 @@ type process struct {
 	env    atomic.Pointer[map[string]string]
 	mounts atomic.Pointer[[]procapi.Mount] // that it was told of
 	init   atomic.Pointer[procapi.Init]    // nil until it was told who it is
+	busy   atomic.Bool                     // what is mounted is in use
 	keeps  atomic.Pointer[procapi.EventsConfig]
 	warm   *warmth
 	kept   atomic.Pointer[[]procapi.KeptContext]
@@ -115,6 +117,8 @@ func (p *process) handler(conn net.Conn) http.Handler {
 	mux.Handle("GET "+procapi.PathWarm, p.warm)
 	mux.HandleFunc("PUT "+procapi.PathEventsConfig, p.unlessDeaf(p.keepEvents))
 	mux.HandleFunc("GET "+procapi.PathEvents, tellNothing)
+	mux.HandleFunc("POST "+procapi.PathMounts, p.mount)
+	mux.HandleFunc("DELETE "+procapi.PathMounts, p.unmount)
 	mux.Handle("/", p.other)
 	return mux
 }
@@ -162,6 +166,34 @@ func (p *process) setEnv(w http.ResponseWriter, r *http.Request) {
 	if in.RestartWarm {
 		p.warm.restarts.Add(1)
 	}
+	io.WriteString(w, "{}")
+}
+
+func (p *process) mount(w http.ResponseWriter, r *http.Request) {
+	p.remount(w, r, func(all []procapi.Mount, m procapi.Mount) []procapi.Mount { return append(all, m) })
+}
+
+func (p *process) unmount(w http.ResponseWriter, r *http.Request) {
+	p.remount(w, r, func(all []procapi.Mount, _ procapi.Mount) []procapi.Mount { return all })
+}
+
+// remount changes what is mounted: what is in the request is taken out, then put back or not.
+func (p *process) remount(w http.ResponseWriter, r *http.Request, put func([]procapi.Mount, procapi.Mount) []procapi.Mount) {
+	var in procapi.Mount
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if p.busy.Load() {
+		http.Error(w, `{"code":"conflict","message":"in use"}`, http.StatusConflict)
+		return
+	}
+	var all []procapi.Mount
+	if old := p.mounts.Load(); old != nil {
+		all = slices.DeleteFunc(slices.Clone(*old), func(m procapi.Mount) bool { return m == in })
+	}
+	all = put(all, in)
+	p.mounts.Store(&all)
 	io.WriteString(w, "{}")
 }
 

@@ -28,17 +28,20 @@ func (s *Server) resume(ctx context.Context, req *nodeapi.ResumeRequest) (lifecy
 	if err != nil {
 		return lifecycle.Sandbox{}, err
 	}
-	stored := req.GetStored()
-	if stored == nil {
-		if err := s.setMounts(ctx, id, req.GetMounts()); err != nil {
-			return lifecycle.Sandbox{}, err
-		}
-		return s.cfg.Lifecycle.Resume(ctx, id, sandbox.Generation(req.GetGeneration()), sandbox.Generation(req.GetAfterGeneration()))
+	mounts, err := mountsFromWire(req.GetMounts())
+	if err != nil {
+		return lifecycle.Sandbox{}, err
 	}
-	return s.cfg.Lifecycle.ResumeStored(ctx, lifecycle.Stored{
-		Ref:     archive.Ref{Team: stored.GetTeam(), Sandbox: id, Generation: sandbox.Generation(stored.GetGeneration())},
-		ClaimID: stored.GetClaimId(), After: sandbox.Generation(stored.GetAfterGeneration()),
-	})
+	resume := lifecycle.ResumeRequest{
+		ID: id, Generation: sandbox.Generation(req.GetGeneration()), After: sandbox.Generation(req.GetAfterGeneration()), Mounts: mounts,
+	}
+	if stored := req.GetStored(); stored != nil {
+		resume.Stored = &lifecycle.Stored{
+			Ref:     archive.Ref{Team: stored.GetTeam(), Sandbox: id, Generation: sandbox.Generation(stored.GetGeneration())},
+			ClaimID: stored.GetClaimId(), After: sandbox.Generation(stored.GetAfterGeneration()),
+		}
+	}
+	return s.cfg.Lifecycle.Resume(ctx, resume)
 }
 
 // RemoveStored implements the node API.

@@ -210,15 +210,6 @@ func (s *Server) UnmountVolume(ctx context.Context, req *nodeapi.UnmountVolumeRe
 	})
 }
 
-// setMounts tells a paused sandbox's mounts as they are now.
-func (s *Server) setMounts(ctx context.Context, id sandbox.ID, all []*nodeapi.Mount) error {
-	mounts, err := mountsFromWire(all)
-	if err != nil || len(mounts) == 0 {
-		return err
-	}
-	return s.cfg.Lifecycle.SetMounts(ctx, id, mounts)
-}
-
 // volumeSupport tells what this node can do with volumes, as far as volumed answers.
 func (s *Server) volumeSupport(ctx context.Context) *nodeapi.VolumeSupport {
 	if s.cfg.Volumes == nil {

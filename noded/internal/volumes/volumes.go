@@ -3,26 +3,23 @@
 // Every sandbox has a portal: a directory of the host that is bound into it when it is
 // warmed, and below which what is mounted later shows inside at once. volumed says where a
 // volume is mounted; this package binds that into the portal, under a name that tells
-// volume and mount. So what a sandbox holds can be told from the directory alone, whatever
-// noded remembers: that is what a teardown goes by. The directories are ours and empty,
-// and no path of a mount comes from a sandbox. Who may have which volume is for others to
-// know, and so is the sandbox's own half, which procd does.
+// volume and mount. So what a sandbox holds can be told from the node alone, whatever
+// noded remembers: that is what a teardown goes by.
+//
+// The portal itself is read-only for its sandbox, on the host: it shows a directory, the
+// base, that only this package writes to, and what is mounted there. No path of a mount
+// comes from a sandbox, and nothing that one has made is walked into. Who may have which
+// volume is for others to know, and so is the sandbox's own half, which procd does.
 package volumes
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -35,6 +32,9 @@ const (
 	// commitTimeout bounds a commit: as much as a sandbox can write on a slow disk.
 	commitTimeout = 10 * time.Minute
 	separator     = "~"
+	// looks bounds how often a volume is taken for busy that nobody uses: somebody inside
+	// may look at the portal just then.
+	looks = 3
 )
 
 // names are those that ids of volumes and mounts may have.
@@ -50,8 +50,14 @@ type Mount struct {
 // Name is the mount's in the portal.
 func (m Mount) Name() string { return m.Volume.ID + separator + m.ID }
 
+// parse is what a name tells.
+func parse(name string) (volume, use string, ok bool) {
+	volume, use, ok = strings.Cut(name, separator)
+	return volume, use, ok && names.MatchString(volume) && names.MatchString(use)
+}
+
 func (m Mount) validate() error {
-	if !names.MatchString(m.ID) || !names.MatchString(m.Volume.ID) {
+	if _, _, ok := parse(m.Name()); !ok {
 		return errdefs.New(errdefs.InvalidArgument, "mount %.64q of volume %.64q", m.ID, m.Volume.ID)
 	}
 	return nil
@@ -59,49 +65,37 @@ func (m Mount) validate() error {
 
 // Agent is safe for concurrent use, but for one sandbox by one caller at a time.
 type Agent struct {
-	dir string // a shared mount
+	portals
 	*volumeapi.Client
 }
 
 // Open makes dir the place of portals; volumed listens on a socket.
 func Open(dir, socket string) (*Agent, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	there, err := mountsAt(dir)
+	p, err := openPortals(dir)
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(there, dir) {
-		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
-			return nil, fmt.Errorf("making %s a mount: %w", dir, err)
-		}
-	}
-	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
-		return nil, fmt.Errorf("sharing %s: %w", dir, err)
-	}
-	return &Agent{dir: dir, Client: volumeapi.NewClient(socket)}, nil
+	return &Agent{p, volumeapi.NewClient(socket)}, nil
 }
 
 // Dir is a sandbox's portal.
-func (a *Agent) Dir(id sandbox.ID) string { return filepath.Join(a.dir, string(id)) }
+func (a *Agent) Dir(id sandbox.ID) string { return a.shown(id) }
 
 // Prepare makes a sandbox's portal.
-func (a *Agent) Prepare(id sandbox.ID) error {
-	if err := os.Mkdir(a.Dir(id), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return nil
-}
+func (a *Agent) Prepare(id sandbox.ID) error { return a.show(id) }
 
 // Attach shows a volume in a sandbox's portal, under the mount's name. It may be repeated,
-// and is when volumed or noded have restarted.
+// and is when volumed or noded have restarted, or the volume is at a later epoch.
 func (a *Agent) Attach(ctx context.Context, id sandbox.ID, m Mount) error {
 	if err := m.validate(); err != nil {
 		return err
 	}
-	at := filepath.Join(a.Dir(id), m.Name())
-	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, fs.ErrExist) { // before the use: see DetachAll
+	in, err := a.open(id)
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", m.Volume.ID, err)
+	}
+	defer in.close()
+	if err := in.add(m.Name()); err != nil { // before the use: see DetachAll
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, useTimeout)
@@ -110,96 +104,98 @@ func (a *Agent) Attach(ctx context.Context, id sandbox.ID, m Mount) error {
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", m.Volume.ID, err)
 	}
-	there, err := mountsAt(at)
-	if err != nil || slices.Contains(there, at) {
-		return err
-	}
-	if err := bind(mounted.Path, at, m.ReadOnly); err != nil {
+	if err := in.bind(mounted.Path, m.Name(), m.ReadOnly); err != nil {
 		return fmt.Errorf("volume %s: %w", m.Volume.ID, err)
 	}
 	return nil
 }
 
-// bind binds a directory that is not reached through a symlink (C06).
-func bind(from, at string, readOnly bool) error {
-	fd, err := unix.Openat2(unix.AT_FDCWD, from, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
-	if err != nil {
-		return fmt.Errorf("opening %s: %w", from, err)
-	}
-	defer unix.Close(fd)
-	tree, err := unix.OpenTree(fd, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("binding %s: %w", from, err)
-	}
-	defer unix.Close(tree)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
-	if readOnly {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
-	}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return fmt.Errorf("flags of %s: %w", from, err)
-	}
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("mounting at %s: %w", at, err)
-	}
-	return nil
-}
+// ErrBusy is why a mount is not taken away: somebody has files of the volume open.
+var ErrBusy = errors.New("files of the volume are open")
 
-// Detach takes a mount out of a sandbox's portal and ends its use, which commits. An error
-// of the commit alone is told when the mount is gone.
-func (a *Agent) Detach(ctx context.Context, id sandbox.ID, m Mount) error {
+// Detach takes a mount out of the portal of a sandbox that lives and ends its use. It
+// returns when what was written is durable; ErrBusy says that somebody still writes, or
+// could. After an error the mount may be there or not: Attach brings it back.
+//
+// The sandbox's kernel remembers what it has looked at, and holds that open. So something
+// else is mounted over the volume, look has the kernel see it, and what is held open then
+// is what a process has opened.
+func (a *Agent) Detach(ctx context.Context, id sandbox.ID, m Mount, look func(context.Context) error) error {
 	if err := m.validate(); err != nil {
 		return err
 	}
-	return a.detach(ctx, filepath.Join(a.Dir(id), m.Name()), m.Volume.ID, m.ID)
-}
-
-func (a *Agent) detach(ctx context.Context, at, volume, use string) error {
-	if err := unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmounting %s: %w", at, err)
+	in, err := a.open(id)
+	if err != nil {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
-	defer cancel()
-	err := a.Leave(ctx, volumeapi.Leave{ID: volume, Use: use})
-	if errors.Is(err, volumeapi.ErrDown) {
-		return err // it has to be told
+	defer in.close()
+	for try := 1; ; try++ {
+		err := a.release(ctx, in, m.Name(), look)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrBusy) || try == looks {
+			return err
+		}
 	}
-	// The directory says that there is a use, so it goes last.
-	if gone := os.Remove(at); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
-		return gone
+	if err := a.CommitAll(ctx, []Mount{m}); err != nil { // Leave ends the use whatever becomes of its commit
+		return err
 	}
+	_, err = a.end(ctx, in, m.Name())
 	return err
 }
 
-// DetachAll takes away whatever a sandbox has in its portal, and the portal. That what was
-// written could not be committed now does not hold it up: volumed has it.
+// release takes away a mount of which no file is open.
+func (a *Agent) release(ctx context.Context, in place, name string, look func(context.Context) error) error {
+	if err := in.cover(name, a.empty()); err != nil {
+		return err
+	}
+	seen := look(ctx)
+	return errors.Join(seen, in.uncover(name, seen == nil))
+}
+
+// end ends the use of a mount that is not there any more, and reports whether it has.
+func (a *Agent) end(ctx context.Context, in place, name string) (ended bool, err error) {
+	volume, use, ok := parse(name)
+	if !ok {
+		return false, fmt.Errorf("%.200q is no mount", name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	err = a.Leave(ctx, volumeapi.Leave{ID: volume, Use: use})
+	if errors.Is(err, volumeapi.ErrDown) {
+		return false, err // it has to be told
+	}
+	if err := in.remove(name); err != nil { // which says that there is a use, so it goes last
+		return false, err
+	}
+	return true, err
+}
+
+// DetachAll takes away whatever a sandbox that has ended has in its portal, and the portal.
+// That what was written could not be committed now does not hold it up: volumed has it.
 func (a *Agent) DetachAll(ctx context.Context, id sandbox.ID) error {
-	entries, err := os.ReadDir(a.Dir(id))
+	in, err := a.open(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return a.hide(id)
 	}
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		volume, use, ok := strings.Cut(e.Name(), separator)
-		if !ok {
-			return fmt.Errorf("portal of %s: %q is no mount", id, e.Name())
+	defer in.close()
+	all, err := in.names()
+	if err != nil {
+		return err
+	}
+	for _, name := range all {
+		if err := unmount(in.at(name)); err != nil {
+			return err
 		}
-		at := filepath.Join(a.Dir(id), e.Name())
-		if err := a.detach(ctx, at, volume, use); err != nil && !isGone(at) {
+		if ended, err := a.end(ctx, in, name); !ended {
 			return err
 		}
 	}
-	if err := os.Remove(a.Dir(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-func isGone(path string) bool {
-	_, err := os.Lstat(path)
-	return errors.Is(err, fs.ErrNotExist)
+	return a.hide(id)
 }
 
 // CommitAll makes what was written through mounts durable.
@@ -219,29 +215,4 @@ func (a *Agent) CommitAll(ctx context.Context, mounts []Mount) error {
 }
 
 // List finds the sandboxes that have a portal.
-func (a *Agent) List() (all []sandbox.ID, err error) {
-	entries, err := os.ReadDir(a.dir)
-	for _, e := range entries {
-		if id, err := sandbox.ParseID(e.Name()); err == nil {
-			all = append(all, id)
-		}
-	}
-	return all, err
-}
-
-// mountsAt are the mount points at and below a directory.
-func mountsAt(dir string) (all []string, err error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) > 4 && (fields[4] == dir || strings.HasPrefix(fields[4], dir+"/")) {
-			all = append(all, fields[4])
-		}
-	}
-	return all, lines.Err()
-}
+func (a *Agent) List() ([]sandbox.ID, error) { return a.list() }

@@ -23,9 +23,10 @@ type fake struct {
 	volumeapi.Server // what is not asked here
 	dir              string
 
-	mu     sync.Mutex
-	uses   map[string]string
-	failed error // of commits
+	mu      sync.Mutex
+	uses    map[string]string
+	commits []string
+	failed  error // of commits
 }
 
 func (f *fake) Use(_ context.Context, req volumeapi.Use) (volumeapi.Mounted, error) {
@@ -40,6 +41,16 @@ func (f *fake) Leave(_ context.Context, req volumeapi.Leave) error {
 	defer f.mu.Unlock()
 	delete(f.uses, req.Use)
 	return f.failed
+}
+
+func (f *fake) Commit(_ context.Context, id string) (volumeapi.Committed, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failed != nil {
+		return volumeapi.Committed{}, f.failed
+	}
+	f.commits = append(f.commits, id)
+	return volumeapi.Committed{Clean: true}, nil
 }
 
 func (f *fake) used() int {
@@ -117,6 +128,9 @@ func mount(id, volume string, readOnly bool) Mount {
 	return Mount{ID: id, ReadOnly: readOnly, Volume: volumeapi.Volume{ID: volume, Team: "t", Epoch: 1}}
 }
 
+// nobody has to look, for no sandbox remembers anything.
+func nobody(context.Context) error { return nil }
+
 func (b *bench) attach(m Mount) {
 	b.t.Helper()
 	if err := b.Attach(b.t.Context(), b.id, m); err != nil {
@@ -142,11 +156,106 @@ func TestPortalShowsVolumes(t *testing.T) {
 	if err := os.WriteFile(at(two, "new"), nil, 0o600); !errors.Is(err, unix.EROFS) {
 		t.Errorf("writing to a read-only mount: %v", err)
 	}
-	if err := b.Detach(t.Context(), b.id, one); err != nil {
+	if err := b.Detach(t.Context(), b.id, one, nobody); err != nil {
 		t.Error(err)
 	}
 	if all, err := os.ReadDir(b.Dir(b.id)); err != nil || len(all) != 1 || b.fake.used() != 1 {
 		t.Errorf("after a detach: %v, %v, %d uses", all, err, b.fake.used())
+	}
+}
+
+// A portal is read-only on the host, whoever looks at it and with whatever rights; what is
+// mounted there later is what it is.
+func TestC06_PortalsAreNotWrittenTo(t *testing.T) {
+	b := newBench(t)
+	for range 2 {
+		if err := b.Prepare(b.id); err != nil { // repeated
+			t.Fatal(err)
+		}
+		b.attach(mount("m1", "v1", false))
+		in := b.Dir(b.id)
+		for what, err := range map[string]error{
+			"a directory": os.Mkdir(filepath.Join(in, "new"), 0o700),
+			"a file":      os.WriteFile(filepath.Join(in, "new"), nil, 0o600),
+			"a symlink":   os.Symlink("/", filepath.Join(in, "new")),
+			"a mode":      os.Chmod(in, 0o777),
+			"a removal":   os.Remove(filepath.Join(in, "v1~m1")),
+		} {
+			if !errors.Is(err, unix.EROFS) && !(what == "a removal" && errors.Is(err, unix.EBUSY)) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(in, "v1~m1", "new"), nil, 0o600); err != nil {
+			t.Errorf("writing to the volume: %v", err)
+		}
+	}
+}
+
+// R7: a detach is answered behind a commit, and none while somebody can write. What failed
+// can be repeated, and undone.
+func TestX43_DetachAnswersBehindTheCommit(t *testing.T) {
+	b := newBench(t)
+	m := mount("m1", "v1", false)
+	b.attach(m)
+	held, err := os.Create(filepath.Join(b.Dir(b.id), m.Name(), "held"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := b.Detach(t.Context(), b.id, m, nobody); !errors.Is(err, ErrBusy) || len(b.fake.commits) > 0 || b.fake.used() != 1 {
+			t.Errorf("with an open file: %v, %v, %d uses", err, b.fake.commits, b.fake.used())
+		}
+		if _, err := os.Stat(held.Name()); err != nil {
+			t.Errorf("the volume is not there any more: %v", err)
+		}
+	}
+	held.Close()
+	if err := b.Detach(t.Context(), b.id, m, func(context.Context) error { return errors.ErrUnsupported }); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("when nobody has looked: %v", err)
+	}
+	b.fake.failed = errdefs.New(errdefs.Unavailable, "the store is down")
+	for range 2 {
+		if err := b.Detach(t.Context(), b.id, m, nobody); !errdefs.Is(err, errdefs.Unavailable) || b.fake.used() != 1 {
+			t.Errorf("without a store: %v, %d uses", err, b.fake.used())
+		}
+	}
+	b.attach(m)
+	if _, err := os.Stat(held.Name()); err != nil {
+		t.Errorf("what failed is not undone: %v", err)
+	}
+	b.fake.failed = nil
+	if err := b.Detach(t.Context(), b.id, m, nobody); err != nil || !slices.Equal(b.fake.commits, []string{"v1"}) || b.fake.used() != 0 {
+		t.Errorf("at last: %v, %v, %d uses", err, b.fake.commits, b.fake.used())
+	}
+}
+
+// What a noded that died has covered shows again, or goes.
+func TestG12_ACoverIsNoVolume(t *testing.T) {
+	b := newBench(t)
+	one, two := mount("m1", "v1", false), mount("m2", "v2", false)
+	b.attach(one)
+	b.attach(two)
+	in, err := b.open(b.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.close()
+	if err := errors.Join(in.cover(one.Name(), b.empty()), in.cover(two.Name(), b.empty())); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(b.Dir(b.id), one.Name(), "name")
+	if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a cover covers nothing: %v", err)
+	}
+	b.attach(one)
+	if _, err := os.Stat(name); err != nil {
+		t.Errorf("the volume: %v", err)
+	}
+	if err := b.DetachAll(t.Context(), b.id); err != nil {
+		t.Error(err)
+	}
+	if there, err := mountsAt(b.base(b.id)); err != nil || len(there) > 0 || b.fake.used() != 0 {
+		t.Errorf("left: %v, %v, %d uses", there, err, b.fake.used())
 	}
 }
 
@@ -172,8 +281,8 @@ func TestG12_TeardownGoesByThePortal(t *testing.T) {
 	if err := another.DetachAll(t.Context(), b.id); err != nil {
 		t.Errorf("a commit that fails: %v", err)
 	}
-	if _, err := os.Stat(b.Dir(b.id)); !errors.Is(err, os.ErrNotExist) || b.fake.used() != 0 {
-		t.Errorf("the portal is still there: %v, %d uses", err, b.fake.used())
+	if ids, err := b.List(); err != nil || len(ids) > 0 || b.fake.used() != 0 {
+		t.Errorf("there is still something: %v, %v, %d uses", ids, err, b.fake.used())
 	}
 	if data, err := os.ReadFile(filepath.Join(b.fake.dir, "v1", "name")); err != nil || string(data) != "v1" {
 		t.Errorf("the volume's own file: %q, %v", data, err)

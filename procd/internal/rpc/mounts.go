@@ -1,8 +1,8 @@
 package rpc
 
 import (
-	"bufio"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,7 +14,11 @@ import (
 	"s0.run/internal/procapi"
 )
 
-const mountPointMode = 0o755
+const (
+	mountPointMode = 0o755
+	// maxCover bounds how often something may be mounted over a volume that is taken away.
+	maxCover = 8
+)
 
 func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
 	var m procapi.Mount
@@ -35,51 +39,85 @@ func mountAll(all []procapi.Mount) (some bool, err error) {
 		if err != nil {
 			return some, err
 		}
-		there, err := mountedAt(m.Target)
+		made, err := bind(from, m.Target)
 		if err != nil {
 			return some, err
 		}
-		if there {
-			continue
-		}
-		if err := bind(from, m.Target); err != nil {
-			return some, err
-		}
-		some = true
+		some = some || made
 	}
 	return some, nil
 }
 
-// bind binds what noded has put into the portal to its place. The sandbox's own kernel
-// does: where it does not like the place, nothing of the host is harmed.
-func bind(from, target string) error {
-	if err := os.MkdirAll(target, mountPointMode); err != nil {
-		return errdefs.New(errdefs.Conflict, "mount point %.200q: %v", target, errno(err))
+// bind binds what noded has put into the portal to its place, unless it is there. The
+// sandbox's own kernel does: where it does not like the place, nothing of the host is
+// harmed.
+func bind(from, at string) (made bool, err error) {
+	source, err := openPlace(from)
+	if err != nil {
+		return false, placeError(from, err)
 	}
-	if err := unix.Mount(from, target, "", unix.MS_BIND, ""); err != nil {
-		return errdefs.New(errdefs.Conflict, "mounting at %.200q: %v", target, err)
+	defer source.Close()
+	target, err := makePlace(at)
+	if err != nil {
+		return false, placeError(at, err)
 	}
-	return nil
+	defer target.Close()
+	same, err := sameFile(source, target)
+	if err == nil && !same {
+		err = unix.Mount(byFD(source), byFD(target), "", unix.MS_BIND, "")
+	}
+	if err != nil {
+		return false, placeError(at, err)
+	}
+	return !same, nil
 }
 
-// unmount takes a mount away that nothing uses.
+// unmount takes a mount away that nothing uses, with what was mounted over it. It has
+// succeeded when the place does not show the volume.
 func (s *server) unmount(w http.ResponseWriter, r *http.Request) error {
 	var m procapi.Mount
 	if err := decode(w, r, &m); err != nil {
 		return err
 	}
-	if _, err := portalOf(m); err != nil {
+	from, err := portalOf(m)
+	if err != nil {
 		return err
 	}
-	err := unix.Unmount(m.Target, unix.UMOUNT_NOFOLLOW)
-	switch {
-	case errors.Is(err, unix.EBUSY):
-		return errdefs.New(errdefs.Conflict, "processes use what is mounted at %.200q", m.Target)
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // it is none
-	case err != nil:
-		return errdefs.New(errdefs.Conflict, "unmounting %.200q: %v", m.Target, err)
+	source, err := openPlace(from)
+	if errors.Is(err, unix.ENOENT) {
+		return ok(w, struct{}{}) // noded has taken it away
 	}
-	return ok(w, struct{}{})
+	if err != nil {
+		return placeError(from, err)
+	}
+	defer source.Close()
+	for range maxCover {
+		there, err := shows(source, m.Target)
+		if err != nil {
+			return placeError(m.Target, err)
+		}
+		if !there {
+			return ok(w, struct{}{})
+		}
+		if err := unix.Unmount(m.Target, unix.UMOUNT_NOFOLLOW); err != nil {
+			return placeError(m.Target, err)
+		}
+	}
+	return errdefs.New(errdefs.Conflict, "%.200q is covered too often", m.Target)
+}
+
+// shows tells whether a directory is what a place shows. What is not there, or is reached
+// through a symlink, shows nothing that was mounted.
+func shows(source *os.File, place string) (bool, error) {
+	target, err := openPlace(place)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer target.Close() // before it is unmounted
+	return sameFile(source, target)
 }
 
 // portalOf checks a mount and says where in the portal it is.
@@ -93,26 +131,72 @@ func portalOf(m procapi.Mount) (from string, err error) {
 	return filepath.Join(procapi.Portal, m.Name), nil
 }
 
-func errno(err error) error {
-	var path *os.PathError
-	if errors.As(err, &path) {
-		return path.Err
+// placeError says why there is no mounting or unmounting at a place.
+func placeError(place string, err error) error {
+	var errno unix.Errno
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return errdefs.New(errdefs.Conflict, "processes use what is mounted at %.200q", place)
+	case errors.Is(err, unix.ELOOP):
+		return errdefs.New(errdefs.Conflict, "mount point %.200q: a part of it is a symlink", place)
+	case errors.As(err, &errno):
+		return errdefs.New(errdefs.Conflict, "mount point %.200q: %v", place, errno)
+	}
+	return fmt.Errorf("mount point %.200q: %w", place, err)
+}
+
+// openPlace opens a directory to which no symlink leads, only to name it.
+func openPlace(path string) (*os.File, error) {
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// makePlace is openPlace of a directory that is made with those above it, unless it is there.
+func makePlace(path string) (*os.File, error) {
+	dir, err := openPlace("/")
+	for name := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
+		if err != nil {
+			return nil, err
+		}
+		dir, err = enter(dir, name)
+	}
+	return dir, err
+}
+
+// enter goes from a directory to one in it.
+func enter(dir *os.File, name string) (*os.File, error) {
+	defer dir.Close()
+	at := int(dir.Fd())
+	if err := unix.Mkdirat(at, name, mountPointMode); err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EROFS) {
+		return nil, err
+	}
+	fd, err := unix.Openat(at, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, notSymlink(at, name, err)
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name)), nil
+}
+
+// notSymlink tells a symlink from what else is no directory.
+func notSymlink(at int, name string, err error) error {
+	var st unix.Stat_t
+	if errors.Is(err, unix.ENOTDIR) && unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return unix.ELOOP
 	}
 	return err
 }
 
-// mountedAt asks the sandbox's kernel.
-func mountedAt(target string) (bool, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+func sameFile(a, b *os.File) (bool, error) {
+	ai, err := a.Stat()
 	if err != nil {
 		return false, err
 	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) > 4 && fields[4] == target {
-			return true, nil
-		}
-	}
-	return false, lines.Err()
+	bi, err := b.Stat()
+	return err == nil && os.SameFile(ai, bi), err
 }
+
+// byFD is a path that leads to what is open, whatever has taken its name since.
+func byFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

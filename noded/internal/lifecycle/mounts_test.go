@@ -1,0 +1,317 @@
+package lifecycle_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
+	"s0.run/internal/sandbox"
+	"s0.run/internal/volumeapi"
+	"s0.run/noded/internal/journal"
+	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/noop"
+	"s0.run/noded/internal/volumes"
+)
+
+// tier is a lifecycle.Volumes whose volumes are their names. What is uncommitted is in dirty
+// until a commit, an end of a use, or for ever if those fail.
+type tier struct {
+	mu       sync.Mutex
+	portals  map[sandbox.ID]map[string]volumes.Mount
+	dirty    map[string]bool
+	commits  int
+	down     error // of commits
+	busy     bool  // files are open
+	onCommit func()
+}
+
+func newTier() *tier {
+	return &tier{portals: map[sandbox.ID]map[string]volumes.Mount{}, dirty: map[string]bool{}}
+}
+
+func (f *tier) use(cfg *lifecycle.Config) { cfg.Volumes = f }
+
+func (f *tier) Dir(sandbox.ID) string { return "/portal" }
+
+func (f *tier) Prepare(id sandbox.ID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.portals[id] == nil {
+		f.portals[id] = map[string]volumes.Mount{}
+	}
+	return nil
+}
+
+func (f *tier) Attach(_ context.Context, id sandbox.ID, m volumes.Mount) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.portals[id] == nil {
+		return errors.New("no portal")
+	}
+	f.portals[id][m.ID] = m
+	return nil
+}
+
+func (f *tier) Detach(ctx context.Context, id sandbox.ID, m volumes.Mount, look func(context.Context) error) error {
+	if err := look(ctx); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.busy {
+		return volumes.ErrBusy
+	}
+	if err := f.commit(m.Volume.ID); err != nil {
+		return err
+	}
+	delete(f.portals[id], m.ID)
+	return nil
+}
+
+func (f *tier) DetachAll(_ context.Context, id sandbox.ID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.portals, id)
+	return nil
+}
+
+func (f *tier) CommitAll(_ context.Context, mounts []volumes.Mount) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range mounts {
+		if err := f.commit(m.Volume.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *tier) commit(volume string) error {
+	f.commits++
+	if f.onCommit != nil {
+		f.onCommit()
+	}
+	if f.down == nil {
+		delete(f.dirty, volume)
+	}
+	return f.down
+}
+
+func (f *tier) List() ([]sandbox.ID, error) { return nil, nil }
+
+// write has something in the volume that is not committed.
+func (f *tier) write(volume string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dirty[volume] = true
+}
+
+func (f *tier) set(down error, busy bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.down, f.busy = down, busy
+}
+
+// epochs are those of what a sandbox has in its portal, by mount.
+func (f *tier) epochs(id sandbox.ID) map[string]uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := map[string]uint64{}
+	for name, m := range f.portals[id] {
+		all[name] = m.Volume.Epoch
+	}
+	return all
+}
+
+func (f *tier) committed(volume string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.dirty[volume]
+}
+
+func mountOf(id, volume string, epoch uint64) journal.Mount {
+	return journal.Mount{ID: id, MountPoint: "/mnt/" + id, Volume: journal.Volume{ID: volume, Team: "team", Epoch: epoch}}
+}
+
+// claimWith claims a slot with volumes.
+func (n *noded) claimWith(slot sandbox.ID, all ...journal.Mount) {
+	n.t.Helper()
+	req := claimOf(slot, "claim-"+string(slot))
+	req.Env, req.Mounts = nil, all
+	if _, _, err := n.Claim(n.ctx(), req); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *noded) resumeWith(id sandbox.ID, all ...journal.Mount) error {
+	_, err := n.Manager.Resume(n.ctx(), lifecycle.ResumeRequest{ID: id, Mounts: all})
+	return err
+}
+
+func (n *noded) mounts(id sandbox.ID) (names []string) {
+	n.t.Helper()
+	sb, err := n.Get(id)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, m := range sb.Claim.Mounts {
+		names = append(names, m.ID)
+	}
+	return names
+}
+
+// R2: what a sandbox has mounted in its next life is what its row says, at the row's
+// epochs, also when that is nothing; who is late with older ones is refused.
+func TestX43_AResumeFencesByTheRow(t *testing.T) {
+	t.Parallel()
+	m, f := newMachine(t), newTier()
+	n := m.boot(f.use)
+	rt := noop.Runtime{Node: m.node}
+	id := n.warm(1)[0]
+	n.claimWith(id, mountOf("m1", "v1", 1), mountOf("m2", "v2", 1))
+	n.pause(id)
+	if err := n.resumeWith(id, mountOf("m1", "v1", 3)); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.epochs(id); len(got) != 1 || got["m1"] != 3 || len(rt.Mounts(id)) != 1 {
+		t.Errorf("after a resume it has %v, and procd %v", got, rt.Mounts(id))
+	}
+	if err := n.resumeWith(id, mountOf("m1", "v1", 4)); err != nil || f.epochs(id)["m1"] != 4 {
+		t.Errorf("a resume of what runs: %v, epochs %v", err, f.epochs(id))
+	}
+	if err := n.resumeWith(id, mountOf("m1", "v1", 3)); errdefs.From(err).Code != volumeapi.CodeFenced {
+		t.Errorf("a resume that is late: %v", err)
+	}
+	n.pause(id)
+	if err := n.resumeWith(id, mountOf("m1", "v1", 3)); errdefs.From(err).Code != volumeapi.CodeFenced {
+		t.Errorf("a resume of what is paused that is late: %v", err)
+	}
+	if err := n.resumeWith(id); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.epochs(id); len(got) != 0 || len(n.mounts(id)) != 0 {
+		t.Errorf("without volumes it has %v and its record %v", got, n.mounts(id))
+	}
+}
+
+// The same for a sandbox that is in the object store, on a node that has never had it.
+func TestX43_AStoredResumeFencesByTheRow(t *testing.T) {
+	t.Parallel()
+	s := newShelf(t)
+	first, f := newMachine(t).boot(newTier().use, with(s)), newTier()
+	id := first.warm(1)[0]
+	first.claimWith(id, mountOf("m1", "v1", 1), mountOf("m2", "v2", 1))
+	first.pause(id)
+	refs := s.put(first)
+	n := newMachine(t).boot(f.use, with(s))
+	req := lifecycle.ResumeRequest{ID: id, Mounts: []journal.Mount{mountOf("m2", "v2", 5)}}
+	where := stored(refs[0], 1)
+	req.Stored = &where
+	if _, err := n.Manager.Resume(n.ctx(), req); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.epochs(id); len(got) != 1 || got["m2"] != 5 {
+		t.Errorf("it has %v", got)
+	}
+}
+
+// R7: a pause is answered when the volumes are committed. While they can't be, the sandbox
+// runs; if that is found out behind its image, the next to ask waits for it, too.
+func TestX43_APauseAnswersBehindTheCommit(t *testing.T) {
+	t.Parallel()
+	m, f := newMachine(t), newTier()
+	n := m.boot(f.use)
+	id := n.warm(1)[0]
+	n.claimWith(id, mountOf("m1", "v1", 1))
+	f.write("v1")
+	f.set(errors.New("the store is down"), false)
+	if _, err := n.Pause(n.ctx(), id, 0); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("a pause without a store: %v", err)
+	}
+	if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Running {
+		t.Errorf("then it is %s, %v", sb.State(), err)
+	}
+	f.set(nil, false)
+	commits := 0
+	f.onCommit = func() {
+		if commits++; commits == 2 { // behind the image
+			f.down = errors.New("the store is down")
+		}
+	}
+	f.write("v1")
+	for range 2 {
+		if _, err := n.Pause(n.ctx(), id, 0); !errdefs.Is(err, errdefs.Unavailable) {
+			t.Errorf("a pause whose last commit fails: %v", err)
+		}
+	}
+	f.set(nil, false)
+	f.write("v1")
+	n.pause(id)
+	if !f.committed("v1") {
+		t.Error("a pause was answered without a commit")
+	}
+}
+
+// R7: what can't be committed, or is in use, stays mounted; a retry is no way around it.
+func TestX43_AnUnmountAnswersBehindTheCommit(t *testing.T) {
+	t.Parallel()
+	m, f := newMachine(t), newTier()
+	n := m.boot(f.use)
+	rt := noop.Runtime{Node: m.node}
+	id := n.warm(1)[0]
+	n.claimWith(id, mountOf("m1", "v1", 1))
+	f.write("v1")
+	there := func(when string) {
+		t.Helper()
+		if len(f.epochs(id)) != 1 || len(rt.Mounts(id)) != 1 || !slices.Equal(n.mounts(id), []string{"m1"}) {
+			t.Errorf("%s: in the portal %v, inside %v, in the record %v", when, f.epochs(id), rt.Mounts(id), n.mounts(id))
+		}
+	}
+	for range 2 {
+		f.set(errors.New("the store is down"), false)
+		if err := n.Unmount(n.ctx(), id, 0, "m1"); !errdefs.Is(err, errdefs.Unavailable) {
+			t.Errorf("without a store: %v", err)
+		}
+		there("without a store")
+		f.set(nil, true)
+		if err := n.Unmount(n.ctx(), id, 0, "m1"); errdefs.From(err).Code != nodeapi.CodeVolumeBusy {
+			t.Errorf("with an open file: %v", err)
+		}
+		there("with an open file")
+	}
+	f.set(nil, false)
+	rt.SetBusy(id, true)
+	if err := n.Unmount(n.ctx(), id, 0, "m1"); errdefs.From(err).Code != nodeapi.CodeVolumeBusy {
+		t.Errorf("in use: %v", err)
+	}
+	rt.SetBusy(id, false)
+	if err := n.Unmount(n.ctx(), id, 0, "m1"); err != nil {
+		t.Fatal(err)
+	}
+	if !f.committed("v1") || len(f.epochs(id)) != 0 || len(rt.Mounts(id)) != 0 || len(n.mounts(id)) != 0 {
+		t.Errorf("afterwards: in the portal %v, inside %v, in the record %v", f.epochs(id), rt.Mounts(id), n.mounts(id))
+	}
+}
+
+// A paused sandbox gives a volume up when that is committed, and does not have it again.
+func TestX43_AnUnmountOfWhatIsPaused(t *testing.T) {
+	t.Parallel()
+	m, f := newMachine(t), newTier()
+	n := m.boot(f.use)
+	id := n.warm(1)[0]
+	n.claimWith(id, mountOf("m1", "v1", 1))
+	n.pause(id)
+	f.write("v1")
+	f.set(errors.New("the store is down"), false)
+	if err := n.Unmount(n.ctx(), id, 0, "m1"); !errdefs.Is(err, errdefs.Unavailable) || len(n.mounts(id)) != 1 {
+		t.Errorf("without a store: %v, it has %v", err, n.mounts(id))
+	}
+	f.set(nil, false)
+	if err := n.Unmount(n.ctx(), id, 0, "m1"); err != nil || len(n.mounts(id)) != 0 || !f.committed("v1") {
+		t.Errorf("%v, it has %v", err, n.mounts(id))
+	}
+}
