@@ -35,9 +35,6 @@ const (
 	headerTimeout, idleTimeout = 5 * time.Second, 10 * time.Minute
 	// watchInterval is how soon a file system that died is mounted again.
 	watchInterval = 2 * time.Second
-	// hangTime is what a file system may take for an answer before it is given up: its own
-	// keeper replaces a worker that died, on a loaded machine in some seconds.
-	hangTime = time.Minute
 )
 
 // Config says what a volumed owns and where. Zero fields take the value that [Default]
@@ -162,21 +159,16 @@ func Run(ctx context.Context, cfg Config) error {
 func watch(ctx context.Context, cfg Config) error {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
-	good := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		health := jfs.Look(cfg.tier())
-		if health == jfs.Good {
-			good = time.Now()
-		}
-		if health == jfs.Good || health == jfs.Hangs && time.Since(good) < hangTime {
+		if jfs.Works(cfg.tier()) {
 			continue
 		}
-		cfg.Log.Error("the volumes' file system does not answer and is mounted again")
+		cfg.Log.Error("the volumes' file system does not answer, and is mounted again if it goes on so")
 		if err := jfs.Ensure(ctx, cfg.juicefs()); err != nil && ctx.Err() == nil {
 			cfg.Log.Error("mounting the volumes' file system will be tried again", "error", err)
 		}

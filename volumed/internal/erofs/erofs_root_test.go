@@ -11,14 +11,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"s0.run/internal/s0test"
 )
 
 // mounted writes an image with fill and mounts it by the kernel, which is the judge.
 func mounted(t *testing.T, fill func(w *Writer)) string {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("mounts, which needs root")
-	}
+	s0test.NeedRoot(t)
 	image := filepath.Join(t.TempDir(), "image")
 	f, err := os.Create(image)
 	if err != nil {

@@ -8,7 +8,6 @@ package jfs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -27,6 +26,11 @@ const (
 	readyTimeout, lookTimeout = 60 * time.Second, 5 * time.Second
 	lookInterval              = 50 * time.Millisecond
 	formatTimeout             = 60 * time.Second
+	// hangTime is what a file system may take for an answer before it is replaced: its own
+	// keeper replaces a worker that died, on a loaded machine in some seconds.
+	hangTime = 30 * time.Second
+	// endTimeout is for processes that were killed to let their files go.
+	endTimeout = 10 * time.Second
 	// Magic is FUSE's: what is mounted when the file system is.
 	Magic = 0x65735546
 	// A store that does not answer makes an EIO in a bounded time.
@@ -46,28 +50,51 @@ type Config struct {
 	Secrets   []string // of its environment: META_PASSWORD, ACCESS_KEY, SECRET_KEY, JFS_RSA_PASSPHRASE
 	LogFile   string
 	Log       *slog.Logger
-	MountArgs []string // in tests
+	MountArgs []string      // in tests
+	HangTime  time.Duration // in tests; 0: hangTime
 }
 
 // name is the file system's.
 const name = "s0-volumes"
 
-// Ensure mounts the file system, unless it is mounted and works.
+// Ensure mounts the file system, unless it is mounted and works. One that hangs is given
+// time, then replaced: whoever waits for it has an error.
 func Ensure(ctx context.Context, cfg Config) error {
-	if err := os.MkdirAll(cfg.MountDir, 0o700); err != nil && !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, os.ErrExist) {
+	// Nothing that can hang is asked of the place itself before it is known to answer.
+	if err := os.MkdirAll(filepath.Dir(cfg.MountDir), 0o700); err != nil {
 		return err
 	}
-	if Works(cfg.MountDir) {
-		return nil
+	works, err := await(ctx, cfg)
+	if works || err != nil {
+		return err
 	}
-	// What is there is dead, or nothing is: an overlay on it has its own hold.
-	if err := unix.Unmount(cfg.MountDir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+	if err := clear(ctx, cfg); err != nil {
 		return fmt.Errorf("clearing %s: %w", cfg.MountDir, err)
+	}
+	if err := os.MkdirAll(cfg.MountDir, 0o700); err != nil {
+		return err
 	}
 	if err := format(ctx, cfg); err != nil {
 		return err
 	}
 	return mount(ctx, cfg)
+}
+
+// await gives a file system that hangs the time to come back.
+func await(ctx context.Context, cfg Config) (works bool, err error) {
+	patience := cfg.HangTime
+	if patience == 0 {
+		patience = hangTime
+	}
+	for end := time.Now().Add(patience); ; {
+		health := Look(cfg.MountDir)
+		if health != Hangs || time.Now().After(end) {
+			return health == Good, nil
+		}
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+	}
 }
 
 // Works tells whether the file system is mounted and answers.

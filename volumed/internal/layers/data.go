@@ -18,7 +18,7 @@ const (
 	maxExtents = 1 << 18
 	// maxRatio is what a file with holes may have in an image for what it has on the disk,
 	// beyond which a layer has slack in all.
-	maxRatio, slack = 16, 1 << 30
+	maxRatio, slack = 16, 256 << 20
 	// fewHoles is what a file may lack and be kept as if it had no holes.
 	fewHoles = 64 << 10
 )

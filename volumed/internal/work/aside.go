@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
-	"s0.run/volumed/internal/layers"
 	"s0.run/volumed/internal/store"
 )
 
@@ -135,15 +134,8 @@ func (m *Manager) forget(v *volume) {
 // unmount takes away the volume's views, of every mounting of the store.
 func (m *Manager) unmount(v *volume) error {
 	for _, dir := range []string{m.mergedDir(), m.belowDir()} {
-		all, err := views(dir, v.id)
-		if err != nil {
+		if err := unmountViews(dir, v.id, ""); err != nil {
 			return err
-		}
-		for _, at := range all {
-			if err := layers.Unmount(at, true); err != nil {
-				return fmt.Errorf("unmounting volume %s: %w", v.id, err)
-			}
-			_ = os.Remove(at) // an empty directory is nothing
 		}
 	}
 	m.layers.give(v.base)

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"s0.run/internal/s0test"
 	"s0.run/volumed/internal/layers"
 	"s0.run/volumed/internal/store"
 )
@@ -38,9 +39,7 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("mounts, which needs root")
-	}
+	s0test.NeedRoot(t)
 	dir, err := os.MkdirTemp("", "s0v") // short: paths are bounded
 	if err != nil {
 		t.Fatal(err)

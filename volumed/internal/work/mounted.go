@@ -193,3 +193,21 @@ func views(dir, id string) (all []string, err error) {
 	}
 	return all, err
 }
+
+// unmountViews takes away the mounts of one volume in a directory, but one.
+func unmountViews(dir, id, but string) error {
+	all, err := views(dir, id)
+	if err != nil {
+		return err
+	}
+	for _, at := range all {
+		if at == but {
+			continue
+		}
+		if err := layers.Unmount(at, true); err != nil {
+			return fmt.Errorf("unmounting volume %s: %w", id, err)
+		}
+		_ = os.Remove(at) // an empty directory is nothing
+	}
+	return nil
+}

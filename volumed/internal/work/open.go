@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
-	"s0.run/volumed/internal/layers"
 	"s0.run/volumed/internal/store"
 	"s0.run/volumed/internal/tree"
 )
@@ -158,6 +158,9 @@ func (m *Manager) look(v *volume) error {
 // volume that somebody writes through stays, whatever it lies on: two overlays of one
 // upper layer are none.
 func (m *Manager) mount(v *volume) error {
+	if err := unmountViews(m.belowDir(), v.id, m.below(v)); err != nil {
+		return err
+	}
 	if err := m.mountAt(m.below(v), v.base, "", ""); err != nil {
 		return err
 	}
@@ -166,17 +169,12 @@ func (m *Manager) mount(v *volume) error {
 	if err != nil {
 		return err
 	}
-	for _, at := range old {
-		if at == v.at {
-			continue
-		}
-		if v.writers() {
-			v.at = at
-			return nil
-		}
-		if err := layers.Unmount(at, true); err != nil {
-			return err
-		}
+	if i := slices.IndexFunc(old, func(at string) bool { return at != v.at }); i >= 0 && v.writers() {
+		v.at = old[i]
+		return nil
+	}
+	if err := unmountViews(m.mergedDir(), v.id, v.at); err != nil {
+		return err
 	}
 	return m.mountAt(v.at, v.base, m.upperDir(v.id), m.workDir(v.id))
 }
@@ -208,9 +206,6 @@ func (m *Manager) refresh(v *volume) error {
 			return err
 		}
 		m.layers.give(old)
-		if err := layers.Unmount(view(m.belowDir(), old.store, v.id), true); err != nil {
-			return err
-		}
 	}
 	return m.mount(v)
 }

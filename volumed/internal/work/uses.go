@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"s0.run/internal/errdefs"
 	"s0.run/volumed/internal/store"
 )
 
@@ -74,24 +73,5 @@ func (m *Manager) recoverUses() error {
 			}
 		}
 	}
-	return nil
-}
-
-func (m *Manager) recoverReader(v *volume, use string, seq uint64) error {
-	r := v.readers[seq]
-	if r == nil {
-		held, err := m.cfg.Store.Held(v.id, m.holder(seq))
-		if errdefs.Is(err, errdefs.NotFound) {
-			return nil // it was removed
-		}
-		if err != nil {
-			return err
-		}
-		if r, err = m.openReader(v, held); err != nil {
-			return err
-		}
-		v.readers[seq] = r
-	}
-	r.uses[use] = true
 	return nil
 }

@@ -4,12 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"maps"
-	"os"
 
 	"s0.run/internal/errdefs"
-	"s0.run/volumed/internal/layers"
 	"s0.run/volumed/internal/store"
 )
 
@@ -155,13 +152,8 @@ func (m *Manager) Remove(ctx context.Context, spec Volume) error {
 	if err := m.cfg.Sync(); err != nil {
 		return err
 	}
-	for seq, r := range v.readers {
-		for use := range r.uses {
-			if err := m.endUse(v, use, seq); err != nil {
-				return err
-			}
-		}
-		m.closeReader(v, seq)
+	if err := m.endReaders(v); err != nil {
+		return err
 	}
 	for use := range v.users() {
 		if err := m.endUse(v, use, 0); err != nil {
@@ -173,74 +165,4 @@ func (m *Manager) Remove(ctx context.Context, spec Volume) error {
 	}
 	v.lost = nil
 	return m.forgetAside(v.id)
-}
-
-// read mounts what is committed, without any way to write it. The caller has the turn.
-func (m *Manager) read(v *volume, spec Volume, use string) (string, error) {
-	for _, r := range v.readers {
-		if r.uses[use] {
-			return r.path, nil // it is repeated
-		}
-	}
-	head, err := m.cfg.Store.Head(spec.ID)
-	if err == nil && head.Team != spec.Team {
-		err = errdefs.New(errdefs.NotFound, "volume %s not found", spec.ID)
-	}
-	if err != nil {
-		return "", err
-	}
-	r := v.readers[head.Seq]
-	if r == nil {
-		if r, err = m.openReader(v, head); err != nil {
-			return "", err
-		}
-		v.readers[head.Seq] = r
-	}
-	r.uses[use] = true
-	return r.path, m.addUse(v, use, head.Seq)
-}
-
-func (m *Manager) holder(seq uint64) string { return fmt.Sprintf("%s-%d", m.cfg.Node, seq) }
-
-func (m *Manager) openReader(v *volume, head store.Version) (*reader, error) {
-	if err := m.cfg.Store.Hold(v.id, m.holder(head.Seq), head); err != nil {
-		return nil, err
-	}
-	base, err := m.layers.take(head.Layers)
-	if err != nil {
-		return nil, err
-	}
-	at := view(m.readersDir(), base.store, fmt.Sprint(v.id, ".", head.Seq))
-	if err := m.mountAt(at, base, "", ""); err != nil {
-		m.layers.give(base)
-		return nil, err
-	}
-	return &reader{path: at, uses: map[string]bool{}, base: base}, nil
-}
-
-func (m *Manager) leaveReader(v *volume, use string) error {
-	for seq, r := range v.readers {
-		if !r.uses[use] {
-			continue
-		}
-		if err := m.endUse(v, use, seq); err != nil {
-			return err
-		}
-		delete(r.uses, use)
-		if len(r.uses) == 0 {
-			m.closeReader(v, seq)
-		}
-	}
-	return nil
-}
-
-func (m *Manager) closeReader(v *volume, seq uint64) {
-	r := v.readers[seq]
-	if err := layers.Unmount(r.path, true); err != nil {
-		m.cfg.Log.Warn("unmounting a reader", "volume", v.id, "error", err)
-	}
-	_ = os.Remove(r.path)
-	m.layers.give(r.base)
-	_ = m.cfg.Store.Unhold(v.id, m.holder(seq))
-	delete(v.readers, seq)
 }

@@ -103,20 +103,13 @@ type volume struct {
 	looked  time.Time
 	took    time.Duration // the last look
 
-	readers map[uint64]*reader // by version
+	readers map[string]*reader // by path
 
 	mu    sync.Mutex
 	uses  map[string]bool // by the id of a mount; true: for writing
 	idle  time.Time       // since when there is none
 	dirty bool            // something was written that is on this node alone
 	shown *State          // as of the last turn, where there is something to show
-}
-
-// reader is a read-only view of one version.
-type reader struct {
-	path string
-	uses map[string]bool
-	base stack
 }
 
 // New makes a manager that has nothing yet: Recover takes up what an earlier one left.
@@ -143,7 +136,7 @@ func (m *Manager) get(id string) *volume {
 	defer m.mu.Unlock()
 	v := m.volumes[id]
 	if v == nil {
-		v = &volume{id: id, turn: make(chan struct{}, 1), uses: map[string]bool{}, readers: map[uint64]*reader{}, idle: time.Now()}
+		v = &volume{id: id, turn: make(chan struct{}, 1), uses: map[string]bool{}, readers: map[string]*reader{}, idle: time.Now()}
 		m.volumes[id] = v
 	}
 	return v

@@ -1,0 +1,227 @@
+package work
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"s0.run/volumed/internal/store"
+	"s0.run/volumed/internal/tree"
+)
+
+// patience is for a loaded machine.
+const patience = time.Minute
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !is(); {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %s", what, patience)
+		}
+		tick := time.NewTimer(5 * time.Millisecond)
+		<-tick.C
+	}
+}
+
+// A volume whose commit takes for ever holds up nobody: others are committed, and what is
+// asked of it is answered.
+func TestASlowVolumeHoldsNobodyUp(t *testing.T) {
+	b, at := created(t)
+	stuck, free := make(chan struct{}), make(chan struct{})
+	var first atomic.Bool
+	b.manager.cfg.Sync = func() error {
+		if first.CompareAndSwap(false, true) {
+			close(stuck)
+			<-free
+		}
+		return nil
+	}
+	write(t, at, "slow")
+	slow := make(chan error, 1)
+	go func() {
+		_, _, err := b.manager.Commit(context.Background(), "vol")
+		slow <- err
+	}()
+	<-stuck
+	b.spec.ID = "other"
+	if _, err := b.manager.Create(t.Context(), b.spec, nil); err != nil {
+		t.Fatal(err)
+	}
+	write(t, b.use(), "quick")
+	v := b.manager.get("other")
+	v.turn <- struct{}{}
+	v.looked = time.Time{} // long ago
+	b.manager.endTurn(v)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b.manager.keepCommitting(ctx)
+	}()
+	eventually(t, "the other volume is committed", func() bool {
+		st, err := b.manager.State("other")
+		return err == nil && st.Version.Files == 1
+	})
+	if st, err := b.manager.State("vol"); err != nil || st.Version.Files != 1 || !st.Uncommitted {
+		t.Errorf("the slow volume is %+v, %v", st, err)
+	}
+	cancel()
+	<-ended
+	close(free)
+	if err := <-slow; err != nil {
+		t.Error(err)
+	}
+}
+
+// A commit that nobody waits for ends, and leaves nothing.
+func TestACommitEndsWithItsContext(t *testing.T) {
+	b, at := created(t)
+	write(t, at, "mine")
+	v, done, err := b.manager.take(t.Context(), "vol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := layerFiles(t, b)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	root, err := os.Open(b.manager.upperDir("vol"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if _, err := b.manager.round(ctx, v); err == nil {
+		t.Error("a look goes on when nobody waits")
+	}
+	if _, _, err := b.manager.makeLayer(ctx, v, root, changesOf(t, v, root), v.seen); err == nil {
+		t.Error("a layer is made when nobody waits")
+	}
+	done()
+	if after := layerFiles(t, b); after != before {
+		t.Errorf("%d layers, and %d before", after, before)
+	}
+	b.commit()
+}
+
+func layerFiles(t *testing.T, b *bench) int {
+	t.Helper()
+	all, err := os.ReadDir(filepath.Join(b.dir, "tier", "layers"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// A layer whose mount hangs holds up who wants it, and nobody else.
+func TestAHangingLayerHoldsUpNoOther(t *testing.T) {
+	b, _ := created(t)
+	head, err := b.store.Head("vol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounting, err := b.store.Mounted()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := b.manager.layers
+	hangs := &layerRef{n: 1, ready: make(chan struct{})}
+	m.mu.Lock()
+	m.refs[filepath.Join(m.dir, mounting, "hangs")] = hangs
+	m.mu.Unlock()
+	waits := make(chan error, 1)
+	go func() {
+		s, err := m.take([]store.Layer{{ID: "hangs"}})
+		m.give(s)
+		waits <- err
+	}()
+	s, err := m.take(head.Layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.give(s)
+	if !m.held("hangs") {
+		t.Error("a layer that is being mounted is nobody's")
+	}
+	close(hangs.ready)
+	if err := <-waits; err != nil {
+		t.Error(err)
+	}
+}
+
+// An idle volume is closed when all of it is committed, and not before; what it hid is not
+// remembered for ever.
+func TestAnIdleVolumeIsClosedWhenItIsClean(t *testing.T) {
+	b, at := created(t)
+	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
+		t.Fatal(err)
+	}
+	v := b.manager.get("vol")
+	long := func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.idle = time.Now().Add(-2 * idleTime)
+	}
+	long()
+	scatter(t, filepath.Join(at, "scattered"), 8<<40, 2000)
+	attend := func() {
+		v.turn <- struct{}{}
+		b.manager.attend(t.Context(), v)
+		b.manager.endTurn(v)
+	}
+	attend()
+	if !b.manager.hasTree("vol") {
+		t.Fatal("a volume of which something can't be kept was closed")
+	}
+	if err := os.Remove(filepath.Join(at, "scattered")); err != nil {
+		t.Fatal(err)
+	}
+	attend()
+	attend()
+	if b.manager.hasTree("vol") {
+		t.Error("a clean volume stays open")
+	}
+	if got := b.committed(); got["committed"] == "" {
+		t.Errorf("the volume has %v", got)
+	}
+}
+
+// What an entry hides is forgotten with it: nothing grows with what came and went.
+func TestWhatComesAndGoesIsForgotten(t *testing.T) {
+	b, _ := created(t)
+	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.manager.Release(t.Context(), "vol", 1); err != nil {
+		t.Fatal(err)
+	}
+	b.spec.Epoch = 2
+	at := b.use()
+	write(t, at, "committed", "new", "newer")
+	b.commit()
+	v := b.manager.get("vol")
+	if len(v.hidden) != 1 {
+		t.Errorf("hidden: %v", v.hidden)
+	}
+	for range 3 {
+		write(t, at, "comes")
+		b.commit()
+		if err := os.Remove(filepath.Join(at, "comes")); err != nil {
+			t.Fatal(err)
+		}
+		b.commit()
+	}
+	if len(v.hidden) != 1 || len(v.seen) != 4 {
+		t.Errorf("hidden: %v; seen: %v", v.hidden, v.seen)
+	}
+}
+
+func changesOf(t *testing.T, v *volume, root *os.File) []tree.Change {
+	t.Helper()
+	now, err := tree.Scan(t.Context(), root, maxEntries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree.Diff(v.seen, now)
+}

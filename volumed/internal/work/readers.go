@@ -1,0 +1,135 @@
+package work
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"s0.run/internal/errdefs"
+	"s0.run/volumed/internal/layers"
+	"s0.run/volumed/internal/store"
+)
+
+// reader is a read-only view of one version, on one mounting of the store.
+type reader struct {
+	path string
+	seq  uint64
+	uses map[string]bool
+	base stack
+}
+
+// read mounts what is committed, without any way to write it. The caller has the turn.
+func (m *Manager) read(v *volume, spec Volume, use string) (string, error) {
+	for _, r := range v.readers {
+		if r.uses[use] {
+			return r.path, nil // it is repeated
+		}
+	}
+	head, err := m.cfg.Store.Head(spec.ID)
+	if err == nil && head.Team != spec.Team {
+		err = errdefs.New(errdefs.NotFound, "volume %s not found", spec.ID)
+	}
+	if err != nil {
+		return "", err
+	}
+	r, err := m.readerOf(v, head.Seq, func() (store.Version, error) { return head, m.cfg.Store.Hold(v.id, m.holder(head.Seq), head) })
+	if err != nil {
+		return "", err
+	}
+	r.uses[use] = true
+	return r.path, m.addUse(v, use, head.Seq)
+}
+
+func (m *Manager) holder(seq uint64) string { return fmt.Sprintf("%s-%d", m.cfg.Node, seq) }
+
+func (m *Manager) readerPath(id string, seq uint64, mounting string) string {
+	return view(m.readersDir(), mounting, fmt.Sprint(id, ".", seq))
+}
+
+// readerOf finds or mounts a version that hold holds.
+func (m *Manager) readerOf(v *volume, seq uint64, hold func() (store.Version, error)) (*reader, error) {
+	mounting, err := m.cfg.Store.Mounted()
+	if err != nil {
+		return nil, err
+	}
+	if r := v.readers[m.readerPath(v.id, seq, mounting)]; r != nil {
+		return r, nil
+	}
+	held, err := hold()
+	if err != nil {
+		return nil, err
+	}
+	base, err := m.layers.take(held.Layers)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{path: m.readerPath(v.id, seq, base.store), seq: seq, uses: map[string]bool{}, base: base}
+	if err := m.mountAt(r.path, base, "", ""); err != nil {
+		m.layers.give(base)
+		return nil, err
+	}
+	v.readers[r.path] = r
+	return r, nil
+}
+
+func (m *Manager) recoverReader(v *volume, use string, seq uint64) error {
+	r, err := m.readerOf(v, seq, func() (store.Version, error) { return m.cfg.Store.Held(v.id, m.holder(seq)) })
+	if errdefs.Is(err, errdefs.NotFound) {
+		return nil // it was removed
+	}
+	if err != nil {
+		return err
+	}
+	r.uses[use] = true
+	return nil
+}
+
+func (m *Manager) leaveReader(v *volume, use string) error {
+	for _, r := range v.readers {
+		if !r.uses[use] {
+			continue
+		}
+		if err := m.endUse(v, use, r.seq); err != nil {
+			return err
+		}
+		delete(r.uses, use)
+		if len(r.uses) == 0 {
+			m.closeReader(v, r)
+		}
+	}
+	return nil
+}
+
+func (m *Manager) endReaders(v *volume) error {
+	for _, r := range v.readers {
+		for use := range r.uses {
+			if err := m.endUse(v, use, r.seq); err != nil {
+				return err
+			}
+		}
+		m.closeReader(v, r)
+	}
+	return nil
+}
+
+// closeReader unmounts what nobody reads. The last one of a version takes with it what an
+// earlier process has mounted on an earlier mounting of the store.
+func (m *Manager) closeReader(v *volume, r *reader) {
+	delete(v.readers, r.path)
+	last := true
+	for _, other := range v.readers {
+		last = last && other.seq != r.seq
+	}
+	err := layers.Unmount(r.path, true)
+	if last {
+		err = errors.Join(err, unmountViews(m.readersDir(), fmt.Sprint(v.id, ".", r.seq), ""))
+	}
+	if err != nil {
+		m.cfg.Log.Warn("unmounting a reader", "volume", v.id, "error", err)
+	}
+	_ = os.Remove(r.path)
+	m.layers.give(r.base)
+	if last {
+		_ = m.cfg.Store.Unhold(v.id, m.holder(r.seq)) // or its layers stay
+	}
+}
