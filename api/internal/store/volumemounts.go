@@ -236,6 +236,42 @@ func (s *Store) FinishMount(ctx context.Context, team, id uuid.UUID) error {
 	return classify(err, "recording a mount")
 }
 
+// BeginUnmount reads a sandbox as it is by now. If it is paused, the mount is not its own any
+// more for as long as lease: who resumes it meanwhile does so without, and nobody else has
+// the volume either.
+func (s *Store) BeginUnmount(ctx context.Context, row Sandbox, id uuid.UUID, lease time.Duration) (now Sandbox, err error) {
+	err = s.inTx(ctx, "unmounting a volume", func(ctx context.Context, tx pgx.Tx) error {
+		rows, _ := tx.Query(ctx, "SELECT "+sandboxColumns+" FROM sandboxes WHERE team_id = $1 AND id = $2 FOR UPDATE", row.TeamID, row.ID)
+		now, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Sandbox])
+		if errors.Is(err, pgx.ErrNoRows) {
+			return notFound("sandbox")
+		}
+		if err != nil {
+			return err
+		}
+		if now.Status != sandbox.Paused {
+			return nil
+		}
+		_, err = tx.Exec(ctx, `UPDATE volume_mounts SET lease_until = now() + $4::interval
+			WHERE team_id = $1 AND sandbox_id = $2 AND id = $3`, row.TeamID, row.ID, id, lease)
+		return err
+	})
+	return now, err
+}
+
+// CancelUnmount gives a sandbox that is paused still its mount back.
+func (s *Store) CancelUnmount(ctx context.Context, row Sandbox, id uuid.UUID) error {
+	return s.inTx(ctx, "keeping a mount", func(ctx context.Context, tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, "SELECT FROM sandboxes WHERE team_id = $1 AND id = $2 AND status = 'paused' FOR UPDATE", row.TeamID, row.ID)
+		if err != nil || tag.RowsAffected() == 0 {
+			return err // it was resumed without
+		}
+		_, err = tx.Exec(ctx, `UPDATE volume_mounts SET lease_until = NULL
+			WHERE team_id = $1 AND sandbox_id = $2 AND id = $3`, row.TeamID, row.ID, id)
+		return err
+	})
+}
+
 // RemoveMount forgets a mount that its sandbox does not have any more.
 func (s *Store) RemoveMount(ctx context.Context, team, id uuid.UUID) error {
 	_, err := s.pool.Exec(ctx, "DELETE FROM volume_mounts WHERE team_id = $1 AND id = $2", team, id)

@@ -230,22 +230,52 @@ func (k *Keeper) Unmount(ctx context.Context, row store.Sandbox, volume, id uuid
 	}
 	ctx, cancel := detached(ctx, workTimeout)
 	defer cancel()
+	if row, err = k.cfg.Store.BeginUnmount(audit.Without(ctx), row, id, mountLease); err != nil {
+		return err
+	}
+	if row.Status != sandbox.Running && row.Status != sandbox.Paused {
+		return errdefs.New(errdefs.Conflict, "the sandbox is %s", row.Status)
+	}
 	if err := k.unmountAtNode(ctx, row, id); err != nil {
+		if row.Status == sandbox.Paused {
+			k.keepMount(ctx, row, id)
+		}
 		return err
 	}
 	k.cfg.Log.Info("unmounted a volume", "volume", volume, "sandbox", row.ID, "gen", row.Generation, "team", row.TeamID, "node", row.Node)
 	return k.cfg.Store.RemoveMount(ctx, row.TeamID, id)
 }
 
+// keepMount gives a paused sandbox a volume back that its node did not let go.
+func (k *Keeper) keepMount(ctx context.Context, row store.Sandbox, id uuid.UUID) {
+	ctx, cancel := detached(audit.Without(ctx), tellTimeout)
+	defer cancel()
+	if err := k.cfg.Store.CancelUnmount(ctx, row, id); err != nil {
+		k.logFailure(ctx, "could not undo an unmount", err)
+	}
+}
+
+// unmountAtNode has the node commit and unmount. A paused sandbox has nothing mounted, but
+// what it has written may not be committed yet, and it may run by what its node knows. A
+// node that is lost, or does not have it any more, is at an epoch that the volume's next
+// owner leaves behind.
 func (k *Keeper) unmountAtNode(ctx context.Context, row store.Sandbox, id uuid.UUID) error {
-	if row.Status == sandbox.Paused { // it has nothing mounted, and gets what is left when it runs again
+	paused := row.Status == sandbox.Paused
+	if paused && !k.cfg.Table.IsSynced(row.Node) && k.cfg.Table.Silence(row.Node) >= lostAfter {
 		return nil
 	}
 	rpc, err := k.rpc(row.Node)
 	if err != nil {
 		return err
 	}
-	_, err = rpc.UnmountVolume(ctx, &nodeapi.UnmountVolumeRequest{Id: string(row.ID), Generation: uint64(row.Generation), Mount: id.String()})
+	req := &nodeapi.UnmountVolumeRequest{Id: string(row.ID), Generation: uint64(row.Generation), Mount: id.String()}
+	if paused {
+		req.Generation = 0 // a resume may have begun and failed since
+	}
+	_, err = rpc.UnmountVolume(ctx, req)
+	if paused && connect.CodeOf(err) == connect.CodeNotFound {
+		return nil
+	}
 	if err != nil {
 		return failure(err, "the volume could not be unmounted")
 	}

@@ -224,6 +224,59 @@ func TestX39_AMountWhoseAnswerIsLost(t *testing.T) {
 	}
 }
 
+// R7: whether a sandbox is paused is for its row to say at that moment, and its node is asked
+// all the same: what it has written may not be committed. Until that is so, nobody has the
+// volume, and a resume goes without it.
+func TestX43_AnUnmountTrustsNoStalePause(t *testing.T) {
+	t.Parallel()
+	f, _, _ := run(t)
+	v := f.volume()
+	row := f.sandbox(v.Node)
+	m, err := f.keep.Mount(t.Context(), row, store.MountWant{Volume: v.ID, Point: "/data"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := func() int {
+		t.Helper()
+		all, err := f.store.Mounts(t.Context(), f.team, row.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	asked, refusal := 0, error(nil)
+	f.shared.OnCall = func(_ context.Context, call, _ string) error {
+		if call == "UnmountVolume" {
+			asked++
+		}
+		return refusal
+	}
+	refusal = connect.NewError(connect.CodeUnavailable, errors.New("the store is down"))
+	stale := row
+	stale.Status = sandbox.Paused
+	if err := f.keep.Unmount(t.Context(), stale, v.ID, m.ID); !errdefs.Is(err, errdefs.Unavailable) || asked != 1 || has() != 1 {
+		t.Errorf("of what runs: %v, the node was asked %d times, %d mounts", err, asked, has())
+	}
+	if _, changed, err := f.store.SetPaused(t.Context(), f.team, row.ID, row.ClaimID, row.Generation); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	if err := f.keep.Unmount(t.Context(), stale, v.ID, m.ID); !errdefs.Is(err, errdefs.Unavailable) || asked != 2 || has() != 1 {
+		t.Errorf("of what is paused: %v, the node was asked %d times, %d mounts", err, asked, has())
+	}
+	f.shared.OnCall = func(_ context.Context, call, _ string) error {
+		if call != "UnmountVolume" {
+			return nil
+		}
+		if _, _, err := f.hold(v, v.Node); !errdefs.Is(err, errdefs.Conflict) || has() != 0 {
+			t.Errorf("meanwhile somebody else gets it: %v; a resume would have %d mounts", err, has())
+		}
+		return connect.NewError(connect.CodeNotFound, errors.New("the node does not have the sandbox"))
+	}
+	if err := f.keep.Unmount(t.Context(), row, v.ID, m.ID); err != nil || f.rows("volume_mounts") != 0 {
+		t.Errorf("%v, %d rows", err, f.rows("volume_mounts"))
+	}
+}
+
 // The volumes of a sandbox that failed are free.
 func TestAFailureFreesVolumes(t *testing.T) {
 	t.Parallel()
