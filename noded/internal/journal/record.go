@@ -66,6 +66,9 @@ type Claim struct {
 	Events      *Events           `json:"events,omitempty"`  // absent: nobody wants to know what happens inside
 	Network     *Network          `json:"network,omitempty"` // absent: the default policy
 	Mounts      []Mount           `json:"mounts,omitempty"`
+	// Former are mounts that it had when it was paused and has no more: its image, where its
+	// places are what they were, knows them.
+	Former []Mount `json:"former,omitempty"`
 }
 
 // Mount is a volume at a place of a sandbox.

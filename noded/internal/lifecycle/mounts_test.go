@@ -23,6 +23,7 @@ type tier struct {
 	mu       sync.Mutex
 	portals  map[sandbox.ID]map[string]volumes.Mount
 	dirty    map[string]bool
+	stands   []string // where a mount was
 	commits  int
 	down     error // of commits
 	busy     bool  // files are open
@@ -43,6 +44,13 @@ func (f *tier) Prepare(id sandbox.ID) error {
 	if f.portals[id] == nil {
 		f.portals[id] = map[string]volumes.Mount{}
 	}
+	return nil
+}
+
+func (f *tier) StandIn(id sandbox.ID, m volumes.Mount) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stands = append(f.stands, m.Name())
 	return nil
 }
 
@@ -180,6 +188,9 @@ func TestX43_AResumeFencesByTheRow(t *testing.T) {
 	if got := f.epochs(id); len(got) != 1 || got["m1"] != 3 || len(rt.Mounts(id)) != 1 {
 		t.Errorf("after a resume it has %v, and procd %v", got, rt.Mounts(id))
 	}
+	if !slices.Equal(f.stands, []string{"v2~m2"}) {
+		t.Errorf("in the place of what its image knows: %v", f.stands)
+	}
 	if err := n.resumeWith(id, mountOf("m1", "v1", 4)); err != nil || f.epochs(id)["m1"] != 4 {
 		t.Errorf("a resume of what runs: %v, epochs %v", err, f.epochs(id))
 	}
@@ -313,5 +324,14 @@ func TestX43_AnUnmountOfWhatIsPaused(t *testing.T) {
 	f.set(nil, false)
 	if err := n.Unmount(n.ctx(), id, 0, "m1"); err != nil || len(n.mounts(id)) != 0 || !f.committed("v1") {
 		t.Errorf("%v, it has %v", err, n.mounts(id))
+	}
+	for range 2 {
+		if err := n.resumeWith(id); err != nil {
+			t.Fatal(err)
+		}
+		if sb, err := n.Get(id); err != nil || len(sb.Claim.Former) > 0 || !slices.Equal(f.stands, []string{"v1~m1"}) {
+			t.Errorf("resumed: %v, %v, in its place %v", sb.Claim.Former, err, f.stands)
+		}
+		n.pause(id)
 	}
 }

@@ -237,16 +237,18 @@ func (m *Manager) resumeSteps(inst *instance, rec journal.Record, from, image st
 	return []step{
 		{"intent", func(ctx context.Context) error { return m.commit(ctx, inst, rec) }},
 		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
-		{"volumes", func(ctx context.Context) error { return m.attachAll(ctx, rec) }}, // before anybody inside looks
+		{"volumes", func(ctx context.Context) error { return errors.Join(m.standIn(rec), m.attachAll(ctx, rec)) }}, // before anybody inside looks
 		{"netns", func(ctx context.Context) error { return m.addNetwork(ctx, rec) }},
 		{"cgroup", func(context.Context) error { return m.cfg.Groups.Create(rec.ID, hasty) }},
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
 		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, nil) }},
+		{"former", func(ctx context.Context) error { return m.forgetFormer(ctx, inst, rec) }},
 		{"limits", func(context.Context) error { return m.cfg.Groups.Set(rec.ID, hasty, usual) }},
 		{"events", func(ctx context.Context) error { return m.keepEvents(ctx, inst, rec) }},
 		{"commit", func(ctx context.Context) error {
-			awake := rec
+			awake, claim := rec, *rec.Claim
+			claim.Former, awake.Claim = nil, &claim
 			awake.State, awake.Image, awake.Stored = journal.Claimed, 0, 0
 			return m.commit(ctx, inst, awake)
 		}},

@@ -28,6 +28,7 @@ const (
 type Volumes interface {
 	Dir(id sandbox.ID) string
 	Prepare(id sandbox.ID) error
+	StandIn(id sandbox.ID, m volumes.Mount) error
 	Attach(ctx context.Context, id sandbox.ID, m volumes.Mount) error
 	Detach(ctx context.Context, id sandbox.ID, m volumes.Mount, look func(context.Context) error) error
 	DetachAll(ctx context.Context, id sandbox.ID) error
@@ -294,11 +295,47 @@ func (m *Manager) dropMount(ctx context.Context, inst *instance, mountID string)
 	return m.commit(ctx, inst, withMounts(rec, slices.DeleteFunc(slices.Clone(mountsOf(rec)), func(mount journal.Mount) bool { return mount.ID == mountID })))
 }
 
+// withMounts gives a record other mounts. What a paused sandbox loses, its image has still.
 func withMounts(rec journal.Record, all []journal.Mount) journal.Record {
 	claim := *rec.Claim // which nobody changes
+	if rec.State == journal.Paused {
+		lost := slices.DeleteFunc(slices.Clone(claim.Mounts), func(had journal.Mount) bool {
+			return slices.ContainsFunc(all, func(m journal.Mount) bool { return m.ID == had.ID })
+		})
+		claim.Former = slices.Concat(claim.Former, lost)
+	}
 	claim.Mounts = all
 	rec.Claim = &claim
 	return rec
+}
+
+// standIn puts empty directories where the image of a sandbox had volumes: without them it
+// could not be taken up.
+func (m *Manager) standIn(rec journal.Record) error {
+	if err := m.checkVolumes(rec.Claim.Former); err != nil {
+		return err
+	}
+	for _, mount := range rec.Claim.Former {
+		if err := m.cfg.Volumes.StandIn(rec.ID, forAgent(mount)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgetFormer takes these away again, inside first. What is in use stays, and is empty.
+func (m *Manager) forgetFormer(ctx context.Context, inst *instance, rec journal.Record) error {
+	for _, mount := range rec.Claim.Former {
+		err := m.hide(ctx, inst, mount)
+		if errdefs.Is(err, errdefs.Conflict) {
+			m.log(rec).Warn("a place that was a volume's is in use", "mount", mount.ID, "error", err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // takeUsable takes the turn of a sandbox that runs.

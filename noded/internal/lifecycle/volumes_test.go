@@ -82,6 +82,7 @@ func (p *portals) List() (ids []sandbox.ID, _ error) {
 
 func (p *portals) Dir(id sandbox.ID) string                         { return filepath.Join(p.dir, string(id)) }
 func (p *portals) Prepare(sandbox.ID) error                         { return nil }
+func (p *portals) StandIn(sandbox.ID, volumes.Mount) error          { return nil }
 func (p *portals) CommitAll(context.Context, []volumes.Mount) error { return nil }
 
 var data = journal.Mount{ID: "m1", Volume: journal.Volume{ID: "v1", Team: "team", Epoch: 1}, MountPoint: "/data"}

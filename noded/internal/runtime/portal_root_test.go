@@ -34,11 +34,11 @@ func (directories) Commit(context.Context, string) (volumeapi.Committed, error) 
 	return volumeapi.Committed{Clean: true}, nil
 }
 
-// portals opens an agent with volumes v1 and v2, each with a file that has its name.
+// portals opens an agent with volumes v1 to v3, each with a file that has its name.
 func (n *node) portals() *volumes.Agent {
 	n.Helper()
 	at := dir(n.TB)
-	for _, v := range []string{"v1", "v2"} {
+	for _, v := range []string{"v1", "v2", "v3"} {
 		n.ok(os.Mkdir(filepath.Join(at, v), 0o700))
 		n.ok(os.WriteFile(filepath.Join(at, v, "name"), []byte(v), 0o600))
 	}
@@ -84,8 +84,12 @@ func TestC06_PortalFromInside(t *testing.T) {
 	n.ok(portals.Attach(n.ctx(), b.c.ID, volume("v1", false)))
 	n.ok(portals.Attach(n.ctx(), b.c.ID, volume("v2", true)))
 	n.looksInside(a)
-	if out, code := a.do("bind", procapi.Portal+"/v1~m", "/workspace"); code != 0 {
-		t.Fatal(out)
+	n.ok(portals.Attach(n.ctx(), b.c.ID, volume("v3", false)))
+	a.do("mkdir", "/former")
+	for volume, at := range map[string]string{"v1": "/workspace", "v3": "/former"} {
+		if out, code := a.do("bind", procapi.Portal+"/"+volume+"~m", at); code != 0 {
+			t.Fatal(out)
+		}
 	}
 	a.wantOut("v1", "read", "/workspace/name")
 	a.conn.Close()
@@ -99,9 +103,11 @@ func TestC06_PortalFromInside(t *testing.T) {
 	n.ok(portals.Prepare(b.c.ID))
 	n.ok(portals.Attach(n.ctx(), b.c.ID, volume("v1", false)))
 	n.ok(portals.Attach(n.ctx(), b.c.ID, volume("v2", true)))
+	n.ok(portals.StandIn(b.c.ID, volume("v3", false))) // it was taken away meanwhile
 	a = begin()
 	n.looksInside(a)
 	a.wantOut("new", "read", "/workspace/new")
+	a.wantOut("", "ls", "/former")
 	if out, code := a.do("umount", "/workspace"); code != 0 {
 		t.Error(out)
 	}
@@ -117,7 +123,7 @@ func TestC06_PortalFromInside(t *testing.T) {
 	n.looksInside(a)
 	a.do("kill", strings.TrimSpace(pid))
 	n.ok(portals.Detach(n.ctx(), b.c.ID, volume("v1", false), look))
-	if out, _ := a.do("ls", procapi.Portal); out != "v2~m\n" {
+	if out, _ := a.do("ls", procapi.Portal); out != "v2~m\nv3~m\n" {
 		t.Errorf("after a detach: %q", out)
 	}
 	n.ok(n.rt.Remove(n.ctx(), b.c.ID))

@@ -84,6 +84,19 @@ func (a *Agent) Dir(id sandbox.ID) string { return a.shown(id) }
 // Prepare makes a sandbox's portal.
 func (a *Agent) Prepare(id sandbox.ID) error { return a.show(id) }
 
+// StandIn has an empty directory be in a sandbox's portal where a mount was.
+func (a *Agent) StandIn(id sandbox.ID, m Mount) error {
+	if err := m.validate(); err != nil {
+		return err
+	}
+	in, err := a.open(id)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	return in.add(m.Name())
+}
+
 // Attach shows a volume in a sandbox's portal, under the mount's name. It may be repeated,
 // and is when volumed or noded have restarted, or the volume is at a later epoch.
 func (a *Agent) Attach(ctx context.Context, id sandbox.ID, m Mount) error {
