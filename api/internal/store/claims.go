@@ -1,10 +1,10 @@
 package store
 
 import (
-	"encoding/json"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"s0.run/api/internal/audit"
 	"s0.run/internal/sandbox"
@@ -85,24 +85,24 @@ func (n *NewSandbox) insertion() (sql string, args []any) {
 func claimArgs(claims ...*NewSandbox) []any {
 	return []any{
 		column(claims, func(n *NewSandbox) string { return string(n.ID) }),
-		column(claims, func(n *NewSandbox) uuid.UUID { return n.TeamID }),
-		column(claims, func(n *NewSandbox) uuid.UUID { return n.UserID }),
-		column(claims, func(n *NewSandbox) uuid.UUID { return n.ClaimID }),
+		ids(claims, func(n *NewSandbox) uuid.UUID { return n.TeamID }),
+		ids(claims, func(n *NewSandbox) uuid.UUID { return n.UserID }),
+		ids(claims, func(n *NewSandbox) uuid.UUID { return n.ClaimID }),
 		column(claims, func(n *NewSandbox) string { return n.TemplateID }),
 		column(claims, func(n *NewSandbox) string { return n.Node }),
 		column(claims, func(n *NewSandbox) int64 { return int64(n.Generation) }),
-		column(claims, func(n *NewSandbox) json.RawMessage { return n.Config }),
+		column(claims, func(n *NewSandbox) []byte { return n.Config }),
 		column(claims, func(n *NewSandbox) int64 { return n.MemoryBytes }),
 		column(claims, func(n *NewSandbox) int32 { return n.TTLSeconds }),
 		column(claims, func(n *NewSandbox) int32 { return n.HardTTLSeconds }),
 		column(claims, func(n *NewSandbox) string { return n.IdempotencyKey }),
 		column(claims, func(n *NewSandbox) []byte { return n.RequestHash }),
-		column(claims, func(n *NewSandbox) *uuid.UUID { return orNull(n.call().ID) }),
-		column(claims, func(n *NewSandbox) *uuid.UUID { return orNull(n.call().KeyID) }),
+		idsOrNull(claims, func(n *NewSandbox) uuid.UUID { return n.call().ID }),
+		idsOrNull(claims, func(n *NewSandbox) uuid.UUID { return n.call().KeyID }),
 		column(claims, func(n *NewSandbox) string { return n.call().Operation }),
 		column(claims, func(n *NewSandbox) string { return n.call().Address }),
 		column(claims, func(n *NewSandbox) string { return n.call().RequestID }),
-		column(claims, func(n *NewSandbox) *uuid.UUID { return orNull(n.SnapshotID) }),
+		idsOrNull(claims, func(n *NewSandbox) uuid.UUID { return n.SnapshotID }),
 	}
 }
 
@@ -110,6 +110,21 @@ func column[T any](claims []*NewSandbox, of func(*NewSandbox) T) []T {
 	list := make([]T, len(claims))
 	for i, n := range claims {
 		list[i] = of(n)
+	}
+	return list
+}
+
+// ids is a column of what the driver encodes as it is: it would write other types of
+// ids as text first, and read that again.
+func ids(claims []*NewSandbox, of func(*NewSandbox) uuid.UUID) pgtype.FlatArray[pgtype.UUID] {
+	return column(claims, func(n *NewSandbox) pgtype.UUID { return pgtype.UUID{Bytes: of(n), Valid: true} })
+}
+
+// idsOrNull is ids in which uuid.Nil is NULL.
+func idsOrNull(claims []*NewSandbox, of func(*NewSandbox) uuid.UUID) pgtype.FlatArray[pgtype.UUID] {
+	list := ids(claims, of)
+	for i, id := range list {
+		list[i].Valid = id.Bytes != uuid.Nil
 	}
 	return list
 }

@@ -47,8 +47,8 @@ func (s *Store) Sandboxes(ctx context.Context, team uuid.UUID, f SandboxFilter) 
 	if after := total - f.Offset - limit; after < f.Offset {
 		skip, newest = after, false
 	}
-	sql, args := pageSQL(ranges, newest, skip, limit)
-	rows, _ := s.pool.Query(ctx, sql, append([]any{team, f.TemplateID}, args...)...)
+	sql, args := pageSQL(team, f.TemplateID, ranges, page{newest, skip, limit})
+	rows, _ := s.pool.Query(ctx, sql, args...)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
 	return list, total, classify(err, doing)
 }
@@ -71,35 +71,47 @@ func (s *Store) ranges(ctx context.Context, team uuid.UUID, f SandboxFilter) (li
 	return list, total, err
 }
 
-// pageSQL reads a page of the rows in the given states, counted from the newest
-// or from the oldest, and newest first in any case; its arguments follow the team
-// and the template. Each state is an ordered range of the index sandboxes_page, and
-// the ranges are merged; only what is on the page is read from the table. The limit
-// of each range is no news: without it the planner does not see that they are in
-// order, and sorts them all.
+// page is rows counted from the newest or from the oldest.
+type page struct {
+	newest      bool
+	skip, limit int
+}
+
+// pageSQL reads a page of a team's rows in the given states, and of a template unless
+// that is empty, newest first in any case. Each state is an ordered range of the index
+// sandboxes_page, and the ranges are merged; only what is on the page is read from the
+// table. The limit of each range is no news: without it the planner does not see that
+// they are in order, and sorts them all.
 //
 // Merging costs more than passing by. Of the rows before the page, a state has at
 // least as many as the others together leave over: so many of its first ones are
-// before the page, and are passed by in its range.
-func pageSQL(states []stateRange, newest bool, skip, limit int) (string, []any) {
+// before the page, and are passed by in its range. A row that is passed by costs so
+// little that asking it for its template would be a third of it: where none is asked
+// for, the statement does not say so.
+func pageSQL(team uuid.UUID, template string, states []stateRange, p page) (string, []any) {
 	order := "created_at DESC, id"
-	if !newest {
+	if !p.newest {
 		order = "created_at, id DESC"
 	}
-	total := 0
+	args, of := []any{team, p.limit, 0}, ""
+	if template != "" {
+		args, of = append(args, template), "AND template_id = $4"
+	}
+	total, passed := 0, 0
 	for _, s := range states {
 		total += s.Rows
 	}
-	ranges, bounds, passed := make([]string, len(states)), []any{}, 0
+	ranges := make([]string, len(states))
 	for i, s := range states {
-		pass := max(0, skip-(total-s.Rows))
+		pass := max(0, p.skip-(total-s.Rows))
 		passed += pass
-		bounds = append(bounds, skip+limit-pass, pass)
+		args = append(args, p.skip+p.limit-pass, pass)
 		ranges[i] = fmt.Sprintf(`(SELECT id, created_at FROM sandboxes
-			WHERE team_id = $1 AND status = '%s' AND deleted_at IS NULL AND ($2 = '' OR template_id = $2)
-			ORDER BY %s LIMIT $%d::bigint OFFSET $%d::bigint)`, s.State, order, 2*i+5, 2*i+6)
+			WHERE team_id = $1 AND status = '%s' AND deleted_at IS NULL %s
+			ORDER BY %s LIMIT $%d::bigint OFFSET $%d::bigint)`, s.State, of, order, len(args)-1, len(args))
 	}
+	args[2] = p.skip - passed
 	return "SELECT " + listColumns + ` FROM sandboxes WHERE id IN (
-		SELECT id FROM (` + strings.Join(ranges, " UNION ALL ") + `) page ORDER BY ` + order + ` LIMIT $3 OFFSET $4)
-		ORDER BY created_at DESC, id`, append([]any{limit, skip - passed}, bounds...)
+		SELECT id FROM (` + strings.Join(ranges, " UNION ALL ") + `) page ORDER BY ` + order + ` LIMIT $2 OFFSET $3)
+		ORDER BY created_at DESC, id`, args
 }

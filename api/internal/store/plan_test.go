@@ -34,16 +34,18 @@ func TestAPageIsMergedFromItsIndex(t *testing.T) {
 	if err != nil || total != 5_000 || len(ranges) != 2 {
 		t.Fatalf("%v, %d in all, %v", ranges, total, err)
 	}
-	for _, newest := range []bool{true, false} {
-		sql, args := pageSQL(ranges, newest, 1_000, 50)
-		rows, _ := s.conns.Query(t.Context(), "EXPLAIN "+sql, append([]any{team, ""}, args...)...)
-		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil {
-			t.Fatal(err)
-		}
-		plan := strings.Join(lines, "\n")
-		if !strings.Contains(plan, "Merge Append") || strings.Count(plan, "using sandboxes_page") != len(ranges) {
-			t.Errorf("newest=%v:\n%s", newest, plan)
+	for _, template := range []string{"", "t"} {
+		for _, newest := range []bool{true, false} {
+			sql, args := pageSQL(team, template, ranges, page{newest, 1_000, 50})
+			rows, _ := s.conns.Query(t.Context(), "EXPLAIN "+sql, args...)
+			lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			if err != nil {
+				t.Fatal(err)
+			}
+			plan := strings.Join(lines, "\n")
+			if !strings.Contains(plan, "Merge Append") || strings.Count(plan, "using sandboxes_page") != len(ranges) || strings.Contains(plan, "Filter") != (template != "") {
+				t.Errorf("template=%q newest=%v:\n%s", template, newest, plan)
+			}
 		}
 	}
 }
@@ -51,12 +53,13 @@ func TestAPageIsMergedFromItsIndex(t *testing.T) {
 // What is passed by in its range is not merged.
 func TestAPagePassesByWhatIsBeforeIt(t *testing.T) {
 	t.Parallel()
-	_, args := pageSQL([]stateRange{{"running", 99_900}, {"failed", 100}}, true, 50_000, 50)
-	if want := []any{50, 100, 150, 49_900, 50_050, 0}; !slices.Equal(args, want) {
+	team := uuid.New()
+	_, args := pageSQL(team, "", []stateRange{{"running", 99_900}, {"failed", 100}}, page{true, 50_000, 50})
+	if want := []any{team, 50, 100, 150, 49_900, 50_050, 0}; !slices.Equal(args, want) {
 		t.Errorf("%v, want %v", args, want)
 	}
-	_, args = pageSQL([]stateRange{{"running", 600}, {"failed", 400}}, true, 300, 50)
-	if want := []any{50, 300, 350, 0, 350, 0}; !slices.Equal(args, want) {
+	_, args = pageSQL(team, "t", []stateRange{{"running", 600}, {"failed", 400}}, page{true, 300, 50})
+	if want := []any{team, 50, 300, "t", 350, 0, 350, 0}; !slices.Equal(args, want) {
 		t.Errorf("%v, want %v", args, want)
 	}
 }
