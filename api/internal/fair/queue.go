@@ -32,9 +32,10 @@ const (
 )
 
 // crowded is how many claims the others of a team have going at once, all together,
-// while it is there, too: what keeps the CPUs busy, and little more. BenchmarkNeighbour
+// while it is there, too: what keeps half of the CPUs busy, so that who comes finds one
+// that is idle, and a lane of the store's in which nobody commits. BenchmarkNeighbour
 // measures what it does to a neighbour's claims.
-var crowded = runtime.GOMAXPROCS(0)
+var crowded = max(1, runtime.GOMAXPROCS(0)/2)
 
 // ErrBusy is the answer to a claim whose turn does not come.
 var ErrBusy = errdefs.WithCode(errdefs.Exhausted, throttled, "too many sandboxes of this team are starting").WithRetryAfter(time.Second)

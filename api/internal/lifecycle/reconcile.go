@@ -25,6 +25,7 @@ const (
 
 	// passTimeout bounds the comparison with one node: the next goes on.
 	passTimeout = time.Minute
+	longestRest = 100 * time.Millisecond // between two pages of it
 )
 
 // Ended takes note that a node says of a sandbox that it failed or is gone. It
@@ -113,10 +114,12 @@ func (k *Keeper) passNode(ctx context.Context, node string) {
 	k.endOutdated(ctx, node)
 }
 
-// compareRows settles every row of a node, and removes from theirs what has one.
+// compareRows settles every row of a node, and removes from theirs what has one. It
+// works half of the time at most: a claim that comes meanwhile finds a CPU.
 func (k *Keeper) compareRows(ctx context.Context, node string, theirs map[sandbox.ID]placement.Sandbox) error {
 	var after sandbox.ID
 	for {
+		began := time.Now()
 		page, err := k.cfg.Store.SandboxesOn(ctx, node, after, k.cfg.Settled, pageSize)
 		if err != nil {
 			return err
@@ -131,6 +134,11 @@ func (k *Keeper) compareRows(ctx context.Context, node string, theirs map[sandbo
 			return nil
 		}
 		after = page[len(page)-1].ID
+		select {
+		case <-time.After(min(time.Since(began), longestRest)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
