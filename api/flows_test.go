@@ -97,6 +97,10 @@ func TestBandwidthIsTold(t *testing.T) {
 		return together.GetEgress().GetBytes() == 1_000_000 && together.GetEgress().GetBurst() == 9 && together.GetIngress() == nil &&
 			each.GetIngress().GetBytes() == 70 && each.GetEgress() == nil
 	})
+	i.limit(team, "network_ingress_bytes", `{"limit_value":0}`) // which is used up
+	is("the node is told that nothing more may come in", func(b *nodeapi.SetBandwidthRequest) bool {
+		return b.GetTeams()[0].GetTogether().GetIngress().GetBytes() == 1
+	})
 	i.send(request{method: "PUT", path: "/internal/v1/teams/" + team + "/quotas/sandbox_network_egress_bytes", token: i.signIn(), body: `{"limit_value":1,"interval_ms":3600000}`}).refused(400, "bad_request")
 	i.limit(team, "network_egress_bytes", `{"unlimited":true}`)
 	is("the node is told that a limit is gone", func(b *nodeapi.SetBandwidthRequest) bool {

@@ -1,10 +1,11 @@
 // Package bandwidth tells every node how much its sandboxes may send and receive.
 //
-// A limit is a quota of traffic whose interval is short enough to be a rate; what is
-// counted by the month is no rate, and nobody's matter here. What is told is
-// everything, each time, so that a node that missed one gets the next. The package
-// owns one goroutine while [Keeper.Run] runs and remembers nothing but that there is
-// something to tell.
+// A limit is a quota of traffic whose interval is short enough to be a rate. What is
+// counted by the day or the month is no rate: it is looked up every so often, and a team
+// that has used it up is told to be let through next to nothing until it may again. What
+// is told is everything, each time, so that a node that missed one gets the next. The
+// package owns two goroutines while [Keeper.Run] runs and remembers nothing but that there
+// is something to tell, and who had used up what when it looked last.
 package bandwidth
 
 import (
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"s0.run/api/internal/kick"
 	"s0.run/api/internal/nodes"
@@ -28,6 +30,8 @@ const (
 	// callTimeout is for a node whose sandboxes all get another bandwidth.
 	callTimeout = 10 * time.Second
 	readTimeout = 5 * time.Second
+	// lookEvery is well below what metering takes to notice traffic: a minute.
+	lookEvery = 20 * time.Second
 
 	// MaxInterval is the longest interval of a rate.
 	MaxInterval = time.Minute
@@ -36,6 +40,7 @@ const (
 // Store knows the limits; see [store.Store].
 type Store interface {
 	TrafficQuotas(ctx context.Context) ([]store.TeamQuota, error)
+	UsedTraffic(ctx context.Context, longer time.Duration) ([]store.TeamTraffic, error)
 }
 
 // Config names whom to ask and whom to tell. Every field is required.
@@ -55,10 +60,48 @@ type Keeper struct {
 // New makes a Keeper.
 func New(cfg Config) *Keeper { return &Keeper{Loop: kick.New(), cfg: cfg} }
 
-// Run tells the nodes after each kick, again when one could not be told, until ctx ends.
-func (k *Keeper) Run(ctx context.Context) error { return k.Loop.Run(ctx, k.tellAll) }
+// Run tells the nodes after each kick, when a team has used something up or may have more
+// again, and again when one could not be told, until ctx ends.
+func (k *Keeper) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return k.watch(ctx) })
+	group.Go(func() error { return k.Loop.Run(ctx, k.tellAll) })
+	return group.Wait()
+}
+
+// watch kicks when another set of teams has used up what they may.
+func (k *Keeper) watch(ctx context.Context) error {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var before []store.TeamTraffic
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-look.C:
+		}
+		if used, ok := k.used(ctx); ok && !slices.Equal(used, before) {
+			before = used
+			k.Kick()
+		}
+	}
+}
+
+func (k *Keeper) used(ctx context.Context) ([]store.TeamTraffic, bool) {
+	reading, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	used, err := k.cfg.Store.UsedTraffic(reading, MaxInterval)
+	if err != nil && ctx.Err() == nil {
+		k.cfg.Log.Warn("could not add up what teams have sent and received", "err", err)
+	}
+	return used, err == nil
+}
 
 func (k *Keeper) tellAll(ctx context.Context) bool {
+	used, ok := k.used(ctx)
+	if !ok {
+		return false
+	}
 	reading, cancel := context.WithTimeout(ctx, readTimeout)
 	limits, err := k.cfg.Store.TrafficQuotas(reading)
 	cancel()
@@ -66,7 +109,7 @@ func (k *Keeper) tellAll(ctx context.Context) bool {
 		k.cfg.Log.Warn("could not read the limits of traffic", "err", err)
 		return false
 	}
-	said, all := Request(limits), true
+	said, all := Request(limits, used), true
 	for _, n := range k.cfg.Table.Synced() {
 		if err := k.tell(ctx, n.Name, said); err != nil {
 			k.cfg.Log.Warn("could not set a node's bandwidth", "node", n.Name, "err", err)
@@ -87,19 +130,25 @@ func (k *Keeper) tell(ctx context.Context, node string, said *nodeapi.SetBandwid
 	return err
 }
 
-// Request is what nodes are told of limits. A team has the defaults where it has none
-// of its own.
-func Request(limits []store.TeamQuota) *nodeapi.SetBandwidthRequest {
+// Request is what nodes are told of limits, and of what is used up. A team has the
+// defaults where it has none of its own.
+func Request(limits []store.TeamQuota, used []store.TeamTraffic) *nodeapi.SetBandwidthRequest {
 	others, own := map[string]store.Quota{}, map[uuid.UUID]map[string]store.Quota{}
+	set := func(team uuid.UUID, q store.Quota) {
+		if own[team] == nil {
+			own[team] = map[string]store.Quota{}
+		}
+		own[team][q.Dimension] = q
+	}
 	for _, l := range limits {
 		if l.TeamID == nil {
 			others[l.Dimension] = l.Quota
 			continue
 		}
-		if own[*l.TeamID] == nil {
-			own[*l.TeamID] = map[string]store.Quota{}
-		}
-		own[*l.TeamID][l.Dimension] = l.Quota
+		set(*l.TeamID, l.Quota)
+	}
+	for _, u := range used {
+		set(u.Team, store.Quota{Dimension: u.Dimension, Limit: new(int64(0)), IntervalMS: new(time.Second.Milliseconds())})
 	}
 	said := &nodeapi.SetBandwidthRequest{Others: bandwidth("", others)}
 	for team, quotas := range own {

@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -235,7 +236,7 @@ func TestG08_MeteringWaitsForWhoeverIsStopped(t *testing.T) {
 func TestReadingsCountOnce(t *testing.T) {
 	t.Parallel()
 	m := openMetered(t)
-	ctx, team := t.Context(), uuid.New()
+	ctx, team := t.Context(), newTeam(t, m.conn)
 	sb := insert(t, m.s, newSandbox(t, team))
 	read := func(gen, in, out int64) {
 		t.Helper()
@@ -281,6 +282,35 @@ func TestReadingsCountOnce(t *testing.T) {
 	got := m.windows(team, store.WindowRootfs)[string(sb.ID)+"/1"]
 	if off := got - 1<<30; off < 0 || off > 1<<24 {
 		t.Errorf("%d byte hours", got)
+	}
+	u, err := m.s.Usage(ctx, team) // of the month, which may have begun in between
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		dimension       string
+		limit, interval int64 // 0: a month's
+		used            bool
+	}{
+		{store.QuotaEgress, u.EgressBytes, 0, true}, {store.QuotaEgress, u.EgressBytes + 1, 0, false},
+		{store.QuotaIngress, u.IngressBytes, 0, true}, {store.QuotaIngress, u.IngressBytes + 1, 0, false},
+		{store.QuotaEgress, 14, 24 * 3600_000, true}, {store.QuotaEgress, 15, 24 * 3600_000, false}, {store.QuotaIngress, 180, 24 * 3600_000, true},
+		{store.QuotaEgress, 1, 60_000, false}, {store.QuotaSandboxEgress, 0, 0, false}, // a rate, and each sandbox's
+	} {
+		q := store.Quota{Dimension: c.dimension, Limit: &c.limit}
+		if c.interval > 0 {
+			q.IntervalMS = &c.interval
+		}
+		if err := m.s.SetQuota(ctx, team, q); err != nil {
+			t.Fatal(err)
+		}
+		used, err := m.s.UsedTraffic(ctx, time.Minute)
+		if is := slices.Equal(used, []store.TeamTraffic{{Team: team, Dimension: c.dimension}}); err != nil || is != c.used || !c.used && len(used) > 0 {
+			t.Errorf("%+v: used up: %v, %v", c, used, err)
+		}
+		if err := m.s.UnsetQuota(ctx, team, c.dimension); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, want := range []bool{true, false} {
 		if turn, err := m.s.TakeReadingTurn(ctx, time.Minute); turn != want || err != nil {
