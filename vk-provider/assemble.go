@@ -45,7 +45,8 @@ import (
 	"s0.run/vk-provider/internal/virtualnode"
 )
 
-func client(kubeconfig string) (kubernetes.Interface, error) {
+// client is one with a budget of its own.
+func client(kubeconfig string, qps float32, burst int) (kubernetes.Interface, error) {
 	var rc *rest.Config
 	var err error
 	if kubeconfig == "" {
@@ -164,8 +165,12 @@ func tellDeleted(informer cache.SharedIndexInformer, backed *pods.Pods) error {
 	return err
 }
 
-func serveKubelet(cfg Config, s *daemon.Stack, kube kubernetes.Interface, peer *noded.Client, backed *pods.Pods, lister listersv1.PodLister, l net.Listener) error {
+func serveKubelet(cfg Config, s *daemon.Stack, peer *noded.Client, backed *pods.Pods, lister listersv1.PodLister, l net.Listener) error {
 	cert, err := certificate(cfg)
+	if err != nil {
+		return err
+	}
+	reviews, err := client(cfg.Kubeconfig, reviewQPS, reviewBurst)
 	if err != nil {
 		return err
 	}
@@ -180,7 +185,7 @@ func serveKubelet(cfg Config, s *daemon.Stack, kube kubernetes.Interface, peer *
 		}
 	}
 	server := kubelet.New(kubelet.Config{
-		Listener: l, Certificate: cert, ClientCAs: cas, NodeName: cfg.NodeName, Kube: kube, Pods: backed, Node: peer, Log: cfg.Log,
+		Listener: l, Certificate: cert, ClientCAs: cas, NodeName: cfg.NodeName, Reviews: reviews, Pods: backed, Node: peer, Log: cfg.Log,
 		List: func(context.Context) ([]*corev1.Pod, error) { return lister.List(labels.Everything()) },
 	})
 	s.Start("kubelet API", server.Run)

@@ -23,7 +23,9 @@ const (
 	// qps and burst are of our client: the default of 5 a second would make 60 pods wait
 	// for 10 seconds. What protects the API server is its own fairness.
 	qps, burst = 500, 1000
-	workers    = 16
+	// The kubelet API asks who calls with another: whoever knocks must hold up no pod.
+	reviewQPS, reviewBurst = 20, 40
+	workers                = 16
 	// Of VK's queues: only what fails waits.
 	firstRetry, lastRetry = 100 * time.Millisecond, 30 * time.Second
 	// infoTimeout is how long noded may take to be there when we start.
@@ -78,7 +80,7 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
-	kube, err := client(cfg.Kubeconfig)
+	kube, err := client(cfg.Kubeconfig, qps, burst)
 	if err != nil {
 		return err
 	}
@@ -110,7 +112,7 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	s.Start("pods", backed.Run)
 	vnode := virtualnode.New(cfg.node(listener), info, peer.RPC())
 	s.Start("noded", func(ctx context.Context) error { return peer.Run(ctx, told{backed, vnode}) })
-	if err := serveKubelet(cfg, s, kube, peer, backed, informer.Lister(), listener); err != nil {
+	if err := serveKubelet(cfg, s, peer, backed, informer.Lister(), listener); err != nil {
 		return err
 	}
 	s.Start("informers", func(ctx context.Context) error {

@@ -23,6 +23,8 @@ const (
 	allowTTL, denyTTL = 2 * time.Minute, 10 * time.Second
 	// maxRemembered bounds what anybody can make us remember.
 	maxRemembered = 4096
+	// maxReviews bounds how many callers are asked about at a time; the others wait.
+	maxReviews = 8
 )
 
 // caller is who a certificate or a token says.
@@ -42,9 +44,14 @@ type auth struct {
 	kube kubernetes.Interface
 	log  *slog.Logger
 
-	mu      sync.Mutex
-	callers map[[sha256.Size]byte]remembered[*caller]
-	allowed map[string]remembered[bool]
+	reviews chan struct{} // holds a value for each that is under way
+
+	// Who is known and what is refused are apart: guesses push nobody out.
+	mu        sync.Mutex
+	callers   map[[sha256.Size]byte]remembered[*caller]
+	strangers map[[sha256.Size]byte]remembered[struct{}]
+	allowed   map[string]remembered[struct{}]
+	denied    map[string]remembered[struct{}]
 }
 
 type remembered[T any] struct {
@@ -54,8 +61,9 @@ type remembered[T any] struct {
 
 func newAuth(cfg Config) *auth {
 	return &auth{
-		node: cfg.NodeName, cas: cfg.ClientCAs, kube: cfg.Kube, log: cfg.Log,
-		callers: map[[sha256.Size]byte]remembered[*caller]{}, allowed: map[string]remembered[bool]{},
+		node: cfg.NodeName, cas: cfg.ClientCAs, kube: cfg.Reviews, log: cfg.Log, reviews: make(chan struct{}, maxReviews),
+		callers: map[[sha256.Size]byte]remembered[*caller]{}, strangers: map[[sha256.Size]byte]remembered[struct{}]{},
+		allowed: map[string]remembered[struct{}]{}, denied: map[string]remembered[struct{}]{},
 	}
 }
 
@@ -115,19 +123,22 @@ func (a *auth) byCertificate(r *http.Request) *caller {
 func (a *auth) byToken(ctx context.Context, token string) (*caller, error) {
 	key := sha256.Sum256([]byte(token)) // the token itself is kept nowhere
 	if who, ok := recall(a, a.callers, key); ok {
-		if who == nil {
-			return nil, errUnauthenticated
-		}
 		return who, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
-	defer cancel()
+	if _, ok := recall(a, a.strangers, key); ok {
+		return nil, errUnauthenticated
+	}
+	ctx, end, err := a.review(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	review, err := a.kube.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
 	if err != nil {
 		return nil, err
 	}
 	if !review.Status.Authenticated || review.Status.User.Username == "" {
-		remember(a, a.callers, key, nil, denyTTL)
+		remember(a, a.strangers, key, struct{}{}, denyTTL)
 		return nil, errUnauthenticated
 	}
 	u := review.Status.User
@@ -141,11 +152,17 @@ func (a *auth) byToken(ctx context.Context, token string) (*caller, error) {
 
 func (a *auth) authorize(ctx context.Context, who *caller, verb, subresource string) (bool, error) {
 	key := strings.Join(append([]string{who.name, who.uid, verb, subresource}, who.groups...), "\x00")
-	if ok, known := recall(a, a.allowed, key); known {
-		return ok, nil
+	if _, ok := recall(a, a.allowed, key); ok {
+		return true, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
-	defer cancel()
+	if _, ok := recall(a, a.denied, key); ok {
+		return false, nil
+	}
+	ctx, end, err := a.review(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer end()
 	review, err := a.kube.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User: who.name, UID: who.uid, Groups: who.groups, Extra: who.extra,
 		ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Version: "v1", Resource: "nodes", Subresource: subresource, Name: a.node},
@@ -153,13 +170,27 @@ func (a *auth) authorize(ctx context.Context, who *caller, verb, subresource str
 	if err != nil {
 		return false, err
 	}
-	ok := review.Status.Allowed && !review.Status.Denied
-	ttl := allowTTL
-	if !ok {
-		ttl = denyTTL
+	if !review.Status.Allowed || review.Status.Denied {
+		remember(a, a.denied, key, struct{}{}, denyTTL)
+		return false, nil
 	}
-	remember(a, a.allowed, key, ok, ttl)
-	return ok, nil
+	remember(a, a.allowed, key, struct{}{}, allowTTL)
+	return true, nil
+}
+
+// review waits until Kubernetes may be asked; end is called when it has answered.
+func (a *auth) review(ctx context.Context) (_ context.Context, end func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	select {
+	case a.reviews <- struct{}{}:
+		return ctx, func() {
+			<-a.reviews
+			cancel()
+		}, nil
+	case <-ctx.Done():
+		cancel()
+		return nil, nil, ctx.Err()
+	}
 }
 
 func recall[K comparable, T any](a *auth, m map[K]remembered[T], key K) (v T, ok bool) {

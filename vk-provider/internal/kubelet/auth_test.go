@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -51,11 +52,11 @@ func guarded(t *testing.T) (*reviewer, func(method, path, token string) int) {
 	k := &reviewer{}
 	srv := httptest.NewServer(k)
 	t.Cleanup(srv.Close)
-	kube, err := kubernetes.NewForConfig(&rest.Config{Host: srv.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	kube, err := kubernetes.NewForConfig(&rest.Config{Host: srv.URL, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newAuth(Config{NodeName: "n", Kube: kube, Log: slog.New(slog.DiscardHandler)}).wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	h := newAuth(Config{NodeName: "n", Reviews: kube, Log: slog.New(slog.DiscardHandler)}).wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
 	return k, func(method, path, token string) int {
 		r := httptest.NewRequest(method, path, nil)
 		if token != "" {
@@ -98,6 +99,24 @@ func TestH02_KubeletAPIKnowsItsCallers(t *testing.T) {
 	}
 	if got := ask("POST", "/metrics/x", "operator"); got != http.StatusServiceUnavailable {
 		t.Errorf("while Kubernetes is away what was not asked before is answered with %d", got)
+	}
+}
+
+// Guesses, however many, push nobody out who is known.
+func TestH02_GuessesPushNobodyOut(t *testing.T) {
+	t.Parallel()
+	k, ask := guarded(t)
+	if got := ask("GET", "/stats/summary", "operator"); got != http.StatusTeapot {
+		t.Fatalf("the operator is answered with %d", got)
+	}
+	for i := range maxRemembered + 1 {
+		if got := ask("GET", "/stats/summary", fmt.Sprint("guess ", i)); got != http.StatusUnauthorized {
+			t.Fatalf("a guess is answered with %d", got)
+		}
+	}
+	before := k.asked.Load()
+	if got := ask("GET", "/stats/summary", "operator"); got != http.StatusTeapot || k.asked.Load() != before {
+		t.Errorf("the operator is answered with %d after %d questions", got, k.asked.Load()-before)
 	}
 }
 

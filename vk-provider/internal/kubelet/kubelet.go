@@ -40,7 +40,7 @@ type Config struct {
 	Certificate tls.Certificate
 	ClientCAs   *x509.CertPool // whose certificates name callers; nil: only tokens do
 	NodeName    string
-	Kube        kubernetes.Interface
+	Reviews     kubernetes.Interface // asked who calls and what he may: with a budget of its own, for anybody can have it asked
 	Pods        *pods.Pods
 	Node        *noded.Client
 	List        func(context.Context) ([]*corev1.Pod, error) // of this node, as Kubernetes has them
