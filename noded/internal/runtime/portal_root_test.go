@@ -34,12 +34,16 @@ func (directories) Commit(context.Context, string) (volumeapi.Committed, error) 
 	return volumeapi.Committed{Clean: true}, nil
 }
 
-// portals opens an agent with volumes v1 to v3, each with a file that has its name.
+// portals opens an agent with volumes v1 to v3, of which the last is small, each
+// with a file that has its name.
 func (n *node) portals() *volumes.Agent {
 	n.Helper()
 	at := dir(n.TB)
 	for _, v := range []string{"v1", "v2", "v3"} {
 		n.ok(os.Mkdir(filepath.Join(at, v), 0o700))
+		if v == "v3" { // is small
+			n.ok(unix.Mount("tmpfs", filepath.Join(at, v), "tmpfs", 0, "size=1m"))
+		}
 		n.ok(os.WriteFile(filepath.Join(at, v, "name"), []byte(v), 0o600))
 	}
 	ln, err := net.Listen("unix", filepath.Join(at, "sock"))
@@ -52,7 +56,7 @@ func (n *node) portals() *volumes.Agent {
 	n.Cleanup(func() {
 		_ = srv.Close()
 		<-done
-		for _, mounted := range []string{"portals/base", "portals"} {
+		for _, mounted := range []string{"portals/base", "portals", "v3"} {
 			if err := unix.Unmount(filepath.Join(at, mounted), unix.MNT_DETACH); err != nil {
 				n.Error(err)
 			}
@@ -86,6 +90,9 @@ func TestC06_PortalFromInside(t *testing.T) {
 	n.looksInside(a)
 	n.ok(portals.Attach(n.ctx(), b.c.ID, volume("v3", false)))
 	a.do("mkdir", "/former")
+	if out, code := a.do("fill", procapi.Portal+"/v3~m/big", "4"); code == 0 || !strings.Contains(out, "no space") { // D04
+		t.Errorf("writing more than a volume has room for: %q, status %d", out, code)
+	}
 	for volume, at := range map[string]string{"v1": "/workspace", "v3": "/former"} {
 		if out, code := a.do("bind", procapi.Portal+"/"+volume+"~m", at); code != 0 {
 			t.Fatal(out)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/volumed/internal/room"
 	"s0.run/volumed/internal/store"
 )
 
@@ -131,7 +132,7 @@ func (m *Manager) forget(v *volume) {
 	}
 }
 
-// unmount takes away the volume's views, of every mounting of the store.
+// unmount takes away the volume's views, of every mounting of the store, and its room.
 func (m *Manager) unmount(v *volume) error {
 	for _, dir := range []string{m.mergedDir(), m.belowDir()} {
 		if err := unmountViews(dir, v.id, ""); err != nil {
@@ -140,7 +141,7 @@ func (m *Manager) unmount(v *volume) error {
 	}
 	m.layers.give(v.base)
 	v.open, v.at, v.base = false, "", stack{}
-	return nil
+	return room.Close(m.dir(v.id))
 }
 
 // clear makes room for a new working tree. What is there without a record was being begun,
@@ -148,6 +149,9 @@ func (m *Manager) unmount(v *volume) error {
 func (m *Manager) clear(v *volume) error {
 	if _, err := os.Lstat(m.dir(v.id)); errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if err := room.Open(m.dir(v.id)); err != nil {
+		return err
 	}
 	names, err := os.ReadDir(m.upperDir(v.id))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

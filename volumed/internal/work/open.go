@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
+	"s0.run/volumed/internal/room"
 	"s0.run/volumed/internal/store"
 	"s0.run/volumed/internal/tree"
 )
@@ -32,7 +33,7 @@ func (m *Manager) ensureOpen(ctx context.Context, v *volume, spec Volume) error 
 	if err := m.clear(v); err != nil {
 		return err
 	}
-	return m.begin(v, spec)
+	return m.begin(ctx, v, spec)
 }
 
 // reopen takes up a working tree that this node has and this process has not opened, and
@@ -87,7 +88,7 @@ func (m *Manager) enterEpoch(ctx context.Context, v *volume, spec Volume) error 
 }
 
 // begin mounts the volume with a new upper layer.
-func (m *Manager) begin(v *volume, spec Volume) (err error) {
+func (m *Manager) begin(ctx context.Context, v *volume, spec Volume) (err error) {
 	head, err := m.cfg.Store.Head(spec.ID)
 	if err != nil {
 		return err
@@ -109,10 +110,8 @@ func (m *Manager) begin(v *volume, spec Volume) (err error) {
 			_ = m.unmount(v) // or the next attempt does
 		}
 	}()
-	for _, dir := range []string{m.upperDir(v.id), m.workDir(v.id)} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
+	if err := m.makeRoom(ctx, v, roomFor(spec, head)); err != nil {
+		return err
 	}
 	if err := likeRoot(m.upperDir(v.id), v.base.dirs[0]); err != nil {
 		return err
@@ -129,6 +128,34 @@ func (m *Manager) begin(v *volume, spec Volume) (err error) {
 	}
 	v.started(rec, head)
 	return m.look(v)
+}
+
+// roomFor is how many bytes may be written above a version: what the volume may have beside
+// that, and some more, so that a full one can be worked on. 0: any.
+func roomFor(spec Volume, head store.Version) int64 {
+	if spec.Limit == 0 {
+		return 0
+	}
+	return max(spec.Limit-head.Bytes, 0) + max(spec.Limit/spareRoom, minRoom)
+}
+
+// makeRoom makes the place of a new upper layer.
+func (m *Manager) makeRoom(ctx context.Context, v *volume, limit int64) error {
+	if err := os.MkdirAll(m.dir(v.id), 0o700); err != nil {
+		return err
+	}
+	if err := room.Make(ctx, m.dir(v.id), limit); err != nil {
+		return err
+	}
+	if err := room.Open(m.dir(v.id)); err != nil {
+		return err
+	}
+	for _, dir := range []string{m.upperDir(v.id), m.workDir(v.id)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (v *volume) started(rec record, head store.Version) {
@@ -158,6 +185,9 @@ func (m *Manager) look(v *volume) error {
 // volume that somebody writes through stays, whatever it lies on: two overlays of one
 // upper layer are none.
 func (m *Manager) mount(v *volume) error {
+	if err := room.Open(m.dir(v.id)); err != nil {
+		return err
+	}
 	if err := unmountViews(m.belowDir(), v.id, m.below(v)); err != nil {
 		return err
 	}

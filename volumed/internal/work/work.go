@@ -27,6 +27,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/volumed/internal/layers"
+	"s0.run/volumed/internal/room"
 	"s0.run/volumed/internal/store"
 	"s0.run/volumed/internal/tree"
 )
@@ -48,6 +49,9 @@ const (
 	maxEntries = 1_000_000
 	// mergeFrom is the number of layers from which some are made one.
 	mergeFrom = 16
+	// spareRoom is the part of a volume's limit that may be written to change what is there,
+	// which is on the disk twice until it is committed; it is never less than minRoom.
+	spareRoom, minRoom = 8, 16 << 20
 	// workers commit volumes beside each other; one that is slow has one of them.
 	workers = 8
 	// leaveAfter is when a writer who has to leave first is to be asked for again.
@@ -120,8 +124,8 @@ func New(cfg Config) *Manager {
 }
 
 func (m *Manager) dir(id string) string      { return filepath.Join(m.cfg.DataDir, id) }
-func (m *Manager) upperDir(id string) string { return filepath.Join(m.dir(id), "upper") }
-func (m *Manager) workDir(id string) string  { return filepath.Join(m.dir(id), "work") }
+func (m *Manager) upperDir(id string) string { return filepath.Join(room.Path(m.dir(id)), "upper") }
+func (m *Manager) workDir(id string) string  { return filepath.Join(room.Path(m.dir(id)), "work") }
 
 // Views of a volume are mounted by name and by the mounting of the store that they lie on.
 func (m *Manager) mergedDir() string       { return filepath.Join(m.cfg.RunDir, "w") }
