@@ -141,25 +141,32 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 	if err := fixed.refresh(); err != nil {
 		return err
 	}
-	told := recorder{records, sandboxes}
-	s.Start("sweep", func(ctx context.Context) error {
-		lost := uint64(0)
-		return keep(ctx, cfg.Log, sweepInterval, func() error {
-			front.Prune(sandboxes.Has)
-			lost = told.warn(cfg.Log, lost)
-			return sandboxes.Sweep()
-		})
-	})
-	s.Start("connections", func(ctx context.Context) error { return keep(ctx, cfg.Log, forgetInterval, sandboxes.Forget) })
-	s.Start("host addresses", func(ctx context.Context) error { return keep(ctx, cfg.Log, addressInterval, fixed.refresh) })
-	s.Start("verdicts", func(ctx context.Context) error { return kernel.Events(ctx, told.denied) })
-	s.Start("flows", func(ctx context.Context) error {
-		return keep(ctx, cfg.Log, flowInterval, func() error { return kernel.EndFlows(told.ended) })
-	})
+	startUpkeep(s, kernel, front, fixed, recorder{records, sandboxes})
 	if err := listen(ctx, plane, kernel, front, s); err != nil {
 		return err
 	}
 	return serve(cfg, s, netdapi.Handler(&server{Table: sandboxes, front: front, records: records, info: netdapi.Info{Version: cfg.Version, Run: runID()}}, logFailures(cfg.Log)))
+}
+
+// startUpkeep begins what is done every so often, and what the kernel tells.
+func startUpkeep(s *daemon.Stack, kernel *bpf.Kernel, front *front, fixed *fixed, told recorder) {
+	log, sandboxes, lost := fixed.cfg.Log, told.sandboxes, uint64(0)
+	for name, work := range map[string]struct {
+		every time.Duration
+		do    func() error
+	}{
+		"sweep": {sweepInterval, func() error {
+			front.Prune(sandboxes.Has)
+			lost = told.warn(log, lost)
+			return sandboxes.Sweep()
+		}},
+		"connections":    {forgetInterval, sandboxes.Forget},
+		"host addresses": {addressInterval, fixed.refresh},
+		"flows":          {flowInterval, func() error { return kernel.EndFlows(told.ended) }},
+	} {
+		s.Start(name, func(ctx context.Context) error { return keep(ctx, log, work.every, work.do) })
+	}
+	s.Start("verdicts", func(ctx context.Context) error { return kernel.Events(ctx, told.denied) })
 }
 
 func addressesOf(all []bpf.Place) (addrs []netip.Addr) {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -224,6 +225,11 @@ func TestE22_DarkFromBirth(t *testing.T) {
 	w.must(w.client.Attach(t.Context(), b.slot))
 	b.refused("tcp", net.JoinHostPort(far4, "80"))
 	b.refused("udp", net.JoinHostPort(far6, "80"))
+	for _, server := range []string{"1.2.3.4:53", "[2606:aaaa::99]:53"} { // of a free slot it is known that it has no names
+		if m, err := b.ask(server, "example.com.", dns.TypeA); err != nil || m.Rcode != dns.RcodeRefused {
+			t.Errorf("%s answers %v, %v", server, m, err)
+		}
+	}
 	if got := outside.packets(); len(got) > 0 {
 		t.Errorf("%v got out", got)
 	}
