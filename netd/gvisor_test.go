@@ -53,6 +53,7 @@ func onlyFar(t *testing.T, s *sink, ports ...uint16) {
 // What is always denied is denied to a real sandbox with raw sockets, too, though its
 // policy names it, and no packet of it gets out.
 func TestE01_E02_E03_E14_E15_E16_E17_FromGVisor(t *testing.T) {
+	t.Parallel() // it mostly waits, in a world of its own
 	w := newWorld(t)
 	w.start()
 	w.far("80")
@@ -88,6 +89,7 @@ func TestE01_E02_E03_E14_E15_E16_E17_FromGVisor(t *testing.T) {
 
 // An allow-list holds against a real sandbox, whatever it says of whom it talks to.
 func TestE04_E06_E08_E09_E10_E12_E13_FromGVisor(t *testing.T) {
+	t.Parallel() // it mostly waits, in a world of its own
 	w := newWeb(t)
 	for _, port := range []string{"80", "853", "8080"} {
 		w.far(port)
@@ -231,6 +233,7 @@ func (w *web) tokens() (all []string) {
 // A credential goes where its rule says, once, over TLS that is verified, and a real
 // sandbox never sees it.
 func TestF01_F02_F03_F04_F05_F07_F12_F13_F14_FromGVisor(t *testing.T) {
+	t.Parallel() // it mostly waits, in a world of its own
 	w := newWeb(t)
 	w.far("80")
 	const token, newer = "canary-of-the-first", "canary-of-the-second"
@@ -307,6 +310,7 @@ func TestF01_F02_F03_F04_F05_F07_F12_F13_F14_FromGVisor(t *testing.T) {
 
 // E20, E21, E22: a real sandbox's connections before, under and after its policy.
 func TestE20_E21_E22_FromGVisor(t *testing.T) {
+	t.Parallel() // it mostly waits, in a world of its own
 	w := newWorld(t)
 	w.start()
 	w.far("80")
@@ -425,6 +429,7 @@ func TestE18_SettingsInsideChangeNothing(t *testing.T) {
 // Egress through a proxy: what is allowed goes there by its address, as netd resolved
 // it, with the binding's login; what is not never does, and UDP does not leave.
 func TestE06_EgressProxyFromGVisor(t *testing.T) {
+	t.Parallel() // it mostly waits, in a world of its own
 	w := newWeb(t)
 	w.far("22")
 	asked := make(chan string, 100)

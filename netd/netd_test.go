@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -232,6 +233,65 @@ func TestE22_DarkFromBirth(t *testing.T) {
 	}
 	if got := outside.packets(); len(got) > 0 {
 		t.Errorf("%v got out", got)
+	}
+}
+
+// Nobody begins to talk to a sandbox: not the data plane, not the host, and nobody behind
+// it, though they have a route; what it asked for itself comes in.
+func TestE17_NobodyReachesIntoASandbox(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.far("80")
+	b := w.sandbox()
+	b.policy(`{"mode":"allow-all"}`)
+	w.serves(b.ns, "tcp", net.JoinHostPort(b.slot.IPv4.String(), "8080"))
+	w.serves(b.ns, "tcp", net.JoinHostPort(b.slot.IPv6.String(), "8080"))
+	w.routes(w.handle(w.host), netd.UplinkName(w.cfg.NetNS), w.handle(w.inside), "up0")
+	w.routes(w.handle(w.beyond), "eth", w.handle(w.host), "wan")
+	inside := w.sink(b.ns, "eth0")
+	for from, ns := range map[string]netns.NsHandle{"the data plane": w.inside, "the host": w.host, "beyond": w.beyond} {
+		for _, a := range []netip.Addr{b.slot.IPv4, b.slot.IPv6} {
+			at := netip.AddrPortFrom(a, 8080).String()
+			w.must(in(ns, func() error {
+				if c, err := net.DialTimeout("tcp", at, 300*time.Millisecond); err == nil {
+					c.Close()
+					t.Errorf("%s reaches %s", from, at)
+				}
+				c, err := net.Dial("udp", at)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, _ = c.Write([]byte("hello")) // which may be refused here already
+				return nil
+			}))
+		}
+	}
+	for _, p := range inside.packets() {
+		t.Errorf("protocol %d came in to %s", p.protocol, p.dst)
+	}
+	b.reaches("tcp", net.JoinHostPort(far4, "80"))
+	b.reaches("udp", net.JoinHostPort(far6, "80"))
+}
+
+// routes sends what is for sandboxes from one end of a link to the other.
+func (w *world) routes(h *netlink.Handle, link string, other *netlink.Handle, peer string) {
+	w.t.Helper()
+	l, err := h.LinkByName(link)
+	w.must(err)
+	p, err := other.LinkByName(peer)
+	w.must(err)
+	addrs, err := other.AddrList(p, unix.AF_UNSPEC)
+	w.must(err)
+	for _, a := range addrs {
+		of, bits := w.cfg.SandboxCIDR, 32
+		if a.IP.To4() == nil {
+			of, bits = w.cfg.SandboxCIDR6, 128
+		}
+		if a.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		w.must(h.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: a.IP, Dst: &net.IPNet{IP: of.Addr().AsSlice(), Mask: net.CIDRMask(of.Bits(), bits)}}))
 	}
 }
 
