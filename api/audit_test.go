@@ -358,7 +358,7 @@ func everything(c *api.Config, n *fakenode.Node) {
 }
 
 // changePassword comes last: it ends every session.
-func (s *stage) each(t *testing.T, do func(o operation, r request)) {
+func (s *stage) each(t *testing.T, do func(o operation, fresh func() request)) {
 	all := changing(t)
 	slices.SortStableFunc(all, func(a, b operation) int {
 		last := func(o operation) int {
@@ -378,12 +378,14 @@ func (s *stage) each(t *testing.T, do func(o operation, r request)) {
 			t.Errorf("%s: no request that succeeds is known", o.op.OperationID)
 			continue
 		}
-		r := prepare(s)
-		r.method, r.header = o.method, s.selects(r.token)
-		if r.path == "" {
-			r.path = o.path
-		}
-		do(o, r)
+		do(o, func() request {
+			r := prepare(s)
+			r.method, r.header = o.method, s.selects(r.token)
+			if r.path == "" {
+				r.path = o.path
+			}
+			return r
+		})
 	}
 }
 
@@ -393,7 +395,8 @@ func TestA24_EveryChangeHasOneRecord(t *testing.T) {
 	t.Parallel()
 	i := start(t, everything)
 	s := newStage(i)
-	s.each(t, func(o operation, r request) {
+	s.each(t, func(o operation, fresh func() request) {
+		r := fresh()
 		a := i.send(r)
 		if a.status/100 != 2 && a.status/100 != 3 {
 			t.Errorf("%s: %d %s", o.op.OperationID, a.status, a.raw)
@@ -422,22 +425,37 @@ func TestA24_NoRecordNoChange(t *testing.T) {
 	t.Parallel()
 	i := start(t, everything)
 	s := newStage(i)
-	s.each(t, func(o operation, r request) {
-		exec(t, i.dsn, "ALTER TABLE audit_records ADD CONSTRAINT no_room CHECK (false) NOT VALID")
-		before := contents(t, i.dsn)
-		a := i.send(r)
-		if a.status < 500 {
-			t.Errorf("%s: %d %s", o.op.OperationID, a.status, a.raw)
+	s.each(t, func(o operation, fresh func() request) {
+		// What a call changes it changes every time; what goes on beside it, such as the end
+		// of a sandbox of a call before, does so once.
+		var changed string
+		for range 3 {
+			if changed = i.withoutRecord(o, fresh()); changed == "" {
+				return
+			}
 		}
-		if after := contents(t, i.dsn); after != before {
-			t.Errorf("%s changed something without a record: %s", o.op.OperationID, difference(before, after))
-		}
-		exec(t, i.dsn, "ALTER TABLE audit_records DROP CONSTRAINT no_room")
+		t.Errorf("%s changed something without a record: %s", o.op.OperationID, changed)
 	})
 }
 
+// withoutRecord makes a call whose record can't be stored, and says what changed meanwhile.
+func (i *instance) withoutRecord(o operation, r request) string {
+	i.t.Helper()
+	exec(i.t, i.dsn, "ALTER TABLE audit_records ADD CONSTRAINT no_room CHECK (false) NOT VALID")
+	defer exec(i.t, i.dsn, "ALTER TABLE audit_records DROP CONSTRAINT no_room")
+	before := contents(i.t, i.dsn)
+	if a := i.send(r); a.status < 500 {
+		i.t.Errorf("%s: %d %s", o.op.OperationID, a.status, a.raw)
+	}
+	after := contents(i.t, i.dsn)
+	if after == before {
+		return ""
+	}
+	return difference(before, after)
+}
+
 // contents is every row of every table, but for what no caller changes.
-func contents(t *testing.T, dsn string) string {
+func contents(t testing.TB, dsn string) string {
 	t.Helper()
 	conn := connect(t, dsn)
 	defer conn.Close(context.Background())
