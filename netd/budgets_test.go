@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"text/tabwriter"
@@ -254,11 +255,12 @@ func (b *budgets) servers() {
 	if w.nginx() {
 		ways = append(ways, way{"nginx passes on", plain, "10.99.0.1:15443", w.roots}, way{"nginx opens", plain, "10.99.0.1:15444", w.roots})
 	}
-	kept, fresh, rates := make([]*series, len(ways)), make([]*series, len(ways)), make([]*series, len(ways))
+	kept, fresh, rates, many := make([]*series, len(ways)), make([]*series, len(ways)), make([]*series, len(ways)), make([]*series, len(ways))
 	for i, to := range ways {
 		kept[i] = b.add(series{name: "HTTPS, a request more, " + to.name, unit: "ms"})
 		fresh[i] = b.add(series{name: "HTTPS, a new connection, " + to.name, unit: "ms"})
 		rates[i] = b.add(series{name: "HTTPS, 64 MiB, " + to.name, unit: "Gbit/s"})
+		many[i] = b.add(series{name: "HTTPS, new connections by 16 at once, " + to.name, unit: "/s"})
 	}
 	each := func(n int, into []*series, keep bool, ask func(*http.Client, *series)) {
 		clients := make([]*http.Client, len(ways))
@@ -282,6 +284,25 @@ func (b *budgets) servers() {
 	each(8, rates, true, func(c *http.Client, s *series) {
 		began := time.Now()
 		s.add(float64(w.asks(c, "/api/big")) * 8 / 1e9 / time.Since(began).Seconds())
+	})
+	each(5, many, false, func(c *http.Client, s *series) {
+		const workers, requests = 16, 10
+		began := time.Now()
+		var wg sync.WaitGroup
+		for range workers {
+			wg.Go(func() {
+				for range requests {
+					if resp, err := c.Get("https://good.example/api/x"); err != nil {
+						b.Error(err)
+					} else {
+						_, _ = io.Copy(io.Discard, resp.Body)
+						resp.Body.Close()
+					}
+				}
+			})
+		}
+		wg.Wait()
+		s.add(workers * requests / time.Since(began).Seconds())
 	})
 	b.against(series{name: "HTTPS, a request more, added by passing on", unit: "ms", budget: 0.2}, kept[1], kept[0], more)
 	b.against(series{name: "HTTPS, a request more, added by opening", unit: "ms", budget: 1}, kept[2], kept[0], more)
