@@ -121,10 +121,14 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return err
 	}
+	stack := daemon.NewStack()
+	defer stack.Stop()
 	if cfg.JuiceFS != "" {
 		if err := jfs.Ensure(ctx, cfg.juicefs()); err != nil {
 			return fmt.Errorf("volumed: %w", err)
 		}
+		// From now on whatever waits for it is freed when it hangs, what follows as well.
+		stack.Start("juicefs", func(ctx context.Context) error { return watch(ctx, cfg) })
 	}
 	s, err := store.Open(cfg.store())
 	if err != nil {
@@ -136,15 +140,10 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := manager.Recover(ctx); err != nil {
 		return fmt.Errorf("volumed: %w", err)
 	}
-	stack := daemon.NewStack()
-	defer stack.Stop()
 	if err := serve(cfg, stack, &server{manager: manager, store: s, cfg: cfg}); err != nil {
 		return fmt.Errorf("volumed: %w", err)
 	}
 	stack.Start("volumes", manager.Run)
-	if cfg.JuiceFS != "" {
-		stack.Start("juicefs", func(ctx context.Context) error { return watch(ctx, cfg) })
-	}
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}

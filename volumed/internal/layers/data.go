@@ -35,7 +35,7 @@ type copier struct {
 var errRefused = errors.New("the file can't be kept")
 
 func refused(format string, args ...any) error {
-	return errdefs.New(errdefs.Exhausted, format, args...).WithCause(errRefused)
+	return errdefs.New(errdefs.TooLarge, format, args...).WithCause(errRefused)
 }
 
 // file adds a file of which st was just taken; nothing is added where it is refused.

@@ -34,7 +34,7 @@ const (
 	inodeBytes  = 256
 	// bytesPerFile is how large files are at least, on average, where the limit is what
 	// ends first; there are never fewer than minFiles nor more than maxFiles.
-	bytesPerFile, minFiles, maxFiles = 8 << 10, 16 << 10, 2 << 20
+	bytesPerFile, minFiles, maxFiles = 8 << 10, 16 << 10, 1 << 20
 	imageName, mountName             = "room.img", "room"
 )
 

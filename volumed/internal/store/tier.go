@@ -16,11 +16,8 @@ import (
 	"s0.run/internal/errdefs"
 )
 
-// marker is the file that says which store a directory is, and maxID its length.
-const (
-	marker = "store"
-	maxID  = 64
-)
+// marker is the link that says which store a directory is.
+const marker = "store"
 
 // Config says where the store is, and how it is told from an empty place for it.
 type Config struct {
@@ -123,30 +120,12 @@ func (t *tier) magic() (int64, error) {
 	return st.Type, nil
 }
 
-func (t *tier) identity() (string, error) {
-	f, err := t.Open(marker)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b := make([]byte, maxID)
-	n, err := readFull(f, b)
-	return string(b[:n]), err
-}
+// identity is a link's target: it is metadata, and known where no data is to be had.
+func (t *tier) identity() (string, error) { return t.Readlink(marker) }
 
 // name gives a new store its identity; of several nodes one does.
 func (t *tier) name() (string, error) {
-	aside := "." + rand.Text()
-	f, err := t.OpenFile(aside, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return "", err
-	}
-	defer t.Remove(aside)
-	_, err = f.WriteString(rand.Text())
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return "", err
-	}
-	if err := t.Link(aside, marker); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := t.Symlink(rand.Text(), marker); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
 	if err := t.sync("."); err != nil {

@@ -93,7 +93,7 @@ func (m *Manager) putAside(v *volume, why error) error {
 	to := m.aside(fmt.Sprintf("%s.%d", v.id, time.Now().UnixNano()))
 	m.cfg.Log.Error("what was not committed of a volume is put aside", "volume", v.id, "epoch", v.record.Spec.Epoch, "error", why, "directory", to)
 	err := writeDurably(m.aside(v.id), func(f *os.File) error {
-		return json.NewEncoder(f).Encode(lostNote{Epoch: v.record.Spec.Epoch, Why: errdefs.From(why).Message})
+		return json.NewEncoder(f).Encode(lostNote{Epoch: max(v.record.Spec.Epoch, v.head.Epoch), Why: errdefs.From(why).Message})
 	})
 	if err != nil {
 		return err

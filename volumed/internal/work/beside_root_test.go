@@ -99,6 +99,9 @@ func TestACommitEndsWithItsContext(t *testing.T) {
 		t.Error("a layer is made when nobody waits")
 	}
 	done()
+	if err := b.manager.Leave(ctx, "vol", "mount"); err == nil || !v.writers() {
+		t.Errorf("a use has ended whose end nobody heard of: %v", err)
+	}
 	if after := layerFiles(t, b); after != before {
 		t.Errorf("%d layers, and %d before", after, before)
 	}

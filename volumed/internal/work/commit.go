@@ -169,24 +169,49 @@ func (v *volume) next() store.Version {
 // advance makes next the volume's version. It is in the record first, so that whatever
 // becomes of the attempt, or of us, its outcome can be found.
 func (m *Manager) advance(v *volume, next store.Version) error {
-	next.ID, next.Seq = rand.Text(), v.head.Seq+1
-	rec := v.record
-	rec.Intent = &next
-	if err := m.writeRecord(v, rec); err != nil {
+	if err := m.intend(v, next); err != nil {
 		return err
 	}
 	return m.settle(v)
 }
 
-// settle carries an intent out, once or again, until its outcome is known. Nothing else is
-// done with the volume before.
+// intend comes when no earlier intent is left.
+func (m *Manager) intend(v *volume, next store.Version) error {
+	if v.record.Intent != nil {
+		return fmt.Errorf("volume %s: version %d is not settled", v.id, v.record.Intent.Seq)
+	}
+	next.ID, next.Seq = rand.Text(), v.head.Seq+1
+	rec := v.record
+	rec.Intent = &next
+	return m.writeRecord(v, rec)
+}
+
+// settle carries an intent out, once or again, until its outcome is known and durable.
+// Nothing else is committed before.
 func (m *Manager) settle(v *volume) error {
 	intent := v.record.Intent
 	if intent == nil {
 		return nil
 	}
+	if err := m.try(v, intent); err != nil {
+		return err
+	}
+	// The record must not be ahead of the store when the power fails.
 	if err := m.cfg.Sync(); err != nil {
 		return fmt.Errorf("committing volume %s: %w", v.id, err)
+	}
+	rec := v.record
+	rec.Seq, rec.Spec.Epoch, rec.Intent = intent.Seq, intent.Epoch, nil
+	// What fails from here on costs the next start a commit of everything, no data.
+	return errors.Join(m.writeRecord(v, rec), m.writeSeen(v))
+}
+
+// try carries an intent out, which may have been already.
+func (m *Manager) try(v *volume, intent *store.Version) error {
+	if !slices.Equal(intent.Layers, v.head.Layers) { // what it names is durable first
+		if err := m.cfg.Sync(); err != nil {
+			return fmt.Errorf("committing volume %s: %w", v.id, err)
+		}
 	}
 	if err := failpoint.Hit("volume.after-intent"); err != nil {
 		return err
@@ -208,13 +233,7 @@ func (m *Manager) settle(v *volume) error {
 	}
 	m.layers.land(v.pending...)
 	v.head, v.pending = head, nil
-	if err := failpoint.Hit("volume.after-version"); err != nil {
-		return err
-	}
-	rec := v.record
-	rec.Seq, rec.Intent = head.Seq, nil
-	// What fails from here on costs the next start a commit of everything, no data.
-	return errors.Join(m.writeRecord(v, rec), m.writeSeen(v), m.cfg.Sync())
+	return failpoint.Hit("volume.after-version")
 }
 
 // remake has the whole upper layer made anew, where a layer of it is gone: it waited for

@@ -135,9 +135,9 @@ func TestB04_AFileThatCantBeKeptStopsNoOther(t *testing.T) {
 	b, at := created(t)
 	scatter(t, filepath.Join(at, "scattered"), 8<<40, 2000)
 	write(t, at, "mine")
-	exhausted := func(what string, err error) {
+	refused := func(what string, err error) {
 		t.Helper()
-		if !errdefs.Is(err, errdefs.Exhausted) || !strings.Contains(err.Error(), "scattered") {
+		if !errdefs.Is(err, errdefs.TooLarge) || !strings.Contains(err.Error(), "scattered") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -145,15 +145,15 @@ func TestB04_AFileThatCantBeKeptStopsNoOther(t *testing.T) {
 		_, _, err := b.manager.Commit(t.Context(), "vol")
 		return err
 	}
-	exhausted("a commit", commit())
-	exhausted("the next one", commit())
+	refused("a commit", commit())
+	refused("the next one", commit())
 	_, _, err := b.manager.Snapshot(t.Context(), b.spec, "snap")
-	exhausted("a snapshot", err)
+	refused("a snapshot", err)
 	head, err := b.store.Head("vol")
 	if err != nil {
 		t.Fatal(err)
 	}
-	exhausted("a commit when nothing has changed", commit())
+	refused("a commit when nothing has changed", commit())
 	if now, err := b.store.Head("vol"); err != nil || now.Seq != head.Seq {
 		t.Errorf("it made version %d of %d, %v", now.Seq, head.Seq, err)
 	}
@@ -164,7 +164,7 @@ func TestB04_AFileThatCantBeKeptStopsNoOther(t *testing.T) {
 		t.Errorf("committed: %v", got)
 	}
 	b.restart()
-	exhausted("a commit of the next process", commit())
+	refused("a commit of the next process", commit())
 	if err := os.Remove(filepath.Join(at, "scattered")); err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 // among them is more than twice as large as all above it together, so that a byte is
 // copied a number of times that grows like a logarithm. The caller has the turn.
 func (m *Manager) mergeSome(ctx context.Context, v *volume) error {
-	if len(v.head.Layers) < mergeFrom || v.lost != nil || v.whole || len(v.pending) > 0 {
+	if len(v.head.Layers) < mergeFrom || v.lost != nil || v.whole || len(v.pending) > 0 || v.record.Intent != nil {
 		return nil
 	}
 	n := toMerge(v.head.Layers)

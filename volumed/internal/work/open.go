@@ -28,7 +28,10 @@ func (m *Manager) ensureOpen(ctx context.Context, v *volume, spec Volume) error 
 		return err
 	}
 	if v.open {
-		return m.enterEpoch(ctx, v, spec)
+		// What was lost to an earlier owner than this one is put aside by now.
+		if err := m.enterEpoch(v, spec); v.lost == nil || m.hasTree(v.id) || m.stillLost(v, spec.Epoch) != nil {
+			return err
+		}
 	}
 	if err := m.clear(v); err != nil {
 		return err
@@ -61,8 +64,9 @@ func (m *Manager) reopen(v *volume, epoch uint64) error {
 }
 
 // enterEpoch goes on at a later epoch with what is mounted. What was made of it before and
-// is in no version is in the one that begins the epoch.
-func (m *Manager) enterEpoch(ctx context.Context, v *volume, spec Volume) error {
+// is in no version is in the one that begins the epoch. That it is durable is the next
+// commit's matter: a claim waits for none.
+func (m *Manager) enterEpoch(v *volume, spec Volume) error {
 	if spec.Team != v.record.Spec.Team {
 		return errdefs.New(errdefs.NotFound, "volume %s not found", spec.ID)
 	}
@@ -75,9 +79,10 @@ func (m *Manager) enterEpoch(ctx context.Context, v *volume, spec Volume) error 
 	if spec.Epoch > v.head.Epoch {
 		next := v.next()
 		next.Epoch = spec.Epoch
-		if err := m.advance(v, next); err != nil {
+		if err := m.intend(v, next); err != nil {
 			return err
 		}
+		return m.try(v, v.record.Intent)
 	}
 	if spec == v.record.Spec {
 		return nil

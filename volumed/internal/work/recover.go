@@ -62,6 +62,7 @@ func (m *Manager) recoverOne(ctx context.Context, id string) error {
 func (m *Manager) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	running.Go(func() { m.keepCollecting(ctx) })
+	running.Go(func() { m.keepSweeping(ctx) })
 	m.keepCommitting(ctx)
 	running.Wait()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitInterval)
@@ -178,6 +179,19 @@ func (m *Manager) keepCollecting(ctx context.Context) {
 			m.cfg.Log.Info("layers that no version names are gone", "layers", n)
 		}
 		m.layers.dropOrphans()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// keepSweeping frees the disk of what is committed: nobody waits for that.
+func (m *Manager) keepSweeping(ctx context.Context) {
+	tick := time.NewTicker(commitInterval)
+	defer tick.Stop()
+	for {
 		m.sweep()
 		select {
 		case <-ctx.Done():

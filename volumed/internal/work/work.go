@@ -45,8 +45,8 @@ const (
 	// collectInterval is for layers that nobody names.
 	collectInterval = time.Hour
 	// maxEntries of a volume's upper layer: two looks at it are in memory, of some 200
-	// bytes an entry.
-	maxEntries = 1_000_000
+	// bytes an entry. A room has fewer files, and some have several names.
+	maxEntries = 5 << 18
 	// mergeFrom is the number of layers from which some are made one.
 	mergeFrom = 16
 	// spareRoom is the part of a volume's limit that may be written to change what is there,
@@ -240,8 +240,11 @@ func (m *Manager) Use(ctx context.Context, spec Volume, use string, readOnly boo
 	if readOnly {
 		return m.read(v, spec, use)
 	}
-	if v.open && spec.Epoch < v.head.Epoch {
+	switch {
+	case v.open && spec.Epoch < v.head.Epoch:
 		return "", stale(spec, v.head.Epoch)
+	case v.open && spec.Epoch == v.head.Epoch && spec.Team == v.record.Spec.Team && v.writes(use):
+		return v.at, nil // it is repeated, and waits for no store
 	}
 	if v.otherWriter(use) {
 		return "", errdefs.New(errdefs.Unavailable, "volume %s is still mounted for writing elsewhere on its node", v.id).WithRetryAfter(leaveAfter)
@@ -267,6 +270,9 @@ func (m *Manager) Leave(ctx context.Context, id, use string) error {
 	if v.writes(use) {
 		if _, err = m.commitHere(ctx, v, 0); err != nil {
 			m.cfg.Log.Warn("committing what an ended use has written", "volume", id, "error", err)
+		}
+		if ctx.Err() != nil { // nobody hears of it: the use ends when it is asked for again
+			return err
 		}
 	}
 	return errors.Join(err, m.leaveReader(v, use), m.endUse(v, use, 0))
@@ -316,7 +322,7 @@ func (m *Manager) commitHere(ctx context.Context, v *volume, epoch uint64) (clea
 // refusal says that a file of the volume is in no version.
 func (v *volume) refusal() error {
 	for path, why := range v.refused {
-		return errdefs.New(errdefs.Exhausted, "%d files of volume %s can't be kept, among them %.200q: %s", len(v.refused), v.id, path, errdefs.From(why).Message)
+		return errdefs.New(errdefs.TooLarge, "%d files of volume %s can't be kept, among them %.200q: %s", len(v.refused), v.id, path, errdefs.From(why).Message)
 	}
 	return nil
 }
