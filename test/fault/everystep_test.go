@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -14,18 +15,18 @@ import (
 	"s0.run/api/client"
 )
 
-// parts are what a sandbox needs beside noded, the one first whose loss ends none.
-var parts = []string{"containerd", "procd", "sentry", "gofer", "shim"}
+// parts are what a sandbox needs beside noded, those first whose loss ends none.
+var parts = []string{"containerd", "netd", "procd", "sentry", "gofer", "shim"}
 
 // frozen are the places at which a sandbox stands still: a kill of its procd waits in its
 // kernel then, and in its image, whose memory is worth nothing.
 var frozen = []string{"checkpoint.after-freeze", "checkpoint.after-files", "fork.after-freeze", "fork.after-save"}
 
-// TestX28_X29_X30_PartsKilledAtEveryStep kills containerd, and procd, sentry, gofer and shim
+// TestX28_X29_X30_X31_PartsKilledAtEveryStep kills containerd and netd, and procd, sentry, gofer and shim
 // of the sandboxes that there are, at every place of every operation: behind each step, which
 // is before the next one. noded lives, and stands still there while it happens. What was asked
-// for comes to be or its sandbox has failed; without containerd alone none does.
-func TestX28_X29_X30_PartsKilledAtEveryStep(t *testing.T) {
+// for comes to be or its sandbox has failed; for want of containerd or netd alone none does.
+func TestX28_X29_X30_X31_PartsKilledAtEveryStep(t *testing.T) {
 	needFaults(t)
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {
@@ -64,7 +65,7 @@ func (s *stack) harmAt(op operation, place, part string) {
 		return nil
 	})
 	s.check()
-	switch done := s.done(op, id, part != "containerd" && len(killed) > 0); {
+	switch done := s.done(op, id, len(killed) > 0); {
 	case done && part == "procd" && slices.Contains(frozen, place):
 		s.verifyWithoutMemory(id, tr)
 	case done:
@@ -101,6 +102,10 @@ func (s *stack) harm(part, id string) map[string][]int {
 	case "containerd":
 		s.ctd.Stop(syscall.SIGKILL)
 		s.ctd.Start(s)
+		return nil
+	case "netd":
+		s.netd.kill()
+		s.startNetd()
 		return nil
 	case "procd":
 		for victim := range sentries {
@@ -227,6 +232,8 @@ func (s *stack) reboot() {
 	s.Helper()
 	s.noded.kill()
 	s.api.kill()
+	s.netd.kill()
+	s.must(syscall.Unmount(filepath.Join(s.netdRun(), "bpf"), syscall.MNT_DETACH))
 	s.pg.Stop()
 	s.ctd.Reboot(s)
 	s.must(os.RemoveAll(s.RunDir))
@@ -234,5 +241,6 @@ func (s *stack) reboot() {
 	s.must(s.pg.Start())
 	s.ctd.Start(s)
 	s.startNoded("")
+	s.startNetd()
 	s.startAPI()
 }

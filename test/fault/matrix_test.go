@@ -172,6 +172,14 @@ func (s *stack) beginWith(source string) (id string, err error) {
 // drop takes a paused sandbox's image off the node's disk, once the object store has it.
 func (s *stack) drop(id string) {
 	s.Helper()
+	s.untilStored(id)
+	dir := filepath.Join(s.paused(), id)
+	s.must(os.Rename(dir, filepath.Join(s.Root, "dropped")))
+	s.must(os.RemoveAll(filepath.Join(s.Root, "dropped")))
+}
+
+func (s *stack) untilStored(id string) {
+	s.Helper()
 	s.eventually("the object store to have it", func() error {
 		v, err := s.view()
 		if err == nil && (v.records[id].Stored == 0 || v.rows[id].Stored != v.records[id].Stored) {
@@ -179,9 +187,6 @@ func (s *stack) drop(id string) {
 		}
 		return err
 	})
-	dir := filepath.Join(s.paused(), id)
-	s.must(os.Rename(dir, filepath.Join(s.Root, "dropped")))
-	s.must(os.RemoveAll(filepath.Join(s.Root, "dropped")))
 }
 
 // fork asks for two children, once however often it has to be asked for.
@@ -296,11 +301,7 @@ func TestX01_Matrix(t *testing.T) {
 
 func newMatrixStack(t testing.TB) *stack {
 	t.Helper()
-	key := filepath.Join(t.TempDir(), "object.key")
-	if err := os.WriteFile(key, []byte(strings.Repeat("5e", 32)+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s := newStackWith(t, 1, "--object-store=file://"+filepath.Join(t.TempDir(), "objects"), "--object-key-file="+key)
+	s := newStackWith(t, 1, true, objectStore(t)...)
 	s.makeColdTemplate()
 	return s
 }
@@ -324,14 +325,20 @@ func TestX10_KilledInTheMiddle(t *testing.T) {
 	}
 	for _, at := range []struct{ operation, place, part string }{
 		{"pause", "pause.after-manifest", "procd"}, {"pause", "checkpoint.after-files", "procd"}, {"resume", "resume.after-start", "sentry"}, {"fork", "fork.after-save", "containerd"},
+		{"resume", "resume.after-netns", "netd"},
 	} {
 		i := slices.IndexFunc(operations, func(op operation) bool { return op.name == at.operation })
-		t.Run("X29: "+at.part+" at "+at.place, func(t *testing.T) {
+		t.Run("X29, X31: "+at.part+" at "+at.place, func(t *testing.T) {
 			s.TB = t
 			s.harmAt(operations[i], at.place, at.part)
 		})
 		s.TB = t
 	}
+	t.Run("X31: netd is away", func(t *testing.T) {
+		s.TB = t
+		s.netdIsAway()
+	})
+	s.TB = t
 }
 
 // ready makes what the operation works on.

@@ -26,6 +26,7 @@ func sound() (view, shape) {
 		},
 		node:   map[string]string{"slot1": "slot", "clmd1": "sandbox", "psd1": "sandbox", "fld1": "sandbox"},
 		images: map[string][]image{"psd1": {{2, true}}}, snapshotRows: map[string]string{"n": "ready"}, snapshotDirs: map[string]bool{"n": true},
+		netd:   map[string]uint64{"slot1": 1, "clmd1": 1},
 		traces: []s0test.Trace{{Kind: "shim", Name: "77 containerd-shim-s0-v1"}},
 	}
 	for i, id := range []string{"slot1", "clmd1"} {
@@ -47,6 +48,10 @@ func TestOracleCompares(t *testing.T) {
 		"it has 0 of sentry runsc <id>, want 1":                     func(v *view) { v.traces = v.without("sentry", "clmd1") },
 		"psd1: it has 1 of file /d/<id>, want 0":                    func(v *view) { v.traces = append(v.traces, s0test.Trace{Kind: "file", Name: "/d/psd1", ID: "psd1"}) },
 		"its link is sx9 clmd1, its record has index 2":             func(v *view) { v.move("clmd1", 9) },
+		"slot1: netd has its generation 0, want 1":                  func(v *view) { delete(v.netd, "slot1") },
+		"clmd1: netd has its generation 3, want 1":                  func(v *view) { v.netd["clmd1"] = 3 },
+		"psd1: netd has its generation 2, want 0":                   func(v *view) { v.netd["psd1"] = 2 },
+		"y: the journal has no record":                              func(v *view) { v.netd["y"] = 1 },
 		"0 shims for 1 groups":                                      func(v *view) { v.traces = v.without("shim", "") },
 		"clmd1: the database has no row":                            func(v *view) { delete(v.rows, "clmd1") },
 		"slot1: the database has it as running":                     func(v *view) { v.rows["slot1"] = row{Status: "running", Generation: 1} },

@@ -52,6 +52,7 @@ type view struct {
 	node    map[string]string // what the node tells others: "slot", "sandbox"
 	traces  []s0test.Trace    // kernel, containerd and directories
 	images  map[string][]image
+	netd    map[string]uint64 // generations of those whose packets it judges; nil: there is none
 
 	snapshotRows map[string]string // states, by the snapshots' own ids
 	snapshotDirs map[string]bool
@@ -106,6 +107,9 @@ func (s *stack) view() (v view, err error) {
 	if v.node, err = s.Live(); err != nil {
 		return v, err
 	}
+	if v.netd, err = s.attached(); err != nil {
+		return v, fmt.Errorf("netd: %w", err)
+	}
 	if v.records, err = s.records(); err != nil {
 		return v, err
 	}
@@ -123,7 +127,7 @@ func (s *stack) view() (v view, err error) {
 	return v, err
 }
 
-// rows are those of sandboxes that are not deleted, and of snapshots.
+// rows are those of the node's sandboxes that are not deleted, and of its snapshots.
 func (s *stack) rows() (map[string]row, map[string]string, error) {
 	ctx := s.ctx()
 	db, err := pgx.Connect(ctx, s.dsn)
@@ -132,7 +136,7 @@ func (s *stack) rows() (map[string]row, map[string]string, error) {
 	}
 	defer db.Close(ctx)
 	sandboxes, snapshots := map[string]row{}, map[string]string{}
-	found, err := db.Query(ctx, `SELECT id, status, generation, coalesce(stored_generation, 0) FROM sandboxes WHERE deleted_at IS NULL`)
+	found, err := db.Query(ctx, `SELECT id, status, generation, coalesce(stored_generation, 0) FROM sandboxes WHERE deleted_at IS NULL AND node = $1`, s.node)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -141,7 +145,7 @@ func (s *stack) rows() (map[string]row, map[string]string, error) {
 	if _, err = pgx.ForEachRow(found, []any{&id, &r.Status, &r.Generation, &r.Stored}, func() error { sandboxes[id] = r; return nil }); err != nil {
 		return nil, nil, err
 	}
-	if found, err = db.Query(ctx, `SELECT id::text, state FROM rootfs_snapshots`); err != nil {
+	if found, err = db.Query(ctx, `SELECT id::text, state FROM rootfs_snapshots WHERE node = $1`, s.node); err != nil {
 		return nil, nil, err
 	}
 	_, err = pgx.ForEachRow(found, []any{&id, &state}, func() error { snapshots[id] = state; return nil })
@@ -277,6 +281,9 @@ func (v view) ids() []string {
 	for id := range v.images {
 		all[id] = true
 	}
+	for id := range v.netd {
+		all[id] = true
+	}
 	for _, t := range v.traces {
 		if t.ID != "" {
 			all[t.ID] = true
@@ -322,9 +329,24 @@ func (v view) compareOne(id string, whole shape) error {
 	case ok && got != want:
 		differs("the database has it as %s of generation %d, want %s of %d", got.Status, got.Generation, want.Status, want.Generation)
 	}
+	v.compareNetd(id, rec, differs)
 	v.compareImages(id, rec, differs)
 	v.compareTraces(id, rec, whole, differs)
 	return errors.Join(errs...)
+}
+
+// compareNetd: R5, whoever runs is judged as what he is, and nobody else is.
+func (v view) compareNetd(id string, rec record, differs func(string, ...any)) {
+	if v.netd == nil {
+		return
+	}
+	want := rec.Generation
+	if !rec.runs() {
+		want = 0
+	}
+	if got := v.netd[id]; got != want {
+		differs("netd has its generation %d, want %d", got, want)
+	}
 }
 
 func (v view) compareImages(id string, rec record, differs func(string, ...any)) {

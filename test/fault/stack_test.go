@@ -17,6 +17,7 @@ import (
 
 	"s0.run/api/client"
 	"s0.run/internal/failpoint"
+	"s0.run/internal/netdapi"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/s0test"
 	"s0.run/internal/s0test/nodetest"
@@ -27,18 +28,25 @@ const (
 	patience = 60 * time.Second
 	// look is the pace at which a condition is looked at again.
 	look = 25 * time.Millisecond
+	// answerTime bounds one question to a daemon that may hang.
+	answerTime = 5 * time.Second
 )
 
 // A stack is a whole s0 whose processes can be ended one by one.
 type stack struct {
 	testing.TB
 	s0test.Machine
+	node  string // its name
 	ctd   *nodetest.Containerd
 	pg    *s0test.PostgresCluster
 	dsn   string
 	image string
 	url   string
+
+	registry string
+
 	noded *process
+	netd  *process // nil: there is none
 	api   *process
 	c     *client.Client
 	shape shape // of a whole sandbox, see oracle_test.go
@@ -46,33 +54,46 @@ type stack struct {
 
 // newStack starts everything, with a pool of so many warm sandboxes. When the test
 // ends all sandboxes are deleted; what then is left of anything fails it.
-func newStack(t testing.TB, pool int) *stack { return newStackWith(t, pool) }
+func newStack(t testing.TB, pool int) *stack { return newStackWith(t, pool, false) }
 
-// newStackWith is newStack with more arguments for noded.
-func newStackWith(t testing.TB, pool int, more ...string) *stack {
+// newStackWith is newStack with a netd, or without, and with more arguments for noded.
+func newStackWith(t testing.TB, pool int, netd bool, more ...string) *stack {
+	t.Helper()
+	s := newNode(t, "n1")
+	s.pg = s0test.NewPostgresCluster(t)
+	s.dsn = s.pg.Database(t)
+	registry := nodetest.NewRegistry(t)
+	s.registry = registry.Host
+	// By its digest: what the API server pins later has its pool drained and filled anew.
+	s.image = registry.Pinned(t, registry.Push(t, "test/probe:1", nodetest.Rootfs(t), v1.Config{Env: []string{"PATH=/bin"}}))
+	s.install()
+	if netd {
+		more = append(more, "--netd-socket="+s.netdSocket())
+		s.netd = newProcess(s, "netd", s.netdArgs())
+	}
+	s.noded = newProcess(s, "noded", append(s.nodedArgs(registry.Host), more...))
+	s.api = newProcess(s, "api", s.apiArgs(pool, registry.Host))
+	t.Cleanup(s.finish)
+	s.startNoded("")
+	s.startNetd()
+	s.startAPI()
+	s.c = s.newClient()
+	s.learn(pool)
+	return s
+}
+
+// newNode is a node of a stack, without its daemons.
+func newNode(t testing.TB, name string) *stack {
 	t.Helper()
 	ctd := nodetest.NewContainerd(t)
-	name := "t" + strings.ToLower(strings.TrimPrefix(filepath.Base(ctd.Dir), "s0c-"))
-	s := &stack{TB: t, ctd: ctd, Machine: s0test.Machine{
-		Root: ctd.Dir, DataDir: ctd.Dir, RunDir: filepath.Join(ctd.Dir, "r"), Cluster: name, CgroupParent: ctd.CgroupParent,
+	s := &stack{TB: t, node: name, ctd: ctd, Machine: s0test.Machine{
+		Root: ctd.Dir, DataDir: ctd.Dir, RunDir: filepath.Join(ctd.Dir, "r"), CgroupParent: ctd.CgroupParent,
+		Cluster:    "t" + strings.ToLower(strings.TrimPrefix(filepath.Base(ctd.Dir), "s0c-")),
 		NodeSocket: filepath.Join(ctd.Dir, "r", "n.sock"), ContainerdSocket: ctd.Address, Namespace: nodetest.Namespace,
 		BinDir: s0test.Programs(t),
 	}}
 	ctd.RunscRoot = filepath.Join(s.nodedRun(), "runsc")
 	t.Cleanup(s.removeInfrastructure)
-	s.pg = s0test.NewPostgresCluster(t)
-	s.dsn = s.pg.Database(t)
-	registry := nodetest.NewRegistry(t)
-	// By its digest: what the API server pins later has its pool drained and filled anew.
-	s.image = registry.Pinned(t, registry.Push(t, "test/probe:1", nodetest.Rootfs(t), v1.Config{Env: []string{"PATH=/bin"}}))
-	s.install()
-	s.noded = newProcess(s, "noded", append(s.nodedArgs(registry.Host), more...))
-	s.api = newProcess(s, "api", s.apiArgs(pool, registry.Host))
-	t.Cleanup(s.finish)
-	s.startNoded("")
-	s.startAPI()
-	s.c = s.newClient()
-	s.learn(pool)
 	return s
 }
 
@@ -94,12 +115,55 @@ func (s *stack) paused() string    { return filepath.Join(s.nodedData(), "paused
 
 func (s *stack) nodedArgs(registry string) []string {
 	return []string{
-		"noded", "--node=n1", "--cluster=" + s.Cluster, "--data-dir=" + s.nodedData(), "--run-dir=" + s.nodedRun(),
+		"noded", "--node=" + s.node, "--cluster=" + s.Cluster, "--data-dir=" + s.nodedData(), "--run-dir=" + s.nodedRun(),
 		"--socket=" + s.NodeSocket, "--admin-socket=" + filepath.Join(s.RunDir, "na.sock"),
 		"--containerd-socket=" + s.ContainerdSocket, "--containerd-namespace=" + s.Namespace,
 		"--runsc=" + s.ctd.Runsc, "--procd-dir=" + s.procdDir(), "--cgroup-parent=" + s.CgroupParent,
 		"--plain-http-registries=" + registry, "--image-registries=" + registry, "--cold-starts=4", "--log-level=debug",
 	}
+}
+
+func (s *stack) netdRun() string    { return filepath.Join(s.RunDir, "netd") }
+func (s *stack) netdSocket() string { return filepath.Join(s.netdRun(), "s") }
+func (s *stack) dataplane() string  { return filepath.Join(s.nodedRun(), "netns", "_dataplane") }
+
+func (s *stack) netdArgs() []string {
+	return []string{"netd", "--netns=" + s.dataplane(), "--run-dir=" + s.netdRun(), "--socket=" + s.netdSocket(), "--log-level=debug"}
+}
+
+// startNetd starts netd, where there is one, in the namespace that noded has made, and waits
+// until it answers.
+func (s *stack) startNetd() {
+	s.Helper()
+	if s.netd == nil {
+		return
+	}
+	s.must(os.MkdirAll(s.netdRun(), 0o700))
+	s.netd.start("")
+	s.eventually("netd to answer", func() error {
+		if s.netd.ended() {
+			s.Fatalf("netd ended while it was starting:\n%s", s.netd.tail())
+		}
+		_, err := s.attached()
+		return err
+	})
+}
+
+// attached are the generations of the sandboxes that netd knows; nil: there is no netd.
+func (s *stack) attached() (map[string]uint64, error) {
+	if s.netd == nil {
+		return nil, nil
+	}
+	c := netdapi.NewClient(s.netdSocket())
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+	defer cancel()
+	list, err := c.List(ctx)
+	all := map[string]uint64{}
+	for _, known := range list {
+		all[string(known.ID)] = uint64(known.Generation)
+	}
+	return all, err
 }
 
 func (s *stack) apiArgs(pool int, registry string) []string {
@@ -193,10 +257,24 @@ func (s *stack) finish() {
 		}
 		return nil
 	})
+	s.stopNetd()
 	if s.Failed() {
 		s.Logf("noded's log ends with:\n%s", s.noded.tail())
 		s.Logf("the API's log ends with:\n%s", s.api.tail())
 	}
+}
+
+// stopNetd ends it in an orderly way: with no sandbox left it removes all that it has made.
+func (s *stack) stopNetd() {
+	if s.netd == nil {
+		return
+	}
+	s.netd.resume()
+	if !s.netd.ended() {
+		s.netd.signal(syscall.SIGTERM)
+		s.netd.died("it was told to stop")
+	}
+	_ = syscall.Unmount(filepath.Join(s.netdRun(), "bpf"), syscall.MNT_DETACH) // where it could not
 }
 
 // drain asks the node to end everything.
@@ -233,7 +311,7 @@ func (s *stack) removeInfrastructure() {
 			_ = os.Remove(g)
 		}
 	}
-	if err := syscall.Unmount(filepath.Join(s.nodedRun(), "netns", "_dataplane"), syscall.MNT_DETACH); err != nil {
+	if err := syscall.Unmount(s.dataplane(), syscall.MNT_DETACH); err != nil {
 		s.Errorf("data plane: %v", err)
 	}
 }
