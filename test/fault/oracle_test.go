@@ -389,11 +389,15 @@ func (v view) compareTraces(id string, rec record, whole shape, differs func(str
 // before a name, and the index in that of a link.
 var numbers = regexp.MustCompile(`^([a-z]*)\d+ `)
 
+// scope is a node's group in the path of a sandbox's.
+var scope = regexp.MustCompile(`/[0-9a-f]{8}/<id>`)
+
 func shapeOf(traces []s0test.Trace, id string) shape {
 	all := shape{}
 	for _, t := range traces {
 		if t.ID == id {
 			name := numbers.ReplaceAllString(strings.ReplaceAll(t.Name, id, "<id>"), "$1 ")
+			name = scope.ReplaceAllString(name, "/<scope>/<id>")
 			all[strings.Join(append([]string{t.Kind}, strings.Fields(name)...), " ")]++
 		}
 	}

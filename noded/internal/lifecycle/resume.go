@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"s0.run/internal/sandbox"
@@ -170,7 +171,7 @@ func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) 
 	rec.State, rec.Generation = journal.Resuming, rec.Generation+1
 	rec.IP = m.cfg.Network.Slot(rec.ID, rec.NetIndex).IP
 	if err := m.runSteps(ctx, "resume", m.resumeSteps(inst, rec, from, image)); err != nil {
-		err = m.stillborn(inst, because(ctx, err))
+		err = stillborn(inst, from, because(ctx, err))
 		m.log(rec).Warn("a resume failed", "error", err)
 		m.backToSleep(ctx, inst, rec)
 		return fmt.Errorf("resuming %s: %w", rec.ID, err)
@@ -192,9 +193,13 @@ const maxStillbirths = 2
 // errStillborn: a sandbox has ended by itself before its procd said anything.
 var errStillborn = errors.New("it ended as soon as it was taken up")
 
-// stillborn counts such an end, if err tells of one. The caller has the turn.
-func (m *Manager) stillborn(inst *instance, err error) error {
+// stillborn counts such an end, if err tells of one, of a sandbox that was taken up with its
+// memory. The caller has the turn.
+func stillborn(inst *instance, from string, err error) error {
 	if !errors.Is(err, errExited) || inst.stillbirths >= maxStillbirths {
+		return err
+	}
+	if _, none := os.Stat(filepath.Join(from, snapshots.MemoryPart)); none != nil {
 		return err
 	}
 	inst.stillbirths++

@@ -122,3 +122,28 @@ func TestX30_EndsWithoutItsMemoryToo(t *testing.T) {
 	dying.Store(false)
 	n.resume(id, 2)
 }
+
+// An end without memory is told at once: there is nothing else to start from.
+func TestX30_FilesAloneAreTriedOnce(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	var starts atomic.Int32
+	var dying atomic.Bool
+	m.node.Fault = func(effect string, id sandbox.ID) error {
+		if effect != "process.Live" || !dying.Load() {
+			return nil
+		}
+		starts.Add(1)
+		return errors.New("killed")
+	}
+	n := m.boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	if _, err := n.PauseFiles(n.ctx(), id, 0); err != nil {
+		t.Fatal(err)
+	}
+	dying.Store(true)
+	if _, err := n.Resume(n.ctx(), id, 0, 0); !errdefs.Is(err, errdefs.Unavailable) || starts.Load() != 1 {
+		t.Errorf("resume: %v, after %d starts", err, starts.Load())
+	}
+}
