@@ -163,7 +163,7 @@ func (m *Machine) Traces() ([]Trace, error) {
 
 // infrastructure is what a stopped instance may leave: made once for the node,
 // however many sandboxes come and go.
-var infrastructure = []string{"_dataplane", "null-netns", "bpf", "portals", "jfs"}
+var infrastructure = []string{"_dataplane", "null-netns", "bpf", "portals", "base", "jfs"}
 
 // Leftovers lists what a stopped stack has left that it should not have: in the
 // kernel, among the files, and in containerd's memory.

@@ -199,6 +199,9 @@ func (k *Keeper) mountAtNode(ctx context.Context, row store.Sandbox, h store.Hel
 	if connect.CodeOf(err) == connect.CodeAlreadyExists {
 		return errdefs.New(errdefs.Conflict, "something is mounted at %s", h.Mount.Point).WithCause(err)
 	}
+	if refused, ok := errors.AsType[*connect.Error](err); ok && refused.Code() == connect.CodeFailedPrecondition && Refused(err) == nil {
+		return errdefs.New(errdefs.Conflict, "the volume could not be mounted: %s", nodeapi.Text(refused.Message())).WithCause(err)
+	}
 	if err != nil {
 		return failure(err, "the volume could not be mounted")
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -221,6 +222,24 @@ func TestX39_AMountWhoseAnswerIsLost(t *testing.T) {
 	}
 	if at := f.shared.Get(v.ID.String()); len(at.Mounts) != 0 {
 		t.Errorf("%+v", at)
+	}
+}
+
+// Why a place can't be used is told: it is the tenant's own.
+func TestAMountPointThatIsRefused(t *testing.T) {
+	t.Parallel()
+	f, _, _ := run(t)
+	v := f.volume()
+	const why = `mount point "/link": a part of it is a symlink`
+	f.shared.OnCall = func(_ context.Context, call, _ string) error {
+		if call == "MountVolume" {
+			return connect.NewError(connect.CodeFailedPrecondition, errors.New(why))
+		}
+		return nil
+	}
+	_, err := f.keep.Mount(t.Context(), f.sandbox(v.Node), store.MountWant{Volume: v.ID, Point: "/link"})
+	if !errdefs.Is(err, errdefs.Conflict) || !strings.HasSuffix(err.Error(), why) || f.rows("volume_mounts") != 0 {
+		t.Errorf("%v, %d rows", err, f.rows("volume_mounts"))
 	}
 }
 

@@ -323,7 +323,8 @@ func (m *Manager) standIn(rec journal.Record) error {
 	return nil
 }
 
-// forgetFormer takes these away again, inside first. What is in use stays, and is empty.
+// forgetFormer takes the sandbox's own mounts of these away. What is in use stays, and is
+// empty.
 func (m *Manager) forgetFormer(ctx context.Context, inst *instance, rec journal.Record) error {
 	for _, mount := range rec.Claim.Former {
 		err := m.hide(ctx, inst, mount)
