@@ -1,6 +1,7 @@
 package procd
 
 import (
+	"bufio"
 	"context"
 	"log"
 	"log/slog"
@@ -33,6 +34,10 @@ const (
 	streamWindow   = 1 << 20
 	connWindow     = 1 << 30 // of all uploads: input that a process doesn't read must not stop the others
 	maxHeaderBytes = 32 << 10
+
+	// readBuffer takes the frames of a small request at once: the server reads each in
+	// two pieces, and a system call of ours is one of the sandbox's kernel.
+	readBuffer = 4 << 10
 )
 
 // link keeps a connection to noded and serves on it. Its server's handler is set
@@ -40,16 +45,17 @@ const (
 type link struct {
 	socket string
 	server *http.Server
+	moved  func(n int)  // told of every piece that is read or written
 	hasty  atomic.Int64 // dials that still are made in haste
 
 	mu      sync.Mutex
 	current net.Conn // nil between connections
 }
 
-func newLink(socket string, logger *slog.Logger) *link {
+func newLink(socket string, moved func(n int), logger *slog.Logger) *link {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	return &link{socket: socket, server: &http.Server{
+	return &link{socket: socket, moved: moved, server: &http.Server{
 		Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrameBytes,
@@ -100,7 +106,7 @@ func (l *link) serve(conn net.Conn) {
 	l.hold(conn)
 	defer l.hold(nil)
 	one := &oneConn{ended: make(chan struct{})}
-	one.conn = &watchedConn{Conn: conn, ended: sync.OnceFunc(func() { close(one.ended) })}
+	one.conn = &watchedConn{Conn: conn, reader: bufio.NewReaderSize(conn, readBuffer), moved: l.moved, ended: sync.OnceFunc(func() { close(one.ended) })}
 	_ = l.server.Serve(one)
 	conn.Close()
 }
@@ -140,10 +146,23 @@ func (o *oneConn) Accept() (net.Conn, error) {
 func (o *oneConn) Close() error   { return o.conn.Close() }
 func (o *oneConn) Addr() net.Addr { return o.conn.LocalAddr() }
 
-// watchedConn tells when it is closed.
+// watchedConn tells what passes, and when it is closed.
 type watchedConn struct {
 	net.Conn
-	ended func()
+	reader *bufio.Reader
+	moved  func(n int) // told of every piece
+	ended  func()
+}
+
+func (c *watchedConn) Read(b []byte) (int, error) {
+	n, err := c.reader.Read(b)
+	c.moved(n)
+	return n, err
+}
+
+func (c *watchedConn) Write(b []byte) (int, error) {
+	c.moved(len(b))
+	return c.Conn.Write(b)
 }
 
 func (c *watchedConn) Close() error {

@@ -80,8 +80,10 @@ func Run(ctx context.Context, cfg Config) error {
 	var stop context.CancelFunc
 	ctx, stop = signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
+	moved := func(int) {}
 	if os.Getpid() == 1 {
 		defer shield()()
+		moved = newProcessors().moved
 		// Whatever it was started with is not for the processes that it starts.
 		_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	}
@@ -100,7 +102,7 @@ func Run(ctx context.Context, cfg Config) error {
 	inside.Handle("POST "+events.PublishPath, http.HandlerFunc(queue.ServePublish))
 	names := &names{etc: "/etc", log: cfg.Log}
 	kept := warm.New(warm.Config{Contexts: table, Reaper: reaper})
-	link := newLink(cfg.Socket, cfg.Log)
+	link := newLink(cfg.Socket, moved, cfg.Log)
 	link.server.Handler = rpc.New(rpc.Config{
 		Version: cfg.Version, BootID: bootID(), Contexts: table, Sessions: supervised, Warm: kept, Identify: names.set, HangUp: link.hangUp,
 		Events: queue, Logs: book, WatchDir: dir.Set, Log: cfg.Log,

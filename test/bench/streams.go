@@ -3,13 +3,11 @@ package bench
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -58,7 +56,7 @@ func (c *client) streams(ctx context.Context, stack *s0test.Stack, template stri
 	if err != nil {
 		return nil, err
 	}
-	overhead, err := c.overhead(ctx, sb.ID, n)
+	overhead, err := c.overhead(ctx, stack, sb.ID, n)
 	return append(append([]row{one, beside}, many...), overhead...), err
 }
 
@@ -212,57 +210,4 @@ func drainAll(conns []*websocket.Conn, want int) error {
 		}
 	}
 	return first
-}
-
-// overPipe measures the interpreter's own round trips, on a pipe in the sandbox.
-const overPipe = `
-import json, subprocess, sys, time
-p = subprocess.Popen(['python3', '-q', '-i', '-u', '-c', "import sys; sys.ps1 = '_S0_> '"],
-    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
-def answer():
-    out = b''
-    while not out.endswith(b'_S0_> '):
-        out += p.stdout.read(4096)
-answer()
-took = []
-for _ in range(int(sys.argv[1])):
-    begin = time.perf_counter()
-    p.stdin.write(b'1+1\n')
-    answer()
-    took.append((time.perf_counter() - begin) * 1000)
-print(json.dumps(took))
-`
-
-// overhead is what an exec by HTTP takes beyond what the interpreter itself takes.
-func (c *client) overhead(ctx context.Context, sandbox string, n int) ([]row, error) {
-	var repl struct{ ID string }
-	contexts := sandboxes + "/" + sandbox + "/contexts"
-	if _, err := c.must(ctx, http.MethodPost, contexts, map[string]any{"type": "repl", "repl": map[string]any{"alias": "python"}}, &repl); err != nil {
-		return nil, err
-	}
-	exec, input := contexts+"/"+repl.ID+"/exec", map[string]string{"data": "1+1"}
-	if _, err := c.repeat(ctx, 10, http.MethodPost, exec, input); err != nil { // the interpreter's own start
-		return nil, err
-	}
-	took, err := c.repeat(ctx, n, http.MethodPost, exec, input)
-	if err != nil {
-		return nil, err
-	}
-	ran, err := c.command(ctx, sandbox, true, "python3", "-c", overPipe, fmt.Sprint(n))
-	if err != nil {
-		return nil, err
-	}
-	var own []float64
-	if err := json.Unmarshal([]byte(ran.Stdout), &own); err != nil {
-		return nil, fmt.Errorf("the interpreter on a pipe printed %.100q: %w", ran.Stdout, err)
-	}
-	typical := percentile(slices.Sorted(slices.Values(own)), 50)
-	beyond := milliseconds(took)
-	for i := range beyond {
-		beyond[i] -= typical
-	}
-	return []row{
-		{name: "beside: Python's own round trip, on a pipe", load: "1 client", unit: "ms", samples: own},
-		{name: "REPL round trip by HTTP, beyond that", load: "1 client", unit: "ms", samples: beyond, budget: budget{p50: 1}},
-	}, nil
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -68,8 +69,26 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request) {
 	if resp.ContentLength >= 0 {
 		w.Header().Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
 	}
+	if isSmall(resp.ContentLength) {
+		whole(w, resp)
+		return
+	}
 	w.WriteHeader(resp.StatusCode)
 	stream(w, rc, resp.Body)
+}
+
+// isSmall tells a body that is awaited before it is passed on: one that comes in one piece
+// wakes whoever it is for once, and a sandbox is slow to wake.
+func isSmall(length int64) bool { return 0 <= length && length <= smallBuffer }
+
+// whole passes a small answer on.
+func whole(w http.ResponseWriter, resp *http.Response) {
+	b, err := io.ReadAll(resp.Body) // the client holds it to its length
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	w.WriteHeader(resp.StatusCode)
+	_, _ = w.Write(b) // the caller is gone otherwise
 }
 
 // route finds the sandbox and builds the request for its procd, anew: nothing
@@ -93,8 +112,15 @@ func (s *Server) route(r *http.Request) (http.RoundTripper, *http.Request, error
 		Method: r.Method, Host: "procd", Body: r.Body, ContentLength: r.ContentLength, Header: http.Header{},
 		URL: &url.URL{Scheme: "http", Host: "procd", Path: rest, RawQuery: r.URL.RawQuery},
 	}).WithContext(r.Context())
-	if r.ContentLength == 0 {
+	switch {
+	case r.ContentLength == 0:
 		out.Body = http.NoBody
+	case isSmall(r.ContentLength):
+		b := make([]byte, r.ContentLength)
+		if _, err := io.ReadFull(r.Body, b); err != nil {
+			return nil, nil, errdefs.New(errdefs.InvalidArgument, "the request broke off").WithCause(err)
+		}
+		out.Body = io.NopCloser(bytes.NewReader(b))
 	}
 	for _, h := range requestHeaders {
 		if v := r.Header.Get(h); v != "" {

@@ -463,6 +463,13 @@ func TestB13_HostileProcd(t *testing.T) {
 			_, _ = io.WriteString(w, "half of it")
 			_ = http.NewResponseController(w).Flush()
 			panic(http.ErrAbortHandler)
+		case "short":
+			w.Header().Set("Content-Length", "100")
+			_, _ = io.WriteString(w, "half of it")
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		case "head":
+			w.Header().Set("Content-Length", "100")
 		case "hints":
 			w.Header().Set("Link", "</evil>; rel=preload")
 			w.WriteHeader(http.StatusEarlyHints)
@@ -488,8 +495,13 @@ func TestB13_HostileProcd(t *testing.T) {
 		b, err := io.ReadAll(resp.Body)
 		return resp, string(b), err
 	}
-	if _, body, err := get("cut"); err == nil {
-		t.Errorf("a cut answer ends well: %q", body)
+	for _, what := range []string{"cut", "short"} {
+		if _, body, err := get(what); err == nil {
+			t.Errorf("a cut answer ends well: %q", body)
+		}
+	}
+	if status, body := n.do(n.request(http.MethodHead, base+"head", nil)); status != http.StatusOK || body != "" {
+		t.Errorf("a header alone: %d %q", status, body)
 	}
 	if resp, _, err := get("hints"); err != nil || resp.StatusCode != 200 || resp.Header.Get("Link") != "" {
 		t.Errorf("hints: %v (%v)", resp.Header, err)

@@ -65,7 +65,7 @@ type Session struct {
 	up      bool      // the definition's ReadyToken was seen, if it has one
 	ready   bool
 	waiting int // execs in the queue
-	wakes   []chan struct{}
+	waiters []*waiter
 }
 
 // NewSession returns a session for a process that is about to start. Its output
@@ -121,10 +121,15 @@ func (s *Session) Observe(data []byte) {
 	s.wakeLocked()
 }
 
+// wakeLocked wakes who waits for what is now. Who waits for something else sleeps on:
+// most output, and every echo, is not what a turn waits for.
 func (s *Session) wakeLocked() {
-	for _, w := range s.wakes {
+	for _, w := range s.waiters {
+		if w.cond == nil || !w.cond(s) {
+			continue
+		}
 		select {
-		case w <- struct{}{}:
+		case w.wake <- struct{}{}:
 		default: // it will look anyway
 		}
 	}
@@ -134,20 +139,21 @@ func (s *Session) wakeLocked() {
 type waiter struct {
 	s    *Session
 	wake chan struct{}
+	cond func(*Session) bool // what it waits for; nil while it doesn't; guarded by s.mu
 }
 
 func (s *Session) newWaiter() *waiter {
 	w := &waiter{s: s, wake: make(chan struct{}, 1)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.wakes = append(s.wakes, w.wake)
+	s.waiters = append(s.waiters, w)
 	return w
 }
 
 func (w *waiter) close() {
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
-	w.s.wakes = slices.DeleteFunc(w.s.wakes, func(c chan struct{}) bool { return c == w.wake })
+	w.s.waiters = slices.DeleteFunc(w.s.waiters, func(o *waiter) bool { return o == w })
 }
 
 // errPatience tells that a wait took as long as it may.
@@ -156,6 +162,10 @@ var errPatience = errors.New("waited long enough")
 // until waits until cond, which is called with s.mu held, is true. patience, if
 // positive, bounds the wait.
 func (w *waiter) until(ctx context.Context, patience time.Duration, cond func(*Session) bool) error {
+	if w.expect(cond) {
+		return nil
+	}
+	defer w.expect(nil)
 	var timeout <-chan time.Time
 	if patience > 0 {
 		timer := time.NewTimer(patience)
@@ -163,11 +173,11 @@ func (w *waiter) until(ctx context.Context, patience time.Duration, cond func(*S
 		timeout = timer.C
 	}
 	for {
-		if w.s.check(cond) {
-			return nil
-		}
 		select {
 		case <-w.wake:
+			if w.s.check(cond) {
+				return nil
+			}
 		case <-timeout:
 			return errPatience
 		case <-ctx.Done():
@@ -179,6 +189,18 @@ func (w *waiter) until(ctx context.Context, patience time.Duration, cond func(*S
 			return ErrExited
 		}
 	}
+}
+
+// expect tells whether cond is true already; if not, output that makes it so wakes w.
+func (w *waiter) expect(cond func(*Session) bool) (already bool) {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.cond = nil
+	if cond != nil && cond(w.s) {
+		return true
+	}
+	w.cond = cond
+	return false
 }
 
 func (s *Session) check(cond func(*Session) bool) bool {
