@@ -8,15 +8,15 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"s0.run/internal/s0test"
 )
 
 const limit = 32 << 20
 
 func newRoom(t *testing.T, limit int64) string {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("mounts, which needs root")
-	}
+	s0test.NeedRoot(t)
 	dir := t.TempDir()
 	t.Cleanup(func() {
 		if err := Close(dir); err != nil {
