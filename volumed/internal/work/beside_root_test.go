@@ -99,13 +99,31 @@ func TestACommitEndsWithItsContext(t *testing.T) {
 		t.Error("a layer is made when nobody waits")
 	}
 	done()
-	if err := b.manager.Leave(ctx, "vol", "mount"); err == nil || !v.writers() {
-		t.Errorf("a use has ended whose end nobody heard of: %v", err)
-	}
 	if after := layerFiles(t, b); after != before {
 		t.Errorf("%d layers, and %d before", after, before)
 	}
 	b.commit()
+}
+
+// A use whose end nobody hears of has not ended, where its commit failed.
+func TestR6_AnEndThatNobodyHearsOfIsNone(t *testing.T) {
+	b, at := created(t)
+	write(t, at, "mine")
+	ctx, cancel := context.WithCancel(t.Context())
+	b.manager.cfg.Sync = func() error {
+		cancel()
+		return ctx.Err()
+	}
+	if err := b.manager.Leave(ctx, "vol", "mount"); err == nil || !b.manager.get("vol").writers() {
+		t.Errorf("the use has ended: %v", err)
+	}
+	b.manager.cfg.Sync = func() error { return nil }
+	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil || b.manager.get("vol").writers() {
+		t.Errorf("the use goes on: %v", err)
+	}
+	if got := b.committed(); got["mine"] == "" {
+		t.Errorf("the volume has %v", got)
+	}
 }
 
 func layerFiles(t *testing.T, b *bench) int {
@@ -192,7 +210,12 @@ func TestAnIdleVolumeIsClosedWhenItIsClean(t *testing.T) {
 
 // What an entry hides is forgotten with it: nothing grows with what came and went.
 func TestWhatComesAndGoesIsForgotten(t *testing.T) {
-	b, _ := created(t)
+	b, at := created(t)
+	dir := filepath.Join(at, "dir")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "one", "two")
 	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
 		t.Fatal(err)
 	}
@@ -200,24 +223,23 @@ func TestWhatComesAndGoesIsForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.spec.Epoch = 2
-	at := b.use()
-	write(t, at, "committed", "new", "newer")
+	at = b.use()
+	dir = filepath.Join(at, "dir")
+	write(t, at, "new", "newer")
+	write(t, dir, "one", "two")
 	b.commit()
 	v := b.manager.get("vol")
-	if len(v.hidden) != 1 {
-		t.Errorf("hidden: %v", v.hidden)
+	if len(v.hidden) != 3 {
+		t.Errorf("with a directory and two files of it written to, there are hidden: %v", v.hidden)
 	}
-	for range 3 {
-		write(t, at, "comes")
-		b.commit()
-		if err := os.Remove(filepath.Join(at, "comes")); err != nil {
-			t.Fatal(err)
-		}
-		b.commit()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
 	}
+	head := b.commit()
 	if len(v.hidden) != 1 || len(v.seen) != 4 {
 		t.Errorf("hidden: %v; seen: %v", v.hidden, v.seen)
 	}
+	checkSize(t, head, at)
 }
 
 func changesOf(t *testing.T, v *volume, root *os.File) []tree.Change {

@@ -271,7 +271,7 @@ func (m *Manager) Leave(ctx context.Context, id, use string) error {
 		if _, err = m.commitHere(ctx, v, 0); err != nil {
 			m.cfg.Log.Warn("committing what an ended use has written", "volume", id, "error", err)
 		}
-		if ctx.Err() != nil { // nobody hears of it: the use ends when it is asked for again
+		if err != nil && ctx.Err() != nil { // nobody hears of it: the use ends when it is asked for again
 			return err
 		}
 	}
