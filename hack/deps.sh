@@ -6,8 +6,9 @@ set -euo pipefail
 packages=()
 for purpose in "$@"; do
   case $purpose in
-    # What s0 runs on: its database, and what builds s0, the template image and JuiceFS.
-    run) packages+=(ca-certificates debootstrap gcc git libc6-dev make postgresql) ;;
+    # What s0 runs on: its database, the file systems of volumes that have a limit, and
+    # what builds s0, the template image and JuiceFS.
+    run) packages+=(ca-certificates debootstrap e2fsprogs gcc git libc6-dev make postgresql) ;;
     # procd's REPLs are tested with real
     # interpreters; the benchmark runs runc beside runsc; npm installs the public
     # client, and comes with nodejs from elsewhere; s0 builds an image with buildah.
