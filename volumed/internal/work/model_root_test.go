@@ -272,24 +272,24 @@ func (a *actor) rename(p, q string) {
 }
 
 // splitLinks: of a file with several names that lies below, each is one of its own once
-// it is written to. So they are made files of their own in both places.
+// it is written to, and of a symlink at once. So they are made one of their own in both
+// places, as the directory beside the volume has them.
 func (a *actor) splitLinks() {
-	for _, root := range a.dirs {
-		seen := map[uint64]bool{}
-		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			var st unix.Stat_t
-			if err := errors.Join(err, unix.Lstat(path, &st)); err != nil || d.IsDir() || st.Nlink < 2 {
-				return err
-			}
-			if !seen[st.Ino] {
-				seen[st.Ino] = true
-				return nil
-			}
-			return os.Remove(path)
-		})
-		if err != nil {
-			a.t.Fatal(err)
+	seen := map[uint64]bool{}
+	err := filepath.WalkDir(a.dirs[1], func(path string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err := errors.Join(err, unix.Lstat(path, &st)); err != nil || d.IsDir() || st.Nlink < 2 {
+			return err
 		}
+		if !seen[st.Ino] {
+			seen[st.Ino] = true
+			return nil
+		}
+		rel, err := filepath.Rel(a.dirs[1], path)
+		return errors.Join(err, os.Remove(path), os.Remove(filepath.Join(a.dirs[0], rel)))
+	})
+	if err != nil {
+		a.t.Fatal(err)
 	}
 }
 
