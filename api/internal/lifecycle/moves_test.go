@@ -135,13 +135,18 @@ func TestX26_AResumeThatLostItsLeaseStops(t *testing.T) {
 		case <-released:
 		}
 	}}
-	f, sb := withStoreAnd(t, lifecycle.Config{Lease: 100 * time.Millisecond}, n1, &fakenode.Node{})
+	// Long enough for a slow machine to begin; the loss is seen at the next renewal.
+	f, sb := withStoreAnd(t, lifecycle.Config{Lease: 6 * time.Second}, n1, &fakenode.Node{})
 	failed := make(chan error, 1)
 	go func() {
 		_, err := f.keep.Resume(t.Context(), f.team, sb.ID)
 		failed <- err
 	}()
-	<-asked
+	select {
+	case <-asked:
+	case err := <-failed:
+		t.Fatalf("no node was asked: %v", err)
+	}
 	other := uuid.New()
 	if _, err := f.conn.Exec(t.Context(), "UPDATE sandboxes SET resume_by = $2, resume_until = now() + interval '1 hour' WHERE id = $1", sb.ID, other); err != nil {
 		t.Fatal(err)
@@ -171,14 +176,18 @@ func TestX35_AResumeWhoseDatabaseIsSilentStops(t *testing.T) {
 		<-stop
 		stopped <- time.Now()
 	}}
-	f, sb := withStoreAt(t, cluster.Database(t), lifecycle.Config{Lease: 2 * time.Second}, n1, &fakenode.Node{})
+	f, sb := withStoreAt(t, cluster.Database(t), lifecycle.Config{Lease: 4 * time.Second}, n1, &fakenode.Node{})
 	hold.Store(true)
 	failed := make(chan error, 1)
 	go func() {
 		_, err := f.keep.Resume(t.Context(), f.team, sb.ID)
 		failed <- err
 	}()
-	<-asked
+	select {
+	case <-asked:
+	case err := <-failed:
+		t.Fatalf("no node was asked: %v", err)
+	}
 	thaw := cluster.Freeze(t)
 	_, err := f.store.RenewResume(t.Context(), sb.ID, uuid.New(), 0) // as long as a call waits
 	gaveUp := time.Now()
