@@ -170,7 +170,11 @@ func serveKubelet(cfg Config, s *daemon.Stack, peer *noded.Client, backed *pods.
 	if err != nil {
 		return err
 	}
-	reviews, err := client(cfg.Kubeconfig, reviewQPS, reviewBurst)
+	tokens, err := client(cfg.Kubeconfig, reviewQPS, reviewBurst)
+	if err != nil {
+		return err
+	}
+	access, err := client(cfg.Kubeconfig, reviewQPS, reviewBurst)
 	if err != nil {
 		return err
 	}
@@ -185,7 +189,7 @@ func serveKubelet(cfg Config, s *daemon.Stack, peer *noded.Client, backed *pods.
 		}
 	}
 	server := kubelet.New(kubelet.Config{
-		Listener: l, Certificate: cert, ClientCAs: cas, NodeName: cfg.NodeName, Reviews: reviews, Pods: backed, Node: peer, Log: cfg.Log,
+		Listener: l, Certificate: cert, ClientCAs: cas, NodeName: cfg.NodeName, TokenReviews: tokens, AccessReviews: access, Pods: backed, Node: peer, Log: cfg.Log,
 		List: func(context.Context) ([]*corev1.Pod, error) { return lister.List(labels.Everything()) },
 	})
 	s.Start("kubelet API", server.Run)

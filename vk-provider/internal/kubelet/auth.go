@@ -23,7 +23,7 @@ const (
 	allowTTL, denyTTL = 2 * time.Minute, 10 * time.Second
 	// maxRemembered bounds what anybody can make us remember.
 	maxRemembered = 4096
-	// maxReviews bounds how many callers are asked about at a time; the others wait.
+	// maxReviews bounds how many questions of a kind are asked at a time; the others wait.
 	maxReviews = 8
 )
 
@@ -39,12 +39,11 @@ var errUnauthenticated = errors.New("neither a client certificate nor a token of
 
 // auth asks Kubernetes who calls and whether he may, as a kubelet does.
 type auth struct {
-	node string
-	cas  *x509.CertPool // of client certificates; nil: they count for nothing
-	kube kubernetes.Interface
-	log  *slog.Logger
-
-	reviews chan struct{} // holds a value for each that is under way
+	node   string
+	cas    *x509.CertPool // of client certificates; nil: they count for nothing
+	tokens reviewer       // asked by anybody
+	access reviewer       // asked for who is known
+	log    *slog.Logger
 
 	// Who is known and what is refused are apart: guesses push nobody out.
 	mu        sync.Mutex
@@ -61,7 +60,7 @@ type remembered[T any] struct {
 
 func newAuth(cfg Config) *auth {
 	return &auth{
-		node: cfg.NodeName, cas: cfg.ClientCAs, kube: cfg.Reviews, log: cfg.Log, reviews: make(chan struct{}, maxReviews),
+		node: cfg.NodeName, cas: cfg.ClientCAs, tokens: newReviewer(cfg.TokenReviews), access: newReviewer(cfg.AccessReviews), log: cfg.Log,
 		callers: map[[sha256.Size]byte]remembered[*caller]{}, strangers: map[[sha256.Size]byte]remembered[struct{}]{},
 		allowed: map[string]remembered[struct{}]{}, denied: map[string]remembered[struct{}]{},
 	}
@@ -128,12 +127,12 @@ func (a *auth) byToken(ctx context.Context, token string) (*caller, error) {
 	if _, ok := recall(a, a.strangers, key); ok {
 		return nil, errUnauthenticated
 	}
-	ctx, end, err := a.review(ctx)
+	ctx, end, err := a.tokens.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	review, err := a.kube.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
+	review, err := a.tokens.kube.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -158,12 +157,12 @@ func (a *auth) authorize(ctx context.Context, who *caller, verb, subresource str
 	if _, ok := recall(a, a.denied, key); ok {
 		return false, nil
 	}
-	ctx, end, err := a.review(ctx)
+	ctx, end, err := a.access.begin(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer end()
-	review, err := a.kube.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+	review, err := a.access.kube.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User: who.name, UID: who.uid, Groups: who.groups, Extra: who.extra,
 		ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Version: "v1", Resource: "nodes", Subresource: subresource, Name: a.node},
 	}}, metav1.CreateOptions{})
@@ -178,13 +177,23 @@ func (a *auth) authorize(ctx context.Context, who *caller, verb, subresource str
 	return true, nil
 }
 
-// review waits until Kubernetes may be asked; end is called when it has answered.
-func (a *auth) review(ctx context.Context) (_ context.Context, end func(), err error) {
+// reviewer asks Kubernetes one kind of question, a few at a time.
+type reviewer struct {
+	kube  kubernetes.Interface
+	seats chan struct{} // holds a value for each question that is under way
+}
+
+func newReviewer(kube kubernetes.Interface) reviewer {
+	return reviewer{kube, make(chan struct{}, maxReviews)}
+}
+
+// begin waits until one may be asked; end is called when it is answered.
+func (r reviewer) begin(ctx context.Context) (_ context.Context, end func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	select {
-	case a.reviews <- struct{}{}:
+	case r.seats <- struct{}{}:
 		return ctx, func() {
-			<-a.reviews
+			<-r.seats
 			cancel()
 		}, nil
 	case <-ctx.Done():

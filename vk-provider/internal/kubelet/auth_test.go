@@ -15,13 +15,13 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// reviewer answers as Kubernetes does who somebody is, and what he may.
-type reviewer struct {
+// apiServer answers as Kubernetes does who somebody is, and what he may.
+type apiServer struct {
 	asked atomic.Int32
 	down  atomic.Bool
 }
 
-func (k *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (k *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	k.asked.Add(1)
 	if k.down.Load() {
 		http.Error(w, "down", http.StatusInternalServerError)
@@ -47,16 +47,16 @@ func (k *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func guarded(t *testing.T) (*reviewer, func(method, path, token string) int) {
+func guarded(t *testing.T) (*apiServer, func(method, path, token string) int) {
 	t.Helper()
-	k := &reviewer{}
+	k := &apiServer{}
 	srv := httptest.NewServer(k)
 	t.Cleanup(srv.Close)
 	kube, err := kubernetes.NewForConfig(&rest.Config{Host: srv.URL, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newAuth(Config{NodeName: "n", Reviews: kube, Log: slog.New(slog.DiscardHandler)}).wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	h := newAuth(Config{NodeName: "n", TokenReviews: kube, AccessReviews: kube, Log: slog.New(slog.DiscardHandler)}).wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
 	return k, func(method, path, token string) int {
 		r := httptest.NewRequest(method, path, nil)
 		if token != "" {

@@ -40,11 +40,13 @@ type Config struct {
 	Certificate tls.Certificate
 	ClientCAs   *x509.CertPool // whose certificates name callers; nil: only tokens do
 	NodeName    string
-	Reviews     kubernetes.Interface // asked who calls and what he may: with a budget of its own, for anybody can have it asked
-	Pods        *pods.Pods
-	Node        *noded.Client
-	List        func(context.Context) ([]*corev1.Pod, error) // of this node, as Kubernetes has them
-	Log         *slog.Logger
+	// Asked who calls, which anybody can have asked, and what somebody known may do. Each
+	// has a budget of its own, so that neither holds up the other, nor pods.
+	TokenReviews, AccessReviews kubernetes.Interface
+	Pods                        *pods.Pods
+	Node                        *noded.Client
+	List                        func(context.Context) ([]*corev1.Pod, error) // of this node, as Kubernetes has them
+	Log                         *slog.Logger
 }
 
 // Server is the API.
