@@ -166,36 +166,34 @@ func (p place) bind(from, name string, readOnly bool) error {
 		return p.uncover(name, false)
 	case len(there) == 1:
 		return nil
+	case readOnly:
+		return p.mount(from, name, unix.MOUNT_ATTR_RDONLY)
 	}
-	return p.mount(from, name, readOnly)
+	return p.mount(from, name, 0)
 }
 
-func (p place) mount(from, name string, readOnly bool) error {
+// mount mounts a directory at a name, over what is there.
+func (p place) mount(from, name string, flags uint64) error {
 	fd, err := openDir(from)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
-	if readOnly {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
-	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | flags, Propagation: unix.MS_PRIVATE}
 	if err := mountTree(fd, &attr, p.fd, name); err != nil {
 		return fmt.Errorf("mounting %s at %s: %w", from, p.at(name), err)
 	}
 	return nil
 }
 
-// cover mounts an empty directory over what is mounted at a name.
+// cover mounts an empty directory, which is everybody's and nobody's to write to, over what
+// is mounted at a name.
 func (p place) cover(name, empty string) error {
 	there, err := mountsAt(p.at(name))
 	if err != nil || len(there) != 1 {
 		return err // nothing is there, or it is covered
 	}
-	if err := unix.Mount(empty, p.at(name), "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("covering %s: %w", p.at(name), err)
-	}
-	return nil
+	return p.mount(empty, name, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOEXEC)
 }
 
 // uncover takes away what covers a name, and with all what was covered, if no file of it

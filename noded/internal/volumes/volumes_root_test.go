@@ -247,6 +247,9 @@ func TestG12_ACoverIsNoVolume(t *testing.T) {
 	if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a cover covers nothing: %v", err)
 	}
+	if err := os.WriteFile(name, nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("writing to a cover, which is every sandbox's: %v", err)
+	}
 	b.attach(one)
 	if _, err := os.Stat(name); err != nil {
 		t.Errorf("the volume: %v", err)
