@@ -2,9 +2,11 @@ package store_test
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -289,6 +291,37 @@ func TestDefaultQuotas(t *testing.T) {
 	insert(t, s, newSandbox(t, old))
 	if counted(t, conn, old) != nil {
 		t.Error("still counted")
+	}
+}
+
+// A default of traffic holds for every team, whatever else is limited, that has none of its own.
+func TestADefaultOfTrafficHolds(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	team, own := newTeam(t, conn), newTeam(t, conn)
+	setQuota(t, s, own, store.Quota{Dimension: store.QuotaEgress})
+	if err := s.SetQuotaDefaults(t.Context(), []store.Quota{limit(store.QuotaEgress, 10)}); err != nil {
+		t.Fatal(err)
+	}
+	sent := func(egress int64) []store.TeamTraffic {
+		t.Helper()
+		for _, team := range []uuid.UUID{team, own} {
+			if _, err := conn.Exec(t.Context(), `INSERT INTO metering_counts (sandbox_id, hour, team_id, ingress_bytes, egress_bytes, rootfs_byte_ms)
+				VALUES (gen_random_uuid(), date_trunc('hour', now() + interval '1 hour', 'UTC'), $1, 100, $2, 0)`, team, egress); err != nil {
+				t.Fatal(err)
+			}
+		}
+		used, err := s.UsedTraffic(t.Context(), time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return used
+	}
+	if used := sent(9); len(used) != 0 {
+		t.Errorf("below it: %v", used)
+	}
+	if used := sent(1); !slices.Equal(used, []store.TeamTraffic{{Team: team, Dimension: store.QuotaEgress}}) {
+		t.Errorf("at it: %v", used)
 	}
 }
 

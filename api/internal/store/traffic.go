@@ -20,8 +20,8 @@ type TeamTraffic struct {
 const usedTrafficSQL = `
 	WITH limits AS (
 		SELECT team_id, dimension, limit_value, interval_ms FROM team_quotas
-		UNION ALL SELECT t.team_id, d.dimension, d.limit_value, d.interval_ms FROM quota_defaults d, team_usage t
-			WHERE NOT EXISTS (SELECT FROM team_quotas q WHERE q.team_id = t.team_id AND q.dimension = d.dimension)
+		UNION ALL SELECT t.id, d.dimension, d.limit_value, d.interval_ms FROM quota_defaults d, teams t
+			WHERE NOT EXISTS (SELECT FROM team_quotas q WHERE q.team_id = t.id AND q.dimension = d.dimension)
 	), long AS (
 		SELECT *, CASE WHEN interval_ms IS NULL THEN date_trunc('month', now(), 'UTC')
 			ELSE date_trunc('hour', now() - interval_ms * interval '1 millisecond', 'UTC') END AS since
