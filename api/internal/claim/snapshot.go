@@ -44,7 +44,7 @@ func (c *Claimer) startWithSnapshot(ctx context.Context, p *plan) (*half, error)
 		return h, err
 	}
 	except[p.snapshot.Node] = true
-	node, ok := c.cfg.Table.StoreNode(except)
+	node, ok := c.cfg.Table.StoreNode(p.tmpl.Slot.RuntimeClass, except)
 	if !ok {
 		return nil, err
 	}

@@ -107,7 +107,7 @@ func (k *Keeper) resumeElsewhere(ctx context.Context, row store.Sandbox, by uuid
 		if row.Stored == nil || !k.mayMove(row, refused) {
 			break
 		}
-		node, ok := k.cfg.Table.StoreNode(tried)
+		node, ok := k.cfg.Table.StoreNode("", tried)
 		if !ok {
 			break
 		}
@@ -197,7 +197,7 @@ func wentOn(row store.Sandbox, sb placement.Sandbox) bool {
 // removeUnwanted removes images from the object store that nobody wants any more, as the
 // rows of their sandboxes say. Any node that has the store can.
 func (k *Keeper) removeUnwanted(ctx context.Context) {
-	node, ok := k.cfg.Table.StoreNode(nil)
+	node, ok := k.cfg.Table.StoreNode("", nil)
 	if !ok && !k.cfg.Table.NoStore() {
 		return // who could remove them can't be asked now
 	}

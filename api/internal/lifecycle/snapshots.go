@@ -179,7 +179,7 @@ var errStoreAway = errdefs.New(errdefs.Unavailable, "no node that has the object
 // removeStoredSnapshot removes a snapshot from the object store, which any node does that has
 // that. Where no node has one there is nothing to remove.
 func (k *Keeper) removeStoredSnapshot(ctx context.Context, snap store.Snapshot) error {
-	node, ok := k.cfg.Table.StoreNode(nil)
+	node, ok := k.cfg.Table.StoreNode("", nil)
 	if !ok {
 		if k.cfg.Table.NoStore() {
 			return nil

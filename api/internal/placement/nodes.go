@@ -34,14 +34,14 @@ func (t *Table) ColdNode(class sandbox.RuntimeClass, except map[string]bool) (st
 	return best, best != ""
 }
 
-// StoreNode chooses, of the nodes that have the object store, the one with the fewest
-// sandboxes, except those that were asked already.
-func (t *Table) StoreNode(except map[string]bool) (string, bool) {
+// StoreNode chooses, of the nodes that have the object store and offer a class, the one
+// with the fewest sandboxes, except those that were asked already. Without a class any will do.
+func (t *Table) StoreNode(class sandbox.RuntimeClass, except map[string]bool) (string, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	best, fewest := "", 0
 	for name, n := range t.nodes {
-		if n.synced && n.ObjectStore && !except[name] && (best == "" || len(n.own) < fewest) {
+		if n.synced && n.ObjectStore && (class == "" || n.Offers(class)) && !except[name] && (best == "" || len(n.own) < fewest) {
 			best, fewest = name, len(n.own)
 		}
 	}

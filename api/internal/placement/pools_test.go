@@ -63,3 +63,24 @@ func TestC01_ColdStartsGoWhereTheClassIs(t *testing.T) {
 		t.Error("a lost node offers what it had")
 	}
 }
+
+func TestC01_WhatIsStoredGoesWhereTheClassIs(t *testing.T) {
+	t.Parallel()
+	table := New()
+	table.Sync(Node{Name: "n1", ObjectStore: true, Classes: []sandbox.RuntimeClass{sandbox.GVisor}}, NewSnapshot())
+	if name, ok := table.StoreNode(sandbox.Runc, nil); ok {
+		t.Errorf("runc on %s, which does not offer it", name)
+	}
+	for _, class := range []sandbox.RuntimeClass{sandbox.GVisor, ""} {
+		if name, ok := table.StoreNode(class, nil); !ok || name != "n1" {
+			t.Errorf("class %q on %q", class, name)
+		}
+	}
+	table.Sync(Node{Name: "n2", ObjectStore: true, Classes: []sandbox.RuntimeClass{sandbox.Runc}}, NewSnapshot())
+	if name, ok := table.StoreNode(sandbox.Runc, nil); !ok || name != "n2" {
+		t.Errorf("runc on %q", name)
+	}
+	if name, ok := table.StoreNode(sandbox.Runc, map[string]bool{"n2": true}); ok {
+		t.Errorf("again on %s", name)
+	}
+}
