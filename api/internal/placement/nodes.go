@@ -48,13 +48,13 @@ func (t *Table) StoreNode(class sandbox.RuntimeClass, except map[string]bool) (s
 	return best, best != ""
 }
 
-// NoStore reports whether every node that there is can be asked and none has an object
-// store.
+// NoStore reports whether no node has an object store, be it one that can't be asked now:
+// a node that is gone for good has none, if it had none.
 func (t *Table) NoStore() bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	for _, n := range t.nodes {
-		if !n.synced || n.ObjectStore {
+		if n.ObjectStore {
 			return false
 		}
 	}

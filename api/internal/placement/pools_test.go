@@ -84,3 +84,24 @@ func TestC01_WhatIsStoredGoesWhereTheClassIs(t *testing.T) {
 		t.Errorf("again on %s", name)
 	}
 }
+
+// A node that is lost may have the only object store, unless it had none.
+func TestNoNodeHasAnObjectStore(t *testing.T) {
+	t.Parallel()
+	table := New()
+	is := func(when string, want bool) {
+		t.Helper()
+		if got := table.NoStore(); got != want {
+			t.Errorf("%s: %v", when, got)
+		}
+	}
+	is("without a node", false)
+	table.Sync(Node{Name: "n1"}, NewSnapshot())
+	is("with one that has none", true)
+	table.Lost("n1")
+	is("when it is lost", true)
+	table.Sync(Node{Name: "n2", ObjectStore: true}, NewSnapshot())
+	is("with one that has it", false)
+	table.Lost("n2")
+	is("when that is lost", false)
+}
