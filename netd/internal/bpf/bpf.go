@@ -129,6 +129,11 @@ func be32(a netip.Addr) uint32 {
 	return binary.NativeEndian.Uint32(b[:])
 }
 
+// from32 is the way back.
+func from32(ip uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.NativeEndian.AppendUint32(nil, ip)))
+}
+
 func mask32(bits int) uint32 { return binary.NativeEndian.Uint32(net.CIDRMask(bits, 32)) }
 
 func unpin(dir string) error {

@@ -133,7 +133,12 @@ func naming(t *testing.T, networks int, what string) *policy.Compiled {
 	for i := range networks {
 		text += fmt.Sprintf(`,"11.0.%d.0/24"`, i)
 	}
-	c, err := policy.Compile(mustParse(t, text+`]}}`), fixed)
+	return policyOf(t, text+`]}}`)
+}
+
+func policyOf(t *testing.T, text string) *policy.Compiled {
+	t.Helper()
+	c, err := policy.Compile(mustParse(t, text), fixed)
 	if err != nil {
 		t.Fatal(err)
 	}

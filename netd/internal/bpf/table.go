@@ -1,12 +1,13 @@
 package bpf
 
 import (
+	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -30,7 +31,7 @@ type Place struct {
 type entries struct {
 	four    []netdKey4
 	six     []netdKey6
-	content [32]byte // of the policy's rules; zero: not known
+	content [32]byte // of the policy's rules; zero: not yet written
 	proxied bool     // some rule names the proxy
 	links   int      // that use it
 	team    uint32   // that has
@@ -74,8 +75,7 @@ func (k *Kernel) At(ifindex int) (Place, bool) {
 }
 
 func place(ifindex int, s *netdSandbox) Place {
-	ip4 := binary.NativeEndian.AppendUint32(nil, s.Ip4)
-	return Place{Serial: s.Serial, Ifindex: ifindex, Owner: s.Owner, IPv4: netip.AddrFrom4([4]byte(ip4)), IPv6: netip.AddrFrom16(s.Ip6), MAC: s.Mac[:]}
+	return Place{Serial: s.Serial, Ifindex: ifindex, Owner: s.Owner, IPv4: from32(s.Ip4), IPv6: netip.AddrFrom16(s.Ip6), MAC: s.Mac[:]}
 }
 
 // Attach lets a link's packets be judged; without a policy all are denied. What the
@@ -207,7 +207,7 @@ const (
 // take finds a team's generation whose entries say just this, or writes one, for one
 // more link. It is called with mu held.
 func (k *Kernel) take(team uint32, all []policy.PrefixRules) (gen uint32, err error) {
-	content := sha256.Sum256(fmt.Appendf(nil, "%d %v", team, all))
+	content := contentOf(team, statements(all))
 	gen, ok := k.shared[content]
 	if !ok {
 		if !k.room.Take(team, beyond(len(all))) {
@@ -226,16 +226,33 @@ func (k *Kernel) take(team uint32, all []policy.PrefixRules) (gen uint32, err er
 	return gen, nil
 }
 
+func statements(all []policy.PrefixRules) [][32]byte {
+	said := make([][32]byte, 0, len(all))
+	for _, p := range all {
+		said = append(said, statement(p))
+	}
+	return said
+}
+
+// statement stands for what an entry says, of whichever generation it is.
+func statement(p policy.PrefixRules) [32]byte { return sha256.Sum256(fmt.Appendf(nil, "%v", p)) }
+
+// contentOf stands for whose a generation is and all that it says, in any order.
+func contentOf(team uint32, said [][32]byte) [32]byte {
+	slices.SortFunc(said, func(a, b [32]byte) int { return bytes.Compare(a[:], b[:]) })
+	return sha256.Sum256(fmt.Appendf(nil, "%d %x", team, said))
+}
+
 // write adds a generation's entries.
 func (k *Kernel) write(gen uint32, all []policy.PrefixRules) error {
 	e := k.of(gen)
 	var four, six []netdRules
 	for _, p := range all {
-		rules, l7, err := encode(p)
+		rules, err := encode(p)
 		if err != nil {
 			return err
 		}
-		e.proxied = e.proxied || l7
+		e.proxied = e.proxied || proxied(p)
 		bits := uint32(32 + p.Prefix.Bits())
 		if a := p.Prefix.Addr(); a.Is4() {
 			e.four, four = append(e.four, netdKey4{Bits: bits, Gen: gen, Ip: be32(a)}), append(four, rules)
@@ -275,17 +292,29 @@ func forgetAll[K any](m *ebpf.Map, keys []K) {
 	}
 }
 
-func encode(p policy.PrefixRules) (r netdRules, proxied bool, err error) {
+func encode(p policy.PrefixRules) (r netdRules, err error) {
 	if len(p.Entries) > len(r.Rule) {
-		return r, false, fmt.Errorf("%s: %w", p.Prefix, policy.ErrTooComplex)
+		return r, fmt.Errorf("%s: %w", p.Prefix, policy.ErrTooComplex)
 	}
 	r.N, r.Fallback = uint16(len(p.Entries)), uint8(p.Default)
-	proxied = p.Default == policy.L7
 	for i, e := range p.Entries {
 		r.Rule[i] = netdRule{Protocol: uint8(e.Proto), Action: uint8(e.Action), Slot: e.Slot, Unlearned: uint8(e.Unlearned), Low: e.Lo, High: e.Hi}
-		proxied = proxied || e.Action == policy.L7
 	}
-	return r, proxied, nil
+	return r, nil
+}
+
+// decode is the way back.
+func decode(prefix netip.Prefix, r netdRules) policy.PrefixRules {
+	p := policy.PrefixRules{Prefix: prefix, Default: policy.Action(r.Fallback)}
+	for _, e := range r.Rule[:min(int(r.N), len(r.Rule))] {
+		p.Entries = append(p.Entries, policy.Entry{Proto: policy.Proto(e.Protocol), Action: policy.Action(e.Action), Slot: e.Slot, Unlearned: policy.Action(e.Unlearned), Lo: e.Low, Hi: e.High})
+	}
+	return p
+}
+
+// proxied says whether an entry names the proxy.
+func proxied(p policy.PrefixRules) bool {
+	return p.Default == policy.L7 || slices.ContainsFunc(p.Entries, func(e policy.Entry) bool { return e.Action == policy.L7 })
 }
 
 // drop ends a link's use of a generation.
@@ -306,7 +335,9 @@ func (k *Kernel) remove(gen uint32) {
 	}
 	k.room.Give(e.team, e.room)
 	delete(k.entries, gen)
-	delete(k.shared, e.content)
+	if k.shared[e.content] == gen {
+		delete(k.shared, e.content)
+	}
 	forgetAll(k.obj.Rules4, e.four)
 	forgetAll(k.obj.Rules6, e.six)
 }

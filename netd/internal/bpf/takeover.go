@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 )
@@ -20,7 +21,8 @@ func (k *Kernel) takeOver() error {
 		team[s.Gen] = s.Team
 		k.generation, k.serial = max(k.generation, s.Gen), max(k.serial, s.Serial)
 	}
-	if err := errors.Join(links.Err(), k.gatherNames(), k.takeOverFlows(), k.gather()); err != nil {
+	said, err := k.gather()
+	if err := errors.Join(links.Err(), k.gatherNames(), k.takeOverFlows(), err); err != nil {
 		return err
 	}
 	for gen, e := range k.entries {
@@ -31,7 +33,10 @@ func (k *Kernel) takeOver() error {
 		}
 		if e.links = used[gen]; e.links == 0 {
 			k.remove(gen)
+			continue
 		}
+		e.content = contentOf(e.team, said[gen]) // whoever says it again needs no room again
+		k.shared[e.content] = gen
 	}
 	return k.sweep()
 }
@@ -76,22 +81,29 @@ func removeOthers[K comparable](m *ebpf.Map, wanted func(K) bool) error {
 	return nil
 }
 
-// gather finds every entry of the rules.
-func (k *Kernel) gather() error {
+// gather finds every entry of the rules, and what those of each generation say.
+func (k *Kernel) gather() (said map[uint32][][32]byte, err error) {
+	said = map[uint32][][32]byte{}
 	var v netdRules
+	learn := func(gen, bits uint32, ip netip.Addr) *entries {
+		e, p := k.of(gen), decode(netip.PrefixFrom(ip, int(bits)-32), v)
+		e.proxied = e.proxied || proxied(p)
+		said[gen] = append(said[gen], statement(p))
+		return e
+	}
 	var k4 netdKey4
 	four := k.obj.Rules4.Iterate()
 	for four.Next(&k4, &v) {
-		e := k.of(k4.Gen)
+		e := learn(k4.Gen, k4.Bits, from32(k4.Ip))
 		e.four = append(e.four, k4)
 	}
 	var k6 netdKey6
 	six := k.obj.Rules6.Iterate()
 	for six.Next(&k6, &v) {
-		e := k.of(k6.Gen)
+		e := learn(k6.Gen, k6.Bits, netip.AddrFrom16(k6.Ip))
 		e.six = append(e.six, k6)
 	}
-	return errors.Join(four.Err(), six.Err())
+	return said, errors.Join(four.Err(), six.Err())
 }
 
 func (k *Kernel) of(gen uint32) *entries {

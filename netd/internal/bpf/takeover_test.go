@@ -60,6 +60,55 @@ func TestG12_WhatAKilledProcessHasLeft(t *testing.T) {
 	}
 }
 
+// D08: a team that has all of its share has it after a restart: what its links say again
+// is what is there already, and needs no room beside it, whether it is a link's own or
+// several links'.
+func TestD08_ATeamAtItsShareKeepsItsPolicies(t *testing.T) {
+	needKernel(t)
+	dir := pins(t)
+	k := open(t, dir)
+	const team = "full"
+	own, common := naming(t, 200, "93.184.0.2"), naming(t, 100, "93.184.0.3")
+	opened := policyOf(t, `{"mode":"block-all","egress":{"allowedDomains":["good.example"]}}`) // by the proxy
+	compiled := []*policy.Compiled{own, common, common, opened}
+	put := func() {
+		t.Helper()
+		for i, c := range compiled {
+			at := Place{Ifindex: 70 + i, Owner: uint64(i), IPv4: addr4, IPv6: addr6, MAC: sandboxMAC}
+			serial, err := k.Attach(at)
+			if err == nil {
+				err = k.SetPolicy(serial, c, Limits{Team: team})
+			}
+			if err != nil {
+				t.Fatalf("link %d: %v", at.Ifindex, err)
+			}
+		}
+	}
+	rest := roomForRules.Most - beyond(len(own.L4)) - beyond(len(common.L4))
+	full := func() bool { return k.room.Take(teamNumber(team), rest) && !k.room.Take(teamNumber(team), 1) }
+	put()
+	if !full() {
+		t.Fatal("the team has not all of its share")
+	}
+	before := sizeOfRules(t, k)
+	k.Close()
+	k = open(t, dir)
+	if !full() {
+		t.Error("the next process counts something else")
+	}
+	put()
+	if n := sizeOfRules(t, k); n != before || len(k.entries) != 3 || len(k.shared) != 3 {
+		t.Errorf("%d entries of %d generations, %d of them known by what they say; there were %d", n, len(k.entries), len(k.shared), before)
+	}
+	for i, want := range []bool{false, false, false, true} {
+		if got := k.entries[k.links[70+i].Gen].proxied; got != want {
+			t.Errorf("link %d is proxied: %v", 70+i, got)
+		}
+	}
+}
+
+func sizeOfRules(t *testing.T, k *Kernel) int { return size(t, k.obj.Rules4) + size(t, k.obj.Rules6) }
+
 // A change that fails behind its first writes leaves nothing at the attachment's end.
 func TestG12_BandwidthOfAChangeThatFailed(t *testing.T) {
 	needKernel(t)
