@@ -335,3 +335,23 @@ func TestX43_AnUnmountOfWhatIsPaused(t *testing.T) {
 		n.pause(id)
 	}
 }
+
+// What a paused sandbox has lost and has again is its volume, not what stood in its place.
+func TestX43_AMountThatComesBackStays(t *testing.T) {
+	t.Parallel()
+	m, f := newMachine(t), newTier()
+	n := m.boot(f.use)
+	rt := noop.Runtime{Node: m.node}
+	id := n.warm(1)[0]
+	n.claimWith(id, mountOf("m1", "v1", 1))
+	n.pause(id)
+	if err := n.Unmount(n.ctx(), id, 0, "m1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.resumeWith(id, mountOf("m1", "v1", 2)); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.epochs(id); got["m1"] != 2 || len(rt.Mounts(id)) != 1 || len(f.stands) != 0 {
+		t.Errorf("it has %v, procd %v, and in its place %v", got, rt.Mounts(id), f.stands)
+	}
+}

@@ -295,15 +295,17 @@ func (m *Manager) dropMount(ctx context.Context, inst *instance, mountID string)
 	return m.commit(ctx, inst, withMounts(rec, slices.DeleteFunc(slices.Clone(mountsOf(rec)), func(mount journal.Mount) bool { return mount.ID == mountID })))
 }
 
-// withMounts gives a record other mounts. What a paused sandbox loses, its image has still.
+// withMounts gives a record other mounts. What a paused sandbox loses, its image has still;
+// what comes back is lost no more.
 func withMounts(rec journal.Record, all []journal.Mount) journal.Record {
 	claim := *rec.Claim // which nobody changes
+	former := claim.Former
 	if rec.State == journal.Paused {
-		lost := slices.DeleteFunc(slices.Clone(claim.Mounts), func(had journal.Mount) bool {
-			return slices.ContainsFunc(all, func(m journal.Mount) bool { return m.ID == had.ID })
-		})
-		claim.Former = slices.Concat(claim.Former, lost)
+		former = slices.Concat(former, claim.Mounts)
 	}
+	claim.Former = slices.DeleteFunc(slices.Clone(former), func(had journal.Mount) bool {
+		return slices.ContainsFunc(all, func(m journal.Mount) bool { return m.ID == had.ID })
+	})
 	claim.Mounts = all
 	rec.Claim = &claim
 	return rec
