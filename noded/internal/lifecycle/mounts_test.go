@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"s0.run/internal/errdefs"
@@ -353,5 +354,41 @@ func TestX43_AMountThatComesBackStays(t *testing.T) {
 	}
 	if got := f.epochs(id); got["m1"] != 2 || len(rt.Mounts(id)) != 1 || len(f.stands) != 0 {
 		t.Errorf("it has %v, procd %v, and in its place %v", got, rt.Mounts(id), f.stands)
+	}
+}
+
+// What stands in the place of a volume and is in use stays over pauses: an image that knows
+// it can be taken up with it alone.
+func TestX43_AFormerMountInUseStays(t *testing.T) {
+	t.Parallel()
+	m, f := newMachine(t), newTier()
+	rt := noop.Runtime{Node: m.node}
+	var busy atomic.Bool
+	m.node.Fault = func(effect string, id sandbox.ID) error {
+		if effect == "process.Live" {
+			rt.SetBusy(id, busy.Load())
+		}
+		return nil
+	}
+	n := m.boot(f.use)
+	id := n.warm(1)[0]
+	n.claimWith(id, mountOf("m1", "v1", 1))
+	n.pause(id)
+	busy.Store(true)
+	for stands := 1; stands <= 3; stands++ {
+		if stands == 3 {
+			busy.Store(false)
+		}
+		if err := n.resumeWith(id); err != nil {
+			t.Fatal(err)
+		}
+		sb, err := n.Get(id)
+		if err != nil || len(f.stands) != stands || (len(sb.Claim.Former) == 1) != busy.Load() {
+			t.Errorf("in its place %v, former %v, %v", f.stands, sb.Claim.Former, err)
+		}
+		n.pause(id)
+	}
+	if err := n.resumeWith(id); err != nil || len(f.stands) != 3 {
+		t.Errorf("at last in its place %v, %v", f.stands, err)
 	}
 }

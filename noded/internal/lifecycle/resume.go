@@ -239,6 +239,7 @@ func (m *Manager) resumeSteps(inst *instance, rec journal.Record, from, image st
 	usual := limits(rec.Spec, rec.Claim, false)
 	hasty := usual
 	hasty.Hasty = true
+	var former []journal.Mount // that stay
 	return []step{
 		{"intent", func(ctx context.Context) error { return m.commit(ctx, inst, rec) }},
 		{"dirs", func(context.Context) error { return m.makeDirs(rec) }},
@@ -248,12 +249,12 @@ func (m *Manager) resumeSteps(inst *instance, rec journal.Record, from, image st
 		{"listen", func(context.Context) error { return m.listen(inst) }},
 		{"start", func(ctx context.Context) error { return m.cfg.Runtime.Start(ctx, c) }},
 		{"handshake", func(ctx context.Context) error { return m.handshake(ctx, inst, nil) }},
-		{"former", func(ctx context.Context) error { return m.forgetFormer(ctx, inst, rec) }},
+		{"former", func(ctx context.Context) (err error) { former, err = m.forgetFormer(ctx, inst, rec); return err }},
 		{"limits", func(context.Context) error { return m.cfg.Groups.Set(rec.ID, hasty, usual) }},
 		{"events", func(ctx context.Context) error { return m.keepEvents(ctx, inst, rec) }},
 		{"commit", func(ctx context.Context) error {
 			awake, claim := rec, *rec.Claim
-			claim.Former, awake.Claim = nil, &claim
+			claim.Former, awake.Claim = former, &claim
 			awake.State, awake.Image, awake.Stored = journal.Claimed, 0, 0
 			return m.commit(ctx, inst, awake)
 		}},

@@ -326,19 +326,20 @@ func (m *Manager) standIn(rec journal.Record) error {
 }
 
 // forgetFormer takes the sandbox's own mounts of these away. What is in use stays, and is
-// empty.
-func (m *Manager) forgetFormer(ctx context.Context, inst *instance, rec journal.Record) error {
+// empty: the sandbox's next image has it, too.
+func (m *Manager) forgetFormer(ctx context.Context, inst *instance, rec journal.Record) (stay []journal.Mount, err error) {
 	for _, mount := range rec.Claim.Former {
 		err := m.hide(ctx, inst, mount)
 		if errdefs.Is(err, errdefs.Conflict) {
 			m.log(rec).Warn("a place that was a volume's is in use", "mount", mount.ID, "error", err)
+			stay = append(stay, mount)
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return stay, nil
 }
 
 // takeUsable takes the turn of a sandbox that runs.
