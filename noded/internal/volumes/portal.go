@@ -12,7 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
+	"s0.run/internal/volumeapi"
 )
 
 // portals is a directory with two of each sandbox's:
@@ -156,20 +158,35 @@ func (p place) names() (all []string, err error) {
 	return all, nil
 }
 
-// bind shows a directory at a name, once. It is not reached through a symlink (C06).
+// bind shows a directory at a name, once. It is not reached through a symlink (C06). What
+// is there already and may be written to is that directory, or what is written is lost.
 func (p place) bind(from, name string, readOnly bool) error {
 	there, err := mountsAt(p.at(name))
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case len(there) > 1: // whoever covered it has died
-		return p.uncover(name, false)
-	case len(there) == 1:
-		return nil
-	case readOnly:
-		return p.mount(from, name, unix.MOUNT_ATTR_RDONLY)
 	}
-	return p.mount(from, name, 0)
+	switch {
+	case len(there) == 0 && readOnly:
+		return p.mount(from, name, unix.MOUNT_ATTR_RDONLY)
+	case len(there) == 0:
+		return p.mount(from, name, 0)
+	}
+	if err := p.uncover(name, false); err != nil || readOnly { // whoever covered it has died
+		return err
+	}
+	return p.shows(from, name)
+}
+
+// shows refuses a name at which another mount than a directory's is.
+func (p place) shows(from, name string) error {
+	var is, was unix.Stat_t
+	if err := errors.Join(unix.Lstat(from, &is), unix.Lstat(p.at(name), &was)); err != nil {
+		return err
+	}
+	if is.Dev != was.Dev {
+		return errdefs.WithCode(errdefs.Conflict, volumeapi.CodeFenced, "what is mounted was put aside: it is mounted anew after a pause")
+	}
+	return nil
 }
 
 // mount mounts a directory at a name, over what is there.

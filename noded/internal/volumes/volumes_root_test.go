@@ -229,6 +229,42 @@ func TestX43_DetachAnswersBehindTheCommit(t *testing.T) {
 	}
 }
 
+// What is mounted and was put aside since is not taken for the volume (R7).
+func TestX47_WhatWasPutAsideIsNoVolume(t *testing.T) {
+	b := newBench(t)
+	one, two := mount("m1", "v1", false), mount("m2", "v2", true)
+	b.attach(one)
+	b.attach(two)
+	for _, m := range []Mount{one, two} {
+		at := filepath.Join(b.fake.dir, m.Volume.ID)
+		if err := unix.Mount("new", at, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	if err := b.Attach(t.Context(), b.id, one); errdefs.From(err).Code != volumeapi.CodeFenced {
+		t.Errorf("attached again: %v", err)
+	}
+	b.attach(two) // to which nobody writes
+	if err := b.DetachAll(t.Context(), b.id); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Prepare(b.id); err != nil {
+		t.Fatal(err)
+	}
+	b.attach(one)
+	if _, err := os.Stat(filepath.Join(b.Dir(b.id), one.Name(), "name")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("mounted anew it is what it was: %v", err)
+	}
+	if err := b.DetachAll(t.Context(), b.id); err != nil {
+		t.Error(err)
+	}
+}
+
 // What a noded that died has covered shows again, or goes.
 func TestG12_ACoverIsNoVolume(t *testing.T) {
 	b := newBench(t)
