@@ -169,20 +169,20 @@ func (v *volume) next() store.Version {
 // advance makes next the volume's version. It is in the record first, so that whatever
 // becomes of the attempt, or of us, its outcome can be found.
 func (m *Manager) advance(v *volume, next store.Version) error {
-	if err := m.intend(v, next); err != nil {
+	if err := m.intend(v, v.record.Spec, next); err != nil {
 		return err
 	}
 	return m.settle(v)
 }
 
-// intend comes when no earlier intent is left.
-func (m *Manager) intend(v *volume, next store.Version) error {
+// intend comes when no earlier intent is left. With it what the volume is to be is known.
+func (m *Manager) intend(v *volume, spec Volume, next store.Version) error {
 	if v.record.Intent != nil {
 		return fmt.Errorf("volume %s: version %d is not settled", v.id, v.record.Intent.Seq)
 	}
 	next.ID, next.Seq = rand.Text(), v.head.Seq+1
 	rec := v.record
-	rec.Intent = &next
+	rec.Spec, rec.Intent = spec, &next
 	return m.writeRecord(v, rec)
 }
 

@@ -79,7 +79,8 @@ func (m *Manager) enterEpoch(v *volume, spec Volume) error {
 	if spec.Epoch > v.head.Epoch {
 		next := v.next()
 		next.Epoch = spec.Epoch
-		if err := m.intend(v, next); err != nil {
+		spec.Epoch = v.record.Spec.Epoch // until the version is settled
+		if err := m.intend(v, spec, next); err != nil {
 			return err
 		}
 		return m.try(v, v.record.Intent)

@@ -382,6 +382,26 @@ func TestR7_AnEpochBeginsWithWhatIsPending(t *testing.T) {
 	compare(t, "committed", b.committed(), describe(t, at))
 }
 
+// What a later owner says of the volume is known with its epoch.
+func TestAnEpochBringsWhatTheVolumeIs(t *testing.T) {
+	b, _ := created(t)
+	b.spec.Epoch, b.spec.Limit, b.spec.UID = 2, 1<<30, 1001
+	b.use()
+	for _, after := range []string{"", "a restart", "a commit"} {
+		switch after {
+		case "a restart":
+			b.restart()
+		case "a commit":
+			write(t, b.use(), "mine")
+			b.commit()
+		}
+		rec, err := b.manager.readRecord("vol")
+		if err != nil || rec.Spec.Limit != b.spec.Limit || rec.Spec.UID != b.spec.UID {
+			t.Errorf("after %q the volume is %+v, %v", after, rec.Spec, err)
+		}
+	}
+}
+
 // A volume that is begun has nothing of an earlier working tree.
 func TestX46_ANewWorkingTreeIsEmpty(t *testing.T) {
 	b := newBench(t)
