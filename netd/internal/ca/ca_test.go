@@ -161,37 +161,29 @@ func root(t *testing.T, secrets ...string) *Root {
 func TestF08_ANewRootBreaksNothingThatRuns(t *testing.T) {
 	t.Parallel()
 	secrets := []string{"first", "second", "third"}
-	authorityOf := func(n int) *Authority {
-		t.Helper()
-		a, err := root(t, secrets[:n]...).Authority("s1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return a
-	}
 	dir := t.TempDir()
 	for answering := 1; answering <= len(secrets); answering++ {
-		leaf, err := authorityOf(answering).Leaf("api.example.com")
+		leaf, err := authorityOf(t, secrets[:answering]...).Leaf("api.example.com")
 		if err != nil {
 			t.Fatal(err)
 		}
 		for read := 1; read <= len(secrets); read++ {
-			believed := authorityOf(read)
+			believed := authorityOf(t, secrets[:read]...)
 			if err := verify(leaf, pool(t, believed)); err != nil {
 				t.Errorf("%d roots answer whoever read %d: %v", answering, read, err)
 			}
 			verifyByOpenSSL(t, dir, believed.PEM(), leaf)
 		}
 	}
-	leaf, err := authorityOf(3).Leaf("api.example.com")
+	leaf, err := authorityOf(t, secrets[:3]...).Leaf("api.example.com")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if later, err := NewRoot([]sealed.AuthorityRoot{{Number: 3, Secret: []byte("third")}}); err != nil {
 		t.Error(err)
-	} else if a, err := later.Authority("s1"); err != nil || !a.key.Equal(authorityOf(3).key) || verify(leaf, pool(t, a)) != nil {
+	} else if a, err := later.Authority("s1"); err != nil || !a.key.Equal(authorityOf(t, secrets[:3]...).key) || verify(leaf, pool(t, a)) != nil {
 		t.Errorf("when the older ones are gone: %v", err)
-	} else if leaf, err := a.Leaf("api.example.com"); err != nil || verify(leaf, pool(t, authorityOf(1))) == nil {
+	} else if leaf, err := a.Leaf("api.example.com"); err != nil || verify(leaf, pool(t, authorityOf(t, secrets[:1]...))) == nil {
 		t.Errorf("a root that is gone is believed, %v", err)
 	}
 	other, err := root(t, secrets...).Authority("s2")
@@ -201,6 +193,39 @@ func TestF08_ANewRootBreaksNothingThatRuns(t *testing.T) {
 	if verify(leaf, pool(t, other)) == nil {
 		t.Error("another sandbox believes it")
 	}
+}
+
+// What read the certificate of a netd of before there were chains, which vouches for no
+// other authority, believes the first root's answers and never a second's: it is why a
+// root is added only when none of that is left.
+func TestF08_WhatBeganBeforeThereWereChainsBelievesTheFirstRootAlone(t *testing.T) {
+	t.Parallel()
+	before := authorityOf(t, "first")
+	template := *before.cert
+	template.MaxPathLen, template.MaxPathLenZero = 0, true
+	cert, err := certify(&template, &template, before.key, before.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before.cert = cert
+	for _, secrets := range [][]string{{"first"}, {"first", "second"}} {
+		leaf, err := authorityOf(t, secrets...).Leaf("api.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := verify(leaf, pool(t, before)); (err == nil) != (len(secrets) == 1) {
+			t.Errorf("%d roots: %v", len(secrets), err)
+		}
+	}
+}
+
+func authorityOf(t *testing.T, secrets ...string) *Authority {
+	t.Helper()
+	a, err := root(t, secrets...).Authority("s1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
 }
 
 func verify(leaf *tls.Certificate, roots *x509.CertPool) error {

@@ -17,7 +17,9 @@ func credentialKeyCommand() *cobra.Command {
 			"every API server the public file that is printed (--credential-key), and nobody else either of them.\n" +
 			"With --add another key is made, to which credentials are sealed from then on; nodes get it first.\n" +
 			"With --add-root another root of sandboxes' certificate authorities is made: each netd uses it when\n" +
-			"it has the file and is started again. What runs believes it for as long as the older files stay.",
+			"it has the file and is started again. What runs believes it for as long as the older files stay,\n" +
+			"but for sandboxes that began under a netd of before there was this flag: add a root only when none\n" +
+			"of those is left, running or paused.",
 		Args: cobra.ExactArgs(1),
 	}
 	add := cmd.Flags().Bool("add", false, "make one more key")
