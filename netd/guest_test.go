@@ -31,16 +31,17 @@ const guestEnv = "S0_TEST_GUEST"
 
 // An attempt is something that code in a sandbox tries. Which fields count Op says.
 type attempt struct {
-	Op      string // connect, hello, bytes, hold, raw, get, ask, h2, grpc, ws, ech
-	Network string // tcp or udp
-	To      string // address and port; of raw, an address
-	Data    []byte // what is sent
-	Slow    bool   // in pieces of one byte
-	Name    string // server name, or name to ask for
-	URL     string
-	Header  http.Header
-	Roots   string // PEM
-	Proto   int    // of raw; of ask: the type, if it is not A
+	Op       string // connect, hello, bytes, hold, raw, get, ask, h2, grpc, ws, ech
+	Network  string // tcp or udp
+	To       string // address and port; of raw, an address
+	Answered bool   // of udp: an echo or a refusal must come, and is waited for
+	Data     []byte // what is sent
+	Slow     bool   // in pieces of one byte
+	Name     string // server name, or name to ask for
+	URL      string
+	Header   http.Header
+	Roots    string // PEM
+	Proto    int    // of raw; of ask: the type, if it is not A
 }
 
 type outcome struct {
@@ -147,13 +148,16 @@ func (a attempt) connect() (string, error) {
 	if a.Network == "tcp" {
 		return exchange(c, "ping")
 	}
-	for range 5 { // datagrams, and refusals of them, may be lost
-		var got string
-		if got, err = within(c, "ping", quiet/5); !errors.Is(err, os.ErrDeadlineExceeded) {
+	limit := quiet
+	if a.Answered {
+		limit = deadline
+	}
+	for end := time.Now().Add(limit); ; { // datagrams, and refusals of them, may be lost
+		got, err := within(c, "ping", quiet/5)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
 			return got, err
 		}
 	}
-	return "", err
 }
 
 // hold has a word echoed, and waits for the connection's end.

@@ -122,7 +122,7 @@ func (a attempt) ech() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c, err := net.Dial("tcp", a.To)
+	c, err := a.dial()
 	if err != nil {
 		return "", err
 	}
