@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"s0.run/internal/errdefs"
+	"s0.run/volumed/internal/layers"
 	"s0.run/volumed/internal/store"
 	"s0.run/volumed/internal/tree"
 )
@@ -123,6 +125,40 @@ func TestR6_AnEndThatNobodyHearsOfIsNone(t *testing.T) {
 	}
 	if got := b.committed(); got["mine"] == "" {
 		t.Errorf("the volume has %v", got)
+	}
+}
+
+// A reader that could not be taken up ends as any other: its version is held until the last
+// one of it has left, and no longer.
+func TestG09_AReaderThatIsNotTakenUpEnds(t *testing.T) {
+	b, _ := created(t)
+	head := b.commit()
+	for _, use := range []string{"one", "two"} {
+		if _, err := b.manager.Use(t.Context(), b.spec, use, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	giveBack := b.takeAway()
+	b.restart()
+	giveBack()
+	if n := len(b.manager.get("vol").readers); n != 0 {
+		t.Fatalf("%d readers were taken up without a store", n)
+	}
+	for _, use := range []string{"one", "two"} {
+		if _, err := b.store.Held("vol", b.manager.holder(head.Seq)); err != nil {
+			t.Errorf("before the end of %s: %v", use, err)
+		}
+		if err := b.manager.Leave(t.Context(), "vol", use); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.store.Held("vol", b.manager.holder(head.Seq)); !errdefs.Is(err, errdefs.NotFound) {
+		t.Errorf("it is still held: %v", err)
+	}
+	uses, err := b.manager.listUses()
+	mounts, merr := layers.Mounts(b.manager.readersDir())
+	if err != nil || merr != nil || len(uses) != 1 || len(mounts) != 0 {
+		t.Errorf("left are %v, %v and %v, %v", uses, err, mounts, merr)
 	}
 }
 

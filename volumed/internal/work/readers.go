@@ -1,7 +1,6 @@
 package work
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -84,52 +83,25 @@ func (m *Manager) recoverReader(v *volume, use string, seq uint64) error {
 	return nil
 }
 
-func (m *Manager) leaveReader(v *volume, use string) error {
-	for _, r := range v.readers {
-		if !r.uses[use] {
-			continue
-		}
-		if err := m.endUse(v, use, r.seq); err != nil {
-			return err
-		}
-		delete(r.uses, use)
-		if len(r.uses) == 0 {
-			m.closeReader(v, r)
-		}
+// leaveReader ends a use of a view, and unmounts what nobody reads.
+func (m *Manager) leaveReader(v *volume, r *reader, use string) {
+	delete(r.uses, use)
+	if len(r.uses) > 0 {
+		return
 	}
-	return nil
-}
-
-func (m *Manager) endReaders(v *volume) error {
-	for _, r := range v.readers {
-		for use := range r.uses {
-			if err := m.endUse(v, use, r.seq); err != nil {
-				return err
-			}
-		}
-		m.closeReader(v, r)
-	}
-	return nil
-}
-
-// closeReader unmounts what nobody reads. The last one of a version takes with it what an
-// earlier process has mounted on an earlier mounting of the store.
-func (m *Manager) closeReader(v *volume, r *reader) {
 	delete(v.readers, r.path)
-	last := true
-	for _, other := range v.readers {
-		last = last && other.seq != r.seq
-	}
-	err := layers.Unmount(r.path, true)
-	if last {
-		err = errors.Join(err, unmountViews(m.readersDir(), fmt.Sprint(v.id, ".", r.seq), ""))
-	}
-	if err != nil {
+	if err := layers.Unmount(r.path, true); err != nil {
 		m.cfg.Log.Warn("unmounting a reader", "volume", v.id, "error", err)
 	}
 	_ = os.Remove(r.path)
 	m.layers.give(r.base)
-	if last {
-		_ = m.cfg.Store.Unhold(v.id, m.holder(r.seq)) // or its layers stay
+}
+
+// endVersion takes away what is left of a version that nobody reads: also what an earlier
+// process has mounted, on an earlier mounting of the store.
+func (m *Manager) endVersion(v *volume, seq uint64) {
+	if err := unmountViews(m.readersDir(), fmt.Sprint(v.id, ".", seq), ""); err != nil {
+		m.cfg.Log.Warn("unmounting a reader", "volume", v.id, "error", err)
 	}
+	_ = m.cfg.Store.Unhold(v.id, m.holder(seq)) // or its layers stay
 }

@@ -343,7 +343,7 @@ func TestX47_AVolumeComesBack(t *testing.T) {
 func TestX47_AReleasePutsAside(t *testing.T) {
 	b, at := created(t)
 	write(t, at, "mine")
-	if err := b.manager.endUse(b.manager.get("vol"), "mount", 0); err != nil {
+	if err := b.manager.endUse(b.manager.get("vol"), "mount"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.store.Begin("vol", 3); err != nil {

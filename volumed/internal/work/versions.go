@@ -152,11 +152,8 @@ func (m *Manager) Remove(ctx context.Context, spec Volume) error {
 	if err := m.cfg.Sync(); err != nil {
 		return err
 	}
-	if err := m.endReaders(v); err != nil {
-		return err
-	}
 	for use := range v.users() {
-		if err := m.endUse(v, use, 0); err != nil {
+		if err := m.endUse(v, use); err != nil {
 			return err
 		}
 	}

@@ -275,7 +275,7 @@ func (m *Manager) Leave(ctx context.Context, id, use string) error {
 			return err
 		}
 	}
-	return errors.Join(err, m.leaveReader(v, use), m.endUse(v, use, 0))
+	return errors.Join(err, m.endUse(v, use))
 }
 
 func (v *volume) writes(use string) bool {
