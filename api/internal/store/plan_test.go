@@ -63,3 +63,35 @@ func TestAPagePassesByWhatIsBeforeIt(t *testing.T) {
 		t.Errorf("%v, want %v", args, want)
 	}
 }
+
+// What a team has sent in a month is added up from an index, beside all else that its
+// sandboxes used.
+func TestTrafficIsAddedUpFromItsIndex(t *testing.T) {
+	t.Parallel()
+	s, err := Open(t.Context(), s0test.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	for _, sql := range []string{
+		`WITH u AS (INSERT INTO users (id, email, name, password_hash) VALUES (gen_random_uuid(), 'u@example.com', 'U', 'x') RETURNING id)
+			INSERT INTO teams (id, name, slug, owner_id, home_region_id) SELECT gen_random_uuid(), 'T', 't' || n, id, 'local' FROM u, generate_series(1, 20) n`,
+		`INSERT INTO team_quotas (team_id, dimension, limit_value) SELECT id, 'egress', 1000000 FROM teams`,
+		`INSERT INTO metering_windows (window_type, team_id, sandbox_id, window_start, window_end, value, unit)
+			SELECT w, t.id, t.slug || n % 3, h, h, 1, 'bytes' FROM teams t, (VALUES ('sandbox.egress_bytes'), ('sandbox.ingress_bytes'), ('other')) x(w),
+			LATERAL (SELECT n, date_trunc('hour', now(), 'UTC') - n * interval '1 hour' AS h FROM generate_series(1, 500) n) y`,
+		"VACUUM ANALYZE metering_windows",
+	} {
+		if _, err := s.conns.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rows, _ := s.conns.Query(t.Context(), "EXPLAIN "+usedTrafficSQL, QuotaEgress, QuotaIngress, WindowEgress, WindowIngress, 60_000)
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plan := strings.Join(lines, "\n"); !strings.Contains(plan, "metering_windows_sum") {
+		t.Error(plan)
+	}
+}
