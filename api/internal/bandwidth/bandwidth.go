@@ -5,7 +5,8 @@
 // that has used it up is told to be let through next to nothing until it may again. What
 // is told is everything, each time, so that a node that missed one gets the next. The
 // package owns two goroutines while [Keeper.Run] runs and remembers nothing but that there
-// is something to tell, and who had used up what when it looked last.
+// is something to tell, and who had used up what when it looked last: while that can't be
+// added up, rates are told with what it was.
 package bandwidth
 
 import (
@@ -14,6 +15,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -55,6 +57,9 @@ type Config struct {
 type Keeper struct {
 	kick.Loop
 	cfg Config
+
+	mu   sync.Mutex
+	used []store.TeamTraffic // as it was looked up last
 }
 
 // New makes a Keeper.
@@ -73,35 +78,39 @@ func (k *Keeper) Run(ctx context.Context) error {
 func (k *Keeper) watch(ctx context.Context) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	var before []store.TeamTraffic
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-look.C:
 		}
-		if used, ok := k.used(ctx); ok && !slices.Equal(used, before) {
-			before = used
+		if _, changed := k.look(ctx); changed {
 			k.Kick()
 		}
 	}
 }
 
-func (k *Keeper) used(ctx context.Context) ([]store.TeamTraffic, bool) {
+// look finds who has used up what they may, and reports whether that is not what it was
+// when it was looked up last. Where it can't be added up it is what it was.
+func (k *Keeper) look(ctx context.Context) (used []store.TeamTraffic, changed bool) {
 	reading, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	used, err := k.cfg.Store.UsedTraffic(reading, MaxInterval)
 	if err != nil && ctx.Err() == nil {
 		k.cfg.Log.Warn("could not add up what teams have sent and received", "err", err)
 	}
-	return used, err == nil
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err != nil {
+		return k.used, false
+	}
+	changed = !slices.Equal(used, k.used)
+	k.used = used
+	return used, changed
 }
 
 func (k *Keeper) tellAll(ctx context.Context) bool {
-	used, ok := k.used(ctx)
-	if !ok {
-		return false
-	}
+	used, _ := k.look(ctx)
 	reading, cancel := context.WithTimeout(ctx, readTimeout)
 	limits, err := k.cfg.Store.TrafficQuotas(reading)
 	cancel()
