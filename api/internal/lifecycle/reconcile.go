@@ -23,8 +23,9 @@ const (
 	// having no row: one in ten, and one at least.
 	orphanShare = 10
 
-	// passTimeout bounds the comparison with one node: the next goes on.
-	passTimeout = time.Minute
+	// passTimeout bounds the comparison with one node: the next goes on. It is twice what
+	// the work may take: a comparison rests between pages for as long as a page took.
+	passTimeout = 2 * time.Minute
 	longestRest = 100 * time.Millisecond // between two pages of it
 )
 
