@@ -78,6 +78,29 @@ func TestASlowVolumeHoldsNobodyUp(t *testing.T) {
 	}
 }
 
+// However many volumes of a team take long, others are committed.
+func TestATeamLeavesWorkersToOthers(t *testing.T) {
+	c, busy := newCrew(workers), []string{}
+	for _, team := range []string{"greedy", "greedier", "third"} {
+		if !c.take(team) {
+			t.Errorf("no worker is left to team %s of %d", team, workers)
+		}
+		busy = append(busy, team)
+		for c.take(team) {
+			busy = append(busy, team)
+		}
+	}
+	if len(busy) >= workers || c.busy["greedy"] != workers/2 {
+		t.Errorf("%d of %d workers are at work: %v", len(busy), workers, c.busy)
+	}
+	for _, team := range busy {
+		c.give(team)
+	}
+	if c.free != workers || len(c.busy) != 0 {
+		t.Errorf("then %d are free, and at work: %v", c.free, c.busy)
+	}
+}
+
 // A commit that nobody waits for ends, and leaves nothing.
 func TestACommitEndsWithItsContext(t *testing.T) {
 	b, at := created(t)

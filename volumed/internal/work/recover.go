@@ -94,12 +94,12 @@ func (m *Manager) forAll(do func(*volume)) {
 func (m *Manager) keepCommitting(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	free := make(chan struct{}, workers)
+	c := newCrew(workers)
 	tick := time.NewTicker(commitInterval / 5)
 	defer tick.Stop()
 	for {
 		for _, v := range m.all() {
-			m.fly(ctx, v, free, &running)
+			m.fly(ctx, v, c, &running)
 		}
 		select {
 		case <-ctx.Done():
@@ -109,26 +109,51 @@ func (m *Manager) keepCommitting(ctx context.Context) {
 	}
 }
 
-// fly attends to a volume that is due, if a worker is free and nobody has its turn.
-func (m *Manager) fly(ctx context.Context, v *volume, free chan struct{}, running *sync.WaitGroup) {
-	select {
-	case free <- struct{}{}:
-	default:
-		return
+// crew are workers, and for which teams some are at work.
+type crew struct {
+	mu   sync.Mutex
+	free int
+	busy map[string]int
+}
+
+func newCrew(n int) *crew { return &crew{free: n, busy: map[string]int{}} }
+
+// take takes a worker for a team, if more are free than it has: so however long its volumes
+// take, some are left to others.
+func (c *crew) take(team string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.busy[team] >= c.free {
+		return false
 	}
+	c.busy[team]++
+	c.free--
+	return true
+}
+
+func (c *crew) give(team string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.free++
+	if c.busy[team]--; c.busy[team] == 0 {
+		delete(c.busy, team)
+	}
+}
+
+// fly attends to a volume that is due, if nobody has its turn and a worker is free.
+func (m *Manager) fly(ctx context.Context, v *volume, c *crew, running *sync.WaitGroup) {
 	select {
 	case v.turn <- struct{}{}:
 	default:
-		<-free
 		return
 	}
-	if !m.due(v) {
+	team := v.record.Spec.Team
+	if !m.due(v) || !c.take(team) {
 		<-v.turn
-		<-free
 		return
 	}
 	running.Go(func() {
-		defer func() { <-free }()
+		defer c.give(team)
 		defer m.endTurn(v)
 		m.attend(ctx, v)
 	})
