@@ -3,8 +3,11 @@
 //
 // A [Meter] owns one goroutine while [Meter.Run] runs and remembers nothing. Every
 // replica has one; the database decides whose turn it is, by its clock, and counts
-// what two of them bring once. What a node counted after the last reading of a
-// sandbox that ends is not recorded; its running time is.
+// what two of them bring once. Counters are read once a minute and begin again with a
+// generation: what a sandbox sent, received or stored after the last reading of one, up
+// to a minute before it was paused or ended, is not recorded and counts for no quota; its
+// running time is. A node of a version without ReadCounters is read when it is upgraded:
+// upgrade nodes before API servers. What generations counted that ended before is lost.
 package metering
 
 import (

@@ -4157,7 +4157,7 @@ type TeamQuota struct {
 	// BurstValue Of a rate.
 	BurstValue *int64 `json:"burst_value"`
 
-	// Current null where it is not counted; of traffic, since the month began.
+	// Current null where it is not counted; of traffic, since the month began; of a sandbox the last minute before a pause or its end may be missing.
 	Current   *int64 `json:"current"`
 	Dimension string `json:"dimension"`
 
