@@ -39,7 +39,7 @@ type Store struct {
 	stored map[string]bool // of those that were looked at, the ones that are stored
 }
 
-// hold is somebody's who reads a snapshot.
+// hold is somebody's who reads a snapshot, or removes it.
 type hold struct {
 	released chan struct{} // closed when he has ended
 	unwanted bool          // it shall go
@@ -50,8 +50,8 @@ func NewStore(dir string) *Store {
 	return &Store{dir: dir, sync: syncDir, drafts: map[string]bool{}, held: map[string]*hold{}, stored: map[string]bool{}}
 }
 
-// ErrBusy is returned for a name that is being made, or held.
-var ErrBusy = errors.New("the snapshot is being made or stored")
+// ErrBusy is returned for a name that is being made or removed, or held.
+var ErrBusy = errors.New("the snapshot is being made, stored or removed")
 
 // ErrName is returned for what can't be a snapshot's name.
 var ErrName = errors.New("no name of a snapshot")
@@ -123,16 +123,10 @@ func (s *Store) Delete(name string) error {
 	if err := CheckName(name); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	busy := s.drafts[name]
-	if h := s.held[name]; h != nil {
-		busy, h.unwanted = true, true
-	}
-	delete(s.stored, name)
-	s.mu.Unlock()
-	if busy {
+	if !s.condemn(name) {
 		return ErrBusy
 	}
+	defer s.release(name)
 	gone := s.path(name) + goneSuffix
 	err := os.RemoveAll(gone)
 	if err == nil {
@@ -147,23 +141,41 @@ func (s *Store) Delete(name string) error {
 	return errors.Join(err, os.RemoveAll(gone))
 }
 
+// condemn makes a snapshot an unwanted one, which its remover holds until release: nobody
+// begins to read what goes. It reports false where somebody makes or holds it.
+func (s *Store) condemn(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.stored, name)
+	if h := s.held[name]; h != nil {
+		h.unwanted = true
+		return false
+	}
+	if s.drafts[name] {
+		return false
+	}
+	s.held[name] = &hold{released: make(chan struct{}), unwanted: true}
+	return true
+}
+
+func (s *Store) release(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.held[name].released)
+	delete(s.held, name)
+}
+
 // Hold keeps a snapshot that is there, and that nobody else holds, until release.
 func (s *Store) Hold(name string) (release func(), ok bool) {
 	s.mu.Lock()
-	h := &hold{released: make(chan struct{})}
 	if ok = s.held[name] == nil; ok {
-		s.held[name] = h
+		s.held[name] = &hold{released: make(chan struct{})}
 	}
 	s.mu.Unlock()
 	if !ok {
 		return nil, false
 	}
-	release = func() {
-		s.mu.Lock()
-		delete(s.held, name)
-		s.mu.Unlock()
-		close(h.released)
-	}
+	release = func() { s.release(name) }
 	if _, _, err := s.Open(name); err != nil { // looked for behind the hold: from here on it stays
 		release()
 		return nil, false

@@ -44,6 +44,47 @@ func TestR4_ADeletedSnapshotIsDurablyGone(t *testing.T) {
 	}
 }
 
+// G09: nobody begins to store what goes, for what he stored would be nobody's.
+func TestG09_WhatGoesIsNotHeld(t *testing.T) {
+	t.Parallel()
+	const name = "00000000-0000-4000-8000-000000000001"
+	s := NewStore(t.TempDir())
+	appear := func() {
+		if err := errors.Join(os.Mkdir(s.path(name), 0o700), Write(s.path(name), manifest(t))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	appear()
+	release, ok := s.Hold(name)
+	if err := s.Delete(name); !ok || !errors.Is(err, ErrBusy) {
+		t.Fatalf("held %v, deleted %v", ok, err)
+	}
+	release()
+	syncs := 0
+	s.sync = func(string) error {
+		syncs++
+		appear() // as if it were not gone yet
+		if _, ok := s.Hold(name); ok {
+			t.Error("what goes is held")
+		}
+		if err := s.Delete(name); !errors.Is(err, ErrBusy) {
+			t.Errorf("deleted by two: %v", err)
+		}
+		select {
+		case <-s.Released(name):
+			t.Error("it is not gone, and nobody is to be waited for")
+		default:
+		}
+		return nil
+	}
+	if err := s.Delete(name); err != nil || syncs != 1 {
+		t.Errorf("deleted: %v, synced %d times", err, syncs)
+	}
+	if _, ok := s.Hold(name); !ok {
+		t.Error("a removal that is over keeps what is there from being held")
+	}
+}
+
 // X22: what can't be made durable is never complete.
 func TestX22_Seal(t *testing.T) {
 	t.Parallel()
