@@ -102,7 +102,11 @@ func (m *Manager) start(ctx context.Context, image string, req startRequest) (*i
 // bringUp takes the steps of a creation and waits for the warm processes.
 func (m *Manager) bringUp(ctx context.Context, inst *instance, image string, req startRequest) error {
 	begin := time.Now()
-	starting, timeout := context.WithTimeout(ctx, startTimeout)
+	limit := startTimeout
+	if req.snapshot != "" {
+		limit = imageTimeout // which may have to be fetched
+	}
+	starting, timeout := context.WithTimeout(ctx, limit)
 	defer timeout()
 	if err := m.runSteps(starting, "create", m.createSteps(inst, image, req)); err != nil {
 		return because(starting, err)

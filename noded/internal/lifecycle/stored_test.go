@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -27,6 +28,7 @@ type shelf struct {
 	whole  atomic.Int32 // images that were fetched
 	hangs  bool
 	err    error
+	until  time.Time // whoever fetched last had time
 }
 
 func newShelf(t testing.TB) *shelf {
@@ -69,6 +71,9 @@ func (s *shelf) Fetch(ctx context.Context, ref archive.Ref, dir string) ([]byte,
 		return nil, err
 	}
 	s.whole.Add(1)
+	s.mu.Lock()
+	s.until, _ = ctx.Deadline()
+	s.mu.Unlock()
 	return img.About, os.CopyFS(dir, os.DirFS(img.Dir))
 }
 

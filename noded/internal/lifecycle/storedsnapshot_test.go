@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -77,6 +78,22 @@ func TestX47_ASnapshotOfAnotherNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	other.nothingLeft()
+}
+
+// A snapshot of another node may take longer to come than a sandbox to start.
+func TestX47_ASnapshotHasTimeToCome(t *testing.T) {
+	t.Parallel()
+	s := newShelf(t)
+	keptAndStored(t, s)
+	other := newMachine(t).boot(with(s))
+	if _, _, err := other.Claim(t.Context(), claimStored("team", "a")); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if left := time.Until(s.until); left < 10*time.Minute {
+		t.Errorf("it has %v", left)
+	}
 }
 
 // What is stored is stored once, also over a restart.
