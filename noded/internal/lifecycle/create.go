@@ -293,9 +293,10 @@ func (m *Manager) binDir(id sandbox.ID) string {
 
 // listen opens the sandbox's channel, under Run's care.
 func (m *Manager) listen(inst *instance) error {
+	life := m.lifeOf(inst)
 	ch, err := channel.Listen(channel.Config{
 		Dir: m.slotDir(inst.id), Grace: redialGrace,
-		Lost: func(silent bool) { m.background(func(ctx context.Context) { m.lost(ctx, inst, silent) }) },
+		Lost: func(silent bool) { m.background(func(ctx context.Context) { m.lost(ctx, inst, life, silent) }) },
 	})
 	if err != nil {
 		return err

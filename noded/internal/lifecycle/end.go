@@ -122,8 +122,8 @@ func (m *Manager) cancelStart(inst *instance, cause error) {
 	}
 }
 
-// exited handles the end of a sandbox's processes.
-func (m *Manager) exited(ctx context.Context, exit Exit) {
+// exited handles the end of a sandbox's processes, in the life that they were of.
+func (m *Manager) exited(ctx context.Context, life int, exit Exit) {
 	inst := m.find(exit.ID)
 	if inst == nil {
 		return
@@ -137,8 +137,12 @@ func (m *Manager) exited(ctx context.Context, exit Exit) {
 	if !exit.Unseen && reason != NotRunning && reason != outOfMemory {
 		cause = fmt.Errorf("%w: %s", errExited, reason)
 	}
-	m.cancelStart(inst, cause)
-	m.end(ctx, inst, reason)
+	m.mu.Lock()
+	if inst.cancel != nil && inst.life == life {
+		inst.cancel(cause)
+	}
+	m.mu.Unlock()
+	m.end(ctx, inst, life, reason)
 }
 
 // errExited: the runtime has seen a sandbox end, and not for want of memory on this node.
@@ -163,9 +167,9 @@ func (m *Manager) exitReason(exit Exit) string {
 // When procd is silent it may hang, or the machine may keep it waiting: a tenant's
 // sandbox is not ended for that, but shown as what it is, unknown, until procd says
 // something, the runtime says that it has ended, or its tenant has it deleted.
-func (m *Manager) lost(ctx context.Context, inst *instance, silent bool) {
+func (m *Manager) lost(ctx context.Context, inst *instance, life int, silent bool) {
 	if !silent {
-		m.end(ctx, inst, "procd lost")
+		m.end(ctx, inst, life, "procd lost")
 		return
 	}
 	m.endSlot(ctx, inst, "procd does not answer", func() bool { return inst.channel == nil || !inst.channel.Connected() })
@@ -201,12 +205,16 @@ func (m *Manager) endSlot(ctx context.Context, inst *instance, reason string, st
 }
 
 // end takes note that a sandbox has ended by itself: a slot goes, a claimed one
-// becomes failed and keeps its record, so that its tenant learns why.
-func (m *Manager) end(ctx context.Context, inst *instance, reason string) {
+// becomes failed and keeps its record, so that its tenant learns why. One that lives
+// again by then goes on.
+func (m *Manager) end(ctx context.Context, inst *instance, life int, reason string) {
 	if inst.takeTurn(ctx) != nil {
 		return // the node stops; the next one finds out again
 	}
 	defer inst.endTurn()
+	if m.lifeOf(inst) != life {
+		return
+	}
 	rec := m.record(inst)
 	switch rec.State {
 	case journal.Slot:

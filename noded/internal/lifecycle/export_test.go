@@ -16,7 +16,7 @@ func (m *Manager) SetWarmUpTimeout(d time.Duration) { m.warmUpTimeout = d }
 // FallSilent is what happens when procd has not answered for long.
 func (m *Manager) FallSilent(id sandbox.ID) {
 	if inst := m.find(id); inst != nil {
-		m.lost(context.Background(), inst, true)
+		m.lost(context.Background(), inst, m.lifeOf(inst), true)
 	}
 }
 
@@ -49,3 +49,9 @@ func (m *Manager) Waiting() int {
 
 // ReleasesAtOnce is the bound of teardowns.
 const ReleasesAtOnce = releasesAtOnce
+
+// EndLater has a sandbox's end, which comes now, handled when it is called.
+func (m *Manager) EndLater(id sandbox.ID) func() {
+	life := m.lifeOf(m.find(id))
+	return func() { m.exited(context.Background(), life, Exit{ID: id, Reason: "killed"}) }
+}

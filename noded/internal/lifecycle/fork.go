@@ -404,11 +404,12 @@ func (f *forking) undo(ctx context.Context) {
 
 // adoptFrozen takes up a sandbox again that may stand still since nobody knows when.
 func (m *Manager) adoptFrozen(ctx context.Context, inst *instance) {
+	life := m.lifeOf(inst)
 	tick := time.NewTicker(adoptRetry)
 	defer tick.Stop()
 	for begin := time.Now(); !m.thawAgain(ctx, inst); {
 		if time.Since(begin) > m.adoptGrace && !m.listed(ctx, inst.id) {
-			m.end(ctx, inst, "not running after the node's restart")
+			m.end(ctx, inst, life, "not running after the node's restart")
 		}
 		select {
 		case <-tick.C:

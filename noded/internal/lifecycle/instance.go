@@ -35,6 +35,7 @@ type instance struct {
 	warmKept  bool                    // its warm processes are followed
 	unhealthy string                  // why its warm processes keep it from being ready
 	binding   bool                    // a slot whose claim is under way
+	life      int                     // how often it was taken up: an end counts for the life that it is of
 	unseen    bool                    // since this noded started, procd has not answered
 	channel   *channel.Channel        // nil before there is one and after it was closed
 	back      chan struct{}           // closed when a fork lets it have a channel again; nil without one
@@ -176,6 +177,13 @@ func (m *Manager) find(id sandbox.ID) *instance {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.instances[id]
+}
+
+// lifeOf says which life of a sandbox is meant by what is known of it now.
+func (m *Manager) lifeOf(inst *instance) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return inst.life
 }
 
 func (m *Manager) record(inst *instance) journal.Record {

@@ -282,7 +282,10 @@ func (m *Manager) Run(ctx context.Context) error {
 				exits = nil // the runtime has ended before us
 				continue
 			}
-			wg.Go(func() { m.exited(ctx, exit) })
+			if inst := m.find(exit.ID); inst != nil {
+				life := m.lifeOf(inst) // now: whoever handles it may be late
+				wg.Go(func() { m.exited(ctx, life, exit) })
+			}
 		}
 	}
 }

@@ -219,6 +219,7 @@ func (m *Manager) goOn(ctx context.Context, inst *instance) {
 // the image or will, or the sandbox goes on, or it has ended. It thaws the sandbox
 // without the turn, which a Delete shall not wait for.
 func (m *Manager) adoptPausing(ctx context.Context, inst *instance) {
+	life := m.lifeOf(inst)
 	tick := time.NewTicker(adoptRetry)
 	defer tick.Stop()
 	for begin := time.Now(); m.stillPausing(ctx, inst); {
@@ -230,7 +231,7 @@ func (m *Manager) adoptPausing(ctx context.Context, inst *instance) {
 			m.log(m.record(inst)).Warn("what became of a pause is not known yet", "error", err)
 		}
 		if time.Since(begin) > m.adoptGrace && !m.listed(ctx, inst.id) {
-			m.end(ctx, inst, notSaved)
+			m.end(ctx, inst, life, notSaved)
 		}
 		select {
 		case <-tick.C:

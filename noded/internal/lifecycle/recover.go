@@ -127,13 +127,14 @@ func (m *Manager) adoptLive(ctx context.Context, inst *instance) {
 // node can't, which may have no descriptor left, is no end of a tenant's sandbox; that the
 // directory is gone is, for only a reboot takes it away.
 func (m *Manager) listenAgain(ctx context.Context, inst *instance) bool {
+	life := m.lifeOf(inst)
 	for {
 		err := m.listen(inst)
 		if err == nil || errors.Is(err, errEnded) {
 			return err == nil
 		}
 		if errors.Is(err, fs.ErrNotExist) || m.record(inst).State == journal.Slot {
-			m.end(ctx, inst, "not running after the node's restart")
+			m.end(ctx, inst, life, "not running after the node's restart")
 			return false
 		}
 		m.log(m.record(inst)).Warn("listening for a sandbox will be tried again", "error", err)
@@ -150,6 +151,7 @@ func (m *Manager) listenAgain(ctx context.Context, inst *instance) bool {
 
 // awaitProcd waits for the sandbox's procd, for which somebody listens.
 func (m *Manager) awaitProcd(ctx context.Context, inst *instance) {
+	life := m.lifeOf(inst)
 	wait, cancel := context.WithTimeout(ctx, m.adoptGrace)
 	defer cancel()
 	err := m.readopt(wait, inst)
@@ -158,7 +160,7 @@ func (m *Manager) awaitProcd(ctx context.Context, inst *instance) {
 	}
 	if err != nil {
 		m.log(m.record(inst)).Warn("sandbox did not come back", "error", err)
-		m.end(ctx, inst, "procd did not come back")
+		m.end(ctx, inst, life, "procd did not come back")
 	}
 }
 
@@ -304,32 +306,32 @@ func (m *Manager) sweep(ctx context.Context) error {
 // noticeEnds ends what is listed as ended. That something is not listed counts
 // for slots alone that were found at start and whose procd is not connected
 // either: they are nobody's, and a pool waits for their place.
-func (m *Manager) noticeEnds(ctx context.Context, settled map[sandbox.ID]bool, containers []Status) {
+func (m *Manager) noticeEnds(ctx context.Context, settled map[sandbox.ID]int, containers []Status) {
 	listed := map[sandbox.ID]bool{}
 	for _, c := range containers {
 		listed[c.ID] = true
-		if settled[c.ID] && c.Ended {
-			m.exited(ctx, Exit{ID: c.ID, Reason: NotRunning})
+		if life, ok := settled[c.ID]; ok && c.Ended {
+			m.exited(ctx, life, Exit{ID: c.ID, Reason: NotRunning})
 		}
 	}
 	for _, inst := range m.snapshot() {
 		m.mu.Lock()
 		found := inst.unseen && inst.rec.State == journal.Slot
 		m.mu.Unlock()
-		if found && settled[inst.id] && !listed[inst.id] {
-			m.exited(ctx, Exit{ID: inst.id, Reason: NotRunning, Unseen: true})
+		if life, ok := settled[inst.id]; ok && found && !listed[inst.id] {
+			m.exited(ctx, life, Exit{ID: inst.id, Reason: NotRunning, Unseen: true})
 		}
 	}
 }
 
-// settled is every sandbox that is not being created.
-func (m *Manager) settled() map[sandbox.ID]bool {
+// settled is every sandbox that is not being created, with its life.
+func (m *Manager) settled() map[sandbox.ID]int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	all := make(map[sandbox.ID]bool, len(m.instances))
+	all := make(map[sandbox.ID]int, len(m.instances))
 	for id, inst := range m.instances {
 		if inst.cancel == nil {
-			all[id] = true
+			all[id] = inst.life
 		}
 	}
 	return all

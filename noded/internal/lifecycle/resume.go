@@ -138,6 +138,9 @@ func (m *Manager) takeRestingTurn(ctx context.Context, inst *instance) error {
 
 // wake takes the steps of a resume. The caller has the turn; a Delete interrupts it.
 func (m *Manager) wake(ctx context.Context, inst *instance, rec journal.Record) error {
+	m.mu.Lock()
+	inst.life++ // before anything of it can be cancelled
+	m.mu.Unlock()
 	ctx, cancel := m.interruptible(ctx, inst, imageTimeout)
 	defer cancel()
 	end, err := m.awaitCold(ctx, rec.Claim.Team)

@@ -89,6 +89,36 @@ func TestX29_KilledOnceWhileItIsResumed(t *testing.T) {
 	}
 }
 
+// R7: who is late with the end of one life ends no other.
+func TestX29_TheEndOfALifeBefore(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	var late func()
+	done := make(chan struct{})
+	m.node.Fault = func(effect string, _ sandbox.ID) error {
+		if effect == "runtime.Start" && late != nil {
+			go func() { defer close(done); late() }()
+		}
+		return nil
+	}
+	n := m.boot()
+	id := n.warm(1)[0]
+	n.claim(id)
+	end := n.EndLater(id)
+	n.pause(id)
+	n.released()
+	late = end
+	n.resume(id, 2)
+	<-done
+	if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Running {
+		t.Errorf("the next life is %s: %v", sb.State(), err)
+	}
+	n.EndLater(id)()
+	if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Failed {
+		t.Errorf("when it has ended itself it is %s: %v", sb.State(), err)
+	}
+}
+
 // What can't be taken up at all is refused, and stays what it is.
 func TestX30_EndsWithoutItsMemoryToo(t *testing.T) {
 	t.Parallel()

@@ -83,6 +83,7 @@ func (m *Manager) keepWarm(inst *instance) {
 	m.mu.Lock()
 	kept := inst.warmKept || len(inst.rec.Spec.Warm) == 0
 	inst.warmKept = true
+	life := inst.life
 	m.mu.Unlock()
 	if kept {
 		return
@@ -96,7 +97,7 @@ func (m *Manager) keepWarm(inst *instance) {
 		}()
 		m.followWarm(ctx, inst, func(s procapi.WarmStatus) bool {
 			if s.Failed {
-				m.end(ctx, inst, s.Reason)
+				m.end(ctx, inst, life, s.Reason)
 				return false
 			}
 			m.warmChanged(inst, s)
