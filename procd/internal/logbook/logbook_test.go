@@ -67,6 +67,7 @@ func TestLinesOfAllProcessesInOneJournal(t *testing.T) {
 	one.Append(proc.Stdout, []byte("a\nb"))
 	one.Append(proc.Stderr, []byte("error\n"))
 	one.Append(proc.Stdout, []byte("c\n\nlast"))
+	everything(t, b, Query{}) // processes are followed each for itself: this one's lines are in now
 	two.Append(proc.PTY, []byte(">>> 1\r\n"))
 	got, _ := everything(t, b, Query{})
 	if m := messages(got); m != "a|error|bc||>>> 1" {
