@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/failpoint"
@@ -60,9 +61,11 @@ func TestR2_ALaterWriterWaitsForTheEarlierOne(t *testing.T) {
 		if after != "" {
 			b.restart()
 		}
-		if _, err := b.manager.Use(t.Context(), later, "other", false); !errdefs.Is(err, errdefs.Unavailable) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		if _, err := b.manager.Use(ctx, later, "other", false); !errdefs.Is(err, errdefs.Unavailable) {
 			t.Errorf("a second writer, after %q: %v", after, err)
 		}
+		cancel()
 		if head, err := b.store.Head("vol"); err != nil || head.Epoch != 1 {
 			t.Errorf("the volume is at epoch %d, %v", head.Epoch, err)
 		}
@@ -71,12 +74,27 @@ func TestR2_ALaterWriterWaitsForTheEarlierOne(t *testing.T) {
 		t.Errorf("a reader beside: %v", err)
 	}
 	write(t, at, "last words")
+	v := b.manager.get("vol")
+	v.mu.Lock()
+	v.left = nil // nobody waits any more
+	v.mu.Unlock()
+	var now string
+	var failed error
+	used := make(chan struct{})
+	go func() {
+		defer close(used)
+		now, failed = b.manager.Use(t.Context(), later, "other", false)
+	}()
+	eventually(t, "the next one waits", func() bool {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return v.left != nil
+	})
 	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
 		t.Fatal(err)
 	}
-	now, err := b.manager.Use(t.Context(), later, "other", false)
-	if err != nil {
-		t.Fatal(err)
+	if <-used; failed != nil {
+		t.Fatal(failed)
 	}
 	if _, err := os.Stat(filepath.Join(now, "last words")); err != nil {
 		t.Error(err)

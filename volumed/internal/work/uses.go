@@ -63,6 +63,10 @@ func (m *Manager) endUse(v *volume, use string) error {
 	v.mu.Lock()
 	delete(v.uses, use)
 	v.idle = time.Now()
+	if v.left != nil {
+		close(v.left)
+		v.left = nil
+	}
 	v.mu.Unlock()
 	for _, r := range v.readers {
 		if r.uses[use] {

@@ -94,14 +94,21 @@ func (v *volume) writers() bool {
 	return false
 }
 
-// otherWriter tells whether somebody else than use writes.
-func (v *volume) otherWriter(use string) bool {
-	for other, writes := range v.users() {
-		if writes && other != use {
-			return true
+// otherWriter tells whether somebody else than use writes: the channel is closed when a use
+// has ended, and nil where nobody does.
+func (v *volume) otherWriter(use string) <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for other, writes := range v.uses {
+		if !writes || other == use {
+			continue
 		}
+		if v.left == nil {
+			v.left = make(chan struct{})
+		}
+		return v.left
 	}
-	return false
+	return nil
 }
 
 // Release commits and unmounts: another node may have the volume. That what is here is

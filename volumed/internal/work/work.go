@@ -54,8 +54,9 @@ const (
 	spareRoom, minRoom = 8, 16 << 20
 	// workers commit volumes beside each other; one that is slow has one of them.
 	workers = 8
-	// leaveAfter is when a writer who has to leave first is to be asked for again.
-	leaveAfter = time.Second
+	// writerWait is how long the next writer waits for the one before, whose sandbox may be
+	// ending; leaveAfter is when he is to ask again after that.
+	writerWait, leaveAfter = 8 * time.Second, time.Second
 )
 
 // Volume is what has to be known of one to work on it.
@@ -111,6 +112,7 @@ type volume struct {
 
 	mu    sync.Mutex
 	uses  map[string]bool // by the id of a mount; true: for writing
+	left  chan struct{}   // closed when a use ends; nil while nobody waits
 	idle  time.Time       // since when there is none
 	dirty bool            // something was written that is on this node alone
 	shown *State          // as of the last turn, where there is something to show
@@ -229,30 +231,50 @@ func (m *Manager) create(spec Volume, from *store.Version) error {
 
 // Use mounts a volume for writing, or what is committed of it for reading, and says where.
 // It stays so until Leave of the same use. It may be repeated. Who wants to write while
-// another does is to wait, whatever its epoch: what is written with two overlays, or by two
-// who do not know of each other, is nobody's volume.
+// another does waits until he has left, for writerWait, whatever the epoch: what is written
+// with two overlays, or by two who do not know of each other, is nobody's volume.
 func (m *Manager) Use(ctx context.Context, spec Volume, use string, readOnly bool) (string, error) {
+	late := time.NewTimer(writerWait)
+	defer late.Stop()
+	for {
+		at, left, err := m.use(ctx, spec, use, readOnly)
+		if left == nil {
+			return at, err
+		}
+		select {
+		case <-left:
+			continue
+		case <-late.C:
+		case <-ctx.Done():
+		}
+		return "", errdefs.New(errdefs.Unavailable, "volume %s is still mounted for writing elsewhere on its node", spec.ID).WithRetryAfter(leaveAfter)
+	}
+}
+
+// use is Use at once; left is closed when a use ends that is in the way.
+func (m *Manager) use(ctx context.Context, spec Volume, use string, readOnly bool) (at string, left <-chan struct{}, err error) {
 	v, done, err := m.take(ctx, spec.ID)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	defer done()
 	if readOnly {
-		return m.read(v, spec, use)
+		at, err = m.read(v, spec, use)
+		return at, nil, err
 	}
 	switch {
 	case v.open && spec.Epoch < v.head.Epoch:
-		return "", stale(spec, v.head.Epoch)
+		return "", nil, stale(spec, v.head.Epoch)
 	case v.open && spec.Epoch == v.head.Epoch && spec.Team == v.record.Spec.Team && v.writes(use):
-		return v.at, nil // it is repeated, and waits for no store
+		return v.at, nil, nil // it is repeated, and waits for no store
 	}
-	if v.otherWriter(use) {
-		return "", errdefs.New(errdefs.Unavailable, "volume %s is still mounted for writing elsewhere on its node", v.id).WithRetryAfter(leaveAfter)
+	if left := v.otherWriter(use); left != nil {
+		return "", left, nil
 	}
 	if err := m.ensureOpen(ctx, v, spec); err != nil {
-		return "", err
+		return "", nil, err
 	}
-	return v.at, m.addUse(v, use, 0)
+	return v.at, nil, m.addUse(v, use, 0)
 }
 
 func stale(spec Volume, latest uint64) error {
