@@ -58,7 +58,8 @@ const (
 	databasePause = time.Second      // between two looks
 	stopGrace     = 10 * time.Second // for requests that are being served
 	loadTimeout   = 5 * time.Second
-	listenPause   = time.Second // before changes are listened for again
+	nodesWait     = 3 * time.Second // for those that can't be reached, others don't wait longer
+	listenPause   = time.Second     // before changes are listened for again
 )
 
 // server is the parts of one API server.
@@ -357,6 +358,7 @@ func (s *server) run(ctx context.Context) error {
 	if s.admin != nil {
 		g.Go(func() error { return s.serveAdmin(background) })
 	}
+	s.awaitNodes(serving)
 	if s.cfg.Ready != nil {
 		s.cfg.Ready(s.listener.Addr().String())
 	}
@@ -372,6 +374,13 @@ func (s *server) run(ctx context.Context) error {
 		return failed
 	}
 	return err
+}
+
+// awaitNodes lets requests wait in the listener's queue until it is known which node is which.
+func (s *server) awaitNodes(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, nodesWait)
+	defer cancel()
+	s.nodes.Settled(ctx)
 }
 
 func (s *server) serveAdmin(ctx context.Context) error {

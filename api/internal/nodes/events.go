@@ -11,6 +11,7 @@ import (
 // watcher is one stream of a node.
 type watcher struct {
 	set      *Set
+	conn     *conn
 	node     placement.Node
 	snapshot *placement.Snapshot // until it is whole
 	synced   bool
@@ -27,6 +28,7 @@ func (w *watcher) see(e *nodeapi.Event) {
 		w.set.cfg.Log.Info("synced with a node", "node", w.node.Name, "slots", len(w.snapshot.Slots), "sandboxes", len(w.snapshot.Sandboxes))
 		w.snapshot = nil
 		w.set.cfg.OnSync(w.node.Name)
+		w.conn.settle()
 	default:
 		collect(w.snapshot, w.node.Name, e)
 	}

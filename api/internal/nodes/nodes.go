@@ -79,7 +79,13 @@ type conn struct {
 	rpc    nodeapiconnect.NodeClient
 	claims *claims
 	data   *http.Client
+
+	first sync.Once
+	tried chan struct{} // closed when the first stream was whole, or failed
 }
+
+// settle says that what can be known of the node at first is known.
+func (c *conn) settle() { c.first.Do(func() { close(c.tried) }) }
 
 // New makes a Set; nothing is connected until Run.
 func New(cfg Config) *Set {
@@ -91,7 +97,8 @@ func New(cfg Config) *Set {
 			connect.WithAcceptCompression("gzip", nil, nil))
 		s.conns = append(s.conns, &conn{
 			socket: socket, calls: calls, rpc: rpc, claims: &claims{rpc: rpc},
-			data: &http.Client{Transport: transport(socket), CheckRedirect: noRedirect},
+			data:  &http.Client{Transport: transport(socket), CheckRedirect: noRedirect},
+			tried: make(chan struct{}),
 		})
 	}
 	return s
@@ -131,10 +138,23 @@ func (s *Set) Run(ctx context.Context) error {
 	return nil
 }
 
+// Settled waits until every node's stream has been whole or has failed once, or ctx ends:
+// a server that answers before knows no sandbox's node, and calls it out of reach.
+func (s *Set) Settled(ctx context.Context) {
+	for _, c := range s.conns {
+		select {
+		case <-c.tried:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 func (s *Set) follow(ctx context.Context, c *conn) {
 	pause := firstPause
 	for ctx.Err() == nil {
 		synced, err := s.watch(ctx, c)
+		c.settle()
 		if ctx.Err() != nil {
 			return
 		}
@@ -161,7 +181,7 @@ func (s *Set) watch(ctx context.Context, c *conn) (synced bool, err error) {
 		return false, fmt.Errorf("watching node %s: %w", n.Name, err)
 	}
 	defer stream.Close()
-	w := &watcher{set: s, node: n, snapshot: placement.NewSnapshot()}
+	w := &watcher{set: s, conn: c, node: n, snapshot: placement.NewSnapshot()}
 	defer w.end()
 	for stream.Receive() {
 		for _, e := range stream.Msg().All() {

@@ -5,8 +5,10 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -102,6 +104,23 @@ func TestX28_ANodeComesBack(t *testing.T) {
 	n.Listen(t)
 	fakenode.Eventually(t, "synced again", func() bool { return f.table.Free() == 3 })
 	fakenode.Eventually(t, "told twice about a sync", func() bool { return f.syncs.Load() == 2 })
+}
+
+// X28: who asks right after a start finds every node that can be found.
+func TestX28_AStartWaitsForItsNodes(t *testing.T) {
+	t.Parallel()
+	n := fakenode.Start(t, &fakenode.Node{})
+	n.AddSlots("p", 1)
+	f := run(t, n.Socket, filepath.Join(t.TempDir(), "nobody.sock"))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	f.set.Settled(ctx)
+	if ctx.Err() != nil || f.table.Free() != 1 {
+		t.Fatalf("%v, %d free slots", ctx.Err(), f.table.Free())
+	}
+	if _, err := f.set.Data("n1"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestANodeThatIsNotOursIsRefused(t *testing.T) {
