@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"s0.run/volumed/internal/loop"
 )
 
 // safe are the flags of every mount that has a tenant's files in it.
@@ -34,32 +36,12 @@ func Image(image *os.File, at string) error {
 
 // imageOnLoop has the kernel make a device of the file, which goes with its mount.
 func imageOnLoop(image *os.File, at string) error {
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	device, err := loop.Open(image, unix.LO_FLAGS_READ_ONLY)
 	if err != nil {
 		return err
 	}
-	defer control.Close()
-	for {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return err
-		}
-		device := fmt.Sprintf("/dev/loop%d", n)
-		loop, err := os.OpenFile(device, os.O_RDONLY, 0)
-		if err != nil {
-			return err
-		}
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
-			Fd: uint32(image.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR},
-		})
-		if err == nil {
-			err = unix.Mount(device, at, "erofs", unix.MS_RDONLY|safe, "")
-		}
-		_ = loop.Close()
-		if !errors.Is(err, unix.EBUSY) { // somebody else was quicker
-			return err
-		}
-	}
+	defer device.Close()
+	return unix.Mount(device.Name(), at, "erofs", unix.MS_RDONLY|safe, "")
 }
 
 // Overlay mounts layers over each other, the topmost first; without upper nothing can be

@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"s0.run/volumed/internal/loop"
 )
 
 const (
@@ -143,38 +145,15 @@ func mount(image, at string) error {
 		return err
 	}
 	defer f.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	on, err := loop.Open(f, 0)
 	if err != nil {
 		return err
 	}
-	defer control.Close()
-	for {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return err
-		}
-		if err := mountOn(fmt.Sprintf("/dev/loop%d", n), f, at); !errors.Is(err, unix.EBUSY) { // somebody else was quicker
-			return err
-		}
-	}
-}
-
-func mountOn(device string, image *os.File, at string) error {
-	loop, err := os.OpenFile(device, os.O_RDWR, 0)
-	if err != nil {
+	defer on.Close()                                                                                                   // the device goes with its last mount
+	if err := unix.IoctlSetInt(int(on.Fd()), unix.LOOP_SET_DIRECT_IO, 1); err != nil && !errors.Is(err, unix.EINVAL) { // else all is cached twice
 		return err
 	}
-	defer loop.Close() // the device goes with its last mount
-	info := unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}
-	copy(info.File_name[:len(info.File_name)-1], image.Name())
-	err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{Fd: uint32(image.Fd()), Info: info})
-	if err != nil {
-		return err
-	}
-	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_DIRECT_IO, 1); err != nil && !errors.Is(err, unix.EINVAL) { // else all is cached twice
-		return err
-	}
-	return mountDevice(device, at)
+	return mountDevice(on.Name(), at)
 }
 
 func mountDevice(device, at string) error {
