@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"s0.run/procd/internal/rawio"
 )
 
 const (
@@ -77,7 +79,6 @@ func (w logWriter) Write(b []byte) (int, error) {
 func (l *link) run(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { _ = l.server.Close() })
 	defer stop()
-	var dialer net.Dialer
 	for pause := time.Duration(0); ctx.Err() == nil; pause = min(max(2*pause, minRedial), maxRedial) {
 		if l.hasty.Load() > 0 {
 			l.hasty.Add(-1)
@@ -88,7 +89,7 @@ func (l *link) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		conn, err := dialer.DialContext(ctx, "unix", l.socket)
+		conn, err := l.dial(ctx)
 		if err != nil {
 			continue
 		}
@@ -101,12 +102,22 @@ func (l *link) run(ctx context.Context) {
 	}
 }
 
+// dial connects to noded. Small calls are spared the scheduler's watcher.
+func (l *link) dial(ctx context.Context) (net.Conn, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", l.socket)
+	if err != nil {
+		return nil, err
+	}
+	return rawio.NewConn(conn.(*net.UnixConn))
+}
+
 // serve returns when the connection has ended. Contexts don't notice.
 func (l *link) serve(conn net.Conn) {
 	l.hold(conn)
 	defer l.hold(nil)
 	one := &oneConn{ended: make(chan struct{})}
-	one.conn = &watchedConn{Conn: conn, reader: bufio.NewReaderSize(conn, readBuffer), moved: l.moved, ended: sync.OnceFunc(func() { close(one.ended) })}
+	one.conn = &watchedConn{Conn: &joiner{Conn: conn}, reader: bufio.NewReaderSize(conn, readBuffer), moved: l.moved, ended: sync.OnceFunc(func() { close(one.ended) })}
 	_ = l.server.Serve(one)
 	conn.Close()
 }
