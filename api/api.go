@@ -33,8 +33,10 @@ type Config struct {
 	Listen      string   // host:port; defaults to 127.0.0.1:30080
 	DatabaseURL string   // of PostgreSQL
 	Nodes       []string // unix sockets of node APIs, with or without unix://
-	AdminSocket string   // unix socket of pprof and metrics; none when empty
-	KeyFile     string   // 32 bytes that sign access tokens; made when absent
+	// Dial connects to a node's socket; nil: the kernel's way.
+	Dial        func(ctx context.Context, socket string) (net.Conn, error)
+	AdminSocket string // unix socket of pprof and metrics; none when empty
+	KeyFile     string // 32 bytes that sign access tokens; made when absent
 
 	RegionID string // named by API keys; defaults to local
 	Cluster  string // named by sandbox ids; defaults to local

@@ -235,7 +235,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	s.catalog = templates.NewCatalog(s.store, s.domain.String(), log)
 	s.table = placement.New()
 	s.nodes = nodes.New(nodes.Config{
-		Sockets: s.cfg.Nodes, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
+		Sockets: s.cfg.Nodes, Dial: s.cfg.Dial, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
 		OnSync: func(node string) {
 			s.pools.Kick()
 			s.bandwidth.Kick()

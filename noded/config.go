@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,10 +29,11 @@ type Config struct {
 	Cluster string // prefixes the ids of sandboxes
 	Version string // what Info tells
 
-	DataDir     string // survives a reboot: the journal, and sandboxes/<id> with each upper layer
-	RunDir      string // does not: sandboxes/<id> with each socket, netns/<id>, runsc's state
-	Socket      string // of the node API
-	AdminSocket string // of pprof, /metrics, /healthz and /readyz; empty: none
+	DataDir     string       // survives a reboot: the journal, and sandboxes/<id> with each upper layer
+	RunDir      string       // does not: sandboxes/<id> with each socket, netns/<id>, runsc's state
+	Socket      string       // of the node API
+	Listener    net.Listener // of the node API, too; nil: none
+	AdminSocket string       // of pprof, /metrics, /healthz and /readyz; empty: none
 
 	ContainerdSocket    string
 	ContainerdNamespace string

@@ -207,6 +207,9 @@ func serve(cfg Config, s *daemon.Stack, stopping chan<- struct{}, h http.Handler
 		defer stop()
 		return daemon.Serve(ctx, srv, l, stopGrace)
 	})
+	if cfg.Listener != nil {
+		s.Start("node API of this process", func(ctx context.Context) error { return daemon.Serve(ctx, srv, cfg.Listener, stopGrace) })
+	}
 	cfg.Log.Info("noded is ready", "node", cfg.Node, "socket", cfg.Socket)
 	if cfg.Ready != nil {
 		cfg.Ready()

@@ -47,8 +47,9 @@ const (
 
 // Config says which nodes there are and who wants to know what they say.
 type Config struct {
-	Sockets []string // unix sockets of node APIs
-	Cluster string   // every node must belong to it
+	Sockets []string                                                   // unix sockets of node APIs
+	Dial    func(ctx context.Context, socket string) (net.Conn, error) // to one of them; nil: the kernel's way
+	Cluster string                                                     // every node must belong to it
 	Table   *placement.Table
 	Log     *slog.Logger
 
@@ -89,31 +90,40 @@ func (c *conn) settle() { c.first.Do(func() { close(c.tried) }) }
 
 // New makes a Set; nothing is connected until Run.
 func New(cfg Config) *Set {
+	if cfg.Dial == nil {
+		cfg.Dial = dialUnix
+	}
 	s := &Set{cfg: cfg, byName: map[string]*conn{}}
 	for _, socket := range cfg.Sockets {
-		calls := &http.Client{Transport: transport(socket)}
+		calls := &http.Client{Transport: s.transport(socket)}
 		rpc := nodeapiconnect.NewNodeClient(calls, "http://node", connect.WithReadMaxBytes(maxMessage),
 			// Compressing a message of a hundred bytes costs more than the rest of a claim.
 			connect.WithAcceptCompression("gzip", nil, nil))
 		s.conns = append(s.conns, &conn{
 			socket: socket, calls: calls, rpc: rpc, claims: &claims{rpc: rpc},
-			data:  &http.Client{Transport: transport(socket), CheckRedirect: noRedirect},
+			data:  &http.Client{Transport: s.transport(socket), CheckRedirect: noRedirect},
 			tried: make(chan struct{}),
 		})
 	}
 	return s
 }
 
+func dialUnix(ctx context.Context, socket string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "unix", socket)
+}
+
 // noRedirect keeps answers of a sandbox from sending us anywhere.
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-func transport(socket string) *http.Transport {
+func (s *Set) transport(socket string) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Transport{
 		Protocols: protocols,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", socket)
+			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+			defer cancel()
+			return s.cfg.Dial(ctx, socket)
 		},
 		DisableCompression: true,
 		HTTP2: &http.HTTP2Config{

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"s0.run/cmd/s0d/internal/child"
+	"s0.run/cmd/s0d/internal/inproc"
 	"s0.run/cmd/s0d/internal/prereq"
 	"s0.run/internal/daemon"
 	"s0.run/registry"
@@ -28,6 +29,7 @@ type server struct {
 	lock    *lock
 	logFile *os.File
 	control *control
+	node    *inproc.Listener        // the node API for the API server, which is the same process
 	fail    context.CancelCauseFunc // ends the run
 	parts   []*part                 // in the order of their start
 
@@ -118,7 +120,8 @@ func open(cfg Config, out io.Writer) (*server, error) {
 		return nil, err
 	}
 	s := &server{
-		cfg: cfg, log: log, lock: lock, logFile: logFile, say: printer(out), children: map[string]*child.Child{},
+		node: inproc.Listen(),
+		cfg:  cfg, log: log, lock: lock, logFile: logFile, say: printer(out), children: map[string]*child.Child{},
 		status: Status{PID: os.Getpid(), Version: cfg.Version, State: Starting, StartedAt: time.Now()},
 	}
 	s.firstUser = s.unshown()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -136,7 +137,7 @@ func (s *server) startNoded(ctx context.Context) error {
 	cfg := noded.Config{
 		Cluster: s.cfg.Cluster, Version: s.cfg.Version,
 		DataDir: s.cfg.data("noded"), RunDir: s.cfg.run("noded"),
-		Socket: s.cfg.nodeSocket(), AdminSocket: s.cfg.run("noded-admin.sock"),
+		Socket: s.cfg.nodeSocket(), Listener: s.node, AdminSocket: s.cfg.run("noded-admin.sock"),
 		ContainerdSocket: filepath.Join(s.cfg.run("containerd"), "containerd.sock"), ContainerdNamespace: containerdNamespace, Snapshotter: "overlayfs",
 		Runsc: s.cfg.binary("runsc"), ProcdDir: s.cfg.procdDir(), CgroupParent: s.cfg.CgroupParent,
 		PlainHTTPRegistries: []string{s.cfg.RegistryListen}, RegistryAuthFile: s.cfg.registryAuth(),
@@ -161,6 +162,7 @@ func (s *server) startAPI(ctx context.Context, images map[string]string) error {
 	ready := make(chan struct{})
 	cfg := api.Config{
 		Listen: s.cfg.Listen, DatabaseURL: s.cfg.DatabaseURL, Nodes: []string{"unix://" + s.cfg.nodeSocket()},
+		Dial:        func(ctx context.Context, _ string) (net.Conn, error) { return s.node.Dial(ctx) },
 		AdminSocket: s.cfg.run("api-admin.sock"), KeyFile: s.cfg.data("api.key"),
 		RegionID: "local", Cluster: s.cfg.Cluster,
 		AdminEmail: s.cfg.AdminEmail, AdminPassword: s.cfg.AdminPassword, OnBootstrap: s.bootstrapped,
