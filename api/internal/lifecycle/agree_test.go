@@ -30,6 +30,7 @@ func TestAgree(t *testing.T) {
 		"is paused and stored":           {store.NodeRow{Status: sandbox.Paused, Generation: 2, Settled: true, Stored: true}, stored, true, true},
 		"is stored, its row says no":     {store.NodeRow{Status: sandbox.Paused, Generation: 2, Settled: true}, stored, true, false},
 		"is not stored, its row says so": {store.NodeRow{Status: sandbox.Paused, Generation: 2, Settled: true, Stored: true}, paused, true, false},
+		"was paused and stored just now": {store.NodeRow{Status: sandbox.Paused, Generation: 2}, stored, true, false},
 		"is paused, its row says starts": {store.NodeRow{Status: sandbox.Starting, Generation: 2, Settled: true}, paused, true, false},
 		"failed":                         {store.NodeRow{Status: sandbox.Running, Generation: 2}, failed, true, false},
 		"failed, and its row says so":    {store.NodeRow{Status: sandbox.Failed, Generation: 2, Settled: true}, failed, true, true},

@@ -171,6 +171,8 @@ func agree(row store.NodeRow, sb placement.Sandbox, same bool) bool {
 		return true
 	case same && sb.State == sandbox.Failed:
 		return false
+	case same && sb.State == sandbox.Paused && row.Status == sandbox.Paused && sb.Generation == row.Generation && row.Stored != (sb.Stored != 0):
+		return false // what the node said of it came before the row of the pause
 	case !row.Settled:
 		return true
 	case same && sb.State == sandbox.Running:
