@@ -242,6 +242,11 @@ var succeed = map[string]func(s *stage) request{
 	"updateUserRights": func(s *stage) request {
 		return request{path: "/internal/v1/users/" + s.userID(s.email()), token: s.jwt, body: `{"disabled":true}`}
 	},
+	"createRegion": func(s *stage) request { return request{token: s.jwt, body: s.newRegion()} },
+	"updateRegion": func(s *stage) request {
+		return request{path: "/regions/" + s.region(), token: s.jwt, body: `{"enabled":false}`}
+	},
+	"deleteRegion": func(s *stage) request { return request{path: "/regions/" + s.region(), token: s.jwt} },
 	"setTeamQuota": func(s *stage) request { return request{path: s.quota(), token: s.jwt, body: `{"limit_value":100}`} },
 	"unsetTeamQuota": func(s *stage) request {
 		r := request{method: "PUT", path: s.quota(), token: s.jwt, body: `{"limit_value":99}`}
@@ -295,6 +300,13 @@ func (s *stage) sshKey() string {
 	}
 	return fmt.Sprintf(`{"name":%q,"public_key":%q}`, s.name(), strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))))
 }
+
+// newRegion is a request for one that nobody has.
+func (s *stage) newRegion() string {
+	return `{"id":"aws-` + s.name() + `","regional_gateway_url":"https://example.com"}`
+}
+
+func (s *stage) region() string { return s.make("id", "POST", "/regions", s.jwt, s.newRegion()) }
 
 // email is that of a new user.
 func (s *stage) email() string {

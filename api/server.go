@@ -206,8 +206,11 @@ func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
 	}
 }
 
-// bootstrap makes the first user and the builtin templates.
+// bootstrap makes this server's region, the first user and the builtin templates.
 func (s *server) bootstrap(ctx context.Context, id *identity.Service) error {
+	if err := s.store.EnsureRegion(ctx, s.cfg.RegionID); err != nil {
+		return err
+	}
 	password, err := id.Bootstrap(ctx, s.cfg.AdminEmail, s.cfg.AdminPassword)
 	if err != nil {
 		return fmt.Errorf("making the first user: %w", err)

@@ -147,6 +147,8 @@ func (n *tenant) make(kind string) string {
 		return n.user(n.w.person())
 	case "member":
 		return n.w.create("/teams/"+n.id+"/members", owner, fmt.Sprintf(`{"email":%q,"role":"viewer"}`, n.w.person().name), "user_id")
+	case "region":
+		return n.w.create("/regions", n.w.system, fmt.Sprintf(`{"id":"r-%s","regional_gateway_url":"https://example.com"}`, uuid.NewString()[:8]), "id")
 	case "api key":
 		return n.w.create("/api-keys", owner, `{"name":"k"}`, "id")
 	case "ssh key":

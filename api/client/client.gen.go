@@ -2094,6 +2094,18 @@ type CreateExecutionSessionAttemptRequest struct {
 	ReplaceCurrent *bool `json:"replace_current,omitempty"`
 }
 
+// CreateRegionRequest defines model for CreateRegionRequest.
+type CreateRegionRequest struct {
+	// DisplayName The id by default.
+	DisplayName *string `json:"display_name,omitempty"`
+	Enabled     *bool   `json:"enabled,omitempty"`
+
+	// ID <provider>-<region>, such as aws-us-east-1.
+	ID                 string  `json:"id"`
+	MeteringExportURL  *string `json:"metering_export_url,omitempty"`
+	RegionalGatewayURL string  `json:"regional_gateway_url"`
+}
+
 // CreateSSHKeyRequest defines model for CreateSSHKeyRequest.
 type CreateSSHKeyRequest struct {
 	Name string `json:"name"`
@@ -3305,6 +3317,24 @@ type RefreshTokenRequest struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
+// Region defines model for Region.
+type Region struct {
+	DisplayName string `json:"display_name"`
+	Enabled     bool   `json:"enabled"`
+	ID          string `json:"id"`
+
+	// MeteringExportURL Where it gives what is metered.
+	MeteringExportURL *string `json:"metering_export_url,omitempty"`
+
+	// RegionalGatewayURL Where the region's API is; empty for this server's own when nobody has said.
+	RegionalGatewayURL string `json:"regional_gateway_url"`
+}
+
+// RegionList defines model for RegionList.
+type RegionList struct {
+	Regions []Region `json:"regions"`
+}
+
 // RegionToken defines model for RegionToken.
 type RegionToken struct {
 	// ExpiresAt Seconds since 1970.
@@ -4348,6 +4378,16 @@ type Unmounted struct {
 // UpdateExposedPortsRequest defines model for UpdateExposedPortsRequest.
 type UpdateExposedPortsRequest struct {
 	Ports []ExposedPort `json:"ports"`
+}
+
+// UpdateRegionRequest defines model for UpdateRegionRequest.
+type UpdateRegionRequest struct {
+	DisplayName *string `json:"display_name,omitempty"`
+	Enabled     *bool   `json:"enabled,omitempty"`
+
+	// MeteringExportURL Empty takes it away.
+	MeteringExportURL  *string `json:"metering_export_url,omitempty"`
+	RegionalGatewayURL *string `json:"regional_gateway_url,omitempty"`
 }
 
 // UpdateSandboxRequest defines model for UpdateSandboxRequest.

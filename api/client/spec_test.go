@@ -102,6 +102,15 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 		"updateUserRights": result(func() (any, error) {
 			return c.UpdateUserRights(ctx, "u", client.UserRightsRequest{Disabled: &yes})
 		}),
+		"listRegions": result(func() (any, error) { return c.ListRegions(ctx) }),
+		"getRegion":   result(func() (any, error) { return c.GetRegion(ctx, "r") }),
+		"createRegion": result(func() (any, error) {
+			return c.CreateRegion(ctx, client.CreateRegionRequest{ID: "aws-us-east-1", RegionalGatewayURL: "https://example.com"})
+		}),
+		"updateRegion": result(func() (any, error) {
+			return c.UpdateRegion(ctx, "r", client.UpdateRegionRequest{Enabled: &yes})
+		}),
+		"deleteRegion": func() error { return c.DeleteRegion(ctx, "r") },
 		"createAPIKey": result(func() (any, error) {
 			return c.CreateAPIKey(ctx, client.CreateAPIKeyRequest{Name: "k", Roles: []client.Role{client.RoleAdmin}})
 		}),

@@ -83,6 +83,12 @@ var operations = map[string]access{
 	"PUT /teams/{id}/members/{user_id}":    {member, auth.TeamManage},
 	"DELETE /teams/{id}/members/{user_id}": {memberOrSelf, auth.TeamManage},
 
+	"GET /regions":         {who: systemAdmin},
+	"POST /regions":        {who: systemAdmin},
+	"GET /regions/{id}":    {who: systemAdmin},
+	"PUT /regions/{id}":    {who: systemAdmin},
+	"DELETE /regions/{id}": {who: systemAdmin},
+
 	"GET /internal/v1/users":      {who: systemAdmin},
 	"PUT /internal/v1/users/{id}": {who: systemAdmin},
 

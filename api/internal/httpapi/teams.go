@@ -184,9 +184,13 @@ func (a *API) RemoveTeamMember(w http.ResponseWriter, r *http.Request, _, userID
 // GetActiveTenant implements GET /tenant/active.
 func (a *API) GetActiveTenant(w http.ResponseWriter, r *http.Request, p openapi.GetActiveTenantParams) {
 	g, err := activeTeam(r, value(p.TeamID))
+	var gateway *string
+	if err == nil {
+		gateway, err = a.gatewayURL(r.Context(), g.HomeRegionID)
+	}
 	a.answer(w, r, http.StatusOK, openapi.ActiveTenant{
 		UserID: callerOf(r).identity.UserID.String(), TeamID: g.TeamID.String(), TeamRole: openapi.Role(g.TeamRole), HomeRegionID: g.HomeRegionID,
-		DefaultTeam: value(p.TeamID) == "",
+		DefaultTeam: value(p.TeamID) == "", RegionalGatewayURL: gateway,
 	}, err)
 }
 
@@ -213,7 +217,11 @@ func (a *API) IssueRegionToken(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		g, err = activeTeam(r, value(req.TeamID))
 	}
+	var gateway *string
+	if err == nil {
+		gateway, err = a.gatewayURL(r.Context(), g.HomeRegionID)
+	}
 	a.answer(w, r, http.StatusOK, openapi.RegionToken{
-		RegionID: g.HomeRegionID, Token: bearer(r), ExpiresAt: callerOf(r).identity.Expires.Unix(),
+		RegionID: g.HomeRegionID, RegionalGatewayURL: gateway, Token: bearer(r), ExpiresAt: callerOf(r).identity.Expires.Unix(),
 	}, err)
 }

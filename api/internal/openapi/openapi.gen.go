@@ -2101,6 +2101,18 @@ type CreateExecutionSessionAttemptRequest struct {
 	ReplaceCurrent *bool `json:"replace_current,omitempty"`
 }
 
+// CreateRegionRequest defines model for CreateRegionRequest.
+type CreateRegionRequest struct {
+	// DisplayName The id by default.
+	DisplayName *string `json:"display_name,omitempty"`
+	Enabled     *bool   `json:"enabled,omitempty"`
+
+	// ID <provider>-<region>, such as aws-us-east-1.
+	ID                 string  `json:"id"`
+	MeteringExportURL  *string `json:"metering_export_url,omitempty"`
+	RegionalGatewayURL string  `json:"regional_gateway_url"`
+}
+
 // CreateSSHKeyRequest defines model for CreateSSHKeyRequest.
 type CreateSSHKeyRequest struct {
 	Name string `json:"name"`
@@ -3312,6 +3324,24 @@ type RefreshTokenRequest struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
+// Region defines model for Region.
+type Region struct {
+	DisplayName string `json:"display_name"`
+	Enabled     bool   `json:"enabled"`
+	ID          string `json:"id"`
+
+	// MeteringExportURL Where it gives what is metered.
+	MeteringExportURL *string `json:"metering_export_url,omitempty"`
+
+	// RegionalGatewayURL Where the region's API is; empty for this server's own when nobody has said.
+	RegionalGatewayURL string `json:"regional_gateway_url"`
+}
+
+// RegionList defines model for RegionList.
+type RegionList struct {
+	Regions []Region `json:"regions"`
+}
+
 // RegionToken defines model for RegionToken.
 type RegionToken struct {
 	// ExpiresAt Seconds since 1970.
@@ -4357,6 +4387,16 @@ type UpdateExposedPortsRequest struct {
 	Ports []ExposedPort `json:"ports"`
 }
 
+// UpdateRegionRequest defines model for UpdateRegionRequest.
+type UpdateRegionRequest struct {
+	DisplayName *string `json:"display_name,omitempty"`
+	Enabled     *bool   `json:"enabled,omitempty"`
+
+	// MeteringExportURL Empty takes it away.
+	MeteringExportURL  *string `json:"metering_export_url,omitempty"`
+	RegionalGatewayURL *string `json:"regional_gateway_url,omitempty"`
+}
+
 // UpdateSandboxRequest defines model for UpdateSandboxRequest.
 type UpdateSandboxRequest struct {
 	// Config An absent field keeps its value; `env_vars` replaces the whole map.
@@ -5084,6 +5124,12 @@ type SetTeamQuotaJSONRequestBody = SetQuotaRequest
 // UpdateUserRightsJSONRequestBody defines body for UpdateUserRights for application/json ContentType.
 type UpdateUserRightsJSONRequestBody = UserRightsRequest
 
+// CreateRegionJSONRequestBody defines body for CreateRegion for application/json ContentType.
+type CreateRegionJSONRequestBody = CreateRegionRequest
+
+// UpdateRegionJSONRequestBody defines body for UpdateRegion for application/json ContentType.
+type UpdateRegionJSONRequestBody = UpdateRegionRequest
+
 // CreateTeamJSONRequestBody defines body for CreateTeam for application/json ContentType.
 type CreateTeamJSONRequestBody = CreateTeamRequest
 
@@ -5508,6 +5554,21 @@ type ServerInterface interface {
 	// GetReadiness Whether the server can serve claims
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
+	// ListRegions List the regions
+	// (GET /regions)
+	ListRegions(w http.ResponseWriter, r *http.Request)
+	// CreateRegion Add a region
+	// (POST /regions)
+	CreateRegion(w http.ResponseWriter, r *http.Request)
+	// DeleteRegion Delete a region
+	// (DELETE /regions/{id})
+	DeleteRegion(w http.ResponseWriter, r *http.Request, id string)
+	// GetRegion Show a region
+	// (GET /regions/{id})
+	GetRegion(w http.ResponseWriter, r *http.Request, id string)
+	// UpdateRegion Change a region
+	// (PUT /regions/{id})
+	UpdateRegion(w http.ResponseWriter, r *http.Request, id string)
 	// ListTeams List the teams of the signed-in user
 	// (GET /teams)
 	ListTeams(w http.ResponseWriter, r *http.Request)
@@ -10532,6 +10593,112 @@ func (siw *ServerInterfaceWrapper) GetReadiness(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// ListRegions operation middleware
+func (siw *ServerInterfaceWrapper) ListRegions(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListRegions(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateRegion operation middleware
+func (siw *ServerInterfaceWrapper) CreateRegion(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateRegion(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteRegion operation middleware
+func (siw *ServerInterfaceWrapper) DeleteRegion(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteRegion(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetRegion operation middleware
+func (siw *ServerInterfaceWrapper) GetRegion(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetRegion(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateRegion operation middleware
+func (siw *ServerInterfaceWrapper) UpdateRegion(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateRegion(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListTeams operation middleware
 func (siw *ServerInterfaceWrapper) ListTeams(w http.ResponseWriter, r *http.Request) {
 
@@ -11119,6 +11286,11 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api-keys/current", wrapper.GetCurrentAPIKey)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api-keys/{id}", wrapper.DeleteAPIKey)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api-keys/{id}/deactivate", wrapper.DeactivateAPIKey)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/regions", wrapper.ListRegions)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/regions", wrapper.CreateRegion)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/regions/{id}", wrapper.DeleteRegion)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/regions/{id}", wrapper.GetRegion)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/regions/{id}", wrapper.UpdateRegion)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/internal/v1/users", wrapper.ListUsers)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/internal/v1/users/{id}", wrapper.UpdateUserRights)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/credential-sources", wrapper.ListCredentialSources)
