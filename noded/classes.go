@@ -15,11 +15,18 @@ import (
 // runcAnswers bounds the question which version a runc is.
 const runcAnswers = 10 * time.Second
 
-// runtimeClasses are the classes that the node offers: gVisor always, runc where
-// its operator allows it. Kata is never among them: its sandboxes' channel would
-// have to be a vsock, and nothing here listens on one.
+// runtimeClasses are the classes that the node offers: gVisor always, kata where the
+// machine can have virtual machines and the shim that makes them, runc where its
+// operator allows it.
 func runtimeClasses(ctx context.Context, cfg Config) ([]string, error) {
 	classes := []string{string(sandbox.GVisor)}
+	if !cfg.Simulate {
+		if err := checkKata(cfg.ContainerdSocket, kvmDevice); err != nil {
+			cfg.Log.Info("runtime class kata is not offered", "reason", err)
+		} else {
+			classes = append(classes, string(sandbox.Kata))
+		}
+	}
 	if !cfg.AllowRunc {
 		return classes, nil
 	}

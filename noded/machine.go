@@ -4,11 +4,14 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"s0.run/internal/daemon"
+	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/cgroup"
 	"s0.run/noded/internal/disk"
+	"s0.run/noded/internal/guest"
 	"s0.run/noded/internal/images"
 	"s0.run/noded/internal/layer"
 	"s0.run/noded/internal/lifecycle"
@@ -28,6 +31,7 @@ type machine struct {
 	layers  server.Layers // nil: sandboxes have no files
 	disk    localDisk
 	network lifecycle.Network
+	guests  lifecycle.Guests // nil: no sandbox is a virtual machine
 	groups  lifecycle.Groups
 	egress  lifecycle.Egress // nil: through netd
 	usage   stats.Groups
@@ -61,7 +65,7 @@ func simulated(s *daemon.Stack) machine {
 }
 
 // openMachine connects to containerd and the kernel.
-func openMachine(cfg Config, s *daemon.Stack) (machine, error) {
+func openMachine(cfg Config, classes []string, s *daemon.Stack) (machine, error) {
 	network, err := netns.Open(netns.Config{Dir: filepath.Join(cfg.RunDir, "netns"), CIDR: cfg.SandboxCIDR, CIDR6: cfg.SandboxCIDR6})
 	if err != nil {
 		return machine{}, err
@@ -78,7 +82,7 @@ func openMachine(cfg Config, s *daemon.Stack) (machine, error) {
 	s.Push(groups.Close)
 	rt, err := runtime.New(runtime.Config{
 		Socket: cfg.ContainerdSocket, Namespace: cfg.ContainerdNamespace, Snapshotter: cfg.Snapshotter,
-		Runsc: cfg.Runsc, RunscRoot: filepath.Join(cfg.RunDir, "runsc"), AllowRunc: cfg.AllowRunc, Log: cfg.Log,
+		Runsc: cfg.Runsc, RunscRoot: filepath.Join(cfg.RunDir, "runsc"), AllowRunc: cfg.AllowRunc, Kata: slices.Contains(classes, string(sandbox.Kata)), Log: cfg.Log,
 	})
 	if err != nil {
 		return machine{}, err
@@ -99,7 +103,7 @@ func openMachine(cfg Config, s *daemon.Stack) (machine, error) {
 	if err != nil {
 		return machine{}, err
 	}
-	return machine{runtime: adapter, images: resolver{store}, layers: layers, disk: room, network: network, groups: groups, usage: groups, traffic: network, ready: rt.Ready}, nil
+	return machine{runtime: adapter, images: resolver{store}, layers: layers, disk: room, network: network, guests: guest.Guests{}, groups: groups, usage: groups, traffic: network, ready: rt.Ready}, nil
 }
 
 // scopeLabel marks our containers with whose they are.

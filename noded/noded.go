@@ -95,7 +95,7 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	var m machine
 	if cfg.Simulate {
 		m = simulated(s)
-	} else if m, err = openMachine(cfg, s); err != nil {
+	} else if m, err = openMachine(cfg, classes, s); err != nil {
 		return err
 	}
 	store, err := openObjectStore(cfg, m.disk)
@@ -119,7 +119,7 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
 		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), Snapshots: snapshots.NewStore(filepath.Join(cfg.DataDir, "snapshots")), RunDir: string(believed), BinDir: cfg.ProcdDir,
-		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Egress: m.egress, Groups: m.groups, Volumes: portals.forLifecycle(),
+		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Egress: m.egress, Groups: m.groups, Volumes: portals.forLifecycle(), Guests: m.guests,
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
 	})
 	if err := manager.Load(); err != nil {

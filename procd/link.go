@@ -42,7 +42,7 @@ const (
 	readBuffer = 4 << 10
 )
 
-// link keeps a connection to noded and serves on it. Its server's handler is set
+// link has a connection to noded and serves on it. Its server's handler is set
 // before it runs.
 type link struct {
 	socket string
@@ -75,10 +75,20 @@ func (w logWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// run dials, serves until the connection ends, and dials again, until ctx ends.
-func (l *link) run(ctx context.Context) {
+// run serves one connection after the other until ctx ends: those that come through
+// the door, or without one those that it dials.
+func (l *link) run(ctx context.Context, d *door) {
 	stop := context.AfterFunc(ctx, func() { _ = l.server.Close() })
 	defer stop()
+	if d != nil {
+		d.serve(ctx, l)
+		return
+	}
+	l.call(ctx)
+}
+
+// call dials, serves until the connection ends, and dials again, until ctx ends.
+func (l *link) call(ctx context.Context) {
 	for pause := time.Duration(0); ctx.Err() == nil; pause = min(max(2*pause, minRedial), maxRedial) {
 		if l.hasty.Load() > 0 {
 			l.hasty.Add(-1)
@@ -115,17 +125,29 @@ func (l *link) dial(ctx context.Context) (net.Conn, error) {
 // serve returns when the connection has ended. Contexts don't notice.
 func (l *link) serve(conn net.Conn) {
 	l.hold(conn)
-	defer l.hold(nil)
+	defer l.release(conn)
 	one := &oneConn{ended: make(chan struct{})}
 	one.conn = &watchedConn{Conn: &joiner{Conn: conn}, reader: bufio.NewReaderSize(conn, readBuffer), moved: l.moved, ended: sync.OnceFunc(func() { close(one.ended) })}
 	_ = l.server.Serve(one)
 	conn.Close()
 }
 
+// hold makes conn the connection. Who is there already is not any more.
 func (l *link) hold(conn net.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.current != nil {
+		l.current.Close()
+	}
 	l.current = conn
+}
+
+func (l *link) release(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.current == conn {
+		l.current = nil
+	}
 }
 
 // hangUp closes the connection and has the next one dialled in haste.

@@ -2,7 +2,8 @@
 //
 // It dials the unix socket on which noded answers, and serves procapi's HTTP API
 // on that connection and on every one that follows it: contexts, which outlive
-// connections, and files. Beside that it does what a PID 1 must: reap, and not die
+// connections, and files. In a virtual machine, into which no socket leads, it
+// listens for noded instead. Beside that it does what a PID 1 must: reap, and not die
 // of a stray signal. It trusts nobody inside the sandbox and is trusted by nobody
 // outside; it holds no secret. Its parts are under internal/: reap owns the
 // children, proc a process and its output, repl what an interpreter says, warm the
@@ -52,10 +53,11 @@ const (
 	workspaceMode = 0o755
 )
 
-// Config says where procd is. Only its tests set more than Version and Log.
+// Config says where procd is. Only its tests set more than Version, Log and Guest.
 type Config struct {
 	Version   string
 	Log       *slog.Logger
+	Guest     bool   // it is in a virtual machine: noded dials
 	Socket    string // defaults to procapi.Socket
 	Workspace string // defaults to procapi.Workspace
 	Local     string // address for the sandbox's own processes; defaults to 127.0.0.1:procapi.EventPort
@@ -72,6 +74,13 @@ func (c Config) withDefaults() Config {
 // fails, which it returns. Then it kills everything that it started.
 func Run(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
+	var door *door // nil: procd dials
+	if cfg.Guest {
+		var err error
+		if door, err = openDoor(); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(cfg.Workspace, workspaceMode); err != nil {
 		cfg.Log.Warn("making the workspace", "err", err) // a process that needs it will say so
 	}
@@ -110,7 +119,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 	var children, work sync.WaitGroup
 	children.Go(func() { reaper.Run(reaping) })
-	work.Go(func() { link.run(ctx) })
+	work.Go(func() { link.run(ctx, door) })
 	work.Go(func() { inside.Run(ctx) })
 	work.Go(func() { supervised.Run(ctx) })
 	work.Go(func() { dir.Run(ctx) })

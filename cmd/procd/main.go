@@ -5,7 +5,9 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"slices"
 
+	"s0.run/internal/procapi"
 	"s0.run/procd"
 )
 
@@ -14,7 +16,7 @@ var version = "dev"
 
 func main() {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := procd.Run(context.Background(), procd.Config{Version: version, Log: log}); err != nil {
+	if err := procd.Run(context.Background(), procd.Config{Version: version, Log: log, Guest: slices.Contains(os.Args[1:], procapi.GuestFlag)}); err != nil {
 		log.Error("procd failed", "err", err)
 		os.Exit(1)
 	}

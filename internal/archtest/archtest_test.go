@@ -43,6 +43,7 @@ var rules = []rule{
 	{in: "internal/regauth"},
 	{in: "internal/procapi", own: []string{"internal/warm"}},
 	{in: "internal/shimapi"},
+	{in: "internal/vsock", third: []string{"golang.org/x/sys"}},
 	{in: "internal/failpoint"},
 	{in: "internal/nodeapi", own: []string{"internal/sandbox", "internal/sealed", "internal/warm"}, third: []string{"connectrpc.com/connect", "google.golang.org/protobuf"}},
 	{in: "internal/netdapi", own: []string{"internal/sandbox", "internal/errdefs", "internal/sealed"}},
@@ -60,7 +61,7 @@ var rules = []rule{
 	{in: "api/internal/replicasets", own: append(leaves, "internal/nodeapi"), third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/internal/apidoc", third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
-	{in: "noded", own: append(leaves, "internal/imageref", "internal/netdapi", "internal/nodeapi", "internal/procapi", "internal/volumeapi"), third: []string{
+	{in: "noded", own: append(leaves, "internal/imageref", "internal/netdapi", "internal/nodeapi", "internal/procapi", "internal/volumeapi", "internal/vsock"), third: []string{
 		"connectrpc.com/connect", "github.com/prometheus/client_golang", "golang.org/x/sync", "golang.org/x/sys",
 		"github.com/vishvananda/netlink", "google.golang.org/protobuf",
 	}},
@@ -81,7 +82,7 @@ var rules = []rule{
 	{in: "volumed", own: append(leaves, "internal/volumeapi"), third: []string{"golang.org/x/sys"}},
 	{in: "registry", own: []string{"internal/daemon", "internal/errdefs", "internal/imageref", "internal/regauth"}},
 	{in: "registry/internal/store", third: []string{"go.etcd.io/bbolt"}},
-	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/warm"}, third: []string{"golang.org/x/sys"}},
+	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/vsock", "internal/warm"}, third: []string{"golang.org/x/sys"}},
 	{in: "shim", own: []string{"internal/errdefs", "internal/shimapi"}, third: append(containerd, "github.com/containerd/ttrpc", "github.com/containerd/console", "github.com/containerd/plugin")},
 
 	// Mains, and the one-machine server that assembles the components.
@@ -89,7 +90,7 @@ var rules = []rule{
 	{in: "cmd/s0d", own: append(leaves, "internal/netdapi", "internal/imageref", "internal/nodeapi", "internal/regauth", "api", "netd", "noded", "registry", "volumed", "internal/volumeapi"), third: []string{
 		"github.com/spf13", "golang.org/x/sync", "golang.org/x/sys", "github.com/jackc/pgx/v5",
 	}, deny: []string{module + "/api/internal", module + "/netd/internal", module + "/noded/internal", module + "/registry/internal", module + "/volumed/internal"}},
-	{in: "cmd/procd", own: []string{"procd"}},
+	{in: "cmd/procd", own: []string{"procd", "internal/procapi"}},
 	{in: "cmd/containerd-shim-s0-v1", own: []string{"shim"}, third: []string{"github.com/containerd/containerd/v2/pkg/shim"}},
 	{in: "hack/kube", own: []string{"internal/s0test/kubetest"}},
 	{in: "hack", own: []string{"api/client"}, third: []string{"github.com/google/go-containerregistry", "golang.org/x/sys"}},

@@ -22,6 +22,9 @@ const (
 	// Socket is where noded listens and procd dials. The path is the identity:
 	// no secret is exchanged.
 	Socket = Dir + "/node.sock"
+	// TokenFile is what noded shows first on each connection to a sandbox that is a
+	// virtual machine, where procd listens: see GuestFlag. Only root may read it.
+	TokenFile = Dir + "/token"
 	// Binary is procd itself, the sandbox's PID 1.
 	Binary = Dir + "/bin/procd"
 	// InstanceFile has one line: the sandbox's id and generation. Who finds another
@@ -37,6 +40,15 @@ const (
 	Workspace = "/workspace"
 	// EventPort is the loopback port inside the sandbox for events and envd.
 	EventPort = 49983
+)
+
+// A sandbox that is a virtual machine sees no socket of the host's. There procd is
+// started with GuestFlag: it listens on GuestPort of the machine's vsock, and noded
+// dials.
+const (
+	GuestFlag  = "--guest"
+	GuestPort  = 49984
+	TokenBytes = 32 // of a token, which is text
 )
 
 // Limits that both ends enforce.

@@ -6,9 +6,10 @@
 // sandbox alone. The other end is hostile. Anything inside may dial, so the
 // latest connection wins and dialling is rationed; every answer is bounded in
 // size and time and checked before use; nothing that it says becomes a path, an
-// id or a permission.
+// id or a permission. Where the sandbox is a virtual machine, to which no socket
+// of the host leads, it is the Channel that dials; the rest is the same.
 //
-// A [Channel] owns its socket and its connection. It never decides what a loss
+// A [Channel] owns its socket, if it has one, and its connection. It never decides what a loss
 // means: it reports it.
 package channel
 
@@ -66,12 +67,14 @@ type Config struct {
 	// answering: it may yet come back. Lost must not block.
 	Lost  func(silent bool)
 	Grace time.Duration
+	// Dial connects to a procd that can't dial; nil: it can. It ends within seconds.
+	Dial func(context.Context) (net.Conn, error)
 }
 
 // Channel is safe for concurrent use.
 type Channel struct {
 	cfg       Config
-	listener  *net.UnixListener
+	listener  *net.UnixListener // nil: it dials
 	transport *http.Transport
 	done      chan struct{} // closed by Close, once
 	end       sync.Once
@@ -90,7 +93,8 @@ type link struct {
 	client *http.ClientConn
 	lost   func(*link) // told when the connection is closed from either side
 	dead   bool
-	hungUp atomic.Bool // by the other end
+	ended  chan struct{} // closed once it is dead
+	hungUp atomic.Bool   // by the other end
 }
 
 func (l *link) Read(b []byte) (int, error) {
@@ -109,13 +113,18 @@ func (l *link) Close() error {
 }
 
 // Listen binds the socket, in place of one that an earlier noded left behind:
-// procd, whose connection broke with that process, redials the same path.
+// procd, whose connection broke with that process, redials the same path. With
+// cfg.Dial there is none to bind.
 func Listen(cfg Config) (*Channel, error) {
-	l, err := listen(cfg.Dir)
-	if err != nil {
+	c := &Channel{cfg: cfg, transport: transport, done: make(chan struct{}), arrived: make(chan struct{})}
+	if cfg.Dial != nil {
+		return c, nil
+	}
+	var err error
+	if c.listener, err = listen(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("listening for procd in %s: %w", cfg.Dir, err)
 	}
-	return &Channel{cfg: cfg, listener: l, transport: transport, done: make(chan struct{}), arrived: make(chan struct{})}, nil
+	return c, nil
 }
 
 func listen(dir string) (*net.UnixListener, error) {
@@ -141,14 +150,14 @@ func listen(dir string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Run accepts connections until ctx ends or the channel is closed. It must run
-// exactly once for each Channel.
+// Run accepts connections, or makes them, until ctx ends or the channel is closed.
+// It must run exactly once for each Channel.
 func (c *Channel) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, c.Close)
 	defer stop()
 	for {
 		pause := acceptInterval
-		if conn, err := c.listener.Accept(); err == nil {
+		if conn, err := c.next(ctx); err == nil {
 			c.attach(ctx, conn)
 		} else {
 			pause = acceptRetry
@@ -159,6 +168,24 @@ func (c *Channel) Run(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// next is the next connection. Who dials needs none before the last one has ended.
+func (c *Channel) next(ctx context.Context) (net.Conn, error) {
+	if c.listener != nil {
+		return c.listener.Accept()
+	}
+	c.mu.Lock()
+	current := c.current
+	c.mu.Unlock()
+	if current != nil {
+		select {
+		case <-current.ended:
+		case <-c.done:
+			return nil, net.ErrClosed
+		}
+	}
+	return c.cfg.Dial(ctx)
 }
 
 // Close ends the channel, with its connection, for good and reports no loss. The
@@ -172,15 +199,21 @@ func (c *Channel) Close() {
 	}
 	c.mu.Unlock()
 	c.end.Do(func() { close(c.done) })
-	c.listener.Close()
+	c.stopListening()
 	if old != nil {
 		old.client.Close()
 	}
 }
 
+func (c *Channel) stopListening() {
+	if c.listener != nil {
+		c.listener.Close()
+	}
+}
+
 // attach makes conn the channel's connection.
 func (c *Channel) attach(ctx context.Context, conn net.Conn) {
-	l := &link{Conn: conn, lost: c.detach}
+	l := &link{Conn: conn, lost: c.detach, ended: make(chan struct{})}
 	client, err := c.transport.NewClientConn(context.WithValue(ctx, linkKey{}, l), "http", "procd:80")
 	if err != nil {
 		l.Conn.Close()
@@ -218,7 +251,10 @@ func (c *Channel) replace(l *link) *link {
 func (c *Channel) detach(l *link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l.dead = true
+	if !l.dead {
+		l.dead = true
+		close(l.ended)
+	}
 	if c.current != l {
 		return
 	}

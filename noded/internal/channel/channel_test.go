@@ -29,10 +29,13 @@ type harness struct {
 	stop func()
 }
 
-func start(t *testing.T, dir string) *harness {
+func start(t *testing.T, dir string) *harness { return startWith(t, Config{Dir: dir}) }
+
+func startWith(t *testing.T, cfg Config) *harness {
 	t.Helper()
-	h := &harness{dir: dir, lost: make(chan bool, 16)}
-	c, err := Listen(Config{Dir: dir, Grace: 50 * time.Millisecond, Lost: func(silent bool) { h.lost <- silent }})
+	h := &harness{dir: cfg.Dir, lost: make(chan bool, 16)}
+	cfg.Grace, cfg.Lost = 50*time.Millisecond, func(silent bool) { h.lost <- silent }
+	c, err := Listen(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ func (c *Channel) HangUp(ctx context.Context) error {
 	current := c.current
 	c.mu.Unlock()
 	// Nobody listens before procd hangs up: its next connection shall be the next life's.
-	c.listener.Close()
+	c.stopListening()
 	if err := os.Remove(filepath.Join(c.cfg.Dir, filepath.Base(procapi.Socket))); err != nil {
 		return fmt.Errorf("hanging up: %w", err)
 	}

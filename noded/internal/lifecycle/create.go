@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -275,6 +276,11 @@ func (m *Manager) makeDirs(rec journal.Record) error {
 			return err
 		}
 	}
+	if isMachine(rec.Spec) {
+		if err := m.makeToken(id); err != nil {
+			return err
+		}
+	}
 	return os.WriteFile(m.instanceFile(id), fmt.Appendf(nil, "%s %d\n", id, rec.Generation), 0o444)
 }
 
@@ -294,10 +300,14 @@ func (m *Manager) binDir(id sandbox.ID) string {
 // listen opens the sandbox's channel, under Run's care.
 func (m *Manager) listen(inst *instance) error {
 	life := m.lifeOf(inst)
-	ch, err := channel.Listen(channel.Config{
+	cfg := channel.Config{
 		Dir: m.slotDir(inst.id), Grace: redialGrace,
 		Lost: func(silent bool) { m.background(func(ctx context.Context) { m.lost(ctx, inst, life, silent) }) },
-	})
+	}
+	if isMachine(m.record(inst).Spec) {
+		cfg.Dial = func(ctx context.Context) (net.Conn, error) { return m.dialGuest(ctx, inst.id) }
+	}
+	ch, err := channel.Listen(cfg)
 	if err != nil {
 		return err
 	}
@@ -393,6 +403,9 @@ func limits(spec sandbox.Spec, claim *journal.Claim, idle bool) cgroup.Limits {
 	}
 	if claim != nil {
 		l.MemoryBytes, l.CPUMillis = claim.MemoryBytes, claim.CPUMillis
+	}
+	if isMachine(spec) {
+		l.MemoryBytes += machineOverhead
 	}
 	return l
 }

@@ -387,7 +387,7 @@ func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
 // removeDirs removes the sandbox's directories. The slot's is emptied by name,
 // so that nothing that somebody mounted or put there is ever walked into.
 func (m *Manager) removeDirs(id sandbox.ID) error {
-	files := append(m.believed().Paths(id), m.binDir(id), m.portalPoint(id), m.instanceFile(id), filepath.Join(m.slotDir(id), filepath.Base(procapi.Socket)))
+	files := append(m.believed().Paths(id), m.binDir(id), m.portalPoint(id), m.instanceFile(id), m.tokenFile(id), filepath.Join(m.slotDir(id), filepath.Base(procapi.Socket)))
 	for _, path := range append(files, m.slotDir(id)) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -32,6 +32,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -196,7 +197,14 @@ type Groups interface {
 	List() ([]sandbox.ID, error)
 }
 
-// Config wires a Manager. Every field but Archive and Volumes is required.
+// Guests leads to procd where it can't dial.
+type Guests interface {
+	// Dial connects to procd in a sandbox that is a virtual machine. It ends within
+	// seconds, also when the machine is not there yet.
+	Dial(ctx context.Context, id sandbox.ID) (net.Conn, error)
+}
+
+// Config wires a Manager. Every field but Archive, Volumes and Guests is required.
 type Config struct {
 	Cluster    string // prefixes new ids
 	Scope      string // tells this noded's shims from another's on the same containerd
@@ -215,6 +223,7 @@ type Config struct {
 	Network    Network
 	Egress     Egress
 	Volumes    Volumes // nil: there are none
+	Guests     Guests  // nil: no sandbox is a virtual machine
 	Groups     Groups
 	Hub        *events.Hub
 	Metrics    *Metrics

@@ -52,6 +52,9 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 	if err := checkGeneration(old, req.Generation); err != nil {
 		return Sandbox{}, err
 	}
+	if err := checkMachine(old.Spec, req.MemoryBytes, req.CPUMillis); err != nil {
+		return Sandbox{}, err
+	}
 	rec := req.apply(old)
 	if paused { // comes into force when it is resumed
 		rec.Stored = 0 // what is in the object store knows nothing of it

@@ -48,6 +48,7 @@ type Config struct {
 	Runsc       string // absolute path of the runsc binary
 	RunscRoot   string // runsc's state directory
 	AllowRunc   bool   // runtime class runc, which shares the host's kernel
+	Kata        bool   // runtime class kata: its shim is installed
 	Log         *slog.Logger
 }
 

@@ -92,6 +92,8 @@ func (r *Runtime) specialize(s *specs.Spec, c Container) {
 		s.Process.Capabilities = capabilitySets(caps) // the profile depends on them
 		s.Linux.Seccomp = seccomp.DefaultProfile(s)
 	case sandbox.Kata:
+		// No socket of the host's leads into a virtual machine.
+		s.Process.Args = append(s.Process.Args, procapi.GuestFlag)
 	}
 	s.Process.Capabilities = capabilitySets(caps)
 }

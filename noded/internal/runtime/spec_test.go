@@ -10,6 +10,7 @@ import (
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/shimapi"
 	"s0.run/noded/internal/images"
@@ -55,6 +56,9 @@ func TestC05_SpecConfines(t *testing.T) {
 		}
 		if class != sandbox.GVisor && len(s.Annotations) > 0 {
 			t.Errorf("%s: annotations %v", class, s.Annotations)
+		}
+		if guest := slices.Contains(s.Process.Args, procapi.GuestFlag); guest != (class == sandbox.Kata) || s.Process.Args[0] != procapi.Binary {
+			t.Errorf("%s: procd is started as %q", class, s.Process.Args)
 		}
 		kinds := map[specs.LinuxNamespaceType]string{}
 		for _, ns := range s.Linux.Namespaces {
@@ -108,7 +112,10 @@ func TestRuntimeClasses(t *testing.T) {
 	if _, err := r.runtimeName(sandbox.Runc); err == nil {
 		t.Error("C01: runc is offered without the operator's consent")
 	}
-	r.cfg.AllowRunc = true
+	if _, err := r.runtimeName(sandbox.Kata); err == nil {
+		t.Error("kata is offered where there is no shim of it")
+	}
+	r.cfg.AllowRunc, r.cfg.Kata = true, true
 	for class, want := range map[sandbox.RuntimeClass]string{
 		sandbox.GVisor: "io.containerd.s0.v1", sandbox.Kata: "io.containerd.kata.v2", sandbox.Runc: "io.containerd.runc.v2",
 	} {

@@ -53,7 +53,7 @@ func (r *Runtime) runtimeName(class sandbox.RuntimeClass) (string, error) {
 	switch {
 	case class == sandbox.GVisor:
 		return shimapi.Runtime, nil
-	case class == sandbox.Kata:
+	case class == sandbox.Kata && r.cfg.Kata:
 		return "io.containerd.kata.v2", nil
 	case class == sandbox.Runc && r.cfg.AllowRunc:
 		return "io.containerd.runc.v2", nil
