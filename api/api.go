@@ -32,11 +32,16 @@ var contract []byte
 type Config struct {
 	Listen      string   // host:port; defaults to 127.0.0.1:30080
 	DatabaseURL string   // of PostgreSQL
-	Nodes       []string // unix sockets of node APIs, with or without unix://
+	Nodes       []string // unix sockets of this machine's node APIs, with or without unix://
 	// Dial connects to a node's socket; nil: the kernel's way.
 	Dial        func(ctx context.Context, socket string) (net.Conn, error)
 	AdminSocket string // unix socket of pprof and metrics; none when empty
 	KeyFile     string // 32 bytes that sign access tokens; made when absent
+
+	// NodeCADir is the directory of the authority that certifies the cluster's other nodes,
+	// which join at NodeListen (host:port): the same authority for all replicas, made when
+	// absent. Empty: there are no others.
+	NodeCADir, NodeListen string
 
 	RegionID string // named by API keys; defaults to local
 	Cluster  string // named by sandbox ids; defaults to local
@@ -138,8 +143,10 @@ func (c Config) check() error {
 	switch {
 	case c.DatabaseURL == "":
 		return errors.New("api: a database URL is required")
-	case len(c.Nodes) == 0:
-		return errors.New("api: at least one node is required")
+	case len(c.Nodes) == 0 && c.NodeCADir == "":
+		return errors.New("api: at least one node is required, or an authority for nodes that join")
+	case c.NodeListen != "" && c.NodeCADir == "":
+		return errors.New("api: nodes can't join without an authority")
 	case c.KeyFile == "":
 		return errors.New("api: a key file is required")
 	case c.Registry != "" && c.RegistryKeyFile == "":

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -29,6 +30,7 @@ import (
 	"s0.run/api/internal/identity"
 	"s0.run/api/internal/images"
 	"s0.run/api/internal/lifecycle"
+	"s0.run/api/internal/members"
 	"s0.run/api/internal/metering"
 	"s0.run/api/internal/ndjson"
 	"s0.run/api/internal/nodes"
@@ -48,6 +50,7 @@ import (
 	"s0.run/api/internal/wsapi"
 	"s0.run/internal/daemon"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/nodecert"
 	"s0.run/internal/regauth"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/sealed"
@@ -67,12 +70,14 @@ type server struct {
 	cfg      Config
 	listener net.Listener
 	admin    net.Listener // nil: none
+	joining  net.Listener // nil: no nodes join here
 	store    *store.Store
 	auth     *auth.Authenticator
 	catalog  *templates.Catalog
 	table    *placement.Table
 	nodes    *nodes.Set
-	pools    interface { // where there are pools: on the nodes, or in Kubernetes
+	members  *members.Keeper // nil: there are only this machine's nodes
+	pools    interface {     // where there are pools: on the nodes, or in Kubernetes
 		Kick()
 		Run(context.Context) error
 	}
@@ -117,6 +122,10 @@ func open(ctx context.Context, cfg Config) (_ *server, err error) {
 			return nil, err
 		}
 	}
+	authority, err := s.openNodes()
+	if err != nil {
+		return nil, err
+	}
 	if s.domain, err = s.publicDomain(); err != nil {
 		return nil, err
 	}
@@ -151,13 +160,35 @@ func open(ctx context.Context, cfg Config) (_ *server, err error) {
 			return nil, err
 		}
 	}
-	s.wire(signer, id)
+	s.wire(signer, id, authority)
+	if s.members != nil {
+		if err := s.members.Load(ctx, s.nodes); err != nil {
+			return nil, err
+		}
+	}
 	if cfg.PoolNamespace != "" {
 		if s.pools, err = replicasets.New(replicasets.Config{Catalog: s.catalog, Kubeconfig: cfg.Kubeconfig, Namespace: cfg.PoolNamespace, Cluster: cfg.Cluster, Log: cfg.Log}); err != nil {
 			return nil, fmt.Errorf("pools in Kubernetes: %w", err)
 		}
 	}
 	return s, s.catalog.Load(ctx)
+}
+
+// openNodes reads what nodes are certified with, and listens for those that want to be.
+func (s *server) openNodes() (*nodecert.Authority, error) {
+	if s.cfg.NodeCADir == "" {
+		return nil, nil
+	}
+	authority, err := nodecert.EnsureAuthority(s.cfg.NodeCADir)
+	if err != nil || s.cfg.NodeListen == "" {
+		return authority, err
+	}
+	l, err := net.Listen("tcp", s.cfg.NodeListen)
+	if err != nil {
+		return nil, err
+	}
+	s.joining = daemon.Bound(l, members.MaxConns, members.MaxConnsOfOne)
+	return authority, nil
 }
 
 // openSSO reads which providers there are. None of them is asked yet.
@@ -231,14 +262,21 @@ func (s *server) bootstrap(ctx context.Context, id *identity.Service) error {
 }
 
 // wire makes the parts from each other.
-func (s *server) wire(signer *auth.Signer, id *identity.Service) {
+func (s *server) wire(signer *auth.Signer, id *identity.Service, authority *nodecert.Authority) {
 	log, reg := s.cfg.Log, prometheus.NewRegistry()
 	s.metrics = promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 	s.auth = auth.NewAuthenticator(signer, s.store)
 	s.catalog = templates.NewCatalog(s.store, s.domain.String(), log)
 	s.table = placement.New()
+	var dial func(context.Context, nodes.Member) (net.Conn, error)
+	if authority != nil {
+		s.members = members.New(members.Config{
+			Store: s.store, Authority: authority, Cluster: s.cfg.Cluster, Table: s.table, Drained: s.drainedNodes, Log: log,
+		})
+		dial = s.members.Dial
+	}
 	s.nodes = nodes.New(nodes.Config{
-		Sockets: s.cfg.Nodes, Dial: s.cfg.Dial, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
+		Sockets: s.cfg.Nodes, Dial: s.cfg.Dial, DialMember: dial, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
 		OnSync: func(node string) {
 			s.pools.Kick()
 			s.bandwidth.Kick()
@@ -287,6 +325,12 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service) {
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("s0_api_free_slots", "Slots that can be claimed.", func() float64 { return float64(s.table.Free()) }),
 		gauge("s0_api_synced_nodes", "Nodes whose stream is whole.", func() float64 { return float64(len(s.table.Synced())) }))
+}
+
+// drainedNodes has everybody look who cares which nodes get nothing new.
+func (s *server) drainedNodes() {
+	s.pools.Kick()
+	s.lifecycle.Drained()
 }
 
 func gauge(name, help string, f func() float64) prometheus.Collector {
@@ -360,6 +404,15 @@ func (s *server) run(ctx context.Context) error {
 	g.Go(func() error { return s.followChanges(background) })
 	if s.admin != nil {
 		g.Go(func() error { return s.serveAdmin(background) })
+	}
+	if s.members != nil {
+		g.Go(func() error { return s.members.Run(background, s.nodes) })
+	}
+	if s.joining != nil {
+		srv := s.members.Server()
+		g.Go(func() error {
+			return daemon.Serve(background, srv, tls.NewListener(s.joining, srv.TLSConfig), stopGrace)
+		})
 	}
 	s.awaitNodes(serving)
 	if s.cfg.Ready != nil {
@@ -437,6 +490,12 @@ func (s *server) changed(ctx context.Context, table string) {
 	case "", store.TableUses:
 		s.network.Kick()
 	}
+	switch table {
+	case "", store.TableNodes:
+		if s.members != nil {
+			s.members.Kick()
+		}
+	}
 	if table != store.TableTemplates && table != "" {
 		return
 	}
@@ -461,6 +520,9 @@ func (s *server) close() {
 	}
 	if s.admin != nil {
 		s.admin.Close()
+	}
+	if s.joining != nil {
+		s.joining.Close()
 	}
 	if s.store != nil {
 		s.store.Close()

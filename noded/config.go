@@ -35,6 +35,14 @@ type Config struct {
 	Listener    net.Listener // of the node API, too; nil: none
 	AdminSocket string       // of pprof, /metrics, /healthz and /readyz; empty: none
 
+	// Listen is where API servers on other machines reach the node API, host:port; empty:
+	// there are none. CertDir then keeps this node's key and certificate, which it has from
+	// the servers' listener at ControlPlane: known by ControlPlanePin, or by the certificate
+	// in ControlPlaneCA, and opened by the token in JoinTokenFile. Without a ControlPlane
+	// somebody else keeps node.pem and ca.crt there. Advertise is where servers are told to
+	// reach this node; by default this machine's address on its way to them.
+	Listen, Advertise, CertDir, ControlPlane, ControlPlanePin, ControlPlaneCA, JoinTokenFile string
+
 	ContainerdSocket    string
 	ContainerdNamespace string
 	Snapshotter         string
@@ -104,6 +112,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.DataDir, d.DataDir)
 	orDefault(&c.RunDir, d.RunDir)
 	orDefault(&c.Socket, d.Socket)
+	orDefault(&c.CertDir, filepath.Join(c.DataDir, "cert"))
 	orDefault(&c.ContainerdNamespace, d.ContainerdNamespace)
 	orDefault(&c.Snapshotter, d.Snapshotter)
 	orDefault(&c.CgroupParent, d.CgroupParent)

@@ -10,7 +10,10 @@ package noded
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -31,6 +34,7 @@ import (
 	"s0.run/noded/internal/events"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
+	"s0.run/noded/internal/member"
 	"s0.run/noded/internal/procevents"
 	"s0.run/noded/internal/server"
 	"s0.run/noded/internal/slots"
@@ -55,6 +59,10 @@ const (
 	// together must never use up connWindow: one connection carries every tenant's.
 	streamWindow = 256 << 10
 	connWindow   = 1 << 30
+
+	// API servers have two connections each. Who says nothing is hung up on after
+	// headerTimeout, its handshake included.
+	maxConns, maxConnsOfOne = 1024, 64
 )
 
 // Run runs a noded until ctx ends. Sandboxes outlive it; the next Run with the
@@ -186,6 +194,17 @@ func lock(dir string, s *daemon.Stack) error {
 	return nil
 }
 
+// nodeServer serves the node API on one listener.
+func nodeServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrameBytes,
+			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow,
+		},
+	}
+}
+
 // serve listens for the node API and says that the node is ready. It closes
 // stopping when it is told to stop.
 func serve(cfg Config, s *daemon.Stack, stopping chan<- struct{}, h http.Handler) error {
@@ -193,15 +212,13 @@ func serve(cfg Config, s *daemon.Stack, stopping chan<- struct{}, h http.Handler
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
-		Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrameBytes,
-			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow,
-		},
-	}
+	srv := nodeServer(h)
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
+	if err := serveMembers(cfg, s, h); err != nil {
+		l.Close()
+		return err
+	}
 	s.Start("node API", func(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() { close(stopping) })
 		defer stop()
@@ -215,6 +232,49 @@ func serve(cfg Config, s *daemon.Stack, stopping chan<- struct{}, h http.Handler
 		cfg.Ready()
 	}
 	return nil
+}
+
+// serveMembers serves the node API to API servers of the cluster on other machines, as soon
+// as this node is a member of it.
+func serveMembers(cfg Config, s *daemon.Stack, h http.Handler) error {
+	if cfg.Listen == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	m, err := member.Open(member.Config{
+		Dir: cfg.CertDir, Cluster: cfg.Cluster, Node: cfg.Node, ControlPlane: cfg.ControlPlane, TokenFile: cfg.JoinTokenFile,
+		Pin: cfg.ControlPlanePin, TrustFile: cfg.ControlPlaneCA, Advertise: cfg.advertised(l.Addr()), Log: cfg.Log,
+	})
+	if err != nil {
+		l.Close()
+		return err
+	}
+	srv := nodeServer(h)
+	srv.Protocols.SetHTTP2(true)
+	srv.TLSConfig, srv.ErrorLog = m.TLS(), slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug) // anybody can fill it
+	s.Start("node API for members", func(ctx context.Context) error {
+		return daemon.Serve(ctx, srv, tls.NewListener(daemon.Bound(l, maxConns, maxConnsOfOne), srv.TLSConfig), stopGrace)
+	})
+	s.Start("membership", m.Run)
+	cfg.Log.Info("noded listens for API servers", "node", cfg.Node, "address", l.Addr().String())
+	return nil
+}
+
+// advertised is where servers are told to reach this node; without a host, they are told
+// the address that it asks them from.
+func (c Config) advertised(bound net.Addr) string {
+	if c.Advertise != "" {
+		return c.Advertise
+	}
+	tcp, ok := bound.(*net.TCPAddr)
+	if !ok || tcp.IP.IsUnspecified() {
+		_, port, _ := net.SplitHostPort(bound.String())
+		return net.JoinHostPort("", port)
+	}
+	return bound.String()
 }
 
 // serveAdmin serves what operators and probes ask: healthy is a node whose state

@@ -48,11 +48,12 @@ var rules = []rule{
 	{in: "internal/nodeapi", own: []string{"internal/sandbox", "internal/sealed", "internal/warm"}, third: []string{"connectrpc.com/connect", "google.golang.org/protobuf"}},
 	{in: "internal/netdapi", own: []string{"internal/sandbox", "internal/errdefs", "internal/sealed"}},
 	{in: "internal/volumeapi", own: []string{"internal/errdefs"}},
+	{in: "internal/nodecert", third: []string{"github.com/google/uuid"}},
 	{in: "internal/daemon", third: []string{"github.com/spf13/pflag", "go.yaml.in/yaml/v3"}},
 	{in: "internal/archtest"},
 
 	// Components.
-	{in: "api", own: append(leaves, "internal/imageref", "internal/nodeapi", "internal/procapi", "internal/regauth"), third: []string{
+	{in: "api", own: append(leaves, "internal/imageref", "internal/nodeapi", "internal/nodecert", "internal/procapi", "internal/regauth"), third: []string{
 		"connectrpc.com/connect", "github.com/coreos/go-oidc/v3", "github.com/golang-jwt/jwt/v5", "github.com/google/uuid", "github.com/gorilla/websocket",
 		"github.com/jackc/pgx/v5", "github.com/oapi-codegen/runtime", "github.com/prometheus/client_golang",
 		"golang.org/x/crypto", "golang.org/x/oauth2", "golang.org/x/sync", "golang.org/x/time", "google.golang.org/protobuf",
@@ -61,7 +62,7 @@ var rules = []rule{
 	{in: "api/internal/replicasets", own: append(leaves, "internal/nodeapi"), third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/internal/apidoc", third: []string{"go.yaml.in/yaml/v3"}},
 	{in: "api/client", third: []string{"github.com/gorilla/websocket", "github.com/oapi-codegen/runtime"}},
-	{in: "noded", own: append(leaves, "internal/imageref", "internal/netdapi", "internal/nodeapi", "internal/procapi", "internal/volumeapi", "internal/vsock"), third: []string{
+	{in: "noded", own: append(leaves, "internal/imageref", "internal/netdapi", "internal/nodeapi", "internal/nodecert", "internal/procapi", "internal/volumeapi", "internal/vsock"), third: []string{
 		"connectrpc.com/connect", "github.com/prometheus/client_golang", "golang.org/x/sync", "golang.org/x/sys",
 		"github.com/vishvananda/netlink", "google.golang.org/protobuf",
 	}},

@@ -69,6 +69,7 @@ type Keeper struct {
 	wake chan struct{} // there is something in ended
 
 	wakeStored chan struct{} // and in stored
+	wakeDrain  chan struct{} // other nodes are drained
 
 	resumes singleflight.Group // by team and id
 
@@ -93,7 +94,7 @@ func New(cfg Config) *Keeper {
 	def(&cfg.LostAfter, 30*time.Second)
 	return &Keeper{
 		cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]time.Time{}, undone: map[sandbox.ID]bool{},
-		wakeStored: make(chan struct{}, 1), stored: map[sandbox.ID]string{},
+		wakeStored: make(chan struct{}, 1), wakeDrain: make(chan struct{}, 1), stored: map[sandbox.ID]string{},
 	}
 }
 
@@ -103,6 +104,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	wg.Go(func() { every(ctx, expiryEvery, nil, k.expire) })
 	wg.Go(func() { every(ctx, expiryEvery, nil, k.pauseExpired) })
 	wg.Go(func() { every(ctx, k.cfg.PassEvery, nil, k.pass) })
+	wg.Go(func() { every(ctx, drainEvery, k.wakeDrain, k.drain) })
 	wg.Go(func() { every(ctx, k.cfg.PassEvery, k.wake, k.settleEnded) })
 	wg.Go(func() { every(ctx, removalEvery, nil, k.removeSnapshots) })
 	wg.Go(func() { every(ctx, k.cfg.PassEvery, k.wakeStored, k.settleStored) })

@@ -168,7 +168,7 @@ func agree(row store.NodeRow, sb placement.Sandbox, same bool) bool {
 	case row.Status == sandbox.Terminating:
 		return !row.Settled
 	case row.Status == sandbox.Failed:
-		return true
+		return !row.Settled || !same || sb.State != sandbox.Running || sb.Generation > row.Generation
 	case same && sb.State == sandbox.Failed:
 		return false
 	case same && sb.State == sandbox.Paused && row.Status == sandbox.Paused && sb.Generation == row.Generation && row.Stored != (sb.Stored != 0):
@@ -188,6 +188,8 @@ func (k *Keeper) settle(ctx context.Context, row store.Sandbox, sb placement.San
 	switch {
 	case row.Status == sandbox.Terminating:
 		k.finish(ctx, row)
+	case same && row.Status == sandbox.Failed:
+		k.end(ctx, sb, row.Reason) // a node that was removed, and joined anew (R2)
 	case same && sb.State == sandbox.Failed:
 		k.fail(ctx, row, sb.Reason)
 	case same:
@@ -254,9 +256,9 @@ func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.I
 }
 
 func (k *Keeper) end(ctx context.Context, sb placement.Sandbox, reason string) {
-	k.cfg.Log.Warn("ending a sandbox that has no row", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node, "reason", reason)
+	k.cfg.Log.Warn("ending a sandbox that is nobody's", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node, "reason", reason)
 	if err := k.deleteAtNode(ctx, sb.Node, sb.ID, sb.Generation, reason); err != nil {
-		k.logFailure(ctx, "could not end a sandbox that has no row", err)
+		k.logFailure(ctx, "could not end a sandbox that is nobody's", err)
 	}
 }
 

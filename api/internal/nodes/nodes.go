@@ -1,7 +1,9 @@
 // Package nodes talks to the nodes: it follows each node's stream into the
 // placement table and hands out clients for calls and for the data plane.
 //
-// It owns the connections and one goroutine for each node while [Set.Run] runs.
+// A node of this machine is a unix socket, for good; others are members of the cluster
+// and come and go, as [Set.Members] is told. The package owns the connections and one
+// goroutine for each node while [Set.Run] runs.
 // A lost stream is tried again for ever, with growing pauses; meanwhile calls to
 // that node fail at once and none of its slots is claimed. What a stream says
 // changes the table alone: deciding anything from it is others' work.
@@ -15,10 +17,11 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
+	"github.com/google/uuid"
 
 	"s0.run/api/internal/placement"
 	"s0.run/internal/errdefs"
@@ -50,8 +53,12 @@ type Config struct {
 	Sockets []string                                                   // unix sockets of node APIs
 	Dial    func(ctx context.Context, socket string) (net.Conn, error) // to one of them; nil: the kernel's way
 	Cluster string                                                     // every node must belong to it
-	Table   *placement.Table
-	Log     *slog.Logger
+
+	// DialMember connects to a member, and to nobody else who may answer in its place.
+	DialMember func(ctx context.Context, m Member) (net.Conn, error)
+
+	Table *placement.Table
+	Log   *slog.Logger
 
 	// OnSync is called after a node's stream has told everything, again after
 	// each reconnection. OnEnd is called for a sandbox that failed or is gone.
@@ -63,47 +70,33 @@ type Config struct {
 	OnStored func(node string, id sandbox.ID)
 }
 
+// Member is a node that is reached over a network. One that is anything else than before
+// is another one.
+type Member struct {
+	Name       string
+	Membership uuid.UUID
+	Endpoint   string // host:port
+}
+
 // Set is the nodes of one cluster.
 type Set struct {
-	cfg   Config
-	conns []*conn
+	cfg     Config
+	changed chan struct{} // there may be others to follow
 
 	mu     sync.RWMutex
-	byName map[string]*conn
+	conns  []*conn
+	latest map[string]*conn // of each name that a member has or had
+	byName map[string]*conn // that have said who they are
 }
-
-// conn is one node's connections: one for calls, so that claims never wait
-// behind data, and one for the data plane.
-type conn struct {
-	socket string
-	calls  *http.Client
-	rpc    nodeapiconnect.NodeClient
-	claims *claims
-	data   *http.Client
-
-	first sync.Once
-	tried chan struct{} // closed when the first stream was whole, or failed
-}
-
-// settle says that what can be known of the node at first is known.
-func (c *conn) settle() { c.first.Do(func() { close(c.tried) }) }
 
 // New makes a Set; nothing is connected until Run.
 func New(cfg Config) *Set {
 	if cfg.Dial == nil {
 		cfg.Dial = dialUnix
 	}
-	s := &Set{cfg: cfg, byName: map[string]*conn{}}
+	s := &Set{cfg: cfg, changed: make(chan struct{}, 1), latest: map[string]*conn{}, byName: map[string]*conn{}}
 	for _, socket := range cfg.Sockets {
-		calls := &http.Client{Transport: s.transport(socket)}
-		rpc := nodeapiconnect.NewNodeClient(calls, "http://node", connect.WithReadMaxBytes(maxMessage),
-			// Compressing a message of a hundred bytes costs more than the rest of a claim.
-			connect.WithAcceptCompression("gzip", nil, nil))
-		s.conns = append(s.conns, &conn{
-			socket: socket, calls: calls, rpc: rpc, claims: &claims{rpc: rpc},
-			data:  &http.Client{Transport: s.transport(socket), CheckRedirect: noRedirect},
-			tried: make(chan struct{}),
-		})
+		s.conns = append(s.conns, newConn(socket, nil, func(ctx context.Context) (net.Conn, error) { return s.cfg.Dial(ctx, socket) }))
 	}
 	return s
 }
@@ -112,46 +105,103 @@ func dialUnix(ctx context.Context, socket string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "unix", socket)
 }
 
-// noRedirect keeps answers of a sandbox from sending us anywhere.
-func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-
-func (s *Set) transport(socket string) *http.Transport {
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	return &http.Transport{
-		Protocols: protocols,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-			defer cancel()
-			return s.cfg.Dial(ctx, socket)
-		},
-		DisableCompression: true,
-		HTTP2: &http.HTTP2Config{
-			SendPingTimeout: silence, PingTimeout: pingTimeout,
-			MaxReceiveBufferPerStream: streamBuffer, MaxReadFrameSize: frameBytes,
-		},
+// Members says who the members are. One that is none any more is hung up on before this
+// returns, whatever goes on.
+func (s *Set) Members(list []Member) {
+	var ended, kept []*conn
+	s.mu.Lock()
+	for _, c := range s.conns {
+		if c.member == nil || slices.Contains(list, *c.member) {
+			kept = append(kept, c)
+			continue
+		}
+		ended = append(ended, c)
+		if s.byName[c.member.Name] == c {
+			delete(s.byName, c.member.Name)
+		}
+	}
+	for _, m := range list {
+		if !slices.ContainsFunc(kept, func(c *conn) bool { return c.member != nil && *c.member == m }) {
+			kept = append(kept, s.newMemberLocked(m))
+		}
+	}
+	s.conns = kept
+	s.mu.Unlock()
+	for _, c := range ended {
+		c.end()
+	}
+	select {
+	case s.changed <- struct{}{}:
+	default:
 	}
 }
+
+func (s *Set) newMemberLocked(m Member) *conn {
+	c := newConn(m.Endpoint, &m, func(ctx context.Context) (net.Conn, error) { return s.cfg.DialMember(ctx, m) })
+	c.before = s.latest[m.Name]
+	s.latest[m.Name] = c
+	return c
+}
+
+// noRedirect keeps answers of a sandbox from sending us anywhere.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // Run follows every node until ctx ends.
 func (s *Set) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for _, c := range s.conns {
-		wg.Go(func() { s.follow(ctx, c) })
+	for {
+		s.mu.RLock()
+		conns := slices.Clone(s.conns)
+		s.mu.RUnlock()
+		for _, c := range conns {
+			if !c.started {
+				c.started = true
+				wg.Go(func() { s.serve(ctx, c) })
+			}
+		}
+		select {
+		case <-s.changed:
+		case <-ctx.Done():
+			wg.Wait()
+			return nil
+		}
 	}
-	wg.Wait()
-	for _, c := range s.conns {
-		c.claims.calls.Wait()
-		c.calls.CloseIdleConnections()
-		c.data.CloseIdleConnections()
+}
+
+// serve follows one node until it is none any more, or ctx ends.
+func (s *Set) serve(ctx context.Context, c *conn) {
+	defer close(c.done)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.ctx, cancel)()
+	if c.before != nil && c.before.started {
+		<-c.before.done // what it says last must not come after what this one says first
 	}
-	return nil
+	c.before = nil
+	s.follow(ctx, c)
+	c.claims.calls.Wait()
+	c.calls.CloseIdleConnections()
+	c.data.CloseIdleConnections()
+	if c.ctx.Err() != nil && s.isLatest(c) {
+		s.cfg.Table.Forget(c.member.Name)
+	}
+}
+
+// isLatest reports whether nobody takes the place of what has ended: only then is the node
+// forgotten, one that is elsewhere is lost for a moment.
+func (s *Set) isLatest(c *conn) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.latest[c.member.Name] == c
 }
 
 // Settled waits until every node's stream has been whole or has failed once, or ctx ends:
 // a server that answers before knows no sandbox's node, and calls it out of reach.
 func (s *Set) Settled(ctx context.Context) {
-	for _, c := range s.conns {
+	s.mu.RLock()
+	conns := slices.Clone(s.conns)
+	s.mu.RUnlock()
+	for _, c := range conns {
 		select {
 		case <-c.tried:
 		case <-ctx.Done():
@@ -171,7 +221,7 @@ func (s *Set) follow(ctx context.Context, c *conn) {
 		if synced {
 			pause = firstPause
 		}
-		s.cfg.Log.Warn("lost a node's stream", "socket", c.socket, "err", err, "retry_in", pause)
+		s.cfg.Log.Warn("lost a node's stream", "at", c.at, "err", err, "retry_in", pause)
 		select {
 		case <-time.After(pause/2 + rand.N(pause/2)): // replicas must not come back in step
 		case <-ctx.Done():
@@ -210,15 +260,18 @@ func (s *Set) hello(ctx context.Context, c *conn) (placement.Node, error) {
 	defer cancel()
 	info, err := c.rpc.Info(ctx, &nodeapi.InfoRequest{})
 	if err != nil {
-		return placement.Node{}, fmt.Errorf("asking the node at %s who it is: %w", c.socket, err)
+		return placement.Node{}, fmt.Errorf("asking the node at %s who it is: %w", c.at, err)
 	}
-	if info.GetNode() == "" || info.GetCluster() != s.cfg.Cluster {
-		return placement.Node{}, fmt.Errorf("node %q at %s belongs to cluster %q, not %q", info.GetNode(), c.socket, info.GetCluster(), s.cfg.Cluster)
+	if info.GetNode() == "" || info.GetCluster() != s.cfg.Cluster || c.member != nil && info.GetNode() != c.member.Name {
+		return placement.Node{}, fmt.Errorf("node %q at %s belongs to cluster %q, not %q", info.GetNode(), c.at, info.GetCluster(), s.cfg.Cluster)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if c.ctx.Err() != nil {
+		return placement.Node{}, fmt.Errorf("node %q is no member any more", info.GetNode())
+	}
 	if other := s.byName[info.GetNode()]; other != nil && other != c {
-		return placement.Node{}, fmt.Errorf("two nodes are called %q: %s and %s", info.GetNode(), other.socket, c.socket)
+		return placement.Node{}, fmt.Errorf("two nodes are called %q: %s and %s", info.GetNode(), other.at, c.at)
 	}
 	s.byName[info.GetNode()] = c
 	n := placement.Node{Name: info.GetNode(), NetworkPolicy: info.GetNetworkPolicy(), ObjectStore: info.GetObjectStore() != nil,

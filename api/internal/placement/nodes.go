@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -15,6 +16,7 @@ type Node struct {
 	Volumes       string // the store that its volumes are in; empty: it has none
 	Buckets       bool   // a bucket can be a volume of its
 	Classes       []sandbox.RuntimeClass
+	Draining      bool // nothing new goes there
 }
 
 // Offers reports whether the node can run sandboxes of a class.
@@ -27,7 +29,7 @@ func (t *Table) ColdNode(class sandbox.RuntimeClass, except map[string]bool) (st
 	defer t.mu.RUnlock()
 	best, fewest := "", 0
 	for name, n := range t.nodes {
-		if n.synced && n.Offers(class) && !except[name] && (best == "" || len(n.own) < fewest) {
+		if n.synced && !t.draining[name] && n.Offers(class) && !except[name] && (best == "" || len(n.own) < fewest) {
 			best, fewest = name, len(n.own)
 		}
 	}
@@ -41,7 +43,7 @@ func (t *Table) StoreNode(class sandbox.RuntimeClass, except map[string]bool) (s
 	defer t.mu.RUnlock()
 	best, fewest := "", 0
 	for name, n := range t.nodes {
-		if n.synced && n.ObjectStore && (class == "" || n.Offers(class)) && !except[name] && (best == "" || len(n.own) < fewest) {
+		if n.synced && n.ObjectStore && !t.draining[name] && (class == "" || n.Offers(class)) && !except[name] && (best == "" || len(n.own) < fewest) {
 			best, fewest = name, len(n.own)
 		}
 	}
@@ -61,6 +63,49 @@ func (t *Table) NoStore() bool {
 	return len(t.nodes) > 0
 }
 
+// Drain says which nodes get nothing new, and no others. It reports whether they are
+// others than before.
+func (t *Table) Drain(names map[string]bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if maps.Equal(t.draining, names) {
+		return false
+	}
+	t.draining = names
+	for name, n := range t.nodes {
+		if names[name] {
+			t.park(n)
+		} else {
+			t.unpark(n)
+		}
+	}
+	return true
+}
+
+// Draining reports whether a node gets nothing new.
+func (t *Table) Draining(name string) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.draining[name]
+}
+
+func (t *Table) park(n *node) {
+	for id, key := range n.slots {
+		list := t.free[key]
+		n.parked[id] = list.slots[list.at[id]]
+		list.remove(id)
+	}
+	clear(n.slots)
+}
+
+func (t *Table) unpark(n *node) {
+	parked := slices.Collect(maps.Values(n.parked))
+	clear(n.parked)
+	for _, s := range parked {
+		t.addSlot(n, s)
+	}
+}
+
 // Synced lists the nodes whose streams are whole.
 func (t *Table) Synced() []Node {
 	t.mu.RLock()
@@ -68,7 +113,9 @@ func (t *Table) Synced() []Node {
 	var list []Node
 	for _, n := range t.nodes {
 		if n.synced {
-			list = append(list, n.Node)
+			of := n.Node
+			of.Draining = t.draining[of.Name]
+			list = append(list, of)
 		}
 	}
 	return list

@@ -50,6 +50,7 @@ type Table struct {
 
 	mu        sync.RWMutex
 	nodes     map[string]*node
+	draining  map[string]bool
 	free      map[string]*slotList    // by pool key
 	sandboxes map[sandbox.ID]*Sandbox // of all nodes
 	claimed   map[string]int          // sandboxes by pool key
@@ -60,6 +61,7 @@ type node struct {
 	synced bool
 	lost   time.Time              // since when it is not synced
 	slots  map[sandbox.ID]string  // pool keys of its free slots
+	parked map[sandbox.ID]Slot    // free slots that nobody gets, while it is drained
 	own    map[sandbox.ID]bool    // its sandboxes
 	older  map[sandbox.ID]Sandbox // what it still says of sandboxes that are another node's
 	pools  map[string]Pool
@@ -67,7 +69,7 @@ type node struct {
 
 // New makes an empty table.
 func New() *Table {
-	return &Table{made: time.Now(), nodes: map[string]*node{}, free: map[string]*slotList{}, sandboxes: map[sandbox.ID]*Sandbox{}, claimed: map[string]int{}}
+	return &Table{made: time.Now(), nodes: map[string]*node{}, draining: map[string]bool{}, free: map[string]*slotList{}, sandboxes: map[sandbox.ID]*Sandbox{}, claimed: map[string]int{}}
 }
 
 // Sync replaces everything that is known of a node: its stream has told all.
@@ -81,7 +83,7 @@ func (t *Table) Sync(n Node, s *Snapshot) {
 		}
 	}
 	maps.DeleteFunc(t.free, func(_ string, l *slotList) bool { return len(l.slots) == 0 }) // of templates that changed
-	fresh := &node{Node: n, synced: true, slots: map[sandbox.ID]string{}, own: map[sandbox.ID]bool{}, older: map[sandbox.ID]Sandbox{}, pools: s.Pools}
+	fresh := &node{Node: n, synced: true, slots: map[sandbox.ID]string{}, parked: map[sandbox.ID]Slot{}, own: map[sandbox.ID]bool{}, older: map[sandbox.ID]Sandbox{}, pools: s.Pools}
 	t.nodes[n.Name] = fresh
 	for _, slot := range s.Slots {
 		t.addSlot(fresh, slot)
@@ -101,6 +103,21 @@ func (t *Table) Lost(name string) {
 	}
 }
 
+// Forget removes a node that is none any more, and what it had.
+func (t *Table) Forget(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.nodes[name]
+	if n == nil {
+		return
+	}
+	t.dropSlots(n)
+	for id := range n.own {
+		t.dropSandbox(id)
+	}
+	delete(t.nodes, name)
+}
+
 // update changes one synced node; what an unknown node says changes nothing.
 func (t *Table) update(name string, f func(n *node)) {
 	t.mu.Lock()
@@ -116,6 +133,7 @@ func (t *Table) SlotFree(s Slot) { t.update(s.Node, func(n *node) { t.addSlot(n,
 // SlotTaken removes a slot that is not claimable any more.
 func (t *Table) SlotTaken(name string, id sandbox.ID) {
 	t.update(name, func(n *node) {
+		delete(n.parked, id)
 		if key, ok := n.slots[id]; ok {
 			delete(n.slots, id)
 			t.free[key].remove(id)

@@ -77,6 +77,10 @@ func (t *Table) addSlot(n *node, s Slot) {
 	if _, known := n.slots[s.ID]; known {
 		return
 	}
+	if t.draining[n.Name] {
+		n.parked[s.ID] = s
+		return
+	}
 	list := t.free[s.PoolKey]
 	if list == nil {
 		list = &slotList{at: map[sandbox.ID]int{}}
@@ -91,6 +95,7 @@ func (t *Table) dropSlots(n *node) {
 		t.free[key].remove(id)
 	}
 	clear(n.slots)
+	clear(n.parked)
 }
 
 // slotList is a set of slots with a random choice in constant time.

@@ -12,6 +12,7 @@ const (
 	TableQuotas    = "team_quotas"
 	TableDefaults  = "quota_defaults"
 	TableUses      = "credential_uses" // which sandboxes' nodes have to be told of newer credentials
+	TableNodes     = "nodes"           // which nodes there are, where, and which of them is drained
 )
 
 // Listen calls changed with a table's name after each change of it that any

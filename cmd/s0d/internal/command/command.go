@@ -48,7 +48,7 @@ func root(version string) *cobra.Command {
 	}
 	cmd.AddCommand(
 		upCommand(version), downCommand(version), statusCommand(version), doctorCommand(version), resetCommand(version),
-		apiCommand(), nodedCommand(version), netdCommand(version), volumedCommand(version), credentialKeyCommand(), versionCommand(version),
+		apiCommand(), nodedCommand(version), netdCommand(version), volumedCommand(version), credentialKeyCommand(), nodesCommand(), versionCommand(version),
 	)
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	return cmd

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"s0.run/api"
 	"s0.run/internal/daemon"
@@ -21,7 +22,9 @@ func apiCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:30080", "address of the API")
 	f.StringVar(&c.DatabaseURL, "database-url", "", "PostgreSQL")
-	f.StringSliceVar(&c.Nodes, "nodes", nil, "noded of each node: unix:///path")
+	f.StringSliceVar(&c.Nodes, "nodes", nil, "noded of this machine's nodes: unix:///path")
+	f.StringVar(&c.NodeCADir, "node-ca", "", "directory of the authority for nodes that join (see s0d nodes pin), the same for all replicas, made when it is missing")
+	f.StringVar(&c.NodeListen, "node-listen", "", "address where nodes join and renew their certificates, such as :30082")
 	f.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket of pprof")
 	f.StringVar(&c.KeyFile, "key-file", "/var/lib/s0/api.key", "key that signs tokens, made when it is missing")
 	f.StringVar(&c.RegionID, "region", "local", "region that API keys name")
@@ -50,7 +53,7 @@ func apiCommand() *cobra.Command {
 	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "how to reach Kubernetes (default: as the pod that this runs in)")
 	f.DurationVar(&c.Drain, "drain", 0, "how long to serve on while /readyz says no, when told to stop: as long as a load balancer takes to notice")
 	level := f.String("log-level", "info", "debug, info, warn or error")
-	for _, required := range []string{"database-url", "nodes"} {
+	for _, required := range []string{"database-url"} {
 		cobra.CheckErr(cmd.MarkFlagRequired(required))
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -80,6 +83,7 @@ func nodedCommand(version string) *cobra.Command {
 	f.StringVar(&c.RunDir, "run-dir", c.RunDir, "sockets, namespaces and mounts")
 	f.StringVar(&c.Socket, "socket", c.Socket, "unix socket of the node API")
 	f.StringVar(&c.AdminSocket, "admin-socket", c.AdminSocket, "unix socket of metrics, health and pprof")
+	memberFlags(f, &c)
 	f.StringVar(&c.ContainerdSocket, "containerd-socket", "/run/containerd/containerd.sock", "containerd")
 	f.StringVar(&c.ContainerdNamespace, "containerd-namespace", c.ContainerdNamespace, "containerd namespace that is all ours")
 	f.StringVar(&c.Snapshotter, "snapshotter", c.Snapshotter, "containerd snapshotter of root file systems")
@@ -113,6 +117,17 @@ func nodedCommand(version string) *cobra.Command {
 		return noded.Run(cmd.Context(), c)
 	}
 	return withFile(cmd)
+}
+
+// memberFlags are for a node of a cluster.
+func memberFlags(f *pflag.FlagSet, c *noded.Config) {
+	f.StringVar(&c.Listen, "listen", "", "address where API servers on other machines reach the node API, such as :30083; without one there are none")
+	f.StringVar(&c.Advertise, "advertise", "", "host:port where they are told to reach it (default: this machine's address on its way to them)")
+	f.StringVar(&c.ControlPlane, "control-plane", "", "host:port where the API servers let nodes join (their --node-listen); without one node.pem and ca.crt in --cert-dir are somebody else's to keep")
+	f.StringVar(&c.ControlPlanePin, "control-plane-pin", "", "pin of their authority, as s0d nodes pin prints it; or")
+	f.StringVar(&c.ControlPlaneCA, "control-plane-ca", "", "file with its certificate")
+	f.StringVar(&c.JoinTokenFile, "join-token-file", "", "file with the token that lets this node join")
+	f.StringVar(&c.CertDir, "cert-dir", "", "directory of this node's key and certificate (default cert in --data-dir)")
 }
 
 func netdCommand(version string) *cobra.Command {

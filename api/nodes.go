@@ -1,0 +1,78 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"s0.run/api/internal/members"
+	"s0.run/api/internal/store"
+	"s0.run/internal/nodecert"
+)
+
+// Nodes is what an operator decides about a cluster's nodes, beside its servers: they
+// follow the database.
+type Nodes struct{ store *store.Store }
+
+// Node is a node as the cluster has it.
+type Node struct {
+	Name           string
+	Endpoint       string
+	JoinedAt       time.Time
+	CertifiedUntil time.Time
+	SeenAt         time.Time // zero: never
+	Draining       bool
+	Removed        bool
+}
+
+// OpenNodes connects to a cluster's database.
+func OpenNodes(ctx context.Context, databaseURL string) (*Nodes, error) {
+	s, err := store.Open(ctx, databaseURL)
+	if err != nil {
+		return nil, err
+	}
+	return &Nodes{s}, nil
+}
+
+// Close ends every connection.
+func (n *Nodes) Close() { n.store.Close() }
+
+// NewToken makes a token with which so many nodes, or one of a name, may join for so long.
+func (n *Nodes) NewToken(ctx context.Context, node string, uses int, life time.Duration) (token string, until time.Time, err error) {
+	return members.NewToken(ctx, n.store, node, uses, life)
+}
+
+// List lists the nodes that have joined, those that were removed as well.
+func (n *Nodes) List(ctx context.Context) ([]Node, error) {
+	rows, err := n.store.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []Node
+	for _, r := range rows {
+		node := Node{Name: r.Name, Endpoint: r.Endpoint, JoinedAt: r.JoinedAt, CertifiedUntil: r.CertifiedUntil, Draining: r.DrainingAt != nil, Removed: r.RemovedAt != nil}
+		if r.SeenAt != nil {
+			node.SeenAt = *r.SeenAt
+		}
+		list = append(list, node)
+	}
+	return list, nil
+}
+
+// Drain has a node get nothing new and what runs there paused, or ends that.
+func (n *Nodes) Drain(ctx context.Context, name string, drain bool) error {
+	return n.store.DrainNode(ctx, name, drain)
+}
+
+// Remove ends a node's membership at once and for good. What it has that is not in the
+// object store is lost.
+func (n *Nodes) Remove(ctx context.Context, name string) error { return n.store.RemoveNode(ctx, name) }
+
+// NodeCAPin makes sure of the authority in a directory and answers by what nodes know it.
+func NodeCAPin(dir string) (string, error) {
+	a, err := nodecert.EnsureAuthority(dir)
+	if err != nil {
+		return "", fmt.Errorf("the nodes' authority: %w", err)
+	}
+	return a.Pin(), nil
+}
