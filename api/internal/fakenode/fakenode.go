@@ -8,6 +8,7 @@ package fakenode
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -132,6 +133,22 @@ func (n *Node) Listen(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.serve(l, nil)
+}
+
+// ListenTLS serves on a port of this machine, too, and answers where.
+func (n *Node) ListenTLS(t testing.TB, cfg *tls.Config) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := n.serve(tls.NewListener(l, cfg), cfg)
+	t.Cleanup(func() { srv.Close() })
+	return l.Addr().String()
+}
+
+func (n *Node) serve(l net.Listener, cfg *tls.Config) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle(nodeapiconnect.NewNodeHandler(n))
 	mux.HandleFunc(nodeapi.ProcPrefix+"{id}/{path...}", n.proxy)
@@ -140,12 +157,16 @@ func (n *Node) Listen(t testing.TB) {
 		mux.Handle(nodeapi.LayerPrefix, n.Layers)
 	}
 	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{Handler: mux, Protocols: protocols, HTTP2: &http.HTTP2Config{MaxReadFrameSize: 32 << 10}} // as noded's
-	n.mu.Lock()
-	n.srv = srv
-	n.mu.Unlock()
+	protocols.SetUnencryptedHTTP2(cfg == nil)
+	protocols.SetHTTP2(cfg != nil)
+	srv := &http.Server{Handler: mux, Protocols: protocols, TLSConfig: cfg, HTTP2: &http.HTTP2Config{MaxReadFrameSize: 32 << 10}} // as noded's
+	if cfg == nil {
+		n.mu.Lock()
+		n.srv = srv
+		n.mu.Unlock()
+	}
 	go srv.Serve(l)
+	return srv
 }
 
 // Stop ends every connection, as a crash of the node's daemon does.

@@ -109,7 +109,7 @@ func (k *Keeper) renew(r *http.Request, req nodecert.Request) (nodecert.Answer, 
 }
 
 func (k *Keeper) turn(of string) error {
-	if v := k.attempts.Take(of); !v.OK {
+	if v := k.cfg.Attempts.Take(of); !v.OK {
 		return errdefs.New(errdefs.Exhausted, "too many attempts").WithRetryAfter(v.RetryAfter)
 	}
 	return nil

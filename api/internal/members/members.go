@@ -36,7 +36,7 @@ const (
 	attemptRate, attemptBurst = 1, 10
 )
 
-// Config names what a Keeper works with. A zero Life means the default.
+// Config names what a Keeper works with. Zero durations mean the defaults.
 type Config struct {
 	Store     *store.Store
 	Authority *nodecert.Authority
@@ -46,14 +46,14 @@ type Config struct {
 
 	Drained func() // called when other nodes are drained than before; must not block
 
-	NodeLife, APILife time.Duration // of certificates
+	Attempts          *ratelimit.Limiter // of each address and each node; nil: few
+	NodeLife, APILife time.Duration      // of certificates
 }
 
 // Keeper is safe for concurrent use.
 type Keeper struct {
-	cfg      Config
-	kicked   chan struct{}
-	attempts *ratelimit.Limiter
+	cfg    Config
+	kicked chan struct{}
 
 	mu   sync.Mutex
 	mine *nodecert.Credentials
@@ -67,7 +67,10 @@ func New(cfg Config) *Keeper {
 	if cfg.APILife == 0 {
 		cfg.APILife = nodecert.APILife
 	}
-	return &Keeper{kicked: make(chan struct{}, 1), cfg: cfg, attempts: ratelimit.New(attemptRate, attemptBurst)}
+	if cfg.Attempts == nil {
+		cfg.Attempts = ratelimit.New(attemptRate, attemptBurst)
+	}
+	return &Keeper{kicked: make(chan struct{}, 1), cfg: cfg}
 }
 
 // Kick has the list read soon. It never blocks.
