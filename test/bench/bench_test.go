@@ -36,7 +36,7 @@ func BenchmarkBudgets(b *testing.B) {
 	if _, err := chosen((&client{}).steps(&s0test.Stack{}), *only); err != nil {
 		b.Fatal(err) // before anything is started
 	}
-	stack := s0test.Start(b, s0test.Options{Pool: *pool, MaxSandboxes: 2**pool + 10})
+	stack := s0test.Start(b, s0test.Options{Pool: *pool, MaxSandboxes: max(2**pool+10, *memoryBudget/leastMemory+*pool)})
 	steps, err := chosen(newClient(stack.URL, stack.Key()).steps(stack), *only)
 	if err != nil {
 		b.Fatal(err)
@@ -91,7 +91,7 @@ func (c *client) steps(stack *s0test.Stack) []step {
 		{"snapshots", func(ctx context.Context) ([]row, error) { return c.snapshots(ctx, template, *samples/20) }},
 		{"forks", func(ctx context.Context) ([]row, error) { return c.forks(ctx, admin, template, *samples/40) }},
 		{"density", func(ctx context.Context) ([]row, error) {
-			return c.density(ctx, stack.DataDir, template, min(16, *samples/10))
+			return c.density(ctx, stack.DataDir, template)
 		}},
 		{"bursts and refill", func(ctx context.Context) ([]row, error) { return c.claimBurst(ctx, template, *pool, 8) }},
 		{"cold starts", func(ctx context.Context) ([]row, error) {

@@ -5,18 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // changes are what a sandbox has written when its root filesystem is kept.
@@ -88,11 +82,15 @@ func (c *client) forks(ctx context.Context, adminSocket, template string, n int)
 	}
 	defer func() { _ = c.remove(context.WithoutCancel(ctx), id) }()
 	var made, serving []time.Duration
-	before, err := steps(ctx, adminSocket)
-	if err != nil {
-		return nil, err
-	}
+	stopped := map[string][]float64{}
 	for range n {
+		if err := sleep(ctx, clearedAway); err != nil {
+			return nil, err
+		}
+		before, err := steps(ctx, adminSocket)
+		if err != nil {
+			return nil, err
+		}
 		begin := time.Now()
 		ids, a, err := c.fork(ctx, id)
 		if err != nil {
@@ -104,26 +102,40 @@ func (c *client) forks(ctx context.Context, adminSocket, template string, n int)
 		if err := errors.Join(err, all(ids, func(child string) error { return c.remove(context.WithoutCancel(ctx), child) })); err != nil {
 			return nil, err
 		}
-	}
-	after, err := steps(ctx, adminSocket)
-	if err != nil {
-		return nil, err
+		after, err := steps(ctx, adminSocket)
+		if err != nil {
+			return nil, err
+		}
+		still := 0.0
+		for _, step := range standing {
+			took := after.since(before, "fork", step)
+			stopped[step] = append(stopped[step], took)
+			still += took
+		}
+		stopped["all"] = append(stopped["all"], still)
 	}
 	load := fmt.Sprintf("1 to %d, with memory", children)
-	rows := []row{rowOf("fork, by HTTP", load, made), rowOf("fork until every child has run a command", load, serving)}
-	rows[1].budget = budget{p50: 1000}
-	stopped := row{name: "the source of a fork stands still", load: load, unit: "ms", budget: budget{p50: 100}, note: "mean of all"}
-	still := 0.0
-	for _, step := range []string{"freeze", "save", "thaw"} {
-		mean := after.since(before, "fork", step)
-		still += mean
-		if step != "save" {
-			rows = append(rows, row{name: "  " + step + " in place", load: load, unit: "ms", samples: []float64{mean}, budget: budget{p50: 5}, note: "mean of all"})
-		}
+	rows := []row{
+		rowOf("fork, by HTTP", load, made), rowOf("fork until every child has run a command", load, serving),
+		{name: "the source of a fork stands still", load: load, unit: "ms", samples: stopped["all"], budget: budget{p50: 100}},
 	}
-	stopped.samples = []float64{still}
-	return append(rows, stopped), nil
+	rows[1].budget = budget{p50: 1000}
+	for _, step := range standing {
+		r := row{name: "  " + step + " in place", load: load, unit: "ms", samples: stopped[step]}
+		if step != "save" {
+			r.budget = budget{p50: 5}
+		}
+		rows = append(rows, r)
+	}
+	return rows, nil
 }
+
+// standing are the steps of a fork during which its source stands still.
+var standing = []string{"freeze", "save", "thaw"}
+
+// clearedAway is how long what a fork's children leave to be cleared away may take, which
+// would be measured with the next fork.
+const clearedAway = 4 * time.Second
 
 func (c *client) fork(ctx context.Context, id string) (ids []string, a answer, err error) {
 	var out struct{ Sandboxes []struct{ ID string } }
@@ -163,55 +175,6 @@ func all(ids []string, do func(string) error) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
-}
-
-// density is what a few paused sandboxes hold, and what that would come to.
-func (c *client) density(ctx context.Context, dataDir, template string, n int) ([]row, error) {
-	var ids []string
-	defer func() { _ = all(ids, func(id string) error { return c.remove(context.WithoutCancel(ctx), id) }) }()
-	var disk []float64
-	for range n {
-		id, _, err := c.claim(ctx, template)
-		if err != nil {
-			return nil, err
-		}
-		ids = append(ids, id)
-		if _, err := c.must(ctx, http.MethodPost, sandboxes+"/"+id+"/pause", struct{}{}, nil); err != nil {
-			return nil, err
-		}
-		used, err := diskUsage(filepath.Join(dataDir, "noded", "paused", id))
-		if err != nil {
-			return nil, err
-		}
-		disk = append(disk, float64(used)/(1<<20))
-	}
-	var free unix.Statfs_t
-	if err := unix.Statfs(dataDir, &free); err != nil {
-		return nil, err
-	}
-	room := float64(free.Bavail) * float64(free.Bsize) / (1 << 20)
-	load := fmt.Sprintf("%d idle ones paused", n)
-	each := percentile(slices.Sorted(slices.Values(disk)), 50)
-	return []row{
-		{name: "disk of a paused sandbox", load: load, unit: "MiB", samples: disk},
-		{name: "paused sandboxes that the disk has room for", load: load, unit: "", samples: []float64{room / each}, note: "extrapolated"},
-	}, nil
-}
-
-// diskUsage is what the files below a directory take on the disk.
-func diskUsage(dir string) (bytes int64, err error) {
-	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return &os.PathError{Op: "stat", Path: path, Err: err}
-		}
-		bytes += st.Blocks * 512
-		return nil
-	})
-	return bytes, err
 }
 
 // stepTimes are the counters of noded's steps, by `operation/step`.

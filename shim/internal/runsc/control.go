@@ -8,26 +8,29 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
 
 // The sentry's control server answers calls in JSON, one after the other, on the socket that
-// runsc's commands use. Two of them are called without a command, whose start alone takes
-// longer than a sandbox may stand still for; runsc's state of the container does not learn of
-// them, and no other command depends on it. gVisor's names of them are stable while its version
-// is pinned: a sentry that does not know one says so.
+// runsc's commands use. What happens while a sandbox stands still is called without a command,
+// whose start alone takes longer than a freeze; runsc's state of the container does not learn
+// of it, and no other command depends on it. gVisor's names are stable while its version is
+// pinned: a sentry that does not know one says so.
 const (
-	pauseMethod  = "containerManager.Pause"
-	resumeMethod = "containerManager.Resume"
+	pauseMethod     = "containerManager.Pause"
+	resumeMethod    = "containerManager.Resume"
+	saveMethod      = "containerManager.Checkpoint"
+	saveFilesMethod = "containerManager.FSSave"
 )
 
 // maxAnswer bounds what is read of an answer, which says no more than that it is done.
 const maxAnswer = 64 << 10
 
 type controlCall struct {
-	Method string    `json:"method"`
-	Arg    *struct{} `json:"arg"`
+	Method string `json:"method"`
+	Arg    any    `json:"arg"`
 }
 
 type controlAnswer struct {
@@ -45,7 +48,7 @@ func (r *Runsc) Pause(ctx context.Context) error {
 		return fmt.Errorf("pausing %s: %w", r.id, err)
 	}
 	answered := make(chan error, 1)
-	go func() { answered <- call(conn, pauseMethod) }() // ends with the sentry at the latest
+	go func() { answered <- call(conn, controlCall{Method: pauseMethod}) }() // ends with the sentry at the latest
 	select {
 	case err := <-answered:
 		conn.Close()
@@ -57,7 +60,7 @@ func (r *Runsc) Pause(ctx context.Context) error {
 		go func() { // so does this
 			defer conn.Close()
 			if err := <-answered; err == nil {
-				_ = call(conn, resumeMethod)
+				_ = call(conn, controlCall{Method: resumeMethod})
 			}
 		}()
 		return fmt.Errorf("pausing %s: %w", r.id, ctx.Err())
@@ -110,7 +113,7 @@ func (r *Runsc) resume(c *resumption) {
 		return
 	}
 	defer conn.Close()
-	c.err = call(conn, resumeMethod)
+	c.err = call(conn, controlCall{Method: resumeMethod})
 }
 
 // heard has the next Resume ask again.
@@ -122,8 +125,9 @@ func (r *Runsc) heard(c *resumption) {
 	}
 }
 
-func call(conn net.Conn, method string) error {
-	if err := json.NewEncoder(conn).Encode(controlCall{Method: method}); err != nil {
+// call asks the sentry, which gets files beside it, and waits for its answer.
+func call(conn *net.UnixConn, what controlCall, files ...*os.File) error {
+	if err := send(conn, what, files); err != nil {
 		return err
 	}
 	var answer controlAnswer
@@ -134,6 +138,28 @@ func call(conn net.Conn, method string) error {
 		return fmt.Errorf("the sentry refuses: %.200s", answer.Err)
 	}
 	return nil
+}
+
+// send puts the files beside the first byte, where the sentry looks for them.
+func send(conn *net.UnixConn, what controlCall, files []*os.File) error {
+	line, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	var beside []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		beside = unix.UnixRights(fds...)
+	}
+	n, _, err := conn.WriteMsgUnix(line, beside, nil)
+	runtime.KeepAlive(files)
+	if err == nil && n < len(line) {
+		_, err = conn.Write(line[n:])
+	}
+	return err
 }
 
 // limited is a reader of at most so many bytes.
@@ -153,7 +179,7 @@ func (l *limited) Read(p []byte) (int, error) {
 
 // dialControl connects by a descriptor of the socket, for its path may be longer than a
 // socket's address.
-func (r *Runsc) dialControl(ctx context.Context) (net.Conn, error) {
+func (r *Runsc) dialControl(ctx context.Context) (*net.UnixConn, error) {
 	path, err := r.controlSocket()
 	if err != nil {
 		return nil, err
@@ -164,7 +190,11 @@ func (r *Runsc) dialControl(ctx context.Context) (net.Conn, error) {
 	}
 	defer unix.Close(fd)
 	var d net.Dialer
-	return d.DialContext(ctx, "unix", filepath.Join("/proc/self/fd", fmt.Sprint(fd)))
+	conn, err := d.DialContext(ctx, "unix", filepath.Join("/proc/self/fd", fmt.Sprint(fd)))
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
 }
 
 // controlSocket reads its place from runsc's state.

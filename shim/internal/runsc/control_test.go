@@ -15,6 +15,23 @@ import (
 // sentry answers calls on a control socket with what answer returns for a method.
 func sentry(t *testing.T, answer func(method string) string) *Runsc {
 	t.Helper()
+	return sentryThat(t, func(conn *net.UnixConn) {
+		for dec := json.NewDecoder(conn); ; {
+			var call struct {
+				Method string
+				Arg    json.RawMessage
+			}
+			if dec.Decode(&call) != nil || string(call.Arg) != "null" {
+				return
+			}
+			fmt.Fprint(conn, answer(call.Method))
+		}
+	})
+}
+
+// sentryThat serves each connection to a control socket.
+func sentryThat(t *testing.T, serve func(*net.UnixConn)) *Runsc {
+	t.Helper()
 	root := filepath.Join(t.TempDir(), strings.Repeat("long", 20)) // for a path that no address has room for
 	if err := os.Mkdir(root, 0o700); err != nil {
 		t.Fatal(err)
@@ -41,16 +58,7 @@ func sentry(t *testing.T, answer func(method string) string) *Runsc {
 			}
 			go func() {
 				defer conn.Close()
-				for dec := json.NewDecoder(conn); ; {
-					var call struct {
-						Method string
-						Arg    json.RawMessage
-					}
-					if dec.Decode(&call) != nil || string(call.Arg) != "null" {
-						return
-					}
-					fmt.Fprint(conn, answer(call.Method))
-				}
+				serve(conn.(*net.UnixConn))
 			}()
 		}
 	}()

@@ -1,9 +1,10 @@
 // Package runsc drives the runsc binary: one method per command, each a process
-// that ends before the method returns, but for [Runsc.Exec], [Runsc.Pause] and
-// [Runsc.Resume].
+// that ends before the method returns, but for [Runsc.Exec]; and the sentry itself
+// where a sandbox stands still: [Runsc.Pause], [Runsc.Resume], [Runsc.Checkpoint]
+// and [Runsc.CheckpointFiles].
 //
-// gVisor's packages do not build beside containerd's, so the command line is the
-// interface. The package owns no state but the answer to a resume that nobody has heard
+// gVisor's packages do not build beside containerd's, so the command line and the
+// words of the sentry's socket are the interface. The package owns no state but the answer to a resume that nobody has heard
 // yet; what a sandbox leaves on the host is in runsc's own state directory, and
 // [Runsc.Processes] finds what runs for it.
 package runsc
@@ -162,17 +163,6 @@ func (r *Runsc) Start(ctx context.Context) error { return r.call(ctx, startTimeo
 // be removed.
 func (r *Runsc) Restore(ctx context.Context, image string) error {
 	return r.call(ctx, imageTimeout, "restore", "--detach", "--background", "--image-path", image)
-}
-
-// Checkpoint writes all processes, memory and files into a directory that exists. The
-// sandbox goes on, also when that fails: without the flag runsc ends it either way.
-func (r *Runsc) Checkpoint(ctx context.Context, image string) error {
-	return r.call(ctx, imageTimeout, "checkpoint", "--leave-running", "--image-path", image)
-}
-
-// CheckpointFiles writes the root filesystem's writable layer alone.
-func (r *Runsc) CheckpointFiles(ctx context.Context, image string) error {
-	return r.call(ctx, imageTimeout, "fscheckpoint", "--leave-running", "--image-path", image)
 }
 
 // Delete kills the sandbox if it still runs and removes runsc's state of it and
