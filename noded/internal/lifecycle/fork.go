@@ -5,8 +5,9 @@ import (
 	"errors"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -330,29 +331,27 @@ func (r returning) RoundTrip(req *http.Request) (*http.Response, error) {
 	return ch.RoundTrip(req)
 }
 
-// clone makes the other children's images of the one in src, from that child on.
+// clone makes the other children's images of the one in src, from that child on, and the way
+// to all of them durable. It makes them side by side: the disk takes many syncs as one.
 func (f *forking) clone(src string, from int) error {
 	parts := []string{snapshots.FilesPart}
 	if f.manifest.Memory {
 		parts = append(parts, snapshots.MemoryPart)
 	}
-	for i := from; i < len(f.records); i++ {
-		if err := os.MkdirAll(filepath.Dir(f.dir(i)), 0o700); err != nil {
-			return err
-		}
-		if err := snapshots.Clone(src, f.dir(i), f.manifest, parts...); err != nil {
-			return err
-		}
+	var all errgroup.Group
+	for i, rec := range f.records {
+		all.Go(func() error {
+			if i < from {
+				return syncDir(f.m.imagesDir(rec.ID))
+			}
+			if err := os.MkdirAll(f.m.imagesDir(rec.ID), 0o700); err != nil {
+				return err
+			}
+			return snapshots.Clone(src, f.dir(i), f.manifest, parts...)
+		})
 	}
-	return f.sync()
-}
-
-// sync makes the way to the images durable.
-func (f *forking) sync() error {
-	for _, rec := range f.records {
-		if err := syncDir(f.m.imagesDir(rec.ID)); err != nil {
-			return err
-		}
+	if err := all.Wait(); err != nil {
+		return err
 	}
 	return syncDir(f.m.cfg.ImageDir)
 }
