@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -40,21 +41,33 @@ func BenchmarkThroughput(b *testing.B) {
 }
 
 // plain is a namespace behind a veth of the host, with its NAT.
-func (w *world) plain() netns.NsHandle {
+func (w *world) plain() netns.NsHandle { return w.behind(w.host, "plain", "10.99.0") }
+
+// hop is one behind a namespace more, which translates and forwards as the data plane
+// does, and judges nothing.
+func (w *world) hop() netns.NsHandle {
+	middle := w.behind(w.host, "hop", "10.98.0")
+	w.must(in(middle, func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) }))
+	return w.behind(middle, "far", "10.97.0")
+}
+
+// behind is a namespace whose way out is a veth of another, which has its address
+// translated.
+func (w *world) behind(gateway netns.NsHandle, link, network string) netns.NsHandle {
 	w.t.Helper()
 	ns := w0(w.t)
-	w.wire("plain", w.host, []string{"10.99.0.1/24"}, "eth0", ns, []string{"10.99.0.2/24"})
+	w.wire(link, gateway, []string{network + ".1/24"}, "eth0", ns, []string{network + ".2/24"})
 	h := w.handle(ns)
 	l, err := h.LinkByName("eth0")
 	w.must(err)
-	w.must(h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.IPv4(10, 99, 0, 1)}))
-	conn, err := nftables.New(nftables.WithNetNSFd(int(w.host)))
+	w.must(h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(network + ".1")}))
+	conn, err := nftables.New(nftables.WithNetNSFd(int(gateway)))
 	w.must(err)
-	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "plain"})
+	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: link})
 	chain := conn.AddChain(&nftables.Chain{Name: "c_post", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
 	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: netip.MustParseAddr("10.99.0.2").AsSlice()},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: netip.MustParseAddr(network + ".2").AsSlice()},
 		&expr.Masq{},
 	}})
 	w.must(conn.Flush())

@@ -182,7 +182,10 @@ func (b *budgets) restarts() {
 	}
 }
 
-// packets are what is judged by its address, without rules and with 250 networks.
+// packets are what is judged by its address, without rules and with 250 networks, beside
+// what has the same translation and no data plane, and what has the data plane's
+// namespace more to pass, too. The ways take turns in a turning order: what else the
+// machine does, and whom it does it after, falls on all of them.
 func (b *budgets) packets() {
 	w := newWorld(b)
 	w.start()
@@ -194,27 +197,28 @@ func (b *budgets) packets() {
 	ways := []struct {
 		name string
 		ns   netns.NsHandle
-	}{{"plain veth with NAT", w.plain()}, {"netd, no rules", free.ns}, {"netd, 250 networks", ruled.ns}}
-	var rates, trips, connects [3]*series
+	}{{"plain veth with NAT", w.plain()}, {"plain, and a namespace more", w.hop()}, {"netd, no rules", free.ns}, {"netd, 250 networks", ruled.ns}}
+	var rates, trips, connects [4]*series
 	for i, way := range ways {
 		rates[i] = b.add(series{name: "L4 upload, " + way.name, unit: "Gbit/s"})
 		trips[i] = b.add(series{name: "L4 round trip, " + way.name, unit: "ms"})
 		connects[i] = b.add(series{name: "L4 connect and echo, " + way.name, unit: "ms"})
 	}
-	for range 60 { // short ones: what else the machine does then falls on all of them
-		for i, way := range ways {
-			rates[i].add(w.sends(way.ns, net.JoinHostPort(other4, "90"), 64<<20))
+	inTurns := func(rounds int, do func(i int)) {
+		for round := range rounds {
+			for i := range ways {
+				do((i + round) % len(ways))
+			}
 		}
 	}
-	for range 100 {
-		for i, way := range ways {
-			w.trips(way.ns, net.JoinHostPort(far4, "9"), connects[i], trips[i])
-		}
+	inTurns(80, func(i int) { rates[i].add(w.sends(ways[i].ns, net.JoinHostPort(other4, "90"), 128<<20)) })
+	inTurns(100, func(i int) { w.trips(ways[i].ns, net.JoinHostPort(far4, "9"), connects[i], trips[i]) })
+	for i, way := range ways[2:] {
+		b.against(series{name: "L4 upload, " + way.name + ", of plain", unit: "%", budget: -95}, rates[i+2], rates[0], percent)
+		b.against(series{name: "L4 upload, " + way.name + ", of plain with the namespace", unit: "%", budget: -95}, rates[i+2], rates[1], percent)
 	}
-	for i, way := range ways[1:] {
-		b.against(series{name: "L4 upload, " + way.name + ", of plain", unit: "%", budget: -95}, rates[i+1], rates[0], percent)
-	}
-	b.against(series{name: "L4 upload, with rules, of without", unit: "%", budget: -95}, rates[2], rates[1], percent)
+	b.against(series{name: "L4 upload, the namespace more, of plain", unit: "%"}, rates[1], rates[0], percent)
+	b.against(series{name: "L4 upload, with rules, of without", unit: "%", budget: -95}, rates[3], rates[2], percent)
 }
 
 // trips connects, and has a byte echoed some times.

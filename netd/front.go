@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"s0.run/internal/daemon"
@@ -33,6 +34,7 @@ const resolvConf = "/etc/resolv.conf"
 type front struct {
 	*proxy.Proxy
 	vault     *vault.Vault
+	held      *held
 	sandboxes *table.Table // set before anything is served
 }
 
@@ -41,6 +43,7 @@ type frontConfig struct {
 	Config
 	host, inside *os.File // network namespaces
 	records      *audit.Queue
+	held         *held
 }
 
 // newFront makes a front, which knows no sandbox before it is given its table.
@@ -55,7 +58,7 @@ func newFront(cfg frontConfig) (*front, error) {
 			return nil, fmt.Errorf("reading the machine's resolvers: %w", err)
 		}
 	}
-	f := &front{vault: vault.New(vault.Config{Keys: keys})}
+	f := &front{held: cfg.held, vault: vault.New(vault.Config{Keys: keys})}
 	f.Proxy, err = proxy.New(proxy.Config{
 		Lookup: func(a netip.Addr) (guest.Guest, bool) { return f.sandboxes.Lookup(a) },
 		Learn: func(g guest.Guest, a netip.Addr, slots uint64, ttl time.Duration) {
@@ -63,7 +66,7 @@ func newFront(cfg frontConfig) (*front, error) {
 		},
 		Forbidden: func(a netip.Addr) bool { return f.sandboxes.Forbidden(a) },
 		Resolvers: resolvers, DialResolver: dial.ResolverFrom(cfg.host, cfg.inside),
-		Credentials: f.vault, Identities: identities, Records: cfg.records, Log: cfg.Log,
+		Credentials: f.vault, Identities: identities, Records: cfg.records, Keep: cfg.held.keep, Log: cfg.Log,
 	})
 	return f, err
 }
@@ -88,8 +91,23 @@ func (f *front) start(l *dataplane.Listeners, s *daemon.Stack) {
 	for name, listener := range map[string]net.Listener{"proxy, IPv4": l.Proxy4, "proxy, IPv6": l.Proxy6} {
 		s.Start(name, func(ctx context.Context) error { return f.Serve(ctx, listener) })
 	}
+	s.Start("proxy, connections that were held", f.resume)
 	s.Start("DNS, IPv4", func(ctx context.Context) error { return f.ServeDNS(ctx, l.DNSUDP4, l.DNSTCP4) })
 	s.Start("DNS, IPv6", func(ctx context.Context) error { return f.ServeDNS(ctx, l.DNSUDP6, l.DNSTCP6) })
+}
+
+// resume goes on with what an earlier netd has left, until ctx ends.
+func (f *front) resume(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		select {
+		case h := <-f.held.back:
+			wg.Go(func() { f.Resume(ctx, h) })
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // Changed is told of a sandbox's policy and of the credentials that belong to it.

@@ -131,10 +131,16 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 		return err
 	}
 	records := audit.NewQueue()
-	front, err := newFront(frontConfig{Config: cfg, host: host, inside: inside, records: records})
+	held, err := listenHeld(cfg.Socket)
 	if err != nil {
 		return err
 	}
+	front, err := newFront(frontConfig{Config: cfg, host: host, inside: inside, records: records, held: held})
+	if err != nil {
+		held.listener.Close()
+		return err
+	}
+	s.Start("held connections", held.Run) // and it ends behind what is handed over
 	sandboxes := table.New(table.Config{Kernel: kernel, Plane: plane, Watcher: front, Log: cfg.Log})
 	front.sandboxes = sandboxes
 	fixed := &fixed{cfg: cfg, plane: plane, sandboxes: sandboxes}

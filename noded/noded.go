@@ -124,12 +124,15 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	if err != nil {
 		return err
 	}
+	var sampler *stats.Sampler // is there before anything runs
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
 		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), Snapshots: snapshots.NewStore(filepath.Join(cfg.DataDir, "snapshots")), RunDir: string(believed), BinDir: cfg.ProcdDir,
 		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Egress: m.egress, Groups: m.groups, Volumes: portals.forLifecycle(), Guests: m.guests,
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
+		Ending: func(r lifecycle.Running) { sampler.Ended(r) },
 	})
+	sampler = stats.New(stats.Config{Sandboxes: manager, Groups: m.usage, Traffic: m.traffic, Verdicts: agent, Metrics: metrics, Log: cfg.Log})
 	if err := manager.Load(); err != nil {
 		return err
 	}
@@ -148,7 +151,6 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	if err := serveAdmin(cfg, s, metrics, manager, m.ready); err != nil {
 		return err
 	}
-	sampler := stats.New(stats.Config{Sandboxes: manager, Groups: m.usage, Traffic: m.traffic, Verdicts: agent, Metrics: metrics, Log: cfg.Log})
 	s.Start("stats", sampler.Run)
 	stopping := make(chan struct{})
 	relay := procevents.New(procevents.Config{Hub: hub, Proc: manager.Proc, Stopping: stopping, Log: cfg.Log})

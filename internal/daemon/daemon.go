@@ -88,15 +88,20 @@ func scalar(v any) string {
 // ListenUnix listens on a unix socket that only this user may open. A socket
 // file that an earlier process left behind is replaced; one that still answers
 // is an error, for two daemons must not share a state directory.
-func ListenUnix(path string) (net.Listener, error) {
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+func ListenUnix(path string) (net.Listener, error) { return listenUnix("unix", path) }
+
+// ListenUnixPacket is the same for packets, which may carry descriptors.
+func ListenUnixPacket(path string) (*net.UnixListener, error) { return listenUnix("unixpacket", path) }
+
+func listenUnix(network, path string) (*net.UnixListener, error) {
+	if c, err := net.DialTimeout(network, path, time.Second); err == nil {
 		c.Close()
 		return nil, fmt.Errorf("listening on %s: another process answers there", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
-	l, err := net.Listen("unix", path)
+	l, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
 	if err != nil {
 		return nil, err
 	}

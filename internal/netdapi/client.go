@@ -32,13 +32,16 @@ const (
 var ErrDown = errors.New("netd does not answer")
 
 // A Client talks to netd. It is safe for concurrent use.
-type Client struct{ http *http.Client }
+type Client struct {
+	socket string
+	http   *http.Client
+}
 
 // NewClient makes a client of the netd that listens on a unix socket; nothing is
 // dialled yet.
 func NewClient(socket string) *Client {
 	dialer := net.Dialer{Timeout: dialTimeout}
-	return &Client{http: &http.Client{Transport: &http.Transport{
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "unix", socket)
 		},

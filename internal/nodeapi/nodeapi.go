@@ -116,3 +116,6 @@ func PoolFamily(key string) string {
 	}
 	return family
 }
+
+// NotCounted is what is said of a figure that nobody has.
+const NotCounted = -1

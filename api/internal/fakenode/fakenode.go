@@ -93,6 +93,7 @@ type Node struct {
 	claims    map[string]string // claim id → sandbox id, for good
 	deletes   map[string]string // sandbox id → reason
 	stats     map[string][]*nodeapi.StatsSample
+	finals    []*nodeapi.SandboxCounters
 	watchers  map[chan *nodeapi.Event]bool
 	srv       *http.Server
 	told      []*nodeapi.SandboxEvents

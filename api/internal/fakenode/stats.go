@@ -3,6 +3,7 @@ package fakenode
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"connectrpc.com/connect"
 
@@ -14,6 +15,13 @@ func (n *Node) SetStats(id string, samples ...*nodeapi.StatsSample) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.stats[id] = samples
+}
+
+// SetFinals makes figures of generations that are over part of ReadCounters' answer.
+func (n *Node) SetFinals(all ...*nodeapi.SandboxCounters) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.finals = all
 }
 
 // Stats implements the node API.
@@ -35,13 +43,14 @@ func (n *Node) Stats(ctx context.Context, req *nodeapi.StatsRequest) (*nodeapi.S
 	return resp, nil
 }
 
-// ReadCounters implements the node API, by the newest of what SetStats said.
+// ReadCounters implements the node API, by what SetFinals and the newest of what SetStats
+// said.
 func (n *Node) ReadCounters(ctx context.Context, _ *nodeapi.ReadCountersRequest, stream *connect.ServerStream[nodeapi.ReadCountersResponse]) error {
 	if n.OnStats != nil {
 		n.OnStats(ctx)
 	}
 	n.mu.Lock()
-	resp := &nodeapi.ReadCountersResponse{}
+	resp := &nodeapi.ReadCountersResponse{Counters: slices.Clone(n.finals)}
 	for id, samples := range n.stats {
 		if len(samples) == 0 || n.sandboxes[id] == nil {
 			continue

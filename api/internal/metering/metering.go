@@ -4,9 +4,9 @@
 // A [Meter] owns one goroutine while [Meter.Run] runs and remembers nothing. Every
 // replica has one; the database decides whose turn it is, by its clock, and counts
 // what two of them bring once. Counters are read once a minute and begin again with a
-// generation: what a sandbox sent, received or stored after the last reading of one, up
-// to a minute before it was paused or ended, is not recorded and counts for no quota; its
-// running time is. A node of a version without ReadCounters is read when it is upgraded:
+// generation; nodes tell the last of each generation that is over for a while. What a
+// sandbox stored is as the last reading says, up to a minute before it was paused or
+// ended. A node of a version without ReadCounters is read when it is upgraded:
 // upgrade nodes before API servers. What generations counted that ended before is lost.
 package metering
 
@@ -14,7 +14,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"slices"
 	"time"
 
@@ -36,6 +35,7 @@ const (
 	nodeTimeout = 30 * time.Second // of reading one node; who is left out comes another time
 	atOnce      = 8                // nodes
 	batch       = 500              // readings that are stored together
+	mostRead    = 1 << 17          // readings of one node: more than it has sandboxes, and than it keeps
 )
 
 // Nodes gives clients for calls to nodes; see nodes.Set.
@@ -120,37 +120,51 @@ func (m *Meter) readNode(ctx context.Context, name string) error {
 	}
 	asking, cancel := context.WithTimeout(ctx, nodeTimeout)
 	defer cancel()
-	readings, failed := m.counters(asking, name, rpc)
-	for part := range slices.Chunk(readings, batch) {
-		failed = errors.Join(failed, m.cfg.Store.AddReadings(ctx, part))
+	readings, failed := counters(asking, rpc)
+	for _, round := range rounds(readings) {
+		for part := range slices.Chunk(round, batch) {
+			failed = errors.Join(failed, m.cfg.Store.AddReadings(ctx, name, part))
+		}
 	}
 	return errors.Join(failed, m.readVolumes(asking, name, rpc))
 }
 
-// counters is what a node counted of the sandboxes that it has: what it says of
-// others' counts for nothing.
-func (m *Meter) counters(ctx context.Context, name string, rpc nodeapiconnect.NodeClient) ([]store.Reading, error) {
+// counters is what a node counted, of one sandbox older generations first. Whose it may
+// speak of the store knows.
+func counters(ctx context.Context, rpc nodeapiconnect.NodeClient) (read []store.Reading, err error) {
 	stream, err := rpc.ReadCounters(ctx, &nodeapi.ReadCountersRequest{})
 	if err != nil {
 		return nil, err
 	}
 	defer stream.Close()
-	read := map[sandbox.ID]store.Reading{}
-	for stream.Receive() {
+	for stream.Receive() && len(read) < mostRead {
 		for _, c := range stream.Msg().GetCounters() {
-			id := sandbox.ID(c.GetId())
-			if sb, _, known := m.cfg.Table.Lookup(id); known && sb.Node == name && sb.State == sandbox.Running {
-				read[id] = store.Reading{
+			if id, err := sandbox.ParseID(c.GetId()); err == nil && c.GetRxBytes() >= 0 && c.GetTxBytes() >= 0 {
+				read = append(read, store.Reading{
 					ID: id, Generation: sandbox.Generation(c.GetGeneration()),
 					IngressBytes: c.GetRxBytes(), EgressBytes: c.GetTxBytes(), RootfsBytes: c.GetDiskBytes(),
-				}
+				})
 			}
 		}
 	}
 	if err = stream.Err(); connect.CodeOf(err) == connect.CodeUnimplemented { // it is of an older version: its counters wait
 		err = nil
 	}
-	return slices.Collect(maps.Values(read)), err
+	return read, err
+}
+
+// rounds divides readings into lists that have one of a sandbox each, in their order.
+func rounds(read []store.Reading) (all [][]store.Reading) {
+	before := map[sandbox.ID]int{}
+	for _, r := range read {
+		n := before[r.ID]
+		before[r.ID]++
+		if n == len(all) {
+			all = append(all, nil)
+		}
+		all[n] = append(all[n], r)
+	}
+	return all
 }
 
 // readVolumes asks a node what the volumes hold that it may write to.

@@ -140,12 +140,13 @@ type Reading struct {
 	Generation   sandbox.Generation
 	IngressBytes int64
 	EgressBytes  int64
-	RootfsBytes  int64 // at the moment
+	RootfsBytes  int64 // at the moment; less than 0: as it was
 }
 
 // AddReadings adds what has come to since the last readings of the same sandboxes,
-// whose rows say whose they are. The same readings a second time add nothing.
-func (s *Store) AddReadings(ctx context.Context, list []Reading) error {
+// whose rows say whose they are: what a node says of others' counts for nothing. A list
+// has one reading of a sandbox. The same readings a second time add nothing.
+func (s *Store) AddReadings(ctx context.Context, node string, list []Reading) error {
 	var ids []string
 	var gens, in, out, rootfs []int64
 	for _, r := range list {
@@ -156,7 +157,7 @@ func (s *Store) AddReadings(ctx context.Context, list []Reading) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", readingsLock); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, addReadingsSQL, ids, gens, in, out, rootfs)
+		_, err := tx.Exec(ctx, addReadingsSQL, ids, gens, in, out, rootfs, node)
 		return err
 	})
 }
@@ -166,14 +167,15 @@ func (s *Store) AddReadings(ctx context.Context, list []Reading) error {
 // answer; one of an older generation too.
 const addReadingsSQL = `
 	WITH now_read AS (
-		SELECT s.id, s.team_id, r.gen, r.ingress, r.egress, r.rootfs,
+		SELECT s.id, s.team_id, r.gen, r.ingress, r.egress,
+			CASE WHEN r.rootfs < 0 THEN coalesce(p.rootfs_bytes, 0) ELSE r.rootfs END AS rootfs,
 			CASE WHEN p.generation = r.gen THEN p.ingress_bytes ELSE 0 END AS ingress_before,
 			CASE WHEN p.generation = r.gen THEN p.egress_bytes ELSE 0 END AS egress_before,
 			coalesce(p.rootfs_bytes * extract(epoch FROM clock_timestamp() - p.taken_at) * 1000, 0) AS rootfs_byte_ms
 		FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS r (id, gen, ingress, egress, rootfs)
 		JOIN sandboxes s USING (id) LEFT JOIN metering_readings p ON p.sandbox_id = s.id
-		WHERE p.sandbox_id IS NULL OR r.gen > p.generation
-		OR r.gen = p.generation AND r.ingress >= p.ingress_bytes AND r.egress >= p.egress_bytes
+		WHERE s.node = $6 AND (p.sandbox_id IS NULL OR r.gen > p.generation
+		OR r.gen = p.generation AND r.ingress >= p.ingress_bytes AND r.egress >= p.egress_bytes)
 	), kept AS (
 		INSERT INTO metering_readings (sandbox_id, generation, taken_at, ingress_bytes, egress_bytes, rootfs_bytes)
 		SELECT id, gen, clock_timestamp(), ingress, egress, rootfs FROM now_read

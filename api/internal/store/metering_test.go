@@ -243,7 +243,7 @@ func TestReadingsCountOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 2 { // two replicas
 			wg.Go(func() {
-				err := m.s.AddReadings(ctx, []store.Reading{
+				err := m.s.AddReadings(ctx, sb.Node, []store.Reading{
 					{ID: sb.ID, Generation: sandbox.Generation(gen), IngressBytes: in, EgressBytes: out, RootfsBytes: 1 << 30},
 					{ID: "nobody-knows", Generation: 1, IngressBytes: 5},
 				})
@@ -271,6 +271,14 @@ func TestReadingsCountOnce(t *testing.T) {
 	check(180, 13)
 	read(1, 500, 500)
 	check(180, 13)
+	if err := m.s.AddReadings(ctx, "another", []store.Reading{{ID: sb.ID, Generation: 3, IngressBytes: 500}}); err != nil {
+		t.Fatal(err)
+	}
+	check(180, 13) // of a node that does not have it
+	if err := m.s.AddReadings(ctx, sb.Node, []store.Reading{{ID: sb.ID, Generation: 2, IngressBytes: 30, EgressBytes: 3, RootfsBytes: -1}}); err != nil {
+		t.Fatal(err)
+	}
+	check(180, 13) // and its files are as they were
 	// The root filesystem took 1 GiB for an hour until the next reading.
 	m.exec("UPDATE metering_readings SET taken_at = clock_timestamp() - interval '1 hour'")
 	m.exec("UPDATE metering_counts SET hour = $1", m.hour) // what was read so far

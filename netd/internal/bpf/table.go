@@ -44,10 +44,14 @@ func beyond(size int) int { return max(size-sureRules, 0) }
 // The rules' tables hold MAX_ENTRIES each: a policy that names no more networks than
 // most do always has its room. Teams share the rest for their larger ones, and a
 // quarter of it is the most that one team gets, however many sandboxes it has: some
-// sixty of the largest policies that package policy lets anybody have.
-const sureRules = 16
+// sixty of the largest policies that package policy lets anybody have. Some of it is kept
+// for the policy that takes another one's place, for they are there together for a moment.
+const (
+	sureRules    = 16
+	replacedRoom = 1 << 12
+)
 
-var roomForRules = share.Config{Most: 1 << 16, Spare: 1 << 18}
+var roomForRules = share.Config{Most: 1 << 16, Spare: 1<<18 - replacedRoom}
 
 // ErrNoRoom is what a large policy ends in where many are.
 var ErrNoRoom = errdefs.New(errdefs.Exhausted, "the node has no room for a network policy of so many networks now")
@@ -177,7 +181,7 @@ func (k *Kernel) SetPolicy(serial uint32, c *policy.Compiled, limits Limits) err
 	old := k.links[ifindex]
 	next := *old
 	next.Team = teamNumber(limits.Team)
-	gen, err := k.take(next.Team, c.L4)
+	gen, err := k.take(next.Team, c.L4, old.Gen)
 	if err != nil {
 		return fmt.Errorf("link %d: rules: %w", ifindex, err)
 	}
@@ -205,12 +209,12 @@ const (
 )
 
 // take finds a team's generation whose entries say just this, or writes one, for one
-// more link. It is called with mu held.
-func (k *Kernel) take(team uint32, all []policy.PrefixRules) (gen uint32, err error) {
+// more link, which is about to leave another generation. It is called with mu held.
+func (k *Kernel) take(team uint32, all []policy.PrefixRules, leaves uint32) (gen uint32, err error) {
 	content := contentOf(team, statements(all))
 	gen, ok := k.shared[content]
 	if !ok {
-		if !k.room.Take(team, beyond(len(all))) {
+		if !k.room.Replace(team, beyond(len(all)), k.freed(team, leaves)) {
 			return 0, ErrNoRoom
 		}
 		k.generation++
@@ -224,6 +228,14 @@ func (k *Kernel) take(team uint32, all []policy.PrefixRules) (gen uint32, err er
 	}
 	k.entries[gen].links++
 	return gen, nil
+}
+
+// freed is what a team's room gains when one link leaves a generation.
+func (k *Kernel) freed(team, gen uint32) int {
+	if e := k.entries[gen]; e != nil && e.links == 1 && e.team == team {
+		return e.room
+	}
+	return 0
 }
 
 func statements(all []policy.PrefixRules) [][32]byte {

@@ -107,6 +107,44 @@ func TestD08_ATeamAtItsShareKeepsItsPolicies(t *testing.T) {
 	}
 }
 
+// A team that has all of its share replaces a large policy by one as large, for the old
+// one's room is the new one's; a larger one has no room, and the old one stays.
+func TestD08_ALargePolicyTakesAnothersPlace(t *testing.T) {
+	needKernel(t)
+	k := open(t, pins(t))
+	const team = "full"
+	serial := attach(t, k, 1)
+	set := func(networks int, host string) error {
+		return k.SetPolicy(serial, naming(t, networks, host), Limits{Team: team})
+	}
+	if err := set(200, "93.184.0.2"); err != nil {
+		t.Fatal(err)
+	}
+	number := teamNumber(team)
+	if !k.room.Take(number, roomForRules.Most-k.room.Used(number)) {
+		t.Fatal("the team has not all of its share")
+	}
+	before := sizeOfRules(t, k)
+	for _, host := range []string{"93.184.0.3", "93.184.0.4"} {
+		if err := set(200, host); err != nil {
+			t.Fatal(err)
+		}
+		if n := sizeOfRules(t, k); n != before || k.room.Used(number) != roomForRules.Most {
+			t.Errorf("%d entries, and %d are counted", n, k.room.Used(number))
+		}
+	}
+	gen := k.links[loopback].Gen
+	if err := set(201, "93.184.0.5"); !errors.Is(err, ErrNoRoom) || k.links[loopback].Gen != gen {
+		t.Errorf("one more: %v", err)
+	}
+	if err := k.Detach(serial); err != nil {
+		t.Fatal(err)
+	}
+	if n := sizeOfRules(t, k); n != 0 {
+		t.Errorf("%d entries are left", n)
+	}
+}
+
 func sizeOfRules(t *testing.T, k *Kernel) int { return size(t, k.obj.Rules4) + size(t, k.obj.Rules6) }
 
 // A change that fails behind its first writes leaves nothing at the attachment's end.

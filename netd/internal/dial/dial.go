@@ -116,6 +116,18 @@ func (d *Dialer) Dial(ctx context.Context, to Target) (*Conn, error) {
 	return up, nil
 }
 
+// Adopt counts a connection that another process has made for a sandbox.
+func (d *Dialer) Adopt(id sandbox.ID, conn *net.TCPConn, to netip.Addr) (*Conn, error) {
+	if remote, ok := conn.RemoteAddr().(*net.TCPAddr); !ok || d.config.Forbidden(to) || d.config.Forbidden(remote.AddrPort().Addr().Unmap()) {
+		return nil, ErrForbidden
+	}
+	release, err := d.reserve(id)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{TCPConn: conn, To: to, release: release}, nil
+}
+
 func (d *Dialer) connect(ctx context.Context, to Target) (*net.TCPConn, error) {
 	if to.Proxy == nil {
 		return d.first(ctx, to.Addrs, to.Port)

@@ -72,6 +72,9 @@ type Config struct {
 	// Records takes what happened, without waiting for anybody.
 	Records interface{ Add(audit.Record) }
 	Log     *slog.Logger
+	// Keep takes a spliced connection over when the proxy stops: with no error both its
+	// sockets are somebody's who keeps them open. Nil: nobody does.
+	Keep func(Handover) error
 	// Limits of looking at first bytes. Defaults to [sniff.DefaultLimits].
 	Limits sniff.Limits
 	// Memory bounds, in bytes, what is held for sandboxes: long first messages, bodies
@@ -145,7 +148,7 @@ func flowTo(to httpproxy.Destination) policy.Flow {
 }
 
 // Run does the work behind the connections until ctx ends. Connections that are
-// served then are cut.
+// served then are cut, or handed over.
 func (p *Proxy) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.http.Run(ctx) })

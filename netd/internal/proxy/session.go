@@ -37,6 +37,8 @@ type session struct {
 	with   *inject.Prepared // what all of it carries; nil: no credential
 
 	credential atomic.Pointer[inject.Prepared] // that it carries, if it carries one
+	line       atomic.Pointer[relay.Line]      // of one that is spliced
+	handedOver bool                            // somebody else goes on with it
 
 	mu      sync.Mutex
 	allowed func() bool // by the policy as it is now
@@ -64,19 +66,24 @@ func (p *Proxy) handle(ctx context.Context, conn net.Conn) {
 		return
 	}
 	s.guest, s.gen = g, g.Gen
+	s.begin()
+	s.see(ctx, s.serve)
+}
+
+// see has a connection served, which may be cut at any time, and writes its record.
+func (s *session) see(ctx context.Context, serve func(context.Context) error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s.flow = &relay.Flow{Sandbox: g.ID, Cut: func() {
-		reset(conn)
+	s.flow = &relay.Flow{Sandbox: s.guest.ID, Cut: func() {
+		reset(s.conn)
 		cancel() // what it is still being connected to, too
 	}, Allowed: s.stillAllowed}
-	defer p.flows.Add(s.flow)()
-	defer conn.Close()
-	// What is served when ctx ends is cut.
-	defer context.AfterFunc(ctx, func() { reset(conn) })()
-	s.begin()
-	err := s.serve(ctx)
-	s.end(err)
+	defer s.p.flows.Add(s.flow)()
+	defer s.conn.Close()
+	defer context.AfterFunc(ctx, s.interrupt)()
+	if err := serve(ctx); !s.handedOver {
+		s.end(err)
+	}
 }
 
 func (s *session) begin() {
@@ -146,12 +153,13 @@ func (s *session) tls(ctx context.Context, head *sniff.Conn, hello sniff.Hello) 
 		return err
 	}
 	s.record.Host = to.Name
-	if !s.judge(to, func(p *policy.Compiled) (way, policy.Verdict) { return tlsWay(p, to, hello.ECH) }) {
+	what := sighting{To: to, TLS: true, ECH: hello.ECH}
+	if !s.judge(to, what.way) {
 		return nil
 	}
 	switch s.how {
 	case spliced:
-		return s.splice(ctx, head, to)
+		return s.splice(ctx, head, what)
 	case tunnelled:
 		return s.tunnel(ctx, head, to, s.guest.Policy.ConnectionCredential(to.Name, to.Port, policy.TLS))
 	}
@@ -222,13 +230,28 @@ func (s *session) raw(ctx context.Context, head *sniff.Conn, seen string) error 
 		}
 	}
 	s.record.Host = to.Name
-	if !s.judge(to, func(p *policy.Compiled) (way, policy.Verdict) { return rawWay(p, to) }) {
+	what := sighting{To: to}
+	if !s.judge(to, what.way) {
 		return nil
 	}
 	if s.how == loggedIn {
 		return s.login(ctx, head, to, s.guest.Policy.ConnectionCredential(to.Name, to.Port, seen))
 	}
-	return s.splice(ctx, head, to)
+	return s.splice(ctx, head, what)
+}
+
+// sighting is what was seen of a connection whose protocol nobody looks into further.
+type sighting struct {
+	To  policy.Flow
+	TLS bool
+	ECH bool
+}
+
+func (f sighting) way(p *policy.Compiled) (way, policy.Verdict) {
+	if f.TLS {
+		return tlsWay(p, f.To, f.ECH)
+	}
+	return rawWay(p, f.To)
 }
 
 func rawWay(p *policy.Compiled, to policy.Flow) (way, policy.Verdict) {
@@ -284,20 +307,19 @@ func (s *session) carries(g guest.Guest) bool {
 }
 
 // splice passes the connection on as it is.
-func (s *session) splice(ctx context.Context, head *sniff.Conn, to policy.Flow) error {
+func (s *session) splice(ctx context.Context, head *sniff.Conn, what sighting) error {
 	s.record.Adapter = "splice"
 	client, ok := s.conn.(*net.TCPConn)
 	if !ok {
 		return errors.New("a connection that is not TCP")
 	}
-	up, err := s.dial(ctx, to)
+	up, err := s.dial(ctx, what.To)
 	if err != nil {
 		reset(client)
 		return err
 	}
 	defer up.Close()
-	defer context.AfterFunc(ctx, func() { reset(up.TCPConn) })()
-	return relay.Splice(client, up.TCPConn, head.Take(), s.flow)
+	return s.pass(ctx, &relay.Line{Client: client, Upstream: up.TCPConn, Flow: s.flow}, head.Take(), handover{Seen: what, Dialled: up.To})
 }
 
 func (s *session) dial(ctx context.Context, to policy.Flow) (*dial.Conn, error) {

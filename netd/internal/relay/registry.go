@@ -34,6 +34,13 @@ type Flow struct {
 func (f *Flow) addUp(n int)   { f.up.Add(int64(n)) }
 func (f *Flow) addDown(n int) { f.down.Add(int64(n)) }
 
+// Resume has a flow count on from what another process counted.
+func (f *Flow) Resume(up, down int64) {
+	f.up.Store(up)
+	f.down.Store(down)
+	f.swept = up + down
+}
+
 // Bytes are what left the sandbox and what came to it.
 func (f *Flow) Bytes() (up, down int64) { return f.up.Load(), f.down.Load() }
 

@@ -1,9 +1,10 @@
 // Package relay carries bytes between a sandbox and the world, and knows which
 // flows are open.
 //
-// [Splice] passes two TCP connections' bytes on unchanged, with their ends: a half
-// that closes is closed on the other side, a reset is a reset there. A flow that
-// waits holds no buffer and no pipe. The [Registry] cuts flows that a changed
+// A [Line] passes two TCP connections' bytes on unchanged, with their ends: a half
+// that closes is closed on the other side, a reset is a reset there. What waits holds
+// no buffer and no pipe, so that a line that is paused is nothing but its two sockets,
+// and another process can go on with it. The [Registry] cuts flows that a changed
 // policy no longer allows, and those that hardly move. The package judges nothing.
 package relay
 
@@ -11,8 +12,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,49 +30,89 @@ const (
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
 
-// Splice passes bytes on both ways until both sides are done or one breaks, and
-// closes both. head is what was read of the client already.
-func Splice(client, upstream *net.TCPConn, head []byte, flow *Flow) error {
+// ErrPaused is what passing ends in that was paused: every byte that was read of one
+// side is written to the other, and both are open.
+var ErrPaused = errors.New("the line is paused")
+
+// Line is a connection of a sandbox and the one that it leads to.
+type Line struct {
+	Client, Upstream *net.TCPConn
+	Flow             *Flow
+	// UpDone and DownDone say that what the client, and what upstream, has to say is at
+	// its end, which the other side knows. Pass sets them.
+	UpDone, DownDone bool
+
+	paused atomic.Bool
+	limit  *time.Timer // of a pause; set before paused is
+	broken atomic.Bool // a way of it, so that nobody can go on with the other
+}
+
+// Pass passes bytes on both ways until both sides are done or one breaks, and closes
+// both, or until it is paused. head is what was read of the client already.
+func (l *Line) Pass(head []byte) error {
 	done := make(chan error, 1)
-	go func() { done <- pass(client, upstream, flow.addDown) }()
-	err := write(upstream, head, flow.addUp)
-	if err == nil {
-		err = pass(upstream, client, flow.addUp)
-	}
+	go func() { done <- l.way(l.Client, l.Upstream, &l.DownDone, l.Flow.addDown) }()
+	err := write(l.Upstream, head, l.Flow.addUp)
 	if err != nil {
-		abort(client, upstream)
+		l.abort()
+	} else {
+		err = l.way(l.Upstream, l.Client, &l.UpDone, l.Flow.addUp)
 	}
 	back := <-done
-	err = errors.Join(err, back)
-	if err != nil {
-		abort(client, upstream)
+	pausing := errors.Is(err, ErrPaused) || errors.Is(back, ErrPaused)
+	if l.broken.Load() || pausing && !l.limit.Stop() {
+		l.abort()
+		return errors.Join(err, back)
 	}
-	client.Close()
-	upstream.Close()
-	return err
+	if pausing {
+		return ErrPaused
+	}
+	l.Client.Close()
+	l.Upstream.Close()
+	return nil
+}
+
+// Pause has Pass return as soon as nothing is under way. Where a side takes nothing for
+// so long, the line is cut. It is called once.
+func (l *Line) Pause(within time.Duration) {
+	l.limit = time.AfterFunc(within, l.abort)
+	l.paused.Store(true)
+	for _, c := range []*net.TCPConn{l.Client, l.Upstream} {
+		_ = c.SetReadDeadline(time.Unix(1, 0)) // a closed one ends by itself
+	}
 }
 
 // abort makes both sides see a reset, as the broken one did: what was cut must not
 // look complete. It also ends what is blocked on either.
-func abort(conns ...*net.TCPConn) {
-	for _, c := range conns {
+func (l *Line) abort() {
+	l.broken.Store(true)
+	for _, c := range []*net.TCPConn{l.Client, l.Upstream} {
 		c.SetLinger(0) //nolint:errcheck // a closed one needs none
 		c.Close()
 	}
 }
 
-// pass moves src's bytes to dst until src's end, and passes that on. A failure
-// breaks both sides, so that the other way ends, too.
-func pass(dst, src *net.TCPConn, count func(int)) error {
+// way moves src's bytes to dst until src's end, and passes that on. A failure breaks
+// both sides, so that the other way ends, too.
+func (l *Line) way(dst, src *net.TCPConn, done *bool, count func(int)) error {
+	if *done {
+		return nil
+	}
 	err := copyAll(dst, src, count)
+	if err != nil && l.paused.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+		return ErrPaused
+	}
+	if err == nil {
+		*done = true
+		err = dst.CloseWrite()
+		if errors.Is(err, unix.ENOTCONN) {
+			err = nil
+		}
+	}
 	if err != nil {
-		abort(dst, src)
-		return err
+		l.abort()
 	}
-	if err := dst.CloseWrite(); err != nil && !errors.Is(err, unix.ENOTCONN) {
-		return err
-	}
-	return nil
+	return err
 }
 
 func copyAll(dst, src *net.TCPConn, count func(int)) error {

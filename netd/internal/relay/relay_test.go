@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"s0.run/internal/sandbox"
 )
 
@@ -45,7 +47,8 @@ func line(tb testing.TB, head string) (guest, server *net.TCPConn, flow *Flow, d
 	guest, client := pair(tb)
 	upstream, server := pair(tb)
 	flow, done = &Flow{Sandbox: "s"}, make(chan error, 1)
-	go func() { done <- Splice(client, upstream, []byte(head), flow) }()
+	line := &Line{Client: client, Upstream: upstream, Flow: flow}
+	go func() { done <- line.Pass([]byte(head)) }()
 	return guest, server, flow, done
 }
 
@@ -111,6 +114,110 @@ func TestLargeTransfersArriveWhole(t *testing.T) {
 		t.Errorf("counted %d up, %d down", up, down)
 	}
 }
+
+// A line that is paused at any moment loses nothing: whoever goes on with its sockets
+// brings every byte, once, and every end.
+func TestX31_APausedLineGoesOnWhereItWas(t *testing.T) {
+	t.Parallel()
+	guest, client := pair(t)
+	upstream, server := pair(t)
+	data := make([]byte, 8<<20)
+	rand.Read(data)
+	send := func(c *net.TCPConn) { c.Write(data); c.CloseWrite() }
+	go send(guest)
+	go send(server)
+	all := make(chan []byte, 2)
+	for _, c := range []*net.TCPConn{guest, server} {
+		go func() { b, _ := io.ReadAll(c); all <- b }()
+	}
+	flow, up, down := &Flow{}, false, false
+	pauses := 0
+	for done := false; !done; {
+		next := &Flow{}
+		next.Resume(flow.Bytes())
+		flow = next
+		line := &Line{Client: client, Upstream: upstream, Flow: flow, UpDone: up, DownDone: down}
+		result := make(chan error, 1)
+		go func() { result <- line.Pass(nil) }()
+		if pauses < 50 {
+			line.Pause(time.Minute)
+			pauses++
+		}
+		switch err := <-result; {
+		case errors.Is(err, ErrPaused):
+			up, down = line.UpDone, line.DownDone
+			client.SetReadDeadline(time.Time{})
+			upstream.SetReadDeadline(time.Time{})
+		case err != nil:
+			t.Fatal(err)
+		default:
+			done = true
+		}
+	}
+	for range 2 {
+		if got := <-all; !bytes.Equal(got, data) {
+			t.Errorf("%d bytes arrived, of %d", len(got), len(data))
+		}
+	}
+	if up, down := flow.Bytes(); up != 8<<20 || down != 8<<20 {
+		t.Errorf("counted %d up, %d down after %d pauses", up, down, pauses)
+	}
+}
+
+// A side that takes nothing holds no pause up: the line is cut.
+func TestX31_AStuckLineIsCut(t *testing.T) {
+	t.Parallel()
+	guest, client := pair(t)
+	upstream, server := pair(t)
+	go io.Copy(guest, endless{})
+	err := ErrPaused
+	for end := time.Now().Add(time.Minute); errors.Is(err, ErrPaused); { // while it takes more
+		if time.Now().After(end) {
+			t.Fatal("it takes everything")
+		}
+		client.SetReadDeadline(time.Time{})
+		upstream.SetReadDeadline(time.Time{})
+		line := &Line{Client: client, Upstream: upstream, Flow: &Flow{}}
+		result := make(chan error, 1)
+		go func() { result <- line.Pass(nil) }()
+		awaitFull(t, upstream)
+		line.Pause(time.Millisecond)
+		err = <-result
+	}
+	if err == nil {
+		t.Error("it ended well")
+	}
+	if _, err := io.Copy(io.Discard, server); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("what was cut looks complete: %v", err)
+	}
+}
+
+// awaitFull waits until a connection takes no more for a moment.
+func awaitFull(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		writable := false
+		raw.Control(func(fd uintptr) {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+			n, err := unix.Poll(fds, 0)
+			writable = err != nil || n > 0
+		})
+		if !writable {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("it takes everything")
+		}
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { return len(b), nil }
 
 func TestE21_WhatIsNoLongerAllowedIsCut(t *testing.T) {
 	t.Parallel()

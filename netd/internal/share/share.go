@@ -30,12 +30,18 @@ func New[K comparable](config Config) *Pool[K] {
 }
 
 // Take takes n for a user, or nothing.
-func (p *Pool[K]) Take(user K, n int) bool {
+func (p *Pool[K]) Take(user K, n int) bool { return p.Replace(user, n, 0) }
+
+// Replace takes n for a user who is about to give back what it is for the place of: only
+// the difference has to be there, and until he has given that back he has both. Who
+// replaces one thing at a time has no more than that too much.
+func (p *Pool[K]) Replace(user K, n, leaving int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	has := p.used[user]
-	more := p.beyond(has+n) - p.beyond(has)
-	if has+n > p.config.Most || more > 0 && p.spare+more > p.config.Spare {
+	after := has + n - leaving
+	more := p.beyond(after) - p.beyond(has)
+	if n > leaving && after > p.config.Most || more > 0 && p.spare+more > p.config.Spare {
 		return false
 	}
 	p.set(user, has+n)

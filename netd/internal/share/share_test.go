@@ -27,6 +27,32 @@ func TestD08_NobodyTakesWhatIsSureForOthers(t *testing.T) {
 	}
 }
 
+// Who replaces something needs room for the difference alone.
+func TestD08_WhatIsReplacedIsNoMore(t *testing.T) {
+	t.Parallel()
+	p := New[string](Config{Sure: 2, Most: 10, Spare: 8})
+	if !p.Take("a", 10) {
+		t.Fatal("there is room")
+	}
+	for _, step := range []struct {
+		n, leaving int
+		want       bool
+	}{{10, 10, true}, {11, 10, false}, {7, 10, true}, {5, 1, false}, {4, 4, true}} {
+		has := p.Used("a")
+		got := p.Replace("a", step.n, step.leaving)
+		if got {
+			p.Give("a", step.leaving)
+		}
+		if want := has + step.n - step.leaving; got != step.want || got && p.Used("a") != want || !got && p.Used("a") != has {
+			t.Errorf("%d in the place of %d: %v, and has %d", step.n, step.leaving, got, p.Used("a"))
+		}
+	}
+	p.Take("b", 2)
+	if p.Give("a", 7); p.spare != 0 {
+		t.Errorf("%d are missing", p.spare)
+	}
+}
+
 func TestAllThatIsGivenBackIsThere(t *testing.T) {
 	t.Parallel()
 	p := New[int](Config{Sure: 3, Most: 20, Spare: 40})

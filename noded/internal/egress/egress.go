@@ -4,7 +4,8 @@
 // at once when netd is there, and all of it is compared with what netd knows whenever
 // netd comes up, then every so often. Without netd no sandbox reaches anything, so
 // that nothing has to wait for it: only a policy that somebody asked for is refused
-// while there is nobody to enforce it. The package decides no policy and looks into
+// while there is nobody to enforce it. From one netd to the next it holds the sockets of
+// connections, which nobody reads then. The package decides no policy and looks into
 // none; lifecycle fills it again after a restart, and bandwidths are in a file.
 package egress
 
@@ -53,6 +54,7 @@ type Agent struct {
 	log     *slog.Logger
 	up      atomic.Bool
 	behind  chan struct{} // holds a value when netd was not told something
+	told    chan struct{} // holds a value when a netd has been told everything
 
 	setting sync.Mutex // held while bandwidths change, which one caller does at a time
 
@@ -60,6 +62,8 @@ type Agent struct {
 	want          map[sandbox.ID]*desired
 	bandwidths    Bandwidths
 	bandwidthFile string // empty: they are not kept
+	held          map[sandbox.ID][]netdapi.Held
+	heldCount     int
 }
 
 // desired is what netd has to know of a sandbox. Its turn is held while netd is told,
@@ -77,7 +81,7 @@ type desired struct {
 
 // New makes an agent.
 func New(cfg Config) *Agent {
-	a := &Agent{believe: cfg.Believe, log: cfg.Log, behind: make(chan struct{}, 1), want: map[sandbox.ID]*desired{}}
+	a := &Agent{believe: cfg.Believe, log: cfg.Log, behind: make(chan struct{}, 1), told: make(chan struct{}, 1), want: map[sandbox.ID]*desired{}, held: map[sandbox.ID][]netdapi.Held{}}
 	if cfg.Socket != "" {
 		a.client = netdapi.NewClient(cfg.Socket)
 	}
@@ -99,6 +103,7 @@ func (a *Agent) Attach(ctx context.Context, s netns.Slot, gen sandbox.Generation
 	}
 	if d.slot != slot {
 		d.slot, d.policy = slot, nil
+		a.cutHeld(s.ID)
 	}
 	a.mu.Unlock()
 	if err := a.tell(ctx, d, netdapi.Known{}); err != nil {
@@ -145,6 +150,7 @@ func (a *Agent) Detach(ctx context.Context, id sandbox.ID) {
 	a.mu.Lock()
 	d := a.want[id]
 	delete(a.want, id)
+	a.cutHeld(id)
 	if d != nil {
 		d.gone = true
 	}
@@ -238,6 +244,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	}
 	defer a.client.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { a.hold(ctx) })
 	for ctx.Err() == nil {
 		a.follow(ctx)
 		select {
@@ -269,9 +278,17 @@ func (a *Agent) follow(ctx context.Context) {
 // keepTold compares until ctx ends or netd hangs.
 func (a *Agent) keepTold(ctx context.Context) {
 	a.up.Store(true)
-	for {
+	for first := true; ; {
 		pause := compare
-		if err := a.reconcile(ctx); err != nil {
+		err := a.reconcile(ctx)
+		if first && a.up.Load() { // whom it could not be told of has no policy, and no connection goes on
+			first = false
+			select {
+			case a.told <- struct{}{}:
+			default: // it is about to be noticed
+			}
+		}
+		if err != nil {
 			if ctx.Err() == nil {
 				a.log.Warn("telling netd failed and will be tried again", "error", err)
 			}

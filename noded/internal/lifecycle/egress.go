@@ -32,7 +32,21 @@ func (m *Manager) addNetwork(ctx context.Context, rec journal.Record) error {
 // removeNetwork closes a sandbox's way out before its link goes.
 func (m *Manager) removeNetwork(ctx context.Context, slot netns.Slot) error {
 	m.cfg.Egress.Detach(ctx, slot.ID)
+	m.ending(slot)
 	return m.cfg.Network.Remove(slot)
+}
+
+// ending has the last of a claimed sandbox's counters read, which go with its link.
+func (m *Manager) ending(slot netns.Slot) {
+	inst := m.find(slot.ID)
+	if inst == nil || m.cfg.Ending == nil {
+		return
+	}
+	if rec := m.record(inst); rec.Claim != nil {
+		last := m.running(rec)
+		last.Network = slot
+		m.cfg.Ending(last)
+	}
 }
 
 // knowNetwork fills the desired state from a record of before, of which something may

@@ -204,7 +204,7 @@ type Guests interface {
 	Dial(ctx context.Context, id sandbox.ID) (net.Conn, error)
 }
 
-// Config wires a Manager. Every field but Archive, Volumes and Guests is required.
+// Config wires a Manager. Every field but Archive, Volumes, Guests and Ending is required.
 type Config struct {
 	Cluster    string // prefixes new ids
 	Scope      string // tells this noded's shims from another's on the same containerd
@@ -228,6 +228,7 @@ type Config struct {
 	Hub        *events.Hub
 	Metrics    *Metrics
 	Log        *slog.Logger
+	Ending     func(Running) // told of each claimed sandbox whose link is about to go; nil: nobody
 }
 
 // Manager is safe for concurrent use.

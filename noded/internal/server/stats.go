@@ -32,9 +32,12 @@ func (s *Server) Stats(ctx context.Context, req *nodeapi.StatsRequest) (*nodeapi
 // countersAtOnce is what one message of ReadCounters carries.
 const countersAtOnce = 1_000
 
-// ReadCounters implements the node API.
+// ReadCounters implements the node API. Of one sandbox older generations come first.
 func (s *Server) ReadCounters(_ context.Context, _ *nodeapi.ReadCountersRequest, stream *connect.ServerStream[nodeapi.ReadCountersResponse]) error {
 	var list []*nodeapi.SandboxCounters
+	for _, last := range s.cfg.Stats.Finals() {
+		list = append(list, finalToWire(last))
+	}
 	for id, sample := range s.cfg.Stats.Latest() {
 		list = append(list, countersToWire(id, sample))
 	}
@@ -53,6 +56,17 @@ func countersToWire(id sandbox.ID, s stats.Sample) *nodeapi.SandboxCounters {
 	}
 	if s.Disk != nil {
 		w.DiskBytes = s.Disk.Bytes
+	}
+	return w
+}
+
+func finalToWire(f stats.Final) *nodeapi.SandboxCounters {
+	w := &nodeapi.SandboxCounters{
+		Id: string(f.ID), Generation: uint64(f.Generation),
+		RxBytes: int64(f.Traffic.RxBytes), TxBytes: int64(f.Traffic.TxBytes), DiskBytes: nodeapi.NotCounted,
+	}
+	if f.Disk != nil {
+		w.DiskBytes = f.Disk.Bytes
 	}
 	return w
 }

@@ -5,12 +5,14 @@
 // Everything is read on the host, from control groups, links and files: no
 // sandbox is woken for it, and none has a say in its figures. Slots that nobody
 // has claimed are not looked at. What is kept goes with the process, and with the
-// sandbox.
+// sandbox; but what a generation sent and received in all is told for a while after its
+// end, so that whoever counts misses nothing of the shortest one.
 package stats
 
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +32,10 @@ const (
 	Kept = int(time.Hour / Interval)
 	// fresh is how old a sample may be for a caller who wants to know now.
 	fresh = time.Second
+	// told is how long the last figures of a generation are there for those who count:
+	// many times what one of them takes to come round. maxOver bounds how many wait.
+	told    = 10 * time.Minute
+	maxOver = 1 << 16
 )
 
 // Sample is what a sandbox uses and has used at a time. Counters begin with its
@@ -91,6 +97,16 @@ type Sampler struct {
 
 	mu     sync.Mutex
 	series map[sandbox.ID]*series
+	over   []Final // oldest first
+}
+
+// Final is what a generation that is over has sent and received in all.
+type Final struct {
+	Time       time.Time
+	ID         sandbox.ID
+	Generation sandbox.Generation
+	Traffic    netns.Traffic
+	Disk       *Disk // as it was seen last; nil: never
 }
 
 // series is what is kept of one sandbox.
@@ -240,6 +256,42 @@ func (s *Sampler) Samples(ctx context.Context, id sandbox.ID, gen sandbox.Genera
 		return nil, err
 	}
 	return append(kept, now), nil
+}
+
+// Ended keeps what a sandbox has sent and received, whose link is about to go: with that
+// its counters do. To say it again, when the link is gone, changes nothing.
+func (s *Sampler) Ended(r lifecycle.Running) {
+	traffic, err := s.cfg.Traffic.TrafficOf(r.Network)
+	if err != nil {
+		return
+	}
+	last := Final{Time: s.now(), ID: r.ID, Generation: r.Generation, Traffic: traffic}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.series[r.ID]; e != nil {
+		if n := len(e.samples); n > 0 {
+			last.Disk = e.samples[(e.next+n-1)%n].Disk
+		}
+	}
+	s.over = append(s.over, last)
+	s.forget(last.Time)
+}
+
+// forget is called with mu held.
+func (s *Sampler) forget(now time.Time) {
+	n := max(len(s.over)-maxOver, 0)
+	for n < len(s.over) && now.Sub(s.over[n].Time) > told {
+		n++
+	}
+	s.over = slices.Delete(s.over, 0, n)
+}
+
+// Finals are what is known of generations that are over, the oldest first.
+func (s *Sampler) Finals() []Final {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget(s.now())
+	return slices.Clone(s.over)
 }
 
 // Latest is the newest sample that was kept of each sandbox.

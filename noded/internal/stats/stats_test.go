@@ -318,3 +318,39 @@ func BenchmarkSweep(b *testing.B) {
 type withSelf struct{ *cgroup.Groups }
 
 func (withSelf) Processes(sandbox.ID) ([]int, error) { return []int{os.Getpid()}, nil }
+
+// What a generation had in all is told for a while after its end, however short it was,
+// and no longer.
+func TestTheLastOfAGenerationIsTold(t *testing.T) {
+	t.Parallel()
+	m := newMachine()
+	short, long := m.add(t), m.add(t)
+	s, advance := newSampler(m)
+	s.Ended(lifecycle.Running{ID: short, Generation: 1, Network: netns.Slot{ID: short}}) // no sample was taken of it
+	s.sweep(t.Context())
+	s.series[long].samples[0].Disk = &Disk{Bytes: 1}
+	advance(Interval)
+	m.traffic[long] = netns.Traffic{RxBytes: 9}
+	s.Ended(lifecycle.Running{ID: long, Generation: 3, Network: netns.Slot{ID: long}})
+	m.broken = errors.New("the link is gone")
+	s.Ended(lifecycle.Running{ID: long, Generation: 3, Network: netns.Slot{ID: long}})
+	got := s.Finals()
+	if len(got) != 2 || got[0].ID != short || got[0].Traffic.RxBytes != 5 || got[0].Disk != nil || got[1].ID != long || got[1].Generation != 3 || got[1].Traffic.RxBytes != 9 || got[1].Disk == nil {
+		t.Fatalf("told: %+v", got)
+	}
+	advance(told - Interval)
+	if got := s.Finals(); len(got) != 2 {
+		t.Errorf("%d are told", len(got))
+	}
+	advance(1)
+	if got := s.Finals(); len(got) != 1 || got[0].ID != long {
+		t.Errorf("told: %+v", got)
+	}
+	m.broken = nil
+	for range maxOver + 5 {
+		s.Ended(lifecycle.Running{ID: short, Generation: 1, Network: netns.Slot{ID: short}})
+	}
+	if got := len(s.Finals()); got != maxOver {
+		t.Errorf("%d are kept", got)
+	}
+}

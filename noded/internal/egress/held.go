@@ -1,0 +1,101 @@
+package egress
+
+import (
+	"context"
+	"time"
+
+	"s0.run/internal/netdapi"
+	"s0.run/internal/sandbox"
+)
+
+const (
+	// holdTime is how long connections wait for the next netd: many times what one takes
+	// to come, and less than most peers wait for an answer.
+	holdTime = 30 * time.Second
+	// maxHeld and maxHeldEach bound them on a node and of a sandbox: each is two
+	// descriptors.
+	maxHeld, maxHeldEach = 2048, 512
+)
+
+// hold exchanges connections with each netd until ctx ends: it gets back what the one
+// before has left, when it knows what every sandbox may reach.
+func (a *Agent) hold(ctx context.Context) {
+	defer a.dropHeld()
+	var end <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-end:
+			a.dropHeld()
+		case <-a.told:
+			a.exchange(ctx)
+			end = time.After(holdTime)
+		}
+	}
+}
+
+// exchange lasts as long as one netd does.
+func (a *Agent) exchange(ctx context.Context) {
+	conn, err := a.client.DialHeld(ctx)
+	if err != nil {
+		a.log.Warn("connections that netd has will not outlive it", "error", err)
+		return
+	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer conn.Close()
+	for _, h := range a.takeHeld() {
+		if err := conn.Send(h); err != nil {
+			a.log.Warn("a connection was not handed on", "sandbox", h.Sandbox, "error", err)
+			h.Cut()
+		}
+		h.Close()
+	}
+	for {
+		h, err := conn.Receive()
+		if err != nil {
+			return
+		}
+		a.putHeld(h)
+	}
+}
+
+// putHeld keeps a connection of a sandbox that is there, if there is room.
+func (a *Agent) putHeld(h netdapi.Held) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d := a.want[h.Sandbox]
+	if d == nil || d.slot.Generation != h.Generation || len(a.held[h.Sandbox]) >= maxHeldEach || a.heldCount >= maxHeld {
+		h.Cut()
+		return
+	}
+	a.held[h.Sandbox] = append(a.held[h.Sandbox], h)
+	a.heldCount++
+}
+
+// takeHeld empties what is held.
+func (a *Agent) takeHeld() (all []netdapi.Held) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, some := range a.held {
+		all = append(all, some...)
+	}
+	a.held, a.heldCount = map[sandbox.ID][]netdapi.Held{}, 0
+	return all
+}
+
+// dropHeld ends all of it.
+func (a *Agent) dropHeld() {
+	for _, h := range a.takeHeld() {
+		h.Cut()
+	}
+}
+
+// cutHeld ends what is held of a sandbox. It is called with mu held.
+func (a *Agent) cutHeld(id sandbox.ID) {
+	for _, h := range a.held[id] {
+		h.Cut()
+	}
+	a.heldCount -= len(a.held[id])
+	delete(a.held, id)
+}

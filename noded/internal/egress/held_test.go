@@ -1,0 +1,118 @@
+package egress
+
+import (
+	"errors"
+	"net"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/netdapi"
+	"s0.run/internal/sandbox"
+)
+
+// heldBy is netd's end of held connections.
+func (n *node) heldBy() <-chan *netdapi.HeldConn {
+	n.t.Helper()
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: netdapi.HeldSocket(n.socket), Net: "unixpacket"})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	got := make(chan *netdapi.HeldConn, 1)
+	go func() {
+		conn, err := l.AcceptUnix()
+		l.Close()
+		if err == nil {
+			c := netdapi.NewHeldConn(conn)
+			err = c.Ready()
+			got <- c
+		}
+		if err != nil && !errors.Is(err, net.ErrClosed) {
+			n.t.Error(err)
+		}
+		close(got)
+	}()
+	n.t.Cleanup(func() { l.Close() })
+	return got
+}
+
+// sockets are a connection's two, and the far ends of both.
+func sockets(t *testing.T, id sandbox.ID) (h netdapi.Held, far [2]int) {
+	t.Helper()
+	a, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	b, err2 := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(a[1]); unix.Close(b[1]) })
+	return netdapi.Held{Sandbox: id, Generation: 1, State: []byte(`"s"`), Client: a[0], Upstream: b[0]}, [2]int{a[1], b[1]}
+}
+
+// ends reports whether the other side of a socket is closed.
+func ends(fd int) bool {
+	n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_DONTWAIT)
+	return n == 0 && err == nil || errors.Is(err, syscall.ECONNRESET)
+}
+
+// X31: what one netd leaves the next one gets, when it knows every sandbox; what is of a
+// sandbox that has ended meanwhile ends, and so does what is too much.
+func TestX31_HeldConnectionsGoToTheNextNetd(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.startNetd()
+	held := n.heldBy()
+	n.run()
+	n.eventually("netd is noticed", n.agent.Available)
+	lives, dies, nobody := slot(t, 1), slot(t, 2), slot(t, 3)
+	n.agent.Attach(t.Context(), lives, 1)
+	n.agent.Attach(t.Context(), dies, 1)
+	first := <-held
+	var far [3][2]int
+	for i, id := range []sandbox.ID{lives.ID, dies.ID, nobody.ID} {
+		var h netdapi.Held
+		h, far[i] = sockets(t, id)
+		if err := first.Send(h); err != nil {
+			t.Fatal(err)
+		}
+		h.Close()
+	}
+	var more [maxHeldEach][2]int
+	for i := range more { // one more than there may be
+		h, ends := sockets(t, lives.ID)
+		if err := first.Send(h); err != nil {
+			t.Fatal(err)
+		}
+		h.Close()
+		more[i] = ends
+	}
+	n.eventually("nobody's ends", func() bool { return ends(far[2][0]) && ends(far[2][1]) })
+	n.eventually("what is too much ends", func() bool { return ends(more[maxHeldEach-1][0]) })
+	n.srv.Close()
+	first.Close()
+	n.eventually("its end is noticed", func() bool { return !n.agent.Available() })
+	n.agent.Detach(t.Context(), dies.ID)
+	if !ends(far[1][0]) || !ends(far[1][1]) {
+		t.Error("the connection of a sandbox that has ended goes on")
+	}
+	held = n.heldBy()
+	f := n.startNetd()
+	second := <-held
+	for i := range maxHeldEach {
+		h, err := second.Receive()
+		if err != nil || h.Sandbox != lives.ID || h.Generation != 1 || string(h.State) != `"s"` {
+			t.Fatalf("%d: it gets %+v, %v", i, h, err)
+		}
+		f.mu.Lock()
+		_, known := f.known[h.Sandbox]
+		f.mu.Unlock()
+		if !known {
+			t.Error("it gets a connection of a sandbox that it was not told of")
+		}
+		h.Close()
+	}
+	if !ends(far[0][0]) || !ends(more[0][1]) {
+		t.Error("somebody has the sockets still")
+	}
+	second.Close()
+}
