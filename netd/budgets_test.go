@@ -211,7 +211,7 @@ func (b *budgets) packets() {
 			}
 		}
 	}
-	inTurns(80, func(i int) { rates[i].add(w.sends(ways[i].ns, net.JoinHostPort(other4, "90"), 128<<20)) })
+	inTurns(60, func(i int) { rates[i].add(w.sends(ways[i].ns, net.JoinHostPort(other4, "90"), 64<<20)) })
 	inTurns(100, func(i int) { w.trips(ways[i].ns, net.JoinHostPort(far4, "9"), connects[i], trips[i]) })
 	for i, way := range ways[2:] {
 		b.against(series{name: "L4 upload, " + way.name + ", of plain", unit: "%", budget: -95}, rates[i+2], rates[0], percent)
