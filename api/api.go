@@ -102,6 +102,10 @@ type Config struct {
 	// has the private one. Empty: there are no credential sources.
 	CredentialKeyFile string
 
+	// MetricsToken lets who has it read /metrics from another machine; empty: nobody
+	// may. It tells about every tenant, so it is a secret like a key.
+	MetricsToken string
+
 	// Drain is how long a server that is told to stop serves on while /readyz says
 	// no, so that a load balancer stops asking it before it takes no more. Defaults
 	// to nothing: who asks one server alone gains nothing by waiting.
@@ -139,6 +143,9 @@ func (c Config) withDefaults() (Config, error) {
 	return c, c.check()
 }
 
+// minMetricsToken keeps a token for metrics from being guessed.
+const minMetricsToken = 16
+
 func (c Config) check() error {
 	switch {
 	case c.DatabaseURL == "":
@@ -153,6 +160,8 @@ func (c Config) check() error {
 		return errors.New("api: a registry needs a registry key file")
 	case c.Log == nil:
 		return errors.New("api: a logger is required")
+	case c.MetricsToken != "" && len(c.MetricsToken) < minMetricsToken:
+		return fmt.Errorf("api: the token for metrics: want at least %d characters", minMetricsToken)
 	case c.PoolMin < 0 || c.PoolMax < c.PoolMin:
 		return fmt.Errorf("api: pool of %d to %d idle slots: want 0 ≤ min ≤ max", c.PoolMin, c.PoolMax)
 	case c.RateLimit < 0 || c.RateBurst < 1:

@@ -245,3 +245,19 @@ func TestH05_ProfilesAreOnTheUnixSocketAlone(t *testing.T) {
 		}
 	}
 }
+
+// From elsewhere metrics are read with their own token alone, and never with a person's.
+func TestH05_MetricsNeedTheirToken(t *testing.T) {
+	t.Parallel()
+	const token = "a token of sixteen or more"
+	i := start(t, func(c *api.Config, _ *fakenode.Node) { c.MetricsToken = token })
+	for bearer, want := range map[string]int{token: http.StatusOK, "": http.StatusNotFound, token + "x": http.StatusNotFound, token[1:]: http.StatusNotFound, i.key("admin"): http.StatusNotFound} {
+		header := http.Header{"X-Forwarded-For": {"203.0.113.9"}}
+		if bearer != "" {
+			header.Set("Authorization", "Bearer "+bearer)
+		}
+		if a := i.send(request{method: "GET", path: "/metrics", header: header, outside: true}); a.status != want {
+			t.Errorf("with %q: %d, want %d", bearer, a.status, want)
+		}
+	}
+}

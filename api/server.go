@@ -317,7 +317,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service, authority *node
 		Events:  &events.View{Store: s.store, Feed: s.events, RegionID: s.cfg.RegionID},
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
 		RegionID: s.cfg.RegionID, Cluster: s.cfg.Cluster, Registry: reg, Log: log,
-		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics,
+		TemplatesChanged: s.templatesChanged, Hosts: hosts, Rate: s.cfg.RateLimit, Burst: s.cfg.RateBurst, Metrics: s.metrics, MetricsToken: s.cfg.MetricsToken,
 		Doc: s.doc, TrustedProxies: proxies, Draining: s.draining.Load,
 	}).Server()
 	s.http.RegisterOnShutdown(s.sockets.Close)

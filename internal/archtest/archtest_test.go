@@ -88,7 +88,7 @@ var rules = []rule{
 
 	// Mains, and the one-machine server that assembles the components.
 	{in: "cmd/s0", own: []string{"api/client"}, third: []string{"github.com/google/go-containerregistry", "github.com/spf13", "go.yaml.in/yaml/v3", "golang.org/x"}},
-	{in: "cmd/s0d", own: append(leaves, "internal/netdapi", "internal/imageref", "internal/nodeapi", "internal/regauth", "api", "netd", "noded", "registry", "volumed", "internal/volumeapi"), third: []string{
+	{in: "cmd/s0d", own: append(leaves, "internal/netdapi", "internal/imageref", "internal/nodeapi", "internal/regauth", "api", "netd", "noded", "registry", "volumed", "internal/volumeapi", "internal/shimapi"), third: []string{
 		"github.com/spf13", "golang.org/x/sync", "golang.org/x/sys", "github.com/jackc/pgx/v5",
 	}, deny: []string{module + "/api/internal", module + "/netd/internal", module + "/noded/internal", module + "/registry/internal", module + "/volumed/internal"}},
 	{in: "cmd/procd", own: []string{"procd", "internal/procapi"}},

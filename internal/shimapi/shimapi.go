@@ -31,6 +31,10 @@ const (
 	OverlaySizeAnnotation = "run.s0.shim/overlay-size"
 )
 
+// CgroupEnv names the control group that shims move to, in containerd's environment,
+// which they inherit. It is for hosts of cgroup v2.
+const CgroupEnv = "S0_SHIM_CGROUP"
+
 // A checkpoint's options are runc's, as containerd knows no others. Its image path
 // is a directory that exists and is empty; a task made with that path as its
 // CriuImagePath starts from it.

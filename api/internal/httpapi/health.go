@@ -2,8 +2,10 @@ package httpapi
 
 import (
 	"context"
+	"crypto/subtle"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"s0.run/api/internal/openapi"
@@ -36,14 +38,20 @@ func (a *API) GetMetadata(w http.ResponseWriter, r *http.Request) {
 	a.answer(w, r, http.StatusOK, openapi.Metadata{GatewayMode: openapi.MetadataGatewayModeDirect, Service: "s0"}, nil)
 }
 
-// GetMetrics implements GET /metrics, for this machine alone (H05): they tell about
-// every tenant.
+// GetMetrics implements GET /metrics, for this machine and who has the token for them
+// alone (H05): they tell about every tenant.
 func (a *API) GetMetrics(w http.ResponseWriter, r *http.Request) {
-	if !overLoopback(r) {
+	if !overLoopback(r) && !bears(r, a.cfg.MetricsToken) {
 		a.fail(w, r, errdefs.New(errdefs.NotFound, "no such route"))
 		return
 	}
 	a.cfg.Metrics.ServeHTTP(w, r)
+}
+
+// bears reports whether a request has a token; nobody has the empty one.
+func bears(r *http.Request, token string) bool {
+	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return ok && token != "" && subtle.ConstantTimeCompare([]byte(given), []byte(token)) == 1
 }
 
 // overLoopback reports whether both ends of the connection are this machine, and

@@ -92,6 +92,7 @@ type Config struct {
 	Rate             float64               // requests a second, of each team and of each address
 	Burst            int                   // requests at once
 	Metrics          http.Handler          // answers GET /metrics to this machine alone
+	MetricsToken     string                // and to who has it; empty: to nobody else
 	Doc              *apidoc.Doc           // the contract
 	TrustedProxies   []netip.Prefix        // whose X-Forwarded-For is believed; may be empty
 }

@@ -108,11 +108,24 @@ func serve(listener *os.File, key group.Key) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	if err := move(cmd.Process.Pid); err != nil {
+		return errors.Join(fmt.Errorf("moving the shim: %w", err), cmd.Process.Kill())
+	}
 	// Best effort: lowering the score needs a capability that may be missing.
 	if err := shim.AdjustOOMScore(cmd.Process.Pid); err != nil {
 		slog.Debug("oom score of the shim", "error", err)
 	}
 	return cmd.Process.Release()
+}
+
+// move puts the serving process where it outlives containerd, if we were told where.
+// Before it serves anything it has no child that would stay behind.
+func move(pid int) error {
+	path := os.Getenv(shimapi.CgroupEnv)
+	if path == "" {
+		return nil
+	}
+	return cgroup.Open(path).Enter(pid)
 }
 
 // Stop removes a container whose shim has died, and tells how it ended. What a

@@ -79,6 +79,18 @@ func (g Group) KillTogether() {
 	}
 }
 
+// Enter makes the group, without limits, and moves a process to it. v1 would need it in
+// each hierarchy, and nobody asks for that.
+func (g Group) Enter(pid int) error {
+	if !g.unified {
+		return errors.New("cgroup: a process is moved on hosts of version 2 alone")
+	}
+	if err := os.MkdirAll(g.dir(""), 0o755); err != nil {
+		return fmt.Errorf("making cgroup: %w", err)
+	}
+	return g.write("", "cgroup.procs", strconv.Itoa(pid))
+}
+
 // Remove removes the group from every hierarchy. Its processes have been killed:
 // one that still frees its memory keeps the group busy, and is waited for.
 func (g Group) Remove(ctx context.Context) error {

@@ -122,3 +122,17 @@ func TestNoGroup(t *testing.T) {
 		t.Error("limits of no group were accepted")
 	}
 }
+
+func TestEnter(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	if err := open(root, "/s0-shims", true).Enter(77); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, root, "s0-shims", "cgroup.procs"); got != "77" {
+		t.Errorf("moved %q", got)
+	}
+	if err := open(root, "/s0-shims", false).Enter(77); err == nil {
+		t.Error("half a move was no error")
+	}
+}

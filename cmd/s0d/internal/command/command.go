@@ -48,7 +48,8 @@ func root(version string) *cobra.Command {
 	}
 	cmd.AddCommand(
 		upCommand(version), downCommand(version), statusCommand(version), doctorCommand(version), resetCommand(version),
-		apiCommand(), nodedCommand(version), netdCommand(version), volumedCommand(version), credentialKeyCommand(), nodesCommand(), versionCommand(version),
+		apiCommand(), nodedCommand(version), netdCommand(version), volumedCommand(version), containerdCommand(),
+		installCommand(), probeCommand(), credentialKeyCommand(), nodesCommand(), versionCommand(version),
 	)
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	return cmd

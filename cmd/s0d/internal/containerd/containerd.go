@@ -1,7 +1,7 @@
 // Package containerd says how to run a containerd of our own: its own
 // directories, sockets and nothing that a sandbox node does not need.
 //
-// It writes the configuration and makes the command; package child runs it. It
+// It writes the configuration and makes the command, which others run. It
 // never speaks to containerd: that is noded's work.
 package containerd
 
@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"s0.run/internal/shimapi"
 )
 
 // Config says where containerd lives.
@@ -27,6 +29,9 @@ type Config struct {
 	// Namespace is whose tasks' working directories are cleaned up at a start.
 	Namespace string
 	Nice      int // of containerd and all that it starts, sandboxes included
+	// ShimCgroup is the control group that shims live in; empty: containerd's own. They
+	// need another where that one ends with containerd, as a container's does.
+	ShimCgroup string
 }
 
 // A Daemon is our containerd.
@@ -100,6 +105,9 @@ func (d *Daemon) Command(ctx context.Context) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = environ(d.cfg.ShimDir)
+	if d.cfg.ShimCgroup != "" {
+		cmd.Env = append(cmd.Env, shimapi.CgroupEnv+"="+d.cfg.ShimCgroup)
+	}
 	return cmd
 }
 

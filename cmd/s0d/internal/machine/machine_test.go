@@ -133,31 +133,6 @@ func TestDownTellsWhatHappens(t *testing.T) {
 	ctl.requested().tell("too late") // must not write to an answer that is done
 }
 
-func TestProcdIsReplacedWhole(t *testing.T) {
-	t.Parallel()
-	c := config(t)
-	if err := c.makeDirs(); err != nil {
-		t.Fatal(err)
-	}
-	from := filepath.Join(c.BinDir, "procd")
-	for _, content := range []string{"one", "another"} {
-		if err := os.WriteFile(from, []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := installProcd(from, c.procdDir()); err != nil {
-			t.Fatal(err)
-		}
-		got, err := os.ReadFile(filepath.Join(c.procdDir(), "procd"))
-		if err != nil || string(got) != content {
-			t.Errorf("procd = %q, %v", got, err)
-		}
-	}
-	entries, err := os.ReadDir(c.procdDir())
-	if err != nil || len(entries) != 1 || entries[0].Type() != 0 {
-		t.Errorf("the directory holds %v, %v, want procd alone", entries, err)
-	}
-}
-
 // A start that is cut short before it showed the first password leaves it to the
 // next one, which shows it once.
 func TestTheFirstPasswordIsShownOnce(t *testing.T) {

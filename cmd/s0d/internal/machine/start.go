@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -14,6 +12,7 @@ import (
 	"s0.run/api"
 	"s0.run/cmd/s0d/internal/child"
 	"s0.run/cmd/s0d/internal/containerd"
+	"s0.run/cmd/s0d/internal/install"
 	"s0.run/cmd/s0d/internal/node"
 	"s0.run/cmd/s0d/internal/postgres"
 	"s0.run/internal/sealed"
@@ -125,8 +124,9 @@ func (s *server) awaitChild(ctx context.Context, name string, c *child.Child) er
 }
 
 func (s *server) startNoded(ctx context.Context) error {
-	if err := installProcd(s.cfg.binary("procd"), s.cfg.procdDir()); err != nil {
-		return fmt.Errorf("installing procd: %w", err)
+	// Sandboxes run from the older file. The directory holds nothing else.
+	if err := install.File(s.cfg.binary("procd"), s.cfg.procdDir(), 0o755); err != nil {
+		return err
 	}
 	if s.cfg.ObjectStore != "" && s.cfg.ObjectKeyFile == "" {
 		if err := noded.MakeObjectKey(s.cfg.objectKey()); err != nil {
@@ -224,27 +224,4 @@ func (s *server) awaitWarm(ctx context.Context) error {
 		return err
 	}
 	return nil
-}
-
-// installProcd puts procd where slots bind it from, in a directory that holds
-// nothing else. It is renamed into place: sandboxes run from the older file.
-func installProcd(from, dir string) error {
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.CreateTemp(dir, ".procd-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(dst.Name())
-	defer dst.Close()
-	if _, err := io.Copy(dst, src); err != nil {
-		return err
-	}
-	if err := dst.Chmod(0o755); err != nil {
-		return err
-	}
-	return os.Rename(dst.Name(), filepath.Join(dir, "procd"))
 }
