@@ -16,12 +16,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/daemon"
 	"s0.run/internal/volumeapi"
+	"s0.run/volumed/internal/calls"
+	"s0.run/volumed/internal/jail"
 	"s0.run/volumed/internal/jfs"
 	"s0.run/volumed/internal/layers"
 	"s0.run/volumed/internal/store"
@@ -51,16 +54,23 @@ type Config struct {
 	KeyFile  string // RSA key that encrypts what is stored, with JFS_RSA_PASSPHRASE; empty: none does
 	CacheMiB int    // of the store's data on this machine
 
+	// FilesCommand runs FilesMain, with the arguments that follow.
+	FilesCommand []string
+
 	Version string
 	Log     *slog.Logger
 	Ready   func() // called once, when the socket answers
 }
 
+// FilesMain is the process that serves the files of one volume, which volumed starts.
+func FilesMain(args []string) int { return jail.Main(args) }
+
 // Default is where every default is.
 func Default() Config {
 	return Config{
 		Node: "local", DataDir: "/var/lib/s0/volumed", RunDir: "/run/s0/volumed", Socket: "/run/s0/volumed.sock",
-		CacheMiB: 4096, Version: "dev", Log: slog.Default(),
+		FilesCommand: []string{"/proc/self/exe", "volume-files"},
+		CacheMiB:     4096, Version: "dev", Log: slog.Default(),
 	}
 }
 
@@ -140,7 +150,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := manager.Recover(ctx); err != nil {
 		return fmt.Errorf("volumed: %w", err)
 	}
-	if err := serve(cfg, stack, &server{manager: manager, store: s, cfg: cfg}); err != nil {
+	files := calls.New(calls.Config{Manager: manager, Command: cfg.FilesCommand, Log: cfg.Log})
+	stack.Start("files", files.Run)
+	if err := serve(cfg, stack, &server{manager: manager, store: s, cfg: cfg}, files); err != nil {
 		return fmt.Errorf("volumed: %w", err)
 	}
 	stack.Start("volumes", manager.Run)
@@ -174,14 +186,21 @@ func watch(ctx context.Context, cfg Config) error {
 	}
 }
 
-func serve(cfg Config, stack *daemon.Stack, s *server) error {
+func serve(cfg Config, stack *daemon.Stack, s *server, files http.Handler) error {
 	listener, err := daemon.ListenUnix(cfg.Socket)
 	if err != nil {
 		return err
 	}
+	api := volumeapi.Handler(s, func(path string, err error) {
+		cfg.Log.Warn("a call failed", "path", path, "error", err)
+	})
 	srv := &http.Server{
-		Handler: volumeapi.Handler(s, func(path string, err error) {
-			cfg.Log.Warn("a call failed", "path", path, "error", err)
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasPrefix(r.URL.Path, volumeapi.PathCalls+"/") {
+				files.ServeHTTP(w, r)
+				return
+			}
+			api.ServeHTTP(w, r)
 		}),
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 	}

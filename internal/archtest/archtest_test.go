@@ -41,6 +41,8 @@ var rules = []rule{
 	{in: "internal/errdefs"},
 	{in: "internal/imageref"},
 	{in: "internal/regauth"},
+	{in: "internal/procapi/answer", own: []string{"internal/errdefs"}},
+	{in: "internal/files", own: []string{"internal/errdefs", "internal/procapi"}, third: []string{"golang.org/x/sys"}},
 	{in: "internal/procapi", own: []string{"internal/warm"}},
 	{in: "internal/shimapi"},
 	{in: "internal/vsock", third: []string{"golang.org/x/sys"}},
@@ -80,10 +82,10 @@ var rules = []rule{
 	{in: "netd/internal/sshproxy", own: leaves, third: []string{"golang.org/x/crypto/ssh"}},
 	{in: "netd/internal/sniff", third: []string{"golang.org/x/crypto/cryptobyte"}},
 	{in: "netd/internal/dataplane", own: append(leaves, "internal/netdapi"), third: []string{"github.com/google/nftables", "github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys"}},
-	{in: "volumed", own: append(leaves, "internal/volumeapi"), third: []string{"golang.org/x/sys"}},
+	{in: "volumed", own: append(leaves, "internal/files", "internal/procapi", "internal/volumeapi"), third: []string{"golang.org/x/sys"}},
 	{in: "registry", own: []string{"internal/daemon", "internal/errdefs", "internal/imageref", "internal/regauth"}},
 	{in: "registry/internal/store", third: []string{"go.etcd.io/bbolt"}},
-	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/vsock", "internal/warm"}, third: []string{"golang.org/x/sys"}},
+	{in: "procd", own: []string{"internal/procapi", "internal/errdefs", "internal/files", "internal/vsock", "internal/warm"}, third: []string{"golang.org/x/sys"}},
 	{in: "shim", own: []string{"internal/errdefs", "internal/shimapi"}, third: append(containerd, "github.com/containerd/ttrpc", "github.com/containerd/console", "github.com/containerd/plugin")},
 
 	// Mains, and the one-machine server that assembles the components.

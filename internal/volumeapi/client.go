@@ -42,6 +42,15 @@ func NewClient(socket string) *Client {
 	}}}
 }
 
+// RoundTrip implements [http.RoundTripper] for file calls: the address is volumed's.
+func (c *Client) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := c.http.Transport.RoundTrip(r)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDown, err)
+	}
+	return resp, nil
+}
+
 // Close drops the connections that are idle.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 

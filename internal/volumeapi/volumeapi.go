@@ -7,10 +7,46 @@
 // and the frame of the server; it knows no file system.
 package volumeapi
 
-import "s0.run/internal/errdefs"
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+
+	"s0.run/internal/errdefs"
+)
 
 // CodeFenced marks the error of a caller at an epoch that a later one has replaced.
 const CodeFenced = "volume_fenced"
+
+// File calls are procd's, below PathCalls and with procd's requests, answers and errors;
+// VolumeHeader names the volume. Errors of volumes have the node API's codes.
+const (
+	PathCalls    = "/v1/volume"
+	VolumeHeader = "S0-Volume"
+	CodeStale    = "stale_epoch"
+	CodeFull     = "volume_full"
+)
+
+// Header is the volume as VolumeHeader has it.
+func (v Volume) Header() string {
+	b, err := json.Marshal(v)
+	if err != nil { // it has strings and numbers
+		panic(err)
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// ParseVolume reads a volume's Header.
+func ParseVolume(header string) (v Volume, err error) {
+	b, err := base64.RawURLEncoding.DecodeString(header)
+	if err == nil {
+		err = decode(bytes.NewReader(b), &v)
+	}
+	if err != nil {
+		return Volume{}, errdefs.New(errdefs.InvalidArgument, "%s: not a volume", VolumeHeader)
+	}
+	return v, v.Validate()
+}
 
 // Volume is what has to be known of one to work on it.
 type Volume struct {

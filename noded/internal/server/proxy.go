@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,6 +45,11 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, err)
 		return
 	}
+	s.exchange(w, r, proc, out)
+}
+
+// exchange passes a request on and its answer back.
+func (s *Server) exchange(w http.ResponseWriter, r *http.Request, proc http.RoundTripper, out *http.Request) {
 	rc := http.NewResponseController(w)
 	_ = rc.EnableFullDuplex() // HTTP/1 must be told; HTTP/2 is anyway
 	// The answer may be complete while the request's body still arrives; its
@@ -58,7 +64,7 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode < 200 || resp.StatusCode > 599 { // a sandbox may say anything
-		s.refuse(w, errdefs.New(errdefs.BadGateway, "the sandbox's answer makes no sense"))
+		s.refuse(w, errdefs.New(errdefs.BadGateway, "the answer makes no sense"))
 		return
 	}
 	for _, h := range responseHeaders {
@@ -108,9 +114,15 @@ func (s *Server) route(r *http.Request) (http.RoundTripper, *http.Request, error
 	if err != nil {
 		return nil, nil, err
 	}
+	out, err := outgoing(r, "procd", rest)
+	return proc, out, err
+}
+
+// outgoing is a request as it is passed on.
+func outgoing(r *http.Request, host, path string) (*http.Request, error) {
 	out := (&http.Request{
-		Method: r.Method, Host: "procd", Body: r.Body, ContentLength: r.ContentLength, Header: http.Header{},
-		URL: &url.URL{Scheme: "http", Host: "procd", Path: rest, RawQuery: r.URL.RawQuery},
+		Method: r.Method, Host: host, Body: r.Body, ContentLength: r.ContentLength, Header: http.Header{},
+		URL: &url.URL{Scheme: "http", Host: host, Path: path, RawQuery: r.URL.RawQuery},
 	}).WithContext(r.Context())
 	switch {
 	case r.ContentLength == 0:
@@ -118,7 +130,7 @@ func (s *Server) route(r *http.Request) (http.RoundTripper, *http.Request, error
 	case isSmall(r.ContentLength):
 		b := make([]byte, r.ContentLength)
 		if _, err := io.ReadFull(r.Body, b); err != nil {
-			return nil, nil, errdefs.New(errdefs.InvalidArgument, "the request broke off").WithCause(err)
+			return nil, errdefs.New(errdefs.InvalidArgument, "the request broke off").WithCause(err)
 		}
 		out.Body = io.NopCloser(bytes.NewReader(b))
 	}
@@ -127,22 +139,18 @@ func (s *Server) route(r *http.Request) (http.RoundTripper, *http.Request, error
 			out.Header.Set(h, v)
 		}
 	}
-	return proc, out, nil
+	return out, nil
 }
 
 // proxied reports whether the path is part of what tenants may ask procd. Only
 // paths in their one plain form are.
 func proxied(p string) bool {
-	if path.Clean(p) != p || strings.ContainsAny(p, "\\\x00") {
-		return false
-	}
-	for _, prefix := range proxiedPaths {
-		if p == prefix || strings.HasPrefix(p, prefix+"/") {
-			return true
-		}
-	}
-	return false
+	return isPlain(p) && slices.ContainsFunc(proxiedPaths, func(prefix string) bool { return below(p, prefix) })
 }
+
+func isPlain(p string) bool { return path.Clean(p) == p && !strings.ContainsAny(p, "\\\x00") }
+
+func below(p, prefix string) bool { return p == prefix || strings.HasPrefix(p, prefix+"/") }
 
 func generation(header string) (sandbox.Generation, error) {
 	if header == "" {

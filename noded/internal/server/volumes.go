@@ -2,12 +2,15 @@ package server
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
@@ -28,6 +31,7 @@ type Volumes interface {
 	Remove(ctx context.Context, v volumeapi.Volume) error
 	List(ctx context.Context, ids []string) (volumeapi.States, error)
 	Info(ctx context.Context) (volumeapi.Info, error)
+	http.RoundTripper // of file calls
 }
 
 // infoTimeout bounds the question which store the volumes are in.
@@ -37,11 +41,47 @@ const noVolumes = "volumes are unavailable on this node"
 
 var errNoVolumes = connect.NewError(connect.CodeUnimplemented, errors.New(noVolumes))
 
-// volumeFiles refuses the file calls of volumes.
-func (s *Server) volumeFiles(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusNotImplemented)
-	_ = json.NewEncoder(w).Encode(procapi.Error{Code: "unavailable", Message: "files of volumes are unavailable on this node"}) // the caller is gone otherwise
+// volumeFiles passes a file call on to volumed.
+func (s *Server) volumeFiles(w http.ResponseWriter, r *http.Request) {
+	if s.cfg.Volumes == nil {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotImplemented)
+		_ = json.NewEncoder(w).Encode(procapi.Error{Code: "unavailable", Message: noVolumes}) // the caller is gone otherwise
+		return
+	}
+	out, err := routeVolume(r)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	s.exchange(w, r, s.cfg.Volumes, out)
+}
+
+// routeVolume builds volumed's request anew, as route does procd's.
+func routeVolume(r *http.Request) (*http.Request, error) {
+	id, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, nodeapi.VolumePrefix), "/")
+	rest = "/" + rest
+	if !isPlain(rest) || !below(rest, procapi.PathFiles) {
+		return nil, errdefs.New(errdefs.NotFound, "not found")
+	}
+	named := &nodeapi.Volume{}
+	b, err := base64.RawURLEncoding.DecodeString(r.Header.Get(nodeapi.VolumeHeader))
+	if err == nil {
+		err = proto.Unmarshal(b, named)
+	}
+	if err != nil || named.GetId() != id {
+		return nil, errdefs.New(errdefs.InvalidArgument, "%s: not this volume", nodeapi.VolumeHeader).WithCause(err)
+	}
+	v := fromWire(named)
+	if err := errors.Join(v.Validate(), noBucket(named)); err != nil {
+		return nil, err
+	}
+	out, err := outgoing(r, "volumed", volumeapi.PathCalls+rest)
+	if err != nil {
+		return nil, err
+	}
+	out.Header.Set(volumeapi.VolumeHeader, v.Header())
+	return out, nil
 }
 
 // volumes does a call, where there are volumes.

@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"s0.run/internal/files/watch"
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/watch"
 )
 
 // dirPoll is how soon a directory is watched that was not there.

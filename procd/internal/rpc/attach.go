@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"s0.run/internal/procapi"
+	"s0.run/internal/procapi/answer"
 	"s0.run/procd/internal/contexts"
 	"s0.run/procd/internal/proc"
 	"s0.run/procd/internal/repl"
@@ -98,13 +99,13 @@ func (s *server) attachContext(w http.ResponseWriter, r *http.Request) error {
 }
 
 func offsetOf(r *http.Request) (uint64, error) {
-	v, err := queryOf(r, "offset")
+	v, err := answer.Query(r, "offset")
 	if err != nil || v == "" {
 		return 0, err
 	}
 	offset, err := strconv.ParseUint(v, 10, 64)
 	if err != nil {
-		return 0, invalid("offset: want a number of bytes")
+		return 0, answer.Invalid("offset: want a number of bytes")
 	}
 	return offset, nil
 }
@@ -231,13 +232,13 @@ func (a *attachment) act(ctx context.Context, typ byte, payload []byte) error {
 		return a.input(ctx, id, data)
 	case procapi.FrameResize:
 		var size procapi.PTYSize
-		if err := unmarshal(payload, &size); err != nil {
+		if err := answer.Unmarshal(payload, &size); err != nil {
 			return err
 		}
 		_ = a.live.Resize(size)
 	case procapi.FrameSignal:
 		var sig procapi.SignalRequest
-		if err := unmarshal(payload, &sig); err != nil {
+		if err := answer.Unmarshal(payload, &sig); err != nil {
 			return err
 		}
 		_ = a.live.Signal(sig.Signal)

@@ -4,11 +4,12 @@ import (
 	"net/http"
 
 	"s0.run/internal/procapi"
+	"s0.run/internal/procapi/answer"
 )
 
 func (s *server) createContext(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.CreateContext
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
 	ctx, cancel, err := waiting(r)
@@ -20,16 +21,16 @@ func (s *server) createContext(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	write(w, http.StatusCreated, c)
+	answer.Write(w, http.StatusCreated, c)
 	return nil
 }
 
 func (s *server) listContexts(w http.ResponseWriter, _ *http.Request) error {
-	return ok(w, s.cfg.Contexts.List())
+	return answer.OK(w, s.cfg.Contexts.List())
 }
 
 func (s *server) keptContexts(w http.ResponseWriter, _ *http.Request) error {
-	return ok(w, procapi.KeptContexts{Contexts: s.cfg.Contexts.Kept()})
+	return answer.OK(w, procapi.KeptContexts{Contexts: s.cfg.Contexts.Kept()})
 }
 
 func (s *server) getContext(w http.ResponseWriter, r *http.Request) error {
@@ -37,14 +38,14 @@ func (s *server) getContext(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return ok(w, c)
+	return answer.OK(w, c)
 }
 
 func (s *server) deleteContext(w http.ResponseWriter, r *http.Request) error {
 	if err := s.cfg.Contexts.Delete(r.PathValue("id")); err != nil {
 		return err
 	}
-	return done(w, "deleted")
+	return answer.Done(w, "deleted")
 }
 
 func (s *server) restartContext(w http.ResponseWriter, r *http.Request) error {
@@ -52,23 +53,23 @@ func (s *server) restartContext(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return ok(w, c)
+	return answer.OK(w, c)
 }
 
 func (s *server) inputContext(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.ExecRequest
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
 	if err := s.cfg.Contexts.Input(r.Context(), r.PathValue("id"), in.Data); err != nil {
 		return err
 	}
-	return done(w, "written")
+	return answer.Done(w, "written")
 }
 
 func (s *server) execContext(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.ExecRequest
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
 	ctx, cancel, err := waiting(r)
@@ -80,29 +81,29 @@ func (s *server) execContext(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return ok(w, res)
+	return answer.OK(w, res)
 }
 
 func (s *server) resizeContext(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.PTYSize
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
 	if err := s.cfg.Contexts.Resize(r.PathValue("id"), in); err != nil {
 		return err
 	}
-	return done(w, "resized")
+	return answer.Done(w, "resized")
 }
 
 func (s *server) signalContext(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.SignalRequest
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
 	if err := s.cfg.Contexts.Signal(r.PathValue("id"), in.Signal); err != nil {
 		return err
 	}
-	return done(w, "signaled")
+	return answer.Done(w, "signaled")
 }
 
 func (s *server) statContext(w http.ResponseWriter, r *http.Request) error {
@@ -110,5 +111,5 @@ func (s *server) statContext(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return ok(w, stats)
+	return answer.OK(w, stats)
 }

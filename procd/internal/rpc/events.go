@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"s0.run/internal/procapi"
+	"s0.run/internal/procapi/answer"
 )
 
 // eventLineTimeout ends a stream whose reader takes nothing any more.
@@ -16,37 +17,37 @@ const eventLineTimeout = 30 * time.Second
 // configureEvents turns the keeping of events on.
 func (s *server) configureEvents(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.EventsConfig
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
 	if len(in.WatchDir) > procapi.MaxWatchDir || strings.ContainsRune(in.WatchDir, 0) {
-		return invalid("watch_dir: want a path of at most %d bytes", procapi.MaxWatchDir)
+		return answer.Invalid("watch_dir: want a path of at most %d bytes", procapi.MaxWatchDir)
 	}
 	s.cfg.Events.Enable()
 	if in.WatchDir != "" && !filepath.IsAbs(in.WatchDir) {
 		in.WatchDir = filepath.Join(procapi.Workspace, in.WatchDir)
 	}
 	s.cfg.WatchDir(in.WatchDir)
-	return ok(w, struct{}{})
+	return answer.OK(w, struct{}{})
 }
 
 // ackEvents forgets what is stored elsewhere.
 func (s *server) ackEvents(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.EventsAck
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
 	s.cfg.Events.Ack(in.Through)
-	return ok(w, struct{}{})
+	return answer.OK(w, struct{}{})
 }
 
 // streamEvents sends the events behind a number, and then those that happen.
 func (s *server) streamEvents(w http.ResponseWriter, r *http.Request) error {
 	after, err := strconv.ParseUint(r.URL.Query().Get("after"), 10, 64)
 	if err != nil {
-		return invalid("after: want a number")
+		return answer.Invalid("after: want a number")
 	}
-	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Content-Type", "application/x-answer.NDJSON")
 	w.WriteHeader(http.StatusOK)
 	rc := http.NewResponseController(w)
 	for {

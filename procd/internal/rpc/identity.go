@@ -6,6 +6,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
+	"s0.run/internal/procapi/answer"
 	template "s0.run/internal/warm"
 	"s0.run/procd/internal/warm"
 )
@@ -21,7 +22,7 @@ type identity struct {
 
 func (s *server) hello(w http.ResponseWriter, _ *http.Request) error {
 	status, _ := s.cfg.Warm.Status()
-	return ok(w, procapi.Hello{Version: s.cfg.Version, BootID: s.cfg.BootID, Ready: status.Ready})
+	return answer.OK(w, procapi.Hello{Version: s.cfg.Version, BootID: s.cfg.BootID, Ready: status.Ready})
 }
 
 // init tells which sandbox this is, once for each generation and before anybody
@@ -30,14 +31,14 @@ func (s *server) hello(w http.ResponseWriter, _ *http.Request) error {
 // must not undo a later one.
 func (s *server) init(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.Init
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
 	if in.SandboxID == "" || in.Generation == 0 {
-		return invalid("sandbox_id and generation are required")
+		return answer.Invalid("sandbox_id and generation are required")
 	}
 	if len(in.Hostname) > maxHostname {
-		return invalid("hostname of more than %d bytes", maxHostname)
+		return answer.Invalid("hostname of more than %d bytes", maxHostname)
 	}
 	s.identity.mu.Lock()
 	defer s.identity.mu.Unlock()
@@ -45,13 +46,13 @@ func (s *server) init(w http.ResponseWriter, r *http.Request) error {
 		return errdefs.New(errdefs.Conflict, "generation %d is over, this is %d", in.Generation, s.identity.generation)
 	}
 	if in.Generation == s.identity.generation {
-		return ok(w, struct{}{})
+		return answer.OK(w, struct{}{})
 	}
 	if err := template.Validate(in.Warm); err != nil {
-		return invalid("warm: %s", err)
+		return answer.Invalid("warm: %s", err)
 	}
 	if len(in.Kept) > procapi.MaxKept {
-		return invalid("kept: more than %d contexts", procapi.MaxKept)
+		return answer.Invalid("kept: more than %d contexts", procapi.MaxKept)
 	}
 	if err := s.cfg.Warm.SetEnv(in.Env, warm.None); err != nil {
 		return err
@@ -69,12 +70,12 @@ func (s *server) init(w http.ResponseWriter, r *http.Request) error {
 		s.cfg.Contexts.Revive(in.Kept)
 		s.cfg.Warm.Start(in.Warm)
 	}
-	return ok(w, struct{}{})
+	return answer.OK(w, struct{}{})
 }
 
 func (s *server) setEnv(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.Env
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
 	mounted, err := mountAll(in.Mounts)
@@ -91,7 +92,7 @@ func (s *server) setEnv(w http.ResponseWriter, r *http.Request) error {
 	if err := s.cfg.Warm.SetEnv(in.Env, restart); err != nil {
 		return err
 	}
-	return ok(w, struct{}{})
+	return answer.OK(w, struct{}{})
 }
 
 // hangUp ends the connection that it came on, which is its answer.

@@ -12,6 +12,7 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
+	"s0.run/internal/procapi/answer"
 )
 
 const (
@@ -22,13 +23,13 @@ const (
 
 func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
 	var m procapi.Mount
-	if err := decode(w, r, &m); err != nil {
+	if err := answer.Decode(w, r, &m); err != nil {
 		return err
 	}
 	if _, err := mountAll([]procapi.Mount{m}); err != nil {
 		return err
 	}
-	return ok(w, struct{}{})
+	return answer.OK(w, struct{}{})
 }
 
 // mountAll makes mounts that are not there yet: they may be repeated, or were restored
@@ -76,7 +77,7 @@ func bind(from, at string) (made bool, err error) {
 // succeeded when the place does not show the volume.
 func (s *server) unmount(w http.ResponseWriter, r *http.Request) error {
 	var m procapi.Mount
-	if err := decode(w, r, &m); err != nil {
+	if err := answer.Decode(w, r, &m); err != nil {
 		return err
 	}
 	from, err := portalOf(m)
@@ -85,7 +86,7 @@ func (s *server) unmount(w http.ResponseWriter, r *http.Request) error {
 	}
 	source, err := openPlace(from)
 	if errors.Is(err, unix.ENOENT) {
-		return ok(w, struct{}{}) // noded has taken it away
+		return answer.OK(w, struct{}{}) // noded has taken it away
 	}
 	if err != nil {
 		return placeError(from, err)
@@ -97,7 +98,7 @@ func (s *server) unmount(w http.ResponseWriter, r *http.Request) error {
 			return placeError(m.Target, err)
 		}
 		if !there {
-			return ok(w, struct{}{})
+			return answer.OK(w, struct{}{})
 		}
 		if err := unix.Unmount(m.Target, unix.UMOUNT_NOFOLLOW); err != nil {
 			return placeError(m.Target, err)
@@ -123,10 +124,10 @@ func shows(source *os.File, place string) (bool, error) {
 // portalOf checks a mount and says where in the portal it is.
 func portalOf(m procapi.Mount) (from string, err error) {
 	if m.Name == "" || m.Name != filepath.Base(m.Name) || strings.HasPrefix(m.Name, ".") {
-		return "", invalid("name %.80q", m.Name)
+		return "", answer.Invalid("name %.80q", m.Name)
 	}
 	if !filepath.IsAbs(m.Target) || filepath.Clean(m.Target) != m.Target || m.Target == "/" {
-		return "", invalid("target %.200q: want an absolute and clean path", m.Target)
+		return "", answer.Invalid("target %.200q: want an absolute and clean path", m.Target)
 	}
 	return filepath.Join(procapi.Portal, m.Name), nil
 }

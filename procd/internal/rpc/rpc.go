@@ -8,21 +8,24 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strconv"
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/files"
+	"s0.run/internal/files/serve"
+	"s0.run/internal/files/watch"
 	"s0.run/internal/procapi"
+	"s0.run/internal/procapi/answer"
 	"s0.run/procd/internal/contexts"
 	"s0.run/procd/internal/events"
 	"s0.run/procd/internal/logbook"
 	"s0.run/procd/internal/sessions"
 	"s0.run/procd/internal/tunnel"
 	"s0.run/procd/internal/warm"
-	"s0.run/procd/internal/watch"
 )
 
 // Config of the API. All fields are required.
@@ -58,8 +61,8 @@ func New(cfg Config) http.Handler {
 }
 
 // routes is the API, whole.
-func (s *server) routes() map[string]func(http.ResponseWriter, *http.Request) error {
-	return map[string]func(http.ResponseWriter, *http.Request) error{
+func (s *server) routes() map[string]answer.Handler {
+	all := map[string]answer.Handler{
 		"GET " + procapi.PathHello: s.hello,
 		"POST " + procapi.PathInit: s.init,
 		"PUT " + procapi.PathEnv:   s.setEnv,
@@ -93,18 +96,6 @@ func (s *server) routes() map[string]func(http.ResponseWriter, *http.Request) er
 		"GET " + procapi.PathSessions + "/{id}/events":        s.listSessionEvents,
 		"GET " + procapi.PathSessions + "/{id}/events/stream": s.streamSession,
 
-		"GET " + procapi.PathFiles:            s.readFile,
-		"POST " + procapi.PathFiles:           s.writeFile,
-		"DELETE " + procapi.PathFiles:         s.removeFile,
-		"GET " + procapi.PathFiles + "/stat":  s.statFile,
-		"GET " + procapi.PathFiles + "/list":  s.listFiles,
-		"POST " + procapi.PathFiles + "/move": s.moveFile,
-		"GET " + procapi.PathFiles + "/watch": s.watchFiles,
-
-		"GET " + procapi.PathFiles + "/archive": s.packFiles,
-		"PUT " + procapi.PathFiles + "/archive": s.unpackFiles,
-		"POST " + procapi.PathFiles + "/search": s.searchFiles,
-
 		"POST " + procapi.PathTunnel: s.openTunnel,
 
 		"GET " + procapi.PathEvents:       s.streamEvents,
@@ -118,49 +109,18 @@ func (s *server) routes() map[string]func(http.ResponseWriter, *http.Request) er
 
 		"/": s.unknown,
 	}
+	maps.Copy(all, serve.Routes(tree, &s.watches))
+	return all
 }
 
-// handle turns a handler's error into the answer. A handler that returns an error
-// has not answered yet.
-func (s *server) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		err := h(w, r)
-		if err == nil {
-			return
-		}
-		e := errdefs.From(err)
-		if e.Kind == errdefs.Internal && r.Context().Err() == nil {
-			s.cfg.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
-		}
-		if e.RetryAfter > 0 {
-			w.Header().Set("Retry-After", strconv.Itoa(int(max(1, e.RetryAfter/time.Second))))
-		}
-		write(w, e.Kind.HTTPStatus(), procapi.Error{Code: e.Code, Message: e.Message})
-	}
-}
+// tree is the sandbox's, on whose foundations it runs.
+var tree = files.Tree{Base: procapi.Workspace, Fixed: []string{"/proc", "/sys", "/dev", procapi.Dir}}
 
-// write answers v as JSON.
-func write(w http.ResponseWriter, status int, v any) {
-	b, err := encode(v)
-	if err != nil { // a type of ours that JSON can't have
-		panic(err)
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
-	w.WriteHeader(status)
-	_, _ = w.Write(b) // the other end is gone, which its connection's reader sees
-}
-
-func ok(w http.ResponseWriter, v any) error {
-	write(w, http.StatusOK, v)
-	return nil
-}
-
-// done is the answer of calls that have nothing to tell, such as {"deleted":true}.
-func done(w http.ResponseWriter, what string) error { return ok(w, map[string]bool{what: true}) }
-
-func invalid(format string, args ...any) error {
-	return errdefs.WithCode(errdefs.InvalidArgument, "invalid_request", format, args...)
+// handle answers what a handler does.
+func (s *server) handle(h answer.Handler) http.HandlerFunc {
+	return answer.Serve(h, func(r *http.Request, err error) {
+		s.cfg.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+	})
 }
 
 func (s *server) unknown(_ http.ResponseWriter, r *http.Request) error {
@@ -173,16 +133,10 @@ func waiting(r *http.Request) (context.Context, context.CancelFunc, error) {
 	if h := r.Header.Get(procapi.TimeoutHeader); h != "" {
 		ms, err := strconv.ParseInt(h, 10, 64)
 		if err != nil || ms < 1 || ms > procapi.MaxTimeout.Milliseconds() {
-			return nil, nil, invalid("%s: want milliseconds from 1 to %d", procapi.TimeoutHeader, procapi.MaxTimeout.Milliseconds())
+			return nil, nil, answer.Invalid("%s: want milliseconds from 1 to %d", procapi.TimeoutHeader, procapi.MaxTimeout.Milliseconds())
 		}
 		timeout = time.Duration(ms) * time.Millisecond
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	return ctx, cancel, nil
-}
-
-// isTooBig tells a body beyond its limit from one that broke off.
-func isTooBig(err error) bool {
-	var e *http.MaxBytesError
-	return errors.As(err, &e)
 }

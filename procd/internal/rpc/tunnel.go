@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"s0.run/internal/procapi"
+	"s0.run/internal/procapi/answer"
 	"s0.run/procd/internal/tunnel"
 )
 
@@ -46,20 +47,20 @@ func (s *server) openTunnel(w http.ResponseWriter, r *http.Request) error {
 func tunnelTarget(r *http.Request) (tunnel.Target, error) {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil || len(q) != 1 {
-		return tunnel.Target{}, invalid("want one of %s and %s", procapi.TunnelPort, procapi.TunnelFunction)
+		return tunnel.Target{}, answer.Invalid("want one of %s and %s", procapi.TunnelPort, procapi.TunnelFunction)
 	}
 	port, function := q[procapi.TunnelPort], q[procapi.TunnelFunction]
 	switch {
 	case len(port) == 1:
 		n, err := strconv.ParseUint(port[0], 10, 16)
 		if err != nil || n == 0 {
-			return tunnel.Target{}, invalid("port: want 1 to 65535")
+			return tunnel.Target{}, answer.Invalid("port: want 1 to 65535")
 		}
 		return tunnel.Port(uint16(n)), nil
 	case len(function) == 1 && label(function[0]):
 		return tunnel.Function(function[0]), nil
 	}
-	return tunnel.Target{}, invalid("want one %s or one %s", procapi.TunnelPort, procapi.TunnelFunction)
+	return tunnel.Target{}, answer.Invalid("want one %s or one %s", procapi.TunnelPort, procapi.TunnelFunction)
 }
 
 // label reports whether s is a DNS label.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"s0.run/internal/procapi"
+	"s0.run/internal/procapi/answer"
 )
 
 // warmLineTimeout ends a stream whose reader takes nothing any more.
@@ -13,11 +14,11 @@ const warmLineTimeout = 30 * time.Second
 // streamWarm sends how the warm processes are, until the host goes or they have
 // failed.
 func (s *server) streamWarm(w http.ResponseWriter, r *http.Request) error {
-	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Content-Type", "application/x-answer.NDJSON")
 	w.WriteHeader(http.StatusOK)
 	rc := http.NewResponseController(w)
 	_ = s.cfg.Warm.Watch(r.Context(), func(status procapi.WarmStatus) error {
-		line, err := encode(status)
+		line, err := answer.Encode(status)
 		if err != nil {
 			return err
 		}

@@ -134,6 +134,7 @@ func (m *Manager) forget(v *volume) {
 
 // unmount takes away the volume's views, of every mounting of the store, and its room.
 func (m *Manager) unmount(v *volume) error {
+	v.takeBack()
 	for _, dir := range []string{m.mergedDir(), m.belowDir()} {
 		if err := unmountViews(dir, v.id, ""); err != nil {
 			return err

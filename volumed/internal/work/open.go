@@ -205,9 +205,13 @@ func (m *Manager) mount(v *volume) error {
 	if err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(old, func(at string) bool { return at != v.at }); i >= 0 && v.writers() {
+	i := slices.IndexFunc(old, func(at string) bool { return at != v.at })
+	if i >= 0 && v.writers() {
 		v.at = old[i]
 		return nil
+	}
+	if i >= 0 {
+		v.takeBack()
 	}
 	if err := unmountViews(m.mergedDir(), v.id, v.at); err != nil {
 		return err

@@ -191,7 +191,7 @@ func (m *Manager) attend(ctx context.Context, v *volume) {
 func (v *volume) isIdle() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return len(v.uses) == 0 && !v.dirty && time.Since(v.idle) > idleTime
+	return len(v.uses) == 0 && v.share == nil && !v.dirty && time.Since(v.idle) > idleTime
 }
 
 func (m *Manager) keepCollecting(ctx context.Context) {

@@ -122,16 +122,19 @@ func (m *Manager) Release(ctx context.Context, id string, epoch uint64) error {
 	if v.writers() {
 		return errdefs.New(errdefs.Conflict, "volume %s is mounted", id)
 	}
+	v.takeBack() // what was answered by then is committed
 	clean, err := m.commitHere(ctx, v, epoch)
 	switch {
 	case err != nil && v.lost != nil && !m.hasTree(id):
 		return errors.Join(err, m.found(v))
 	case err != nil:
 		return err
-	case !v.open:
-		return m.clear(v)
-	case !clean:
+	case v.open && !clean:
 		return errdefs.New(errdefs.Unavailable, "volume %s is being written to", id)
+	}
+	v.released = max(v.released, epoch)
+	if !v.open {
+		return m.clear(v)
 	}
 	return m.discard(v)
 }

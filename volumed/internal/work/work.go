@@ -108,10 +108,13 @@ type volume struct {
 	looked  time.Time
 	took    time.Duration // the last look
 
+	released uint64 // the latest epoch that was let go: nobody has the volume at it any more
+
 	readers map[string]*reader // by path
 
 	mu    sync.Mutex
 	uses  map[string]bool // by the id of a mount; true: for writing
+	share func()          // takes back what works on the volume without a sandbox; nil: nothing does
 	left  chan struct{}   // closed when a use ends; nil while nobody waits
 	idle  time.Time       // since when there is none
 	dirty bool            // something was written that is on this node alone

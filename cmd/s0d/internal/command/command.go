@@ -50,6 +50,7 @@ func root(version string) *cobra.Command {
 		upCommand(version), downCommand(version), statusCommand(version), doctorCommand(version), resetCommand(version),
 		apiCommand(), nodedCommand(version), netdCommand(version), volumedCommand(version), containerdCommand(),
 		installCommand(), probeCommand(), credentialKeyCommand(), nodesCommand(), versionCommand(version),
+		volumeFilesCommand(),
 	)
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	return cmd

@@ -220,6 +220,14 @@ func volumedCommand(version string) *cobra.Command {
 	return withFile(cmd)
 }
 
+// volumeFilesCommand is what volumed starts for a volume whose files are asked for.
+func volumeFilesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "volume-files", Hidden: true, DisableFlagParsing: true,
+		Run: func(_ *cobra.Command, args []string) { os.Exit(volumed.FilesMain(args)) },
+	}
+}
+
 // networks is a flag's list of prefixes.
 type networks []netip.Prefix
 

@@ -1,4 +1,4 @@
-package rpc
+package answer
 
 import (
 	"encoding/json"
@@ -13,11 +13,11 @@ func TestUnmarshal(t *testing.T) {
 	t.Parallel()
 	var got procapi.CreateContext
 	body := ` {"type":"repl","repl":{"alias":"python","input":"\u0041<&>"},"env_vars":{"a":"1","A":"2"},"pty_size":{"rows":1,"cols":2},"repl":null} `
-	if err := unmarshal([]byte(body), &got); err == nil || !strings.Contains(err.Error(), "twice") {
+	if err := Unmarshal([]byte(body), &got); err == nil || !strings.Contains(err.Error(), "twice") {
 		t.Errorf("a duplicate field: %v", err)
 	}
 	body = strings.Replace(body, `,"repl":null`, "", 1)
-	if err := unmarshal([]byte(body), &got); err != nil {
+	if err := Unmarshal([]byte(body), &got); err != nil {
 		t.Fatal(err)
 	}
 	want := procapi.CreateContext{
@@ -27,7 +27,7 @@ func TestUnmarshal(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)
 	}
-	b, err := encode(procapi.ExecResult{OutputRaw: "<&>\xff"})
+	b, err := Encode(procapi.ExecResult{OutputRaw: "<&>\xff"})
 	if err != nil || string(b) != `{"output_raw":"<&>\ufffd"}`+"\n" {
 		t.Errorf("encoded %s, %v", b, err)
 	}
@@ -44,14 +44,14 @@ func FuzzUnmarshal(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var a, b procapi.CreateContext
-		if unmarshal(body, &a) != nil {
+		if Unmarshal(body, &a) != nil {
 			return
 		}
-		again, err := encode(a)
+		again, err := Encode(a)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := unmarshal(again, &b); err != nil {
+		if err := Unmarshal(again, &b); err != nil {
 			t.Fatalf("%q was accepted, and then not as %q: %v", body, again, err)
 		}
 		if x, _ := json.Marshal(a); !reflect.DeepEqual(a, b) && string(x) != strings.TrimSpace(string(again)) {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/files"
 	"s0.run/internal/procapi"
 )
 
@@ -112,7 +113,7 @@ func TestUnpack(t *testing.T) {
 	old := time.Unix(1_000_000_000, 0)
 	script := file("bin/run", "#!")
 	script.Mode, script.ModTime = 0o4755, old
-	got, err := Unpack(bytes.NewReader(pack(t, dir("./"), dir("./a/"), dir("a"), file("a/f", "one"), script, link("a/up", "../bin/run"), link("abs", "/usr/bin/python3"))), target, small)
+	got, err := Unpack(files.Tree{}, bytes.NewReader(pack(t, dir("./"), dir("./a/"), dir("a"), file("a/f", "one"), script, link("a/up", "../bin/run"), link("abs", "/usr/bin/python3"))), target, small)
 	if want := (procapi.ArchiveResult{Files: 2, Directories: 1, Symlinks: 2, Bytes: 5}); err != nil || got != want {
 		t.Fatalf("Unpack = %+v, %v, want %+v", got, err, want)
 	}
@@ -145,7 +146,7 @@ func TestUnpackMerges(t *testing.T) {
 	if err := os.Symlink("link-target", filepath.Join(target, "link")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Unpack(bytes.NewReader(pack(t, file("replaced", "new"), file("d/new", "n"), file("link", "a file now"))), target, small); err != nil {
+	if _, err := Unpack(files.Tree{}, bytes.NewReader(pack(t, file("replaced", "new"), file("d/new", "n"), file("link", "a file now"))), target, small); err != nil {
 		t.Fatal(err)
 	}
 	wantTree(t, target, "d/", "d/kept -rw------- k", "d/new -rw-r--r-- n", "kept -rw------- k", "link -rw-r--r-- a file now", "link-target -rw------- safe", "replaced -rw-r--r-- new")
@@ -208,7 +209,7 @@ func TestB04_HostileArchives(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, target := range []string{exists, fresh} {
-				if _, err := Unpack(bytes.NewReader(c.archive), target, small); refusal(err) != c.code {
+				if _, err := Unpack(files.Tree{}, bytes.NewReader(c.archive), target, small); refusal(err) != c.code {
 					t.Errorf("into %s: %v, want %s", filepath.Base(target), err, c.code)
 				}
 			}
@@ -244,7 +245,7 @@ func TestB04_SpecialBitsAreStripped(t *testing.T) {
 	target := filepath.Join(t.TempDir(), "t")
 	f, d := file("f", "x"), dir("d")
 	f.Mode, d.Mode = 0o7777, 0o7777
-	if _, err := Unpack(bytes.NewReader(pack(t, f, d)), target, small); err != nil {
+	if _, err := Unpack(files.Tree{}, bytes.NewReader(pack(t, f, d)), target, small); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"f", "d"} {
@@ -281,7 +282,7 @@ func TestB04_TargetIsNotTrusted(t *testing.T) {
 			if err := errors.Join(os.Mkdir(target, 0o755), os.Mkdir(outside, 0o755), c.make(target, outside)); err != nil {
 				t.Fatal(err)
 			}
-			_, err := Unpack(bytes.NewReader(pack(t, file("a", "first"), file("d/f", "x"))), target, small)
+			_, err := Unpack(files.Tree{}, bytes.NewReader(pack(t, file("a", "first"), file("d/f", "x"))), target, small)
 			if refusal(err) != c.code {
 				t.Errorf("Unpack: %v, want %q", err, c.code)
 			}
@@ -306,7 +307,7 @@ func TestB02_UnpackWhileSymlinksSwap(t *testing.T) {
 	stop := swap(t, filepath.Join(target, "d"), filepath.Join(target, "other"))
 	archive := pack(t, file("d/f", "x"), file("d/e/f", "x"))
 	for range 300 {
-		_, _ = Unpack(bytes.NewReader(archive), target, small) // one or the other, it must not get out
+		_, _ = Unpack(files.Tree{}, bytes.NewReader(archive), target, small) // one or the other, it must not get out
 	}
 	stop()
 	if got := tree(t, outside); len(got) > 0 {
@@ -368,7 +369,7 @@ func TestPackAndUnpack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Unpack(bytes.NewReader(b), to, small)
+	got, err := Unpack(files.Tree{}, bytes.NewReader(b), to, small)
 	if want := (procapi.ArchiveResult{Files: 4, Directories: 2, Symlinks: 1, Bytes: 11}); err != nil || got != want {
 		t.Fatalf("Unpack = %+v, %v, want %+v", got, err, want)
 	}

@@ -13,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/files"
 	"s0.run/internal/procapi"
 )
 
 // tree makes files and returns their directory.
-func tree(t *testing.T, files map[string]string) string {
+func tree(t *testing.T, holds map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
-	for name, content := range files {
+	for name, content := range holds {
 		path := filepath.Join(dir, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
 			t.Fatal(err)
@@ -31,7 +32,7 @@ func tree(t *testing.T, files map[string]string) string {
 
 func search(t *testing.T, req procapi.Search) ([]procapi.SearchMatch, procapi.SearchSummary) {
 	t.Helper()
-	q, err := Compile(req)
+	q, err := Compile(files.Tree{}, req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,11 +196,11 @@ func TestBadQueries(t *testing.T) {
 		"too many results": {Pattern: "x", MaxResults: procapi.MaxSearchResults + 1}, "negative": {Pattern: "x", MaxResults: -1},
 		"large files": {Pattern: "x", MaxFileBytes: procapi.MaxSearchFileBytes + 1}, "many globs": {Include: many}, "a path up": {Path: "../x", Pattern: "x"},
 	} {
-		if _, err := Compile(req); errdefs.From(err).Code != "invalid_request" {
+		if _, err := Compile(files.Tree{}, req); errdefs.From(err).Code != "invalid_request" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	q, err := Compile(procapi.Search{Path: "/no/such", Pattern: "x"})
+	q, err := Compile(files.Tree{}, procapi.Search{Path: "/no/such", Pattern: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +219,7 @@ func TestB03_SpecialFiles(t *testing.T) {
 	got, _ := search(t, procapi.Search{Path: dir, Pattern: "x"})
 	want(t, dir, got, "f:1:1:x")
 	for _, path := range []string{"/proc", "/proc/self/mem", "/proc/self/environ", filepath.Join(dir, "fifo")} {
-		q, err := Compile(procapi.Search{Path: path, Pattern: "x"})
+		q, err := Compile(files.Tree{}, procapi.Search{Path: path, Pattern: "x"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -257,7 +258,7 @@ func TestB02_SearchWhileSymlinksSwap(t *testing.T) {
 func TestGivenUp(t *testing.T) {
 	t.Parallel()
 	dir := tree(t, map[string]string{"f": "x"})
-	q, err := Compile(procapi.Search{Path: dir, Pattern: "x"})
+	q, err := Compile(files.Tree{}, procapi.Search{Path: dir, Pattern: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}

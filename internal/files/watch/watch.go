@@ -1,4 +1,4 @@
-// Package watch tells what changes below directories of the sandbox.
+// Package watch tells what changes below directories.
 //
 // A [Subscription] has an inotify instance of its own, so that nothing which it
 // does or suffers reaches another one. It never follows a symlink below its
@@ -29,7 +29,7 @@ import (
 )
 
 const (
-	maxSubscriptions = 256     // of a sandbox
+	maxSubscriptions = 256     // of a Watcher
 	maxDirs          = 65_536  // of all subscriptions
 	maxDirsEach      = 16_384  // of one
 	maxQueue         = 4096    // events that wait for a subscriber
@@ -47,8 +47,14 @@ type Watcher struct {
 	limits        limits
 }
 
-// limits are changed by tests alone; 0 is the constant.
-type limits struct{ dirs, dirsEach, queue int }
+// NewBounded makes a Watcher with less to watch than a sandbox's, where many share one
+// kernel.
+func NewBounded(subscriptions, dirs int) *Watcher {
+	return &Watcher{limits: limits{subscriptions: subscriptions, dirs: dirs}}
+}
+
+// limits are bounds other than the constants; 0 is the constant.
+type limits struct{ subscriptions, dirs, dirsEach, queue int }
 
 func or(n, otherwise int) int {
 	if n > 0 {
@@ -70,9 +76,9 @@ type Subscription struct {
 // with recursive everything below. Whatever happens from now on is told by Run. The
 // caller closes the subscription.
 func (w *Watcher) Subscribe(path string, recursive bool) (*Subscription, error) {
-	if w.subscriptions.Add(1) > maxSubscriptions {
+	if most := or(w.limits.subscriptions, maxSubscriptions); w.subscriptions.Add(1) > int64(most) {
 		w.subscriptions.Add(-1)
-		return nil, errdefs.WithCode(errdefs.Exhausted, "too_many_watches", "the sandbox has %d watches already", maxSubscriptions)
+		return nil, errdefs.WithCode(errdefs.Exhausted, "too_many_watches", "there are %d watches already", most)
 	}
 	s := &Subscription{of: w, path: filepath.Clean(path), queue: queue{ready: make(chan struct{}, 1), max: or(w.limits.queue, maxQueue)}}
 	s.tree = &tree{root: s.path, recursive: recursive, out: &s.queue, room: room{total: &w.dirs, maxTotal: or(w.limits.dirs, maxDirs), max: or(w.limits.dirsEach, maxDirsEach)}}
@@ -202,7 +208,7 @@ func failure(err error, path string) error {
 	case errors.Is(err, os.ErrPermission), errors.Is(err, unix.EROFS):
 		return errdefs.WithCode(errdefs.PermissionDenied, "permission_denied", "watching is not permitted").WithCause(err)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EMFILE):
-		return errdefs.WithCode(errdefs.Exhausted, "too_many_watches", "the sandbox can't watch more").WithCause(err)
+		return errdefs.WithCode(errdefs.Exhausted, "too_many_watches", "no more can be watched").WithCause(err)
 	}
 	return errdefs.WithCode(errdefs.Internal, "operation_failed", "watching %s failed", path).WithCause(err)
 }

@@ -1,19 +1,20 @@
-package rpc
+package serve
 
 import (
 	"net/http"
 
 	"s0.run/internal/procapi"
+	"s0.run/internal/procapi/answer"
 )
 
 // watchFiles streams a watch's lines. A client that reads slowly makes events
 // gather in the subscription, which is bounded.
 func (s *server) watchFiles(w http.ResponseWriter, r *http.Request) error {
-	path, err := pathOf(r)
+	path, err := s.pathOf(r)
 	if err != nil {
 		return err
 	}
-	recursive, err := flagOf(r, "recursive")
+	recursive, err := answer.Flag(r, "recursive")
 	if err != nil {
 		return err
 	}
@@ -22,12 +23,12 @@ func (s *server) watchFiles(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer sub.Close()
-	w.Header().Set("Content-Type", ndjson)
+	w.Header().Set("Content-Type", answer.NDJSON)
 	w.WriteHeader(http.StatusOK)
 	flush := http.NewResponseController(w).Flush
 	send := func(lines []procapi.WatchLine) error {
 		for _, line := range lines {
-			if err := writeLine(w, line); err != nil {
+			if err := answer.Line(w, line); err != nil {
 				return err
 			}
 		}
@@ -41,15 +42,4 @@ func (s *server) watchFiles(w http.ResponseWriter, r *http.Request) error {
 		panic(http.ErrAbortHandler) // a clean end would say that the directory has gone
 	}
 	return nil
-}
-
-// ndjson is the type of answers that are one JSON object a line.
-const ndjson = "application/x-ndjson"
-
-func writeLine(w http.ResponseWriter, v any) error {
-	b, err := encode(v) // ends in a newline
-	if err == nil {
-		_, err = w.Write(b)
-	}
-	return err
 }

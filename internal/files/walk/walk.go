@@ -1,4 +1,4 @@
-// Package walk visits a tree of the sandbox that is being changed, perhaps by
+// Package walk visits a tree of files that is being changed, perhaps by
 // somebody who wants to lead the visitor astray.
 //
 // Every step goes through the descriptor of the directory above: a directory that

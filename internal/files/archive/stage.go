@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
-	"s0.run/procd/internal/files"
-	"s0.run/procd/internal/walk"
+	"s0.run/internal/files"
+	"s0.run/internal/files/walk"
 )
 
 // stage is the hidden directory that an archive is unpacked into: beside a target
@@ -24,6 +24,8 @@ type stage struct {
 	name string // of the stage, below base
 	to   string // of the target, below base: "." if that is base
 	root *os.Root
+
+	durable bool // what is published is on the disk
 }
 
 func newStage(target string) (*stage, error) {
@@ -65,18 +67,35 @@ func (s *stage) discard() {
 	s.base.Close()
 }
 
-// publish puts the tree in its place.
+// publish puts the tree in its place. What has one on the disk is whole.
 func (s *stage) publish() error {
-	if s.to == "." {
-		return s.merge()
-	}
 	dir, err := s.base.Open(".")
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	fd := int(dir.Fd())
-	err = unix.Renameat2(fd, s.name, fd, s.to, unix.RENAME_NOREPLACE)
+	for _, step := range []func(dir int) error{s.sync, s.place, s.sync} {
+		if err := step(int(dir.Fd())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sync is for the whole file system: an archive has more files than there is time to wait
+// for one by one.
+func (s *stage) sync(dir int) error {
+	if !s.durable {
+		return nil
+	}
+	return unix.Syncfs(dir)
+}
+
+func (s *stage) place(fd int) error {
+	if s.to == "." {
+		return s.merge()
+	}
+	err := unix.Renameat2(fd, s.name, fd, s.to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) { // somebody was quicker
 		return s.merge()
 	}

@@ -1,4 +1,4 @@
-// Package archive packs a tree of the sandbox into a tar stream, and unpacks one.
+// Package archive packs a tree of files into a tar stream, and unpacks one.
 //
 // Both are bounded in entries and bytes, and take directories, regular files and
 // symlinks alone. Packing never follows a symlink and waits for nothing but its
@@ -24,9 +24,9 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/files"
+	"s0.run/internal/files/walk"
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/files"
-	"s0.run/procd/internal/walk"
 )
 
 const copyBuffer = 256 << 10

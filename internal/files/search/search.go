@@ -1,4 +1,4 @@
-// Package search finds files by name and lines by content in a tree of the sandbox.
+// Package search finds files by name and lines by content in a tree.
 //
 // A search is bounded in time, results, and the size of a file and of a line; memory
 // does not grow with what is searched. Patterns are RE2 and globs become RE2, so that
@@ -21,9 +21,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/files"
+	"s0.run/internal/files/walk"
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/files"
-	"s0.run/procd/internal/walk"
 )
 
 // maxInstructions bounds a compiled expression; hand-written ones have tens.
@@ -38,12 +38,12 @@ type Query struct {
 	maxFileBytes     int64
 }
 
-// Compile checks what is asked for.
-func Compile(req procapi.Search) (*Query, error) {
+// Compile checks what is asked for in a tree.
+func Compile(in files.Tree, req procapi.Search) (*Query, error) {
 	if req.Path == "" {
 		req.Path = "."
 	}
-	p, err := files.Resolve(req.Path)
+	p, err := in.Resolve(req.Path)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,9 @@ import (
 	"s0.run/internal/errdefs"
 )
 
+// sandbox is a tree such as a sandbox's.
+var sandbox = Tree{Base: "/workspace", Fixed: []string{"/proc", "/sys", "/dev", "/run/s0"}}
+
 func code(err error) string {
 	if err == nil {
 		return ""
@@ -31,7 +34,7 @@ func expect(t *testing.T, what string, err error, want string) {
 
 func write(t *testing.T, path, content string) {
 	t.Helper()
-	if err := Write(path, strings.NewReader(content), 1<<20); err != nil {
+	if err := sandbox.Write(path, strings.NewReader(content), 1<<20); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -41,12 +44,12 @@ func TestB01_Resolve(t *testing.T) {
 	for path, want := range map[string]string{
 		"a": "/workspace/a", "./a/./b": "/workspace/a/b", "/etc/passwd": "/etc/passwd", "//x//": "/x", "a..b": "/workspace/a..b", ".": "/workspace",
 	} {
-		if got, err := Resolve(path); err != nil || got != want {
+		if got, err := sandbox.Resolve(path); err != nil || got != want {
 			t.Errorf("Resolve(%q) = %q, %v, want %q", path, got, err, want)
 		}
 	}
 	for _, path := range []string{"", "..", "../etc", "/a/../b", "a\x00b", strings.Repeat("a", maxPath+1)} {
-		if got, err := Resolve(path); code(err) != "invalid_request" {
+		if got, err := sandbox.Resolve(path); code(err) != "invalid_request" {
 			t.Errorf("Resolve(%q) = %q, %v", path, got, err)
 		}
 	}
@@ -82,12 +85,12 @@ func TestB06_WriteIsBoundedAndWhole(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, strings.Repeat("n", 255))
 	write(t, path, "old")
-	expect(t, "one byte too many", Write(path, strings.NewReader("12345"), 4), "file_too_large")
-	expect(t, "a source that breaks", Write(path, io.MultiReader(strings.NewReader("12"), broken{}), 4), "operation_failed")
+	expect(t, "one byte too many", sandbox.Write(path, strings.NewReader("12345"), 4), "file_too_large")
+	expect(t, "a source that breaks", sandbox.Write(path, io.MultiReader(strings.NewReader("12"), broken{}), 4), "operation_failed")
 	if b, _ := os.ReadFile(path); string(b) != "old" {
 		t.Errorf("the file holds %q", b)
 	}
-	if err := Write(path, strings.NewReader("1234"), 4); err != nil {
+	if err := sandbox.Write(path, strings.NewReader("1234"), 4); err != nil {
 		t.Errorf("exactly the limit: %v", err)
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
@@ -105,7 +108,7 @@ func TestConcurrentWritersLeaveOneWholeFile(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			if err := Write(path, bytes.NewReader(bytes.Repeat([]byte{byte('a' + i)}, 1<<16)), 1<<20); err != nil {
+			if err := sandbox.Write(path, bytes.NewReader(bytes.Repeat([]byte{byte('a' + i)}, 1<<16)), 1<<20); err != nil {
 				t.Error(err)
 			}
 		})
@@ -134,7 +137,7 @@ func TestWriteFollowsASymlink(t *testing.T) {
 	if b, _ := os.ReadFile(filepath.Join(dir, "real")); string(b) != "new" {
 		t.Errorf("its target holds %q", b)
 	}
-	expect(t, "writing through a dangling link", Write(dangling, strings.NewReader(""), 1), "path_exists")
+	expect(t, "writing through a dangling link", sandbox.Write(dangling, strings.NewReader(""), 1), "path_exists")
 }
 
 func TestB03_OnlyRegularFiles(t *testing.T) {
@@ -154,8 +157,8 @@ func TestB03_OnlyRegularFiles(t *testing.T) {
 			f.Close()
 		}
 	}
-	expect(t, "writing a FIFO", Write(fifo, strings.NewReader("x"), 1), "invalid_request")
-	expect(t, "writing a directory", Write(dir, strings.NewReader("x"), 1), "path_not_file")
+	expect(t, "writing a FIFO", sandbox.Write(fifo, strings.NewReader("x"), 1), "invalid_request")
+	expect(t, "writing a directory", sandbox.Write(dir, strings.NewReader("x"), 1), "path_not_file")
 }
 
 func TestMkdir(t *testing.T) {
@@ -164,13 +167,13 @@ func TestMkdir(t *testing.T) {
 	file := filepath.Join(dir, "file")
 	write(t, file, "")
 	deep := filepath.Join(dir, "a", "b")
-	expect(t, "without parents", Mkdir(deep, false), "directory_not_found")
-	expect(t, "recursive", Mkdir(deep, true), "")
-	expect(t, "recursive again", Mkdir(deep, true), "")
-	expect(t, "again", Mkdir(deep, false), "path_exists")
-	expect(t, "over a file", Mkdir(file, false), "path_exists")
-	expect(t, "recursive over a file", Mkdir(file, true), "path_not_directory")
-	expect(t, "below a file", Mkdir(filepath.Join(file, "x"), false), "path_not_directory")
+	expect(t, "without parents", sandbox.Mkdir(deep, false), "directory_not_found")
+	expect(t, "recursive", sandbox.Mkdir(deep, true), "")
+	expect(t, "recursive again", sandbox.Mkdir(deep, true), "")
+	expect(t, "again", sandbox.Mkdir(deep, false), "path_exists")
+	expect(t, "over a file", sandbox.Mkdir(file, false), "path_exists")
+	expect(t, "recursive over a file", sandbox.Mkdir(file, true), "path_not_directory")
+	expect(t, "below a file", sandbox.Mkdir(filepath.Join(file, "x"), false), "path_not_directory")
 }
 
 func TestRemove(t *testing.T) {
@@ -180,27 +183,27 @@ func TestRemove(t *testing.T) {
 	if err := os.Symlink(filepath.Join(dir, "keep"), filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, "a symlink", Remove(filepath.Join(dir, "link")), "")
+	expect(t, "a symlink", sandbox.Remove(filepath.Join(dir, "link")), "")
 	if _, err := os.Stat(filepath.Join(dir, "keep", "f")); err != nil {
 		t.Error("removing a link removed what it points to")
 	}
-	expect(t, "a tree", Remove(filepath.Join(dir, "keep")), "")
-	expect(t, "nothing", Remove(filepath.Join(dir, "keep")), "")
+	expect(t, "a tree", sandbox.Remove(filepath.Join(dir, "keep")), "")
+	expect(t, "nothing", sandbox.Remove(filepath.Join(dir, "keep")), "")
 	for _, path := range []string{"/", "/proc", "/proc/1", "/dev/null", "/run", "/run/s0", "/run/s0/node.sock", "/sys"} {
-		if !protected(path) {
-			t.Errorf("%s is not protected", path)
+		if !sandbox.fixed(path) {
+			t.Errorf("%s is not fixed", path)
 		}
 	}
 	link := filepath.Join(dir, "elsewhere")
 	if err := os.Symlink("/", link); err != nil {
 		t.Fatal(err)
 	}
-	if !protected(link+"/proc") || protected(link) {
-		t.Error("a foundation is not protected behind a symlink, or the symlink itself is")
+	if !sandbox.fixed(link+"/proc") || sandbox.fixed(link) {
+		t.Error("a foundation is not fixed behind a symlink, or the symlink itself is")
 	}
 	for _, path := range []string{"/workspace", "/run/x", "/device", "/runner"} {
-		if protected(path) {
-			t.Errorf("%s is protected", path)
+		if sandbox.fixed(path) {
+			t.Errorf("%s is fixed", path)
 		}
 	}
 }
@@ -211,15 +214,15 @@ func TestMove(t *testing.T) {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	write(t, at("a"), "a")
 	write(t, at("b"), "b")
-	expect(t, "onto another", Move(at("a"), at("b")), "path_exists")
-	expect(t, "nothing", Move(at("none"), at("c")), "file_not_found")
-	expect(t, "into nowhere", Move(at("a"), at("no/c")), "directory_not_found")
-	expect(t, "a file", Move(at("a"), at("c")), "")
+	expect(t, "onto another", sandbox.Move(t.Context(), at("a"), at("b")), "path_exists")
+	expect(t, "nothing", sandbox.Move(t.Context(), at("none"), at("c")), "file_not_found")
+	expect(t, "into nowhere", sandbox.Move(t.Context(), at("a"), at("no/c")), "directory_not_found")
+	expect(t, "a file", sandbox.Move(t.Context(), at("a"), at("c")), "")
 	if b, _ := os.ReadFile(at("c")); string(b) != "a" {
 		t.Errorf("moved file holds %q", b)
 	}
-	expect(t, "a directory", Mkdir(at("d"), false), "")
-	expect(t, "into itself", Move(at("d"), at("d/e")), "invalid_request")
+	expect(t, "a directory", sandbox.Mkdir(at("d"), false), "")
+	expect(t, "into itself", sandbox.Move(t.Context(), at("d"), at("d/e")), "invalid_request")
 }
 
 func TestList(t *testing.T) {
@@ -279,7 +282,7 @@ func TestB02_PathsThatSwap(t *testing.T) {
 			t.Errorf("reading: %v", err)
 		}
 		// Where the FIFO is, it is refused.
-		if err := Write(path("d", "f"), strings.NewReader("2222"), 4); code(err) == "operation_failed" {
+		if err := sandbox.Write(path("d", "f"), strings.NewReader("2222"), 4); code(err) == "operation_failed" {
 			t.Errorf("writing: %v", err)
 		}
 	}

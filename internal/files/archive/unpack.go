@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/files"
+	"s0.run/internal/files/walk"
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/files"
-	"s0.run/procd/internal/walk"
 )
 
 const (
@@ -26,13 +26,14 @@ const (
 	headerBytes = 16 << 10
 )
 
-// Unpack unpacks the archive that r holds below target, a directory that need not
-// exist. Permissions are kept but for setuid, setgid and sticky; owners are not.
-func Unpack(r io.Reader, target string, limits Limits) (procapi.ArchiveResult, error) {
+// Unpack unpacks the archive that r holds below target, a directory of a tree that need
+// not exist. Permissions are kept but for setuid, setgid and sticky; owners are not.
+func Unpack(in files.Tree, r io.Reader, target string, limits Limits) (procapi.ArchiveResult, error) {
 	st, err := newStage(target)
 	if err != nil {
 		return procapi.ArchiveResult{}, files.Failure(err, "unpacking")
 	}
+	st.durable = in.Durable
 	defer st.discard()
 	u := unpacker{root: st.root, count: count{limits: limits}, buf: make([]byte, copyBuffer)}
 	if err := u.all(r); err != nil {

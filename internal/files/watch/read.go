@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"s0.run/internal/files"
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/files"
 )
 
 // readBuffer is what one read of events may bring: some hundred.

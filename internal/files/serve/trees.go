@@ -1,12 +1,13 @@
-package rpc
+package serve
 
 import (
 	"net/http"
 	"time"
 
+	"s0.run/internal/files/archive"
+	"s0.run/internal/files/search"
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/archive"
-	"s0.run/procd/internal/search"
+	"s0.run/internal/procapi/answer"
 )
 
 // flushEvery is how long matches may wait for more of them.
@@ -14,7 +15,7 @@ const flushEvery = 50 * time.Millisecond
 
 // packFiles streams an archive. Memory does not grow with it.
 func (s *server) packFiles(w http.ResponseWriter, r *http.Request) error {
-	path, err := pathOf(r)
+	path, err := s.pathOf(r)
 	if err != nil {
 		return err
 	}
@@ -31,35 +32,35 @@ func (s *server) packFiles(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) unpackFiles(w http.ResponseWriter, r *http.Request) error {
-	path, err := pathOf(r)
+	path, err := s.pathOf(r)
 	if err != nil {
 		return err
 	}
-	result, err := archive.Unpack(r.Body, path, archive.ContractLimits)
+	result, err := archive.Unpack(s.tree, r.Body, path, archive.ContractLimits)
 	if err != nil {
 		return err
 	}
-	return ok(w, result)
+	return answer.OK(w, result)
 }
 
 // searchFiles streams matches as they are found.
 func (s *server) searchFiles(w http.ResponseWriter, r *http.Request) error {
 	var in procapi.Search
-	if err := decode(w, r, &in); err != nil {
+	if err := answer.Decode(w, r, &in); err != nil {
 		return err
 	}
-	query, err := search.Compile(in)
+	query, err := search.Compile(s.tree, in)
 	if err == nil {
 		err = query.Check()
 	}
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Content-Type", ndjson)
+	w.Header().Set("Content-Type", answer.NDJSON)
 	w.WriteHeader(http.StatusOK)
 	flush, flushed := http.NewResponseController(w).Flush, time.Now()
 	summary, err := query.Run(r.Context(), func(m procapi.SearchMatch) error {
-		err := writeLine(w, procapi.SearchLine{Match: &m})
+		err := answer.Line(w, procapi.SearchLine{Match: &m})
 		if err != nil || time.Since(flushed) < flushEvery {
 			return err
 		}
@@ -67,7 +68,7 @@ func (s *server) searchFiles(w http.ResponseWriter, r *http.Request) error {
 		return flush()
 	})
 	if err == nil {
-		err = writeLine(w, procapi.SearchLine{Summary: &summary})
+		err = answer.Line(w, procapi.SearchLine{Summary: &summary})
 	}
 	if err != nil {
 		panic(http.ErrAbortHandler)

@@ -1,4 +1,4 @@
-package rpc
+package answer
 
 import (
 	"bytes"
@@ -18,25 +18,25 @@ import (
 // maxDepth bounds the nesting of a request; ours need less than ten.
 const maxDepth = 32
 
-// decode reads a request's JSON body into out, a pointer to a struct of procapi's.
-func decode(w http.ResponseWriter, r *http.Request, out any) error {
+// Decode reads a request's JSON body into out, a pointer to a struct of procapi's.
+func Decode(w http.ResponseWriter, r *http.Request, out any) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, procapi.MaxJSONBytes))
 	if isTooBig(err) {
-		return invalid("body of more than %d bytes", procapi.MaxJSONBytes)
+		return Invalid("body of more than %d bytes", procapi.MaxJSONBytes)
 	}
 	if err != nil {
 		return errdefs.WithCode(errdefs.InvalidArgument, "invalid_request", "reading the body failed").WithCause(err)
 	}
-	if err := unmarshal(body, out); err != nil {
-		return invalid("body: %s", err)
+	if err := Unmarshal(body, out); err != nil {
+		return Invalid("body: %s", err)
 	}
 	return nil
 }
 
-// unmarshal decodes JSON and refuses what two readers might understand in
+// Unmarshal decodes JSON and refuses what two readers might understand in
 // different ways: unknown, duplicate and differently spelt fields, text that is no
 // UTF-8, anything behind the value. encoding/json alone accepts most of it.
-func unmarshal(body []byte, out any) error {
+func Unmarshal(body []byte, out any) error {
 	if len(bytes.TrimSpace(body)) == 0 {
 		return errors.New("JSON is required")
 	}
@@ -157,8 +157,8 @@ func fieldType(t reflect.Type, name string) (value reflect.Type, known bool) {
 	return nil, false
 }
 
-// encode is JSON as the wire has it: not escaped for HTML.
-func encode(v any) ([]byte, error) {
+// Encode is JSON as the wire has it: not escaped for HTML.
+func Encode(v any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/files"
+	"s0.run/internal/files/walk"
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/files"
-	"s0.run/procd/internal/walk"
 )
 
 const (

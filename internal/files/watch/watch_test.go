@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/files"
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/files"
 )
 
 const patience = 20 * time.Second
@@ -287,11 +287,11 @@ func TestStagedContent(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	f := follow(t, new(Watcher), dir, true)
-	do(t, files.Write(filepath.Join(dir, "f"), strings.NewReader("one"), 10))
+	do(t, files.Tree{}.Write(filepath.Join(dir, "f"), strings.NewReader("one"), 10))
 	f.want("create f", "write f")
-	do(t, files.Write(filepath.Join(dir, "f"), strings.NewReader("two"), 10))
+	do(t, files.Tree{}.Write(filepath.Join(dir, "f"), strings.NewReader("two"), 10))
 	f.want("write f")
-	if err := files.Write(filepath.Join(dir, "f"), strings.NewReader("far too long"), 10); err == nil {
+	if err := (files.Tree{}).Write(filepath.Join(dir, "f"), strings.NewReader("far too long"), 10); err == nil {
 		t.Fatal("a file above the limit was written")
 	}
 	f.want()

@@ -1,15 +1,17 @@
-// Package files reads and writes the sandbox's files for the host.
+// Package files reads and writes the files of a tree for callers that have a right to
+// all of it.
 //
-// It runs inside the sandbox, as its root: an absolute path is the sandbox's own, a
-// relative one lies below the workspace, and a tenant may name every file there is,
-// whatever symlinks lead to it, as its commands may. That nothing leads out of the
-// sandbox is the runtime's part; no code outside ever opens such a path. What this
-// package guards is procd itself: it never blocks on a FIFO or a device, never reads more than
-// a file had when it was opened, never writes more than it was told to, and
-// never leaves half a file under the name that was asked for. It keeps no state.
+// It runs where nothing but the tree is to be reached: inside a sandbox as its root, or
+// in a process whose root is a volume's. So whoever calls may name every file there is,
+// whatever symlinks lead to it; that nothing leads out is the kernel's part, and no code
+// with another root ever opens such a path. What this package guards is its own process:
+// it never blocks on a FIFO or a device, never reads more than a file had when it was
+// opened, never writes more than it was told to, and never leaves half a file under the
+// name that was asked for. It keeps no state.
 package files
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -24,8 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/files/walk"
 	"s0.run/internal/procapi"
-	"s0.run/procd/internal/walk"
 )
 
 const (
@@ -43,9 +45,16 @@ const (
 	newFileMode = 0o644
 )
 
-// Resolve gives the absolute path that a client means: a relative one lies below
-// the workspace. NUL bytes, `..` elements and endless paths are refused.
-func Resolve(path string) (string, error) {
+// Tree is where the paths of calls lead.
+type Tree struct {
+	Base    string   // relative paths lie below it
+	Fixed   []string // what must not be removed or moved, with what it is in and what is in it; so is the root
+	Durable bool     // a change is on the disk when it is answered
+	Copy    bool     // a directory that can't be renamed is copied: the tree is one file system
+}
+
+// Resolve gives the absolute path that a client means. NUL bytes, `..` elements and endless paths are refused.
+func (t Tree) Resolve(path string) (string, error) {
 	switch {
 	case path == "":
 		return "", invalid("path is required")
@@ -60,7 +69,7 @@ func Resolve(path string) (string, error) {
 		}
 	}
 	if !filepath.IsAbs(path) {
-		path = filepath.Join(procapi.Workspace, path)
+		path = filepath.Join(t.Base, path)
 	}
 	return filepath.Clean(path), nil
 }
@@ -113,7 +122,7 @@ func Staged(name string) bool {
 // Write replaces or creates the file with what r holds, at most limit bytes:
 // under its name there is either the old content or all of the new. Missing
 // parents are created; an existing file keeps its mode; a symlink is followed.
-func Write(path string, r io.Reader, limit int64) error {
+func (t Tree) Write(path string, r io.Reader, limit int64) error {
 	path, old, err := target(path)
 	if err != nil {
 		return Failure(err, "writing")
@@ -122,7 +131,7 @@ func Write(path string, r io.Reader, limit int64) error {
 	if old != nil {
 		staged, mode = StagedChange, old.Mode().Perm()
 	}
-	if err := os.MkdirAll(filepath.Dir(path), newDirMode); err != nil {
+	if err := t.mkdirAll(filepath.Dir(path)); err != nil {
 		return Failure(err, "creating the parent directory")
 	}
 	// The directory is held: whatever takes its name meanwhile, what was begun in it
@@ -137,14 +146,15 @@ func Write(path string, r io.Reader, limit int64) error {
 	if err != nil {
 		return Failure(err, "writing")
 	}
-	err = fill(f, r, limit, mode)
+	err = t.fill(f, r, limit, mode)
 	if err == nil {
 		err = dir.Rename(staged, filepath.Base(path))
 	}
 	if err != nil {
 		_ = dir.Remove(staged) // who finds it left over may delete it
+		return Failure(err, "writing")
 	}
-	return Failure(err, "writing")
+	return Failure(t.keep(filepath.Dir(path)), "writing")
 }
 
 // target follows symlinks to the file that shall be replaced; old is nil when there
@@ -173,13 +183,16 @@ func target(path string) (real string, old fs.FileInfo, err error) {
 	return real, info, err
 }
 
-func fill(f *os.File, r io.Reader, limit int64, mode fs.FileMode) error {
+func (t Tree) fill(f *os.File, r io.Reader, limit int64, mode fs.FileMode) error {
 	n, err := Copy(f, io.LimitReader(r, limit+1), make([]byte, copyBuffer))
 	if err == nil && n > limit {
 		err = TooLarge(limit)
 	}
 	if err == nil {
 		err = f.Chmod(mode)
+	}
+	if err == nil && t.Durable {
+		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
 }
@@ -214,37 +227,84 @@ func TooLarge(limit int64) error {
 
 // Mkdir makes a directory; with recursive also its parents, and one that is
 // there already is fine.
-func Mkdir(path string, recursive bool) error {
-	if !recursive {
-		err := os.Mkdir(path, newDirMode)
-		if errors.Is(err, fs.ErrNotExist) {
-			return notFound("directory_not_found", "the parent directory does not exist")
-		}
-		return Failure(err, "creating a directory")
+func (t Tree) Mkdir(path string, recursive bool) error {
+	if recursive {
+		return Failure(t.mkdirAll(path), "creating a directory")
 	}
-	return Failure(os.MkdirAll(path, newDirMode), "creating a directory")
+	err := os.Mkdir(path, newDirMode)
+	if errors.Is(err, fs.ErrNotExist) {
+		return notFound("directory_not_found", "the parent directory does not exist")
+	}
+	if err == nil {
+		err = t.keep(filepath.Dir(path))
+	}
+	return Failure(err, "creating a directory")
+}
+
+// mkdirAll is os.MkdirAll for this tree.
+func (t Tree) mkdirAll(path string) error {
+	there := path
+	for t.Durable && there != "/" {
+		if _, err := os.Stat(there); err == nil {
+			break
+		}
+		there = filepath.Dir(there)
+	}
+	if err := os.MkdirAll(path, newDirMode); err != nil {
+		return err
+	}
+	var made []string // and where
+	for dir := path; dir != there; dir = filepath.Dir(dir) {
+		made = append(made, filepath.Dir(dir))
+	}
+	return t.keep(made...)
+}
+
+// keep has what changed in directories on the disk. One that has gone since is somebody
+// else's change.
+func (t Tree) keep(dirs ...string) error {
+	if !t.Durable {
+		return nil
+	}
+	for _, dir := range dirs {
+		f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Remove deletes the path and everything below it, a symlink itself; nothing
-// there is fine. What the sandbox stands on is refused.
-func Remove(path string) error {
-	if protected(path) {
-		return forbidden("the sandbox needs %s", path)
+// there is fine. What is fixed is refused.
+func (t Tree) Remove(path string) error {
+	if t.fixed(path) {
+		return forbidden("%s is needed where it is", path)
 	}
-	return Failure(os.RemoveAll(path), "deleting")
+	err := os.RemoveAll(path)
+	if err == nil {
+		err = t.keep(filepath.Dir(path))
+	}
+	return Failure(err, "deleting")
 }
 
-// foundations are mounts that the sandbox runs on.
-var foundations = []string{"/proc", "/sys", "/dev", procapi.Dir}
-
-// protected reports whether path is, contains or lies in a foundation, by
-// whichever symlinks it leads there; the path itself is not followed.
-func protected(path string) bool {
+// fixed reports whether path is, contains or lies in what is fixed, by whichever symlinks
+// it leads there; the path itself is not followed.
+func (t Tree) fixed(path string) bool {
 	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
 		path = filepath.Join(parent, filepath.Base(path))
 	}
-	for _, f := range foundations {
-		if path == "/" || path == f || strings.HasPrefix(path, f+"/") || strings.HasPrefix(f, path+"/") {
+	if path == "/" {
+		return true
+	}
+	for _, f := range t.Fixed {
+		if path == f || strings.HasPrefix(path, f+"/") || strings.HasPrefix(f, path+"/") {
 			return true
 		}
 	}
@@ -253,14 +313,17 @@ func protected(path string) bool {
 
 // Move renames source to destination, which must not exist. A symlink is moved
 // itself.
-func Move(source, destination string) error {
-	if protected(source) || protected(destination) {
-		return forbidden("the sandbox needs %s", procapi.Dir)
+func (t Tree) Move(ctx context.Context, source, destination string) error {
+	if t.fixed(source) || t.fixed(destination) {
+		return forbidden("%s or %s is needed where it is", source, destination)
 	}
 	if _, err := os.Lstat(source); err != nil {
 		return Failure(err, "moving")
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, source, unix.AT_FDCWD, destination, unix.RENAME_NOREPLACE)
+	if t.Copy && errors.Is(err, unix.EXDEV) {
+		err = t.moveCopy(ctx, source, destination)
+	}
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return notFound("directory_not_found", "the destination's directory does not exist")
@@ -268,6 +331,8 @@ func Move(source, destination string) error {
 		return errdefs.WithCode(errdefs.Internal, "operation_failed", "source and destination are on different file systems; run a command such as mv").WithCause(err)
 	case errors.Is(err, unix.EINVAL):
 		return invalid("a directory can't be moved into itself")
+	case err == nil:
+		err = t.keep(filepath.Dir(source), filepath.Dir(destination))
 	}
 	return Failure(err, "moving")
 }

@@ -1,0 +1,152 @@
+package files
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"s0.run/internal/errdefs"
+	"s0.run/internal/files/walk"
+)
+
+// moveCopy is Move for a directory that its file system does not rename, as no overlay does
+// with what lies below it. The copy appears as a whole, with owners, modes and times; what
+// is changed in the source meanwhile is lost. Files with several names become several.
+func (t Tree) moveCopy(ctx context.Context, source, destination string) error {
+	in, err := os.OpenRoot(filepath.Dir(destination))
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	staged := StagedTree + rand.Text()
+	if err := in.Mkdir(staged, 0o700); err != nil {
+		return err
+	}
+	published := false
+	defer func() {
+		if !published {
+			_ = in.RemoveAll(staged) // who finds it left over may delete it
+		}
+	}()
+	if err := copyTree(ctx, source, in, staged); err != nil {
+		return err
+	}
+	if err := t.publish(in, staged, filepath.Base(destination)); err != nil {
+		return err
+	}
+	published = true
+	return os.RemoveAll(source)
+}
+
+// publish gives a staged directory its name, whole on the disk where that is promised.
+func (t Tree) publish(in *os.Root, staged, name string) error {
+	dir, err := in.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	fd := int(dir.Fd())
+	if t.Durable {
+		if err := unix.Syncfs(fd); err != nil {
+			return err
+		}
+	}
+	return unix.Renameat2(fd, staged, fd, name, unix.RENAME_NOREPLACE)
+}
+
+func copyTree(ctx context.Context, source string, in *os.Root, staged string) error {
+	to, err := in.OpenRoot(staged)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	c := copier{to: to, buf: make([]byte, copyBuffer)}
+	// Directories are like theirs when nothing is made in them any more.
+	for _, step := range []func(*walk.Entry) error{c.entry, c.directory} {
+		err := walk.Walk(source, func(e *walk.Entry) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return step(e)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type copier struct {
+	to  *os.Root
+	buf []byte
+}
+
+// entry makes what was found.
+func (c *copier) entry(e *walk.Entry) error {
+	switch {
+	case e.Path == ".":
+		return nil
+	case e.IsDir():
+		return c.to.Mkdir(e.Path, 0o700)
+	case e.IsRegular():
+		return c.file(e)
+	case e.IsSymlink():
+		target, err := e.Readlink()
+		if err != nil {
+			return err
+		}
+		return errors.Join(c.to.Symlink(target, e.Path), c.to.Lchown(e.Path, int(e.Stat.Uid), int(e.Stat.Gid)))
+	}
+	return errdefs.WithCode(errdefs.Conflict, "path_exists", "%.200q can't be moved: it is no file, directory or symlink", e.Path)
+}
+
+func (c *copier) file(e *walk.Entry) error {
+	from, err := e.Open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // gone since
+	}
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	f, err := c.to.OpenFile(e.Path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = Copy(f, from, c.buf)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return c.like(e)
+}
+
+func (c *copier) directory(e *walk.Entry) error {
+	if !e.IsDir() {
+		return nil
+	}
+	return c.like(e)
+}
+
+// like gives the copy its owner, mode and time: the mode after the owner, which changes it.
+func (c *copier) like(e *walk.Entry) error {
+	if err := c.to.Lchown(e.Path, int(e.Stat.Uid), int(e.Stat.Gid)); err != nil {
+		return err
+	}
+	mode := fs.FileMode(e.Stat.Mode & 0o777)
+	for bit, m := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
+		if e.Stat.Mode&bit != 0 {
+			mode |= m
+		}
+	}
+	if err := c.to.Chmod(e.Path, mode); err != nil {
+		return err
+	}
+	when := time.Unix(e.Stat.Mtim.Unix())
+	return c.to.Chtimes(e.Path, when, when)
+}
