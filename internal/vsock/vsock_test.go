@@ -24,8 +24,8 @@ func TestC07_TheHostAloneIsLetIn(t *testing.T) {
 func TestAcceptEndsWithTheListener(t *testing.T) {
 	t.Parallel()
 	l, err := Listen(unix.VMADDR_PORT_ANY)
-	if errors.Is(err, unix.EAFNOSUPPORT) {
-		t.Skip("this kernel has no vsock")
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EPERM) {
+		t.Skip("there is no vsock here, or none is allowed")
 	}
 	if err != nil {
 		t.Fatal(err)

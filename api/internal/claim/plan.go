@@ -54,6 +54,9 @@ func (c *Claimer) plan(req Request, tmpl *templates.Template) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if tmpl.Slot.RuntimeClass == sandbox.Kata && memory != tmpl.Slot.MemoryBytes {
+		return nil, errdefs.New(errdefs.InvalidArgument, "resources.memory: a sandbox of runtime class %q has its template's", sandbox.Kata)
+	}
 	ttl, err := tmpl.TTL(req.Config.TTL)
 	if err != nil {
 		return nil, err

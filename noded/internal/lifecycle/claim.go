@@ -55,7 +55,7 @@ func (r ClaimRequest) validate() error {
 		if err := r.Spec.Validate(); err != nil {
 			return errdefs.New(errdefs.InvalidArgument, "claim: %v", err)
 		}
-		if err := checkMachine(r.Spec, r.MemoryBytes, r.CPUMillis); err != nil {
+		if err := checkMachine(r.Spec, r.MemoryBytes); err != nil {
 			return err
 		}
 	}
@@ -175,7 +175,7 @@ func (m *Manager) claimSlot(ctx context.Context, req ClaimRequest) (Sandbox, err
 		return Sandbox{}, errTaken(req.Slot)
 	}
 	defer inst.endTurn()
-	if err := checkMachine(m.record(inst).Spec, req.MemoryBytes, req.CPUMillis); err != nil {
+	if err := checkMachine(m.record(inst).Spec, req.MemoryBytes); err != nil {
 		return Sandbox{}, err
 	}
 	if !m.takeSlot(inst, req.PoolKey) {

@@ -25,7 +25,7 @@ const (
 )
 
 // isMachine reports whether a sandbox is a virtual machine: no socket of the host's
-// leads into it, and what it has of memory and CPU is decided when it starts.
+// leads into it, and what memory it has is decided when it starts.
 func isMachine(spec sandbox.Spec) bool { return spec.RuntimeClass == sandbox.Kata }
 
 func (m *Manager) tokenFile(id sandbox.ID) string {
@@ -68,11 +68,11 @@ func (m *Manager) dialGuest(ctx context.Context, id sandbox.ID) (net.Conn, error
 	return conn, nil
 }
 
-// checkMachine refuses limits other than those that a virtual machine has started
-// with.
-func checkMachine(spec sandbox.Spec, memory, cpu int64) error {
-	if isMachine(spec) && (memory != 0 && memory != spec.MemoryBytes || cpu != 0 && cpu != spec.CPUMillis) {
-		return errdefs.New(errdefs.InvalidArgument, "a sandbox of runtime class %q keeps the memory and CPU of its template", sandbox.Kata)
+// checkMachine refuses other memory than a virtual machine has started with. Its CPU
+// is the host's to give.
+func checkMachine(spec sandbox.Spec, memory int64) error {
+	if isMachine(spec) && memory != 0 && memory != spec.MemoryBytes {
+		return errdefs.New(errdefs.InvalidArgument, "a sandbox of runtime class %q keeps its template's memory", sandbox.Kata)
 	}
 	return nil
 }

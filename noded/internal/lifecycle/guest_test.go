@@ -145,7 +145,7 @@ func TestC07_MachinesAreDialledWithTheirOwnToken(t *testing.T) {
 	first := g.tokens(slots[0])
 	n.stop()
 
-	n = m.boot(with)
+	m.boot(with)
 	eventually(t, "it is dialled again", func() bool { return len(g.tokens(slots[0])) > len(first) })
 	if again := g.tokens(slots[0]); again[len(first)] != first[0] {
 		t.Error("after a restart another token is shown")

@@ -52,7 +52,7 @@ func (m *Manager) Update(ctx context.Context, req UpdateRequest) (Sandbox, error
 	if err := checkGeneration(old, req.Generation); err != nil {
 		return Sandbox{}, err
 	}
-	if err := checkMachine(old.Spec, req.MemoryBytes, req.CPUMillis); err != nil {
+	if err := checkMachine(old.Spec, req.MemoryBytes); err != nil {
 		return Sandbox{}, err
 	}
 	rec := req.apply(old)

@@ -28,7 +28,7 @@ func (a *app) regionList() *cobra.Command {
 			}
 			rows := output.Rows{Columns: []string{"ID", "NAME~", "GATEWAY?~", "ENABLED"}}
 			for _, r := range list.Regions {
-				rows.Rows = append(rows.Rows, []string{r.ID, r.DisplayName, r.RegionalGatewayURL, yesNo(r.Enabled)})
+				rows.Rows = append(rows.Rows, []string{r.ID, r.DisplayName, gatewayText(r), yesNo(r.Enabled)})
 			}
 			return a.printer.Print(list, rows)
 		}),
@@ -52,9 +52,17 @@ func (a *app) regionGet() *cobra.Command {
 	}
 }
 
+// gatewayText shows what nobody has said as a dash.
+func gatewayText(r client.Region) string {
+	if r.RegionalGatewayURL == "" {
+		return "-"
+	}
+	return r.RegionalGatewayURL
+}
+
 func (a *app) printRegion(r *client.Region) error {
 	return a.printer.Print(r, output.Fields{
-		{"ID", r.ID}, {"Name", r.DisplayName}, {"Gateway", r.RegionalGatewayURL}, {"Metering", deref(r.MeteringExportURL)}, {"Enabled", yesNo(r.Enabled)},
+		{"ID", r.ID}, {"Name", r.DisplayName}, {"Gateway", gatewayText(*r)}, {"Metering", deref(r.MeteringExportURL)}, {"Enabled", yesNo(r.Enabled)},
 	})
 }
 
