@@ -65,7 +65,8 @@ func (d *door) serve(ctx context.Context, l *link) {
 			conn.Close()
 			continue
 		}
-		serving.Go(func() { l.serve(conn) })
+		l.hold(conn) // in the order in which they came
+		serving.Go(func() { l.attend(conn) })
 	}
 }
 

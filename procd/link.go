@@ -125,6 +125,11 @@ func (l *link) dial(ctx context.Context) (net.Conn, error) {
 // serve returns when the connection has ended. Contexts don't notice.
 func (l *link) serve(conn net.Conn) {
 	l.hold(conn)
+	l.attend(conn)
+}
+
+// attend is serve for a connection that is held.
+func (l *link) attend(conn net.Conn) {
 	defer l.release(conn)
 	one := &oneConn{ended: make(chan struct{})}
 	one.conn = &watchedConn{Conn: &joiner{Conn: conn}, reader: bufio.NewReaderSize(conn, readBuffer), moved: l.moved, ended: sync.OnceFunc(func() { close(one.ended) })}
