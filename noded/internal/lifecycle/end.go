@@ -359,6 +359,24 @@ func (m *Manager) release(ctx context.Context, rec journal.Record) error {
 // releaseAll frees everything that bears the sandbox's id, whatever of it is
 // there: processes before what they use, the address last.
 func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
+	err := m.releaseInTurn(ctx, slot.ID,
+		step{"stop", func(ctx context.Context) error { return m.cfg.Runtime.Remove(ctx, slot.ID) }},
+	)
+	if err == nil { // takes as long as what was written has to be committed, and holds nobody else up
+		err = releaseSteps(ctx, slot.ID, step{"volumes", func(ctx context.Context) error { return m.unmountAll(ctx, slot.ID) }})
+	}
+	if err != nil {
+		return err
+	}
+	return m.releaseInTurn(ctx, slot.ID,
+		step{"cgroup", func(ctx context.Context) error { return m.cfg.Groups.Remove(ctx, slot.ID) }},
+		step{"dirs", func(context.Context) error { return m.removeDirs(slot.ID) }},
+		step{"netns", func(ctx context.Context) error { return m.removeNetwork(ctx, slot) }},
+	)
+}
+
+// releaseInTurn takes steps of a teardown that are quick, or fail.
+func (m *Manager) releaseInTurn(ctx context.Context, id sandbox.ID, steps ...step) error {
 	select {
 	case m.releases <- struct{}{}:
 	case <-ctx.Done():
@@ -367,15 +385,13 @@ func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
 	defer func() { <-m.releases }()
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	for _, s := range []step{
-		{"stop", func(ctx context.Context) error { return m.cfg.Runtime.Remove(ctx, slot.ID) }},
-		{"volumes", func(ctx context.Context) error { return m.unmountAll(ctx, slot.ID) }},
-		{"cgroup", func(ctx context.Context) error { return m.cfg.Groups.Remove(ctx, slot.ID) }},
-		{"dirs", func(context.Context) error { return m.removeDirs(slot.ID) }},
-		{"netns", func(ctx context.Context) error { return m.removeNetwork(ctx, slot) }},
-	} {
+	return releaseSteps(ctx, id, steps...)
+}
+
+func releaseSteps(ctx context.Context, id sandbox.ID, steps ...step) error {
+	for _, s := range steps {
 		if err := s.do(ctx); err != nil {
-			return fmt.Errorf("teardown of %s: %s: %w", slot.ID, s.name, err)
+			return fmt.Errorf("teardown of %s: %s: %w", id, s.name, err)
 		}
 		if err := failpoint.Hit("delete.after-" + s.name); err != nil {
 			return err

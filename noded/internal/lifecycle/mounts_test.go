@@ -3,6 +3,7 @@ package lifecycle_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,7 +29,9 @@ type tier struct {
 	commits  int
 	down     error // of commits
 	busy     bool  // files are open
+	aside    bool  // what is mounted was
 	onCommit func()
+	ending   func(ctx context.Context, id sandbox.ID) error // called for each DetachAll
 }
 
 func newTier() *tier {
@@ -61,6 +64,9 @@ func (f *tier) Attach(_ context.Context, id sandbox.ID, m volumes.Mount) error {
 	if f.portals[id] == nil {
 		return errors.New("no portal")
 	}
+	if f.aside {
+		return errdefs.WithCode(errdefs.Conflict, volumeapi.CodeFenced, "it was put aside")
+	}
 	f.portals[id][m.ID] = m
 	return nil
 }
@@ -81,7 +87,12 @@ func (f *tier) Detach(ctx context.Context, id sandbox.ID, m volumes.Mount, look 
 	return nil
 }
 
-func (f *tier) DetachAll(_ context.Context, id sandbox.ID) error {
+func (f *tier) DetachAll(ctx context.Context, id sandbox.ID) error {
+	if f.ending != nil {
+		if err := f.ending(ctx, id); err != nil {
+			return err
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.portals, id)
@@ -208,6 +219,86 @@ func TestX43_AResumeFencesByTheRow(t *testing.T) {
 	if got := f.epochs(id); len(got) != 0 || len(n.mounts(id)) != 0 {
 		t.Errorf("without volumes it has %v and its record %v", got, n.mounts(id))
 	}
+}
+
+// R6: that a volume of what runs was put aside is said to everybody who wants it to run, and
+// not to the first alone.
+func TestX47_AResumeKeepsSayingThatAVolumeWasPutAside(t *testing.T) {
+	t.Parallel()
+	m, f := newMachine(t), newTier()
+	n := m.boot(f.use)
+	id := n.warm(1)[0]
+	n.claimWith(id, mountOf("m1", "v1", 1))
+	putAside := func(is bool) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.aside = is
+	}
+	putAside(true)
+	for i := range 3 {
+		if err := n.resumeWith(id, mountOf("m1", "v1", 2)); errdefs.From(err).Code != volumeapi.CodeFenced {
+			t.Errorf("resume %d: %v", i, err)
+		}
+		if sb, err := n.Get(id); err != nil || sb.State() != sandbox.Running {
+			t.Errorf("then it is %s, %v", sb.State(), err)
+		}
+	}
+	n.pause(id)
+	putAside(false)
+	for range 2 {
+		if err := n.resumeWith(id, mountOf("m1", "v1", 3)); err != nil || f.epochs(id)["m1"] != 3 {
+			t.Errorf("after a pause: %v, epochs %v", err, f.epochs(id))
+		}
+	}
+}
+
+// Volumes whose last commit takes for ever hold up the end of no other sandbox; the end of
+// their own waits for that, also for the next noded.
+func TestG14_SlowVolumesHoldUpNoTeardown(t *testing.T) {
+	t.Parallel()
+	const slow = lifecycle.ReleasesAtOnce + 1
+	m, f := newMachine(t), newTier()
+	var waiting atomic.Int32
+	free := make(chan struct{})
+	f.ending = func(ctx context.Context, id sandbox.ID) error {
+		if len(f.epochs(id)) == 0 {
+			return nil
+		}
+		waiting.Add(1)
+		defer waiting.Add(-1)
+		select {
+		case <-free:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	n := m.boot(f.use)
+	ids := n.warm(slow + 1)
+	for i, id := range ids[:slow] {
+		n.claimWith(id, mountOf(fmt.Sprint("m", i), fmt.Sprint("v", i), 1))
+	}
+	for _, id := range ids[:slow] {
+		if err := n.Delete(n.ctx(), id, 0, "test"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "their volumes are committed", func() bool { return waiting.Load() == slow })
+	if err := n.Delete(n.ctx(), ids[slow], 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another one is gone", func() bool {
+		records, err := n.journal.All()
+		return err == nil && len(records) == slow
+	})
+	n.stop()
+	if waiting.Load() != 0 {
+		t.Error("noded has stopped, and waits for volumes")
+	}
+	n = m.boot(f.use)
+	eventually(t, "their volumes are committed by the next noded", func() bool { return waiting.Load() == slow })
+	close(free)
+	n.nothingLeft()
 }
 
 // The same for a sandbox that is in the object store, on a node that has never had it.

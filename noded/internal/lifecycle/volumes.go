@@ -158,7 +158,7 @@ func (m *Manager) unmountAll(ctx context.Context, id sandbox.ID) error {
 	if m.cfg.Volumes == nil {
 		return nil
 	}
-	return m.cfg.Volumes.DetachAll(context.WithoutCancel(ctx), id)
+	return m.cfg.Volumes.DetachAll(ctx, id)
 }
 
 // commitVolumes makes durable what a sandbox has written to its volumes.
@@ -381,7 +381,8 @@ func (m *Manager) takeMounted(ctx context.Context, id sandbox.ID, gen sandbox.Ge
 }
 
 // renewMounts has a sandbox that runs go on with its volumes at the epochs that they have
-// by now. Which it has is not for a resume to change. The caller has the turn.
+// by now. Which it has is not for a resume to change. That one of them was put aside is
+// said as long as it is so, not to the first alone who asks. The caller has the turn.
 func (m *Manager) renewMounts(ctx context.Context, inst *instance, rec journal.Record, now []journal.Mount) error {
 	if err := notEarlier(mountsOf(rec), now); err != nil {
 		return err
@@ -394,12 +395,11 @@ func (m *Manager) renewMounts(ctx context.Context, inst *instance, rec journal.R
 			}
 		}
 	}
-	if !renewed {
-		return nil
-	}
-	rec = withMounts(rec, all)
-	if err := m.commit(ctx, inst, rec); err != nil {
-		return err
+	if renewed {
+		rec = withMounts(rec, all)
+		if err := m.commit(ctx, inst, rec); err != nil {
+			return err
+		}
 	}
 	if err := m.attachAll(ctx, rec); err != nil {
 		return mountError(err, errdefs.New(errdefs.Unavailable, "the volumes of sandbox %s could not be taken again", inst.id))
