@@ -33,6 +33,7 @@ type replica struct {
 	store   *store.Store
 	catalog *templates.Catalog
 	table   *placement.Table
+	volumes *volumes.Keeper
 	poolKey string
 }
 
@@ -63,14 +64,14 @@ func newReplica(t testing.TB, dsn string, n *fakenode.Node) *replica {
 	r.poolKey = defaultTemplate(t, r.catalog).PoolKey
 	set := nodes.New(nodes.Config{
 		Sockets: []string{n.Socket}, Cluster: "local", Table: r.table, Log: log,
-		OnSync: func(string) {}, OnEnd: func(string, sandbox.ID) {},
+		OnSync: func(string) {}, OnEnd: func(string, sandbox.ID) {}, OnStored: func(string, sandbox.ID) {},
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- set.Run(ctx) }()
+	r.volumes = volumes.New(volumes.Config{Store: s, Table: r.table, Nodes: set, Log: log})
 	r.Claimer = claim.New(claim.Config{
-		Store: s, Catalog: r.catalog, Table: r.table, Nodes: set, Log: log,
-		Volumes: volumes.New(volumes.Config{Store: s, Table: r.table, Nodes: set, Log: log}),
+		Store: s, Catalog: r.catalog, Table: r.table, Nodes: set, Log: log, Volumes: r.volumes,
 		Metrics: claim.NewMetrics(prometheus.NewRegistry()),
 	})
 	t.Cleanup(func() {
@@ -325,6 +326,49 @@ func TestANodeThatKeepsFailingIsGivenUp(t *testing.T) {
 		t.Errorf("asked a broken node %d times", got)
 	}
 	agree(t, r, n)
+}
+
+// R6: a claim that fails says why, and so does the next one: what it took is free by then.
+func TestAFailedClaimGivesItsVolumesBack(t *testing.T) {
+	t.Parallel()
+	for name, free := range map[string]int{"warm": 3, "cold": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var fails atomic.Bool
+			fails.Store(true)
+			n := fakenode.Start(t, &fakenode.Node{Volumes: &fakenode.VolumeStore{Name: "store"}, OnClaim: func(context.Context, *nodeapi.ClaimRequest) error {
+				if fails.Load() {
+					return connect.NewError(connect.CodeUnavailable, errors.New("the store is away"))
+				}
+				return nil
+			}})
+			r := newReplica(t, s0test.Postgres(t), n)
+			slots(t, n, free, r)
+			req := request()
+			v, err := r.volumes.Create(t.Context(), volumes.CreateRequest{TeamID: req.TeamID, UserID: req.UserID, Backend: nodeapi.BackendS0FS})
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Mounts = []store.MountWant{{Volume: v.ID, Point: "/data"}}
+			for range 3 {
+				if _, err := r.Claim(t.Context(), req); !errdefs.Is(err, errdefs.Unavailable) || errdefs.From(err).Message != "the sandbox could not be started" {
+					t.Errorf("%v", err)
+				}
+			}
+			fails.Store(false)
+			sb, err := r.Claim(t.Context(), req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if has, err := r.store.Mounts(t.Context(), req.TeamID, sb.ID); err != nil || len(has) != 1 {
+				t.Errorf("it has %v, %v", has, err)
+			}
+			if _, err := r.Claim(t.Context(), req); !errdefs.Is(err, errdefs.Conflict) {
+				t.Errorf("another one: %v", err)
+			}
+			agree(t, r, n)
+		})
+	}
 }
 
 // X12: the answer to a cold start is lost with its node's noded. What the claim has got

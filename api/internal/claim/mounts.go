@@ -61,8 +61,15 @@ func (c *Claimer) free(ctx context.Context, h *half) error {
 	return c.cfg.Volumes.Free(ctx, h.row.ClaimID)
 }
 
+// undoVolumes does so before the attempt's failure is known to anybody: who tries again, the
+// same claim or its client, has to hear why that fails, not that the volumes are mounted.
 func (c *Claimer) undoVolumes(ctx context.Context, h *half) {
-	if len(h.mounts) > 0 {
+	if len(h.mounts) == 0 {
+		return
+	}
+	now, cancel := context.WithTimeout(context.WithoutCancel(ctx), insertTimeout)
+	defer cancel()
+	if c.free(now, h) != nil {
 		c.undo(ctx, h, "volumes", c.free)
 	}
 }
@@ -76,6 +83,7 @@ func (c *Claimer) mounted(ctx context.Context, h *half, slot placement.Slot, con
 	}
 	defer func() {
 		if err != nil {
+			conn.Release() // see insert
 			c.undoVolumes(ctx, h)
 		}
 	}()
