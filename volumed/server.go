@@ -47,7 +47,7 @@ func (s *server) Fork(ctx context.Context, req volumeapi.Fork) (volumeapi.State,
 	if err := req.Volume.Validate(); err != nil {
 		return volumeapi.State{}, err
 	}
-	head, err := s.manager.Fork(ctx, work.Volume(req.Source), work.Volume(req.Volume))
+	head, err := s.manager.Fork(ctx, work.Volume(req.Source), work.Volume(req.Volume), req.Captured)
 	return state(req.Volume.ID, head), err
 }
 
@@ -71,8 +71,13 @@ func (s *server) Commit(ctx context.Context, id string) (volumeapi.Committed, er
 	return volumeapi.Committed{State: state(id, head), Clean: clean}, err
 }
 
+func (s *server) Capture(ctx context.Context, v volumeapi.Volume) (volumeapi.Captured, error) {
+	token, err := s.manager.Capture(ctx, work.Volume(v))
+	return volumeapi.Captured{Token: token}, err
+}
+
 func (s *server) Snapshot(ctx context.Context, req volumeapi.Snapshot) (volumeapi.State, error) {
-	kept, _, err := s.manager.Snapshot(ctx, work.Volume(req.Volume), req.Snapshot)
+	kept, err := s.manager.Snapshot(ctx, work.Volume(req.Volume), req.Snapshot, req.Captured)
 	return state(req.Volume.ID, kept), err
 }
 

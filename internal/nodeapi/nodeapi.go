@@ -65,6 +65,9 @@ const (
 	CodeStaleEpoch = "stale_epoch" // FAILED_PRECONDITION: another owner has come since
 	CodeVolumeBusy = "volume_busy" // FAILED_PRECONDITION: in use, as the message says
 	CodeVolumeFull = "volume_full" // RESOURCE_EXHAUSTED: its limit
+
+	// UNAVAILABLE: it is written to faster than one instant of it can be kept.
+	CodeVolumeWritten = "volume_written"
 )
 
 // Codes of a saved sandbox that this node can't start as it was saved. The message says

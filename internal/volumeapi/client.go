@@ -85,7 +85,14 @@ func (c *Client) Commit(ctx context.Context, id string) (answer Committed, err e
 	return answer, c.call(ctx, PathCommit, One{id}, &answer)
 }
 
-// Snapshot keeps what a volume is.
+// Capture takes a volume as it is now, for Snapshot and Fork: nobody writes to it before the
+// answer. What an error came of is nothing. It waits for this machine's disk alone.
+func (c *Client) Capture(ctx context.Context, v Volume) (answer Captured, err error) {
+	return answer, c.call(ctx, PathCapture, v, &answer)
+}
+
+// Snapshot keeps what a volume is, at one instant: without a capture, one that is written to
+// all the time is Unavailable. So is one whose capture is gone.
 func (c *Client) Snapshot(ctx context.Context, req Snapshot) (answer State, err error) {
 	return answer, c.call(ctx, PathSnapshot, req, &answer)
 }

@@ -16,6 +16,7 @@ type Server interface {
 	Use(ctx context.Context, req Use) (Mounted, error)
 	Leave(ctx context.Context, req Leave) error
 	Commit(ctx context.Context, id string) (Committed, error)
+	Capture(ctx context.Context, v Volume) (Captured, error)
 	Snapshot(ctx context.Context, req Snapshot) (State, error)
 	Drop(ctx context.Context, req Snapshot) error
 	Restore(ctx context.Context, req Snapshot) (State, error)
@@ -35,6 +36,7 @@ func Handler(s Server, logFailure func(path string, err error)) http.Handler {
 		PathUse:      answer(s.Use),
 		PathLeave:    done(s.Leave),
 		PathCommit:   answer(func(ctx context.Context, one One) (Committed, error) { return s.Commit(ctx, one.ID) }),
+		PathCapture:  answer(s.Capture),
 		PathSnapshot: answer(s.Snapshot),
 		PathDrop:     done(s.Drop),
 		PathRestore:  answer(s.Restore),

@@ -48,6 +48,10 @@ func ParseVolume(header string) (v Volume, err error) {
 	return v, v.Validate()
 }
 
+// CodeWritten marks the error of a caller who wants one instant of what is written to all
+// the time.
+const CodeWritten = "volume_written"
+
 // Volume is what has to be known of one to work on it.
 type Volume struct {
 	ID    string `json:"id"`
@@ -86,10 +90,11 @@ type (
 		SnapshotVolume string `json:"snapshot_volume,omitempty"`
 		Snapshot       string `json:"snapshot,omitempty"`
 	}
-	// Fork makes Volume what Source is now.
+	// Fork makes Volume what Source is, or was when it was captured.
 	Fork struct {
-		Source Volume `json:"source"`
-		Volume Volume `json:"volume"`
+		Source   Volume `json:"source"`
+		Volume   Volume `json:"volume"`
+		Captured string `json:"captured,omitempty"`
 	}
 	// Use has a volume mounted, until Leave.
 	Use struct {
@@ -115,10 +120,16 @@ type (
 		State State `json:"state"`
 		Clean bool  `json:"clean"`
 	}
-	// Snapshot names one of a volume.
+	// Captured names what a volume was at one instant.
+	Captured struct {
+		Token string `json:"token"`
+	}
+	// Snapshot names one of a volume; one that is made is what it is, or was when it was
+	// captured.
 	Snapshot struct {
 		Volume   Volume `json:"volume"`
 		Snapshot string `json:"snapshot"`
+		Captured string `json:"captured,omitempty"`
 	}
 	// Some are the volumes that a list is to have; none: all.
 	Some struct {
@@ -143,6 +154,7 @@ const (
 	PathUse      = "/v1/use"
 	PathLeave    = "/v1/leave"
 	PathCommit   = "/v1/commit"
+	PathCapture  = "/v1/capture"
 	PathSnapshot = "/v1/snapshot"
 	PathDrop     = "/v1/drop"
 	PathRestore  = "/v1/restore"

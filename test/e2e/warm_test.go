@@ -20,6 +20,7 @@ func TestWarmProcesses(t *testing.T) {
 	t.Run("ready before the claim", func(t *testing.T) { testWarmClaim(t, s) })
 	t.Run("what a claim changes", func(t *testing.T) { testWarmEnv(t, s) })
 	t.Run("what a claim mounts", func(t *testing.T) { testWarmMounts(t, s) })
+	t.Run("instants of a volume", func(t *testing.T) { testVolumeInstants(t, s) })
 	t.Run("a cold start", func(t *testing.T) { testWarmCold(t, s) })
 	t.Run("never ready", func(t *testing.T) { testNeverReady(t, s) })
 	t.Run("ends in the pool", func(t *testing.T) { testWarmEnds(t, s) })

@@ -88,6 +88,8 @@ func Refused(err error) error {
 		return errdefs.New(errdefs.Conflict, "%s", nodeapi.Text(refused.Message())).WithCause(err)
 	case nodeapi.CodeVolumeFull:
 		return store.VolumesFull().WithCause(err)
+	case nodeapi.CodeVolumeWritten:
+		return errdefs.New(errdefs.Unavailable, "%s", nodeapi.Text(refused.Message())).WithRetryAfter(time.Second).WithCause(err)
 	case nodeapi.CodeStaleEpoch:
 		return errMoving.WithCause(err)
 	}

@@ -80,6 +80,8 @@ const (
 	// imageTimeout bounds the writing and reading of an image: as much as a sandbox
 	// may have in memory, on a slow disk.
 	imageTimeout = 20 * time.Minute
+	// stillTime is how long a sandbox may stand still for one instant of a volume.
+	stillTime = time.Second
 	// sweepInterval keeps what nobody owns below the promised 10 minutes;
 	// sweepRetry is the pace until the first sweep after a start has succeeded.
 	sweepInterval, sweepRetry = 2 * time.Minute, 2 * time.Second

@@ -98,6 +98,12 @@ func (r Runtime) Freeze(ctx context.Context, id sandbox.ID) error {
 	return errors.Join(ctx.Err(), r.fault("runtime.Freeze", id))
 }
 
+// Frozen reports whether the sandbox stands still.
+func (r Runtime) Frozen(id sandbox.ID) bool {
+	p := r.process(id)
+	return p != nil && p.frozen.Load()
+}
+
 // SaveFrozen implements lifecycle.Runtime.
 func (r Runtime) SaveFrozen(ctx context.Context, id sandbox.ID, dir string) error {
 	if p := r.process(id); p == nil || !p.alive() || !p.frozen.Load() {

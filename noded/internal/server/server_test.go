@@ -20,10 +20,12 @@ import (
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"s0.run/internal/errdefs"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/nodeapi/nodeapiconnect"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
+	"s0.run/internal/volumeapi"
 	"s0.run/noded/internal/events"
 	"s0.run/noded/internal/journal"
 	"s0.run/noded/internal/lifecycle"
@@ -582,5 +584,32 @@ func TestErrorsKeepTheirCausesHere(t *testing.T) {
 	}
 	if !slices.Contains(proxiedPaths, procapi.PathFiles) || proxied(procapi.PathInit) {
 		t.Error("the proxy's list is wrong")
+	}
+}
+
+// What could not be made of one instant is tried at another, a few times; what will not be
+// different then is not.
+func TestAnInstantIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	s := &Server{cfg: Config{Lifecycle: start(t, nil).manager}}
+	written := errdefs.New(errdefs.Unavailable, "it is written to")
+	for _, c := range []struct {
+		fails int
+		with  error
+		want  error
+		tries int
+	}{
+		{0, nil, nil, 1}, {2, written, nil, 3}, {9, written, written, instantTries}, {9, errdefs.New(errdefs.Conflict, "no"), errdefs.New(errdefs.Conflict, "no"), 1},
+	} {
+		tries := 0
+		err := s.instant(t.Context(), nil, volumeapi.Volume{ID: "v"}, func(captured string) error {
+			if tries++; tries <= c.fails {
+				return c.with
+			}
+			return nil
+		})
+		if tries != c.tries || (err == nil) != (c.want == nil) || err != nil && errdefs.From(err).Kind != errdefs.From(c.want).Kind {
+			t.Errorf("%+v: %d tries, %v", c, tries, err)
+		}
 	}
 }

@@ -24,6 +24,8 @@ import (
 type Volumes interface {
 	Create(ctx context.Context, req volumeapi.Create) (volumeapi.State, error)
 	Fork(ctx context.Context, req volumeapi.Fork) (volumeapi.State, error)
+	Commit(ctx context.Context, id string) (volumeapi.Committed, error)
+	Capture(ctx context.Context, v volumeapi.Volume) (volumeapi.Captured, error)
 	Snapshot(ctx context.Context, req volumeapi.Snapshot) (volumeapi.State, error)
 	Drop(ctx context.Context, req volumeapi.Snapshot) error
 	Restore(ctx context.Context, req volumeapi.Snapshot) (volumeapi.State, error)
@@ -33,6 +35,10 @@ type Volumes interface {
 	Info(ctx context.Context) (volumeapi.Info, error)
 	http.RoundTripper // of file calls
 }
+
+// instantTries is how often a sandbox stands still for one call: what was too much to be
+// captured the first time is committed before the next.
+const instantTries = 3
 
 // infoTimeout bounds the question which store the volumes are in.
 const infoTimeout = time.Second
@@ -156,7 +162,11 @@ func (s *Server) CreateVolume(ctx context.Context, req *nodeapi.CreateVolumeRequ
 // ForkVolume implements the node API.
 func (s *Server) ForkVolume(ctx context.Context, req *nodeapi.ForkVolumeRequest) (*nodeapi.ForkVolumeResponse, error) {
 	return volumes(s, "ForkVolume", func(v Volumes) (*nodeapi.ForkVolumeResponse, error) {
-		state, err := v.Fork(ctx, volumeapi.Fork{Source: fromWire(req.GetSource()), Volume: fromWire(req.GetVolume())})
+		var state volumeapi.State
+		err := s.instant(ctx, v, fromWire(req.GetSource()), func(captured string) (err error) {
+			state, err = v.Fork(ctx, volumeapi.Fork{Source: fromWire(req.GetSource()), Volume: fromWire(req.GetVolume()), Captured: captured})
+			return err
+		})
 		return &nodeapi.ForkVolumeResponse{State: volumeState(state)}, err
 	})
 }
@@ -178,9 +188,44 @@ func (s *Server) ReleaseVolume(ctx context.Context, req *nodeapi.ReleaseVolumeRe
 // SnapshotVolume implements the node API.
 func (s *Server) SnapshotVolume(ctx context.Context, req *nodeapi.SnapshotVolumeRequest) (*nodeapi.SnapshotVolumeResponse, error) {
 	return volumes(s, "SnapshotVolume", func(v Volumes) (*nodeapi.SnapshotVolumeResponse, error) {
-		state, err := v.Snapshot(ctx, volumeapi.Snapshot{Volume: fromWire(req.GetVolume()), Snapshot: req.GetSnapshot()})
+		var state volumeapi.State
+		err := s.instant(ctx, v, fromWire(req.GetVolume()), func(captured string) (err error) {
+			state, err = v.Snapshot(ctx, volumeapi.Snapshot{Volume: fromWire(req.GetVolume()), Snapshot: req.GetSnapshot(), Captured: captured})
+			return err
+		})
 		return &nodeapi.SnapshotVolumeResponse{Bytes: state.Bytes}, err
 	})
+}
+
+// instant has something made of what a volume is at one instant.
+func (s *Server) instant(ctx context.Context, v Volumes, of volumeapi.Volume, use func(captured string) error) (err error) {
+	for range instantTries {
+		var captured string
+		if captured, err = s.capture(ctx, v, of); err == nil {
+			err = use(captured)
+		}
+		if !errdefs.Is(err, errdefs.Unavailable) || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// capture names the instant; empty: nothing writes to the volume. What was written is
+// committed before, so that its sandbox stands still for the rest alone.
+func (s *Server) capture(ctx context.Context, v Volumes, of volumeapi.Volume) (token string, err error) {
+	if !s.cfg.Lifecycle.Writes(of.ID) {
+		return "", nil
+	}
+	if _, err := v.Commit(ctx, of.ID); err != nil {
+		return "", err
+	}
+	err = s.cfg.Lifecycle.Still(ctx, of.ID, func(ctx context.Context) error {
+		captured, err := v.Capture(ctx, of)
+		token = captured.Token
+		return err
+	})
+	return token, err
 }
 
 // DeleteVolumeSnapshot implements the node API.

@@ -58,18 +58,30 @@ type Skipped struct {
 
 type builder struct {
 	copier
+	still   bool // nobody writes
 	root    int
 	links   map[uint64]string
 	skipped Skipped
 }
 
-// Build writes the changes of the layer that is open as root.
-func Build(ctx context.Context, to io.WriterAt, root *os.File, changes []tree.Change) (info Info, skipped Skipped, err error) {
+// Build writes the changes of the layer that is open as root. What somebody writes to a file
+// after it, the file's change time tells.
+func Build(ctx context.Context, to io.WriterAt, root *os.File, changes []tree.Change) (Info, Skipped, error) {
+	return build(ctx, to, root, changes, false)
+}
+
+// Capture is Build while nobody writes. It is no slower than reading: files are not written
+// back, so that what is mapped may change after it and no change time tell.
+func Capture(ctx context.Context, to io.WriterAt, root *os.File, changes []tree.Change) (Info, Skipped, error) {
+	return build(ctx, to, root, changes, true)
+}
+
+func build(ctx context.Context, to io.WriterAt, root *os.File, changes []tree.Change, still bool) (info Info, skipped Skipped, err error) {
 	if len(changes) == 0 || changes[0].Path != "." {
 		return Info{}, Skipped{}, errors.New("changes without a root")
 	}
 	b := &builder{
-		copier: copier{ctx: ctx, slack: slack}, root: int(root.Fd()), links: map[uint64]string{}, skipped: Skipped{Refused: map[string]error{}},
+		copier: copier{ctx: ctx, slack: slack}, still: still, root: int(root.Fd()), links: map[uint64]string{}, skipped: Skipped{Refused: map[string]error{}},
 	}
 	xattrs, err := b.xattrs(".", b.root)
 	if err != nil {
@@ -192,10 +204,10 @@ func (b *builder) file(c tree.Change) error {
 		b.miss(c.Path)
 		return nil
 	}
-	// What a process has mapped is written without a word as long as the page is dirty. A
-	// page that was written back tells of its next change.
-	if err := unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER); err != nil {
-		return fmt.Errorf("writing back: %w", err)
+	if !b.still {
+		if err := writeBack(fd); err != nil {
+			return err
+		}
 	}
 	xattrs, err := readXattrs(fd)
 	if err != nil {
@@ -206,6 +218,15 @@ func (b *builder) file(c tree.Change) error {
 	}
 	if c.Entry.Links > 1 {
 		b.links[c.Entry.Ino] = c.Path
+	}
+	return nil
+}
+
+// writeBack has a file's next change tell of itself: what a process has mapped is written
+// without a word as long as the page is dirty.
+func writeBack(fd int) error {
+	if err := unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER); err != nil {
+		return fmt.Errorf("writing back: %w", err)
 	}
 	return nil
 }

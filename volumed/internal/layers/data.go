@@ -94,6 +94,9 @@ func extentsOf(f *os.File, size int64) (all []erofs.Extent, data int64, err erro
 	return all, data, nil
 }
 
+// Until reads a file until ctx ends.
+func Until(ctx context.Context, f *os.File) io.Reader { return reader{ctx, f} }
+
 // reader reads until its context ends.
 type reader struct {
 	ctx  context.Context

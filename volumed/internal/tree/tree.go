@@ -123,7 +123,7 @@ func (s *scan) dir(parent int, name, at string, depth int) error {
 		}
 		names, err := f.Readdirnames(1024)
 		for _, child := range names {
-			if err := s.child(fd, child, path.Join(at, child), depth); err != nil {
+			if err := s.child(fd, child, join(at, child), depth); err != nil {
 				return err
 			}
 		}
@@ -131,6 +131,14 @@ func (s *scan) dir(parent int, name, at string, depth int) error {
 			return ignoreEnd(err)
 		}
 	}
+}
+
+// join is path.Join of what is clean.
+func join(dir, name string) string {
+	if dir == "." {
+		return name
+	}
+	return dir + "/" + name
 }
 
 func ignoreEnd(err error) error {
@@ -209,9 +217,12 @@ type Change struct {
 // Diff is what leads from the tree that the last commit saw to the one of now: parents
 // before what is in them, unchanged directories where something in them has changed. A
 // directory that is another one than before is opaque.
-func Diff(old, now Tree) []Change {
+func Diff(old, now Tree) []Change { return diff(old, now, candidates(old, now)) }
+
+// diff is Diff for who knows which paths may have changed.
+func diff(old, now Tree, changed []string) []Change {
 	d := differ{old: old, now: now, fresh: map[string]bool{}, out: map[string]Entry{".": now["."]}}
-	for _, p := range slices.SortedFunc(maps.Keys(now), comparePaths) {
+	for _, p := range changed {
 		d.present(p)
 	}
 	for p, e := range old {
@@ -246,6 +257,32 @@ type differ struct {
 	out      map[string]Entry
 }
 
+// candidates are the paths that may have changed, parents before what is in them. As a rule
+// they are few of many, and nobody sorts the rest.
+func candidates(old, now Tree) []string {
+	var all []string
+	for p, is := range now {
+		was, had := old[p]
+		same := had && isSame(was, is)
+		if !same && is.Kind == Dir && (had || is.Opaque) { // whatever is in it is new
+			return inOrder(now)
+		}
+		if !same || was.Ctime != is.Ctime || is.Ctime == 0 {
+			all = append(all, p)
+		}
+	}
+	slices.SortFunc(all, comparePaths)
+	return all
+}
+
+func inOrder(t Tree) []string { return slices.SortedFunc(maps.Keys(t), comparePaths) }
+
+// isSame: the kernel gives inode numbers out again. One that hides now what it did not hide
+// then is another.
+func isSame(old, now Entry) bool {
+	return old.Kind == now.Kind && old.Ino == now.Ino && (old.Opaque || !now.Opaque)
+}
+
 // present looks at a path that is there; its parent was looked at before.
 func (d *differ) present(p string) {
 	if p == "." {
@@ -254,9 +291,7 @@ func (d *differ) present(p string) {
 	now := d.now[p]
 	old, had := d.old[p]
 	inFresh := d.fresh[path.Dir(p)]
-	// The kernel gives inode numbers out again: one that hides now what it did not hide
-	// then is another.
-	same := had && !inFresh && old.Kind == now.Kind && old.Ino == now.Ino && (old.Opaque || !now.Opaque)
+	same := had && !inFresh && isSame(old, now)
 	if now.Kind == Dir {
 		replaced := !same && (had || inFresh)
 		d.fresh[p] = replaced || !had && now.Opaque

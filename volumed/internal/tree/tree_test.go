@@ -2,8 +2,11 @@ package tree
 
 import (
 	"errors"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -154,5 +157,57 @@ func TestB04_ScanIsBounded(t *testing.T) {
 	_ = unix.Close(fd)
 	if _, err := scanOf(t, deep, 1<<20); !errors.Is(err, ErrTooMuch) {
 		t.Errorf("too deep: %v", err)
+	}
+}
+
+// Whatever two trees are, to look at what may have changed alone finds what looking at
+// everything does.
+func TestDiffLooksAtEnough(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	random := func() Tree {
+		all := Tree{".": {Kind: Dir, Ino: 1, Ctime: 1}}
+		var fill func(dir string, depth int)
+		fill = func(dir string, depth int) {
+			for _, name := range []string{"a", "b", "c"} {
+				if rng.IntN(3) == 0 {
+					continue
+				}
+				at := join(dir, name)
+				e := Entry{Kind: []Kind{Whiteout, Dir, Dir, File, File}[rng.IntN(5)], Ino: rng.Uint64N(3), Ctime: rng.Int64N(4)}
+				e.Opaque = e.Kind == Dir && rng.IntN(4) == 0
+				all[at] = e
+				if e.Kind == Dir && depth < 3 {
+					fill(at, depth+1)
+				}
+			}
+		}
+		fill(".", 0)
+		return all
+	}
+	few := 0
+	for range 3000 {
+		old := random()
+		now := random()
+		if rng.IntN(2) == 0 { // little has changed
+			now = maps.Clone(old)
+			for p, e := range now {
+				if e.Kind == File && rng.IntN(3) == 0 {
+					e.Ctime++
+					now[p] = e
+				}
+			}
+		}
+		if len(candidates(old, now)) < len(now) {
+			few++
+		}
+		got, want := Diff(old, now), diff(old, now, inOrder(now))
+		if !slices.Equal(got, want) {
+			t.Fatalf("seed %d: of %v to %v\ngot  %v\nwant %v", seed, old, now, got, want)
+		}
+	}
+	if few == 0 {
+		t.Error("everything is always looked at")
 	}
 }

@@ -122,6 +122,7 @@ func (m *Manager) discard(v *volume) error {
 // forget ends what a volume that is not mounted any more has had.
 func (m *Manager) forget(v *volume) {
 	m.layers.land(v.pending...)
+	v.moments = nil
 	v.record, v.pending, v.seen, v.hidden, v.refused = record{}, nil, nil, nil, nil
 	v.head, v.under = store.Version{}, nil
 	v.mu.Lock()
@@ -140,6 +141,7 @@ func (m *Manager) unmount(v *volume) error {
 			return err
 		}
 	}
+	m.dropCapture(v)
 	m.layers.give(v.base)
 	v.open, v.at, v.base = false, "", stack{}
 	return room.Close(m.dir(v.id))

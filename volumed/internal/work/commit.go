@@ -32,6 +32,9 @@ func (m *Manager) commitIn(ctx context.Context, v *volume, rounds int) (clean bo
 	if err := m.settle(v); err != nil {
 		return false, err
 	}
+	if err := m.land(ctx, v); err != nil {
+		return false, err
+	}
 	for round := 0; round < rounds && !clean; round++ {
 		if err := wait(ctx, tree.Racy); err != nil { // what was written just now can be told from what will be
 			return false, err
@@ -247,6 +250,7 @@ func (m *Manager) remake(v *volume) error {
 		return err
 	}
 	m.layers.land(v.pending...)
+	m.dropCapture(v) // it knows what was committed, which nobody does any more
 	v.head, v.pending, v.under, v.whole = head, nil, v.record.Base.Layers, true
 	v.seen, v.hidden, v.refused = tree.Tree{}, map[string]hiddenSize{}, map[string]error{}
 	rec := v.record

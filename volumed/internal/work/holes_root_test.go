@@ -147,7 +147,7 @@ func TestB04_AFileThatCantBeKeptStopsNoOther(t *testing.T) {
 	}
 	refused("a commit", commit())
 	refused("the next one", commit())
-	_, _, err := b.manager.Snapshot(t.Context(), b.spec, "snap")
+	_, err := b.manager.Snapshot(t.Context(), b.spec, "snap", "")
 	refused("a snapshot", err)
 	head, err := b.store.Head("vol")
 	if err != nil {

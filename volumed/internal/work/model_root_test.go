@@ -35,6 +35,7 @@ type bench struct {
 	store   *store.Store
 	manager *Manager
 	spec    Volume
+	copies  int // that were made of it
 }
 
 func newBench(t *testing.T) *bench {
@@ -325,6 +326,15 @@ func TestX46_RandomWorkIsWhatADirectoryWouldBe(t *testing.T) {
 		case 5:
 			b.reboot()
 			b.use()
+		case 7:
+			token, want := b.capture(), describe(t, a.dirs[1])
+			for range a.rng.IntN(5) {
+				a.step()
+			}
+			if a.rng.IntN(2) == 0 {
+				b.commit()
+			}
+			compare(t, "captured", b.fork(token), want)
 		case 6:
 			a.splitLinks()
 			b.commit()

@@ -267,6 +267,7 @@ func likeRoot(upper, below string) error {
 // an error.
 func (m *Manager) resume(v *volume, rec record) error {
 	v.record = rec
+	m.dropCapture(v) // of an earlier process
 	if rec.Lost != "" {
 		return m.lose(v, lostError(rec.Lost))
 	}

@@ -313,7 +313,7 @@ func TestX47_ALostVolumeStaysLost(t *testing.T) {
 		t.Errorf("the volume is %+v, %v", st, err)
 	}
 	lost("the end of its use", b.manager.Leave(t.Context(), "vol", "mount"))
-	_, _, err := b.manager.Snapshot(t.Context(), b.spec, "snap")
+	_, err := b.manager.Snapshot(t.Context(), b.spec, "snap", "")
 	lost("a snapshot", err)
 	lost("a release", b.manager.Release(t.Context(), "vol", 1))
 	if all := b.asides("mine"); len(all) != 1 {

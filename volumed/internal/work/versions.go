@@ -10,38 +10,38 @@ import (
 	"s0.run/volumed/internal/store"
 )
 
-// Snapshot commits, then keeps the version. clean: see Commit.
-func (m *Manager) Snapshot(ctx context.Context, spec Volume, snapshot string) (kept store.Version, clean bool, err error) {
+// Snapshot keeps what a volume is, or was when it was captured.
+func (m *Manager) Snapshot(ctx context.Context, spec Volume, snapshot, captured string) (kept store.Version, err error) {
 	if kept, err := m.cfg.Store.Snapshot(spec.ID, snapshot); err == nil || !errdefs.Is(err, errdefs.NotFound) {
-		return kept, true, err // it is repeated
+		return kept, err // it is repeated
 	}
-	head, clean, err := m.commitFor(ctx, spec)
+	head, err := m.moment(ctx, spec, captured)
 	if err != nil {
-		return store.Version{}, false, err
+		return store.Version{}, err
 	}
 	if kept, err = m.cfg.Store.Keep(spec.ID, snapshot, head); err != nil {
-		return store.Version{}, false, err
+		return store.Version{}, err
 	}
-	return kept, clean, m.cfg.Sync()
+	return kept, m.cfg.Sync()
 }
 
-// Fork commits, then makes a volume of the version.
-func (m *Manager) Fork(ctx context.Context, source, spec Volume) (store.Version, error) {
-	head, _, err := m.commitFor(ctx, source)
+// Fork makes a volume of what another is, or was when it was captured.
+func (m *Manager) Fork(ctx context.Context, source, spec Volume, captured string) (store.Version, error) {
+	head, err := m.moment(ctx, source, captured)
 	if err != nil {
 		return store.Version{}, err
 	}
 	return m.Create(ctx, spec, &head)
 }
 
-// commitFor is Commit for a caller who knows the volume's epoch.
-func (m *Manager) commitFor(ctx context.Context, spec Volume) (head store.Version, clean bool, err error) {
+// moment is momentOf for who does not have the turn.
+func (m *Manager) moment(ctx context.Context, spec Volume, captured string) (store.Version, error) {
 	v, done, err := m.take(ctx, spec.ID)
 	if err != nil {
-		return store.Version{}, false, err
+		return store.Version{}, err
 	}
 	defer done()
-	return m.commitVersion(ctx, v, spec.Epoch)
+	return m.momentOf(ctx, v, spec.Epoch, captured)
 }
 
 // Restore makes a snapshot the volume's next version. Nobody may have it mounted for

@@ -105,8 +105,12 @@ type volume struct {
 	refused map[string]error
 	hidden  map[string]hiddenSize
 	lost    error // why nothing of what is here is committed any more
-	looked  time.Time
-	took    time.Duration // the last look
+
+	captured *capture // what is the next version, before anything else; nil: nothing
+	moments  []moment // that were captured and are versions, the latest last
+
+	looked time.Time
+	took   time.Duration // the last look
 
 	released uint64 // the latest epoch that was let go: nobody has the volume at it any more
 

@@ -1,0 +1,98 @@
+package e2e_test
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"s0.run/api/client"
+	"s0.run/internal/s0test"
+)
+
+// counts writes one number after the other to four files, each in its own way and in this
+// order, for ever: none is ever ahead of one before it.
+const counts = `
+import mmap, os
+os.chdir("/data")
+def file(name):
+    fd = os.open(name, os.O_CREAT | os.O_RDWR)
+    os.pwrite(fd, b"0" * 20, 0)
+    return fd
+first, second = file("first"), file("second")
+mapped = mmap.mmap(second, 20)
+file("third"); fourth = file("fourth")
+open("/tmp/counting", "w").close()
+n = 0
+while True:
+    n += 1
+    b = b"%020d" % n
+    os.pwrite(first, b, 0)
+    mapped[:] = b
+    with open("new", "wb") as f: f.write(b)
+    os.rename("new", "third")
+    os.pwrite(fourth, b, 0)
+`
+
+// R7: a snapshot and a fork of a volume that is written to all the time are one instant each.
+func testVolumeInstants(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	volume, err := u.c.CreateVolume(u.ctx(), "", client.CreateSandboxVolumeRequest{})
+	must(u, "making a volume", volume, err)
+	u.t.Cleanup(func() { u.removeVolume(volume.ID) })
+	mounts := []client.ClaimMount{{SandboxvolumeID: volume.ID, MountPoint: "/data"}}
+	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Mounts: mounts})
+	id := must(u, "claiming a sandbox with a volume", sb, err).SandboxID
+	u.t.Cleanup(func() { u.remove(id) })
+	_, err = u.c.CreateContext(u.ctx(), id, client.CreateContextRequest{
+		Type: client.ContextTypeCMD, CMD: &client.CMDRequest{Command: []string{"python3", "-c", counts}},
+	})
+	must(u, "starting to count", id, err)
+	s.Eventually("counting", func() error {
+		if got := text(u.run(id, "ls", "/tmp").Stdout); !strings.Contains(got, "counting") {
+			return fmt.Errorf("/tmp has %q", got)
+		}
+		return nil
+	})
+	last := 0
+	for i := range 3 {
+		snap, err := u.c.CreateVolumeSnapshot(u.ctx(), volume.ID, client.CreateVolumeSnapshotRequest{Name: fmt.Sprint("instant ", i)})
+		must(u, "a snapshot of what is written to", snap, err)
+		kept, err := u.c.CreateVolume(u.ctx(), "", client.CreateSandboxVolumeRequest{SnapshotID: &snap.ID})
+		must(u, "a volume of the snapshot", kept, err)
+		u.t.Cleanup(func() { u.removeVolume(kept.ID) })
+		fork, err := u.c.ForkVolume(u.ctx(), volume.ID, "", client.ForkVolumeRequest{})
+		must(u, "a fork of what is written to", fork, err)
+		u.t.Cleanup(func() { u.removeVolume(fork.ID) })
+		for what, at := range map[string]string{"kept": kept.ID, "fork": fork.ID} {
+			mount, err := u.c.MountVolume(u.ctx(), id, at, fmt.Sprint("/", what, i))
+			must(u, "mounting a copy", mount, err)
+		}
+		first := u.wantCounts(id, fmt.Sprint("/kept", i), last)
+		last = u.wantCounts(id, fmt.Sprint("/fork", i), first)
+	}
+}
+
+func (u *user) removeVolume(id string) {
+	u.t.Helper()
+	if err := u.c.DeleteVolume(u.ctx(), id, true); err != nil {
+		u.t.Errorf("deleting volume %s: %v", id, err)
+	}
+}
+
+// wantCounts reads the counters in a directory, which have been at one before at least.
+func (u *user) wantCounts(id, dir string, before int) (first int) {
+	u.t.Helper()
+	var all []int
+	for _, name := range []string{"first", "second", "third", "fourth"} {
+		n, err := strconv.Atoi(u.read(id, dir+"/"+name))
+		all = append(all, must(u, "reading "+name, n, err))
+	}
+	for i, n := range all {
+		if n > all[max(i-1, 0)] || n+1 < all[0] || n < before {
+			u.t.Errorf("%s is no instant: %v, the one before was at %d", dir, all, before)
+		}
+	}
+	u.t.Logf("%s: %v", dir, all)
+	return all[0] - 1
+}
