@@ -59,12 +59,14 @@ func set(knobs ...knob) error {
 // setKnobs: ports and TIME_WAIT as many short connections through the proxy need
 // them, connections forgotten an hour after their last packet and no later than
 // package bpf forgets their flows, a refusal for every packet that gets one, and no
-// addresses or redirects but ours.
+// addresses or redirects but ours. Where a packet comes from package bpf has looked at:
+// that the kernel looks for its source's route, too, is a lookup for nothing.
 func (p *Plane) setKnobs() error {
 	return inside(p.cfg.Inside, func() error {
 		return set(
 			knob{path: "ipv4/conf/all/rp_filter", value: "0"},
 			knob{path: "ipv4/conf/default/rp_filter", value: "0"},
+			knob{path: "ipv4/conf/all/accept_local", value: "1"},
 			knob{path: "ipv4/conf/all/send_redirects", value: "0"},
 			knob{path: "ipv4/conf/default/send_redirects", value: "0"},
 			knob{path: "ipv4/conf/all/accept_redirects", value: "0"},
@@ -78,7 +80,6 @@ func (p *Plane) setKnobs() error {
 			knob{path: "ipv6/icmp/ratelimit", value: "0"},
 			knob{path: "ipv4/tcp_tw_reuse", value: "1"},
 			knob{path: "ipv4/ip_local_port_range", value: "10240\t65000"},
-			knob{path: "netfilter/nf_conntrack_acct", value: "1", optional: true},
 			knob{path: "netfilter/nf_conntrack_tcp_timeout_established", value: "3600", optional: true},
 			knob{path: "netfilter/nf_conntrack_tcp_timeout_syn_sent", value: "30", optional: true},
 			knob{path: "netfilter/nf_conntrack_tcp_timeout_syn_recv", value: "30", optional: true},

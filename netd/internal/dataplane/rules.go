@@ -97,7 +97,8 @@ type chain struct {
 	rules  []rule
 }
 
-// setRules lets pass what package bpf has marked, and refuses what it wants refused.
+// setRules lets pass what package bpf has marked, and refuses what it wants refused. What
+// most packets are comes first.
 func (p *Plane) setRules() error {
 	c := p.cfg
 	refuse := []rule{
@@ -105,15 +106,15 @@ func (p *Plane) setRules() error {
 		when(ofGroup(), mark(c.MarkDeny), unreachable()),
 	}
 	return install(int(c.Inside.Fd()), tableName, []chain{
-		{name: "c_forward", hook: nftables.ChainHookForward, policy: nftables.ChainPolicyDrop, rules: append(refuse[:2:2],
+		{name: "c_forward", hook: nftables.ChainHookForward, policy: nftables.ChainPolicyDrop, rules: append([]rule{
 			when(ofGroup(), mark(c.MarkAllow), out(uplinkName), accept()),
-			when(in(uplinkName), toGroup(), state(established|related), accept()),
-		)},
-		{name: "c_input", hook: nftables.ChainHookInput, policy: nftables.ChainPolicyDrop, rules: append(refuse[:2:2],
+			when(toGroup(), in(uplinkName), state(established|related), accept()),
+		}, refuse...)},
+		{name: "c_input", hook: nftables.ChainHookInput, policy: nftables.ChainPolicyDrop, rules: append([]rule{
 			when(ofGroup(), mark(c.MarkLocal), accept()),
-			when(in("lo"), accept()),
 			when(in(uplinkName), state(established|related), accept()),
-		)},
+			when(in("lo"), accept()),
+		}, refuse...)},
 		{name: "c_output", hook: nftables.ChainHookOutput, policy: nftables.ChainPolicyAccept, rules: []rule{
 			when(toGroup(), state(established|related), accept()),
 			when(toGroup(), drop()), // nobody here begins a connection to a sandbox
@@ -126,7 +127,8 @@ func (p *Plane) setRules() error {
 }
 
 // setHostRules lets what comes from the data plane go out, reach nothing of the host,
-// and nothing that is link-local, whoever lets it.
+// and nothing that is link-local, whoever lets it. Of a connection the first packet is
+// asked about: where it leads does not change.
 func (p *Plane) setHostRules() error {
 	up, u := p.cfg.Uplink, p.uplink
 	return install(int(p.cfg.Host.Fd()), hostTable(up), []chain{
@@ -135,10 +137,11 @@ func (p *Plane) setHostRules() error {
 			when(in(up), drop()),
 		}},
 		{name: "c_forward", hook: nftables.ChainHookForward, policy: nftables.ChainPolicyAccept, rules: []rule{
+			when(state(established), in(up), accept()),
+			when(state(established|related), out(up), accept()),
 			when(in(up), to(netip.MustParsePrefix("169.254.0.0/16")), drop()),
 			when(in(up), to(netip.MustParsePrefix("fe80::/10")), drop()),
 			when(in(up), to(uplinks), drop()), // another data plane
-			when(out(up), state(established|related), accept()),
 			when(out(up), drop()),
 		}},
 		{name: "c_postrouting", hook: nftables.ChainHookPostrouting, nat: true, policy: nftables.ChainPolicyAccept, rules: []rule{
