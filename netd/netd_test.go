@@ -372,15 +372,21 @@ func TestX31_KilledNetd(t *testing.T) {
 		{"name":"far","action":"allow","cidrs":["93.184.0.2/32","2606:aaaa::2/128"],"ports":[{"port":80}]},
 		{"name":"site","action":"allow","domains":["example.com"],"ports":[{"port":443}]}]}}`
 	b.policy(policy)
-	long, err := b.dial("tcp", net.JoinHostPort(far4, "80"))
-	w.must(err)
-	defer long.Close()
+	var long []net.Conn
+	for _, at := range both("80", far4, far6) {
+		c, err := b.dial("tcp", at)
+		w.must(err)
+		defer c.Close()
+		long = append(long, c)
+	}
 	outside := w.sink(w.beyond, "eth")
 	w.kill(w.process)
 	judged := func(when string) {
 		t.Helper()
-		if got, err := exchange(long, "x"); got != "echo x" {
-			t.Errorf("%s: the open connection: %q, %v", when, got, err)
+		for i, c := range long { // which the kernel carries
+			if got, err := exchange(c, "x"); got != "echo x" {
+				t.Errorf("%s: open connection %d: %q, %v", when, i, got, err)
+			}
 		}
 		for _, at := range both("80", far4, far6) {
 			b.reaches("tcp", at)
@@ -391,9 +397,11 @@ func TestX31_KilledNetd(t *testing.T) {
 		}
 	}
 	judged("without netd")
-	if c, err := b.dialWithin("tcp", net.JoinHostPort(other4, "443"), 300*time.Millisecond); err == nil {
-		c.Close()
-		t.Error("what the proxy has to see passed without one")
+	for _, at := range both("443", other4, other6) {
+		if c, err := b.dialWithin("tcp", at, 300*time.Millisecond); err == nil {
+			c.Close()
+			t.Errorf("%s: what the proxy has to see passed without one", at)
+		}
 	}
 	dark := w.link(0)
 	dark.inject(dark.frame(unix.IPPROTO_TCP, other4, nil))
@@ -509,7 +517,9 @@ func TestE23_AnAddressUsedAgain(t *testing.T) {
 	w.far("80")
 	first := w.sandbox()
 	first.policy(`{"mode":"allow-all"}`)
-	first.reaches("tcp", net.JoinHostPort(far4, "80"))
+	for _, at := range both("80", far4, far6) {
+		first.reaches("tcp", at)
+	}
 	w.must(w.client.Detach(t.Context(), first.slot.ID, 0))
 	h := w.handle(w.inside)
 	link, err := h.LinkByIndex(first.slot.Ifindex)
@@ -521,9 +531,13 @@ func TestE23_AnAddressUsedAgain(t *testing.T) {
 		t.Fatal("it is not the same place")
 	}
 	outside := w.sink(w.beyond, "eth")
-	second.inject(second.frame(unix.IPPROTO_TCP, far4, nil))
+	for _, to := range []string{far4, far6} {
+		second.inject(second.frame(unix.IPPROTO_TCP, to, nil))
+	}
 	w.must(w.client.Attach(t.Context(), second.slot))
-	second.refused("tcp", net.JoinHostPort(far4, "80"))
+	for _, at := range both("80", far4, far6) {
+		second.refused("tcp", at)
+	}
 	if got := outside.packets(); len(got) > 0 {
 		t.Errorf("%v got out", got)
 	}
@@ -531,7 +545,9 @@ func TestE23_AnAddressUsedAgain(t *testing.T) {
 		t.Error("a policy of the sandbox before was taken")
 	}
 	second.policy(`{"mode":"allow-all"}`)
-	second.reaches("tcp", net.JoinHostPort(far4, "80"))
+	for _, at := range both("80", far4, far6) {
+		second.reaches("tcp", at)
+	}
 }
 
 func TestR2_StaleWordsAreRefused(t *testing.T) {

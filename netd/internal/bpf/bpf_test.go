@@ -461,18 +461,24 @@ func TestX31_TheNextProcessTakesOver(t *testing.T) {
 	dir := pins(t)
 	k := open(t, dir)
 	serial := attach(t, k, 7)
-	setPolicy(t, k, `{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.2/32"]}}`)
+	checkBoth := func(what string, mark uint32, host string) {
+		t.Helper()
+		for _, net := range []string{"93.184.0.", "2606:aaaa::"} {
+			check(t, k, what, tcp(net+host, 443), mark)
+		}
+	}
+	setPolicy(t, k, `{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.2/32","2606:aaaa::2/128"]}}`)
 	k.Close()
 	k = open(t, dir)
-	check(t, k, "allowed before", tcp("93.184.0.2", 443), MarkAllow)
-	check(t, k, "denied before", tcp("93.184.0.3", 443), MarkDeny)
+	checkBoth("allowed before", MarkAllow, "2")
+	checkBoth("denied before", MarkDeny, "3")
 	if again := attach(t, k, 7); again != serial {
 		t.Errorf("the same sandbox has serial %d, then %d", serial, again)
 	}
-	check(t, k, "attached again", tcp("93.184.0.2", 443), MarkAllow)
-	setPolicy(t, k, `{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.3/32"]}}`)
-	check(t, k, "after a change", tcp("93.184.0.2", 443), MarkDeny)
-	check(t, k, "after a change", tcp("93.184.0.3", 443), MarkAllow)
+	checkBoth("attached again", MarkAllow, "2")
+	setPolicy(t, k, `{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.3/32","2606:aaaa::3/128"]}}`)
+	checkBoth("after a change", MarkDeny, "2")
+	checkBoth("after a change", MarkAllow, "3")
 	if n := len(k.entries); n != 1 {
 		t.Errorf("%d generations of entries are left, want 1", n)
 	}
@@ -484,8 +490,11 @@ func TestE23_ALinkUsedAgainStartsWithNothing(t *testing.T) {
 	k := open(t, dir)
 	first := attach(t, k, 7)
 	setPolicy(t, k, `{"mode":"allow-all"}`)
-	if err := k.learn(first, netip.MustParseAddr("93.184.0.2"), 1, time.Hour); err != nil {
-		t.Fatal(err)
+	both := []string{"93.184.0.2", "2606:aaaa::2"}
+	for _, ip := range both {
+		if err := k.learn(first, netip.MustParseAddr(ip), 1, time.Hour); err != nil {
+			t.Fatal(err)
+		}
 	}
 	k.Close()
 	k = open(t, dir)
@@ -493,10 +502,14 @@ func TestE23_ALinkUsedAgainStartsWithNothing(t *testing.T) {
 	if second == first {
 		t.Error("two sandboxes have one serial")
 	}
-	check(t, k, "the last owner's policy", tcp("93.184.0.2", 443), MarkDeny)
+	for _, ip := range both {
+		check(t, k, "the last owner's policy", tcp(ip, 443), MarkDeny)
+	}
 	setPolicy(t, k, `{"mode":"block-all","egress":{"trafficRules":[{"name":"n","action":"allow","domains":["example.com"],"ports":[{"port":9,"protocol":"udp"}]}]}}`)
-	check(t, k, "the last owner's names", udp("93.184.0.2", 9), MarkDeny)
-	if n, err := k.Counters(k.links[loopback].Serial); err != nil || n.SentPackets != 2 {
+	for _, ip := range both {
+		check(t, k, "the last owner's names", udp(ip, 9), MarkDeny)
+	}
+	if n, err := k.Counters(k.links[loopback].Serial); err != nil || n.SentPackets != 4 {
 		t.Errorf("the last owner's counters: %+v, %v", n, err)
 	}
 }

@@ -25,13 +25,16 @@ func TestE23_ASerialIsNotUsedAgainAfterARestart(t *testing.T) {
 	k := open(t, dir)
 	first := attach(t, k, 7)
 	setPolicy(t, k, byName("example.com"))
-	site := netip.MustParseAddr("93.184.0.2")
-	left := netdNameKey{Naming: k.links[loopback].Naming, Serial: first, Ip: site.As16()}
+	naming := k.links[loopback].Naming
 	if err := k.Detach(first); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.obj.Names.Put(&left, &netdName{Until: bootTime() + uint64(time.Hour), Slots: 1}); err != nil {
-		t.Fatal(err)
+	both := []string{"93.184.0.2", "2606:aaaa::2"}
+	for _, ip := range both {
+		left := netdNameKey{Naming: naming, Serial: first, Ip: netip.MustParseAddr(ip).As16()}
+		if err := k.obj.Names.Put(&left, &netdName{Until: bootTime() + uint64(time.Hour), Slots: 1}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	k.Close()
 	k = open(t, dir)
@@ -39,9 +42,11 @@ func TestE23_ASerialIsNotUsedAgainAfterARestart(t *testing.T) {
 		t.Error("two sandboxes have one serial")
 	}
 	setPolicy(t, k, byName("example.com"))
-	check(t, k, "the last owner's names", udp("93.184.0.2", 9), MarkDeny)
-	if err := k.obj.Names.Lookup(&left, &netdName{}); err == nil {
-		t.Error("what nobody has any more is kept")
+	for _, ip := range both {
+		check(t, k, "the last owner's names", udp(ip, 9), MarkDeny)
+	}
+	if n := size(t, k.obj.Names); n != 0 {
+		t.Errorf("%d of what nobody has any more are kept", n)
 	}
 }
 
@@ -74,7 +79,7 @@ func TestE23_NobodyActsOnASuccessorsLink(t *testing.T) {
 	k := open(t, pins(t))
 	first := attach(t, k, 7)
 	second := attach(t, k, 8)
-	setPolicy(t, k, `{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.2/32"]}}`)
+	setPolicy(t, k, `{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.2/32","2606:aaaa::2/128"]}}`)
 	open, err := policy.Compile(policy.Default(), fixed)
 	if err != nil {
 		t.Fatal(err)
@@ -91,8 +96,10 @@ func TestE23_NobodyActsOnASuccessorsLink(t *testing.T) {
 	if err := k.Learn(Learnt{Serial: first, IP: netip.MustParseAddr("93.184.0.3"), Slots: 1, TTL: time.Hour}); err != nil || len(k.names) != 0 {
 		t.Errorf("it learns %v, %v", k.names, err)
 	}
-	check(t, k, "the next owner's policy", tcp("93.184.0.2", 443), MarkAllow)
-	check(t, k, "the next owner's policy", tcp("93.184.0.3", 443), MarkDeny)
+	for _, net := range []string{"93.184.0.", "2606:aaaa::"} {
+		check(t, k, "the next owner's policy", tcp(net+"2", 443), MarkAllow)
+		check(t, k, "the next owner's policy", tcp(net+"3", 443), MarkDeny)
+	}
 	if got, ok := k.At(loopback); !ok || got.Serial != second {
 		t.Errorf("there is %+v", got)
 	}

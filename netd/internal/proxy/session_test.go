@@ -192,18 +192,21 @@ func TestServerFirstProtocolsGoByTheirAddressesNames(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, `{"mode":"block-all","egress":{"allowedDomains":["shell.example"]}}`)
 	b.w.zone.Store("shell.example. A", []string{"shell.example. 60 A " + claimed4})
-	b.w.zone.Store("shell.example. AAAA", []string(nil))
-	gone(t, b.dial("2222")) // not before the name was asked for
+	b.w.zone.Store("shell.example. AAAA", []string{"shell.example. 60 AAAA " + claimed6})
+	for range 2 { // of each family
+		gone(t, b.dial("2222")) // not before the name was asked for
+	}
 	g, _ := b.w.lookup(b.addr)
 	if _, err := b.w.resolver.Addrs(t.Context(), g, "shell.example"); err != nil {
 		t.Fatal(err)
 	}
 	// The address is the proxy's own here, where a second flow is begun that is
 	// nobody's: what matters is that this one was allowed and dialled.
-	c := b.dial("2222")
-	gone(t, c)
-	if r := b.recorded(func(r audit.Record) bool { return r.Host == "shell.example" && r.Protocol == "" }); r.Action != audit.Allow {
-		t.Errorf("%+v", r)
+	for _, from := range []netip.Addr{b.addr, b.six} {
+		gone(t, b.dial("2222"))
+		if r := b.recorded(func(r audit.Record) bool { return r.Host == "shell.example" && r.Protocol == "" && r.SrcIP == from }); r.Action != audit.Allow {
+			t.Errorf("%+v", r)
+		}
 	}
 }
 

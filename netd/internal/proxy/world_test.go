@@ -252,6 +252,17 @@ type box struct {
 	id   sandbox.ID
 	addr netip.Addr
 	six  netip.Addr
+
+	dials atomic.Int64
+}
+
+// claimed is an address of the sandbox's choice, of each family in turn: whatever is
+// tested here is tested with both.
+func (b *box) claimed() string {
+	if b.dials.Add(1)%2 == 0 {
+		return claimed6
+	}
+	return claimed4
 }
 
 func newBox(t testing.TB, json string) *box {
@@ -318,7 +329,7 @@ func (b *box) secret(source string, s sealed.Secret) {
 // dial connects as the sandbox, to an address of its choice.
 func (b *box) dial(port string) net.Conn {
 	b.t.Helper()
-	c, err := b.dialTo(b.t.Context(), claimed4, port)
+	c, err := b.dialTo(b.t.Context(), b.claimed(), port)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -359,7 +370,7 @@ func (b *box) client(own bool, h2 bool) *http.Client {
 	t := &http.Transport{
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			_, port, _ := net.SplitHostPort(addr)
-			return b.dialTo(ctx, claimed4, port)
+			return b.dialTo(ctx, b.claimed(), port)
 		},
 		TLSClientConfig: &tls.Config{RootCAs: b.trust(own)}, ForceAttemptHTTP2: h2,
 	}
