@@ -15,7 +15,7 @@ import (
 // TestCLI runs the scripts of testdata/cli, each a person's session at a
 // terminal, with the real s0 against a real machine.
 func TestCLI(t *testing.T) {
-	s := s0test.Start(t, s0test.Options{Pool: 2, Flags: []string{"--allow-registration"}})
+	s := s0test.Start(t, s0test.Options{Pool: 2, Flags: []string{"--allow-registration", "--volumes"}})
 	signUp(t, s, "ada@example.com", "the password of ada")
 	t.Run("scripts", func(t *testing.T) {
 		server := checker.Proxy(t, s.URL)

@@ -22,9 +22,9 @@ import (
 
 // TestFiles is everything that can be done with files, in a real sandbox.
 func TestFiles(t *testing.T) {
-	s := s0test.Start(t, s0test.Options{Pool: 1})
+	s := s0test.Start(t, s0test.Options{Pool: 1, Flags: []string{"--volumes"}})
 	u := newUser(t, s)
-	f := &filesTest{user: u, id: u.claim()}
+	f := &filesTest{user: u, id: u.claim(), root: "/workspace"}
 	t.Run("contract", f.in(f.contract))
 	t.Run("watch", f.in(f.watch))
 	t.Run("archive", f.in(f.archive))
@@ -35,13 +35,43 @@ func TestFiles(t *testing.T) {
 	t.Run("TestB06_LargeTransfersAreFlat", f.in(f.large))
 	t.Run("TestB06_EndlessUploads", f.in(f.endless))
 	t.Run("disconnects", f.in(f.disconnects))
+	v := f.ofVolume()
+	t.Run("contract of a volume", v.in(v.contract))
+	t.Run("watch a volume", v.in(v.watch))
+	t.Run("TestR7_WhatWasAnsweredStays", v.in(v.killed))
 	u.remove(f.id)
 }
 
 type filesTest struct {
 	*user
-	id string
+	id     string
+	volume string // whose files they are, and not the sandbox's; empty: the sandbox's
+	root   string // what relative paths lie below
 }
+
+// volumePoint is where the sandbox has the volume.
+const volumePoint = "/v"
+
+// ofVolume is the same test for a volume that the sandbox has.
+func (f *filesTest) ofVolume() *filesTest {
+	f.t.Helper()
+	v, err := f.c.CreateVolume(f.ctx(), "", client.CreateSandboxVolumeRequest{})
+	must(f.user, "making a volume", v, err)
+	m, err := f.c.MountVolume(f.ctx(), f.id, v.ID, volumePoint)
+	must(f.user, "mounting a volume", m, err)
+	return &filesTest{user: f.user, id: f.id, volume: v.ID}
+}
+
+// files are those that the test is about.
+func (f *filesTest) files() client.Files {
+	if f.volume != "" {
+		return f.c.VolumeFiles(f.volume)
+	}
+	return f.c.Files(f.id)
+}
+
+// volumeCodes are the codes of volumes' files, whose statuses are those of sandboxes'.
+var volumeCodes = map[int]string{400: "bad_request", 403: "forbidden", 404: "not_found", 409: "conflict"}
 
 // in makes a part of the test report to its own t.
 func (f *filesTest) in(part func()) func(*testing.T) {
@@ -61,7 +91,11 @@ func (f *filesTest) url(call, path string, more ...string) string {
 	for i := 0; i < len(more); i += 2 {
 		q.Set(more[i], more[i+1])
 	}
-	return f.stack.URL + "/api/v1/sandboxes/" + f.id + "/files" + call + "?" + q.Encode()
+	of := "sandboxes/" + f.id
+	if f.volume != "" {
+		of = "sandboxvolumes/" + f.volume
+	}
+	return f.stack.URL + "/api/v1/" + of + "/files" + call + "?" + q.Encode()
 }
 
 func (f *filesTest) request(ctx context.Context, method, url string, body io.Reader, header ...string) *http.Request {
@@ -91,9 +125,12 @@ func (f *filesTest) do(method, url string, body io.Reader, header ...string) (st
 	return resp.StatusCode, resp.Header.Get("Content-Type"), strings.TrimSpace(string(b))
 }
 
-// sh runs a script in the workspace.
+// sh runs a script in the workspace, or where the sandbox has the volume.
 func (f *filesTest) sh(script string) string {
 	f.t.Helper()
+	if f.volume != "" {
+		script = "cd " + volumePoint + "; " + script
+	}
 	res := f.run(f.id, "sh", "-c", script)
 	if res.Stdout == nil || res.ExitCode == nil || *res.ExitCode != 0 {
 		f.t.Fatalf("%s: %+v", script, res)
@@ -114,7 +151,7 @@ func (f *filesTest) contract() {
 		want              string // the whole answer, or an error's code
 	}{
 		{"write makes parents", "POST", f.url("", "c/f"), "content", []string{"Content-Type", octets}, 200, ok(`{"written":true}`)},
-		{"read", "GET", f.url("", "/workspace/c/f"), "", nil, 200, "content"},
+		{"read", "GET", f.url("", f.root+"/c/f"), "", nil, 200, "content"},
 		{"read JSON by Accept", "GET", f.url("", "c/f"), "", []string{"Accept", "application/json"}, 200, ok(`{"encoding":"base64","content":"Y29udGVudA=="}`)},
 		{"read JSON by Content-Type", "GET", f.url("", "c/f"), "", []string{"Content-Type", "application/json"}, 200, ok(`{"encoding":"base64","content":"Y29udGVudA=="}`)},
 		{"read through a symlink", "GET", f.url("", "link"), "", nil, 200, "content"},
@@ -139,7 +176,7 @@ func (f *filesTest) contract() {
 		{"list a file", "GET", f.url("/list", "c/f"), "", nil, 409, "path_not_directory"},
 		{"list nothing", "GET", f.url("/list", "none"), "", nil, 404, "directory_not_found"},
 		{"stat nothing", "GET", f.url("/stat", "none"), "", nil, 404, "file_not_found"},
-		{"move", "POST", f.url("/move", ""), `{"source":"c/g","destination":"/workspace/d/h"}`, nil, 200, ok(`{"moved":true}`)},
+		{"move", "POST", f.url("/move", ""), `{"source":"c/g","destination":"` + f.root + `/d/h"}`, nil, 200, ok(`{"moved":true}`)},
 		{"move nothing", "POST", f.url("/move", ""), `{"source":"c/g","destination":"x"}`, nil, 404, "file_not_found"},
 		{"move onto something", "POST", f.url("/move", ""), `{"source":"c/f","destination":"d/h"}`, nil, 409, "path_exists"},
 		{"move nowhere", "POST", f.url("/move", ""), `{"source":"c/f","destination":"n/h"}`, nil, 404, "directory_not_found"},
@@ -147,6 +184,12 @@ func (f *filesTest) contract() {
 		{"delete nothing", "DELETE", f.url("", "d"), "", nil, 200, ok(`{"deleted":true}`)},
 		{"delete the root", "DELETE", f.url("", "/"), "", nil, 403, "permission_denied"},
 	} {
+		if f.volume != "" && c.status >= 300 {
+			if strings.HasPrefix(c.name, "B03: ") { // there is no memory, and a sandbox keeps its pipes to itself
+				c.status = 404
+			}
+			c.want = volumeCodes[c.status]
+		}
 		status, _, answer := f.do(c.method, c.url, strings.NewReader(c.body), c.header...)
 		if status != c.status || c.status < 300 && !sameAnswer(answer, c.want) || c.status >= 300 && !strings.Contains(answer, `"code":"`+c.want+`"`) {
 			f.t.Errorf("%s: %d %s, want %d %s", c.name, status, answer, c.status, c.want)
@@ -172,32 +215,32 @@ func sameAnswer(got, want string) bool {
 func (f *filesTest) describes() {
 	f.sh("chmod 4750 c/f; touch -d @1000000000 c/f")
 	for path, want := range map[string]string{
-		"c/f":  `{"success":true,"data":{"name":"f","path":"/workspace/c/f","type":"file","size":7,"mode":"4750","mod_time":"2001-09-09T01:46:40Z","is_link":false}}`,
-		"link": `{"name":"link","path":"/workspace/link","type":"symlink","is_link":true,"link_target":"c/f"}`,
+		"c/f":  `{"success":true,"data":{"name":"f","path":"` + f.root + `/c/f","type":"file","size":7,"mode":"4750","mod_time":"2001-09-09T01:46:40Z","is_link":false}}`,
+		"link": `{"name":"link","path":"` + f.root + `/link","type":"symlink","is_link":true,"link_target":"c/f"}`,
 	} {
 		_, _, answer := f.do("GET", f.url("/stat", path), nil)
 		if path == "c/f" && !sameAnswer(answer, want) {
 			f.t.Errorf("stat %s: %s", path, answer)
 		}
 	}
-	info, err := f.c.StatFile(f.ctx(), f.id, "link")
+	info, err := f.files().Stat(f.ctx(), "link")
 	must(f.user, "stat of a symlink", info, err)
 	if info.Type != client.FileInfoTypeSymlink || !info.IsLink || info.LinkTarget == nil || *info.LinkTarget != "c/f" {
 		f.t.Errorf("the symlink is %+v", info)
 	}
-	list, err := f.c.ListFiles(f.ctx(), f.id, "c")
+	list, err := f.files().List(f.ctx(), "c")
 	must(f.user, "listing", list, err)
-	if len(list.Entries) != 1 || list.Entries[0].Path != "/workspace/c/f" {
+	if len(list.Entries) != 1 || list.Entries[0].Path != f.root+"/c/f" {
 		f.t.Errorf("the list is %+v", list.Entries)
 	}
-	if _, _, answer := f.do("GET", f.url("/list", "/workspace/c/none"), nil); !strings.Contains(answer, "directory_not_found") {
+	if _, _, answer := f.do("GET", f.url("/list", f.root+"/c/none"), nil); !strings.Contains(answer, "_not_found") && !strings.Contains(answer, `"not_found"`) {
 		f.t.Errorf("listing nothing: %s", answer)
 	}
 }
 
 // watch: what commands and the API do is told to every subscription that wants it.
 func (f *filesTest) watch() {
-	w, err := f.c.WatchFiles(f.ctx(), f.id)
+	w, err := f.files().Watch(f.ctx())
 	must(f.user, "watching", w, err)
 	defer w.Close()
 	next := func() client.FileWatchServerMessage {
@@ -214,12 +257,12 @@ func (f *filesTest) watch() {
 		for m.Type == client.FileWatchServerMessageTypeEvent { // of the other one, which sees this one's directory made
 			m = next()
 		}
-		if m.Type != client.FileWatchServerMessageTypeSubscribed || m.WatchID == nil || m.Path == nil || !strings.HasPrefix(*m.Path, "/workspace/w") {
+		if m.Type != client.FileWatchServerMessageTypeSubscribed || m.WatchID == nil || m.Path == nil || !strings.HasPrefix(*m.Path, f.root+"/w") {
 			f.t.Fatalf("subscribing to %s: %+v", path, m)
 		}
 		return *m.WatchID
 	}
-	deep, flat := subscribe("w", true), subscribe("/workspace/w/x", false)
+	deep, flat := subscribe("w", true), subscribe(f.root+"/w/x", false)
 	expect := func(want ...string) {
 		f.t.Helper()
 		left := map[string]bool{}
@@ -232,14 +275,16 @@ func (f *filesTest) watch() {
 				f.t.Fatalf("got %+v, waiting for %v", m, left)
 			}
 			name := map[string]string{deep: "deep", flat: "flat"}[*m.WatchID]
-			s := name + " " + string(*m.Event) + " " + strings.TrimPrefix(*m.Path, "/workspace/w/")
+			s := name + " " + string(*m.Event) + " " + strings.TrimPrefix(*m.Path, f.root+"/w/")
 			if m.OldPath != nil {
-				s += " from " + strings.TrimPrefix(*m.OldPath, "/workspace/w/")
+				s += " from " + strings.TrimPrefix(*m.OldPath, f.root+"/w/")
 			}
 			delete(left, s)
 		}
 	}
-	f.write(f.id, "w/x/f", "1")
+	if err := f.files().Write(f.ctx(), "w/x/f", strings.NewReader("1")); err != nil {
+		f.t.Fatal(err)
+	}
 	expect("deep create x/f", "deep write x/f", "flat create x/f", "flat write x/f")
 	f.sh("mkdir -p w/x/y/z; echo 2 > w/x/y/z/g; mv w/x/y/z/g w/x/h")
 	expect("deep create x/y/z/g", "deep rename x/h from x/y/z/g", "flat create x/y", "flat create x/h")
@@ -252,12 +297,33 @@ func (f *filesTest) watch() {
 	expect("deep remove x")
 	for m := next(); m.Type != client.FileWatchServerMessageTypeUnsubscribed || *m.WatchID != deep; m = next() {
 	}
-	if err := w.Subscribe("fifo", false); err != nil {
+	f.sh("echo > plain")
+	if err := w.Subscribe("plain", false); err != nil {
 		f.t.Fatal(err)
 	}
-	if m := next(); m.Type != client.FileWatchServerMessageTypeError || m.Error == nil || *m.Code != "path_not_directory" {
-		f.t.Errorf("watching a FIFO: %+v", m)
+	if m := next(); m.Type != client.FileWatchServerMessageTypeError || m.Error == nil || *m.Code != "path_not_directory" && *m.Code != "conflict" {
+		f.t.Errorf("watching a file: %+v", m)
 	}
+}
+
+// killed: what was answered is there when what wrote it was killed at once.
+func (f *filesTest) killed() {
+	if err := f.files().Write(f.ctx(), "kept", strings.NewReader("kept")); err != nil {
+		f.t.Fatal(err)
+	}
+	f.stack.KillChild("volumed")
+	f.stack.Eventually("reading what was written", func() error {
+		r, err := f.files().Read(f.ctx(), "kept")
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		b, err := io.ReadAll(r)
+		if err == nil && string(b) != "kept" {
+			f.t.Fatalf("the file holds %q", b)
+		}
+		return err
+	})
 }
 
 func (f *filesTest) archive() {

@@ -32,15 +32,21 @@ func (t *tree) run() error {
 		case errors.Is(err, errGone):
 			t.tell(procapi.WatchRemove, t.root)
 			return nil
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, os.ErrDeadlineExceeded) && t.moved != nil:
 			t.settle() // the second half of the rename did not come
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if t.gone() {
+				t.tell(procapi.WatchRemove, t.root)
+				return nil
+			}
 		case err != nil:
 			return err
 		}
 	}
 }
 
-// read waits for events; for the second half of a rename no longer than pairing.
+// read waits for events; for the second half of a rename no longer than pairing, and never
+// longer than look.
 func (t *tree) read(buf []byte) (int, error) {
 	n, err := t.poll(buf)
 	if !errors.Is(err, unix.EAGAIN) {
@@ -51,8 +57,11 @@ func (t *tree) read(buf []byte) (int, error) {
 	}
 	t.told = nil
 	var deadline time.Time
-	if t.moved != nil {
+	switch {
+	case t.moved != nil:
 		deadline = time.Now().Add(pairing)
+	case t.look > 0:
+		deadline = time.Now().Add(t.look)
 	}
 	if err := t.file.SetReadDeadline(deadline); err != nil {
 		return 0, err

@@ -27,10 +27,12 @@ const (
 type tree struct {
 	root      string
 	recursive bool
+	look      time.Duration // how often to look whether root is there; 0: never
 	out       *queue
 	room      room
 
-	file *os.File // the inotify instance
+	file *os.File    // the inotify instance
+	was  os.FileInfo // root, as it was opened
 	top  *node
 	byWD map[int32]*node
 
@@ -62,6 +64,11 @@ func (t *tree) open() error {
 	if err := os.MkdirAll(t.root, newDirMode); err != nil {
 		return failure(err, t.root)
 	}
+	was, err := os.Stat(t.root)
+	if err != nil {
+		return failure(err, t.root)
+	}
+	t.was = was
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return failure(err, t.root)
@@ -76,6 +83,12 @@ func (t *tree) open() error {
 		return errdefs.WithCode(errdefs.Exhausted, "too_many_watches", "there are more directories below %s than can be watched", t.root)
 	}
 	return nil
+}
+
+// gone looks whether the directory is not there any more.
+func (t *tree) gone() bool {
+	is, err := os.Stat(t.root)
+	return err != nil || !os.SameFile(is, t.was)
 }
 
 func (t *tree) close() {

@@ -38,6 +38,9 @@ const (
 	// pairing is how long the second half of a rename may take to follow the first,
 	// which the kernel puts right behind it.
 	pairing = 20 * time.Millisecond
+
+	// lookInterval is how soon a directory is known to have gone that others hold.
+	lookInterval = time.Second
 )
 
 // Watcher is safe for concurrent use; its zero value is ready.
@@ -45,12 +48,14 @@ type Watcher struct {
 	subscriptions atomic.Int64
 	dirs          atomic.Int64
 	limits        limits
+	look          time.Duration // 0: the kernel tells
 }
 
-// NewBounded makes a Watcher with less to watch than a sandbox's, where many share one
-// kernel.
-func NewBounded(subscriptions, dirs int) *Watcher {
-	return &Watcher{limits: limits{subscriptions: subscriptions, dirs: dirs}}
+// NewShared makes a Watcher of files that others have, too. It has less to watch than a
+// sandbox's, for many share one kernel; and it looks by itself whether a directory is
+// there, of whose end the kernel does not tell before everybody has let go of it.
+func NewShared(subscriptions, dirs int) *Watcher {
+	return &Watcher{limits: limits{subscriptions: subscriptions, dirs: dirs}, look: lookInterval}
 }
 
 // limits are bounds other than the constants; 0 is the constant.
@@ -81,7 +86,7 @@ func (w *Watcher) Subscribe(path string, recursive bool) (*Subscription, error) 
 		return nil, errdefs.WithCode(errdefs.Exhausted, "too_many_watches", "there are %d watches already", most)
 	}
 	s := &Subscription{of: w, path: filepath.Clean(path), queue: queue{ready: make(chan struct{}, 1), max: or(w.limits.queue, maxQueue)}}
-	s.tree = &tree{root: s.path, recursive: recursive, out: &s.queue, room: room{total: &w.dirs, maxTotal: or(w.limits.dirs, maxDirs), max: or(w.limits.dirsEach, maxDirsEach)}}
+	s.tree = &tree{root: s.path, recursive: recursive, look: w.look, out: &s.queue, room: room{total: &w.dirs, maxTotal: or(w.limits.dirs, maxDirs), max: or(w.limits.dirsEach, maxDirsEach)}}
 	if err := s.tree.open(); err != nil {
 		s.Close()
 		return nil, err

@@ -58,7 +58,7 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, proc http.Roun
 	resp, err := proc.RoundTrip(out)
 	if err != nil {
 		if r.Context().Err() == nil {
-			s.refuse(w, unanswered(err))
+			s.refuse(w, unanswered(out.Host, err))
 		}
 		return
 	}
@@ -163,12 +163,16 @@ func generation(header string) (sandbox.Generation, error) {
 	return sandbox.Generation(gen), nil
 }
 
-// unanswered is what a caller learns when procd gave no answer at all.
-func unanswered(err error) error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		return errdefs.New(errdefs.GatewayTimeout, "the sandbox did not answer in time").WithCause(err)
+// unanswered is what a caller learns when procd, or volumed, gave no answer at all.
+func unanswered(who string, err error) error {
+	what := "sandbox"
+	if who == volumedHost {
+		what = "volume"
 	}
-	return errdefs.New(errdefs.Unavailable, "the sandbox does not answer").WithCause(err)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return errdefs.New(errdefs.GatewayTimeout, "the %s did not answer in time", what).WithCause(err)
+	}
+	return errdefs.New(errdefs.Unavailable, "the %s does not answer", what).WithCause(err)
 }
 
 // stream copies the answer as it comes. One that breaks off breaks off here, too:

@@ -43,6 +43,9 @@ const instantTries = 3
 // infoTimeout bounds the question which store the volumes are in.
 const infoTimeout = time.Second
 
+// volumedHost is volumed in requests, whose connections have no names.
+const volumedHost = "volumed"
+
 const noVolumes = "volumes are unavailable on this node"
 
 var errNoVolumes = connect.NewError(connect.CodeUnimplemented, errors.New(noVolumes))
@@ -82,7 +85,7 @@ func routeVolume(r *http.Request) (*http.Request, error) {
 	if err := errors.Join(v.Validate(), noBucket(named)); err != nil {
 		return nil, err
 	}
-	out, err := outgoing(r, "volumed", volumeapi.PathCalls+rest)
+	out, err := outgoing(r, volumedHost, volumeapi.PathCalls+rest)
 	if err != nil {
 		return nil, err
 	}

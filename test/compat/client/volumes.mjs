@@ -29,22 +29,6 @@ async function withVolume(t, request = {}) {
   return volume;
 }
 
-// filesServed tells whether volumes' files can be reached without a sandbox; a node that
-// can't says exactly that.
-async function filesServed() {
-  const volume = await client.volumes.create({});
-  try {
-    await client.volumes.writeFile(volume.id, "/x", "x");
-    return true;
-  } catch (err) {
-    assert.equal(err.statusCode, 503, err.message);
-    assert.match(err.message, /unavailable in this deployment/);
-    return false;
-  } finally {
-    await client.volumes.delete(volume.id);
-  }
-}
-
 // Calls that name a volume that is not there: 404 in any deployment.
 const calls = {
   get: () => client.volumes.get(unknown),
@@ -76,9 +60,8 @@ test("what is not there is not found", async (t) => {
 if (!(await served())) {
   test("a deployment without volumes says so", () => refused(client.volumes.open({}), 503, "unavailable"));
 } else {
-  const files = await filesServed();
-  const put = async (id, content) => files && client.volumes.writeFile(id, "/v", content);
-  const holds = async (id, content) => files && assert.equal(await text(client.volumes.readFile(id, "/v")), content);
+  const put = (id, content) => client.volumes.writeFile(id, "/v", content);
+  const holds = async (id, content) => assert.equal(await text(client.volumes.readFile(id, "/v")), content);
 
   test("volumes are made, listed and deleted", async (t) => {
     const volume = await withVolume(t, { accessMode: "RWO", defaultPosixUid: 1000, defaultPosixGid: 1000 });
@@ -94,7 +77,6 @@ if (!(await served())) {
 
   test("files of a volume, without any sandbox", async (t) => {
     const { id } = await withVolume(t);
-    if (!files) return refused(client.volumes.listFiles(id, "/"), 503, "unavailable");
     await client.volumes.writeFile(id, "/a/b.txt", "text ✓");
     assert.equal(await text(client.volumes.readFile(id, "/a/b.txt")), "text ✓");
     assert.equal((await client.volumes.statFile(id, "/a/b.txt")).type, "file");
@@ -122,7 +104,7 @@ if (!(await served())) {
     }
     const second = await withSandbox(t, { mounts });
     assert.equal(await text(second.readFile("/data/file")), "kept\n");
-    if (files) assert.equal(await text(client.volumes.readFile(id, "/file")), "kept\n");
+    assert.equal(await text(client.volumes.readFile(id, "/file")), "kept\n");
   });
 
   test("snapshots are kept, restored and forked", async (t) => {

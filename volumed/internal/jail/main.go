@@ -93,7 +93,7 @@ func handler(full string, logger *slog.Logger, calls *sync.WaitGroup) http.Handl
 	failed := func(r *http.Request, err error) {
 		logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 	}
-	for pattern, h := range serve.Routes(tree, watch.NewBounded(maxWatches, maxWatchedDirs)) {
+	for pattern, h := range serve.Routes(tree, watch.NewShared(maxWatches, maxWatchedDirs)) {
 		mux.Handle(pattern, answer.Serve(func(w http.ResponseWriter, r *http.Request) error {
 			return noRoom(h(w, r), full)
 		}, failed))
