@@ -22,10 +22,11 @@ func apiCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:30080", "address of the API")
 	f.StringVar(&c.DatabaseURL, "database-url", "", "PostgreSQL")
-	secrets := []secretFlag{{to: &c.DatabaseURL}, {to: &c.AdminPassword}, {to: &c.MetricsToken}}
-	f.StringVar(&secrets[0].file, "database-url-file", "", "file that has that URL")
-	f.StringVar(&secrets[1].file, "admin-password-file", "", "file that has the first user's password")
-	f.StringVar(&secrets[2].file, "metrics-token-file", "", "file that has a token with which /metrics can be read from elsewhere; without one it can't")
+	secrets := secretFlags{
+		secret(f, &c.DatabaseURL, "database-url-file", "file that has that URL"),
+		secret(f, &c.AdminPassword, "admin-password-file", "file that has the first user's password"),
+		secret(f, &c.MetricsToken, "metrics-token-file", "file that has a token with which /metrics can be read from elsewhere; without one it can't"),
+	}
 	f.StringSliceVar(&c.Nodes, "nodes", nil, "noded of this machine's nodes: unix:///path")
 	f.StringVar(&c.NodeCADir, "node-ca", "", "directory of the authority for nodes that join (see s0d nodes pin), the same for all replicas, made when it is missing")
 	f.StringVar(&c.NodeListen, "node-listen", "", "address where nodes join and renew their certificates, such as :30082")
@@ -58,10 +59,8 @@ func apiCommand() *cobra.Command {
 	f.DurationVar(&c.Drain, "drain", 0, "how long to serve on while /readyz says no, when told to stop: as long as a load balancer takes to notice")
 	level := f.String("log-level", "info", "debug, info, warn or error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		for _, s := range secrets {
-			if err := s.read(); err != nil {
-				return err
-			}
+		if err := secrets.read(); err != nil {
+			return err
 		}
 		log, err := daemon.NewLogger(os.Stderr, *level)
 		if err != nil {

@@ -23,8 +23,7 @@ func nodesCommand() *cobra.Command {
 // withNodes gives a command the cluster's database.
 func withNodes(cmd *cobra.Command, run func(ctx context.Context, n *api.Nodes, cmd *cobra.Command, args []string) error) *cobra.Command {
 	url := cmd.Flags().String("database-url", "", "the cluster's PostgreSQL; better put into a file, for others can see a command line")
-	from := secretFlag{to: url}
-	cmd.Flags().StringVar(&from.file, "database-url-file", "", "file that has that URL")
+	from := secret(cmd.Flags(), url, "database-url-file", "file that has that URL")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := from.read(); err != nil {
 			return err

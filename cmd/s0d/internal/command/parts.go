@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -82,36 +81,6 @@ func installCommand() *cobra.Command {
 		return nil
 	}
 	return cmd
-}
-
-// maxSecret bounds what is read for one setting.
-const maxSecret = 64 << 10
-
-// secretFlag lets a setting come from a file: others can see a command line.
-type secretFlag struct {
-	file string
-	to   *string
-}
-
-func (s *secretFlag) read() error {
-	if s.file == "" {
-		return nil
-	}
-	info, err := os.Stat(s.file)
-	if err != nil {
-		return err
-	}
-	if info.Size() > maxSecret {
-		return fmt.Errorf("%s: %d bytes are more than a setting has", filepath.Base(s.file), info.Size())
-	}
-	b, err := os.ReadFile(s.file)
-	if err != nil {
-		return err
-	}
-	if *s.to = strings.TrimSpace(string(b)); *s.to == "" {
-		return fmt.Errorf("%s is empty", s.file)
-	}
-	return nil
 }
 
 // probeTimeout is less than what whoever asks by this has.
