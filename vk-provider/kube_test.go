@@ -116,9 +116,16 @@ func freePort(t *testing.T) string {
 // startVK shows the machine to Kubernetes, until stopVK.
 func (s *stack) startVK() {
 	s.t.Helper()
+	s.beginVK()()
+}
+
+// beginVK is startVK; what it returns waits until the node is registered.
+func (s *stack) beginVK() (await func()) {
+	s.t.Helper()
 	config := vkprovider.Default()
 	config.NodeSocket, config.Kubeconfig, config.ClientCAFile = s.dir+"/r/noded.sock", s.cluster.Admin(), s.cluster.CAFile()
 	config.NodeName, config.Listen, config.PoolNamespace = "sandboxes", "127.0.0.1:0", namespace
+	config.AdminSocket = s.dir + "/vk.sock"
 	config.Log = slog.New(slog.NewTextHandler(testWriter{s.root}, nil))
 	ready := make(chan string, 1)
 	config.Ready = func(at string) { ready <- at }
@@ -132,13 +139,16 @@ func (s *stack) startVK() {
 		}
 	})
 	s.root.Cleanup(s.stopVK)
-	select {
-	case <-ready:
-	case err := <-done:
-		done <- nil
-		s.t.Fatal(err)
-	case <-time.After(patience):
-		s.t.Fatal("the node was not registered")
+	return func() {
+		s.t.Helper()
+		select {
+		case <-ready:
+		case err := <-done:
+			done <- nil
+			s.t.Fatal(err)
+		case <-time.After(patience):
+			s.t.Fatal("the node was not registered")
+		}
 	}
 }
 
@@ -239,7 +249,9 @@ func TestKubernetes(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"node", s.testNode}, {"claim", s.testClaim}, {"pod", s.testPod}, {"life", s.testLife}, {"restart", s.testRestart}, {"terminal", s.testTerminal}, {"H01_refusals", s.testRefusals}, {"H02_kubelet", s.testKubeletAuth},
+		{"node", s.testNode}, {"claim", s.testClaim}, {"pod", s.testPod}, {"life", s.testLife}, {"restart", s.testRestart}, {"terminal", s.testTerminal}, {"probes", s.testProbes},
+		{"H01_refusals", s.testRefusals}, {"H02_kubelet", s.testKubeletAuth}, {"H04_others_pools", s.testOthersPools}, {"H05_admin", s.testNoAdmin},
+		{"X45_outage", s.testOutage}, {"H06_restart", s.testRestartUnsynced}, {"drift", s.testDrift}, {"rollout", s.testRollout}, {"drain", s.testDrain},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			s.t = t
@@ -379,16 +391,6 @@ func (s *stack) forward(t *testing.T) {
 			t.Fatalf("nobody answers: %v", err)
 		}
 	}
-}
-
-// What no sandbox may have is refused, and describe says why.
-func (s *stack) testRefusals(t *testing.T) {
-	s.apply(t, manifest("evil", s.image, "Always", "sleep 100", `, "hostNetwork": true`))
-	s.until("default", "app=evil", "the refusal", func(p []corev1.Pod) bool { return len(p) == 1 && p[0].Status.Phase == corev1.PodFailed })
-	if out := s.kubectl("describe", "pod", "evil"); !strings.Contains(out, "NotAllowed") || !strings.Contains(out, "spec.hostNetwork") {
-		t.Errorf("described as %s", out)
-	}
-	s.kubectl("delete", "pod", "evil")
 }
 
 // Nobody gets anything from the kubelet API whom Kubernetes does not know and let.

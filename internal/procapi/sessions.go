@@ -1,6 +1,10 @@
 package procapi
 
-import "time"
+import (
+	"time"
+
+	"s0.run/internal/warm"
+)
 
 // PathSessions is where execution sessions are: supervised commands that outlive
 // their readers. Below it:
@@ -44,6 +48,7 @@ const (
 	MaxSessionEvent    = 128 << 10 // one event as a line: 64 KiB of output in base64
 	MaxSessionReason   = 512
 	MaxSessionSpec     = 64 << 10 // bytes of a spec's command and environment, so that a list of all fits an answer
+	MaxSessionProbes   = 16 << 10 // bytes of a spec's probes
 	MaxSessionEnv      = 1024     // variables
 	MaxSessionRestarts = 10_000
 
@@ -110,6 +115,19 @@ const (
 	AttemptExited  = "attempt.exited"
 	SessionOutput  = "output"
 	SessionLost    = "output.lost" // Reason says how much was printed faster than it could be kept
+
+	ProbePassed = "probe.passed" // Reason is which one: what it says of the attempt has become true
+	ProbeFailed = "probe.failed" // Reason says which one and why; the same again is not repeated
+)
+
+// Probes of sessions, and the reasons of attempts that end for their failure.
+const (
+	ProbeStartup   = "Startup"
+	ProbeReadiness = "Readiness"
+	ProbeLiveness  = "Liveness"
+
+	EndedByStartup  = "startup_probe"
+	EndedByLiveness = "liveness_probe"
 )
 
 // SessionSpec says what a session is. What it leaves out has a default, which the
@@ -123,6 +141,27 @@ type SessionSpec struct {
 	Lifecycle SessionLifecycle  `json:"lifecycle,omitzero"`
 	Readiness SessionReadiness  `json:"readiness,omitzero"`
 	Retention SessionRetention  `json:"event_retention,omitzero"`
+	Probes    SessionProbes     `json:"probes,omitzero"`
+}
+
+// SessionProbes are repeated while an attempt lives. Until the one of the startup has
+// passed the others wait.
+type SessionProbes struct {
+	Startup   *SessionProbe `json:"startup,omitempty"`   // its failure ends the attempt
+	Readiness *SessionProbe `json:"readiness,omitempty"` // says whether the attempt is of use now
+	Liveness  *SessionProbe `json:"liveness,omitempty"`  // its failure ends the attempt
+}
+
+// SessionProbe is one of them; all its numbers are set.
+type SessionProbe struct {
+	warm.Probe
+	GraceSeconds *int64 `json:"stop_grace_period_seconds,omitempty"` // between TERM and KILL when it ends the attempt; default the session's
+}
+
+// SessionProbed is what probes say of the latest attempt.
+type SessionProbed struct {
+	Started bool `json:"started"`
+	Ready   bool `json:"ready"`
 }
 
 // SessionIO says how the command's streams are connected.
@@ -179,6 +218,7 @@ type Session struct {
 	Phase             string          `json:"phase"`
 	RuntimeGeneration uint64          `json:"runtime_generation"` // the sandbox's
 	Attempt           *SessionAttempt `json:"attempt,omitempty"`  // the latest
+	Probed            *SessionProbed  `json:"probed,omitempty"`   // of a session with probes
 	RestartCount      int64           `json:"restart_count"`
 	Cursor            SessionCursor   `json:"cursor"`
 	CreatedAt         time.Time       `json:"created_at"`

@@ -40,6 +40,7 @@ type Probe struct {
 	Exec    []string `json:"exec,omitempty"`    // a command exits with 0
 	HTTP    *HTTPGet `json:"http,omitempty"`    // a request to localhost is answered with 200 to 399
 	TCPPort int      `json:"tcp_port,omitempty"`
+	GRPC    *GRPC    `json:"grpc,omitempty"` // a health service says that it serves; not for warm processes
 
 	InitialDelaySeconds int `json:"initial_delay_seconds,omitempty"`
 	PeriodSeconds       int `json:"period_seconds"`
@@ -54,6 +55,12 @@ type HTTPGet struct {
 	Port    int      `json:"port"`
 	TLS     bool     `json:"tls,omitempty"` // whose certificate is not checked
 	Headers []Header `json:"headers,omitempty"`
+}
+
+// GRPC is a question to a server inside the sandbox that has gRPC's health protocol.
+type GRPC struct {
+	Port    int    `json:"port"`
+	Service string `json:"service,omitempty"` // empty: the server as a whole
 }
 
 // Header is one header of a request.
@@ -155,7 +162,10 @@ func (p *Process) validate() error {
 		if of.probe == nil {
 			continue
 		}
-		if err := of.probe.validate(); err != nil {
+		if of.probe.GRPC != nil {
+			return fmt.Errorf("probes.%s: a warm process can't have a probe of gRPC", of.name)
+		}
+		if err := of.probe.Validate(); err != nil {
 			return fmt.Errorf("probes.%s: %w", of.name, err)
 		}
 		if of.name != "readiness" && of.probe.SuccessThreshold != 1 {
@@ -218,9 +228,10 @@ func validateEnv(env map[string]string) error {
 	return nil
 }
 
-func (p *Probe) validate() error {
+// Validate checks a probe whose numbers are all set.
+func (p *Probe) Validate() error {
 	actions := 0
-	for _, set := range []bool{p.Process, len(p.Exec) > 0, p.HTTP != nil, p.TCPPort != 0} {
+	for _, set := range []bool{p.Process, len(p.Exec) > 0, p.HTTP != nil, p.TCPPort != 0, p.GRPC != nil} {
 		if set {
 			actions++
 		}
@@ -261,6 +272,13 @@ func (p *Probe) validateAction() error {
 	case p.TCPPort != 0:
 		if err := validatePort(p.TCPPort); err != nil {
 			return fmt.Errorf("tcpSocket: %w", err)
+		}
+	case p.GRPC != nil:
+		if err := validatePort(p.GRPC.Port); err != nil {
+			return fmt.Errorf("grpc: %w", err)
+		}
+		if len(p.GRPC.Service) > maxPathBytes || !utf8.ValidString(p.GRPC.Service) {
+			return fmt.Errorf("grpc: service: want text of at most %d bytes", maxPathBytes)
 		}
 	}
 	return nil

@@ -106,6 +106,9 @@ func (c *Cluster) prepare() error {
 	if err := c.ca.writeServer(c.Dir); err != nil {
 		return err
 	}
+	if err := c.writeAuditPolicy(); err != nil {
+		return err
+	}
 	for name, groups := range map[string][]string{"admin": {adminGroup}, "system:" + manager: nil, "system:" + scheduler: nil} {
 		if _, err := c.Kubeconfig(name, groups...); err != nil {
 			return err
@@ -185,6 +188,7 @@ func (c *Cluster) args(name string) []string {
 			"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + c.path("sa.pub"), "--service-account-signing-key-file=" + c.path("sa.key"),
 			"--kubelet-client-certificate=" + c.path("kubelet-client.crt"), "--kubelet-client-key=" + c.path("kubelet-client.key"),
 			"--kubelet-preferred-address-types=InternalIP", "--allow-privileged=true",
+			"--audit-policy-file=" + c.path("audit-policy.json"), "--audit-log-path=" + c.path("audit.log"),
 		}
 	case manager: // without credentials of their own its controllers may do nothing
 		return []string{
@@ -201,7 +205,7 @@ func (c *Cluster) args(name string) []string {
 }
 
 func (c *Cluster) start(name string, keep bool) (*process, error) {
-	log, err := os.Create(c.path(name + ".log"))
+	log, err := os.OpenFile(c.path(name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -70,6 +70,7 @@ func (s *session) launch() error {
 	s.emit(procapi.SessionEvent{Type: procapi.AttemptStarted, AttemptID: a.id})
 	s.setPhase(procapi.PhaseStarting, "")
 	s.awaitReady()
+	s.probe()
 	f := &follower{session: s, attempt: a, process: a.process}
 	if s.spec.Readiness.Type == procapi.ReadyOutput {
 		f.awaited = []byte(s.spec.Readiness.Output)

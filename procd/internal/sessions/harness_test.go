@@ -122,7 +122,14 @@ type bundle struct {
 	mu     sync.Mutex
 	made   []*fake
 	refuse error // what the next starts say
+	probes map[string]*answers
 }
+
+// answers are how the commands of a probe end.
+type answers struct{ code, asked int }
+
+// silent is a probe's command that does not end.
+const silent = -1
 
 // inBubble runs a test on a clock of its own, which stands still while anything
 // is to be done. Everything has ended afterwards.
@@ -130,7 +137,7 @@ func inBubble(t *testing.T, test func(*bundle)) {
 	t.Helper()
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := &bundle{t: t}
+		b := &bundle{t: t, probes: map[string]*answers{}}
 		b.Table = New(Config{Start: b.startFake})
 		b.SetGeneration(3)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -149,8 +156,36 @@ func (b *bundle) startFake(req procapi.CreateContext, keep int) (Process, error)
 		return nil, b.refuse
 	}
 	f := &fake{req: req, log: proc.NewLog(keep), done: make(chan struct{}), state: proc.StateRunning}
+	if req.CMD.Command[0] == "probe" {
+		a := b.probeLocked(req.CMD.Command[1])
+		if a.asked++; a.code != silent {
+			f.end(a.code, proc.StateStopped)
+		}
+		return f, nil
+	}
 	b.made = append(b.made, f)
 	return f, nil
+}
+
+func (b *bundle) probeLocked(name string) *answers {
+	if b.probes[name] == nil {
+		b.probes[name] = &answers{}
+	}
+	return b.probes[name]
+}
+
+// answer says how the commands of a probe end from now on; else they succeed.
+func (b *bundle) answer(name string, code int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.probeLocked(name).code = code
+}
+
+// asked is how often a probe was run.
+func (b *bundle) asked(name string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.probeLocked(name).asked
 }
 
 func (b *bundle) refuseStarts(err error) {

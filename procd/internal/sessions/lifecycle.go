@@ -21,7 +21,12 @@ const (
 	reasonLifetime  = "max_lifetime"
 	reasonUnready   = "readiness_timeout"
 	reasonExhausted = "too_many_restarts"
+	reasonStartup   = procapi.EndedByStartup
+	reasonLiveness  = procapi.EndedByLiveness
 )
+
+// failing are reasons that make an attempt's end a failure, whatever its exit code.
+var failing = []string{reasonUnready, reasonStartup, reasonLiveness}
 
 // nextDue is the earliest deadline; zero when there is none.
 func (s *session) nextDue() time.Time {
@@ -124,6 +129,7 @@ func (s *session) end(reason string) {
 	if s.ending != "" {
 		return
 	}
+	s.unprobe()
 	s.ending = reason
 	_ = s.attempt.process.Signal(syscall.SIGTERM) // it may have ended already
 	_ = s.attempt.process.Signal(syscall.SIGCONT) // a stopped one could not obey
@@ -134,6 +140,7 @@ func (s *session) end(reason string) {
 // kill ends the live attempt at once.
 func (s *session) kill(reason string) {
 	s.due = due{}
+	s.unprobe()
 	if s.ending == "" {
 		s.ending = reason
 		s.setPhase(procapi.PhaseStopping, reason)
@@ -159,6 +166,7 @@ func (s *session) start() {
 
 // ended is called when an attempt is over and all its output is in the log.
 func (s *session) ended(a *attempt) {
+	s.unprobe()
 	exit := a.process.Exit()
 	a.exit, a.finished, a.reason = &exit, time.Now(), s.ending
 	if a.reason == "" {
@@ -172,7 +180,7 @@ func (s *session) ended(a *attempt) {
 	if a.finished.Sub(a.started) >= time.Duration(s.spec.Lifecycle.Restart.MaxBackoffMS)*time.Millisecond {
 		s.backoff = 0 // it was well for a while
 	}
-	s.settle(a.reason, exit.ExitCode != 0 || a.reason == reasonUnready)
+	s.settle(a.reason, exit.ExitCode != 0 || slices.Contains(failing, a.reason))
 }
 
 // settle decides what follows an attempt that is over.

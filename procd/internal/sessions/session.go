@@ -40,6 +40,9 @@ type session struct {
 	again    bool          // another attempt follows the live one
 	settled  chan struct{} // closed when it is clear what follows the live one; nil while nobody waits
 	due      due
+
+	probed      procapi.SessionProbed // what the live attempt's probes say
+	stopProbing func()                // ends them; nil while there are none
 }
 
 // due is when something is to be done; zero: not at all.
@@ -148,6 +151,10 @@ func (s *session) view() procapi.Session {
 	if s.attempt != nil {
 		a := s.attempt.view()
 		d.Attempt = &a
+	}
+	if s.spec.Probes != (procapi.SessionProbes{}) {
+		probed := s.probed
+		d.Probed = &probed
 	}
 	if s.phase == procapi.PhaseRunning && s.attempt.process.State() == proc.StatePaused {
 		d.Phase = procapi.PhasePaused

@@ -3,6 +3,7 @@ package sessions
 import (
 	"cmp"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -26,7 +27,7 @@ const (
 // finds out is not checked here.
 func normalize(spec procapi.SessionSpec) (procapi.SessionSpec, error) {
 	for _, step := range []func(*procapi.SessionSpec) error{
-		checkName, checkCommand, normalizeIO, normalizeLifecycle, normalizeReadiness, normalizeRetention,
+		checkName, checkCommand, normalizeIO, normalizeLifecycle, normalizeReadiness, normalizeRetention, checkProbes,
 	} {
 		if err := step(&spec); err != nil {
 			return spec, err
@@ -172,7 +173,7 @@ func normalizeRetention(spec *procapi.SessionSpec) error {
 func sameProcess(a, b procapi.SessionSpec) bool {
 	sameTerminal := a.IO.Terminal == b.IO.Terminal || a.IO.Terminal != nil && b.IO.Terminal != nil && *a.IO.Terminal == *b.IO.Terminal
 	return slices.Equal(a.Command, b.Command) && a.Cwd == b.Cwd && maps.Equal(a.Env, b.Env) &&
-		a.IO.Mode == b.IO.Mode && sameTerminal && a.Readiness == b.Readiness
+		a.IO.Mode == b.IO.Mode && sameTerminal && a.Readiness == b.Readiness && reflect.DeepEqual(a.Probes, b.Probes)
 }
 
 // command is the request that starts a spec's command, on a terminal of the given

@@ -3,12 +3,13 @@ package warm
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
 	"s0.run/internal/warm"
 	"s0.run/procd/internal/contexts"
+	"s0.run/procd/internal/probe"
+	"s0.run/procd/internal/proc"
 )
 
 // firstLook is the pause after a probe's first attempt. Until a probe has passed
@@ -162,26 +163,20 @@ func (c *counter) decides(err error, at time.Time) bool {
 }
 
 // attempt runs a probe's action once.
-func (m *Manager) attempt(ctx context.Context, p *process, live *contexts.Live, probe *warm.Probe) error {
-	limit := time.Duration(probe.TimeoutSeconds) * m.second
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	var err error
-	switch {
-	case len(probe.Exec) > 0:
-		err = m.exec(ctx, p, probe.Exec)
-	case probe.HTTP != nil:
-		err = httpGet(ctx, probe.HTTP)
-	case probe.TCPPort != 0:
-		err = tcpConnect(ctx, probe.TCPPort)
-	default:
-		err = running(live)
-	}
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("%s: nothing within %s", what(probe), limit)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", what(probe), err)
-	}
-	return nil
+func (m *Manager) attempt(ctx context.Context, p *process, live *contexts.Live, of *warm.Probe) error {
+	return probe.Attempt(ctx, of, time.Duration(of.TimeoutSeconds)*m.second, probe.Subject{
+		Running: func() error {
+			if state := live.Process.State(); state != proc.StateRunning {
+				return errors.New("it is " + state)
+			}
+			return nil
+		},
+		Start: func(argv []string) (probe.Command, error) {
+			cfg, err := p.context.Beside(argv)
+			if err != nil {
+				return nil, err
+			}
+			return proc.Start(m.cfg.Reaper, cfg)
+		},
+	})
 }

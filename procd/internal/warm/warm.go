@@ -22,6 +22,7 @@ import (
 	"s0.run/internal/procapi"
 	"s0.run/internal/warm"
 	"s0.run/procd/internal/contexts"
+	"s0.run/procd/internal/probe"
 	"s0.run/procd/internal/reap"
 )
 
@@ -240,7 +241,7 @@ func (m *Manager) follow(ctx context.Context, p *process, live *contexts.Live) *
 	}
 	m.restarting.Lock() // a restart that failed knows better why
 	defer m.restarting.Unlock()
-	m.fail(p, ending(live.Process))
+	m.fail(p, probe.Ending(live.Process.Exit(), live.Process.Log()))
 	return nil
 }
 
@@ -300,7 +301,7 @@ func (m *Manager) publishLocked(status procapi.WarmStatus) {
 
 // say is what the host is told of a process.
 func (p *process) say(reason string) string {
-	return printable("warm process "+p.spec.Name+" "+reason, procapi.MaxWarmReason)
+	return probe.Printable("warm process "+p.spec.Name+" "+reason, procapi.MaxWarmReason)
 }
 
 // Status is how the processes are, and a channel that is closed when that changes.

@@ -256,7 +256,7 @@ func TestFailures(t *testing.T) {
 		`did not start: command "sleep": nothing within 200ms`:                                never(sh("sleep 1000"), warm.Probe{Exec: []string{"sleep", "1000"}}),
 		"is not alive: process: it is paused":                                                 {Type: warm.CMD, Command: []string{"sh", "-c", "kill -STOP $$"}, Liveness: &warm.Probe{Process: true}},
 		"p0 exited with code 9: ??[31mred":                                                    sh(`printf '\033\001[31mred\n'; exit 9`),
-		"p0 exited with code 8: " + strings.Repeat("x", maxLineBytes-3) + "...":               sh("head -c 1000 /dev/zero | tr '\\0' x; exit 8"),
+		"p0 exited with code 8: " + strings.Repeat("x", 200-3) + "...":                        sh("head -c 1000 /dev/zero | tr '\\0' x; exit 8"),
 		`p0 could not be started: working directory "/no/such/dir" does not exist`:            {Type: warm.CMD, Command: []string{"sleep", "1"}, Cwd: "/no/such/dir"},
 		`did not start: command "no-such-probe": starting "no-such-probe": no such file or d`: never(sh("sleep 1000"), warm.Probe{Exec: []string{"no-such-probe"}}),
 	} {
@@ -409,15 +409,6 @@ func TestCounter(t *testing.T) {
 	} {
 		if got := c.decides(step.err, at(step.at)); got != step.decided {
 			t.Errorf("step %d: decided %v", i, got)
-		}
-	}
-}
-
-func TestPrintable(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{"a\x00b\n": "a?b?", "ü": "ü", "\xff": "?", strings.Repeat("ü", 10): "üü..."} {
-		if got := printable(in, 8); got != want {
-			t.Errorf("%q became %q, want %q", in, got, want)
 		}
 	}
 }

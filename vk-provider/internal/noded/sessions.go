@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 
+	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
 )
 
@@ -17,11 +19,28 @@ func sessionPath(id string, rest string) string {
 	return procapi.PathSessions + "/" + url.PathEscape(id) + rest
 }
 
-// EnsureSession makes a session, or finds the one that was made under the same key.
+// EnsureSession makes a session, or finds the one that was made under the same key. It
+// stays what it was made as: what its spec was taken from may have changed since.
 func (c *Client) EnsureSession(ctx context.Context, sb Sandbox, key string, spec procapi.SessionSpec) (procapi.Session, error) {
 	var s procapi.Session
 	err := c.Call(ctx, sb, Request{Method: http.MethodPost, Path: procapi.PathSessions, Header: map[string]string{procapi.IdempotencyHeader: key}, JSON: spec}, &s)
+	if e := new(errdefs.Error); errors.As(err, &e) && e.Code == procapi.CodeKeyReused {
+		return c.sessionNamed(ctx, sb, spec.Name, err)
+	}
 	return s, err
+}
+
+func (c *Client) sessionNamed(ctx context.Context, sb Sandbox, name string, missing error) (procapi.Session, error) {
+	var all procapi.SessionList
+	if err := c.Call(ctx, sb, Request{Method: http.MethodGet, Path: procapi.PathSessions}, &all); err != nil {
+		return procapi.Session{}, err
+	}
+	for _, s := range all.Sessions {
+		if s.Spec.Name == name {
+			return s, nil
+		}
+	}
+	return procapi.Session{}, missing
 }
 
 // Session is a session as it is now.

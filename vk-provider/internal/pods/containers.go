@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +11,7 @@ import (
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
+	"s0.run/vk-provider/internal/podspec"
 )
 
 // container is one container of a pod that is no pool's: a session of its sandbox.
@@ -22,6 +24,7 @@ type container struct {
 	session string // empty before it has one
 	env     map[string]string
 	now     procapi.Session
+	told    uint64                           // the last of its events that was there when this process found it
 	last    *corev1.ContainerStateTerminated // how the attempt before ended
 }
 
@@ -56,7 +59,7 @@ func (p *Pods) startContainer(ctx context.Context, pod *pod, c *container, env [
 			return true
 		}
 		p.mu.Lock()
-		c.session, c.now = s.ID, s
+		c.session, c.now, c.told = s.ID, s, s.Cursor.Latest
 		p.mu.Unlock()
 		return false
 	})
@@ -84,6 +87,7 @@ func sessionOf(api *corev1.Pod, c *container, env []variable) procapi.SessionSpe
 			},
 		},
 	}
+	spec.Probes, _ = podspec.ProbesOf(&c.spec) // it was checked with the pod
 	for _, arg := range slices.Concat(c.spec.Command, c.spec.Args) {
 		spec.Command = append(spec.Command, expand(arg))
 	}
@@ -131,10 +135,13 @@ func (p *Pods) followContainer(ctx context.Context, pod *pod, c *container) {
 // ended for good.
 func (p *Pods) containerChanged(ctx context.Context, pod *pod, c *container, e procapi.SessionEvent) bool {
 	p.mu.Lock()
-	sb := pod.sandbox
+	sb, told := pod.sandbox, c.told
 	p.mu.Unlock()
 	if sb == nil {
 		return false
+	}
+	if e.Seq > told {
+		p.tellProbe(pod, c, e)
 	}
 	s, err := p.cfg.Node.Session(ctx, instance(sb), c.session)
 	p.mu.Lock()
@@ -143,7 +150,7 @@ func (p *Pods) containerChanged(ctx context.Context, pod *pod, c *container, e p
 		c.now = s
 	}
 	if e.Type == procapi.AttemptExited && (err != nil || !ended(s.Phase)) {
-		c.last = &corev1.ContainerStateTerminated{Reason: "Error", FinishedAt: metav1.NewTime(e.OccurredAt)}
+		c.last = &corev1.ContainerStateTerminated{Reason: "Error", FinishedAt: metav1.NewTime(e.OccurredAt).Rfc3339Copy()}
 		if e.ExitCode != nil {
 			c.last.ExitCode = int32(*e.ExitCode)
 		}
@@ -155,6 +162,20 @@ func (p *Pods) containerChanged(ctx context.Context, pod *pod, c *container, e p
 	return !ended(c.now.Phase)
 }
 
+// tellProbe says as an event what probes have done, as a kubelet does.
+func (p *Pods) tellProbe(pod *pod, c *container, e procapi.SessionEvent) {
+	switch {
+	case e.Type == procapi.ProbeFailed:
+		p.event(pod, corev1.EventTypeWarning, "Unhealthy", nodeapi.Text(e.Reason))
+	case e.Type == "session."+procapi.PhaseStopping && (e.Reason == procapi.EndedByLiveness || e.Reason == procapi.EndedByStartup):
+		message := "Container " + c.spec.Name + " failed " + strings.ReplaceAll(e.Reason, "_", " ")
+		if p.api(pod).Spec.RestartPolicy != corev1.RestartPolicyNever {
+			message += ", will be restarted"
+		}
+		p.event(pod, corev1.EventTypeNormal, "Killing", message)
+	}
+}
+
 // ended reports whether nothing follows by itself.
 func ended(phase string) bool {
 	return phase == procapi.PhaseExited || phase == procapi.PhaseFailed || phase == procapi.PhaseStopped
@@ -162,6 +183,12 @@ func ended(phase string) bool {
 
 // finishInit waits for an init container; false: it failed for good, or the pod is to go.
 func (p *Pods) finishInit(ctx context.Context, pod *pod, c *container) bool {
+	p.mu.Lock()
+	done := c.now.Phase == procapi.PhaseExited // under a process before this one
+	p.mu.Unlock()
+	if done {
+		return true
+	}
 	p.tellContainers(pod)
 	for {
 		select {
@@ -209,9 +236,12 @@ func (c *container) status(id string) corev1.ContainerStatus {
 	case phase == procapi.PhasePending || a == nil || a.StartedAt.IsZero():
 		s.State.Waiting = &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}
 	default:
-		running := true
-		s.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(a.StartedAt)}
-		s.Ready, s.Started = !c.init, &running
+		s.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(a.StartedAt).Rfc3339Copy()}
+		probed := procapi.SessionProbed{Started: true, Ready: true}
+		if c.now.Probed != nil {
+			probed = *c.now.Probed
+		}
+		s.Ready, s.Started = !c.init && probed.Ready, &probed.Started
 	}
 	return s
 }
@@ -226,7 +256,7 @@ func reasonOf(a *procapi.SessionAttempt) string {
 // terminated is how a session's last attempt ended. One that could not be started has no
 // exit code of its own.
 func terminated(s procapi.Session, id string) *corev1.ContainerStateTerminated {
-	t := &corev1.ContainerStateTerminated{ExitCode: 128, Reason: "Error", ContainerID: id, FinishedAt: metav1.NewTime(s.UpdatedAt)}
+	t := &corev1.ContainerStateTerminated{ExitCode: 128, Reason: "Error", ContainerID: id, FinishedAt: metav1.NewTime(s.UpdatedAt).Rfc3339Copy()}
 	if s.Phase == procapi.PhaseStopped {
 		t.ExitCode = 137
 	}
@@ -235,9 +265,9 @@ func terminated(s procapi.Session, id string) *corev1.ContainerStateTerminated {
 		t.Reason = "StartError"
 		return t
 	}
-	t.StartedAt, t.Message = metav1.NewTime(a.StartedAt), nodeapi.Text(a.Reason)
+	t.StartedAt, t.Message = metav1.NewTime(a.StartedAt).Rfc3339Copy(), nodeapi.Text(a.Reason)
 	if !a.FinishedAt.IsZero() {
-		t.FinishedAt = metav1.NewTime(a.FinishedAt)
+		t.FinishedAt = metav1.NewTime(a.FinishedAt).Rfc3339Copy()
 	}
 	if a.ExitCode != nil {
 		t.ExitCode = int32(*a.ExitCode)

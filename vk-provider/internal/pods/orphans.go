@@ -24,7 +24,7 @@ const (
 	orphanShare = 10
 )
 
-// keepCollecting ends what pods left behind that were deleted while nobody looked.
+// keepCollecting makes good what was missed: it tells of pods again, and ends what pods left behind that were deleted while nobody looked.
 func (p *Pods) keepCollecting(ctx context.Context) {
 	ticker := time.NewTicker(collectInterval)
 	defer ticker.Stop()
@@ -33,6 +33,7 @@ func (p *Pods) keepCollecting(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
+			p.retell()
 			p.collect(ctx, now)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/virtual-kubelet/virtual-kubelet/errdefs"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	corev1listers "k8s.io/client-go/listers/core/v1"
@@ -77,6 +78,7 @@ type pod struct {
 	// Pods.mu guards what follows. api is replaced whole.
 	api        *corev1.Pod // as Kubernetes has it
 	status     corev1.PodStatus
+	told       bool             // Kubernetes was told of status
 	slot       *nodeapi.PodSlot // of a pool's pod; nil before it has one
 	sandbox    *nodeapi.Sandbox // nil before it is claimed
 	warmed     bool             // its slot was warm once; one that never was is made again
@@ -136,7 +138,9 @@ func (p *Pods) CreatePod(_ context.Context, api *corev1.Pod) error {
 	if new.slot != nil {
 		new.sandbox = p.sandboxes[new.slot.GetId()]
 	}
-	new.status = pendingStatus(new, p.cfg.HostIP, "ContainerCreating", "")
+	if new.status = pendingStatus(new, p.cfg.HostIP, "ContainerCreating", ""); api.Status.Phase == corev1.PodRunning {
+		new.status = *api.Status.DeepCopy() // this process is not its first: nothing says otherwise yet
+	}
 	keepTransitions(api.Status.Conditions, new.status.Conditions)
 	p.byKey[key(api.Namespace, api.Name)], p.byUID[api.UID] = new, new
 	p.mu.Unlock()
@@ -150,13 +154,18 @@ func (p *Pods) CreatePod(_ context.Context, api *corev1.Pod) error {
 // UpdatePod takes note of what changed: labels, annotations, a deadline.
 func (p *Pods) UpdatePod(_ context.Context, api *corev1.Pod) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	pod := p.byUID[api.UID]
 	if pod == nil {
+		p.mu.Unlock()
 		return errdefs.NotFoundf("pod %s/%s", api.Namespace, api.Name)
 	}
+	more := len(api.Spec.EphemeralContainers) > len(pod.api.Spec.EphemeralContainers)
 	pod.api = api
 	pod.kick()
+	p.mu.Unlock()
+	if more {
+		p.event(pod, corev1.EventTypeWarning, podspec.ReasonNotAllowed, noEphemeral)
+	}
 	return nil
 }
 
@@ -230,17 +239,38 @@ func (pod *pod) kick() {
 	}
 }
 
-// set changes a pod's status and tells of it. Only the pod's own goroutine calls it;
-// build is called with mu held.
+// set changes a pod's status and tells of it if that is news. Only the pod's own
+// goroutine calls it; build is called with mu held.
 func (p *Pods) set(pod *pod, build func() corev1.PodStatus) corev1.PodPhase {
 	p.mu.Lock()
 	status := build()
 	keepTransitions(pod.status.Conditions, status.Conditions)
-	pod.status = status
+	same := pod.told && equality.Semantic.DeepEqual(pod.status, status)
+	pod.status, pod.told = status, true
 	object, notify := pod.object(), p.notify
 	p.mu.Unlock()
-	notify(object)
+	if !same {
+		notify(object)
+	}
 	return status.Phase
+}
+
+// retell tells again of what Kubernetes still has otherwise: VK gives up on a write that
+// fails for some minutes.
+func (p *Pods) retell() {
+	p.mu.Lock()
+	var all []*corev1.Pod
+	for _, pod := range p.byUID {
+		known, err := p.cfg.Lister.Pods(pod.namespace).Get(pod.name)
+		if pod.told && err == nil && known.UID == pod.uid && !equality.Semantic.DeepEqual(known.Status, pod.status) {
+			all = append(all, pod.object())
+		}
+	}
+	notify := p.notify
+	p.mu.Unlock()
+	for _, object := range all {
+		notify(object)
+	}
 }
 
 // setPending and setFailed set a status in which nothing runs.

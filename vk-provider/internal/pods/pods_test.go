@@ -3,6 +3,7 @@ package pods
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/record"
 
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
@@ -219,6 +221,40 @@ func TestContainerStatuses(t *testing.T) {
 	c := &container{spec: corev1.Container{Name: "c"}}
 	if s := c.status("id"); s.State.Waiting == nil || s.State.Waiting.Reason != "PodInitializing" {
 		t.Errorf("before it is started: %+v", s)
+	}
+}
+
+// Ready and started are what probes say, where there are some.
+func TestProbedContainers(t *testing.T) {
+	t.Parallel()
+	for _, probed := range []procapi.SessionProbed{{}, {Started: true}, {Started: true, Ready: true}} {
+		c := &container{spec: corev1.Container{Name: "c"}, session: "s", now: procapi.Session{Phase: procapi.PhaseRunning, Probed: &probed, Attempt: &procapi.SessionAttempt{StartedAt: time.Now()}}}
+		if s := c.status("id"); s.Ready != probed.Ready || *s.Started != probed.Started || s.State.Running == nil {
+			t.Errorf("%+v: %+v", probed, s)
+		}
+	}
+}
+
+// What probes find is told as a kubelet tells it.
+func TestProbesAreEvents(t *testing.T) {
+	t.Parallel()
+	events := record.NewFakeRecorder(8)
+	p := New(Config{Warmups: 1, Events: events})
+	pod, c := &pod{api: &corev1.Pod{}}, &container{spec: corev1.Container{Name: "c"}}
+	p.tellProbe(pod, c, procapi.SessionEvent{Type: procapi.ProbeFailed, Reason: "Liveness probe failed: port 80: connection refused"})
+	p.tellProbe(pod, c, procapi.SessionEvent{Type: "session." + procapi.PhaseStopping, Reason: procapi.EndedByLiveness})
+	pod.api = &corev1.Pod{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever}}
+	p.tellProbe(pod, c, procapi.SessionEvent{Type: "session." + procapi.PhaseStopping, Reason: procapi.EndedByStartup})
+	p.tellProbe(pod, c, procapi.SessionEvent{Type: "session." + procapi.PhaseStopping, Reason: "stopped"})
+	close(events.Events)
+	var got []string
+	for e := range events.Events {
+		got = append(got, e)
+	}
+	if want := []string{
+		"Warning Unhealthy Liveness probe failed: port 80: connection refused", "Normal Killing Container c failed liveness probe, will be restarted", "Normal Killing Container c failed startup probe",
+	}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
 	}
 }
 

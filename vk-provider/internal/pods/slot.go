@@ -29,8 +29,13 @@ func (p *Pods) keepSlot(ctx context.Context, pod *pod) {
 		if !p.findClaimed(ctx, pod) {
 			return
 		}
-	} else if p.setPending(pod, "Warming", ""); !p.warm(ctx, pod, slot) {
-		return
+	} else {
+		if p.phase(pod) != corev1.PodRunning {
+			p.setPending(pod, "Warming", "")
+		}
+		if !p.warm(ctx, pod, slot) {
+			return
+		}
 	}
 	var again <-chan time.Time
 	for {
@@ -192,6 +197,12 @@ func (p *Pods) api(pod *pod) *corev1.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return pod.api
+}
+
+func (p *Pods) phase(pod *pod) corev1.PodPhase {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return pod.status.Phase
 }
 
 // usable reports whether a claimed sandbox answers.

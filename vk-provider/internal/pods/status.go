@@ -14,7 +14,7 @@ import (
 
 // baseStatus is what all statuses have.
 func baseStatus(pod *pod, hostIP string) corev1.PodStatus {
-	now := metav1.Now()
+	now := metav1.Now().Rfc3339Copy() // as Kubernetes keeps it
 	s := corev1.PodStatus{
 		ObservedGeneration: pod.api.Generation, HostIP: hostIP, HostIPs: []corev1.HostIP{{IP: hostIP}},
 		StartTime: &now, QOSClass: pod.api.Status.QOSClass,
@@ -24,12 +24,20 @@ func baseStatus(pod *pod, hostIP string) corev1.PodStatus {
 	} else if pod.api.Status.StartTime != nil {
 		s.StartTime = pod.api.Status.StartTime
 	}
+	for _, c := range pod.api.Spec.EphemeralContainers {
+		s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, corev1.ContainerStatus{
+			Name: c.Name, Image: c.Image, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 128, Reason: podspec.ReasonNotAllowed, Message: noEphemeral}},
+		})
+	}
 	return s
 }
 
+// noEphemeral is said of containers that are put into a pod that runs.
+const noEphemeral = "a sandbox can't have spec.ephemeralContainers: what it runs is started by kubectl exec"
+
 // conditions are those that kubectl and controllers look at.
 func conditions(pod *pod, initialized, ready bool, reason string) []corev1.PodCondition {
-	now := metav1.Now()
+	now := metav1.Now().Rfc3339Copy()
 	all := []corev1.PodCondition{
 		{Type: corev1.PodReadyToStartContainers, Status: truth(initialized)},
 		{Type: corev1.PodInitialized, Status: truth(initialized)},

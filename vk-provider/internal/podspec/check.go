@@ -37,6 +37,9 @@ func checkCommands(pod *corev1.Pod) *Refusal {
 		if len(c.Command) == 0 {
 			return refuse(ReasonUnsupported, "container %s has no command: what its image would run by itself is not known to this node", c.Name)
 		}
+		if _, r := ProbesOf(&c); r != nil {
+			return r
+		}
 	}
 	return nil
 }
@@ -86,6 +89,7 @@ func stripContainer(c *corev1.Container) {
 			delete(list, name)
 		}
 	}
+	stripProbes(c)
 	stripSecurity(c)
 	c.Resources.Limits, c.Resources.Requests = orNil(c.Resources.Limits), orNil(c.Resources.Requests)
 	if len(c.Ports) == 0 {

@@ -92,6 +92,9 @@ func SlotOf(pod *corev1.Pod, namespace string) (Slot, *Refusal) {
 	if len(pod.Spec.Containers) != 1 || len(pod.Spec.InitContainers) != 0 {
 		return Slot{}, refuse(ReasonInvalid, "a pod of a pool has one container and no init containers")
 	}
+	if c := pod.Spec.Containers[0]; c.StartupProbe != nil || c.ReadinessProbe != nil || c.LivenessProbe != nil {
+		return Slot{}, refuse(ReasonInvalid, "a pod of a pool has no probes: its template's processes have their own")
+	}
 	// The scheduler counts what the container asks for, the node gives what the slot's spec says.
 	c := pod.Spec.Containers[0]
 	if memory, cpu := limitsOf(&c); c.Image != slot.Spec.Image || memory != slot.Spec.MemoryBytes || cpu != slot.Spec.CPUMillis {

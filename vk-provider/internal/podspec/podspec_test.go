@@ -2,14 +2,18 @@ package podspec
 
 import (
 	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
+	"s0.run/internal/warm"
 )
 
 // plain is a pod that may be a sandbox, as admission leaves it.
@@ -102,6 +106,12 @@ func TestH01_PodsOutsideTheAllowList(t *testing.T) {
 		"a sub path":   {first(func(c *corev1.Container) { c.VolumeMounts[1].SubPath = ".." }), "subPath"},
 		"host port":    {first(func(c *corev1.Container) { c.Ports[0].HostPort = 80 }), "hostPort"},
 		"a GPU":        {first(func(c *corev1.Container) { c.Resources.Limits["nvidia.com/gpu"] = resource.MustParse("1") }), "nvidia.com/gpu"},
+		"a probe of another host": {first(func(c *corev1.Container) {
+			c.LivenessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Host: "169.254.169.254", Port: intstr.FromInt32(80)}}}
+		}), "livenessProbe.httpGet.host"},
+		"a connection to another host": {first(func(c *corev1.Container) {
+			c.StartupProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Host: "example.com", Port: intstr.FromInt32(80)}}}
+		}), "startupProbe.tcpSocket.host"},
 		"a hook": {first(func(c *corev1.Container) {
 			c.Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"a"}}}}
 		}), "lifecycle"},
@@ -165,6 +175,37 @@ func TestAPoolsPodIsASlot(t *testing.T) {
 	pod.Annotations[AnnotationSpec] = "{"
 	if _, r := SlotOf(pod, "s0-pools"); r == nil {
 		t.Error("a slot of nothing")
+	}
+}
+
+func TestProbes(t *testing.T) {
+	t.Parallel()
+	pod, service, grace := plain(), "db", int64(3)
+	c := &pod.Spec.Containers[0]
+	c.StartupProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 90, Service: &service}}, FailureThreshold: 30, PeriodSeconds: 2}
+	c.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}, SuccessThreshold: 2, TimeoutSeconds: 7}
+	c.LivenessProbe = &corev1.Probe{InitialDelaySeconds: 4, TerminationGracePeriodSeconds: &grace, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+		Path: "healthz", Port: intstr.FromString("http"), Scheme: corev1.URISchemeHTTPS, Host: "localhost", HTTPHeaders: []corev1.HTTPHeader{{Name: "A", Value: "b"}},
+	}}}
+	if _, r := SpecOf(pod); r != nil {
+		t.Fatal(r)
+	}
+	got, r := ProbesOf(c)
+	if r != nil {
+		t.Fatal(r)
+	}
+	numbers := warm.Probe{PeriodSeconds: 10, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 3}
+	startup, readiness, liveness := numbers, numbers, numbers
+	startup.GRPC, startup.FailureThreshold, startup.PeriodSeconds = &warm.GRPC{Port: 90, Service: "db"}, 30, 2
+	readiness.Exec, readiness.SuccessThreshold, readiness.TimeoutSeconds = []string{"true"}, 2, 7
+	liveness.HTTP, liveness.InitialDelaySeconds = &warm.HTTPGet{Path: "/healthz", Port: 80, TLS: true, Headers: []warm.Header{{Name: "A", Value: "b"}}}, 4
+	want := procapi.SessionProbes{Startup: &procapi.SessionProbe{Probe: startup}, Readiness: &procapi.SessionProbe{Probe: readiness}, Liveness: &procapi.SessionProbe{Probe: liveness, GraceSeconds: &grace}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	c.LivenessProbe.HTTPGet.Port = intstr.FromString("none")
+	if _, r := SpecOf(pod); r == nil || r.Reason != ReasonInvalid || !strings.Contains(r.Message, "livenessProbe of container main: httpGet: port") {
+		t.Errorf("a port that is not there: %v", r)
 	}
 }
 

@@ -1,4 +1,4 @@
-package warm
+package probe
 
 import (
 	"bytes"
@@ -13,8 +13,8 @@ import (
 	"syscall"
 	"unicode"
 
+	"s0.run/internal/procapi"
 	"s0.run/internal/warm"
-	"s0.run/procd/internal/contexts"
 	"s0.run/procd/internal/proc"
 )
 
@@ -22,6 +22,8 @@ const (
 	maxHeaderBytes = 16 << 10 // of an answer to a probe; its body is not read
 	tailBytes      = 2 << 10  // where a last line is looked for
 	maxLineBytes   = 200
+
+	userAgent = "s0-probe"
 )
 
 // what names a probe's action in a message.
@@ -33,24 +35,15 @@ func what(p *warm.Probe) string {
 		return fmt.Sprintf("GET %s", address(p.HTTP))
 	case p.TCPPort != 0:
 		return fmt.Sprintf("port %d", p.TCPPort)
+	case p.GRPC != nil:
+		return fmt.Sprintf("gRPC health of port %d", p.GRPC.Port)
 	}
 	return "process"
 }
 
-func running(live *contexts.Live) error {
-	if state := live.Process.State(); state != proc.StateRunning {
-		return errors.New("it is " + state)
-	}
-	return nil
-}
-
-// exec runs a command beside the process; it must exit with 0.
-func (m *Manager) exec(ctx context.Context, p *process, argv []string) error {
-	cfg, err := p.context.Beside(argv)
-	if err != nil {
-		return err
-	}
-	command, err := proc.Start(m.cfg.Reaper, cfg)
+// exec runs a command beside the subject; it must exit with 0.
+func exec(ctx context.Context, argv []string, s Subject) error {
+	command, err := s.Start(argv)
 	if err != nil {
 		return err
 	}
@@ -61,7 +54,7 @@ func (m *Manager) exec(ctx context.Context, p *process, argv []string) error {
 		return ctx.Err()
 	}
 	if command.Exit().ExitCode != 0 {
-		return errors.New(ending(command))
+		return errors.New(Ending(command.Exit(), command.Log()))
 	}
 	return nil
 }
@@ -107,7 +100,7 @@ func httpGet(ctx context.Context, h *warm.HTTPGet) error {
 	if err != nil {
 		return err
 	}
-	req.Header.Set("User-Agent", "s0-probe")
+	req.Header.Set("User-Agent", userAgent)
 	for _, header := range h.Headers {
 		if http.CanonicalHeaderKey(header.Name) == "Host" {
 			req.Host = header.Value
@@ -148,14 +141,13 @@ func plain(err error) error {
 	}
 }
 
-// ending says how a process ended, with the last line that it printed.
-func ending(p *proc.Process) string {
-	exit := p.Exit()
+// Ending says how a process ended, with the last line that it printed.
+func Ending(exit procapi.Exit, log *proc.Log) string {
 	said := fmt.Sprintf("exited with code %d", exit.ExitCode)
 	if exit.State == proc.StateKilled {
 		said = "was killed"
 	}
-	if line := lastLine(p.Log()); line != "" {
+	if line := lastLine(log); line != "" {
 		said += ": " + line
 	}
 	return said
@@ -165,11 +157,11 @@ func lastLine(log *proc.Log) string {
 	end := log.End()
 	raw, _ := log.Collect(end-min(end, tailBytes), end)
 	raw = bytes.TrimSpace(raw)
-	return printable(string(raw[bytes.LastIndexAny(raw, "\r\n")+1:]), maxLineBytes)
+	return Printable(string(raw[bytes.LastIndexAny(raw, "\r\n")+1:]), maxLineBytes)
 }
 
-// printable makes text from inside fit for a line of at most limit bytes.
-func printable(s string, limit int) string {
+// Printable makes text from inside fit for a line of at most limit bytes.
+func Printable(s string, limit int) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
 			return r
