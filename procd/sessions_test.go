@@ -3,9 +3,11 @@ package procd
 import (
 	"bufio"
 	"encoding/json"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,6 +15,7 @@ import (
 
 	"s0.run/internal/procapi"
 	"s0.run/internal/s0test/proctest"
+	"s0.run/internal/warm"
 )
 
 func createSession(t *testing.T, c *proctest.Conn, spec procapi.SessionSpec) procapi.Session {
@@ -217,6 +220,37 @@ func TestB10_SessionsThatCannotStart(t *testing.T) {
 	for _, query := range []string{"?after=-1", "?limit=0", "?limit=1001", "?after=x", "?after=1&after=2"} {
 		if status, _ := c.Raw(t, "GET", atSession("sess-1", "/events"+query), ""); status != http.StatusBadRequest {
 			t.Errorf("%s: %d", query, status)
+		}
+	}
+}
+
+// Probes run inside, and what they say is in the session and its events.
+func TestSessionProbes(t *testing.T) {
+	t.Parallel()
+	c := connect(t)
+	l := listen(t, "tcp", "127.0.0.1:0", func(net.Conn) {})
+	port := l.Addr().(*net.TCPAddr).Port
+	probe := func(of warm.Probe) *procapi.SessionProbe {
+		return &procapi.SessionProbe{Probe: of.WithDefaults()}
+	}
+	s := createSession(t, c, procapi.SessionSpec{Command: []string{"sleep", "1000"}, Probes: procapi.SessionProbes{
+		Startup: probe(warm.Probe{TCPPort: port}), Readiness: probe(warm.Probe{Exec: []string{"true"}}),
+		Liveness: probe(warm.Probe{Exec: []string{"sh", "-c", "echo gone; exit 3"}, FailureThreshold: 1}),
+	}})
+	events := awaitEvents(t, c, s.ID, func(all []procapi.SessionEvent) bool {
+		return len(all) > 0 && all[len(all)-1].Type == "session."+procapi.PhaseFailed
+	})
+	var got []string
+	for _, e := range events {
+		if e.Type == procapi.ProbePassed || e.Type == procapi.ProbeFailed || e.Type == procapi.AttemptExited {
+			got = append(got, e.Type+" "+e.Reason)
+		}
+	}
+	for _, want := range []string{
+		"probe.passed " + procapi.ProbeStartup, `probe.failed Liveness probe failed: command "sh": exited with code 3: gone`, "attempt.exited " + procapi.EndedByLiveness,
+	} {
+		if !slices.Contains(got, want) {
+			t.Errorf("no %q among %q", want, got)
 		}
 	}
 }

@@ -36,7 +36,7 @@ func (s *stack) testRefusals(t *testing.T) {
 			if pod.Status.Reason != "NotAllowed" || !strings.Contains(pod.Status.Message, c.says) || pod.Status.PodIP != "" {
 				t.Errorf("its status is %+v", pod.Status)
 			}
-			if out := s.kubectl("describe", "pod", name); !strings.Contains(out, "a sandbox can't have "+c.says) {
+			if out := s.kubectl("describe", "pod", name); !strings.Contains(out, "a sandbox can't have spec.") || !strings.Contains(out, c.says) {
 				t.Errorf("described as %s", out)
 			}
 			s.kubectl("delete", "pod", name)

@@ -150,6 +150,11 @@ func fieldType(t reflect.Type, name string) (value reflect.Type, known bool) {
 	}
 	for i := range t.NumField() {
 		f := t.Field(i)
+		if f.Anonymous { // its fields are the struct's own
+			if value, known := fieldType(f.Type, name); known {
+				return value, true
+			}
+		}
 		if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag == name {
 			return f.Type, true
 		}

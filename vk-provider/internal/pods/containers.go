@@ -54,8 +54,7 @@ func (p *Pods) startContainer(ctx context.Context, pod *pod, c *container, env [
 	ok := retry(ctx, func() bool {
 		s, err := p.cfg.Node.EnsureSession(ctx, instance(sb), string(pod.uid)+"/"+c.spec.Name, spec)
 		if err != nil {
-			p.event(pod, corev1.EventTypeWarning, "Failed", text(err))
-			p.cfg.Log.Warn("a container could not be started yet", "sandbox", sb.GetId(), "gen", sb.GetGeneration(), "container", c.spec.Name, "error", err)
+			p.notYet(ctx, pod, "CreateContainerError", err)
 			return true
 		}
 		p.mu.Lock()

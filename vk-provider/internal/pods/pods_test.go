@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -221,6 +222,23 @@ func TestContainerStatuses(t *testing.T) {
 	c := &container{spec: corev1.Container{Name: "c"}}
 	if s := c.status("id"); s.State.Waiting == nil || s.State.Waiting.Reason != "PodInitializing" {
 		t.Errorf("before it is started: %+v", s)
+	}
+}
+
+// Between the claim and the first word of its sandbox a pod is as ready as it was.
+func TestAClaimIsNoUnreadiness(t *testing.T) {
+	t.Parallel()
+	p := claimed()
+	p.api.Spec.Containers = []corev1.Container{{Name: "c"}}
+	slot, sb := &nodeapi.PodSlot{Id: "s", Ip: "10.0.0.1", State: nodeapi.PodSlotFree}, &nodeapi.Sandbox{Id: "s", Ip: "10.0.0.1", State: "running"}
+	p.status = slotStatus(p, "1.2.3.4", slot, nil)
+	slot.State = nodeapi.PodSlotClaimed
+	for _, sb := range []*nodeapi.Sandbox{nil, sb} {
+		next := slotStatus(p, "1.2.3.4", slot, sb)
+		keepTransitions(p.status.Conditions, next.Conditions)
+		if !equality.Semantic.DeepEqual(p.status, next) {
+			t.Errorf("the status became %+v, was %+v", next, p.status)
+		}
 	}
 }
 

@@ -102,7 +102,8 @@ func slotStatus(pod *pod, hostIP string, slot *nodeapi.PodSlot, sb *nodeapi.Sand
 	}
 	s := baseStatus(pod, hostIP)
 	setIP(&s, slot.GetIp())
-	ready, reason := slot.GetState() == nodeapi.PodSlotFree, "Warming"
+	// One that was just claimed is as ready as it was; its sandbox is what is told next.
+	ready, reason := slot.GetState() == nodeapi.PodSlotFree || slot.GetState() == nodeapi.PodSlotClaimed, "Warming"
 	if sb != nil {
 		setIP(&s, sb.GetIp())
 		ready, reason = usable(sb), sb.GetState()
