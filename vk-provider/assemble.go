@@ -21,6 +21,7 @@ import (
 
 	"github.com/virtual-kubelet/virtual-kubelet/node"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -256,7 +257,12 @@ func control(ctx context.Context, cfg Config, s *daemon.Stack, c controlled) err
 		return err
 	}
 	s.Start("pod controller", func(ctx context.Context) error { return pc.Run(ctx, workers) })
-	s.Start("node controller", nc.Run)
+	s.Start("node controller", func(ctx context.Context) error {
+		if !answers(ctx, c.kube, cfg) { // else it would end at once
+			return nil
+		}
+		return nc.Run(ctx)
+	})
 	if err := serveAdmin(cfg, s, pc); err != nil {
 		return err
 	}
@@ -270,6 +276,22 @@ func control(ctx context.Context, cfg Config, s *daemon.Stack, c controlled) err
 		}
 	}
 	return nil
+}
+
+// answers waits until Kubernetes answers; false: ctx has ended.
+func answers(ctx context.Context, kube kubernetes.Interface, cfg Config) bool {
+	for pause := firstRetry; ctx.Err() == nil; pause = min(2*pause, registerRetry) {
+		_, err := kube.CoreV1().Nodes().Get(ctx, cfg.NodeName, metav1.GetOptions{})
+		if err == nil || apierrors.IsNotFound(err) {
+			return true
+		}
+		cfg.Log.Warn("the node can't be registered yet", "error", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+	return false
 }
 
 // serveAdmin serves health and pprof on a unix socket (H05).

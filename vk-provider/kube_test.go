@@ -34,8 +34,8 @@ const namespace = "s0-pools"
 
 // stack is a Kubernetes control plane, one machine's s0 beside it, and its virtual node.
 type stack struct {
-	root    *testing.T // that everything lives as long as
-	t       *testing.T // that is running
+	root    testing.TB // that everything lives as long as
+	t       testing.TB // that is running
 	cluster *kubetest.Cluster
 	kube    kubernetes.Interface
 	dir     string
@@ -45,7 +45,7 @@ type stack struct {
 	stopVK  func()
 }
 
-func newStack(t *testing.T) *stack {
+func newStack(t testing.TB) *stack {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs root, containerd and a control plane: see make test-kube")
@@ -103,7 +103,7 @@ func (s *stack) up() {
 	s.api, s.key = "http://"+listen, strings.TrimSpace(string(key))
 }
 
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -152,7 +152,7 @@ func (s *stack) beginVK() (await func()) {
 	}
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	w.t.Log(strings.TrimSpace(string(b)))

@@ -28,6 +28,9 @@ const (
 	workers                = 16
 	// Of VK's queues: only what fails waits.
 	firstRetry, lastRetry = 100 * time.Millisecond, 30 * time.Second
+	// registerRetry is the longest pause before the node's registration is tried again: its
+	// pods are not evicted before it has missed some leases.
+	registerRetry = 5 * time.Second
 	// infoTimeout is how long noded may take to be there when we start.
 	infoTimeout, infoPause = 2 * time.Minute, 500 * time.Millisecond
 	pingTimeout            = 5 * time.Second

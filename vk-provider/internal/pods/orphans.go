@@ -18,6 +18,8 @@ import (
 const (
 	// collectInterval is how often it is looked for what no pod stands for any more.
 	collectInterval = 2 * time.Minute
+	// retellInterval is how often statuses are compared with Kubernetes', in memory.
+	retellInterval = 10 * time.Second
 	// orphanGrace is how long it must have had none, in every look.
 	orphanGrace = 10 * time.Minute
 	// orphanShare bounds what one look may end: one in ten, and one at least.
@@ -26,14 +28,16 @@ const (
 
 // keepCollecting makes good what was missed: it tells of pods again, and ends what pods left behind that were deleted while nobody looked.
 func (p *Pods) keepCollecting(ctx context.Context) {
-	ticker := time.NewTicker(collectInterval)
+	ticker, again := time.NewTicker(collectInterval), time.NewTicker(retellInterval)
 	defer ticker.Stop()
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-ticker.C:
+		case <-again.C:
 			p.retell()
+		case now := <-ticker.C:
 			p.collect(ctx, now)
 		}
 	}

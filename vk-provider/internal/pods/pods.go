@@ -139,7 +139,7 @@ func (p *Pods) CreatePod(_ context.Context, api *corev1.Pod) error {
 		new.sandbox = p.sandboxes[new.slot.GetId()]
 	}
 	if new.status = pendingStatus(new, p.cfg.HostIP, "ContainerCreating", ""); api.Status.Phase == corev1.PodRunning {
-		new.status = *api.Status.DeepCopy() // this process is not its first: nothing says otherwise yet
+		new.status, new.told = *api.Status.DeepCopy(), true // this process is not its first: nothing says otherwise yet
 	}
 	keepTransitions(api.Status.Conditions, new.status.Conditions)
 	p.byKey[key(api.Namespace, api.Name)], p.byUID[api.UID] = new, new
@@ -255,15 +255,17 @@ func (p *Pods) set(pod *pod, build func() corev1.PodStatus) corev1.PodPhase {
 	return status.Phase
 }
 
-// retell tells again of what Kubernetes still has otherwise: VK gives up on a write that
-// fails for some minutes.
+// retell tells again of what Kubernetes has otherwise: others write statuses as well, of a
+// node that was silent for a while for one, and VK gives up on a write that fails for long.
 func (p *Pods) retell() {
 	p.mu.Lock()
 	var all []*corev1.Pod
 	for _, pod := range p.byUID {
 		known, err := p.cfg.Lister.Pods(pod.namespace).Get(pod.name)
 		if pod.told && err == nil && known.UID == pod.uid && !equality.Semantic.DeepEqual(known.Status, pod.status) {
-			all = append(all, pod.object())
+			object := pod.object()
+			object.ResourceVersion = known.ResourceVersion // VK drops what it was told before
+			all = append(all, object)
 		}
 	}
 	notify := p.notify

@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+	corev1listers "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
 	"s0.run/internal/nodeapi"
@@ -239,6 +241,43 @@ func TestAClaimIsNoUnreadiness(t *testing.T) {
 		if !equality.Semantic.DeepEqual(p.status, next) {
 			t.Errorf("the status became %+v, was %+v", next, p.status)
 		}
+	}
+}
+
+// What somebody else writes of a pod is put right, and what is right is left alone.
+func TestStatusesAreToldAgain(t *testing.T) {
+	t.Parallel()
+	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
+	p, pod := New(Config{Warmups: 1, Lister: corev1listers.NewPodLister(index)}), claimed()
+	pod.api.Spec.Containers = []corev1.Container{{Name: "c"}}
+	p.byUID[pod.uid] = pod
+	var told []*corev1.Pod
+	p.NotifyPods(t.Context(), func(o *corev1.Pod) { told = append(told, o) })
+	set := func() {
+		p.set(pod, func() corev1.PodStatus {
+			return slotStatus(pod, "1.2.3.4", &nodeapi.PodSlot{State: nodeapi.PodSlotFree}, nil)
+		})
+	}
+	set()
+	set() // which is no news
+	if len(told) != 1 {
+		t.Fatalf("told %d times", len(told))
+	}
+	known := told[0].DeepCopy()
+	known.ResourceVersion = "7"
+	if err := index.Add(known); err != nil {
+		t.Fatal(err)
+	}
+	if p.retell(); len(told) != 1 {
+		t.Error("told again of what is known")
+	}
+	spoilt := known.DeepCopy()
+	spoilt.Status.Conditions[2].Status, spoilt.ResourceVersion = corev1.ConditionFalse, "8"
+	if err := index.Update(spoilt); err != nil {
+		t.Fatal(err)
+	}
+	if p.retell(); len(told) != 2 || told[1].ResourceVersion != "8" || told[1].Status.Conditions[2].Status != corev1.ConditionTrue {
+		t.Errorf("told %+v", told)
 	}
 }
 
