@@ -99,7 +99,10 @@ test-vm: build tools images ## try s0 on a stock Debian in an emulated machine (
 
 # In a module of its own, so not part of `make test`: what it imports takes minutes to compile.
 test-kube: kube-tools vk test-deps ## try the virtual node on a real Kubernetes control plane (root; minutes)
-	@cd vk-provider && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 20m ./...
+	@cd vk-provider && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 30m ./...
+
+bench-kube: kube-tools vk test-deps ## measure pods, claims and the virtual node on a real control plane; S0_BENCH_PODS, S0_BENCH_RUNS
+	@cd vk-provider && CGO_ENABLED=0 GOFLAGS=-trimpath go test -run '^$$' -bench '^BenchmarkKube' -benchtime 1x -timeout 40m .
 
 test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
 	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e
@@ -138,4 +141,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-netd bench-scale test-deps help
+.PHONY: kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-kube bench-netd bench-scale test-deps help

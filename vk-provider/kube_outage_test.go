@@ -150,20 +150,30 @@ func (s *stack) testDrift(t *testing.T) {
 	// Who deletes a claimed pod means its sandbox.
 	s.kubectl("delete", "pod", "-n", namespace, claimed.Name)
 	s.until(namespace, "s0.run/sandbox="+id, "the end of the pod", func(p []corev1.Pod) bool { return len(p) == 0 })
-	if s.running(t, id) {
-		t.Error("its sandbox runs on")
+	s.untilEnded(t, id)
+}
+
+// untilEnded waits until a tenant's sandbox has ended.
+func (s *stack) untilEnded(t *testing.T, id string) {
+	t.Helper()
+	for late := time.After(patience); s.running(t, id); {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-late:
+			t.Fatalf("%s runs on", id)
+		}
 	}
 }
 
 // A template's change rolls its pool; what is claimed stays what it was.
 func (s *stack) testRollout(t *testing.T) {
 	spec := func(value string) map[string]any {
-		return map[string]any{"template_id": "rolled", "spec": map[string]any{
+		return map[string]any{
 			"mainContainer": map[string]any{"image": s.image, "resources": map[string]any{"memory": "256Mi"}}, "envVars": map[string]string{"WHICH": value},
 			"pool": map[string]int{"minIdle": 1, "maxIdle": 1},
-		}}
+		}
 	}
-	if status, _ := s.call(http.MethodPost, "/api/v1/templates", spec("one")); status != http.StatusCreated {
+	if status, _ := s.call(http.MethodPost, "/api/v1/templates", map[string]any{"template_id": "rolled", "spec": spec("one")}); status != http.StatusCreated {
 		t.Fatalf("the template was answered with %d", status)
 	}
 	made := func(p corev1.Pod) bool { return strings.Contains(p.Annotations["s0.run/spec"], "WHICH") }
@@ -173,7 +183,7 @@ func (s *stack) testRollout(t *testing.T) {
 	id := s.claim(t, "rolled")
 	s.until(namespace, "s0.run/sandbox="+id, "the claim's label", oneReady)
 	s.until(namespace, "s0.run/state=free,"+of, "another free pod", oneReady)
-	if status, _ := s.call(http.MethodPut, "/api/v1/templates/rolled", spec("two")); status != http.StatusOK {
+	if status, _ := s.call(http.MethodPut, "/api/v1/templates/rolled", map[string]any{"spec": spec("two")}); status != http.StatusOK {
 		t.Fatalf("the change was answered with %d", status)
 	}
 	s.until(namespace, "s0.run/state=free,"+of, "a pod of the new spec alone", func(p []corev1.Pod) bool {
@@ -210,6 +220,7 @@ func (s *stack) testDrain(t *testing.T) {
 	}
 	s.kubectl(drainArgs("--force")...)
 	s.until(namespace, "s0.run/sandbox="+id, "the end of the pod", func(p []corev1.Pod) bool { return len(p) == 0 })
+	s.untilEnded(t, id)
 	s.until(namespace, "s0.run/state=free", "a free pod that has no place", func(p []corev1.Pod) bool {
 		return len(p) == 1 && p[0].Spec.NodeName == "" && p[0].Status.Phase == corev1.PodPending
 	})
