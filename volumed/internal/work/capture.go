@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -53,9 +54,9 @@ type moment struct {
 
 func (m *Manager) captureFile(id string) string { return filepath.Join(m.dir(id), "captured") }
 
-// Capture takes a volume as it is now, for [Manager.Snapshot] and [Manager.Fork]: nobody may
-// write to it until Capture returns, and no token of one that failed or was given up means
-// anything. It touches nothing but this node's disk.
+// Capture takes a volume as it is now, for [Manager.Snapshot] and [Manager.Fork]: no user of
+// it may write until Capture returns, and no token of one that failed or was given up means
+// anything. A share may write, and is found out. It touches nothing but this node's disk.
 func (m *Manager) Capture(ctx context.Context, spec Volume) (token string, err error) {
 	v, done, err := m.take(ctx, spec.ID)
 	if err != nil {
@@ -81,13 +82,48 @@ func (m *Manager) Capture(ctx context.Context, spec Volume) (token string, err e
 }
 
 // capture looks and copies once. What it copies is not written back: see [layers.Capture].
-func (m *Manager) capture(ctx context.Context, v *volume) (c *capture, err error) {
+// Nobody has a share stand still, so with one there is another look: whatever was written
+// since a while before the first, it sees.
+func (m *Manager) capture(ctx context.Context, v *volume) (*capture, error) {
 	m.dropCapture(v)
 	root, err := os.Open(m.upperDir(v.id))
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
+	if !v.isShared() {
+		return m.captureOnce(ctx, v, root)
+	}
+	if err := wait(ctx, tree.Racy); err != nil {
+		return nil, err
+	}
+	before := v.seen
+	c, err := m.captureOnce(ctx, v, root)
+	if err != nil {
+		return nil, err
+	}
+	again, err := tree.Scan(ctx, root, maxEntries)
+	if err == nil && matters(c.now, tree.Diff(c.now, again)) {
+		err = errWritten(v.id)
+	}
+	if err != nil {
+		v.seen = before
+		return nil, errors.Join(err, m.removeCaptured(v))
+	}
+	return c, nil
+}
+
+func (v *volume) isShared() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.share != nil
+}
+
+func errWritten(id string) error {
+	return errdefs.WithCode(errdefs.Unavailable, volumeapi.CodeWritten, "volume %s is being written to", id).WithRetryAfter(askAgain)
+}
+
+func (m *Manager) captureOnce(ctx context.Context, v *volume, root *os.File) (c *capture, err error) {
 	c = &capture{token: rand.Text()}
 	if c.now, err = tree.Scan(ctx, root, maxEntries); err != nil {
 		return nil, err
@@ -107,7 +143,7 @@ func (m *Manager) capture(ctx context.Context, v *volume) (c *capture, err error
 		err = fmt.Errorf("%d paths are not what they were, among them %.200q: somebody writes", len(c.skipped.Missed), c.skipped.Missed[0])
 	}
 	if err != nil {
-		return nil, errors.Join(err, os.Remove(m.captureFile(v.id)))
+		return nil, errors.Join(err, m.removeCaptured(v))
 	}
 	v.mu.Lock()
 	v.dirty = true
@@ -165,8 +201,15 @@ func (m *Manager) layer(ctx context.Context, v *volume, c *capture) error {
 
 // dropCapture gives up what was captured.
 func (m *Manager) dropCapture(v *volume) {
-	_ = os.Remove(m.captureFile(v.id)) // or the next one replaces it
+	_ = m.removeCaptured(v) // or the next one replaces it
 	v.captured = nil
+}
+
+func (m *Manager) removeCaptured(v *volume) error {
+	if err := os.Remove(m.captureFile(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // momentOf is the version that a volume is, or was when it was captured. Nobody hears of one
@@ -175,7 +218,7 @@ func (m *Manager) momentOf(ctx context.Context, v *volume, epoch uint64, token s
 	if token == "" {
 		head, clean, err := m.commitVersion(ctx, v, epoch)
 		if err == nil && !clean {
-			err = errdefs.WithCode(errdefs.Unavailable, volumeapi.CodeWritten, "volume %s is being written to", v.id).WithRetryAfter(askAgain)
+			err = errWritten(v.id)
 		}
 		return head, err
 	}

@@ -59,7 +59,7 @@ var writings = []struct {
 	name string
 	set  func(c *counters, path string, number []byte) error
 }{
-	{"0 over", func(_ *counters, path string, b []byte) error { return os.WriteFile(path, b, 0o600) }},
+	{"0", inPlace},
 	{"1 mapped", func(c *counters, _ string, b []byte) error { copy(c.mapped, b); return nil }},
 	{"2 renamed", func(_ *counters, path string, b []byte) error {
 		if err := os.WriteFile(path+".new", b, 0o600); err != nil {
@@ -67,16 +67,19 @@ var writings = []struct {
 		}
 		return os.Rename(path+".new", path)
 	}},
-	{"3/deep/in place", func(_ *counters, path string, b []byte) error {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		_, err = f.WriteAt(b, 0)
+	{"3/deep/in place", inPlace},
+	{"4", inPlace},
+}
+
+// inPlace has no moment at which the file is empty.
+func inPlace(_ *counters, path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
 		return err
-	}},
-	{"4 again", func(_ *counters, path string, b []byte) error { return os.WriteFile(path, b, 0o600) }},
+	}
+	defer f.Close()
+	_, err = f.WriteAt(b, 0)
+	return err
 }
 
 func newCounters(t *testing.T, dir string) *counters {
@@ -220,6 +223,41 @@ func TestR7_AnAnswerIsOneInstant(t *testing.T) {
 	case e.Kind != errdefs.Unavailable || e.Code != volumeapi.CodeWritten || e.RetryAfter <= 0:
 		t.Error(err)
 	}
+}
+
+// R7: who works on a volume without a sandbox is not made to stand still: what he writes
+// meanwhile is found out, and what is captured is one instant of his, too.
+func TestR7_ACaptureBesideAShare(t *testing.T) {
+	b, at := created(t)
+	open := func(string) (func(), error) { return func() {}, nil }
+	if err := b.manager.Share(t.Context(), b.spec, open); err != nil {
+		t.Fatal(err)
+	}
+	write(t, at, "mine")
+	b.commit()
+	write(t, at, "more")
+	eventually(t, "a capture while nobody writes", func() bool {
+		_, err := b.manager.Capture(t.Context(), b.spec)
+		return err == nil
+	})
+	c := newCounters(t, at)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.write(ctx) }()
+	eventually(t, "one while somebody does is refused", func() bool {
+		token, err := b.manager.Capture(t.Context(), b.spec)
+		if err != nil {
+			return errdefs.From(err).Code == volumeapi.CodeWritten
+		}
+		b.fork(token)
+		return false
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	b.commit()
+	compare(t, "committed", b.committed(), describe(t, at))
 }
 
 // What was captured is what it was, whoever commits first and whatever is written since; a
