@@ -44,7 +44,7 @@ build: ## build s0, s0d, procd and the shim into build/bin
 tools: ## build containerd, runsc and juicefs from pinned modules, once for each pin
 	@hack/tools.sh
 
-kube-tools: ## build a Kubernetes control plane and kubectl, once for each pin (10 minutes of CPU)
+kube-tools: ## build a Kubernetes control plane, kubectl and the controller of agent-sandbox, once for each pin (10 minutes of CPU)
 	@hack/tools.sh kube
 
 vk: ## build s0-vk, the virtual node, into build/bin
@@ -104,6 +104,9 @@ test-kube: kube-tools vk test-deps ## try the virtual node on a real Kubernetes 
 bench-kube: kube-tools vk test-deps ## measure pods, claims and the virtual node on a real control plane; S0_BENCH_PODS, S0_BENCH_RUNS
 	@cd vk-provider && CGO_ENABLED=0 GOFLAGS=-trimpath go test -run '^$$' -bench '^BenchmarkKube' -benchtime 1x -timeout 40m .
 
+test-chart: kube-tools build vk ## lint the Helm chart, and have a real Kubernetes API server judge it (minutes the first time)
+	@cd charts && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 10m ./...
+
 test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
 	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e
 
@@ -141,4 +144,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-kube bench-netd bench-scale test-deps help
+.PHONY: test-chart kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-kube bench-netd bench-scale test-deps help

@@ -47,6 +47,8 @@ if [ "${1-}" = kube ]; then
   build kube 15 \
     "-X $about.gitVersion=$version -X $about.gitMajor=1 -X $about.gitMinor=$(cut -d. -f2 <<<"$version") -X $about.gitTreeState=clean" \
     ./kubeall
+  # Whose pods the virtual node must run as they are.
+  build agent-sandbox 4 "" sigs.k8s.io/agent-sandbox/cmd/agent-sandbox-controller
   exit
 fi
 build containerd 3 \

@@ -62,6 +62,7 @@ func newStack(t testing.TB) *stack {
 	if _, err := s.kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	s.grant(t)
 	s.up()
 	s.startVK()
 	return s
@@ -92,7 +93,7 @@ func (s *stack) up() {
 		}
 		os.RemoveAll(dir)
 	})
-	out, err := exec.Command(bin+"/s0d", append([]string{"up", "--pool-namespace", namespace, "--kubeconfig", s.cluster.Admin()}, flags...)...).CombinedOutput()
+	out, err := exec.Command(bin+"/s0d", append([]string{"up", "--pool-namespace", namespace, "--kubeconfig", s.as(apiUser)}, flags...)...).CombinedOutput()
 	if err != nil {
 		s.t.Fatalf("s0d up: %v: %s", err, out)
 	}
@@ -123,7 +124,7 @@ func (s *stack) startVK() {
 func (s *stack) beginVK() (await func()) {
 	s.t.Helper()
 	config := vkprovider.Default()
-	config.NodeSocket, config.Kubeconfig, config.ClientCAFile = s.dir+"/r/noded.sock", s.cluster.Admin(), s.cluster.CAFile()
+	config.NodeSocket, config.Kubeconfig, config.ClientCAFile = s.dir+"/r/noded.sock", s.as(vkUser), s.cluster.CAFile()
 	config.NodeName, config.Listen, config.PoolNamespace = "sandboxes", "127.0.0.1:0", namespace
 	config.AdminSocket = s.dir + "/vk.sock"
 	config.Log = slog.New(slog.NewTextHandler(testWriter{s.root}, nil))
@@ -252,6 +253,7 @@ func TestKubernetes(t *testing.T) {
 		{"node", s.testNode}, {"claim", s.testClaim}, {"pod", s.testPod}, {"life", s.testLife}, {"restart", s.testRestart}, {"terminal", s.testTerminal}, {"probes", s.testProbes},
 		{"H01_refusals", s.testRefusals}, {"H02_kubelet", s.testKubeletAuth}, {"H04_others_pools", s.testOthersPools}, {"H05_admin", s.testNoAdmin},
 		{"X45_outage", s.testOutage}, {"H06_restart", s.testRestartUnsynced}, {"drift", s.testDrift}, {"rollout", s.testRollout}, {"drain", s.testDrain},
+		{"H03_rights", s.testRights}, {"agents", s.testAgents},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			s.t = t

@@ -53,9 +53,26 @@ func stripScheduling(s *corev1.PodSpec) {
 	if s.OS != nil && s.OS.Name == corev1.Linux {
 		s.OS = nil
 	}
-	// Names are resolved by the node's own resolver, whatever the policy says.
-	if s.DNSPolicy == corev1.DNSClusterFirst || s.DNSPolicy == corev1.DNSDefault {
+	if s.RuntimeClassName != nil && *s.RuntimeClassName == RuntimeClass {
+		s.RuntimeClassName = nil
+	}
+	stripNames(s)
+}
+
+// stripNames takes off what says who is asked for names: the node's own resolver is,
+// whichever server a sandbox sends its question to.
+func stripNames(s *corev1.PodSpec) {
+	switch s.DNSPolicy {
+	case corev1.DNSClusterFirst, corev1.DNSDefault:
 		s.DNSPolicy = ""
+	case corev1.DNSNone: // which comes with servers
+		s.DNSPolicy = ""
+		if s.DNSConfig != nil {
+			s.DNSConfig.Nameservers = nil
+		}
+	}
+	if s.DNSConfig != nil && isEmpty(*s.DNSConfig) {
+		s.DNSConfig = nil
 	}
 }
 

@@ -44,6 +44,9 @@ const PoolContainer = "sandbox"
 // Taint keeps pods away that don't ask for a sandbox.
 const Taint = "s0.run/sandbox"
 
+// RuntimeClass is the name of the class whose pods are scheduled to nodes like this one.
+const RuntimeClass = "s0"
+
 // Refusal says why a pod can't be a sandbox. Its text is for who made the pod.
 type Refusal struct {
 	Reason  string // one word, of the pod's status and event

@@ -57,6 +57,21 @@ func TestAnOrdinaryPodIsASandbox(t *testing.T) {
 	}
 }
 
+// A pod may say by a class that it is one of ours, and whom it would ask for names: the
+// node's resolver is asked all the same.
+func TestAPodMayNameItsClassAndResolvers(t *testing.T) {
+	t.Parallel()
+	pod, class := plain(), RuntimeClass
+	pod.Spec.RuntimeClassName = &class
+	pod.Spec.DNSPolicy, pod.Spec.DNSConfig = corev1.DNSNone, &corev1.PodDNSConfig{Nameservers: []string{"192.0.2.1"}}
+	if r := Check(pod); r != nil {
+		t.Error(r)
+	}
+	if pod.Spec.RuntimeClassName == nil || pod.Spec.DNSConfig == nil {
+		t.Error("the pod itself was changed")
+	}
+}
+
 // H01: whatever reaches for the host, or is not known, is refused by name.
 func TestH01_PodsOutsideTheAllowList(t *testing.T) {
 	t.Parallel()
@@ -90,7 +105,10 @@ func TestH01_PodsOutsideTheAllowList(t *testing.T) {
 		"host aliases": {func(p *corev1.Pod) {
 			p.Spec.HostAliases = []corev1.HostAlias{{IP: "1.2.3.4", Hostnames: []string{"a"}}}
 		}, "hostAliases"},
-		"another resolver": {func(p *corev1.Pod) { p.Spec.DNSPolicy = corev1.DNSNone }, "spec.dnsPolicy"},
+		"search domains": {func(p *corev1.Pod) {
+			p.Spec.DNSPolicy, p.Spec.DNSConfig = corev1.DNSNone, &corev1.PodDNSConfig{Nameservers: []string{"192.0.2.1"}, Searches: []string{"example.com"}}
+		}, "spec.dnsConfig.searches"},
+		"the host's names": {func(p *corev1.Pod) { p.Spec.DNSPolicy = corev1.DNSClusterFirstWithHostNet }, "spec.dnsPolicy"},
 		"a runtime class":  {func(p *corev1.Pod) { p.Spec.RuntimeClassName = &p.Name }, "runtimeClassName"},
 		"claims":           {func(p *corev1.Pod) { p.Spec.ResourceClaims = []corev1.PodResourceClaim{{Name: "gpu"}} }, "resourceClaims"},
 		"ephemeral container": {func(p *corev1.Pod) {
