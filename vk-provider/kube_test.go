@@ -18,7 +18,9 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -266,6 +268,40 @@ func TestKubernetes(t *testing.T) {
 func (s *stack) testNode(t *testing.T) {
 	if out := s.kubectl("get", "node", "sandboxes", "-o", "jsonpath={.spec.taints[*].key} {.status.conditions[?(@.type=='Ready')].status} {.metadata.labels['runtime\\.s0\\.run/gvisor']}"); !strings.HasPrefix(out, "s0.run/sandbox") || !strings.HasSuffix(out, "True true") {
 		t.Errorf("the node is %q", out)
+	}
+	node, err := s.kube.CoreV1().Nodes().Get(t.Context(), "sandboxes", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range node.Status.Conditions {
+		if want := corev1.ConditionFalse; c.Type != corev1.NodeReady && c.Status != want {
+			t.Errorf("condition %s is %s", c.Type, c.Status)
+		}
+	}
+	if len(node.Status.Conditions) != 5 || len(node.Status.Addresses) != 2 || node.Status.Allocatable.Pods().Value() == 0 || node.Status.Allocatable.Memory().IsZero() {
+		t.Errorf("its status is %+v", node.Status)
+	}
+	lease, err := s.lease(t)
+	if err != nil || lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity != "sandboxes" || lease.Spec.RenewTime == nil {
+		t.Errorf("its lease is %+v, %v", lease, err)
+	}
+}
+
+// lease is the node's, which comes some time after the node.
+func (s *stack) lease(t *testing.T) (*coordinationv1.Lease, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for {
+		lease, err := s.kube.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, "sandboxes", metav1.GetOptions{})
+		if !apierrors.IsNotFound(err) {
+			return lease, err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
 	}
 }
 

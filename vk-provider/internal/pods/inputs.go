@@ -328,16 +328,26 @@ func (r *resolver) keys(kind, name string, data map[string]string, items []corev
 
 func (r *resolver) downwardFiles(items []corev1.DownwardAPIVolumeFile, add func(name, content string)) error {
 	for _, item := range items {
-		if item.FieldRef == nil {
-			return fmt.Errorf("file %s: only fields of the pod can be files", item.Path)
-		}
-		v, err := r.downwardField(item.FieldRef.FieldPath)
+		v, err := r.downwardItem(item)
 		if err != nil {
-			return err
+			return fmt.Errorf("file %s: %w", item.Path, err)
 		}
 		add(item.Path, v)
 	}
 	return nil
+}
+
+func (r *resolver) downwardItem(item corev1.DownwardAPIVolumeFile) (string, error) {
+	if item.FieldRef != nil {
+		return r.downwardField(item.FieldRef.FieldPath)
+	}
+	ref := item.ResourceFieldRef
+	for _, c := range slices.Concat(r.api.Spec.InitContainers, r.api.Spec.Containers) {
+		if ref != nil && c.Name == ref.ContainerName {
+			return resourceOf(&c, ref)
+		}
+	}
+	return "", errors.New("its content comes from where nobody knows")
 }
 
 func (r *resolver) downwardField(name string) (string, error) {

@@ -55,6 +55,27 @@ func TestOwnResources(t *testing.T) {
 	}
 }
 
+// Files of the downward API are fields of the pod, and resources of any container.
+func TestDownwardFiles(t *testing.T) {
+	t.Parallel()
+	limits := corev1.ResourceRequirements{Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}}
+	r := resolver{api: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "a"}, {Name: "b", Resources: limits}}}}}
+	got := map[string]string{}
+	add := func(name, content string) { got[name] = content }
+	memory := func(container string) *corev1.ResourceFieldSelector {
+		return &corev1.ResourceFieldSelector{ContainerName: container, Resource: "limits.memory", Divisor: resource.MustParse("1Mi")}
+	}
+	items := []corev1.DownwardAPIVolumeFile{{Path: "name", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}, {Path: "memory", ResourceFieldRef: memory("b")}}
+	if err := r.downwardFiles(items, add); err != nil || got["name"] != "p" || got["memory"] != "64" {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, of := range []corev1.DownwardAPIVolumeFile{{Path: "x", ResourceFieldRef: memory("a")}, {Path: "x", ResourceFieldRef: memory("c")}, {Path: "x"}} {
+		if err := r.downwardFiles([]corev1.DownwardAPIVolumeFile{of}, add); err == nil {
+			t.Errorf("%+v has content", of)
+		}
+	}
+}
+
 func replaceSlash(s string) string {
 	b := []byte(s)
 	for i := range b {
