@@ -106,6 +106,8 @@ bench-kube: kube-tools vk test-deps ## measure pods, claims and the virtual node
 
 test-chart: kube-tools build vk ## lint the Helm chart, and have a real Kubernetes API server judge it (minutes the first time)
 	@cd charts && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 10m ./...
+test-nodes: test-deps ## three nodes in network namespaces, over mutual TLS: killed, cut off, drained, removed (root; minutes)
+	@S0_NODES=1 go test -count=1 -timeout 20m -v ./test/nodes
 
 test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
 	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e
@@ -144,4 +146,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: test-chart kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-robust test-generations lint bench bench-kube bench-netd bench-scale test-deps help
+.PHONY: test-chart kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-nodes test-robust test-generations lint bench bench-kube bench-netd bench-scale test-deps help
