@@ -284,6 +284,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service, authority *node
 		},
 		OnEnd:    func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
 		OnStored: func(node string, id sandbox.ID) { s.lifecycle.Stored(node, id) },
+		OnGone:   func(string) { s.pools.Kick() }, // the others have its share
 	})
 	s.pools = pools.New(pools.Config{Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Log: log})
 	s.images = images.New(images.Config{

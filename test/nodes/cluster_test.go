@@ -102,7 +102,7 @@ func (c *cluster) server(joining string) {
 	c.must(err)
 	go func() {
 		done <- api.Run(ctx, api.Config{
-			Listen: "127.0.0.1:0", DatabaseURL: c.dsn, NodeCADir: filepath.Join(c.dir, "ca"), NodeListen: joining, KeyFile: filepath.Join(c.dir, "api.key"), Cluster: clusterName,
+			Listen: "127.0.0.1:0", DatabaseURL: c.dsn, NodeCADir: filepath.Join(c.dir, "ca"), NodeListen: joining, KeyFile: filepath.Join(c.dir, "api.key"), Cluster: clusterName, PublicDomain: "http://s0.test",
 			DefaultImage: "image", PoolMin: pool, PoolMax: pool, AdminPassword: s0test.AdminPassword, RateLimit: 1e6, RateBurst: 1e6,
 			Log: slog.New(slog.NewJSONHandler(log, nil)), Ready: func(addr string) { ready <- addr },
 		})

@@ -68,6 +68,9 @@ type Config struct {
 	OnSync   func(node string)
 	OnEnd    func(node string, id sandbox.ID)
 	OnStored func(node string, id sandbox.ID)
+
+	// OnGone, unless nil, is called when a node is no member any more and forgotten.
+	OnGone func(node string)
 }
 
 // Member is a node that is reached over a network. One that is anything else than before
@@ -184,6 +187,9 @@ func (s *Set) serve(ctx context.Context, c *conn) {
 	c.data.CloseIdleConnections()
 	if c.ctx.Err() != nil && s.isLatest(c) {
 		s.cfg.Table.Forget(c.member.Name)
+		if s.cfg.OnGone != nil {
+			s.cfg.OnGone(c.member.Name)
+		}
 	}
 }
 
