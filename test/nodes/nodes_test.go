@@ -12,8 +12,8 @@ import (
 	"s0.run/internal/nodeapi"
 )
 
-// TestSeveralNodes is the life of a cluster of three nodes. Its parts build on each other.
-func TestSeveralNodes(t *testing.T) {
+// TestX45_X47_SeveralNodes is the life of a cluster of three nodes. Its parts build on each other.
+func TestX45_X47_SeveralNodes(t *testing.T) {
 	if os.Getenv("S0_NODES") == "" {
 		t.Skip("takes minutes: make test-nodes")
 	}
