@@ -276,7 +276,7 @@ type place struct {
 // is away (X34).
 func (p *Plane) find(ctx context.Context, to Target) (place, error) {
 	sb, _, ok := p.cfg.Table.Lookup(to.ID)
-	if ok && sb.Team == to.Team.String() && sb.State == sandbox.Running {
+	if ok && !sb.Contested && sb.Team == to.Team.String() && sb.State == sandbox.Running {
 		return place{sb.Node, sb.Generation}, nil
 	}
 	row, err := p.cfg.Store.Sandbox(ctx, to.Team, to.ID)

@@ -33,7 +33,7 @@ const (
 	retryPause = 2 * time.Second
 
 	// An address may try so many tokens, a node ask for so many certificates.
-	attemptRate, attemptBurst = 1, 10
+	attemptRate, attemptBurst = 5, 20
 )
 
 // Config names what a Keeper works with. Zero durations mean the defaults.
@@ -102,22 +102,29 @@ func (k *Keeper) Run(ctx context.Context, set *nodes.Set) error {
 }
 
 func (k *Keeper) pass(ctx context.Context, set *nodes.Set) error {
-	if err := k.Load(ctx, set); err != nil {
+	removed, err := k.load(ctx, set)
+	if err != nil {
 		return err
 	}
-	return k.look(ctx)
+	return k.look(ctx, removed)
 }
 
 // Load tells a set of nodes who there are.
 func (k *Keeper) Load(ctx context.Context, set *nodes.Set) error {
+	_, err := k.load(ctx, set)
+	return err
+}
+
+func (k *Keeper) load(ctx context.Context, set *nodes.Set) (removed []string, err error) {
 	list, err := k.cfg.Store.Nodes(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var all []nodes.Member
 	draining := map[string]bool{}
 	for _, n := range list {
 		if n.RemovedAt != nil {
+			removed = append(removed, n.Name)
 			continue
 		}
 		all = append(all, nodes.Member{Name: n.Name, Membership: n.Membership, Endpoint: n.Endpoint})
@@ -129,11 +136,11 @@ func (k *Keeper) Load(ctx context.Context, set *nodes.Set) error {
 		k.cfg.Drained()
 	}
 	set.Members(all)
-	return nil
+	return removed, nil
 }
 
 // look records which nodes answer, and what follows from those that never will again.
-func (k *Keeper) look(ctx context.Context) error {
+func (k *Keeper) look(ctx context.Context, removed []string) error {
 	var seen []string
 	for _, n := range k.cfg.Table.Synced() {
 		seen = append(seen, n.Name)
@@ -142,7 +149,7 @@ func (k *Keeper) look(ctx context.Context) error {
 	if err := k.cfg.Store.NodesSeen(ctx, seen); err != nil {
 		return err
 	}
-	return k.cfg.Store.SettleRemoved(ctx)
+	return k.cfg.Store.SettleRemoved(ctx, removed)
 }
 
 // credentials are this server's own. They are made anew in the middle of their life.

@@ -244,7 +244,7 @@ func TestH04_TokensAreHashed(t *testing.T) {
 func TestH04_AttemptsAreBounded(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	limited := f.replica(placement.New(), nil)
+	limited := f.replica(placement.New(), ratelimit.New(1e-3, attemptBurst))
 	f.address = f.listen(limited)
 	var refused, limitedBy int
 	for range attemptBurst + 20 {
@@ -257,7 +257,7 @@ func TestH04_AttemptsAreBounded(t *testing.T) {
 			t.Fatal(status)
 		}
 	}
-	if limitedBy == 0 || refused < attemptBurst {
+	if limitedBy != 20 || refused != attemptBurst {
 		t.Errorf("%d refused, %d told to wait", refused, limitedBy)
 	}
 }

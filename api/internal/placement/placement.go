@@ -29,6 +29,10 @@ type Sandbox struct {
 	ClaimID    string
 	Stored     sandbox.Generation // the image of it in the object store, if it is paused and there is one
 
+	// Contested says that two nodes have it, in different generations: it may have moved,
+	// or one of them lies. Its row knows (H03).
+	Contested bool
+
 	silent time.Time // since when its node can't tell its state; zero while it can
 }
 
@@ -150,6 +154,9 @@ func (t *Table) SandboxChanged(sb Sandbox) {
 func (t *Table) SandboxGone(name string, id sandbox.ID) {
 	t.update(name, func(n *node) {
 		delete(n.older, id)
+		if sb := t.sandboxes[id]; sb != nil {
+			sb.Contested = t.contested(id)
+		}
 		if n.own[id] {
 			delete(n.own, id)
 			t.dropSandbox(id)
@@ -201,13 +208,14 @@ func (t *Table) putSandbox(n *node, sb Sandbox) {
 	old := t.sandboxes[sb.ID]
 	if old != nil && old.Node != n.Name {
 		if old.Generation >= sb.Generation {
-			n.older[sb.ID] = sb
+			n.older[sb.ID], old.Contested = sb, true
 			return
 		}
 		delete(t.nodes[old.Node].own, sb.ID)
 		t.nodes[old.Node].older[sb.ID] = *old
 	}
 	delete(n.older, sb.ID)
+	sb.Contested = t.contested(sb.ID)
 	t.dropSandbox(sb.ID)
 	n.own[sb.ID] = true
 	sb.silent = time.Time{}
@@ -218,6 +226,16 @@ func (t *Table) putSandbox(n *node, sb Sandbox) {
 	}
 	t.sandboxes[sb.ID] = &sb
 	t.claimed[sb.PoolKey]++
+}
+
+// contested reports whether a node says something older of a sandbox.
+func (t *Table) contested(id sandbox.ID) bool {
+	for _, n := range t.nodes {
+		if _, has := n.older[id]; has {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *Table) dropSandbox(id sandbox.ID) {

@@ -115,6 +115,27 @@ func TestR2_AFencedNodeDoesNotHideALaterGeneration(t *testing.T) {
 	}
 }
 
+// H03: what a node says of another's sandbox is not believed for that alone; whichever of
+// them was heard first, it is known that they disagree, until one of them has it no more.
+func TestH03_ANodeThatHasAnothersSandbox(t *testing.T) {
+	t.Parallel()
+	for _, order := range [][]string{{"ours", "rogue"}, {"rogue", "ours"}} {
+		table := New()
+		synced(table, "ours")
+		synced(table, "rogue")
+		for _, node := range order {
+			table.SandboxChanged(Sandbox{Node: node, ID: "x", Generation: map[string]sandbox.Generation{"ours": 1, "rogue": 9}[node], Team: "t"})
+		}
+		if sb, _, ok := table.Lookup("x"); !ok || !sb.Contested {
+			t.Errorf("%v: %+v, %v", order, sb, ok)
+		}
+		table.SandboxGone("ours", "x")
+		if sb, _, ok := table.Lookup("x"); !ok || sb.Contested {
+			t.Errorf("%v, then one of them has it no more: %+v, %v", order, sb, ok)
+		}
+	}
+}
+
 func TestColdNodePrefersTheEmptierOne(t *testing.T) {
 	t.Parallel()
 	table := New()

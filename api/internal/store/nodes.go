@@ -184,23 +184,26 @@ func (s *Store) RemoveNode(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return s.SettleRemoved(ctx)
+	return s.SettleRemoved(ctx, []string{name})
 }
 
 // nodeRemoved is why a sandbox failed whose node is gone for good.
 const nodeRemoved = "its node was removed"
 
-// SettleRemoved makes rows say what became of the sandboxes of nodes that were removed:
+// SettleRemoved makes rows say what became of the sandboxes of those nodes that were removed:
 // what was being deleted is gone, and what is not in the object store is lost. A row is
 // settled by the removal, or later when a claim came in between.
-func (s *Store) SettleRemoved(ctx context.Context) error {
+func (s *Store) SettleRemoved(ctx context.Context, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
 	_, err := s.pool.Exec(ctx, `
 		UPDATE sandboxes SET updated_at = now(),
 			deleted_at = CASE WHEN status = 'terminating' THEN now() END,
 			status = CASE WHEN status = 'terminating' THEN status ELSE 'failed' END,
 			reason = CASE WHEN status = 'terminating' THEN reason ELSE $1 END
-		WHERE node IN (SELECT name FROM nodes WHERE removed_at IS NOT NULL) AND deleted_at IS NULL
-		AND (status IN ('terminating', 'running') OR status IN ('starting', 'paused') AND stored_generation IS NULL)`, nodeRemoved)
+		WHERE node = ANY($2) AND node IN (SELECT name FROM nodes WHERE removed_at IS NOT NULL) AND deleted_at IS NULL
+		AND (status IN ('terminating', 'running') OR status IN ('starting', 'paused') AND stored_generation IS NULL)`, nodeRemoved, names)
 	return classify(err, "settling the sandboxes of removed nodes")
 }
 
