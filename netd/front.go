@@ -2,8 +2,8 @@ package netd
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -88,12 +88,28 @@ func readKeys(dir string) (*sealed.Keyring, *ca.Root, error) {
 // start serves the sockets until the stack is stopped.
 func (f *front) start(l *dataplane.Listeners, s *daemon.Stack) {
 	s.Start("proxy", f.Run)
-	for name, listener := range map[string]net.Listener{"proxy, IPv4": l.Proxy4, "proxy, IPv6": l.Proxy6} {
-		s.Start(name, func(ctx context.Context) error { return f.Serve(ctx, listener) })
-	}
-	s.Start("proxy, connections that were held", f.resume)
+	s.Start("proxy's connections", func(ctx context.Context) error {
+		return together(ctx, f.resume,
+			func(ctx context.Context) error { return f.Serve(ctx, l.Proxy4) },
+			func(ctx context.Context) error { return f.Serve(ctx, l.Proxy6) })
+	})
 	s.Start("DNS, IPv4", func(ctx context.Context) error { return f.ServeDNS(ctx, l.DNSUDP4, l.DNSTCP4) })
 	s.Start("DNS, IPv6", func(ctx context.Context) error { return f.ServeDNS(ctx, l.DNSUDP6, l.DNSTCP6) })
+}
+
+// together runs parts that end at once, when ctx does or the first of them.
+func together(ctx context.Context, parts ...func(context.Context) error) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ends := make(chan error, len(parts))
+	for _, part := range parts {
+		go func() { ends <- part(ctx) }()
+	}
+	for range parts {
+		err = errors.Join(err, <-ends)
+		cancel()
+	}
+	return err
 }
 
 // resume goes on with what an earlier netd has left, until ctx ends.

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -32,6 +33,7 @@ func TestNetwork(t *testing.T) {
 	t.Run("credentials", func(t *testing.T) { testCredentials(t, s, w, o) })
 	t.Run("whom a sandbox believes", func(t *testing.T) { testTrust(t, s, w, o) })
 	t.Run("logins", func(t *testing.T) { testLogins(t, s, w, o) })
+	t.Run("X31: netd is told to stop", func(t *testing.T) { testNetdIsReplaced(t, s, w) })
 	t.Run("X31: netd is killed", func(t *testing.T) { testNetdIsKilled(t, s, w) })
 }
 
@@ -338,6 +340,47 @@ func testNetworkAfterAPause(t *testing.T, s *s0test.Stack, w *internet) {
 	u.pause(id)
 	u.resume(id)
 	u.wantOutcomes(id, want)
+}
+
+// Connections that netd passes on as they are outlive one that is told to stop: the next
+// goes on with them.
+func testNetdIsReplaced(t *testing.T, s *s0test.Stack, w *internet) {
+	for _, a := range []netip.Addr{w.near, w.near6} {
+		go echo(listenIn(t, w.ns, netip.AddrPortFrom(a, 2222).String()))
+	}
+	u := newUser(t, s)
+	id := u.claimWith(fmt.Sprintf(`{"mode":"block-all","egress":{"trafficRules":[{"name":"git","action":"allow","cidrs":["%s/32","%s/128"],"appProtocols":["ssh"],"ports":[{"port":2222}]}]}}`, w.near, w.near6))
+	python := u.python(id)
+	u.exec(id, python, fmt.Sprintf("import socket; both = [socket.create_connection((a, 2222), 60) for a in ('%s', '%s')]", w.near, w.near6))
+	u.exec(id, python, "say = lambda word: [(c.sendall(word), c.recv(100))[1] for c in both]")
+	u.wantExec(id, python, `say(b"SSH-2.0-x\n")`, `[b'SSH-2.0-x\n', b'SSH-2.0-x\n']`)
+	status, err := s.Status(u.ctx())
+	first := must(u, "status", status, err).Children["netd"]
+	if err := syscall.Kill(first, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.Eventually("another netd", func() error {
+		status, err := s.Status(u.ctx())
+		if pid := must(u, "status", status, err).Children["netd"]; pid == 0 || pid == first {
+			return os.ErrProcessDone
+		}
+		return nil
+	})
+	u.wantExec(id, python, `say(b"again")`, `[b'again', b'again']`)
+}
+
+// echo sends back what it is sent.
+func echo(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c)
+		}()
+	}
 }
 
 // While netd is away what is in force stays in force, a policy that is asked for is

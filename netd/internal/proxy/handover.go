@@ -15,8 +15,8 @@ import (
 )
 
 // pauseGrace is what the sides of a connection get to take what is under way: netd's
-// end waits for it.
-const pauseGrace = 300 * time.Millisecond
+// end waits for it, where one does not.
+const pauseGrace = time.Second
 
 // Handover is a spliced connection that nobody passes on now. Whoever has it has both
 // sockets; what is sent to it waits in the kernel.

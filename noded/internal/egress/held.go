@@ -10,8 +10,8 @@ import (
 
 const (
 	// holdTime is how long connections wait for the next netd: many times what one takes
-	// to come, and less than most peers wait for an answer.
-	holdTime = 30 * time.Second
+	// to come on a machine that does much else.
+	holdTime = 2 * time.Minute
 	// maxHeld and maxHeldEach bound them on a node and of a sandbox: each is two
 	// descriptors.
 	maxHeld, maxHeldEach = 2048, 512
