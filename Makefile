@@ -106,6 +106,7 @@ bench-kube: kube-tools vk test-deps ## measure pods, claims and the virtual node
 
 test-chart: kube-tools build vk ## lint the Helm chart, and have a real Kubernetes API server judge it (minutes the first time)
 	@cd charts && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 10m ./...
+
 test-nodes: test-deps ## three nodes in network namespaces, over mutual TLS: killed, cut off, drained, removed (root; minutes)
 	@S0_NODES=1 go test -count=1 -timeout 20m -v ./test/nodes
 
