@@ -59,7 +59,6 @@ func (c *Calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			c.refuse(w, r, v.ID, errdefs.New(errdefs.Unavailable, "what serves the volume's files does not answer").WithRetryAfter(again).WithCause(err))
 		},
 	}
-	_ = http.NewResponseController(w).EnableFullDuplex() // an upload may be refused before its end
 	proxy.ServeHTTP(w, r)
 }
 
