@@ -207,6 +207,14 @@ func nodeServer(h http.Handler) *http.Server {
 	}
 }
 
+// localServer serves it on this machine.
+func localServer(h http.Handler) *http.Server {
+	srv := nodeServer(h)
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	return srv
+}
+
 // serve listens for the node API and says that the node is ready. It closes
 // stopping when it is told to stop.
 func serve(cfg Config, s *daemon.Stack, stopping chan<- struct{}, h http.Handler) error {
@@ -214,21 +222,19 @@ func serve(cfg Config, s *daemon.Stack, stopping chan<- struct{}, h http.Handler
 	if err != nil {
 		return err
 	}
-	srv := nodeServer(h)
-	srv.Protocols.SetHTTP1(true)
-	srv.Protocols.SetUnencryptedHTTP2(true)
 	if err := serveMembers(cfg, s, h); err != nil {
 		l.Close()
 		return err
 	}
+	if cfg.Listener != nil {
+		s.Start("node API within the process", func(ctx context.Context) error { return daemon.Serve(ctx, localServer(h), cfg.Listener, stopGrace) })
+	}
+	// Stopped before the others: whoever follows the node's events ends then, wherever he is.
 	s.Start("node API", func(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() { close(stopping) })
 		defer stop()
-		return daemon.Serve(ctx, srv, l, stopGrace)
+		return daemon.Serve(ctx, localServer(h), l, stopGrace)
 	})
-	if cfg.Listener != nil {
-		s.Start("node API of this process", func(ctx context.Context) error { return daemon.Serve(ctx, srv, cfg.Listener, stopGrace) })
-	}
 	cfg.Log.Info("noded is ready", "node", cfg.Node, "socket", cfg.Socket)
 	if cfg.Ready != nil {
 		cfg.Ready()
