@@ -83,7 +83,7 @@ func TestBinaryIsSmallAndStatic(t *testing.T) {
 }
 
 // mayImport is everything beside the standard library that procd is made of.
-var mayImport = []string{"s0.run/cmd/procd", "s0.run/procd", "s0.run/internal/procapi", "s0.run/internal/errdefs", "s0.run/internal/warm", "golang.org/x/sys"}
+var mayImport = []string{"s0.run/cmd/procd", "s0.run/procd", "s0.run/internal/procapi", "s0.run/internal/errdefs", "s0.run/internal/warm", "s0.run/internal/files", "s0.run/internal/vsock", "golang.org/x/sys"}
 
 // mustNot are parts of the standard library that have no business in PID 1. Searches
 // need regexp; archive/tar brings os/user, whose look-ups we never call.
