@@ -231,6 +231,7 @@ func TestSessionProbes(t *testing.T) {
 	l := listen(t, "tcp", "127.0.0.1:0", func(net.Conn) {})
 	port := l.Addr().(*net.TCPAddr).Port
 	probe := func(of warm.Probe) *procapi.SessionProbe {
+		of.TimeoutSeconds = 60 // a process may be long in starting
 		return &procapi.SessionProbe{Probe: of.WithDefaults()}
 	}
 	s := createSession(t, c, procapi.SessionSpec{Command: []string{"sleep", "1000"}, Probes: procapi.SessionProbes{

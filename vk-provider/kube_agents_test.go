@@ -29,7 +29,7 @@ const agent = `{"apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "met
 	"podTemplate": {"metadata": {"labels": {"app": "agent"}}, "spec": {"runtimeClassName": "s0", "terminationGracePeriodSeconds": 5,
 		"containers": [{"name": "main", "image": %[1]q, "command": ["sh", "-c", "echo an agent; exec sleep infinity"], "resources": {"limits": {"memory": "256Mi", "cpu": "500m"}}}]}}}}`
 
-// agentPool is a template of such, a pool of two, and who claims one of them.
+// agentPool is a template of such, a pool of one, and who claims one of them.
 const agentPool = `{"apiVersion": "v1", "kind": "List", "items": [
 	{"apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxTemplate", "metadata": {"name": "agents", "namespace": "default"}, "spec": {
 		"podTemplate": {"metadata": {"labels": {"app": "pooled"}}, "spec": {"runtimeClassName": "s0", "terminationGracePeriodSeconds": 5,

@@ -328,8 +328,8 @@ func retryAfter(c caller) {
 	as.must(200, &teams, "GET", "/teams", "")
 	limit := "/internal/v1/teams/" + teams.Teams[0].ID + "/quotas/active_sandboxes"
 	as.must(200, nil, "PUT", limit, `{"limit_value":0}`)
+	defer as.must(200, nil, "DELETE", limit, "")
 	refused := c.send("POST", "/api/v1/sandboxes", `{"template":"default"}`)
-	as.must(200, nil, "DELETE", limit, "")
 	if seconds, err := strconv.Atoi(refused.header.Get("Retry-After")); refused.status != 429 || refused.code != "quota_exceeded" || err != nil || seconds < 1 {
 		c.Errorf("%d %s, Retry-After: %q", refused.status, refused.code, refused.header.Get("Retry-After"))
 	}
@@ -431,7 +431,7 @@ func largestFile(c caller, path string) {
 	const most = 100 << 20
 	body := strings.Repeat("0", most)
 	c.must(200, nil, "POST", path+"/files?path=large", body, "Content-Type", "application/octet-stream")
-	if a := c.send("POST", path+"/files?path=larger", body+"0", "Content-Type", "application/octet-stream"); a.status != 413 || a.code != "file_too_large" {
+	if a := c.send("POST", path+"/files?path=larger", body+"0", "Content-Type", "application/octet-stream", "Expect", "100-continue"); a.status != 413 || a.code != "file_too_large" {
 		c.Errorf("%d %s", a.status, a.code)
 	}
 	c.must(200, nil, "DELETE", path+"/files?path=large", "")
