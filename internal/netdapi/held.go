@@ -23,7 +23,7 @@ type Held struct {
 	Generation sandbox.Generation `json:"generation"`
 	State      json.RawMessage    `json:"state"` // netd's own words
 
-	Client   int `json:"-"` // sockets, which whoever has the value closes
+	Client   int `json:"-"` // sockets, which whoever has the value closes; -1: closed
 	Upstream int `json:"-"`
 }
 
@@ -33,15 +33,20 @@ const heldBytes = 16 << 10
 // HeldSocket is where they pass, beside netd's socket: one message for each, in packets.
 func HeldSocket(socket string) string { return socket + ".held" }
 
-// Close closes both sockets, which ends the connection if nobody else has them.
-func (h Held) Close() {
-	_ = syscall.Close(h.Client)
-	_ = syscall.Close(h.Upstream)
+// Close closes both sockets, which ends the connection if nobody else has them. It may
+// be repeated: their numbers may be somebody else's by then.
+func (h *Held) Close() {
+	for _, fd := range []*int{&h.Client, &h.Upstream} {
+		if *fd >= 0 {
+			_ = syscall.Close(*fd)
+		}
+		*fd = -1
+	}
 }
 
 // Cut ends the connection in a way that both sides take for no ordinary end.
-func (h Held) Cut() {
-	for _, fd := range []int{h.Client, h.Upstream} {
+func (h *Held) Cut() {
+	for _, fd := range []int{h.Client, h.Upstream} { // a closed one fails
 		_ = syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
 	}
 	h.Close()

@@ -48,6 +48,7 @@ func (a *Agent) exchange(ctx context.Context) {
 		if err := conn.Send(h); err != nil {
 			a.log.Warn("a connection was not handed on", "sandbox", h.Sandbox, "error", err)
 			h.Cut()
+			continue
 		}
 		h.Close()
 	}

@@ -3,6 +3,7 @@ package egress
 import (
 	"errors"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -47,6 +48,41 @@ func sockets(t *testing.T, id sandbox.ID) (h netdapi.Held, far [2]int) {
 	}
 	t.Cleanup(func() { unix.Close(a[1]); unix.Close(b[1]) })
 	return netdapi.Held{Sandbox: id, Generation: 1, State: []byte(`"s"`), Client: a[0], Upstream: b[0]}, [2]int{a[1], b[1]}
+}
+
+// X31: what can't be handed on ends, and what comes after it goes on.
+func TestX31_WhatCannotBeHandedOnEnds(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	s := slot(t, 1)
+	n.agent.Attach(t.Context(), s, 1)
+	var far [3][2]int
+	for i := range far {
+		var h netdapi.Held
+		h, far[i] = sockets(t, s.ID)
+		if i == 1 {
+			h.State = []byte(`"` + strings.Repeat("x", 1<<20) + `"`) // more than a message holds
+		}
+		n.agent.putHeld(h)
+	}
+	n.startNetd()
+	held := n.heldBy()
+	n.run()
+	netd := <-held
+	defer netd.Close()
+	for range 2 {
+		h, err := netd.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+	}
+	n.eventually("what was not handed on ends", func() bool { return ends(far[1][0]) && ends(far[1][1]) })
+	for _, i := range []int{0, 2} {
+		if ends(far[i][0]) || ends(far[i][1]) {
+			t.Errorf("%d has ended, too", i)
+		}
+	}
 }
 
 // ends reports whether the other side of a socket is closed.
