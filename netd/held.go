@@ -124,13 +124,14 @@ func (h *held) keep(c proxy.Handover) error {
 	if h.holder == nil {
 		return errors.New("nobody holds connections")
 	}
-	err := h.holder.SetWriteDeadline(time.Now().Add(holdTimeout))
-	if err == nil {
-		err = withSockets(c, func(client, upstream int) error {
-			return netdapi.NewHeldConn(h.holder).Send(netdapi.Held{Sandbox: c.Sandbox, Generation: c.Generation, State: c.State, Client: client, Upstream: upstream})
-		})
-	}
-	if op := new(net.OpError); errors.As(err, &op) { // and no other is kept waiting for him
+	var failed error // the holder, not the connection
+	err := withSockets(c, func(client, upstream int) error {
+		if failed = h.holder.SetWriteDeadline(time.Now().Add(holdTimeout)); failed == nil {
+			failed = netdapi.NewHeldConn(h.holder).Send(netdapi.Held{Sandbox: c.Sandbox, Generation: c.Generation, State: c.State, Client: client, Upstream: upstream})
+		}
+		return failed
+	})
+	if op := new(net.OpError); errors.As(failed, &op) { // and no other is kept waiting for him
 		h.holder.Close()
 		h.holder = nil
 	}

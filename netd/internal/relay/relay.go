@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -33,6 +34,9 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return 
 // ErrPaused is what passing ends in that was paused: every byte that was read of one
 // side is written to the other, and both are open.
 var ErrPaused = errors.New("the line is paused")
+
+// errStuck is what passing ends in that could not be paused.
+var errStuck = errors.New("a side took nothing while the line was to pause")
 
 // Line is a connection of a sandbox and the one that it leads to.
 type Line struct {
@@ -62,7 +66,7 @@ func (l *Line) Pass(head []byte) error {
 	pausing := errors.Is(err, ErrPaused) || errors.Is(back, ErrPaused)
 	if l.broken.Load() || pausing && !l.limit.Stop() {
 		l.abort()
-		return errors.Join(err, back)
+		return broken(err, back)
 	}
 	if pausing {
 		return ErrPaused
@@ -70,6 +74,16 @@ func (l *Line) Pass(head []byte) error {
 	l.Client.Close()
 	l.Upstream.Close()
 	return nil
+}
+
+// broken is what a line ends in with which nobody can go on, though a way of it may be
+// paused.
+func broken(ways ...error) error {
+	ways = slices.DeleteFunc(ways, func(err error) bool { return errors.Is(err, ErrPaused) })
+	if err := errors.Join(ways...); err != nil {
+		return err
+	}
+	return errStuck
 }
 
 // Pause has Pass return as soon as nothing is under way. Where a side takes nothing for

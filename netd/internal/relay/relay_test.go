@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -171,7 +172,7 @@ func TestX31_AStuckLineIsCut(t *testing.T) {
 	upstream, server := pair(t)
 	go io.Copy(guest, endless{})
 	err := ErrPaused
-	for end := time.Now().Add(time.Minute); errors.Is(err, ErrPaused); { // while it takes more
+	for end := time.Now().Add(time.Minute); err == ErrPaused; { //nolint:errorlint // that and no other; while it takes more
 		if time.Now().After(end) {
 			t.Fatal("it takes everything")
 		}
@@ -184,11 +185,22 @@ func TestX31_AStuckLineIsCut(t *testing.T) {
 		line.Pause(time.Millisecond)
 		err = <-result
 	}
-	if err == nil {
-		t.Error("it ended well")
+	if err == nil || errors.Is(err, ErrPaused) {
+		t.Errorf("it ended in %v", err)
 	}
 	if _, err := io.Copy(io.Discard, server); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("what was cut looks complete: %v", err)
+	}
+}
+
+// A line of which one way is paused and the other breaks is no paused one.
+func TestX31_ABrokenLineIsNotPaused(t *testing.T) {
+	t.Parallel()
+	other := errors.New("broken")
+	for _, ways := range [][]error{{ErrPaused, other}, {other, ErrPaused}, {ErrPaused, ErrPaused}, {nil, ErrPaused}, {nil, nil}} {
+		if err := broken(ways...); err == nil || errors.Is(err, ErrPaused) || slices.Contains(ways, other) != errors.Is(err, other) {
+			t.Errorf("%v: it ends in %v", ways, err)
+		}
 	}
 }
 
