@@ -103,7 +103,12 @@ func (k *Keeper) renew(r *http.Request, req nodecert.Request) (nodecert.Answer, 
 	if req.Node != peer.Node {
 		return nodecert.Answer{}, errdefs.New(errdefs.PermissionDenied, "the certificate is another node's")
 	}
+	held, err := nodecert.Fingerprint(r.TLS.PeerCertificates[0].PublicKey)
+	if err != nil {
+		return nodecert.Answer{}, err
+	}
 	return k.certify(r.Context(), req, peer.Node, func(ctx context.Context, c store.Certified) (uuid.UUID, error) {
+		c.Held = held
 		return peer.Membership, k.cfg.Store.Renew(ctx, peer.Membership, c)
 	})
 }

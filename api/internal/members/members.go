@@ -120,9 +120,13 @@ func (k *Keeper) load(ctx context.Context, set *nodes.Set) (removed []string, er
 	if err != nil {
 		return nil, err
 	}
+	local, allLocal := set.Local()
 	var all []nodes.Member
 	draining := map[string]bool{}
 	for _, n := range list {
+		if local[n.Name] {
+			continue // it serves over its socket, whatever became of a member of its name
+		}
 		if n.RemovedAt != nil {
 			removed = append(removed, n.Name)
 			continue
@@ -136,6 +140,9 @@ func (k *Keeper) load(ctx context.Context, set *nodes.Set) (removed []string, er
 		k.cfg.Drained()
 	}
 	set.Members(all)
+	if !allLocal {
+		removed = nil // it may be one of those that have not said their names: until then nothing is lost
+	}
 	return removed, nil
 }
 

@@ -24,9 +24,8 @@ type conn struct {
 	first sync.Once
 	tried chan struct{} // closed when the first stream was whole, or failed
 
-	started bool // Run's alone
-	done    chan struct{}
-	before  *conn // whose place this one takes
+	done   chan struct{} // closed when it has said its last
+	before *conn         // whose place this one takes; its goroutine's alone, once that runs
 
 	ctx    context.Context // ends when the node is none any more
 	cancel context.CancelFunc
@@ -45,6 +44,19 @@ func newConn(at string, member *Member, dial func(context.Context) (net.Conn, er
 		connect.WithAcceptCompression("gzip", nil, nil))
 	c.claims = &claims{rpc: c.rpc}
 	return c
+}
+
+// local reports whether this is a node of this machine. None is none.
+func (c *conn) local() bool { return c != nil && c.member == nil }
+
+// succeed waits for whose place this one takes: what that one says last must not come after
+// what this one says first.
+func (c *conn) succeed() {
+	if c.before != nil {
+		c.before.end()
+		<-c.before.done
+		c.before = nil
+	}
 }
 
 // settle says that what can be known of the node at first is known.

@@ -1,8 +1,8 @@
 // Package nodes talks to the nodes: it follows each node's stream into the
 // placement table and hands out clients for calls and for the data plane.
 //
-// A node of this machine is a unix socket, for good; others are members of the cluster
-// and come and go, as [Set.Members] is told. The package owns the connections and one
+// A node of this machine is a unix socket, for good, and has its name before every member;
+// members of the cluster come and go, as [Set.Members] is told. The package owns the connections and one
 // goroutine for each node while [Set.Run] runs.
 // A lost stream is tried again for ever, with growing pauses; meanwhile calls to
 // that node fail at once and none of its slots is claimed. What a stream says
@@ -88,6 +88,7 @@ type Set struct {
 
 	mu     sync.RWMutex
 	conns  []*conn
+	fresh  []*conn          // that Run has not started yet, whether or not they have ended
 	latest map[string]*conn // of each name that a member has or had
 	byName map[string]*conn // that have said who they are
 }
@@ -101,6 +102,7 @@ func New(cfg Config) *Set {
 	for _, socket := range cfg.Sockets {
 		s.conns = append(s.conns, newConn(socket, nil, func(ctx context.Context) (net.Conn, error) { return s.cfg.Dial(ctx, socket) }))
 	}
+	s.fresh = slices.Clone(s.conns)
 	return s
 }
 
@@ -108,17 +110,19 @@ func dialUnix(ctx context.Context, socket string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "unix", socket)
 }
 
-// Members says who the members are. One that is none any more is hung up on before this
-// returns, whatever goes on.
+// Members says who the members are; those with the name of a node of this machine don't
+// count. One that is none any more is hung up on before this returns, whatever goes on.
 func (s *Set) Members(list []Member) {
 	var ended, kept []*conn
 	s.mu.Lock()
+	list = slices.DeleteFunc(slices.Clone(list), func(m Member) bool { return s.byName[m.Name].local() })
 	for _, c := range s.conns {
 		if c.member == nil || slices.Contains(list, *c.member) {
 			kept = append(kept, c)
 			continue
 		}
 		ended = append(ended, c)
+		c.cancel() // it must not be made known by its name again
 		if s.byName[c.member.Name] == c {
 			delete(s.byName, c.member.Name)
 		}
@@ -143,6 +147,7 @@ func (s *Set) newMemberLocked(m Member) *conn {
 	c := newConn(m.Endpoint, &m, func(ctx context.Context) (net.Conn, error) { return s.cfg.DialMember(ctx, m) })
 	c.before = s.latest[m.Name]
 	s.latest[m.Name] = c
+	s.fresh = append(s.fresh, c)
 	return c
 }
 
@@ -153,14 +158,12 @@ func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastRe
 func (s *Set) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for {
-		s.mu.RLock()
-		conns := slices.Clone(s.conns)
-		s.mu.RUnlock()
-		for _, c := range conns {
-			if !c.started {
-				c.started = true
-				wg.Go(func() { s.serve(ctx, c) })
-			}
+		s.mu.Lock()
+		fresh := s.fresh
+		s.fresh = nil
+		s.mu.Unlock()
+		for _, c := range fresh {
+			wg.Go(func() { s.serve(ctx, c) })
 		}
 		select {
 		case <-s.changed:
@@ -177,11 +180,10 @@ func (s *Set) serve(ctx context.Context, c *conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
-	if c.before != nil && c.before.started {
-		<-c.before.done // what it says last must not come after what this one says first
+	c.succeed()
+	if c.ctx.Err() == nil {
+		s.follow(ctx, c)
 	}
-	c.before = nil
-	s.follow(ctx, c)
 	c.claims.calls.Wait()
 	c.calls.CloseIdleConnections()
 	c.data.CloseIdleConnections()
@@ -242,6 +244,7 @@ func (s *Set) watch(ctx context.Context, c *conn) (synced bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	c.succeed()
 	stream, err := c.rpc.Watch(ctx, &nodeapi.WatchRequest{Many: true})
 	if err != nil {
 		return false, fmt.Errorf("watching node %s: %w", n.Name, err)
@@ -276,16 +279,50 @@ func (s *Set) hello(ctx context.Context, c *conn) (placement.Node, error) {
 	if c.ctx.Err() != nil {
 		return placement.Node{}, fmt.Errorf("node %q is no member any more", info.GetNode())
 	}
-	if other := s.byName[info.GetNode()]; other != nil && other != c {
-		return placement.Node{}, fmt.Errorf("two nodes are called %q: %s and %s", info.GetNode(), other.at, c.at)
+	if err := s.nameLocked(info.GetNode(), c); err != nil {
+		return placement.Node{}, err
 	}
-	s.byName[info.GetNode()] = c
 	n := placement.Node{Name: info.GetNode(), NetworkPolicy: info.GetNetworkPolicy(), ObjectStore: info.GetObjectStore() != nil,
 		Volumes: info.GetVolumes().GetStore(), Buckets: info.GetVolumes().GetS3()}
 	for _, class := range info.GetRuntimeClasses() {
 		n.Classes = append(n.Classes, sandbox.RuntimeClass(class))
 	}
 	return n, nil
+}
+
+// nameLocked makes c known by a name. A node of this machine takes it from any member: that
+// one, or who else has the name on the list, ends.
+func (s *Set) nameLocked(name string, c *conn) error {
+	other := s.byName[name]
+	switch {
+	case other == c:
+		return nil
+	case c.local() && !other.local():
+		if last := s.latest[name]; last != nil {
+			last.cancel()
+			c.before = last
+		}
+		s.latest[name] = c
+	case other != nil:
+		return fmt.Errorf("two nodes are called %q: %s and %s", name, other.at, c.at)
+	}
+	s.byName[name] = c
+	return nil
+}
+
+// Local is the names of this machine's nodes. It is not all while one has not said its
+// name since this server started.
+func (s *Set) Local() (names map[string]bool, all bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	names = map[string]bool{}
+	named := map[*conn]bool{}
+	for name, c := range s.byName {
+		if c.local() {
+			names[name], named[c] = true, true
+		}
+	}
+	return names, len(named) == len(s.cfg.Sockets)
 }
 
 // ErrUnreachable is the one answer while a sandbox's node can't be asked.

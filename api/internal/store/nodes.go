@@ -32,6 +32,7 @@ type Certified struct {
 	Node     string
 	Endpoint string
 	Key      []byte // its key's hash
+	Held     []byte // the hash of the key that a renewal is asked for with
 	Until    time.Time
 }
 
@@ -60,6 +61,8 @@ func (s *Store) PutNodeToken(ctx context.Context, t NodeToken) (until time.Time,
 	return until, err
 }
 
+var errTaken = errdefs.New(errdefs.Conflict, "there is a node of this name; if it is no more, remove it first")
+
 // errToken is the one answer to every token that opens nothing.
 var errToken = errdefs.New(errdefs.Unauthenticated, "the token is unknown, used up, over, or another node's")
 
@@ -85,11 +88,15 @@ func (s *Store) Join(ctx context.Context, token string, secret []byte, c Certifi
 			return errToken
 		}
 		membership = uuid.New()
-		_, err = tx.Exec(ctx, `
+		put, err := tx.Exec(ctx, `
 			INSERT INTO nodes (name, membership, endpoint, key_sha256, certified_until) VALUES ($1, $2, $3, $4, $5)
-			ON CONFLICT (name) DO UPDATE SET membership = excluded.membership, endpoint = excluded.endpoint, key_sha256 = excluded.key_sha256,
-				certified_until = excluded.certified_until, joined_at = now(), renewed_at = now(), seen_at = NULL, draining_at = NULL, removed_at = NULL`,
+			ON CONFLICT (name) DO UPDATE SET membership = excluded.membership, endpoint = excluded.endpoint, key_sha256 = excluded.key_sha256, held_key_sha256 = NULL,
+				certified_until = excluded.certified_until, joined_at = now(), renewed_at = now(), seen_at = NULL, draining_at = NULL, removed_at = NULL
+			WHERE nodes.removed_at IS NOT NULL`,
 			c.Node, membership, c.Endpoint, c.Key, c.Until)
+		if err == nil && put.RowsAffected() == 0 {
+			return errTaken // by one that joined at the same moment
+		}
 		return err
 	})
 	return membership, err
@@ -110,12 +117,14 @@ func tokenFor(ctx context.Context, tx pgx.Tx, token string, secret []byte, node 
 	return made, err
 }
 
-// rejoin answers the membership of a node that has this key, and refuses another's name.
+// rejoin answers the membership of a node that has this key, or had it when it was certified
+// last and may not know of that, and refuses another's name.
 func rejoin(ctx context.Context, tx pgx.Tx, c Certified, tokenMade time.Time) (uuid.UUID, error) {
 	var membership uuid.UUID
-	var key []byte
+	var key, held []byte
 	var removed *time.Time
-	err := tx.QueryRow(ctx, "SELECT membership, key_sha256, removed_at FROM nodes WHERE name = $1 FOR UPDATE", c.Node).Scan(&membership, &key, &removed)
+	err := tx.QueryRow(ctx, "SELECT membership, key_sha256, held_key_sha256, removed_at FROM nodes WHERE name = $1 FOR UPDATE", c.Node).
+		Scan(&membership, &key, &held, &removed)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return uuid.Nil, nil
@@ -125,10 +134,12 @@ func rejoin(ctx context.Context, tx pgx.Tx, c Certified, tokenMade time.Time) (u
 		return uuid.Nil, errdefs.New(errdefs.PermissionDenied, "the node was removed, and this token is older than that")
 	case removed != nil:
 		return uuid.Nil, nil
-	case subtle.ConstantTimeCompare(key, c.Key) != 1:
-		return uuid.Nil, errdefs.New(errdefs.Conflict, "there is a node of this name; if it is no more, remove it first")
+	case subtle.ConstantTimeCompare(key, c.Key) != 1 && subtle.ConstantTimeCompare(held, c.Key) != 1:
+		return uuid.Nil, errTaken
 	}
-	_, err = tx.Exec(ctx, "UPDATE nodes SET endpoint = $2, certified_until = $3, renewed_at = now() WHERE name = $1", c.Node, c.Endpoint, c.Until)
+	_, err = tx.Exec(ctx, `
+		UPDATE nodes SET key_sha256 = $4, held_key_sha256 = NULL, endpoint = $2, certified_until = $3, renewed_at = now()
+		WHERE name = $1`, c.Node, c.Endpoint, c.Until, c.Key)
 	return membership, err
 }
 
@@ -136,8 +147,8 @@ func rejoin(ctx context.Context, tx pgx.Tx, c Certified, tokenMade time.Time) (u
 // removed since it joined.
 func (s *Store) Renew(ctx context.Context, membership uuid.UUID, c Certified) error {
 	tag, err := s.pool.Exec(ctx, `
-		UPDATE nodes SET key_sha256 = $4, certified_until = $5, renewed_at = now(), endpoint = $3
-		WHERE name = $1 AND membership = $2 AND removed_at IS NULL`, c.Node, membership, c.Endpoint, c.Key, c.Until)
+		UPDATE nodes SET key_sha256 = $4, held_key_sha256 = $6, certified_until = $5, renewed_at = now(), endpoint = $3
+		WHERE name = $1 AND membership = $2 AND removed_at IS NULL`, c.Node, membership, c.Endpoint, c.Key, c.Until, c.Held)
 	if err == nil && tag.RowsAffected() == 0 {
 		return errdefs.New(errdefs.PermissionDenied, "the node is no member any more")
 	}
@@ -172,27 +183,22 @@ func (s *Store) DrainNode(ctx context.Context, name string, drain bool) error {
 }
 
 // RemoveNode decides that a node is gone for good. Its certificates are nobody's from
-// then on, and its name is free.
+// then on, and its name is free. What it has is settled by servers, which know whether they
+// reach a node of this name by a socket.
 func (s *Store) RemoveNode(ctx context.Context, name string) error {
-	err := s.inTx(ctx, "removing a node", func(ctx context.Context, tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, "UPDATE nodes SET removed_at = now() WHERE name = $1 AND removed_at IS NULL", name)
-		if err == nil && tag.RowsAffected() == 0 {
-			return notFound("node")
-		}
-		return err
-	})
-	if err != nil {
-		return err
+	tag, err := s.pool.Exec(ctx, "UPDATE nodes SET removed_at = now() WHERE name = $1 AND removed_at IS NULL", name)
+	if err == nil && tag.RowsAffected() == 0 {
+		return notFound("node")
 	}
-	return s.SettleRemoved(ctx, []string{name})
+	return classify(err, "removing a node")
 }
 
 // nodeRemoved is why a sandbox failed whose node is gone for good.
 const nodeRemoved = "its node was removed"
 
 // SettleRemoved makes rows say what became of the sandboxes of those nodes that were removed:
-// what was being deleted is gone, and what is not in the object store is lost. A row is
-// settled by the removal, or later when a claim came in between.
+// what was being deleted is gone, and what is not in the object store is lost. They say
+// so again of a row whose claim came in between.
 func (s *Store) SettleRemoved(ctx context.Context, names []string) error {
 	if len(names) == 0 {
 		return nil

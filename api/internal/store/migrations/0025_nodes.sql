@@ -9,6 +9,7 @@ CREATE TABLE nodes (
     membership uuid NOT NULL,
     endpoint text NOT NULL,
     key_sha256 bytea NOT NULL,
+    held_key_sha256 bytea, -- of the key that the last one was asked for with: all that the node has if the answer was lost
     certified_until timestamptz NOT NULL,
     joined_at timestamptz NOT NULL DEFAULT now(),
     renewed_at timestamptz NOT NULL DEFAULT now(),
