@@ -46,10 +46,15 @@ func TestX43_AFileSystemThatHangsIsReplaced(t *testing.T) {
 	if err != nil || len(earlier) == 0 {
 		t.Fatalf("%d processes, %v", len(earlier), err)
 	}
+	defer earlier.close()
 	for _, p := range earlier {
-		defer unix.Close(p)
 		if err := unix.PidfdSendSignal(p, unix.SIGSTOP, nil, 0); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for h := Look(cfg.MountDir); h != Hangs; h = Look(cfg.MountDir) { // a thread may answer once more
+		if h == Gone {
+			t.Fatal("it is gone")
 		}
 	}
 	waits := make(chan error, 1)
@@ -57,8 +62,21 @@ func TestX43_AFileSystemThatHangsIsReplaced(t *testing.T) {
 	if err := Ensure(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-waits; err == nil || errors.Is(err, unix.ENOENT) {
-		t.Errorf("who waited hears %v", err)
+	for pid, p := range earlier {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(p), Events: unix.POLLIN}}, 0); n != 1 || err != nil {
+			t.Fatalf("an earlier process runs: %v", err)
+		}
+		if _, err := os.Lstat(socket(pid)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("its socket is left: %v", err)
+		}
+	}
+	select {
+	case err := <-waits:
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			t.Errorf("who waited hears %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("who waited hears nothing")
 	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(root.Fd()), "dir", &st, 0); err == nil || errors.Is(err, unix.ENOENT) {
@@ -66,11 +84,6 @@ func TestX43_AFileSystemThatHangsIsReplaced(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(cfg.MountDir, "kept")); err != nil || string(b) != "kept" {
 		t.Errorf("it has %q, %v", b, err)
-	}
-	for _, p := range earlier {
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(p), Events: unix.POLLIN}}, 0); n != 1 || err != nil {
-			t.Errorf("an earlier process runs: %v", err)
-		}
 	}
 	if err := Ensure(t.Context(), cfg); err != nil { // nothing is to be done
 		t.Error(err)
