@@ -62,9 +62,12 @@ func (e *Entry) Open() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Fstat(fd, &e.Stat); err != nil || !e.IsRegular() {
+	if err = unix.Fstat(fd, &e.Stat); err == nil && !e.IsRegular() {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
 		unix.Close(fd)
-		return nil, errors.Join(err, fs.ErrNotExist)
+		return nil, err
 	}
 	return os.NewFile(uintptr(fd), e.name), nil
 }
@@ -81,7 +84,8 @@ func (e *Entry) Readlink() (string, error) {
 
 // Walk calls visit for root, which may be a symlink to a directory, and for
 // everything below it: a directory before it is read, and what is in it afterwards.
-// What vanishes on the way is left out. An error of visit ends the walk.
+// What vanishes on the way, or may not be seen, is left out. An error of visit ends the
+// walk, and so does one of the file system.
 func Walk(root string, visit func(*Entry) error) error {
 	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -98,8 +102,8 @@ func In(dir *os.File, visit func(*Entry) error) error {
 	if err := unix.Fstat(fd, &e.Stat); err != nil {
 		return err
 	}
-	if isVirtual(fd) {
-		return nil
+	if virtual, err := isVirtual(fd); virtual || err != nil {
+		return err
 	}
 	w := walker{visit: visit}
 	if err := visit(e); err != nil {
@@ -133,20 +137,22 @@ func (w walker) children(dir *os.File, of *Entry) error {
 
 func (w walker) child(dir *os.File, of *Entry, name string) error {
 	e := &Entry{Path: path.Join(of.Path, name), Depth: of.Depth + 1, parent: int(dir.Fd()), name: name}
-	if unix.Fstatat(e.parent, name, &e.Stat, unix.AT_SYMLINK_NOFOLLOW) != nil {
-		return nil
+	if err := statat(e.parent, name, &e.Stat); err != nil {
+		return passedBy(err)
 	}
 	if err := w.visit(e); err != nil || !e.IsDir() {
 		return skipped(err)
 	}
 	fd, err := openat(e.parent, name, unix.O_DIRECTORY)
 	if err != nil {
-		return nil // it has gone, or is no directory any more
+		return passedBy(err)
 	}
 	sub := os.NewFile(uintptr(fd), e.Path)
 	defer sub.Close()
-	if e.Stat.Dev != of.Stat.Dev && isVirtual(fd) {
-		return nil
+	if e.Stat.Dev != of.Stat.Dev {
+		if virtual, err := isVirtual(fd); virtual || err != nil {
+			return err
+		}
 	}
 	return w.children(sub, e)
 }
@@ -156,6 +162,25 @@ func skipped(err error) error {
 		return nil
 	}
 	return err
+}
+
+// passedBy is nil for what has gone, or is no directory any more, or is not for us. With
+// any other error something may be there: who walks must not take it for an end.
+func passedBy(err error) error {
+	for _, gone := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ESTALE, unix.EACCES} {
+		if errors.Is(err, gone) {
+			return nil
+		}
+	}
+	return err
+}
+
+func statat(dir int, name string, st *unix.Stat_t) error {
+	for {
+		if err := unix.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 func openat(dir int, name string, flags int) (int, error) {
@@ -175,9 +200,16 @@ var virtual = []int64{
 }
 
 // IsVirtual reports whether an open file is none that is stored, or may be none.
-func IsVirtual(f *os.File) bool { return isVirtual(int(f.Fd())) }
+func IsVirtual(f *os.File) bool {
+	virtual, err := isVirtual(int(f.Fd()))
+	return virtual || err != nil
+}
 
-func isVirtual(fd int) bool {
+func isVirtual(fd int) (bool, error) {
 	var st unix.Statfs_t
-	return unix.Fstatfs(fd, &st) != nil || slices.Contains(virtual, int64(st.Type))
+	for {
+		if err := unix.Fstatfs(fd, &st); !errors.Is(err, unix.EINTR) {
+			return err == nil && slices.Contains(virtual, int64(st.Type)), err
+		}
+	}
 }

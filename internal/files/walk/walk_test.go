@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -130,4 +131,28 @@ func TestB02_ChangesAfterTheLook(t *testing.T) {
 		}
 		return nil
 	}))
+}
+
+// What can't be looked at has not gone: a visitor who deletes what it has seen would lose
+// the rest.
+func TestAnErrorIsNoEnd(t *testing.T) {
+	t.Parallel()
+	if dir := os.Getenv("WALK_DIR"); dir != "" {
+		if err := Walk(dir, func(*Entry) error { return nil }); !errors.Is(err, unix.EMFILE) {
+			t.Errorf("without a descriptor for what is there: %v", err)
+		}
+		return
+	}
+	dir := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(dir, strings.Repeat("d/", 64)), 0o755))
+	few := exec.Command("sh", "-c", `ulimit -n 32 && exec "$0" -test.run='^TestAnErrorIsNoEnd$'`, os.Args[0])
+	few.Env = append(os.Environ(), "WALK_DIR="+dir)
+	if out, err := few.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	for err, want := range map[error]error{unix.ENOENT: nil, unix.ELOOP: nil, unix.ENOTDIR: nil, unix.ESTALE: nil, unix.EACCES: nil, unix.EIO: unix.EIO} {
+		if got := passedBy(err); got != want {
+			t.Errorf("%v becomes %v", err, got)
+		}
+	}
 }
