@@ -140,7 +140,7 @@ func (m *Manager) captureOnce(ctx context.Context, v *volume, root *os.File) (c 
 	}
 	c.info, c.skipped, err = layers.Capture(ctx, f, root, c.changes)
 	if err = errors.Join(err, f.Close()); err == nil && len(c.skipped.Missed) > 0 {
-		err = fmt.Errorf("%d paths are not what they were, among them %.200q: somebody writes", len(c.skipped.Missed), c.skipped.Missed[0])
+		err = errors.Join(errWritten(v.id), fmt.Errorf("%d paths are not what they were, among them %.200q", len(c.skipped.Missed), c.skipped.Missed[0]))
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.removeCaptured(v))
