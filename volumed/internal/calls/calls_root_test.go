@@ -366,7 +366,7 @@ func TestD04_AFullVolumeSaysSo(t *testing.T) {
 	limited := plain
 	limited.Limit = 1 << 20
 	b := newBench(t, limited)
-	big := strings.Repeat("x", 64<<20)
+	big := strings.Repeat("x", 24<<20)
 	status, answer := b.do("POST", at("big"), big)
 	if status != 429 || !strings.Contains(answer, volumeapi.CodeFull) {
 		t.Fatalf("%d %s", status, answer)
