@@ -5360,6 +5360,7 @@ type SandboxCounters struct {
 	RxBytes       int64                  `protobuf:"varint,3,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
 	TxBytes       int64                  `protobuf:"varint,4,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
 	DiskBytes     int64                  `protobuf:"varint,5,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"` // no counter: what its root filesystem has at the moment
+	Final         bool                   `protobuf:"varint,6,opt,name=final,proto3" json:"final,omitempty"`                          // the last of a generation that is over, which is told for a while
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5427,6 +5428,13 @@ func (x *SandboxCounters) GetDiskBytes() int64 {
 		return x.DiskBytes
 	}
 	return 0
+}
+
+func (x *SandboxCounters) GetFinal() bool {
+	if x != nil {
+		return x.Final
+	}
+	return false
 }
 
 // StatsSample is read on the host; all of the sandbox is in it, its kernel and
@@ -6633,7 +6641,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x0finterval_millis\x18\x02 \x01(\x03R\x0eintervalMillis\"\x15\n" +
 	"\x13ReadCountersRequest\"O\n" +
 	"\x14ReadCountersResponse\x127\n" +
-	"\bcounters\x18\x01 \x03(\v2\x1b.s0.node.v1.SandboxCountersR\bcounters\"\x96\x01\n" +
+	"\bcounters\x18\x01 \x03(\v2\x1b.s0.node.v1.SandboxCountersR\bcounters\"\xac\x01\n" +
 	"\x0fSandboxCounters\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -6642,7 +6650,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\brx_bytes\x18\x03 \x01(\x03R\arxBytes\x12\x19\n" +
 	"\btx_bytes\x18\x04 \x01(\x03R\atxBytes\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x05 \x01(\x03R\tdiskBytes\"\xfe\x03\n" +
+	"disk_bytes\x18\x05 \x01(\x03R\tdiskBytes\x12\x14\n" +
+	"\x05final\x18\x06 \x01(\bR\x05final\"\xfe\x03\n" +
 	"\vStatsSample\x12\x1b\n" +
 	"\tunix_nano\x18\x01 \x01(\x03R\bunixNano\x12\x1e\n" +
 	"\n" +

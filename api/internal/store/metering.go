@@ -141,44 +141,52 @@ type Reading struct {
 	IngressBytes int64
 	EgressBytes  int64
 	RootfsBytes  int64 // at the moment; less than 0: as it was
+	Final        bool  // of a generation that is over
 }
 
 // AddReadings adds what has come to since the last readings of the same sandboxes,
 // whose rows say whose they are: what a node says of others' counts for nothing. A list
-// has one reading of a sandbox. The same readings a second time add nothing.
+// has one reading of a sandbox. The same counters a second time add nothing; what a root
+// filesystem takes is added for the time since the reading before, unless the generation
+// is over: then it is what is stored until another one is read.
 func (s *Store) AddReadings(ctx context.Context, node string, list []Reading) error {
 	var ids []string
 	var gens, in, out, rootfs []int64
+	var final []bool
 	for _, r := range list {
 		ids, gens = append(ids, string(r.ID)), append(gens, int64(r.Generation))
 		in, out, rootfs = append(in, r.IngressBytes), append(out, r.EgressBytes), append(rootfs, r.RootfsBytes)
+		final = append(final, r.Final)
 	}
 	return s.inTx(ctx, "storing what nodes counted", func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", readingsLock); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, addReadingsSQL, ids, gens, in, out, rootfs, node)
+		_, err := tx.Exec(ctx, addReadingsSQL, ids, gens, in, out, rootfs, node, final)
 		return err
 	})
 }
 
-// addReadingsSQL: a root filesystem took, since the last reading, what it took
-// then. A counter that is behind the last reading of its generation is an older
+// addReadingsSQL: a root filesystem took, since the last reading of a generation that
+// runs, what it took then. The last of one that is over, which is told again and again,
+// adds no time: it moves on the counters alone, and is a sandbox's first figure if nothing
+// was read of it. A counter that is behind the last reading of its generation is an older
 // answer; one of an older generation too.
 const addReadingsSQL = `
 	WITH now_read AS (
 		SELECT s.id, s.team_id, r.gen, r.ingress, r.egress,
-			CASE WHEN r.rootfs < 0 THEN coalesce(p.rootfs_bytes, 0) ELSE r.rootfs END AS rootfs,
+			CASE WHEN r.final OR r.rootfs < 0 THEN coalesce(p.rootfs_bytes, greatest(r.rootfs, 0)) ELSE r.rootfs END AS rootfs,
+			CASE WHEN r.final THEN coalesce(p.taken_at, clock_timestamp()) ELSE clock_timestamp() END AS taken_at,
 			CASE WHEN p.generation = r.gen THEN p.ingress_bytes ELSE 0 END AS ingress_before,
 			CASE WHEN p.generation = r.gen THEN p.egress_bytes ELSE 0 END AS egress_before,
-			coalesce(p.rootfs_bytes * extract(epoch FROM clock_timestamp() - p.taken_at) * 1000, 0) AS rootfs_byte_ms
-		FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS r (id, gen, ingress, egress, rootfs)
+			CASE WHEN r.final THEN 0 ELSE coalesce(p.rootfs_bytes * extract(epoch FROM clock_timestamp() - p.taken_at) * 1000, 0) END AS rootfs_byte_ms
+		FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $7::boolean[]) AS r (id, gen, ingress, egress, rootfs, final)
 		JOIN sandboxes s USING (id) LEFT JOIN metering_readings p ON p.sandbox_id = s.id
 		WHERE s.node = $6 AND (p.sandbox_id IS NULL OR r.gen > p.generation
 		OR r.gen = p.generation AND r.ingress >= p.ingress_bytes AND r.egress >= p.egress_bytes)
 	), kept AS (
 		INSERT INTO metering_readings (sandbox_id, generation, taken_at, ingress_bytes, egress_bytes, rootfs_bytes)
-		SELECT id, gen, clock_timestamp(), ingress, egress, rootfs FROM now_read
+		SELECT id, gen, taken_at, ingress, egress, rootfs FROM now_read
 		ON CONFLICT (sandbox_id) DO UPDATE SET generation = excluded.generation, taken_at = excluded.taken_at,
 			ingress_bytes = excluded.ingress_bytes, egress_bytes = excluded.egress_bytes, rootfs_bytes = excluded.rootfs_bytes
 	)

@@ -327,6 +327,53 @@ func TestReadingsCountOnce(t *testing.T) {
 	}
 }
 
+// The last of a generation that is over adds its counters once, however often it is told,
+// and no time that its files are kept: that is what another generation adds.
+func TestFinalReadingsAddNoTime(t *testing.T) {
+	t.Parallel()
+	m := openMetered(t)
+	ctx, team := t.Context(), newTeam(t, m.conn)
+	read, unread := insert(t, m.s, newSandbox(t, team)), insert(t, m.s, newSandbox(t, team))
+	add := func(final bool, gen sandbox.Generation, in int64) {
+		t.Helper()
+		for _, sb := range []store.Sandbox{read, unread} {
+			if sb.ID == unread.ID && !final && gen == 1 {
+				continue // it ended before anybody came round
+			}
+			if err := m.s.AddReadings(ctx, sb.Node, []store.Reading{{ID: sb.ID, Generation: gen, IngressBytes: in, RootfsBytes: 1 << 30, Final: final}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.exec("UPDATE metering_readings SET taken_at = taken_at - interval '1 hour'")
+	}
+	stored := func(want int64) {
+		t.Helper()
+		m.exec("UPDATE metering_counts SET hour = $1", m.hour)
+		m.meter()
+		for _, sb := range []store.Sandbox{read, unread} {
+			got := m.windows(team, store.WindowRootfs)[string(sb.ID)+"/0"]
+			if off := got - want<<30; off < 0 || off > 1<<24 {
+				t.Errorf("%s: %d byte hours, want %d GiB for one", sb.ID, got, want)
+			}
+		}
+	}
+	add(false, 1, 5)
+	for range 5 {
+		add(true, 1, 7)
+	}
+	u, err := m.s.Usage(ctx, team)
+	if err != nil || u.IngressBytes != 14 {
+		t.Errorf("%+v: %v", u, err)
+	}
+	var billed int64
+	if err := m.conn.QueryRow(ctx, "SELECT sum(rootfs_byte_ms)::bigint FROM metering_counts").Scan(&billed); err != nil || billed != 0 {
+		t.Errorf("what is over is billed %d byte ms: %v", billed, err)
+	}
+	m.exec("UPDATE metering_readings SET taken_at = clock_timestamp() - interval '2 hours'")
+	add(false, 2, 0) // it was paused, and goes on
+	stored(2)
+}
+
 // What is not metered yet is not forgotten, and what is metered is in time.
 func TestMeteringIsPurged(t *testing.T) {
 	t.Parallel()

@@ -63,7 +63,7 @@ func countersToWire(id sandbox.ID, s stats.Sample) *nodeapi.SandboxCounters {
 func finalToWire(f stats.Final) *nodeapi.SandboxCounters {
 	w := &nodeapi.SandboxCounters{
 		Id: string(f.ID), Generation: uint64(f.Generation),
-		RxBytes: int64(f.Traffic.RxBytes), TxBytes: int64(f.Traffic.TxBytes), DiskBytes: nodeapi.NotCounted,
+		RxBytes: int64(f.Traffic.RxBytes), TxBytes: int64(f.Traffic.TxBytes), DiskBytes: nodeapi.NotCounted, Final: true,
 	}
 	if f.Disk != nil {
 		w.DiskBytes = f.Disk.Bytes

@@ -97,7 +97,13 @@ type Sampler struct {
 
 	mu     sync.Mutex
 	series map[sandbox.ID]*series
-	over   []Final // oldest first
+	over   []*Final // oldest first
+	last   map[generation]*Final
+}
+
+type generation struct {
+	id  sandbox.ID
+	gen sandbox.Generation
 }
 
 // Final is what a generation that is over has sent and received in all.
@@ -119,7 +125,7 @@ type series struct {
 // New makes a sampler without samples.
 func New(cfg Config) *Sampler {
 	s := &Sampler{
-		cfg: cfg, now: time.Now, series: map[sandbox.ID]*series{},
+		cfg: cfg, now: time.Now, series: map[sandbox.ID]*series{}, last: map[generation]*Final{},
 		sweeps: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "s0_node_sample_seconds", Help: "Time to take a sample of every claimed sandbox.", Buckets: prometheus.ExponentialBuckets(.001, 3, 9),
 		}),
@@ -259,7 +265,8 @@ func (s *Sampler) Samples(ctx context.Context, id sandbox.ID, gen sandbox.Genera
 }
 
 // Ended keeps what a sandbox has sent and received, whose link is about to go: with that
-// its counters do. To say it again, when the link is gone, changes nothing.
+// its counters do. To say it again, when the link is gone, changes nothing; while it is
+// there, its counters take the place of those that were told.
 func (s *Sampler) Ended(r lifecycle.Running) {
 	traffic, err := s.cfg.Traffic.TrafficOf(r.Network)
 	if err != nil {
@@ -273,7 +280,14 @@ func (s *Sampler) Ended(r lifecycle.Running) {
 			last.Disk = e.samples[(e.next+n-1)%n].Disk
 		}
 	}
-	s.over = append(s.over, last)
+	of := generation{r.ID, r.Generation}
+	if before := s.last[of]; before != nil {
+		last.Time = before.Time
+		*before = last
+		return
+	}
+	s.last[of] = &last
+	s.over = append(s.over, &last)
 	s.forget(last.Time)
 }
 
@@ -283,6 +297,9 @@ func (s *Sampler) forget(now time.Time) {
 	for n < len(s.over) && now.Sub(s.over[n].Time) > told {
 		n++
 	}
+	for _, f := range s.over[:n] {
+		delete(s.last, generation{f.ID, f.Generation})
+	}
 	s.over = slices.Delete(s.over, 0, n)
 }
 
@@ -291,7 +308,11 @@ func (s *Sampler) Finals() []Final {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forget(s.now())
-	return slices.Clone(s.over)
+	all := make([]Final, len(s.over))
+	for i, f := range s.over {
+		all[i] = *f
+	}
+	return all
 }
 
 // Latest is the newest sample that was kept of each sandbox.

@@ -332,6 +332,7 @@ func TestTheLastOfAGenerationIsTold(t *testing.T) {
 	advance(Interval)
 	m.traffic[long] = netns.Traffic{RxBytes: 9}
 	s.Ended(lifecycle.Running{ID: long, Generation: 3, Network: netns.Slot{ID: long}})
+	s.Ended(lifecycle.Running{ID: long, Generation: 3, Network: netns.Slot{ID: long}}) // it is told once
 	m.broken = errors.New("the link is gone")
 	s.Ended(lifecycle.Running{ID: long, Generation: 3, Network: netns.Slot{ID: long}})
 	got := s.Finals()
@@ -347,10 +348,10 @@ func TestTheLastOfAGenerationIsTold(t *testing.T) {
 		t.Errorf("told: %+v", got)
 	}
 	m.broken = nil
-	for range maxOver + 5 {
-		s.Ended(lifecycle.Running{ID: short, Generation: 1, Network: netns.Slot{ID: short}})
+	for i := range maxOver + 5 {
+		s.Ended(lifecycle.Running{ID: short, Generation: sandbox.Generation(i), Network: netns.Slot{ID: short}})
 	}
-	if got := len(s.Finals()); got != maxOver {
-		t.Errorf("%d are kept", got)
+	if got := s.Finals(); len(got) != maxOver || len(s.last) != maxOver || got[0].Generation == 0 {
+		t.Errorf("%d are kept", len(got))
 	}
 }
