@@ -4,13 +4,14 @@
 // A [Meter] owns one goroutine while [Meter.Run] runs and remembers nothing. Every
 // replica has one; the database decides whose turn it is, by its clock, and counts
 // what two of them bring once. Counters are read once a minute and begin again with a
-// generation; nodes tell the last of each generation that is over for a while. What a
-// sandbox stored is as the last reading says, up to a minute before it was paused or
-// ended. A node of a version without ReadCounters is read when it is upgraded:
+// generation; nodes tell the last of each generation that is over for a while, which
+// adds to its traffic alone. What a sandbox stored is as the last reading says, up to a
+// minute before it was paused or ended. A node of a version without ReadCounters is read when it is upgraded:
 // upgrade nodes before API servers. What generations counted that ended before is lost.
 package metering
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -36,6 +37,8 @@ const (
 	atOnce      = 8                // nodes
 	batch       = 500              // readings that are stored together
 	mostRead    = 1 << 17          // readings of one node: more than it has sandboxes, and than it keeps
+	mostRounds  = 64               // generations of one sandbox that are stored of one answer
+	storing     = 30 * time.Second // what one node told, all of it
 )
 
 // Nodes gives clients for calls to nodes; see nodes.Set.
@@ -121,12 +124,22 @@ func (m *Meter) readNode(ctx context.Context, name string) error {
 	asking, cancel := context.WithTimeout(ctx, nodeTimeout)
 	defer cancel()
 	readings, failed := counters(asking, rpc)
+	return errors.Join(failed, m.store(ctx, name, readings), m.readVolumes(asking, name, rpc))
+}
+
+// store stores what a node told, as far as it comes in time.
+func (m *Meter) store(ctx context.Context, node string, readings []store.Reading) (failed error) {
+	ctx, cancel := context.WithTimeout(ctx, storing)
+	defer cancel()
 	for _, round := range rounds(readings) {
 		for part := range slices.Chunk(round, batch) {
-			failed = errors.Join(failed, m.cfg.Store.AddReadings(ctx, name, part))
+			failed = errors.Join(failed, m.cfg.Store.AddReadings(ctx, node, part))
+			if ctx.Err() != nil {
+				return failed
+			}
 		}
 	}
-	return errors.Join(failed, m.readVolumes(asking, name, rpc))
+	return failed
 }
 
 // counters is what a node counted, of one sandbox older generations first. Whose it may
@@ -142,7 +155,7 @@ func counters(ctx context.Context, rpc nodeapiconnect.NodeClient) (read []store.
 			if id, err := sandbox.ParseID(c.GetId()); err == nil && c.GetRxBytes() >= 0 && c.GetTxBytes() >= 0 {
 				read = append(read, store.Reading{
 					ID: id, Generation: sandbox.Generation(c.GetGeneration()),
-					IngressBytes: c.GetRxBytes(), EgressBytes: c.GetTxBytes(), RootfsBytes: c.GetDiskBytes(),
+					IngressBytes: c.GetRxBytes(), EgressBytes: c.GetTxBytes(), RootfsBytes: c.GetDiskBytes(), Final: c.GetFinal(),
 				})
 			}
 		}
@@ -153,18 +166,43 @@ func counters(ctx context.Context, rpc nodeapiconnect.NodeClient) (read []store.
 	return read, err
 }
 
-// rounds divides readings into lists that have one of a sandbox each, in their order.
+// rounds divides readings into lists that have one of a sandbox each, older generations
+// first. Of one sandbox the newest count, and no more than a node has reason to tell.
 func rounds(read []store.Reading) (all [][]store.Reading) {
-	before := map[sandbox.ID]int{}
+	of := map[sandbox.ID][]store.Reading{}
 	for _, r := range read {
-		n := before[r.ID]
-		before[r.ID]++
-		if n == len(all) {
-			all = append(all, nil)
+		some := of[r.ID]
+		at, there := slices.BinarySearchFunc(some, r, byGeneration)
+		switch {
+		case there:
+			some[at] = newer(some[at], r)
+		case len(some) < mostRounds:
+			of[r.ID] = slices.Insert(some, at, r)
+		case at > 0: // the oldest gives way
+			copy(some, some[1:at])
+			some[at-1] = r
 		}
-		all[n] = append(all[n], r)
+	}
+	for _, some := range of {
+		for n, r := range some {
+			if n == len(all) {
+				all = append(all, nil)
+			}
+			all[n] = append(all[n], r)
+		}
 	}
 	return all
+}
+
+func byGeneration(a, b store.Reading) int { return cmp.Compare(a.Generation, b.Generation) }
+
+// newer is what two readings of one generation come to: its counters only grow.
+func newer(a, b store.Reading) store.Reading {
+	if b.IngressBytes >= a.IngressBytes && b.EgressBytes >= a.EgressBytes {
+		a, b = b, a
+	}
+	a.Final = a.Final || b.Final
+	return a
 }
 
 // readVolumes asks a node what the volumes hold that it may write to.
