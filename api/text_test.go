@@ -73,8 +73,9 @@ func (w *walk) checkText(o operation, r spoiled) {
 	}
 }
 
-// insideSandbox are the paths whose bodies procd judges (B10), and here nobody.
-var insideSandbox = regexp.MustCompile(`/sandboxes/\{id\}/(contexts|files|sessions)`)
+// insideSandbox are the paths whose bodies procd, or what serves a volume, judges (B10), and
+// here nobody.
+var insideSandbox = regexp.MustCompile(`/sandboxes/\{id\}/(contexts|files|sessions)|/sandboxvolumes/\{id\}/files`)
 
 // withText puts each nasty text into each parameter of the query and each text of the body.
 func (o operation) withText(t *testing.T, r request) (all []spoiled) {
