@@ -473,6 +473,7 @@ type sink struct {
 type seen struct {
 	protocol uint8
 	dst      netip.AddrPort
+	payload  int // of TCP
 }
 
 func (w *world) sink(ns netns.NsHandle, link string) *sink {
@@ -544,6 +545,13 @@ func parse(b []byte) (p seen, ok bool) {
 		}
 	default:
 		return p, false
+	}
+	if p.protocol == unix.IPPROTO_TCP && len(b) >= rest+20 {
+		end := 14 + int(b[16])<<8 + int(b[17]) // of what the packet says that it is: a short frame is padded
+		if rest == 54 {
+			end = rest + int(b[18])<<8 + int(b[19])
+		}
+		p.payload = max(end-rest-int(b[rest+12]>>4)*4, 0)
 	}
 	port := uint16(0)
 	if (p.protocol == unix.IPPROTO_TCP || p.protocol == unix.IPPROTO_UDP) && len(b) >= rest+4 {

@@ -13,17 +13,28 @@ import (
 	"s0.run/netd/internal/proxy"
 )
 
-// holdTimeout is for noded to take one connection: who doesn't gets no other.
-const holdTimeout = time.Second
+const (
+	// holdTimeout is for noded to take one connection: who doesn't gets no other.
+	holdTimeout = time.Second
+	// acceptPause is waited after a failure to accept: a process out of descriptors must
+	// not spin, and what is held is worth no end of it.
+	acceptPause = 50 * time.Millisecond
+)
 
 // held passes spliced connections on to the next netd: noded, which connects, keeps
 // their sockets in between, and gives them back to whoever comes after.
 type held struct {
-	listener *net.UnixListener
+	listener unixListener
 	back     chan proxy.Handover // what an earlier netd has left
 
 	mu     sync.Mutex
 	holder *net.UnixConn // nil: nobody
+}
+
+// unixListener is a [net.UnixListener].
+type unixListener interface {
+	AcceptUnix() (*net.UnixConn, error)
+	Close() error
 }
 
 func listenHeld(socket string) (*held, error) {
@@ -40,38 +51,58 @@ func (h *held) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer context.AfterFunc(ctx, func() {
 		h.listener.Close()
-		h.hold(nil)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.drop()
 	})()
 	for {
 		conn, err := h.listener.AcceptUnix()
 		if err != nil {
-			if ctx.Err() != nil {
+			select {
+			case <-ctx.Done():
 				return nil
+			case <-time.After(acceptPause):
 			}
-			return err
+			continue
 		}
-		h.hold(conn)
+		if err := h.hold(conn); err != nil {
+			continue
+		}
 		wg.Go(func() { h.takeBack(ctx, conn) })
 	}
 }
 
-// hold makes a connection the one that is used.
-func (h *held) hold(conn *net.UnixConn) {
+// hold makes a connection the one that is used, if it takes the first word: nothing may
+// come before that.
+func (h *held) hold(conn *net.UnixConn) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	err := conn.SetWriteDeadline(time.Now().Add(holdTimeout))
+	if err == nil {
+		err = netdapi.NewHeldConn(conn).Ready()
+	}
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	h.drop()
+	h.holder = conn
+	return nil
+}
+
+// drop has nobody hold connections. It is called with mu held.
+func (h *held) drop() {
 	if h.holder != nil {
 		h.holder.Close()
+		h.holder = nil
 	}
-	h.holder = conn
 }
 
 // takeBack takes what was held, until the connection ends.
 func (h *held) takeBack(ctx context.Context, conn *net.UnixConn) {
 	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })() // which may have come as it ended
 	from := netdapi.NewHeldConn(conn)
-	if from.Ready() != nil {
-		return
-	}
 	for {
 		one, err := from.Receive()
 		if err != nil {
@@ -101,7 +132,7 @@ func resumable(h netdapi.Held) (proxy.Handover, error) {
 	return back, err
 }
 
-// connection takes a socket.
+// connection takes a socket, whose ordinary end is one again.
 func connection(fd int) (*net.TCPConn, error) {
 	f := os.NewFile(uintptr(fd), "held")
 	defer f.Close()
@@ -114,6 +145,10 @@ func connection(fd int) (*net.TCPConn, error) {
 		c.Close()
 		return nil, errors.New("a socket that is not TCP")
 	}
+	if err := tcp.SetLinger(-1); err != nil {
+		tcp.Close()
+		return nil, err
+	}
 	return tcp, nil
 }
 
@@ -124,16 +159,21 @@ func (h *held) keep(c proxy.Handover) error {
 	if h.holder == nil {
 		return errors.New("nobody holds connections")
 	}
+	// Whoever has them last, and ends without a word, breaks the connection: it must not
+	// look complete.
+	err := errors.Join(c.Client.SetLinger(0), c.Upstream.SetLinger(0))
+	if err != nil {
+		return err
+	}
 	var failed error // the holder, not the connection
-	err := withSockets(c, func(client, upstream int) error {
+	err = withSockets(c, func(client, upstream int) error {
 		if failed = h.holder.SetWriteDeadline(time.Now().Add(holdTimeout)); failed == nil {
 			failed = netdapi.NewHeldConn(h.holder).Send(netdapi.Held{Sandbox: c.Sandbox, Generation: c.Generation, State: c.State, Client: client, Upstream: upstream})
 		}
 		return failed
 	})
 	if op := new(net.OpError); errors.As(failed, &op) { // and no other is kept waiting for him
-		h.holder.Close()
-		h.holder = nil
+		h.drop()
 	}
 	return err
 }

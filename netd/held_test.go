@@ -89,8 +89,8 @@ func TestX31_SplicedConnectionsOutliveNetd(t *testing.T) {
 		w.acknowledged(c)
 	}
 	for _, p := range outside.packets() {
-		if p.protocol == unix.IPPROTO_TCP {
-			t.Errorf("without netd a packet got out to %s", p.dst)
+		if p.payload > 0 { // the kernel acknowledges what came before when it likes
+			t.Errorf("without netd %d bytes got out to %s", p.payload, p.dst)
 		}
 	}
 

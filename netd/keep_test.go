@@ -3,9 +3,14 @@ package netd
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"net"
 	"path/filepath"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"s0.run/internal/netdapi"
 	"s0.run/internal/sandbox"
@@ -44,6 +49,82 @@ func dialHeld(t *testing.T, socket string) *netdapi.HeldConn {
 	}
 	t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// exhausted fails to accept at first, as a process without descriptors does.
+type exhausted struct {
+	unixListener
+	fails atomic.Int32
+}
+
+func (l *exhausted) AcceptUnix() (*net.UnixConn, error) {
+	if l.fails.Add(-1) >= 0 {
+		return nil, syscall.EMFILE
+	}
+	return l.unixListener.AcceptUnix()
+}
+
+// D08: whoever holds connections gets through when there are descriptors again.
+func TestD08_HeldConnectionsWaitForDescriptors(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "netd")
+	h, err := listenHeld(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &exhausted{unixListener: h.listener}
+	l.fails.Store(2)
+	h.listener = l
+	serveHeld(t, h)
+	dialHeld(t, socket)
+}
+
+// X31: what is held looks broken, not complete, when whoever has it ends without a word,
+// and what goes on ends as it should.
+func TestX31_WhatIsHeldBreaksWithItsHolder(t *testing.T) {
+	t.Parallel()
+	h, holder := keeper(t)
+	c, guest, server := spliced(t)
+	if err := h.keep(c); err != nil {
+		t.Fatal(err)
+	}
+	c.Client.Close() // netd is gone
+	c.Upstream.Close()
+	one, err := holder.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.Close()
+	endIn(t, syscall.ECONNRESET, guest, server)
+
+	c, guest, server = spliced(t)
+	if err := h.keep(c); err != nil {
+		t.Fatal(err)
+	}
+	c.Client.Close()
+	c.Upstream.Close()
+	if one, err = holder.Receive(); err != nil {
+		t.Fatal(err)
+	}
+	next, err := resumable(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Client.Close()
+	next.Upstream.Close()
+	endIn(t, io.EOF, guest, server)
+}
+
+func endIn(t *testing.T, want error, all ...*net.TCPConn) {
+	t.Helper()
+	for _, c := range all {
+		if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, want) {
+			t.Errorf("it ended in %v, not %v", err, want)
+		}
+	}
 }
 
 // spliced is a connection that could be handed over, and its far ends.

@@ -1,6 +1,7 @@
 package netdapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -67,7 +68,7 @@ func (c *Client) DialHeld(ctx context.Context) (*HeldConn, error) {
 	}
 	err = conn.SetReadDeadline(time.Now().Add(answerTimeout))
 	if err == nil {
-		_, err = conn.Read(make([]byte, len(ready)))
+		err = awaitReady(conn)
 	}
 	if err = errors.Join(err, conn.SetReadDeadline(time.Time{})); err != nil {
 		conn.Close()
@@ -78,6 +79,15 @@ func (c *Client) DialHeld(ctx context.Context) (*HeldConn, error) {
 
 // ready is netd's first word: from then on it hands connections over when it stops.
 var ready = []byte("ready")
+
+func awaitReady(conn net.Conn) error {
+	word := make([]byte, len(ready)+1)
+	n, err := conn.Read(word)
+	if err == nil && !bytes.Equal(word[:n], ready) {
+		err = fmt.Errorf("its first word is %q", word[:n])
+	}
+	return err
+}
 
 // Ready says so.
 func (c *HeldConn) Ready() error {
