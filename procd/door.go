@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// tokenWait bounds the wait for a caller's token, which he has at hand.
-	tokenWait = 5 * time.Second
+	// tokenWait bounds the wait for a caller's token, which he has at hand: behind each
+	// that has none noded waits as long.
+	tokenWait = time.Second
 	// acceptPause is the pause after a failed accept, such as for want of descriptors.
 	acceptPause = 200 * time.Millisecond
 )

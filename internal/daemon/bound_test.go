@@ -59,3 +59,16 @@ func TestA09_Bound(t *testing.T) {
 	<-accepted
 	refused(dial("127.0.0.4"))
 }
+
+// A09: who has an IPv6 address has all of its network, and is one of all the same.
+func TestA09_Network(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"192.0.2.1": "192.0.2.1", "192.0.2.1:5": "192.0.2.1", "[::ffff:192.0.2.1]:5": "192.0.2.1", "@": "@", "": "",
+		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "[2001:db8:1:2:7::]:80": "2001:db8:1:2::/64", "[fe80::1%eth0]:80": "fe80::/64",
+	} {
+		if got := Network(address); got != want {
+			t.Errorf("%q is in %q, want %q", address, got, want)
+		}
+	}
+}

@@ -52,13 +52,3 @@ func parseHop(s string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(strings.Trim(s, "[]"))
 	return a.Unmap(), err == nil
 }
-
-// network is what a client has to itself: an IPv6 client has a /64 of addresses.
-func network(client string) string {
-	ip, err := netip.ParseAddr(client)
-	if err != nil || !ip.Is6() {
-		return client
-	}
-	prefix, _ := ip.Prefix(64) // never fails without a zone
-	return prefix.String()
-}

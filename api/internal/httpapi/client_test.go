@@ -43,11 +43,4 @@ func TestClientIsWhatAnAttackerCannotChange(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
 		}
 	}
-	for client, want := range map[string]string{
-		"192.0.2.1": "192.0.2.1", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1": "fe80::/64", "@": "@",
-	} {
-		if got := network(client); got != want {
-			t.Errorf("%s is in %s, want %s", client, got, want)
-		}
-	}
 }

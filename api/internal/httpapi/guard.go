@@ -12,6 +12,7 @@ import (
 
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/ratelimit"
+	"s0.run/internal/daemon"
 	"s0.run/internal/errdefs"
 )
 
@@ -59,7 +60,7 @@ func (a *API) guard(pattern string, operation http.HandlerFunc) http.HandlerFunc
 // address like one that does.
 func (a *API) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if w.Header().Get(limitHeader) == "" {
-		if limited := a.limit(w, a.hosts, network(entryOf(r).client)); limited != nil {
+		if limited := a.limit(w, a.hosts, daemon.Network(entryOf(r).client)); limited != nil {
 			err = limited
 		}
 	}
@@ -70,7 +71,7 @@ func (a *API) refuse(w http.ResponseWriter, r *http.Request, err error) {
 // an error and a caller it is he who may not.
 func (a *API) admit(w http.ResponseWriter, r *http.Request, acc access) (*who, error) {
 	if acc.who == nobody {
-		return nil, a.limit(w, a.hosts, network(entryOf(r).client))
+		return nil, a.limit(w, a.hosts, daemon.Network(entryOf(r).client))
 	}
 	id, err := a.authenticate(w, r)
 	if err != nil {
@@ -163,7 +164,7 @@ func (a *API) authenticate(w http.ResponseWriter, r *http.Request) (auth.Identit
 		return id, nil
 	}
 	if known || !a.cfg.Auth.Trusted(token) {
-		if limited := a.limit(w, a.hosts, network(entryOf(r).client)); limited != nil {
+		if limited := a.limit(w, a.hosts, daemon.Network(entryOf(r).client)); limited != nil {
 			return auth.Identity{}, limited
 		}
 	}

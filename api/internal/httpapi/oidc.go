@@ -8,6 +8,7 @@ import (
 	"s0.run/api/internal/identity"
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/sso"
+	"s0.run/internal/daemon"
 	"s0.run/internal/errdefs"
 )
 
@@ -25,7 +26,7 @@ func (a *API) ListAuthProviders(w http.ResponseWriter, r *http.Request) {
 // limitSignInHosts bounds how many sign-ins one address tries: each costs a hash,
 // or a row and a provider's time.
 func (a *API) limitSignInHosts(w http.ResponseWriter, r *http.Request) error {
-	return a.limit(w, a.signInHosts, network(entryOf(r).client))
+	return a.limit(w, a.signInHosts, daemon.Network(entryOf(r).client))
 }
 
 // StartOIDCLogin implements GET /auth/oidc/{provider}/login.

@@ -10,6 +10,7 @@ import (
 	"s0.run/api/internal/openapi"
 	"s0.run/api/internal/services"
 	"s0.run/api/internal/store"
+	"s0.run/internal/daemon"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
 )
@@ -25,7 +26,7 @@ func (a *API) expose(w http.ResponseWriter, r *http.Request, req exposure.Reques
 	entry := entryOf(r)
 	entry.route, entry.exposed = exposureRoute, true
 	if err == nil {
-		req.Remote = network(entryOf(r).client)
+		req.Remote = daemon.Network(entryOf(r).client)
 		err = a.cfg.Exposure.Serve(w, r, req)
 	}
 	if err != nil {

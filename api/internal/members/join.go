@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"s0.run/api/internal/store"
+	"s0.run/internal/daemon"
 	"s0.run/internal/errdefs"
 	"s0.run/internal/nodecert"
 )
@@ -22,7 +22,7 @@ const (
 	// headerTimeout, too.
 	headerTimeout, bodyTimeout, idleTimeout = 5 * time.Second, 10 * time.Second, 30 * time.Second
 	maxHeader                               = 8 << 10
-	// Connections of the listener, all in all and from one address.
+	// Connections of the listener, all in all and from one network.
 	MaxConns, MaxConnsOfOne = 1024, 64
 )
 
@@ -30,8 +30,8 @@ const (
 // one, and asked for by what needs one.
 func (k *Keeper) Server() *http.Server {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+nodecert.JoinPath, func(w http.ResponseWriter, r *http.Request) { k.answer(w, r, k.join) })
-	mux.HandleFunc("POST "+nodecert.RenewPath, func(w http.ResponseWriter, r *http.Request) { k.answer(w, r, k.renew) })
+	mux.HandleFunc("POST "+nodecert.JoinPath, func(w http.ResponseWriter, r *http.Request) { k.answer(w, r, k.mayJoin, k.join) })
+	mux.HandleFunc("POST "+nodecert.RenewPath, func(w http.ResponseWriter, r *http.Request) { k.answer(w, r, k.mayRenew, k.renew) })
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	return &http.Server{
@@ -49,13 +49,15 @@ func (k *Keeper) known(id nodecert.Identity) error {
 	return nil
 }
 
-// answer reads a request and answers it.
-func (k *Keeper) answer(w http.ResponseWriter, r *http.Request, to func(*http.Request, nodecert.Request) (nodecert.Answer, error)) {
+// answer reads a request, if it may be made, and answers it.
+func (k *Keeper) answer(w http.ResponseWriter, r *http.Request, may func(*http.Request) error, to func(*http.Request, nodecert.Request) (nodecert.Answer, error)) {
 	var req nodecert.Request
-	answer, err := nodecert.Answer{}, json.NewDecoder(http.MaxBytesReader(w, r.Body, nodecert.MaxMessage)).Decode(&req)
-	if err != nil {
-		err = errdefs.New(errdefs.InvalidArgument, "the request is not what a node sends").WithCause(err)
-	} else {
+	var answer nodecert.Answer
+	err := may(r)
+	if err == nil {
+		req, err = read(w, r)
+	}
+	if err == nil {
 		answer, err = to(r, req)
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -64,7 +66,7 @@ func (k *Keeper) answer(w http.ResponseWriter, r *http.Request, to func(*http.Re
 		_ = json.NewEncoder(w).Encode(answer) // or it asks again
 		return
 	}
-	k.cfg.Log.Warn("refused to certify a node", "node", cut(req.Node), "address", r.RemoteAddr, "path", r.URL.Path, "err", err)
+	k.cfg.Log.Log(r.Context(), levelOf(err), "refused to certify a node", "node", cut(req.Node), "address", r.RemoteAddr, "path", r.URL.Path, "err", err)
 	e := errdefs.From(err)
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(max(e.RetryAfter, time.Second).Seconds())))
@@ -73,15 +75,32 @@ func (k *Keeper) answer(w http.ResponseWriter, r *http.Request, to func(*http.Re
 	_ = json.NewEncoder(w).Encode(nodecert.Refusal{Message: e.Message})
 }
 
+func read(w http.ResponseWriter, r *http.Request) (req nodecert.Request, err error) {
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, nodecert.MaxMessage)).Decode(&req); err != nil {
+		return req, errdefs.New(errdefs.InvalidArgument, "the request is not what a node sends").WithCause(err)
+	}
+	return req, nil
+}
+
+// levelOf keeps out of the log what anybody can be refused for, as often as he likes.
+func levelOf(err error) slog.Level {
+	switch errdefs.From(err).Kind {
+	case errdefs.Exhausted, errdefs.InvalidArgument, errdefs.Unauthenticated:
+		return slog.LevelDebug
+	default:
+		return slog.LevelWarn
+	}
+}
+
 // cut bounds what anybody can write into our log.
 func cut(s string) string { return s[:min(len(s), 100)] }
 
+func (k *Keeper) mayJoin(r *http.Request) error {
+	return k.turn("network " + daemon.Network(r.RemoteAddr))
+}
+
 // join admits a node that has a token.
 func (k *Keeper) join(r *http.Request, req nodecert.Request) (nodecert.Answer, error) {
-	address, _, _ := net.SplitHostPort(r.RemoteAddr)
-	if err := k.turn("address " + address); err != nil {
-		return nodecert.Answer{}, err
-	}
 	id, secret, ok := splitToken(req.Token)
 	if !ok {
 		return nodecert.Answer{}, errdefs.New(errdefs.Unauthenticated, "there is no token in the request")
@@ -91,15 +110,17 @@ func (k *Keeper) join(r *http.Request, req nodecert.Request) (nodecert.Answer, e
 	})
 }
 
-// renew certifies a member again, as what its certificate says that it is.
-func (k *Keeper) renew(r *http.Request, req nodecert.Request) (nodecert.Answer, error) {
+func (k *Keeper) mayRenew(r *http.Request) error {
 	peer, ok := nodecert.Peer(r.TLS)
 	if !ok {
-		return nodecert.Answer{}, errdefs.New(errdefs.Unauthenticated, "want a node's certificate")
+		return errdefs.New(errdefs.Unauthenticated, "want a node's certificate")
 	}
-	if err := k.turn("node " + peer.Node); err != nil {
-		return nodecert.Answer{}, err
-	}
+	return k.turn("node " + peer.Node)
+}
+
+// renew certifies a member again, as what its certificate says that it is.
+func (k *Keeper) renew(r *http.Request, req nodecert.Request) (nodecert.Answer, error) {
+	peer, _ := nodecert.Peer(r.TLS) // looked at before
 	if req.Node != peer.Node {
 		return nodecert.Answer{}, errdefs.New(errdefs.PermissionDenied, "the certificate is another node's")
 	}

@@ -32,7 +32,7 @@ const (
 	// retryPause is how long after it could not be read it is tried again.
 	retryPause = 2 * time.Second
 
-	// An address may try so many tokens, a node ask for so many certificates.
+	// A network may try so many tokens, a node ask for so many certificates.
 	attemptRate, attemptBurst = 5, 20
 )
 
@@ -46,7 +46,7 @@ type Config struct {
 
 	Drained func() // called when other nodes are drained than before; must not block
 
-	Attempts          *ratelimit.Limiter // of each address and each node; nil: few
+	Attempts          *ratelimit.Limiter // of each network and each node; nil: few
 	NodeLife, APILife time.Duration      // of certificates
 }
 

@@ -12,6 +12,8 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -259,6 +261,48 @@ func TestH04_AttemptsAreBounded(t *testing.T) {
 	}
 	if limitedBy != 20 || refused != attemptBurst {
 		t.Errorf("%d refused, %d told to wait", refused, limitedBy)
+	}
+}
+
+// logged is what is worth a line.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logged) lines() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Count(l.text.Bytes(), []byte("\n"))
+}
+
+// A09, H04: who has no turn is not listened to; who says nonsense or guesses fills no log.
+func TestA09_RefusalsCostLittle(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	var log logged
+	f.address = f.listen(New(Config{Attempts: ratelimit.New(1e-6, 3), Store: f.store, Authority: f.ca, Cluster: "c", Table: placement.New(), Log: slog.New(slog.NewTextHandler(&log, nil))}))
+	token := f.token("", 1)
+	for _, c := range []struct {
+		path, cluster, endpoint, token string
+		want, lines                    int
+	}{
+		{nodecert.JoinPath, "c", "nowhere", token, http.StatusBadRequest, 0},
+		{nodecert.JoinPath, "c", "127.0.0.1:1", "guessed", http.StatusUnauthorized, 0},
+		{nodecert.RenewPath, "c", "127.0.0.1:1", "", http.StatusUnauthorized, 0},
+		{nodecert.JoinPath, "d", "127.0.0.1:1", token, http.StatusForbidden, 1},
+		{nodecert.JoinPath, "c", strings.Repeat("x", 2*nodecert.MaxMessage), token, http.StatusTooManyRequests, 1}, // not 400: it was not read
+	} {
+		req := nodecert.Request{Token: c.token, Cluster: c.cluster, Node: "n1", Endpoint: c.endpoint}
+		if _, status, err := f.ask(nodecert.Introduced(f.ca.Pin(), "c"), c.path, newKey(t), req); err != nil || status != c.want || log.lines() != c.lines {
+			t.Errorf("%s: %d, %v, %d lines, want %d and %d", c.path, status, err, log.lines(), c.want, c.lines)
+		}
 	}
 }
 

@@ -170,7 +170,8 @@ func (c *Channel) Run(ctx context.Context) error {
 	}
 }
 
-// next is the next connection. Who dials needs none before the last one has ended.
+// next is the next connection. Who dials needs none before the last one has ended, and none
+// after the channel has.
 func (c *Channel) next(ctx context.Context) (net.Conn, error) {
 	if c.listener != nil {
 		return c.listener.Accept()
@@ -184,6 +185,12 @@ func (c *Channel) next(ctx context.Context) (net.Conn, error) {
 		case <-c.done:
 			return nil, net.ErrClosed
 		}
+	}
+	c.mu.Lock()
+	closed := c.closed
+	c.mu.Unlock()
+	if closed {
+		return nil, net.ErrClosed
 	}
 	return c.cfg.Dial(ctx)
 }

@@ -52,3 +52,23 @@ func TestTheChannelDials(t *testing.T) {
 		t.Errorf("%d dials for two connections after one failure", n)
 	}
 }
+
+// A channel that has ended dials no more, though nobody is connected.
+func TestAChannelThatEndedDoesNotDial(t *testing.T) {
+	t.Parallel()
+	dials := 0
+	c, err := Listen(Config{Dir: t.TempDir(), Dial: func(context.Context) (net.Conn, error) {
+		dials++
+		return nil, errors.New("nobody is there")
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.next(t.Context()); err == nil || dials != 1 {
+		t.Fatalf("%v, %d dials", err, dials)
+	}
+	c.Close()
+	if _, err := c.next(t.Context()); !errors.Is(err, net.ErrClosed) || dials != 1 {
+		t.Errorf("%v, %d dials", err, dials)
+	}
+}
