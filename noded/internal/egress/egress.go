@@ -33,6 +33,9 @@ const (
 	redial = 100 * time.Millisecond
 	// retry is the pace of a comparison that failed, compare of those that did not.
 	retry, compare = time.Second, time.Minute
+	// patience is how many comparisons may fail before connections go on all the same:
+	// one sandbox of which netd can't be told holds up no other's.
+	patience = 3
 )
 
 // ErrUnavailable is what a policy is refused with that nobody would enforce.
@@ -53,8 +56,8 @@ type Agent struct {
 	believe func(id sandbox.ID, who netdapi.CA, ssh []policy.Server) error
 	log     *slog.Logger
 	up      atomic.Bool
-	behind  chan struct{} // holds a value when netd was not told something
-	told    chan struct{} // holds a value when a netd has been told everything
+	behind  chan struct{}        // holds a value when netd was not told something
+	told    chan context.Context // holds one when a netd has been told everything; it ends with it
 
 	setting sync.Mutex // held while bandwidths change, which one caller does at a time
 
@@ -81,7 +84,7 @@ type desired struct {
 
 // New makes an agent.
 func New(cfg Config) *Agent {
-	a := &Agent{believe: cfg.Believe, log: cfg.Log, behind: make(chan struct{}, 1), told: make(chan struct{}, 1), want: map[sandbox.ID]*desired{}, held: map[sandbox.ID][]netdapi.Held{}}
+	a := &Agent{believe: cfg.Believe, log: cfg.Log, behind: make(chan struct{}, 1), told: make(chan context.Context, 1), want: map[sandbox.ID]*desired{}, held: map[sandbox.ID][]netdapi.Held{}}
 	if cfg.Socket != "" {
 		a.client = netdapi.NewClient(cfg.Socket)
 	}
@@ -278,21 +281,22 @@ func (a *Agent) follow(ctx context.Context) {
 // keepTold compares until ctx ends or netd hangs.
 func (a *Agent) keepTold(ctx context.Context) {
 	a.up.Store(true)
-	for first := true; ; {
+	for tries := 1; ; tries++ {
 		pause := compare
 		err := a.reconcile(ctx)
-		if first && a.up.Load() { // whom it could not be told of has no policy, and no connection goes on
-			first = false
-			select {
-			case a.told <- struct{}{}:
-			default: // it is about to be noticed
-			}
+		if a.up.Load() && tries <= patience && (err == nil || tries == patience) { // whom it could not be told of has no policy, and no connection goes on
+			tries = patience
+			a.setTold(ctx)
 		}
 		if err != nil {
 			if ctx.Err() == nil {
 				a.log.Warn("telling netd failed and will be tried again", "error", err)
 			}
 			pause = retry
+			select {
+			case <-a.behind: // it is what has just failed
+			default:
+			}
 		}
 		if !a.up.Load() {
 			return
@@ -307,6 +311,15 @@ func (a *Agent) keepTold(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// setTold says that a netd has been told. Who has said so of another has gone.
+func (a *Agent) setTold(ctx context.Context) {
+	select {
+	case <-a.told:
+	default:
+	}
+	a.told <- ctx
 }
 
 // reconcile brings netd in line. What it knows is listed first: what is wanted from

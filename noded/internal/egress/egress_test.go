@@ -121,12 +121,14 @@ type node struct {
 	mu       sync.Mutex
 	netds    int
 	full     bool // nothing can be written
+	asked    int  // to believe
 	believed map[sandbox.ID]string
 }
 
 func (n *node) believe(id sandbox.ID, who netdapi.CA, _ []policy.Server) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.asked++
 	if n.full {
 		return errors.New("no space left")
 	}

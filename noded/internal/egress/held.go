@@ -12,6 +12,8 @@ const (
 	// holdTime is how long connections wait for the next netd: many times what one takes
 	// to come on a machine that does much else.
 	holdTime = 2 * time.Minute
+	// redialHeld is how often a netd is tried that does not take connections.
+	redialHeld = time.Second
 	// maxHeld and maxHeldEach bound them on a node and of a sandbox: each is two
 	// descriptors.
 	maxHeld, maxHeldEach = 2048, 512
@@ -28,20 +30,39 @@ func (a *Agent) hold(ctx context.Context) {
 			return
 		case <-end:
 			a.dropHeld()
-		case <-a.told:
-			a.exchange(ctx)
+		case netd := <-a.told:
+			conn := a.dialHeld(netd, end)
+			if conn == nil {
+				continue
+			}
+			a.exchange(ctx, conn)
 			end = time.After(holdTime)
 		}
 	}
 }
 
-// exchange lasts as long as one netd does.
-func (a *Agent) exchange(ctx context.Context) {
-	conn, err := a.client.DialHeld(ctx)
-	if err != nil {
-		a.log.Warn("connections that netd has will not outlive it", "error", err)
-		return
+// dialHeld tries until a netd takes it, or ends. What is held waits no longer for that.
+func (a *Agent) dialHeld(netd context.Context, end <-chan time.Time) *netdapi.HeldConn {
+	for said := false; ; said = true {
+		conn, err := a.client.DialHeld(netd)
+		if err == nil {
+			return conn
+		}
+		if !said && netd.Err() == nil {
+			a.log.Warn("connections that netd has will not outlive it", "error", err)
+		}
+		select {
+		case <-netd.Done():
+			return nil
+		case <-end:
+			a.dropHeld()
+		case <-time.After(redialHeld):
+		}
 	}
+}
+
+// exchange lasts as long as one netd does.
+func (a *Agent) exchange(ctx context.Context, conn *netdapi.HeldConn) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
 	for _, h := range a.takeHeld() {

@@ -2,10 +2,12 @@ package egress
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -83,6 +85,78 @@ func TestX31_WhatCannotBeHandedOnEnds(t *testing.T) {
 			t.Errorf("%d has ended, too", i)
 		}
 	}
+}
+
+// told is a log that tells when something is written to it.
+type told chan struct{}
+
+func (w told) Write(p []byte) (int, error) {
+	select {
+	case w <- struct{}{}:
+	default:
+	}
+	return len(p), nil
+}
+
+// X31: a netd that takes no connections at first gets them later.
+func TestX31_ANetdThatTakesNoneIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	refused := make(told, 1)
+	n.agent.log = slog.New(slog.NewTextHandler(refused, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	s := slot(t, 1)
+	n.agent.Attach(t.Context(), s, 1)
+	h, far := sockets(t, s.ID)
+	n.agent.putHeld(h)
+	n.startNetd()
+	n.run()
+	select {
+	case <-refused:
+	case <-time.After(deadline):
+		t.Fatal("nobody has tried")
+	}
+	netd := <-n.heldBy()
+	defer netd.Close()
+	got, err := netd.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got.Close()
+	if ends(far[0]) || ends(far[1]) {
+		t.Error("it has ended")
+	}
+}
+
+// X31: connections go on when netd was told everything; a sandbox of which it can't be
+// told holds the others' up a little, and no longer.
+func TestX31_OneThatCannotBeToldHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.full = true
+	s, bad := slot(t, 1), slot(t, 2)
+	n.agent.Attach(t.Context(), s, 1)
+	n.agent.Attach(t.Context(), bad, 1)
+	if err := n.agent.SetPolicy(t.Context(), bad.ID, "team", wants(intercepting)); !errors.Is(err, ErrUnavailable) {
+		t.Fatal(err)
+	}
+	h, _ := sockets(t, s.ID)
+	n.agent.putHeld(h)
+	n.startNetd()
+	held := n.heldBy()
+	n.run()
+	netd := <-held
+	defer netd.Close()
+	n.mu.Lock()
+	asked := n.asked
+	n.mu.Unlock()
+	if asked < patience {
+		t.Errorf("connections went on after %d comparisons that failed", asked)
+	}
+	got, err := netd.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Close()
 }
 
 // ends reports whether the other side of a socket is closed.
