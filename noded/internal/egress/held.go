@@ -87,12 +87,45 @@ func (a *Agent) putHeld(h netdapi.Held) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	d := a.want[h.Sandbox]
-	if d == nil || d.slot.Generation != h.Generation || len(a.held[h.Sandbox]) >= maxHeldEach || a.heldCount >= maxHeld {
+	if d == nil || d.slot.Generation != h.Generation || len(a.held[h.Sandbox]) >= maxHeldEach {
 		h.Cut()
 		return
 	}
 	a.held[h.Sandbox] = append(a.held[h.Sandbox], h)
 	a.heldCount++
+	if a.heldCount > maxHeld {
+		a.cutOne()
+	}
+}
+
+// cutOne ends one of the team that has most: the newest of its sandbox that has most. It
+// is called with mu held.
+func (a *Agent) cutOne() {
+	of := map[string]int{}
+	for id, some := range a.held {
+		of[a.owner(id)] += len(some)
+	}
+	var most sandbox.ID
+	for id, some := range a.held {
+		if d := of[a.owner(id)] - of[a.owner(most)]; d > 0 || d == 0 && len(some) > len(a.held[most]) {
+			most = id
+		}
+	}
+	some := a.held[most]
+	some[len(some)-1].Cut()
+	if a.held[most] = some[:len(some)-1]; len(some) == 1 {
+		delete(a.held, most)
+	}
+	a.heldCount--
+}
+
+// owner is whose share of what is held a sandbox has: its team's, if that is known. It is
+// called with mu held.
+func (a *Agent) owner(id sandbox.ID) string {
+	if d := a.want[id]; d != nil && d.policy != nil && d.policy.Team != "" {
+		return "team " + d.policy.Team
+	}
+	return "sandbox " + string(id)
 }
 
 // takeHeld empties what is held.

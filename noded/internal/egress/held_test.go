@@ -87,6 +87,45 @@ func TestX31_WhatCannotBeHandedOnEnds(t *testing.T) {
 	}
 }
 
+// X31: where all is full, whoever has most gives way: a team that fills it with many
+// sandboxes leaves every other its own.
+func TestX31_WhoHoldsMostGivesWay(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	attached := func(index uint32, team string) sandbox.ID {
+		s := slot(t, index)
+		n.agent.Attach(t.Context(), s, 1)
+		if err := n.agent.SetPolicy(t.Context(), s.ID, team, nil); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+		return s.ID
+	}
+	put := func(id sandbox.ID) {
+		n.agent.putHeld(netdapi.Held{Sandbox: id, Generation: 1, Client: -1, Upstream: -1})
+	}
+	var big []sandbox.ID
+	for i := range uint32(100) { // each has fewer than the small one
+		big = append(big, attached(i, "big"))
+		for range maxHeld / 100 {
+			put(big[i])
+		}
+	}
+	small := attached(100, "small")
+	for range 30 {
+		put(small)
+	}
+	for _, id := range big {
+		put(id)
+	}
+	count := 0
+	for _, some := range n.agent.held {
+		count += len(some)
+	}
+	if got := len(n.agent.held[small]); got != 30 || count != maxHeld || n.agent.heldCount != maxHeld {
+		t.Errorf("the small one has %d of %d, which count as %d", got, count, n.agent.heldCount)
+	}
+}
+
 // told is a log that tells when something is written to it.
 type told chan struct{}
 
