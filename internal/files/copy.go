@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"hash/maphash"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,8 +17,9 @@ import (
 )
 
 // moveCopy is Move for a directory that its file system does not rename, as no overlay does
-// with what lies below it. The copy appears as a whole, with owners, modes and times; what
-// is changed in the source meanwhile is lost. Files with several names become several.
+// with what lies below it. The copy appears as a whole, with owners, modes and times. What
+// is changed in the source meanwhile ends it, as long as that can be seen; what is changed
+// while the source is deleted is lost. Files with several names become several.
 func (t Tree) moveCopy(ctx context.Context, source, destination string) error {
 	in, err := os.OpenRoot(filepath.Dir(destination))
 	if err != nil {
@@ -34,52 +36,115 @@ func (t Tree) moveCopy(ctx context.Context, source, destination string) error {
 			_ = in.RemoveAll(staged) // who finds it left over may delete it
 		}
 	}()
-	if err := copyTree(ctx, source, in, staged); err != nil {
+	seen, err := copyTree(ctx, source, in, staged)
+	if err != nil {
 		return err
 	}
-	if err := t.publish(in, staged, filepath.Base(destination)); err != nil {
+	if err := t.keepStaged(in); err != nil {
+		return err
+	}
+	if is, err := look(ctx, source); err != nil || is != seen {
+		return changed(err)
+	}
+	if err := publish(in, staged, filepath.Base(destination)); err != nil {
 		return err
 	}
 	published = true
 	return os.RemoveAll(source)
 }
 
-// publish gives a staged directory its name, whole on the disk where that is promised.
-func (t Tree) publish(in *os.Root, staged, name string) error {
+// keepStaged has what is staged whole on the disk, where that is promised.
+func (t Tree) keepStaged(in *os.Root) error {
+	if !t.Durable {
+		return nil
+	}
+	dir, err := in.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return unix.Syncfs(int(dir.Fd()))
+}
+
+// publish gives a staged directory its name.
+func publish(in *os.Root, staged, name string) error {
 	dir, err := in.Open(".")
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
 	fd := int(dir.Fd())
-	if t.Durable {
-		if err := unix.Syncfs(fd); err != nil {
-			return err
-		}
-	}
 	return unix.Renameat2(fd, staged, fd, name, unix.RENAME_NOREPLACE)
 }
 
-func copyTree(ctx context.Context, source string, in *os.Root, staged string) error {
+// copyTree tells what it has seen.
+func copyTree(ctx context.Context, source string, in *os.Root, staged string) (seen witness, err error) {
 	to, err := in.OpenRoot(staged)
 	if err != nil {
-		return err
+		return seen, err
 	}
 	defer to.Close()
 	c := copier{to: to, buf: make([]byte, copyBuffer)}
-	// Directories are like theirs when nothing is made in them any more.
-	for _, step := range []func(*walk.Entry) error{c.entry, c.directory} {
-		err := walk.Walk(source, func(e *walk.Entry) error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			return step(e)
-		})
-		if err != nil {
+	err = each(ctx, source, func(e *walk.Entry) error {
+		seen.add(e)
+		return c.entry(e)
+	})
+	if err == nil { // directories are like theirs when nothing is made in them any more
+		err = each(ctx, source, c.directory)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = changed(err)
+	}
+	return seen, err
+}
+
+func look(ctx context.Context, source string) (seen witness, err error) {
+	return seen, each(ctx, source, func(e *walk.Entry) error {
+		seen.add(e)
+		return nil
+	})
+}
+
+func each(ctx context.Context, source string, step func(*walk.Entry) error) error {
+	return walk.Walk(source, func(e *walk.Entry) error {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
+		return step(e)
+	})
+}
+
+// changed refuses a move; the cause may be nil.
+func changed(cause error) error {
+	if cause != nil && !errors.Is(cause, fs.ErrNotExist) {
+		return cause
 	}
-	return nil
+	return errdefs.WithCode(errdefs.Conflict, "path_exists", "the directory can't be moved while it is changed").WithCause(cause)
+}
+
+// witness is what a walk saw, in whatever order: two are equal if nothing has changed.
+type witness struct {
+	entries int
+	sum     uint64
+}
+
+var seed = maphash.MakeSeed()
+
+func (w *witness) add(e *walk.Entry) {
+	s := stamp{path: e.Path, mode: e.Stat.Mode, size: e.Stat.Size, ctime: e.Stat.Ctim}
+	if !e.IsDir() { // an overlay makes up directories' numbers, and may forget them
+		s.ino = e.Stat.Ino
+	}
+	w.entries++
+	w.sum += maphash.Comparable(seed, s)
+}
+
+type stamp struct {
+	path  string
+	ino   uint64
+	mode  uint32
+	size  int64
+	ctime unix.Timespec
 }
 
 type copier struct {
