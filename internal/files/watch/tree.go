@@ -20,6 +20,8 @@ const (
 		unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_EXCL_UNLINK | unix.IN_ONLYDIR
 
 	newDirMode = 0o755
+
+	openTries = 3
 )
 
 // tree is the watched directories of a subscription. One goroutine at a time uses
@@ -59,25 +61,36 @@ type move struct {
 	name   string
 }
 
-// open starts an instance and watches what is there.
-func (t *tree) open() error {
+// open makes the directory, starts an instance and watches what is there. Whoever deletes
+// the directory meanwhile may do so a few times.
+func (t *tree) open() (err error) {
+	for range openTries {
+		if err = t.openOnce(); !errors.Is(err, unix.ENOENT) {
+			break
+		}
+		t.close()
+	}
+	return failure(err, t.root)
+}
+
+func (t *tree) openOnce() error {
 	if err := os.MkdirAll(t.root, newDirMode); err != nil {
-		return failure(err, t.root)
+		return err
 	}
 	was, err := os.Stat(t.root)
 	if err != nil {
-		return failure(err, t.root)
+		return err
 	}
 	t.was = was
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		return failure(err, t.root)
+		return err
 	}
 	t.file = os.NewFile(uintptr(fd), "inotify")
 	t.byWD, t.top = map[int32]*node{}, &node{name: t.root}
 	full := false
 	if err := t.addAll(t.top, func(string) { full = true }); err != nil {
-		return failure(err, t.root)
+		return err
 	}
 	if full {
 		return errdefs.WithCode(errdefs.Exhausted, "too_many_watches", "there are more directories below %s than can be watched", t.root)
