@@ -30,6 +30,8 @@ const (
 	endGrace = 5 * time.Second
 	// A process holds some 10 MiB; a team has a part of them.
 	maxProcesses, maxOfTeam = 64, 16
+	// Every watch is an inotify instance, of which the host's users have a few dozen each.
+	maxWatches, maxWatchesOfTeam = 32, 8
 	// maxCalls of one volume run at once, watches aside.
 	maxCalls = 64
 	// tries is how often a call looks for a process that was ended just then.
@@ -71,6 +73,7 @@ type session struct {
 	watching int
 	since    time.Time     // of the last call's end
 	sweeping bool          // it is being taken back for idleness
+	yields   bool          // somebody wants its place, if it has only watches
 	ending   bool          // it takes no more calls
 	quiet    chan struct{} // closed when it ends and no call runs
 	gone     chan struct{} // closed when it has ended
@@ -102,7 +105,7 @@ func (c *Calls) Run(ctx context.Context) error {
 	return nil
 }
 
-// idle are the volumes whose process has served long enough, which are swept once.
+// idle are the volumes whose process has served long enough, or yields, which are swept once.
 func (c *Calls) idle(now time.Time) (ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,7 +114,8 @@ func (c *Calls) idle(now time.Time) (ids []string) {
 		if c.count > maxProcesses/2 || c.of[s.spec.Team] > maxOfTeam/2 {
 			most = hurriedTime
 		}
-		if !s.sweeping && s.running+s.watching == 0 && now.Sub(s.since) > most {
+		unused := s.yields || s.watching == 0 && now.Sub(s.since) > most
+		if unused && !s.sweeping && s.running == 0 {
 			s.sweeping = true
 			ids = append(ids, id)
 		}
@@ -149,7 +153,7 @@ func (c *Calls) enter(ctx context.Context, spec work.Volume, watch bool) (*sessi
 		if s != nil || err != nil {
 			return s, err
 		}
-		err = c.cfg.Manager.Share(ctx, spec, func(at string) (func(), error) { return c.open(spec, at) })
+		err = c.cfg.Manager.Share(ctx, spec, func(at string) (func(), error) { return c.open(spec, at, watch) })
 		if err != nil {
 			return nil, err
 		}
@@ -162,6 +166,11 @@ func (c *Calls) enter(ctx context.Context, spec work.Volume, watch bool) (*sessi
 func (c *Calls) join(spec work.Volume, watch bool) (*session, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if watch {
+		if err := c.roomToWatch(spec.Team); err != nil {
+			return nil, err
+		}
+	}
 	s := c.sessions[spec.ID]
 	if s == nil {
 		return nil, nil
@@ -179,14 +188,36 @@ func (c *Calls) join(spec work.Volume, watch bool) (*session, error) {
 	case spec.Epoch > s.spec.Epoch:
 		return nil, nil
 	case watch:
-		s.watching++ // the process bounds them
+		s.watching++
 	case s.running == maxCalls:
 		return nil, errdefs.New(errdefs.Unavailable, "volume %s has %d calls at once already", spec.ID, maxCalls).WithRetryAfter(again)
 	default:
 		s.running++
+		s.yields = false
 	}
 	return s, nil
 }
+
+// roomToWatch is asked under mu.
+func (c *Calls) roomToWatch(team string) error {
+	all, teams := 0, 0
+	for _, s := range c.sessions {
+		all += s.watching
+		if s.spec.Team == team {
+			teams += s.watching
+		}
+	}
+	switch {
+	case teams >= maxWatchesOfTeam:
+		return errdefs.WithCode(errdefs.Exhausted, codeWatches, "there are %d watches of volumes already", teams).WithRetryAfter(again)
+	case all >= maxWatches:
+		return errdefs.WithCode(errdefs.Exhausted, codeWatches, "too many volumes are watched").WithRetryAfter(again)
+	}
+	return nil
+}
+
+// codeWatches is the code that a process has for too many watches of its own.
+const codeWatches = "too_many_watches"
 
 // leave ends a call.
 func (c *Calls) leave(s *session, watch bool) {
@@ -204,7 +235,7 @@ func (c *Calls) leave(s *session, watch bool) {
 }
 
 // open is called by who has the volume's turn: there is one at a time for each volume.
-func (c *Calls) open(spec work.Volume, at string) (takeBack func(), err error) {
+func (c *Calls) open(spec work.Volume, at string, watch bool) (takeBack func(), err error) {
 	c.mu.Lock()
 	s := c.sessions[spec.ID]
 	c.mu.Unlock()
@@ -214,7 +245,7 @@ func (c *Calls) open(spec work.Volume, at string) (takeBack func(), err error) {
 	if s != nil {
 		c.end(s)
 	}
-	if err := c.reserve(spec.Team); err != nil {
+	if err := c.reserve(spec.Team, watch); err != nil {
 		return nil, err
 	}
 	cfg := jail.Config{Command: c.cfg.Command, Dir: at, UID: spec.UID, GID: spec.GID}
@@ -248,15 +279,41 @@ func (c *Calls) goesOn(s *session, spec work.Volume, at string) bool {
 	return true
 }
 
-func (c *Calls) reserve(team string) error {
+// reserve takes a place, of which a team gets another only while more are free than it has:
+// those who come later find some. Where there is none for a call, one with watches alone
+// yields soon: its watchers come again.
+func (c *Calls) reserve(team string, watch bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.count == maxProcesses || c.of[team] == maxOfTeam {
+	if has := c.of[team]; has == maxOfTeam || maxProcesses-c.count <= has {
+		if !watch {
+			c.yield(team)
+		}
 		return errdefs.New(errdefs.Unavailable, "files of too many volumes are in use").WithRetryAfter(again)
 	}
 	c.count++
 	c.of[team]++
 	return nil
+}
+
+// yield has the longest uncalled one with watches alone give up its place: of the team, or
+// of any where the team has none. One at a time does.
+func (c *Calls) yield(team string) {
+	var oldest *session
+	for _, s := range c.sessions {
+		if s.running > 0 || s.watching == 0 || c.of[team] > 0 && s.spec.Team != team {
+			continue
+		}
+		if s.yields {
+			return
+		}
+		if oldest == nil || s.since.Before(oldest.since) {
+			oldest = s
+		}
+	}
+	if oldest != nil {
+		oldest.yields = true
+	}
 }
 
 func (c *Calls) free(team string) {

@@ -71,6 +71,7 @@ func (c *Calls) refuse(w http.ResponseWriter, r *http.Request, volume string, er
 	switch {
 	case e.Code == store.CodeFenced:
 		err = errdefs.WithCode(errdefs.Conflict, volumeapi.CodeStale, "%s", e.Message)
+	case e.Code == codeWatches: // as a process says it
 	case e.Kind != errdefs.Unavailable:
 		err = errdefs.New(errdefs.Unavailable, "the volume is not at hand").WithCause(err)
 	}
