@@ -129,14 +129,11 @@ func (s *stack) startAgents(t *testing.T) {
 func (s *stack) proxyService(t *testing.T, to string) {
 	t.Helper()
 	ip := s.kubectl("get", "service", "-n", agentsNamespace, agentsWebhook, "-o", "jsonpath={.spec.clusterIP}")
-	if out, err := exec.Command("ip", "address", "add", ip+"/32", "dev", "lo").CombinedOutput(); err != nil {
+	unbindLeft(t)
+	t.Cleanup(func() { unbindLeft(t) })
+	if out, err := exec.Command("ip", "address", "add", ip+"/32", "dev", "lo", "label", serviceLabel).CombinedOutput(); err != nil {
 		t.Fatalf("ip address add: %v: %s", err, out)
 	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("ip", "address", "del", ip+"/32", "dev", "lo").CombinedOutput(); err != nil {
-			t.Errorf("ip address del: %v: %s", err, out)
-		}
-	})
 	l, err := net.Listen("tcp", net.JoinHostPort(ip, "443"))
 	if err != nil {
 		t.Fatal(err)
@@ -156,6 +153,18 @@ func (s *stack) proxyService(t *testing.T, to string) {
 			go splice(c, to) // ends with its connection, and that with the API server's
 		}
 	}()
+}
+
+// serviceLabel marks the addresses that tests give the loopback device.
+const serviceLabel = "lo:s0kube"
+
+// unbindLeft takes them away again, and those that a test left which was killed.
+func unbindLeft(t *testing.T) {
+	t.Helper()
+	// With nothing to flush it succeeds as well.
+	if out, err := exec.Command("ip", "address", "flush", "dev", "lo", "label", serviceLabel).CombinedOutput(); err != nil {
+		t.Errorf("ip address flush: %v: %s", err, out)
+	}
 }
 
 func splice(a net.Conn, to string) {

@@ -43,7 +43,8 @@ func (s *stack) end(t *testing.T, id string) {
 	s.until(namespace, "s0.run/sandbox="+id, "the end of the pod", func(p []corev1.Pod) bool { return len(p) == 0 })
 }
 
-// writes are what the virtual node has changed of a pod, since a moment.
+// writes are what the virtual node has changed of a pod, since a moment. Statuses are not
+// among them: others write them as well, of a node that was silent, and it puts them right.
 func (s *stack) writes(t *testing.T, since int, pod string) (mine []kubetest.Write, now int) {
 	t.Helper()
 	all, err := s.cluster.Writes()
@@ -51,7 +52,7 @@ func (s *stack) writes(t *testing.T, since int, pod string) (mine []kubetest.Wri
 		t.Fatal(err)
 	}
 	for _, w := range all[since:] {
-		if w.Agent == "s0-vk" && w.Resource == "pods" && w.Name == pod && w.OK() {
+		if w.Agent == "s0-vk" && w.Resource == "pods" && w.Name == pod && w.Subresource != "status" && w.OK() {
 			mine = append(mine, w)
 		}
 	}

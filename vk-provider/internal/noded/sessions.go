@@ -30,12 +30,19 @@ func (c *Client) EnsureSession(ctx context.Context, sb Sandbox, key string, spec
 	return s, err
 }
 
-func (c *Client) sessionNamed(ctx context.Context, sb Sandbox, name string, missing error) (procapi.Session, error) {
+// Sessions are all that a sandbox has.
+func (c *Client) Sessions(ctx context.Context, sb Sandbox) ([]procapi.Session, error) {
 	var all procapi.SessionList
-	if err := c.Call(ctx, sb, Request{Method: http.MethodGet, Path: procapi.PathSessions}, &all); err != nil {
+	err := c.Call(ctx, sb, Request{Method: http.MethodGet, Path: procapi.PathSessions}, &all)
+	return all.Sessions, err
+}
+
+func (c *Client) sessionNamed(ctx context.Context, sb Sandbox, name string, missing error) (procapi.Session, error) {
+	all, err := c.Sessions(ctx, sb)
+	if err != nil {
 		return procapi.Session{}, err
 	}
-	for _, s := range all.Sessions {
+	for _, s := range all {
 		if s.Spec.Name == name {
 			return s, nil
 		}

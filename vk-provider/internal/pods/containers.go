@@ -21,7 +21,8 @@ type container struct {
 	stopped chan struct{} // closed when its session has ended for good, or is not followed any more
 
 	// Pods.mu guards what follows.
-	session string // empty before it has one
+	session string                        // empty before it has one
+	waits   *corev1.ContainerStateWaiting // why it has none, if that is known
 	env     map[string]string
 	now     procapi.Session
 	told    uint64                           // the last of its events that was there when this process found it
@@ -44,33 +45,46 @@ func containersOf(api *corev1.Pod) []*container {
 	return all
 }
 
-// startContainer makes a container's session, or finds it, and has it followed.
+// startContainer makes a container's session, or finds it, and has it followed; false: it
+// has none, and the pod is to go or its sandbox has ended.
 func (p *Pods) startContainer(ctx context.Context, pod *pod, c *container, env []variable) bool {
+	if p.sessionOf(c) != "" { // of a process before this one
+		return true
+	}
 	p.mu.Lock()
 	sb, api := pod.sandbox, pod.api
 	c.env = asMap(env)
 	p.mu.Unlock()
 	spec := sessionOf(api, c, env)
-	ok := retry(ctx, func() bool {
+	ok := p.attempt(ctx, pod, func() bool {
 		s, err := p.cfg.Node.EnsureSession(ctx, instance(sb), string(pod.uid)+"/"+c.spec.Name, spec)
 		if err != nil {
-			p.notYet(ctx, pod, "CreateContainerError", err)
+			const reason = "CreateContainerError"
+			p.mu.Lock()
+			c.waits = &corev1.ContainerStateWaiting{Reason: reason, Message: text(err)}
+			p.mu.Unlock()
+			p.notYet(ctx, pod, reason, err)
 			return true
 		}
-		p.mu.Lock()
-		c.session, c.now, c.told = s.ID, s, s.Cursor.Latest
-		p.mu.Unlock()
+		p.follow(pod, c, s)
 		return false
 	})
-	if !ok {
+	if !ok || p.sessionOf(c) == "" {
 		return false
 	}
 	p.event(pod, corev1.EventTypeNormal, "Started", "Started container "+c.spec.Name)
+	return true
+}
+
+// follow has a session be a container, and follows it.
+func (p *Pods) follow(pod *pod, c *container, s procapi.Session) {
+	p.mu.Lock()
+	c.session, c.now, c.told = s.ID, s, s.Cursor.Latest
+	p.mu.Unlock()
 	p.background(func(ctx context.Context) {
 		defer close(c.stopped)
 		p.followContainer(ctx, pod, c)
 	})
-	return true
 }
 
 // sessionOf is what supervises a container's command.
@@ -222,7 +236,9 @@ func (c *container) status(id string) corev1.ContainerStatus {
 		s.LastTerminationState.Terminated = c.last
 	}
 	if c.session == "" {
-		s.State.Waiting = &corev1.ContainerStateWaiting{Reason: "PodInitializing"}
+		if s.State.Waiting = c.waits; c.waits == nil {
+			s.State.Waiting = &corev1.ContainerStateWaiting{Reason: "PodInitializing"}
+		}
 		return s
 	}
 	s.ContainerID = containerID(id + "/" + c.session)

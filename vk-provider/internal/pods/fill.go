@@ -12,7 +12,7 @@ func (p *Pods) fill(ctx context.Context, pod *pod, files map[string]string) bool
 	p.mu.Lock()
 	sb := pod.sandbox
 	p.mu.Unlock()
-	return retry(ctx, func() bool {
+	return p.attempt(ctx, pod, func() bool {
 		for _, name := range slices.Sorted(maps.Keys(files)) {
 			var err error
 			if dir, ok := strings.CutSuffix(name, "/"); ok {

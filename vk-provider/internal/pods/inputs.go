@@ -41,7 +41,7 @@ func (e *errMissing) Error() string { return e.message }
 // what is not there; false: the pod is to go.
 func (p *Pods) resolve(ctx context.Context, pod *pod) (in inputs, ok bool) {
 	said := ""
-	ok = retry(ctx, func() bool {
+	ok = p.attempt(ctx, pod, func() bool {
 		r := resolver{ctx: ctx, p: p, api: p.api(pod), configMaps: map[string]*corev1.ConfigMap{}, secrets: map[string]*corev1.Secret{}}
 		var err error
 		if in, err = r.inputs(); err == nil {

@@ -12,6 +12,7 @@ package pods
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -78,7 +79,8 @@ type pod struct {
 	// Pods.mu guards what follows. api is replaced whole.
 	api        *corev1.Pod // as Kubernetes has it
 	status     corev1.PodStatus
-	told       bool             // Kubernetes was told of status
+	told       bool             // VK was told of status, and Kubernetes does not have another one
+	retold     int              // how often it was told what it had been told before
 	slot       *nodeapi.PodSlot // of a pool's pod; nil before it has one
 	sandbox    *nodeapi.Sandbox // nil before it is claimed
 	warmed     bool             // its slot was warm once; one that never was is made again
@@ -248,6 +250,9 @@ func (p *Pods) set(pod *pod, build func() corev1.PodStatus) corev1.PodPhase {
 	same := pod.told && equality.Semantic.DeepEqual(pod.status, status)
 	pod.status, pod.told = status, true
 	object, notify := pod.object(), p.notify
+	if pod.retold > 0 { // VK drops what it was told before; what it writes has Kubernetes' own version
+		object.ResourceVersion = fmt.Sprint("retold-", pod.retold)
+	}
 	p.mu.Unlock()
 	if !same {
 		notify(object)
@@ -255,23 +260,19 @@ func (p *Pods) set(pod *pod, build func() corev1.PodStatus) corev1.PodPhase {
 	return status.Phase
 }
 
-// retell tells again of what Kubernetes has otherwise: others write statuses as well, of a
-// node that was silent for a while for one, and VK gives up on a write that fails for long.
+// retell has pods told again that Kubernetes has otherwise: others write statuses as well,
+// of a node that was silent for a while for one, and VK gives up on a write that fails for
+// long. Each pod's own goroutine tells: it knows what is the newest.
 func (p *Pods) retell() {
 	p.mu.Lock()
-	var all []*corev1.Pod
+	defer p.mu.Unlock()
 	for _, pod := range p.byUID {
 		known, err := p.cfg.Lister.Pods(pod.namespace).Get(pod.name)
 		if pod.told && err == nil && known.UID == pod.uid && !equality.Semantic.DeepEqual(known.Status, pod.status) {
-			object := pod.object()
-			object.ResourceVersion = known.ResourceVersion // VK drops what it was told before
-			all = append(all, object)
+			pod.told = false
+			pod.retold++
+			pod.kick()
 		}
-	}
-	notify := p.notify
-	p.mu.Unlock()
-	for _, object := range all {
-		notify(object)
 	}
 }
 
@@ -291,9 +292,12 @@ func (p *Pods) live(ctx, up context.Context, pod *pod) {
 	} else {
 		p.runPod(up, pod)
 	}
-	select { // what has ended by itself stays until somebody deletes it
-	case <-up.Done():
-	case <-ctx.Done():
+	for up.Err() == nil { // what has ended by itself stays until somebody deletes it
+		select {
+		case <-up.Done(): // with ctx, too
+		case <-pod.wake:
+			p.set(pod, func() corev1.PodStatus { return pod.status })
+		}
 	}
 	if ctx.Err() != nil {
 		return

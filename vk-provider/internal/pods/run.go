@@ -24,22 +24,21 @@ func (p *Pods) runPod(ctx context.Context, pod *pod) {
 		p.refuse(pod, refusal)
 		return
 	}
-	inputs, ok := p.resolve(ctx, pod)
-	if !ok || !p.claim(ctx, pod, spec) {
-		return
-	}
-	if !p.fill(ctx, pod, inputs.files) {
-		return
+	containers, in := containersOf(api), inputs{}
+	if !p.adopt(ctx, pod, containers) {
+		var ok bool
+		if in, ok = p.prepare(ctx, pod, spec); !ok {
+			return
+		}
 	}
 	p.mu.Lock()
-	pod.containers = containersOf(api)
-	containers := pod.containers
+	pod.containers = containers
 	p.mu.Unlock()
 	work, done := context.WithCancel(ctx)
 	defer done()
 	work, expired := p.deadline(work, pod)
 	for _, c := range containers {
-		if !p.startContainer(work, pod, c, inputs.env[c.spec.Name]) {
+		if !p.startContainer(work, pod, c, in.env[c.spec.Name]) {
 			break
 		}
 		if c.init && !p.finishInit(work, pod, c) {
@@ -47,6 +46,13 @@ func (p *Pods) runPod(ctx context.Context, pod *pod) {
 		}
 	}
 	p.followPod(work, pod, expired)
+}
+
+// prepare makes what containers are started in, unless that has ended under a process
+// before this one.
+func (p *Pods) prepare(ctx context.Context, pod *pod, spec sandbox.Spec) (inputs, bool) {
+	in, ok := p.resolve(ctx, pod)
+	return in, ok && (p.over(pod) || p.claim(ctx, pod, spec) && p.fill(ctx, pod, in.files))
 }
 
 // claim has noded start the pod's sandbox, as often as it takes.
@@ -108,7 +114,7 @@ func (p *Pods) followPod(ctx context.Context, pod *pod, expired func() bool) {
 			p.setFailed(pod, "DeadlineExceeded", errDeadline.Error())
 			return
 		}
-		if gone != "" || sandbox.State(sb.GetState()) == sandbox.Failed {
+		if over(gone, sb) {
 			reason := orElse(gone, sb.GetReason())
 			p.event(pod, corev1.EventTypeWarning, "SandboxFailed", reason)
 			p.setFailed(pod, "SandboxFailed", reason)

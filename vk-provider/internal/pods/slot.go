@@ -85,6 +85,17 @@ func (p *Pods) warm(ctx context.Context, pod *pod, slot podspec.Slot) bool {
 // findClaimed waits until noded has said what it has, for a pod that was claimed before
 // this process began. It gets no other slot: one whose sandbox ended meanwhile has ended.
 func (p *Pods) findClaimed(ctx context.Context, pod *pod) bool {
+	return p.findSandbox(ctx, pod, func() {
+		if pod.sandbox == nil {
+			pod.gone = orElse(pod.gone, "its sandbox ended")
+		}
+		pod.warmed = true
+	})
+}
+
+// findSandbox waits until noded has said what it has, and finds the pod's sandbox among
+// it; then is called with mu held. false: the pod is to go.
+func (p *Pods) findSandbox(ctx context.Context, pod *pod, then func()) bool {
 	for {
 		p.mu.Lock()
 		synced := p.synced
@@ -92,10 +103,7 @@ func (p *Pods) findClaimed(ctx context.Context, pod *pod) bool {
 			if pod.sandbox == nil {
 				pod.sandbox = p.sandboxOf(pod)
 			}
-			if pod.sandbox == nil {
-				pod.gone = orElse(pod.gone, "its sandbox ended")
-			}
-			pod.warmed = true
+			then()
 		}
 		p.mu.Unlock()
 		if synced {
@@ -109,7 +117,7 @@ func (p *Pods) findClaimed(ctx context.Context, pod *pod) bool {
 	}
 }
 
-// notYet tells why a pod is not there yet.
+// notYet tells why a pod is not there yet, or not all of it.
 func (p *Pods) notYet(ctx context.Context, pod *pod, reason string, err error) {
 	if ctx.Err() != nil {
 		return
@@ -117,7 +125,12 @@ func (p *Pods) notYet(ctx context.Context, pod *pod, reason string, err error) {
 	message := text(err)
 	p.event(pod, corev1.EventTypeWarning, "Failed"+reason, message)
 	p.cfg.Log.Warn("a pod can't be brought up yet", "pod", key(pod.namespace, pod.name), "uid", pod.uid, "error", err)
-	p.setPending(pod, reason, message)
+	p.set(pod, func() corev1.PodStatus {
+		if s, ok := lives(pod, p.cfg.HostIP, p.synced); ok {
+			return s
+		}
+		return pendingStatus(pod, p.cfg.HostIP, reason, message)
+	})
 }
 
 func text(err error) string {

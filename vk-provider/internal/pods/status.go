@@ -1,6 +1,8 @@
 package pods
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -79,6 +81,17 @@ func pendingStatus(pod *pod, hostIP, reason, message string) corev1.PodStatus {
 		s.InitContainerStatuses = append(s.InitContainerStatuses, waiting(c, reason, message))
 	}
 	return s
+}
+
+// lives is the status of a pod of which something runs, though it can't be brought up
+// (R6): containers that are there are told of; one that ran under a process before this
+// one is what it was, unless the whole node's picture has nothing for it.
+func lives(pod *pod, hostIP string, synced bool) (corev1.PodStatus, bool) {
+	if slices.ContainsFunc(pod.containers, func(c *container) bool { return c.session != "" }) {
+		return podStatus(pod, hostIP, pod.sandbox, pod.containers), true
+	}
+	had := !synced || pod.slot != nil || pod.sandbox != nil
+	return pod.status, had && pod.status.Phase == corev1.PodRunning
 }
 
 func waiting(c corev1.Container, reason, message string) corev1.ContainerStatus {
