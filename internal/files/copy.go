@@ -99,10 +99,11 @@ func copyTree(ctx context.Context, source string, in *os.Root, staged string) (s
 }
 
 func look(ctx context.Context, source string) (seen witness, err error) {
-	return seen, each(ctx, source, func(e *walk.Entry) error {
+	err = each(ctx, source, func(e *walk.Entry) error {
 		seen.add(e)
 		return nil
 	})
+	return seen, err
 }
 
 func each(ctx context.Context, source string, step func(*walk.Entry) error) error {
