@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"hash/maphash"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -185,12 +187,68 @@ func (c *copier) file(e *walk.Entry) error {
 	if err != nil {
 		return err
 	}
-	_, err = Copy(f, from, c.buf)
+	err = errors.Join(c.data(f, from), attributes(f, from))
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return c.like(e)
 }
+
+// data copies what is stored and leaves the holes.
+func (c *copier) data(to, from *os.File) error {
+	size, err := from.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	for at := int64(0); at < size; {
+		start, err := from.Seek(at, unix.SEEK_DATA)
+		if err == nil {
+			at, err = from.Seek(start, unix.SEEK_HOLE)
+		}
+		if errors.Is(err, unix.ENXIO) { // there is a hole up to the end
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := to.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := Copy(to, io.NewSectionReader(from, start, at-start), c.buf); err != nil {
+			return err
+		}
+	}
+	return to.Truncate(size)
+}
+
+// attributes copies those that users give.
+func attributes(to, from *os.File) error {
+	n, err := unix.Flistxattr(int(from.Fd()), nil)
+	if err == nil && n == 0 || errors.Is(err, unix.ENOTSUP) {
+		return nil // as with nearly all
+	}
+	names := make([]byte, maxAttributes)
+	if n, err = unix.Flistxattr(int(from.Fd()), names); err != nil {
+		return err
+	}
+	for name := range strings.SplitSeq(string(names[:n]), "\x00") {
+		if !strings.HasPrefix(name, "user.") {
+			continue
+		}
+		value := make([]byte, maxAttributes)
+		n, err := unix.Fgetxattr(int(from.Fd()), name, value)
+		if err == nil {
+			err = unix.Fsetxattr(int(to.Fd()), name, value[:n], 0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxAttributes is the kernel's, of all names and of one value.
+const maxAttributes = 64 << 10
 
 func (c *copier) directory(e *walk.Entry) error {
 	if !e.IsDir() {

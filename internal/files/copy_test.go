@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"s0.run/internal/errdefs"
 )
 
@@ -60,6 +62,52 @@ func TestMoveCopyLosesNothing(t *testing.T) {
 		}
 		if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 			t.Errorf("meddled with at look %d there are %v, %v", n, left, err)
+		}
+	}
+}
+
+// A copy has the holes and the users' attributes of what is copied.
+func TestMoveCopyIsAlike(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	source, moved := filepath.Join(dir, "source"), filepath.Join(dir, "moved")
+	if err := os.Mkdir(source, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const size, middle = 64 << 20, 16 << 20
+	f, err := os.Create(filepath.Join(source, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, at := range []int64{0, middle} {
+		if _, err := f.WriteAt([]byte("data"), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	attributes := unix.Fsetxattr(int(f.Fd()), "user.a", []byte("value"), 0)
+	var was, is unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := (Tree{}).moveCopy(t.Context(), source, moved); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(moved, "f")
+	if err := unix.Lstat(name, &is); err != nil || is.Size != size || is.Blocks > was.Blocks+1024 {
+		t.Errorf("the copy has %d bytes in %d blocks instead of %d, %v", is.Size, is.Blocks, was.Blocks, err)
+	}
+	b, err := os.ReadFile(name)
+	if err != nil || string(b[:5]) != "data\x00" || string(b[middle:middle+5]) != "data\x00" {
+		t.Errorf("it holds something else, %v", err)
+	}
+	if attributes == nil { // this file system has some
+		value := make([]byte, 16)
+		if n, err := unix.Getxattr(name, "user.a", value); err != nil || string(value[:n]) != "value" {
+			t.Errorf("its attribute is %q, %v", value[:max(0, n)], err)
 		}
 	}
 }
