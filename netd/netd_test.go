@@ -510,6 +510,24 @@ func TestAStopLeavesNothingBehind(t *testing.T) {
 	}
 }
 
+// X46: after a reboot's worth of restarts the kernel may not have ended the namespace of
+// before, and the host's link leads into that.
+func TestX46_ANamespaceThatIsSlowToEnd(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.far("80")
+	w.kill(w.process)
+	w.inside = w0(t) // the one of before is held open
+	w.must(unix.Unmount(w.cfg.NetNS, unix.MNT_DETACH))
+	w.must(unix.Mount(fmt.Sprintf("/proc/self/fd/%d", w.inside), w.cfg.NetNS, "", unix.MS_BIND, ""))
+	w.start()
+	b := w.sandbox()
+	b.policy(`{"mode":"allow-all"}`)
+	for _, at := range both("80", far4, far6) {
+		b.reaches("tcp", at)
+	}
+}
+
 // E23: whoever gets an address and a link after another starts with nothing of his.
 func TestE23_AnAddressUsedAgain(t *testing.T) {
 	w := newWorld(t)

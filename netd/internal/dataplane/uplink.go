@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"net"
@@ -35,18 +36,36 @@ const uplinkTries = 4096
 // Uplink is where the way out leads.
 func (p *Plane) Uplink() Uplink { return p.uplink }
 
+// ensureUplink finds both ends of the veth, or makes them. The kernel takes its time to end a
+// namespace: after a reboot's worth of restarts the host's end may still be there, with the
+// other in the namespace of before, and is in the way.
+func (p *Plane) ensureUplink() (host, in netlink.Link, err error) {
+	for again := true; ; again = false {
+		host, err = ensureVeth(p.host, &netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: p.cfg.Uplink, HardwareAddr: uplinkHostMAC, MTU: p.mtu()},
+			PeerName:  uplinkName, PeerHardwareAddr: uplinkInsideMAC, PeerMTU: uint32(p.mtu()), PeerNamespace: netlink.NsFd(int(p.cfg.Inside.Fd())),
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+		in, err = p.inside.LinkByName(uplinkName)
+		if err == nil {
+			return host, in, nil
+		}
+		if !again || !errors.As(err, &netlink.LinkNotFoundError{}) {
+			return nil, nil, fmt.Errorf("link %s: %w", uplinkName, err)
+		}
+		if err := p.host.LinkDel(host); err != nil && !errors.Is(err, unix.ENODEV) { // the kernel was quicker
+			return nil, nil, fmt.Errorf("removing link %s of before: %w", p.cfg.Uplink, err)
+		}
+	}
+}
+
 // setUplink makes the veth, or takes its addresses from the one that is there.
 func (p *Plane) setUplink() error {
-	host, err := ensureVeth(p.host, &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: p.cfg.Uplink, HardwareAddr: uplinkHostMAC, MTU: p.mtu()},
-		PeerName:  uplinkName, PeerHardwareAddr: uplinkInsideMAC, PeerMTU: uint32(p.mtu()), PeerNamespace: netlink.NsFd(int(p.cfg.Inside.Fd())),
-	})
+	host, in, err := p.ensureUplink()
 	if err != nil {
 		return err
-	}
-	in, err := p.inside.LinkByName(uplinkName)
-	if err != nil { // of a namespace that is gone, its end went with it
-		return fmt.Errorf("link %s: %w", uplinkName, err)
 	}
 	if p.uplink, err = p.chooseUplink(host); err != nil {
 		return err
