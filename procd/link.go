@@ -132,7 +132,7 @@ func (l *link) serve(conn net.Conn) {
 func (l *link) attend(conn net.Conn) {
 	defer l.release(conn)
 	one := &oneConn{ended: make(chan struct{})}
-	one.conn = &watchedConn{Conn: &joiner{Conn: conn}, reader: bufio.NewReaderSize(conn, readBuffer), moved: l.moved, ended: sync.OnceFunc(func() { close(one.ended) })}
+	one.conn = &watchedConn{Conn: conn, reader: bufio.NewReaderSize(conn, readBuffer), moved: l.moved, ended: sync.OnceFunc(func() { close(one.ended) })}
 	_ = l.server.Serve(one)
 	conn.Close()
 }
