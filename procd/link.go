@@ -10,8 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"s0.run/procd/internal/rawio"
 )
 
 const (
@@ -89,6 +87,7 @@ func (l *link) run(ctx context.Context, d *door) {
 
 // call dials, serves until the connection ends, and dials again, until ctx ends.
 func (l *link) call(ctx context.Context) {
+	var dialer net.Dialer
 	for pause := time.Duration(0); ctx.Err() == nil; pause = min(max(2*pause, minRedial), maxRedial) {
 		if l.hasty.Load() > 0 {
 			l.hasty.Add(-1)
@@ -99,7 +98,7 @@ func (l *link) call(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		conn, err := l.dial(ctx)
+		conn, err := dialer.DialContext(ctx, "unix", l.socket)
 		if err != nil {
 			continue
 		}
@@ -110,16 +109,6 @@ func (l *link) call(ctx context.Context) {
 			pause = 0
 		}
 	}
-}
-
-// dial connects to noded. Small calls are spared the scheduler's watcher.
-func (l *link) dial(ctx context.Context) (net.Conn, error) {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", l.socket)
-	if err != nil {
-		return nil, err
-	}
-	return rawio.NewConn(conn.(*net.UnixConn))
 }
 
 // serve returns when the connection has ended. Contexts don't notice.
