@@ -86,46 +86,56 @@ func (b *box) exchange(at string, sent, wanted int64) (time.Duration, error) {
 	return time.Since(began), err
 }
 
+// exchangesOf serves both families, at two addresses of one port.
+func (w *world) exchangesOf(port string) (at []string) {
+	w.t.Helper()
+	at = both(port, far4, far6)
+	for _, a := range at {
+		w.exchanges(a)
+	}
+	return at
+}
+
 // No more passes than the bandwidth lets through, either way, whoever has the connection.
 func TestBandwidthOfASandbox(t *testing.T) {
 	const rate, size = 1 << 20, 2 << 20
 	w := newWorld(t)
 	w.start()
-	at := net.JoinHostPort(far4, "2222")
-	w.exchanges(at)
 	limit := netdapi.Rate{Bytes: rate}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, way := range []string{direct, proxied} {
-		for _, c := range []struct {
-			limit        netdapi.Bandwidth
-			sent, wanted int64
-		}{
-			{netdapi.Bandwidth{Egress: limit}, size, 0},
-			{netdapi.Bandwidth{Ingress: limit}, 0, size},
-		} {
-			b := w.sandbox()
-			b.limited(way, c.limit, netdapi.Bandwidth{})
-			wg.Go(func() {
-				took, err := b.exchange(at, c.sent, c.wanted)
-				if most := burst + took.Seconds()*rate; err != nil || size > most {
-					t.Errorf("%s, %+v: %d bytes in %v, %v; want %.0f at most", way, c.limit, size, took, err, most)
-				}
-				if n, err := b.counters(); err != nil || n.Throttled == 0 {
-					t.Errorf("%s: nothing was throttled: %+v, %v", way, n, err)
-				}
-			})
+	for _, at := range w.exchangesOf("2222") {
+		for _, way := range []string{direct, proxied} {
+			for _, c := range []struct {
+				limit        netdapi.Bandwidth
+				sent, wanted int64
+			}{
+				{netdapi.Bandwidth{Egress: limit}, size, 0},
+				{netdapi.Bandwidth{Ingress: limit}, 0, size},
+			} {
+				b := w.sandbox()
+				b.limited(way, c.limit, netdapi.Bandwidth{})
+				wg.Go(func() {
+					took, err := b.exchange(at, c.sent, c.wanted)
+					if most := burst + took.Seconds()*rate; err != nil || size > most {
+						t.Errorf("%s, %s, %+v: %d bytes in %v, %v; want %.0f at most", at, way, c.limit, size, took, err, most)
+					}
+					if n, err := b.counters(); err != nil || n.Throttled == 0 {
+						t.Errorf("%s, %s: nothing was throttled: %+v, %v", at, way, n, err)
+					}
+				})
+			}
 		}
 	}
 }
 
-// A team's sandboxes share what it has; others have nothing to do with it.
+// A team's sandboxes share what it has, by whichever family; others have nothing to do
+// with it.
 func TestBandwidthOfATeam(t *testing.T) {
 	const rate, size = 1 << 20, 1 << 20
 	w := newWorld(t)
 	w.start()
-	at := net.JoinHostPort(far4, "2222")
-	w.exchanges(at)
+	at := w.exchangesOf("2222")
 	shared := netdapi.Bandwidth{Egress: netdapi.Rate{Bytes: rate}}
 	boxes := []*box{w.sandbox(), w.sandbox()}
 	for _, b := range boxes {
@@ -133,9 +143,9 @@ func TestBandwidthOfATeam(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	began := time.Now()
-	for _, b := range boxes {
+	for i, b := range boxes {
 		wg.Go(func() {
-			if _, err := b.exchange(at, size, 0); err != nil {
+			if _, err := b.exchange(at[i], size, 0); err != nil {
 				t.Error(err)
 			}
 		})
@@ -144,9 +154,9 @@ func TestBandwidthOfATeam(t *testing.T) {
 	if most := burst + time.Since(began).Seconds()*rate; float64(len(boxes)*size) > most {
 		t.Errorf("%d bytes in %v", len(boxes)*size, time.Since(began))
 	}
-	for _, b := range boxes {
+	for i, b := range boxes {
 		b.limited(direct, netdapi.Bandwidth{}, netdapi.Bandwidth{})
-		if _, err := b.exchange(at, size, size); err != nil {
+		if _, err := b.exchange(at[1-i], size, size); err != nil {
 			t.Errorf("without a limit: %v", err)
 		}
 	}
@@ -156,9 +166,8 @@ func TestBandwidthOfATeam(t *testing.T) {
 func TestBandwidthChangesOnARunningSandbox(t *testing.T) {
 	w := newWorld(t)
 	w.start()
-	at := net.JoinHostPort(far4, "2222")
-	w.exchanges(at)
-	for _, way := range []string{direct, proxied} {
+	for i, at := range w.exchangesOf("2222") {
+		way := []string{direct, proxied}[i]
 		b := w.sandbox()
 		b.limited(way, netdapi.Bandwidth{Egress: netdapi.Rate{Bytes: 1}}, netdapi.Bandwidth{}) // it would take days
 		done := make(chan error, 1)
@@ -174,7 +183,7 @@ func TestBandwidthChangesOnARunningSandbox(t *testing.T) {
 		})
 		b.limited(way, netdapi.Bandwidth{}, netdapi.Bandwidth{})
 		if err := <-done; err != nil {
-			t.Errorf("%s: %v", way, err)
+			t.Errorf("%s, %s: %v", at, way, err)
 		}
 	}
 }

@@ -97,6 +97,55 @@ func (w *world) discards(at string) {
 	}))
 }
 
+// gives sends so much to whoever connects.
+func (w *world) gives(at string, size int64) {
+	w.t.Helper()
+	w.must(in(w.beyond, func() error {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			return err
+		}
+		w.t.Cleanup(func() { l.Close() })
+		go func() {
+			buf := make([]byte, 1<<20)
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				for range size / int64(len(buf)) {
+					if _, err := c.Write(buf); err != nil {
+						break
+					}
+				}
+				c.Close()
+			}
+		}()
+		return nil
+	}))
+}
+
+// takes is the rate in Gbit/s.
+func (w *world) takes(ns netns.NsHandle, at string) float64 {
+	w.t.Helper()
+	began := time.Now()
+	var c net.Conn
+	w.must(in(ns, func() (err error) {
+		c, err = net.Dial("tcp", at)
+		return err
+	}))
+	defer c.Close()
+	size, buf := 0, make([]byte, 1<<20)
+	for {
+		n, err := c.Read(buf)
+		size += n
+		if err == io.EOF {
+			return float64(size) * 8 / 1e9 / time.Since(began).Seconds()
+		}
+		w.must(err)
+	}
+}
+
 // sends is the rate in Gbit/s.
 func (w *world) sends(ns netns.NsHandle, at string, size int) float64 {
 	w.t.Helper()

@@ -68,7 +68,7 @@ func (b *budgets) add(s series) *series {
 	return &s
 }
 
-func (s *series) took(began time.Time) { s.add(float64(time.Since(began).Microseconds()) / 1000) }
+func (s *series) took(began time.Time) { s.add(float64(time.Since(began).Nanoseconds()) / 1e6) }
 func (s *series) add(v float64)        { s.samples = append(s.samples, v) }
 
 // against adds how a series stands to another of as many samples, one by one.
@@ -85,31 +85,40 @@ func more(ours, theirs float64) float64    { return ours - theirs }
 // BenchmarkBudgets prints what netd costs, beside a plain veth with NAT and nginx, in one
 // run: -benchtime 1x. Times drift with the machine: compare within one run.
 func BenchmarkBudgets(b *testing.B) {
-	all := &budgets{B: b}
-	defer all.print()
-	all.policies()
-	all.restarts()
-	all.packets()
-	all.servers()
-	all.thousand()
+	var all []*series
+	defer func() { show(all) }()
+	for _, part := range []struct {
+		name    string
+		measure func(*budgets)
+	}{{"policies", (*budgets).policies}, {"restarts", (*budgets).restarts}, {"packets", (*budgets).packets}, {"servers", (*budgets).servers}, {"thousand", (*budgets).thousand}} {
+		b.Run(part.name, func(b *testing.B) {
+			into := &budgets{B: b}
+			part.measure(into)
+			all = append(all, into.all...)
+		})
+	}
 }
 
-func (b *budgets) print() {
+func show(all []*series) {
 	load, _ := os.ReadFile("/proc/loadavg")
 	fmt.Printf("\nload %s\n", strings.TrimSpace(string(load)))
 	tw := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "what\tunit\tN\tmin\tp50\tp99\tbudget")
-	for _, s := range b.all {
+	for _, s := range all {
 		if len(s.samples) > 0 {
-			fmt.Fprintf(tw, "%s\t%s\t%d\t%.3g\t%.3g\t%.3g\t%s\n", s.name, s.unit, len(s.samples), s.at(0), s.at(50), s.at(99), s.verdict())
+			fmt.Fprintf(tw, "%s\t%s\t%d\t%.4g\t%.4g\t%.4g\t%s\n", s.name, s.unit, len(s.samples), s.at(0), s.at(50), s.at(99), s.verdict())
 		}
 	}
 	tw.Flush()
 }
 
-// allowing is a policy that names so many networks, another one for each port.
-func allowing(networks, port int) string {
-	text := `{"mode":"block-all","egress":{"allowedPorts":[{"port":9},{"port":` + fmt.Sprint(port) + `}],"allowedCidrs":["93.184.0.0/24"`
+// allowing is a policy that names so many networks, another one for other ports.
+func allowing(networks int, ports ...int) string {
+	text := `{"mode":"block-all","egress":{"allowedPorts":[{"port":9}`
+	for _, port := range ports {
+		text += fmt.Sprintf(`,{"port":%d}`, port)
+	}
+	text += `],"allowedCidrs":["93.184.0.0/24"`
 	for j := range networks - 1 {
 		text += fmt.Sprintf(`,"11.%d.%d.0/24"`, j/256, j%256)
 	}
@@ -183,24 +192,33 @@ func (b *budgets) restarts() {
 }
 
 // packets are what is judged by its address, without rules and with 250 networks, beside
-// what has the same translation and no data plane, and what has the data plane's
-// namespace more to pass, too. The ways take turns in a turning order: what else the
-// machine does, and whom it does it after, falls on all of them.
+// what has the same translation and no data plane, what has the data plane's namespace
+// more to pass, too, and a netd whose host has another network at the sandboxes'
+// addresses. The ways take turns in a turning order: what else the machine does, and whom
+// it does it after, falls on all of them.
 func (b *budgets) packets() {
-	w := newWorld(b)
+	const size = 32 << 20
+	w, crowded := newWorld(b), newWorld(b)
 	w.start()
-	w.far("9")
-	w.discards(net.JoinHostPort(other4, "90"))
-	free, ruled := w.sandbox(), w.sandbox()
+	crowded.aNetworkThere()
+	crowded.start()
+	for _, w := range []*world{w, crowded} {
+		w.far("9")
+		w.discards(net.JoinHostPort(other4, "90"))
+		w.gives(net.JoinHostPort(other4, "91"), size)
+	}
+	free, ruled, twice := w.sandbox(), w.sandbox(), crowded.sandbox()
 	free.policy(`{"mode":"allow-all"}`)
-	ruled.policy(allowing(250, 90))
+	ruled.policy(allowing(250, 90, 91))
+	twice.policy(`{"mode":"allow-all"}`)
 	ways := []struct {
 		name string
 		ns   netns.NsHandle
-	}{{"plain veth with NAT", w.plain()}, {"plain, and a namespace more", w.hop()}, {"netd, no rules", free.ns}, {"netd, 250 networks", ruled.ns}}
-	var rates, trips, connects [4]*series
+	}{{"plain veth with NAT", w.plain()}, {"plain, and a namespace more", w.hop()}, {"netd, no rules", free.ns}, {"netd, 250 networks", ruled.ns}, {"netd, translated twice", twice.ns}}
+	var up, down, trips, connects [5]*series
 	for i, way := range ways {
-		rates[i] = b.add(series{name: "L4 upload, " + way.name, unit: "Gbit/s"})
+		up[i] = b.add(series{name: "L4 upload, " + way.name, unit: "Gbit/s"})
+		down[i] = b.add(series{name: "L4 download, " + way.name, unit: "Gbit/s"})
 		trips[i] = b.add(series{name: "L4 round trip, " + way.name, unit: "ms"})
 		connects[i] = b.add(series{name: "L4 connect and echo, " + way.name, unit: "ms"})
 	}
@@ -211,14 +229,14 @@ func (b *budgets) packets() {
 			}
 		}
 	}
-	inTurns(60, func(i int) { rates[i].add(w.sends(ways[i].ns, net.JoinHostPort(other4, "90"), 64<<20)) })
+	inTurns(200, func(i int) { up[i].add(w.sends(ways[i].ns, net.JoinHostPort(other4, "90"), size)) })
+	inTurns(200, func(i int) { down[i].add(w.takes(ways[i].ns, net.JoinHostPort(other4, "91"))) })
 	inTurns(100, func(i int) { w.trips(ways[i].ns, net.JoinHostPort(far4, "9"), connects[i], trips[i]) })
-	for i, way := range ways[2:] {
-		b.against(series{name: "L4 upload, " + way.name + ", of plain", unit: "%", budget: -95}, rates[i+2], rates[0], percent)
-		b.against(series{name: "L4 upload, " + way.name + ", of plain with the namespace", unit: "%", budget: -95}, rates[i+2], rates[1], percent)
+	for i, way := range ways[1:] {
+		budget := map[bool]float64{true: -95}[i == 1 || i == 2]
+		b.against(series{name: "L4 upload, " + way.name + ", of plain", unit: "%", budget: budget}, up[i+1], up[0], percent)
+		b.against(series{name: "L4 download, " + way.name + ", of plain", unit: "%", budget: budget}, down[i+1], down[0], percent)
 	}
-	b.against(series{name: "L4 upload, the namespace more, of plain", unit: "%"}, rates[1], rates[0], percent)
-	b.against(series{name: "L4 upload, with rules, of without", unit: "%", budget: -95}, rates[3], rates[2], percent)
 }
 
 // trips connects, and has a byte echoed some times.

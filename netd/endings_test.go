@@ -37,6 +37,9 @@ func TestE23_AnAddressUsedAgainAfterACrash(t *testing.T) {
 	second := w.link(w.sandboxes)
 	inside := w.sink(second.ns, "eth0")
 	w.start()
+	if all := w.trackedOf(w.host, first); len(all) > 0 {
+		t.Errorf("D09: the host tracks %v, which nobody ends any more", all)
+	}
 	w.must(w.client.Attach(t.Context(), second.slot))
 	second.policy(`{"mode":"allow-all"}`)
 	for i, p := range peers {

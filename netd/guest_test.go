@@ -31,7 +31,7 @@ const guestEnv = "S0_TEST_GUEST"
 
 // An attempt is something that code in a sandbox tries. Which fields count Op says.
 type attempt struct {
-	Op       string // connect, hello, bytes, hold, raw, get, ask, h2, grpc, ws, ech
+	Op       string // connect, hello, bytes, hold, raw, get, twice, ask, h2, grpc, ws, ech
 	Network  string // tcp or udp
 	To       string // address and port; of raw, an address
 	Answered bool   // of udp: an echo or a refusal must come, and is waited for
@@ -39,9 +39,10 @@ type attempt struct {
 	Slow     bool   // in pieces of one byte
 	Name     string // server name, or name to ask for
 	URL      string
+	Method   string // GET, if it is not said
 	Header   http.Header
 	Roots    string // PEM
-	Proto    int    // of raw; of ask: the type, if it is not A
+	Proto    int    // of raw; of ask: the type, if it is not A; of twice: HTTP's version
 }
 
 type outcome struct {
@@ -99,6 +100,8 @@ func (a attempt) try() (o outcome) {
 		err = a.raw()
 	case "get":
 		o.Status, o.Out, err = a.get()
+	case "twice":
+		o.Out, err = a.twice()
 	case "ask":
 		o.Status, o.Out, err = a.ask()
 	case "h2":
@@ -245,7 +248,7 @@ func (a attempt) get() (int, string, error) {
 		DialContext:     func(context.Context, string, string) (net.Conn, error) { return net.Dial("tcp", a.To) },
 		TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true,
 	}
-	r, err := http.NewRequest(http.MethodGet, a.URL, nil)
+	r, err := http.NewRequest(cmp.Or(a.Method, http.MethodGet), a.URL, bytes.NewReader(a.Data))
 	if err != nil {
 		return 0, "", err
 	}
@@ -263,6 +266,42 @@ func (a attempt) get() (int, string, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, string(body), err
+}
+
+// twice asks for the URL's host and then, by the same connection, for Name's.
+func (a attempt) twice() (string, error) {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(a.Roots))
+	dials, out := 0, ""
+	t := &http.Transport{
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			dials++
+			return net.Dial("tcp", a.To)
+		},
+		TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: a.Proto == 2,
+	}
+	c := &http.Client{Transport: t, Timeout: deadline}
+	for _, host := range []string{"", a.Name} {
+		r, err := http.NewRequest(http.MethodGet, a.URL, nil)
+		if err != nil {
+			return "", err
+		}
+		r.Host = host
+		resp, err := c.Do(r)
+		if err != nil {
+			return "", err
+		}
+		if out == "" {
+			out = fmt.Sprintf("HTTP/%d", resp.ProtoMajor)
+		}
+		out += fmt.Sprint(" ", resp.StatusCode)
+		_, err = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%s over %d", out, dials), nil
 }
 
 // ask looks a name up; the status is the answer's code.

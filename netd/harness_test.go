@@ -472,6 +472,7 @@ type sink struct {
 
 type seen struct {
 	protocol uint8
+	src      netip.Addr
 	dst      netip.AddrPort
 	payload  int // of TCP
 }
@@ -531,12 +532,12 @@ func parse(b []byte) (p seen, ok bool) {
 	rest := 34
 	switch uint16(b[12])<<8 | uint16(b[13]) {
 	case unix.ETH_P_IP:
-		p.protocol, dst = b[23], netip.AddrFrom4([4]byte(b[30:34]))
+		p.protocol, p.src, dst = b[23], netip.AddrFrom4([4]byte(b[26:30])), netip.AddrFrom4([4]byte(b[30:34]))
 	case unix.ETH_P_IPV6:
 		if len(b) < 54 {
 			return p, false
 		}
-		p.protocol, dst, rest = b[20], netip.AddrFrom16([16]byte(b[38:54])), 54
+		p.protocol, p.src, dst, rest = b[20], netip.AddrFrom16([16]byte(b[22:38])), netip.AddrFrom16([16]byte(b[38:54])), 54
 		if p.protocol == unix.IPPROTO_ICMPV6 && len(b) > 54 && b[54] >= 133 {
 			return p, false // neighbours of the test's own wires
 		}

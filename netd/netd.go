@@ -10,6 +10,7 @@
 package netd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,8 @@ const (
 	headerTimeout, idleTimeout = 5 * time.Second, 10 * time.Minute
 	// sweepInterval keeps what links have left behind below the promised ten minutes;
 	// addressInterval is how soon a new address of the host is denied in the kernel,
-	// behind the host's own rules, which deny it at once.
+	// behind the host's own rules, which deny it at once, and how soon a new network of
+	// its own comes first.
 	sweepInterval, addressInterval = time.Minute, 5 * time.Second
 	// forgetInterval gathers what is to be forgotten of connections: no address is
 	// given out again for two minutes.
@@ -116,8 +118,8 @@ func open(ctx context.Context, cfg Config, host *os.File, s *daemon.Stack) error
 	s.Push(func() { inside.Close() })
 	plane, err := dataplane.Open(dataplane.Config{
 		Host: host, Inside: inside, Net4: cfg.SandboxCIDR, Net6: cfg.SandboxCIDR6, Uplink: UplinkName(cfg.NetNS),
-		FromSandbox: kernel.FromSandbox(), ToSandbox: kernel.ToSandbox(),
-		MarkLocal: bpf.MarkLocal, MarkDeny: bpf.MarkDeny, MarkAllow: bpf.MarkAllow,
+		FromSandbox: kernel.FromSandbox(), ToSandbox: kernel.ToSandbox(), FromUplink: kernel.FromUplink(),
+		MarkLocal: bpf.MarkLocal, MarkDeny: bpf.MarkDeny, MarkAllow: bpf.MarkAllow, SetWayOut: kernel.SetUplink,
 	})
 	if err != nil {
 		return err
@@ -168,11 +170,25 @@ func startUpkeep(s *daemon.Stack, kernel *bpf.Kernel, front *front, fixed *fixed
 		}},
 		"connections":    {forgetInterval, sandboxes.Forget},
 		"host addresses": {addressInterval, fixed.refresh},
-		"flows":          {flowInterval, func() error { return kernel.EndFlows(told.ended) }},
+		"way out":        {addressInterval, fixed.plane.Refresh},
+		"flows":          {flowInterval, func() error { return endFlows(kernel, fixed.plane, told) }},
 	} {
 		s.Start(name, func(ctx context.Context) error { return keep(ctx, log, work.every, work.do) })
 	}
 	s.Start("verdicts", func(ctx context.Context) error { return kernel.Events(ctx, told.denied) })
+}
+
+// endFlows tells of the flows that are over, and has nobody hold their connections for
+// open: what a sandbox has at once is bounded by flows alone.
+func endFlows(kernel *bpf.Kernel, plane *dataplane.Plane, told recorder) error {
+	var failed error
+	err := kernel.EndFlows(func(f bpf.Flow) {
+		told.ended(f)
+		if c, ok := told.connection(f); ok {
+			failed = cmp.Or(failed, plane.End(c)) // the flow itself is gone: it's now or never
+		}
+	})
+	return errors.Join(err, failed)
 }
 
 func addressesOf(all []bpf.Place) (addrs []netip.Addr) {

@@ -69,6 +69,16 @@ func (r recorder) ended(f bpf.Flow) {
 	r.records.Add(rec)
 }
 
+// connection is what a flow is for the kernel's tracking, if it is known whose it was.
+func (r recorder) connection(f bpf.Flow) (c dataplane.Connection, ok bool) {
+	_, slot, ok := r.sandboxes.Known(f.Serial)
+	from := slot.IPv4
+	if f.Dest.Addr().Is6() {
+		from = slot.IPv6
+	}
+	return dataplane.Connection{Straight: f.Straight, Protocol: f.Protocol, From: netip.AddrPortFrom(from, f.Source), To: f.Dest}, ok
+}
+
 // warn says when flows were lost since there were so many: nobody reads.
 func (r recorder) warn(log *slog.Logger, before uint64) (lost uint64) {
 	if lost = r.records.Lost(); lost > before {

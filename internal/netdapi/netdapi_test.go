@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -204,6 +205,24 @@ func TestRefusesWhatItDoesNotUnderstand(t *testing.T) {
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, c.path, strings.NewReader(c.body)))
 		if w.Code != http.StatusBadRequest {
 			t.Errorf("%s %.60s: status %d, want 400", c.path, c.body, w.Code)
+		}
+	}
+}
+
+// A record of a flow has what the contract says, under those names.
+func TestE24_ARecordHasTheContractsFields(t *testing.T) {
+	t.Parallel()
+	names := map[string]bool{}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[netdapi.Event]()) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		names[name] = true
+	}
+	const contract = "timestamp,flow_id,sandbox_id,team_id,src_ip,dest_ip,dest_port,transport,protocol,host,classifier_result,action,reason,outcome," +
+		"duration_ms,egress_bytes,ingress_bytes,adapter,auth_rule_name,auth_ref,auth_failure_policy,auth_bypassed,auth_resolved,auth_cache_hit," +
+		"auth_resolve_error,protocol_operations,error"
+	for name := range strings.SplitSeq(contract, ",") {
+		if !names[name] {
+			t.Errorf("no field %s", name)
 		}
 	}
 }

@@ -165,6 +165,19 @@ func (k *Kernel) FromSandbox() int { return k.obj.FromSandbox.FD() }
 // ToSandbox: see [Kernel.FromSandbox].
 func (k *Kernel) ToSandbox() int { return k.obj.ToSandbox.FD() }
 
+// FromUplink is that of the program for what comes in through the way out.
+func (k *Kernel) FromUplink() int { return k.obj.FromUplink.FD() }
+
+// SetUplink names the link of the namespace whose other end is in the host's: what
+// passes by its address alone leaves there, past the namespace's rules. With 0 it is
+// marked [MarkAllow], and so is the rest of what has begun that way.
+func (k *Kernel) SetUplink(ifindex int) error {
+	if err := k.obj.Uplink.Put(uint32(0), uint32(ifindex)); err != nil {
+		return fmt.Errorf("the way out: %w", err)
+	}
+	return nil
+}
+
 // AttachLookup puts the program that picks netd's sockets to work in a network
 // namespace, in the place of an earlier process's.
 func (k *Kernel) AttachLookup(netns *os.File) error {

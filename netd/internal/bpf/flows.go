@@ -31,6 +31,7 @@ type Flow struct {
 	Dest           netip.AddrPort
 	Began, Last    time.Time
 	Sent, Received uint64 // bytes of frames
+	Straight       bool   // past the namespace's rules: the host tracks it
 }
 
 // everybody stands for the serial of all sandboxes together.
@@ -116,7 +117,7 @@ func flowOf(key *netdFlowKey, f *netdFlow, now uint64) Flow {
 	return Flow{
 		Serial: key.Serial, Action: policy.Action(f.Action), Reason: Reason(f.Reason), Protocol: key.Protocol, Source: key.Sport,
 		Dest:  netip.AddrPortFrom(netip.AddrFrom16(key.Dst).Unmap(), key.Dport),
-		Began: at(f.Began), Last: at(f.Last), Sent: f.Sent, Received: f.Received,
+		Began: at(f.Began), Last: at(f.Last), Sent: f.Sent, Received: f.Received, Straight: f.Straight != 0,
 	}
 }
 

@@ -6,11 +6,14 @@
 //
 //   from_sandbox  clsact ingress of each veth's host end: who sent it, may it go, how
 //   to_sandbox    clsact egress of the same: counts and limits what comes back
+//   from_uplink   clsact ingress of the way out: whose is what comes back
 //   pick          sk_lookup: hands what is for netd itself to netd's sockets
 //
 // A packet leaves from_sandbox with a mark, and the nft rules of package dataplane
-// let nothing pass without the right one. Judging is stateless, so that a policy's
-// change counts from the next packet on. Whatever is not understood is dropped.
+// let nothing pass without the right one; or, if it may leave as it is, straight into
+// the host's network, whose rules track it, and what is sent back has to belong to a
+// flow. Judging is stateless, so that a policy's change counts from the next packet on.
+// Whatever is not understood is dropped.
 //
 // The tables are written by table.go; layouts here and there are the same types,
 // for bpf2go makes the latter from the former. Only uapi types are used: no BTF of
@@ -32,8 +35,10 @@
 enum mark {
 	MARK_LOCAL = 0x4e440001, // to netd's own sockets
 	MARK_DENY = 0x4e440002,  // answered with a refusal
-	MARK_ALLOW = 0x4e440004, // out
+	MARK_ALLOW = 0x4e440004, // out, through the namespace's own rules
 };
+
+#define STRAIGHT 1 // no mark: past them
 
 // Actions of package policy.
 enum action {
@@ -194,7 +199,13 @@ struct flow {
 	__u64 sent, received; // bytes of frames
 	__u8 action, reason;
 	__u8 fin_sent, fin_received, reset; // a byte each: two CPUs may set them at once
-	__u8 pad[3];
+	__u8 straight; // as it began, so that one address stands for it to the end
+	__u8 pad[2];
+};
+
+// Of either family, IPv4 as ::ffff:0:0/96.
+struct address {
+	__u8 ip[16];
 };
 
 struct seen {
@@ -313,6 +324,25 @@ struct {
 	__type(value, __u64);
 	PINNED;
 } closed SEC(".maps");
+
+// The namespace's end of the way out, or 0 while the host knows no way to sandboxes'
+// own addresses: what is let through is translated in the namespace then.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32); // ifindex
+	PINNED;
+} uplink SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2 * MAX_SANDBOXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, __u32); // ifindex
+	PINNED;
+} addresses SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -629,13 +659,19 @@ static __always_inline void add_opened(__u32 serial)
 		__sync_fetch_and_add(o, 1);
 }
 
+static __always_inline __u32 way_out(void)
+{
+	__u32 zero = 0, *link = bpf_map_lookup_elem(&uplink, &zero);
+	return link ? *link : 0;
+}
+
 // begin makes a flow's entry, if the sandbox may have one more.
 static __always_inline struct flow *begin(struct counters *c, const struct flow_key *key, struct verdict v)
 {
 	__s64 most = is_beyond(ALL, MAX_FLOWS / 2) ? SCARCE_EACH : MAX_EACH;
 	if (is_beyond(key->serial, most))
 		return 0;
-	struct flow f = { .began = bpf_ktime_get_boot_ns(), .action = v.action, .reason = v.reason };
+	struct flow f = { .began = bpf_ktime_get_boot_ns(), .action = v.action, .reason = v.reason, .straight = way_out() != 0 };
 	if (!bpf_map_update_elem(&flows, key, &f, BPF_NOEXIST)) {
 		add_opened(key->serial);
 		add_opened(ALL);
@@ -644,10 +680,10 @@ static __always_inline struct flow *begin(struct counters *c, const struct flow_
 	return bpf_map_lookup_elem(&flows, key); // perhaps another CPU's; none when there is no room
 }
 
-// track counts a packet that may leave for its flow. It reports 0 when there can't be
-// another flow. A connection that begins anew with the ports of one that has ended a
+// track counts a packet that may leave for its flow, and says which way. It reports 0
+// when there can't be another flow. A connection that begins anew with the ports of one that has ended a
 // moment ago is told as one with it.
-static __always_inline int track(const struct sandbox *s, struct counters *c, const struct packet *p, struct verdict v, __u32 bytes)
+static __always_inline __u32 track(const struct sandbox *s, struct counters *c, const struct packet *p, struct verdict v, __u32 bytes)
 {
 	struct flow_key key = { .serial = s->serial, .sport = p->sport, .dport = p->dport, .protocol = p->protocol };
 	__builtin_memcpy(key.dst, p->dst, 16);
@@ -664,18 +700,28 @@ static __always_inline int track(const struct sandbox *s, struct counters *c, co
 		f->fin_sent = 1;
 	if (p->flags & RST)
 		f->reset = 1;
-	return 1;
+	if (f->straight && !way_out())
+		f->straight = 0; // and so it stays: whom it talks to has seen another address by then
+	return f->straight ? STRAIGHT : MARK_ALLOW;
 }
 
-// parse_back reads of a packet to a sandbox whom it is from, as if it went there. It
-// returns 0 for one that belongs to no flow: a later fragment is nothing without the first.
-static __always_inline int parse_back(struct __sk_buff *skb, struct packet *p)
+// What a packet to a sandbox is.
+enum back {
+	BACK_NONE, // belongs to no flow
+	BACK_FLOW, // read
+	BACK_REST, // a later fragment, which is nothing without the first
+};
+
+// parse_back reads of a packet to a sandbox whom it is from, as if it went there.
+static __always_inline enum back parse_back(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 at = ETH_HLEN;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		struct iphdr h;
-		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)) || h.frag_off & bpf_htons(0x1fff))
-			return 0;
+		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)))
+			return BACK_NONE;
+		if (h.frag_off & bpf_htons(0x1fff))
+			return BACK_REST;
 		p->family = AF_INET;
 		p->protocol = h.protocol;
 		p->dst4 = h.saddr;
@@ -685,7 +731,7 @@ static __always_inline int parse_back(struct __sk_buff *skb, struct packet *p)
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr h;
 		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)))
-			return 0;
+			return BACK_NONE;
 		at += sizeof(h);
 		p->family = AF_INET6;
 		p->protocol = h.nexthdr;
@@ -696,11 +742,58 @@ static __always_inline int parse_back(struct __sk_buff *skb, struct packet *p)
 			__be32 id;
 		} f;
 		if (h.nexthdr == IPPROTO_FRAGMENT) {
-			if (bpf_skb_load_bytes(skb, at, &f, sizeof(f)) || f.offset & bpf_htons(0xfff8))
-				return 0;
+			if (bpf_skb_load_bytes(skb, at, &f, sizeof(f)))
+				return BACK_NONE;
+			if (f.offset & bpf_htons(0xfff8))
+				return BACK_REST;
 			at += sizeof(f);
 			p->protocol = f.nexthdr;
 		}
+	} else {
+		return BACK_NONE;
+	}
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
+		return BACK_NONE;
+	__be16 ports[2];
+	if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
+		return BACK_NONE;
+	p->sport = bpf_ntohs(ports[1]);
+	p->dport = bpf_ntohs(ports[0]);
+	if (p->protocol == IPPROTO_TCP && bpf_skb_load_bytes(skb, at + 13, &p->flags, 1))
+		return BACK_NONE;
+	return BACK_FLOW;
+}
+
+// parse_quoted reads of an ICMP error what packet of the sandbox's it is about: without
+// it nobody would learn how large packets may be. parse_back has read what it is.
+static __always_inline int parse_quoted(struct __sk_buff *skb, const struct sandbox *s, struct packet *p)
+{
+	__u32 at = ETH_HLEN;
+	__u8 type;
+	if (p->family == AF_INET && p->protocol == IPPROTO_ICMP) {
+		struct iphdr h;
+		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)))
+			return 0;
+		at += h.ihl * 4;
+		if (bpf_skb_load_bytes(skb, at, &type, 1) || (type != 3 && type != 11 && type != 12)) // unreachable, time, parameter
+			return 0;
+		at += 8;
+		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)) || h.saddr != s->ip4)
+			return 0;
+		at += sizeof(h); // a sandbox sends no options
+		p->protocol = h.protocol;
+		__builtin_memcpy(p->dst + 12, &h.daddr, 4);
+	} else if (p->family == AF_INET6 && p->protocol == IPPROTO_ICMPV6) {
+		struct ipv6hdr h;
+		at += sizeof(h);
+		if (bpf_skb_load_bytes(skb, at, &type, 1) || type < 1 || type > 4) // unreachable, too big, time, parameter
+			return 0;
+		at += 8;
+		if (bpf_skb_load_bytes(skb, at, &h, sizeof(h)) || differs((__u8 *)&h.saddr, s->ip6, 16))
+			return 0;
+		at += sizeof(h);
+		p->protocol = h.nexthdr;
+		__builtin_memcpy(p->dst, &h.daddr, 16);
 	} else {
 		return 0;
 	}
@@ -709,9 +802,9 @@ static __always_inline int parse_back(struct __sk_buff *skb, struct packet *p)
 	__be16 ports[2];
 	if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
 		return 0;
-	p->sport = bpf_ntohs(ports[1]);
-	p->dport = bpf_ntohs(ports[0]);
-	return p->protocol == IPPROTO_UDP || !bpf_skb_load_bytes(skb, at + 13, &p->flags, 1);
+	p->sport = bpf_ntohs(ports[0]);
+	p->dport = bpf_ntohs(ports[1]);
+	return 1;
 }
 
 // track_back counts a packet that reaches a sandbox for its flow.
@@ -748,7 +841,7 @@ static __always_inline int is_neighbourly(const struct packet *p)
 	return p->family == AF_INET6 && p->protocol == IPPROTO_ICMPV6 && p->code >= 133 && p->code <= 143;
 }
 
-// decide gives the mark that a packet gets, or 0 for one that ends here.
+// decide gives the mark that a packet gets, STRAIGHT, or 0 for one that ends here.
 static __always_inline __u32 decide(struct __sk_buff *skb, const struct sandbox *s, struct counters *c)
 {
 	struct packet p = {};
@@ -789,8 +882,9 @@ static __always_inline __u32 decide(struct __sk_buff *skb, const struct sandbox 
 	}
 	if (s->flags & SANDBOX_PROXIED && p.protocol == IPPROTO_TCP && !begins(&p) && is_netds(skb, s, &p))
 		return MARK_LOCAL;
-	if (track(s, c, &p, v, skb->len))
-		return MARK_ALLOW;
+	__u32 way = track(s, c, &p, v, skb->len);
+	if (way)
+		return way;
 	v.action = ACT_DENY;
 	v.reason = WHY_FLOWS;
 	c->denied++;
@@ -811,6 +905,8 @@ int from_sandbox(struct __sk_buff *skb)
 	__u32 mark = decide(skb, s, c);
 	if (!mark)
 		return TC_ACT_SHOT;
+	if (mark == STRAIGHT)
+		return bpf_redirect_peer(way_out(), 0);
 	skb->mark = mark;
 	return TC_ACT_OK;
 }
@@ -824,7 +920,7 @@ int to_sandbox(struct __sk_buff *skb)
 	if (!s || !c)
 		return TC_ACT_SHOT;
 	struct packet p = {};
-	int tracked = parse_back(skb, &p);
+	int tracked = parse_back(skb, &p) == BACK_FLOW;
 	if (tracked && is_unwanted(s, &p)) {
 		c->denied++;
 		return TC_ACT_SHOT;
@@ -838,6 +934,62 @@ int to_sandbox(struct __sk_buff *skb)
 	if (tracked)
 		track_back(s, &p, skb->len);
 	return TC_ACT_OK;
+}
+
+// load_destination says whether a packet is for a sandbox's own address, and reads it.
+static __always_inline int load_destination(struct __sk_buff *skb, struct address *to)
+{
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		__be32 ip;
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, daddr), &ip, 4))
+			return 0;
+		to->ip[10] = to->ip[11] = 0xff;
+		__builtin_memcpy(to->ip + 12, &ip, 4);
+		return (ip & mask4) == net4;
+	}
+	__u32 ip[4];
+	if (skb->protocol != bpf_htons(ETH_P_IPV6) || bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, daddr), ip, 16))
+		return 0;
+	__builtin_memcpy(to->ip, ip, 16);
+	return ip[0] == net6[0] && ip[1] == net6[1];
+}
+
+// belongs says whether what comes to a sandbox's own address is of a flow that left
+// straight. The host has put fragments together before it let them in: of the later
+// ones nothing is left to ask.
+static __always_inline int belongs(struct __sk_buff *skb, const struct sandbox *s)
+{
+	struct packet p = {};
+	enum back is = parse_back(skb, &p);
+	if (is == BACK_REST)
+		return 1;
+	if (is == BACK_NONE && !parse_quoted(skb, s, &p))
+		return 0;
+	struct flow_key key = { .serial = s->serial, .sport = p.sport, .dport = p.dport, .protocol = p.protocol };
+	__builtin_memcpy(key.dst, p.dst, 16);
+	struct flow *f = bpf_map_lookup_elem(&flows, &key);
+	return f && f->straight;
+}
+
+SEC("tc")
+int from_uplink(struct __sk_buff *skb)
+{
+	struct address to = {};
+	if (!load_destination(skb, &to))
+		return TC_ACT_OK; // for netd itself, or translated in the namespace
+	__u32 *link = bpf_map_lookup_elem(&addresses, &to);
+	struct sandbox *s = link ? bpf_map_lookup_elem(&sandboxes, link) : 0;
+	if (!s || !belongs(skb, s))
+		return TC_ACT_SHOT;
+	__u8 macs[12];
+#pragma unroll
+	for (int i = 0; i < 6; i++) {
+		macs[i] = s->mac[i];
+		macs[6 + i] = host_mac[i];
+	}
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return TC_ACT_SHOT;
+	return bpf_redirect(*link, 0);
 }
 
 SEC("sk_lookup")

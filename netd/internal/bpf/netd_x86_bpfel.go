@@ -23,6 +23,11 @@ const (
 	netdActionACT_AUDIT netdAction = 4
 )
 
+type netdAddress struct {
+	_  structs.HostLayout
+	Ip [16]uint8
+}
+
 type netdBucket struct {
 	_    structs.HostLayout
 	Lock struct {
@@ -95,7 +100,8 @@ type netdFlow struct {
 	FinSent     uint8
 	FinReceived uint8
 	Reset       uint8
-	Pad         [3]uint8
+	Straight    uint8
+	Pad         [2]uint8
 }
 
 type netdFlowKey struct {
@@ -219,6 +225,7 @@ type netdSeen struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	netdMapAddresses      = "addresses"
 	netdMapAlways4        = "always4"
 	netdMapAlways6        = "always6"
 	netdMapBuckets        = "buckets"
@@ -233,7 +240,9 @@ const (
 	netdMapSandboxes      = "sandboxes"
 	netdMapSockets        = "sockets"
 	netdMapTold           = "told"
+	netdMapUplink         = "uplink"
 	netdProgFromSandbox   = "from_sandbox"
+	netdProgFromUplink    = "from_uplink"
 	netdProgPick          = "pick"
 	netdProgToSandbox     = "to_sandbox"
 	netdVarHostMac        = "host_mac"
@@ -290,6 +299,7 @@ type netdSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type netdProgramSpecs struct {
 	FromSandbox *ebpf.ProgramSpec `ebpf:"from_sandbox"`
+	FromUplink  *ebpf.ProgramSpec `ebpf:"from_uplink"`
 	Pick        *ebpf.ProgramSpec `ebpf:"pick"`
 	ToSandbox   *ebpf.ProgramSpec `ebpf:"to_sandbox"`
 }
@@ -298,6 +308,7 @@ type netdProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netdMapSpecs struct {
+	Addresses *ebpf.MapSpec `ebpf:"addresses"`
 	Always4   *ebpf.MapSpec `ebpf:"always4"`
 	Always6   *ebpf.MapSpec `ebpf:"always6"`
 	Buckets   *ebpf.MapSpec `ebpf:"buckets"`
@@ -312,6 +323,7 @@ type netdMapSpecs struct {
 	Sandboxes *ebpf.MapSpec `ebpf:"sandboxes"`
 	Sockets   *ebpf.MapSpec `ebpf:"sockets"`
 	Told      *ebpf.MapSpec `ebpf:"told"`
+	Uplink    *ebpf.MapSpec `ebpf:"uplink"`
 }
 
 // netdVariableSpecs contains global variables before they are loaded into the kernel.
@@ -349,6 +361,7 @@ func (o *netdObjects) Close() error {
 //
 // It can be passed to loadNetdObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netdMaps struct {
+	Addresses *ebpf.Map `ebpf:"addresses"`
 	Always4   *ebpf.Map `ebpf:"always4"`
 	Always6   *ebpf.Map `ebpf:"always6"`
 	Buckets   *ebpf.Map `ebpf:"buckets"`
@@ -363,10 +376,12 @@ type netdMaps struct {
 	Sandboxes *ebpf.Map `ebpf:"sandboxes"`
 	Sockets   *ebpf.Map `ebpf:"sockets"`
 	Told      *ebpf.Map `ebpf:"told"`
+	Uplink    *ebpf.Map `ebpf:"uplink"`
 }
 
 func (m *netdMaps) Close() error {
 	return _NetdClose(
+		m.Addresses,
 		m.Always4,
 		m.Always6,
 		m.Buckets,
@@ -381,6 +396,7 @@ func (m *netdMaps) Close() error {
 		m.Sandboxes,
 		m.Sockets,
 		m.Told,
+		m.Uplink,
 	)
 }
 
@@ -404,6 +420,7 @@ type netdVariables struct {
 // It can be passed to loadNetdObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netdPrograms struct {
 	FromSandbox *ebpf.Program `ebpf:"from_sandbox"`
+	FromUplink  *ebpf.Program `ebpf:"from_uplink"`
 	Pick        *ebpf.Program `ebpf:"pick"`
 	ToSandbox   *ebpf.Program `ebpf:"to_sandbox"`
 }
@@ -411,6 +428,7 @@ type netdPrograms struct {
 func (p *netdPrograms) Close() error {
 	return _NetdClose(
 		p.FromSandbox,
+		p.FromUplink,
 		p.Pick,
 		p.ToSandbox,
 	)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 )
 
@@ -18,6 +19,9 @@ func Supported() error {
 		if err := features.HaveMapType(m); err != nil {
 			return fmt.Errorf("BPF maps of type %s: %w", m, err)
 		}
+	}
+	if err := features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer); err != nil {
+		return fmt.Errorf("BPF programs that redirect to another namespace: %w", err)
 	}
 	return nil
 }

@@ -102,10 +102,43 @@ func (k *Kernel) Attach(p Place) (serial uint32, err error) {
 	if err = k.count(p.Ifindex, want.Serial); err == nil {
 		err = k.put(p.Ifindex, &want)
 	}
+	if err == nil {
+		err = k.lead(p.Ifindex, &want)
+	}
 	if err != nil {
-		return 0, errors.Join(err, forget(k.obj.Counts, uint32(p.Ifindex)), k.forgetCounts(want.Serial))
+		return 0, errors.Join(err, k.detach(p.Ifindex), forget(k.obj.Counts, uint32(p.Ifindex)), k.forgetCounts(want.Serial))
 	}
 	return want.Serial, nil
+}
+
+// addressesOf are a sandbox's, as the table of addresses has them.
+func addressesOf(s *netdSandbox) [2]netdAddress {
+	return [2]netdAddress{{Ip: from32(s.Ip4).As16()}, {Ip: s.Ip6}}
+}
+
+// lead has a sandbox's addresses lead to its link. It is called with mu held.
+func (k *Kernel) lead(ifindex int, s *netdSandbox) error {
+	for _, a := range addressesOf(s) {
+		if err := k.obj.Addresses.Put(a, uint32(ifindex)); err != nil {
+			return fmt.Errorf("link %d: its addresses: %w", ifindex, err)
+		}
+	}
+	return nil
+}
+
+// mislead ends that, unless they lead to another link by now.
+func (k *Kernel) mislead(ifindex int, s *netdSandbox) error {
+	for _, a := range addressesOf(s) {
+		var at uint32
+		err := k.obj.Addresses.Lookup(a, &at)
+		if err == nil && at == uint32(ifindex) {
+			err = forget(k.obj.Addresses, a)
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // count begins to count for an attachment. It is called with mu held.
@@ -148,7 +181,7 @@ func (k *Kernel) detach(ifindex int) error {
 	err := forget(k.obj.Counts, uint32(ifindex))
 	old := k.links[ifindex]
 	if old != nil {
-		err = errors.Join(err, k.forgetCounts(old.Serial), k.dropBuckets(old))
+		err = errors.Join(err, k.mislead(ifindex, old), k.forgetCounts(old.Serial), k.dropBuckets(old))
 	}
 	if err != nil { // the link stays known, for who asks again
 		return fmt.Errorf("what is left of link %d: %w", ifindex, err)

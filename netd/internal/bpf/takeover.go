@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -44,20 +45,48 @@ func (k *Kernel) takeOver() error {
 // sweep removes what an earlier process had made of links that it did not come to, or
 // had not yet removed of some that it was done with.
 func (k *Kernel) sweep() error {
-	teams := map[uint32]bool{}
+	teams, leads := map[uint32]bool{}, map[netdAddress]bool{}
 	for _, s := range k.links {
 		teams[s.Team] = teams[s.Team] || s.Flags&netdFlagShared != 0
+		for _, a := range addressesOf(s) {
+			leads[a] = true
+		}
 	}
 	attached := func(serial uint32) bool {
 		_, ok := k.bySerial[serial]
 		return ok || serial == everybody
 	}
 	return errors.Join(
+		k.leadAll(),
+		removeOthers(k.obj.Addresses, func(a netdAddress) bool { return leads[a] }),
 		removeOthers(k.obj.Counts, func(ifindex uint32) bool { return k.links[int(ifindex)] != nil }),
 		removeOthers(k.obj.Opened, attached),
 		removeOthers(k.obj.Closed, attached),
 		removeOthers(k.obj.Buckets, func(id netdBucketId) bool { return id.Team == 0 && attached(id.Id) || id.Team != 0 && teams[id.Id] }),
 	)
+}
+
+// leadAll has every address lead to a link that has it: a process that was killed may not
+// have come to that, and one of a version before had no table of addresses.
+func (k *Kernel) leadAll() error {
+	for ifindex, s := range k.links {
+		for _, a := range addressesOf(s) {
+			var at uint32
+			err := k.obj.Addresses.Lookup(a, &at)
+			if of := k.links[int(at)]; err == nil && of != nil && has(of, a) {
+				continue
+			}
+			if err := k.obj.Addresses.Put(a, uint32(ifindex)); err != nil {
+				return fmt.Errorf("link %d: its addresses: %w", ifindex, err)
+			}
+		}
+	}
+	return nil
+}
+
+func has(s *netdSandbox, a netdAddress) bool {
+	all := addressesOf(s)
+	return slices.Contains(all[:], a)
 }
 
 // removeOthers removes the entries whose keys are not wanted.

@@ -12,6 +12,10 @@
 // forwarded without the mark of package bpf, so that a link nobody has attached, and a
 // program that is missing, mean silence. Rules are static: no sandbox's data is in
 // them. All of it stays when netd ends.
+//
+// What passes by its address alone, package bpf moves from sx<n> to the uplink's other
+// end, and back, without this namespace's rules and routes: the host tracks and
+// translates it, for which it has a route to the sandboxes' addresses ([Plane.Refresh]).
 package dataplane
 
 import (
@@ -20,7 +24,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -53,23 +56,31 @@ type Config struct {
 	Net6   netip.Prefix
 	// Uplink names the host's end; two data planes of one host differ in it.
 	Uplink string
-	// FromSandbox and ToSandbox are descriptors of the programs for every link.
-	FromSandbox, ToSandbox         int
-	MarkLocal, MarkDeny, MarkAllow uint32
+	// FromSandbox and ToSandbox are descriptors of the programs for every link,
+	// FromUplink of that for the uplink.
+	FromSandbox, ToSandbox, FromUplink int
+	MarkLocal, MarkDeny, MarkAllow     uint32
+	// SetWayOut has package bpf send straight through a link of Inside, or none (0).
+	SetWayOut func(ifindex int) error
 }
+
+// undecided is no link, and not that there is none.
+const undecided = -1
 
 // Plane is safe for concurrent use.
 type Plane struct {
 	cfg          Config
 	host, inside *netlink.Handle
-	raw          *nl.NetlinkSocket // for what the library has no words for
+	raw          *nl.NetlinkSocket    // for what the library has no words for
+	tracked      [2]*nl.NetlinkSocket // connections of the host's, and of the namespace's
 	uplink       Uplink
+	wayOut       int // the link for which the host's rules are, or 0, or undecided
 }
 
 // Open sets everything up, or finds it as an earlier process has left it. Rules come
 // before routes and forwarding, so that nothing passes in between.
 func Open(cfg Config) (*Plane, error) {
-	p := &Plane{cfg: cfg}
+	p := &Plane{cfg: cfg, wayOut: undecided}
 	if err := p.connect(); err != nil {
 		p.Close()
 		return nil, err
@@ -83,7 +94,8 @@ func Open(cfg Config) (*Plane, error) {
 		{"programs", p.setPrograms},
 		{"routes", p.setLocalRoutes},
 		{"uplink", p.setUplink},
-		{"the host's rules", p.setHostRules},
+		{"the uplink's program", p.setUplinkProgram},
+		{"the way out", p.setWayOut},
 		{"forwarding", p.setForwarding},
 	} {
 		if err := step.do(); err != nil {
@@ -95,14 +107,21 @@ func Open(cfg Config) (*Plane, error) {
 }
 
 func (p *Plane) connect() (err error) {
-	if p.host, err = netlink.NewHandleAt(netns.NsHandle(p.cfg.Host.Fd()), unix.NETLINK_ROUTE); err != nil {
+	if p.host, err = netlink.NewHandleAt(netns.NsHandle(p.cfg.Host.Fd()), unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER); err != nil {
 		return fmt.Errorf("data plane: the host's netlink: %w", err)
 	}
 	if p.inside, err = netlink.NewHandleAt(netns.NsHandle(p.cfg.Inside.Fd()), unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER); err != nil {
 		return fmt.Errorf("data plane: netlink: %w", err)
 	}
-	p.raw, err = nl.GetNetlinkSocketAt(netns.NsHandle(p.cfg.Inside.Fd()), netns.None(), unix.NETLINK_ROUTE)
-	return err
+	if p.raw, err = nl.GetNetlinkSocketAt(netns.NsHandle(p.cfg.Inside.Fd()), netns.None(), unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	for i, ns := range []*os.File{p.cfg.Host, p.cfg.Inside} {
+		if p.tracked[i], err = nl.GetNetlinkSocketAt(netns.NsHandle(ns.Fd()), netns.None(), unix.NETLINK_NETFILTER); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close lets go; everything stays in force.
@@ -113,8 +132,10 @@ func (p *Plane) Close() {
 	if p.inside != nil {
 		p.inside.Close()
 	}
-	if p.raw != nil {
-		p.raw.Close()
+	for _, socket := range append(p.tracked[:], p.raw) {
+		if socket != nil {
+			socket.Close()
+		}
 	}
 }
 
@@ -243,55 +264,4 @@ func (p *Plane) setLocalRoutes() error {
 		}
 	}
 	return nil
-}
-
-// Forget cuts what the kernel tracks of sandboxes' connections, so that no packet of
-// theirs finds the next one that has its address. It looks through all of them once.
-func (p *Plane) Forget(addrs ...netip.Addr) error {
-	var four, six []netlink.CustomConntrackFilter
-	for _, a := range addrs {
-		f := &netlink.ConntrackFilter{}
-		if err := f.AddIP(netlink.ConntrackOrigSrcIP, a.AsSlice()); err != nil {
-			return err
-		}
-		if a.Is4() {
-			four = append(four, f)
-		} else {
-			six = append(six, f)
-		}
-	}
-	_, err4 := p.inside.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, four...)
-	_, err6 := p.inside.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V6, six...)
-	if err := errors.Join(err4, err6); err != nil {
-		return fmt.Errorf("forgetting connections: %w", err)
-	}
-	return nil
-}
-
-// ForgetOthers cuts what the kernel tracks of sandboxes that are at none of some
-// addresses: of those an earlier process has not come to.
-func (p *Plane) ForgetOthers(addrs ...netip.Addr) error {
-	f := &others{of: []netip.Prefix{p.cfg.Net4, p.cfg.Net6}, but: map[netip.Addr]bool{}}
-	for _, a := range addrs {
-		f.but[a] = true
-	}
-	_, err4 := p.inside.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, f)
-	_, err6 := p.inside.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V6, f)
-	if err := errors.Join(err4, err6); err != nil {
-		return fmt.Errorf("forgetting connections: %w", err)
-	}
-	return nil
-}
-
-// others matches connections that began in networks, but at some addresses.
-type others struct {
-	of  []netip.Prefix
-	but map[netip.Addr]bool
-}
-
-// MatchConntrackFlow is asked by package netlink.
-func (o *others) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	a, ok := netip.AddrFromSlice(flow.Forward.SrcIP)
-	a = a.Unmap()
-	return ok && !o.but[a] && slices.ContainsFunc(o.of, func(p netip.Prefix) bool { return p.Contains(a) })
 }

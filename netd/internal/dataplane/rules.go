@@ -24,6 +24,7 @@ const (
 const (
 	established = expr.CtStateBitESTABLISHED
 	related     = expr.CtStateBitRELATED
+	invalid     = expr.CtStateBitINVALID
 )
 
 // A rule is a list of matches with an end. Its parts are the words below.
@@ -128,26 +129,38 @@ func (p *Plane) setRules() error {
 
 // setHostRules lets what comes from the data plane go out, reach nothing of the host,
 // and nothing that is link-local, whoever lets it. Of a connection the first packet is
-// asked about: where it leads does not change.
-func (p *Plane) setHostRules() error {
+// asked about: where it leads does not change. What belongs to no connection is not
+// translated, and would leave with a sandbox's own address; so would what is on its way
+// yet when there is no way out any more.
+func (p *Plane) setHostRules(wayOut int) error {
 	up, u := p.cfg.Uplink, p.uplink
+	translated := []rule{
+		when(from(netip.PrefixFrom(u.Inside4, 32)), masquerade()),
+		when(from(netip.PrefixFrom(u.Inside6, 128)), masquerade()),
+	}
+	var late []rule
+	for _, sandboxes := range []netip.Prefix{p.cfg.Net4, p.cfg.Net6} {
+		if wayOut != 0 {
+			translated = append(translated, when(from(sandboxes), masquerade()))
+		} else {
+			late = append(late, when(in(up), from(sandboxes), drop()))
+		}
+	}
 	return install(int(p.cfg.Host.Fd()), hostTable(up), []chain{
 		{name: "c_input", hook: nftables.ChainHookInput, policy: nftables.ChainPolicyAccept, rules: []rule{
 			when(in(up), state(established|related), accept()),
 			when(in(up), drop()),
 		}},
-		{name: "c_forward", hook: nftables.ChainHookForward, policy: nftables.ChainPolicyAccept, rules: []rule{
+		{name: "c_forward", hook: nftables.ChainHookForward, policy: nftables.ChainPolicyAccept, rules: append([]rule{
 			when(state(established), in(up), accept()),
 			when(state(established|related), out(up), accept()),
+			when(in(up), state(invalid), drop()),
 			when(in(up), to(netip.MustParsePrefix("169.254.0.0/16")), drop()),
 			when(in(up), to(netip.MustParsePrefix("fe80::/10")), drop()),
 			when(in(up), to(uplinks), drop()), // another data plane
 			when(out(up), drop()),
-		}},
-		{name: "c_postrouting", hook: nftables.ChainHookPostrouting, nat: true, policy: nftables.ChainPolicyAccept, rules: []rule{
-			when(from(netip.PrefixFrom(u.Inside4, 32)), masquerade()),
-			when(from(netip.PrefixFrom(u.Inside6, 128)), masquerade()),
-		}},
+		}, late...)},
+		{name: "c_postrouting", hook: nftables.ChainHookPostrouting, nat: true, policy: nftables.ChainPolicyAccept, rules: translated},
 	})
 }
 

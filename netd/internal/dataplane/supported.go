@@ -25,7 +25,7 @@ func Supported() error {
 			}
 			defer ns.Close()
 			p := &Plane{cfg: Config{Host: ns, Inside: ns, Net4: uplinks, Net6: anyNet6, Uplink: "s0up"}, uplink: uplinkAt(uplinks.Addr())}
-			return errors.Join(p.setRules(), p.setHostRules())
+			return errors.Join(p.setRules(), p.setHostRules(0))
 		}()
 	}()
 	return <-result

@@ -141,12 +141,17 @@ func (p *Plane) chooseUplink(host netlink.Link) (Uplink, error) {
 
 // concerns leaves routes out that are about everything, or most of it.
 func concerns(r netlink.Route, p netip.Prefix) bool {
+	of, ok := destination(r)
+	return ok && of.Bits() > 1 && of.Overlaps(p)
+}
+
+func destination(r netlink.Route) (p netip.Prefix, ok bool) {
 	if r.Dst == nil {
-		return false
+		return p, false
 	}
-	ip, ok := netip.AddrFromSlice(r.Dst.IP.To4())
+	ip, ok := netip.AddrFromSlice(r.Dst.IP)
 	bits, _ := r.Dst.Mask.Size()
-	return ok && bits > 1 && netip.PrefixFrom(ip, bits).Overlaps(p)
+	return netip.PrefixFrom(ip.Unmap(), bits), ok
 }
 
 // uplinkAt numbers the ends of the block of four addresses that begins with first.
