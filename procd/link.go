@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"s0.run/procd/internal/rawio"
 )
 
 const (
@@ -87,7 +89,6 @@ func (l *link) run(ctx context.Context, d *door) {
 
 // call dials, serves until the connection ends, and dials again, until ctx ends.
 func (l *link) call(ctx context.Context) {
-	var dialer net.Dialer
 	for pause := time.Duration(0); ctx.Err() == nil; pause = min(max(2*pause, minRedial), maxRedial) {
 		if l.hasty.Load() > 0 {
 			l.hasty.Add(-1)
@@ -98,7 +99,7 @@ func (l *link) call(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		conn, err := dialer.DialContext(ctx, "unix", l.socket)
+		conn, err := l.dial(ctx)
 		if err != nil {
 			continue
 		}
@@ -111,6 +112,16 @@ func (l *link) call(ctx context.Context) {
 	}
 }
 
+// dial connects to noded. Small calls are spared the scheduler's watcher.
+func (l *link) dial(ctx context.Context) (net.Conn, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", l.socket)
+	if err != nil {
+		return nil, err
+	}
+	return rawio.NewConn(conn.(*net.UnixConn))
+}
+
 // serve returns when the connection has ended. Contexts don't notice.
 func (l *link) serve(conn net.Conn) {
 	l.hold(conn)
@@ -121,7 +132,7 @@ func (l *link) serve(conn net.Conn) {
 func (l *link) attend(conn net.Conn) {
 	defer l.release(conn)
 	one := &oneConn{ended: make(chan struct{})}
-	one.conn = &watchedConn{Conn: conn, reader: bufio.NewReaderSize(conn, readBuffer), moved: l.moved, ended: sync.OnceFunc(func() { close(one.ended) })}
+	one.conn = &watchedConn{Conn: &joiner{Conn: conn}, reader: bufio.NewReaderSize(conn, readBuffer), moved: l.moved, ended: sync.OnceFunc(func() { close(one.ended) })}
 	_ = l.server.Serve(one)
 	conn.Close()
 }

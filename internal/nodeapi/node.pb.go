@@ -2112,6 +2112,7 @@ type Event struct {
 	//	*Event_Synced
 	//	*Event_Many
 	//	*Event_Pod
+	//	*Event_Cordoned
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2226,6 +2227,15 @@ func (x *Event) GetPod() *PodSlot {
 	return nil
 }
 
+func (x *Event) GetCordoned() bool {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Cordoned); ok {
+			return x.Cordoned
+		}
+	}
+	return false
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2262,6 +2272,10 @@ type Event_Pod struct {
 	Pod *PodSlot `protobuf:"bytes,50,opt,name=pod,proto3,oneof"` // a slot that a pod stands for changed
 }
 
+type Event_Cordoned struct {
+	Cordoned bool `protobuf:"varint,51,opt,name=cordoned,proto3,oneof"` // whether the node shall get nothing new; never told: it may
+}
+
 func (*Event_SlotFree) isEvent_Event() {}
 
 func (*Event_SlotTaken) isEvent_Event() {}
@@ -2277,6 +2291,8 @@ func (*Event_Synced) isEvent_Event() {}
 func (*Event_Many) isEvent_Event() {}
 
 func (*Event_Pod) isEvent_Event() {}
+
+func (*Event_Cordoned) isEvent_Event() {}
 
 type Synced struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2759,6 +2775,86 @@ func (x *WarmPodRequest) GetTeam() string {
 	return ""
 }
 
+type CordonRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cordoned      bool                   `protobuf:"varint,1,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonRequest) Reset() {
+	*x = CordonRequest{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonRequest) ProtoMessage() {}
+
+func (x *CordonRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
+func (*CordonRequest) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *CordonRequest) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
+}
+
+type CordonResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonResponse) Reset() {
+	*x = CordonResponse{}
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonResponse) ProtoMessage() {}
+
+func (x *CordonResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
+func (*CordonResponse) Descriptor() ([]byte, []int) {
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
+}
+
 // PodSlot is what became of a pod's slot. A claimed one is a Sandbox as well, and has
 // more to tell there.
 type PodSlot struct {
@@ -2775,7 +2871,7 @@ type PodSlot struct {
 
 func (x *PodSlot) Reset() {
 	*x = PodSlot{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +2883,7 @@ func (x *PodSlot) String() string {
 func (*PodSlot) ProtoMessage() {}
 
 func (x *PodSlot) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[42]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +2896,7 @@ func (x *PodSlot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodSlot.ProtoReflect.Descriptor instead.
 func (*PodSlot) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{42}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PodSlot) GetPod() string {
@@ -2855,7 +2951,7 @@ type EventsConfig struct {
 
 func (x *EventsConfig) Reset() {
 	*x = EventsConfig{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2867,7 +2963,7 @@ func (x *EventsConfig) String() string {
 func (*EventsConfig) ProtoMessage() {}
 
 func (x *EventsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[43]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2880,7 +2976,7 @@ func (x *EventsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsConfig.ProtoReflect.Descriptor instead.
 func (*EventsConfig) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{43}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *EventsConfig) GetWatchDir() string {
@@ -2905,7 +3001,7 @@ type SandboxEvents struct {
 
 func (x *SandboxEvents) Reset() {
 	*x = SandboxEvents{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2917,7 +3013,7 @@ func (x *SandboxEvents) String() string {
 func (*SandboxEvents) ProtoMessage() {}
 
 func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[44]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2930,7 +3026,7 @@ func (x *SandboxEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvents.ProtoReflect.Descriptor instead.
 func (*SandboxEvents) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{44}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SandboxEvents) GetLease() string {
@@ -2980,7 +3076,7 @@ type SandboxEvent struct {
 
 func (x *SandboxEvent) Reset() {
 	*x = SandboxEvent{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3088,7 @@ func (x *SandboxEvent) String() string {
 func (*SandboxEvent) ProtoMessage() {}
 
 func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[45]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,7 +3101,7 @@ func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvent.ProtoReflect.Descriptor instead.
 func (*SandboxEvent) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{45}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SandboxEvent) GetId() string {
@@ -3045,7 +3141,7 @@ type TakeEventsRequest struct {
 
 func (x *TakeEventsRequest) Reset() {
 	*x = TakeEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3153,7 @@ func (x *TakeEventsRequest) String() string {
 func (*TakeEventsRequest) ProtoMessage() {}
 
 func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[46]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3166,7 @@ func (x *TakeEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsRequest.ProtoReflect.Descriptor instead.
 func (*TakeEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{46}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TakeEventsRequest) GetWaitMillis() uint32 {
@@ -3089,7 +3185,7 @@ type TakeEventsResponse struct {
 
 func (x *TakeEventsResponse) Reset() {
 	*x = TakeEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3101,7 +3197,7 @@ func (x *TakeEventsResponse) String() string {
 func (*TakeEventsResponse) ProtoMessage() {}
 
 func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[47]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3114,7 +3210,7 @@ func (x *TakeEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeEventsResponse.ProtoReflect.Descriptor instead.
 func (*TakeEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{47}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TakeEventsResponse) GetBatches() []*SandboxEvents {
@@ -3134,7 +3230,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3146,7 +3242,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[48]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3159,7 +3255,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{48}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AckEventsRequest) GetStored() []string {
@@ -3184,7 +3280,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3196,7 +3292,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[49]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3209,7 +3305,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{49}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
 }
 
 // FlowMark is a place in the row of a node's records. The empty one is the beginning.
@@ -3223,7 +3319,7 @@ type FlowMark struct {
 
 func (x *FlowMark) Reset() {
 	*x = FlowMark{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3235,7 +3331,7 @@ func (x *FlowMark) String() string {
 func (*FlowMark) ProtoMessage() {}
 
 func (x *FlowMark) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[50]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3248,7 +3344,7 @@ func (x *FlowMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowMark.ProtoReflect.Descriptor instead.
 func (*FlowMark) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{50}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *FlowMark) GetRun() string {
@@ -3274,7 +3370,7 @@ type TakeFlowsRequest struct {
 
 func (x *TakeFlowsRequest) Reset() {
 	*x = TakeFlowsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3286,7 +3382,7 @@ func (x *TakeFlowsRequest) String() string {
 func (*TakeFlowsRequest) ProtoMessage() {}
 
 func (x *TakeFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[51]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3299,7 +3395,7 @@ func (x *TakeFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeFlowsRequest.ProtoReflect.Descriptor instead.
 func (*TakeFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{51}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TakeFlowsRequest) GetStored() *FlowMark {
@@ -3319,7 +3415,7 @@ type TakeFlowsResponse struct {
 
 func (x *TakeFlowsResponse) Reset() {
 	*x = TakeFlowsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3427,7 @@ func (x *TakeFlowsResponse) String() string {
 func (*TakeFlowsResponse) ProtoMessage() {}
 
 func (x *TakeFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[52]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3440,7 @@ func (x *TakeFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeFlowsResponse.ProtoReflect.Descriptor instead.
 func (*TakeFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{52}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TakeFlowsResponse) GetMark() *FlowMark {
@@ -3379,7 +3475,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3391,7 +3487,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[53]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3404,7 +3500,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{53}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Flow) GetId() string {
@@ -3474,7 +3570,7 @@ type Rate struct {
 
 func (x *Rate) Reset() {
 	*x = Rate{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3486,7 +3582,7 @@ func (x *Rate) String() string {
 func (*Rate) ProtoMessage() {}
 
 func (x *Rate) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[54]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3499,7 +3595,7 @@ func (x *Rate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rate.ProtoReflect.Descriptor instead.
 func (*Rate) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{54}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Rate) GetBytes() uint64 {
@@ -3526,7 +3622,7 @@ type Bandwidth struct {
 
 func (x *Bandwidth) Reset() {
 	*x = Bandwidth{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3538,7 +3634,7 @@ func (x *Bandwidth) String() string {
 func (*Bandwidth) ProtoMessage() {}
 
 func (x *Bandwidth) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[55]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3551,7 +3647,7 @@ func (x *Bandwidth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bandwidth.ProtoReflect.Descriptor instead.
 func (*Bandwidth) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{55}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Bandwidth) GetEgress() *Rate {
@@ -3580,7 +3676,7 @@ type TeamBandwidth struct {
 
 func (x *TeamBandwidth) Reset() {
 	*x = TeamBandwidth{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3592,7 +3688,7 @@ func (x *TeamBandwidth) String() string {
 func (*TeamBandwidth) ProtoMessage() {}
 
 func (x *TeamBandwidth) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[56]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3605,7 +3701,7 @@ func (x *TeamBandwidth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TeamBandwidth.ProtoReflect.Descriptor instead.
 func (*TeamBandwidth) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{56}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *TeamBandwidth) GetTeam() string {
@@ -3639,7 +3735,7 @@ type SetBandwidthRequest struct {
 
 func (x *SetBandwidthRequest) Reset() {
 	*x = SetBandwidthRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3651,7 +3747,7 @@ func (x *SetBandwidthRequest) String() string {
 func (*SetBandwidthRequest) ProtoMessage() {}
 
 func (x *SetBandwidthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[57]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3664,7 +3760,7 @@ func (x *SetBandwidthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBandwidthRequest.ProtoReflect.Descriptor instead.
 func (*SetBandwidthRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{57}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SetBandwidthRequest) GetTeams() []*TeamBandwidth {
@@ -3689,7 +3785,7 @@ type SetBandwidthResponse struct {
 
 func (x *SetBandwidthResponse) Reset() {
 	*x = SetBandwidthResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3701,7 +3797,7 @@ func (x *SetBandwidthResponse) String() string {
 func (*SetBandwidthResponse) ProtoMessage() {}
 
 func (x *SetBandwidthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[58]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3714,7 +3810,7 @@ func (x *SetBandwidthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBandwidthResponse.ProtoReflect.Descriptor instead.
 func (*SetBandwidthResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{58}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{60}
 }
 
 type ClaimRequest struct {
@@ -3740,7 +3836,7 @@ type ClaimRequest struct {
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3752,7 +3848,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[59]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +3861,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{59}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ClaimRequest) GetClaimId() string {
@@ -3869,7 +3965,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3881,7 +3977,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[60]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3894,7 +3990,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{60}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ClaimResponse) GetSandbox() *Sandbox {
@@ -3920,7 +4016,7 @@ type ClaimManyRequest struct {
 
 func (x *ClaimManyRequest) Reset() {
 	*x = ClaimManyRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3932,7 +4028,7 @@ func (x *ClaimManyRequest) String() string {
 func (*ClaimManyRequest) ProtoMessage() {}
 
 func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[61]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3945,7 +4041,7 @@ func (x *ClaimManyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyRequest.ProtoReflect.Descriptor instead.
 func (*ClaimManyRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{61}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ClaimManyRequest) GetClaims() []*ClaimRequest {
@@ -3964,7 +4060,7 @@ type ClaimManyResponse struct {
 
 func (x *ClaimManyResponse) Reset() {
 	*x = ClaimManyResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4072,7 @@ func (x *ClaimManyResponse) String() string {
 func (*ClaimManyResponse) ProtoMessage() {}
 
 func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[62]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3989,7 +4085,7 @@ func (x *ClaimManyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimManyResponse.ProtoReflect.Descriptor instead.
 func (*ClaimManyResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{62}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ClaimManyResponse) GetOutcomes() []*ClaimOutcome {
@@ -4012,7 +4108,7 @@ type ClaimOutcome struct {
 
 func (x *ClaimOutcome) Reset() {
 	*x = ClaimOutcome{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4120,7 @@ func (x *ClaimOutcome) String() string {
 func (*ClaimOutcome) ProtoMessage() {}
 
 func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[63]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4133,7 @@ func (x *ClaimOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimOutcome.ProtoReflect.Descriptor instead.
 func (*ClaimOutcome) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{63}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ClaimOutcome) GetIndex() uint32 {
@@ -4077,7 +4173,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4089,7 +4185,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[64]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4102,7 +4198,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{64}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetRequest) GetId() string {
@@ -4127,7 +4223,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4139,7 +4235,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[65]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4152,7 +4248,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{65}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -4216,7 +4312,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4228,7 +4324,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[66]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4241,7 +4337,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{66}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Network) GetPolicy() []byte {
@@ -4272,7 +4368,7 @@ type SealedCredential struct {
 
 func (x *SealedCredential) Reset() {
 	*x = SealedCredential{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4284,7 +4380,7 @@ func (x *SealedCredential) String() string {
 func (*SealedCredential) ProtoMessage() {}
 
 func (x *SealedCredential) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[67]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4297,7 +4393,7 @@ func (x *SealedCredential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedCredential.ProtoReflect.Descriptor instead.
 func (*SealedCredential) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{67}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SealedCredential) GetSource() string {
@@ -4349,7 +4445,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4361,7 +4457,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[68]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4374,7 +4470,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{68}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -4413,7 +4509,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4425,7 +4521,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[69]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4438,7 +4534,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{69}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{71}
 }
 
 type PauseRequest struct {
@@ -4452,7 +4548,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4464,7 +4560,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[70]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4477,7 +4573,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{70}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -4516,7 +4612,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4528,7 +4624,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[71]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4541,7 +4637,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{71}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -4593,7 +4689,7 @@ type StoredImage struct {
 
 func (x *StoredImage) Reset() {
 	*x = StoredImage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4605,7 +4701,7 @@ func (x *StoredImage) String() string {
 func (*StoredImage) ProtoMessage() {}
 
 func (x *StoredImage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[72]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4618,7 +4714,7 @@ func (x *StoredImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredImage.ProtoReflect.Descriptor instead.
 func (*StoredImage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{72}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *StoredImage) GetGeneration() uint64 {
@@ -4660,7 +4756,7 @@ type RemoveStoredRequest struct {
 
 func (x *RemoveStoredRequest) Reset() {
 	*x = RemoveStoredRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4672,7 +4768,7 @@ func (x *RemoveStoredRequest) String() string {
 func (*RemoveStoredRequest) ProtoMessage() {}
 
 func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[73]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4685,7 +4781,7 @@ func (x *RemoveStoredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredRequest.ProtoReflect.Descriptor instead.
 func (*RemoveStoredRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{73}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RemoveStoredRequest) GetId() string {
@@ -4717,7 +4813,7 @@ type RemoveStoredResponse struct {
 
 func (x *RemoveStoredResponse) Reset() {
 	*x = RemoveStoredResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4729,7 +4825,7 @@ func (x *RemoveStoredResponse) String() string {
 func (*RemoveStoredResponse) ProtoMessage() {}
 
 func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[74]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4742,7 +4838,7 @@ func (x *RemoveStoredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveStoredResponse.ProtoReflect.Descriptor instead.
 func (*RemoveStoredResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{74}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{76}
 }
 
 type ForkRequest struct {
@@ -4758,7 +4854,7 @@ type ForkRequest struct {
 
 func (x *ForkRequest) Reset() {
 	*x = ForkRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4770,7 +4866,7 @@ func (x *ForkRequest) String() string {
 func (*ForkRequest) ProtoMessage() {}
 
 func (x *ForkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[75]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4783,7 +4879,7 @@ func (x *ForkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkRequest.ProtoReflect.Descriptor instead.
 func (*ForkRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{75}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ForkRequest) GetId() string {
@@ -4831,7 +4927,7 @@ type ForkChild struct {
 
 func (x *ForkChild) Reset() {
 	*x = ForkChild{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4843,7 +4939,7 @@ func (x *ForkChild) String() string {
 func (*ForkChild) ProtoMessage() {}
 
 func (x *ForkChild) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[76]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4856,7 +4952,7 @@ func (x *ForkChild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkChild.ProtoReflect.Descriptor instead.
 func (*ForkChild) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{76}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ForkChild) GetId() string {
@@ -4882,7 +4978,7 @@ type ForkResponse struct {
 
 func (x *ForkResponse) Reset() {
 	*x = ForkResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4894,7 +4990,7 @@ func (x *ForkResponse) String() string {
 func (*ForkResponse) ProtoMessage() {}
 
 func (x *ForkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[77]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4907,7 +5003,7 @@ func (x *ForkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResponse.ProtoReflect.Descriptor instead.
 func (*ForkResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{77}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ForkResponse) GetChildren() []*Sandbox {
@@ -4928,7 +5024,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4940,7 +5036,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[78]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4953,7 +5049,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{78}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -4986,7 +5082,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4998,7 +5094,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[79]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5011,7 +5107,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{79}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SnapshotResponse) GetBytes() int64 {
@@ -5030,7 +5126,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5042,7 +5138,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[80]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5055,7 +5151,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{80}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DeleteSnapshotRequest) GetSnapshot() string {
@@ -5073,7 +5169,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5085,7 +5181,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[81]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5098,7 +5194,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{81}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{83}
 }
 
 type RestoreSnapshotRequest struct {
@@ -5112,7 +5208,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5124,7 +5220,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[82]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5137,7 +5233,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{82}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RestoreSnapshotRequest) GetId() string {
@@ -5172,7 +5268,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5184,7 +5280,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[83]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5197,7 +5293,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{83}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -5231,7 +5327,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5243,7 +5339,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[84]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5256,7 +5352,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{84}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *StatsResponse) GetSamples() []*StatsSample {
@@ -5281,7 +5377,7 @@ type ReadCountersRequest struct {
 
 func (x *ReadCountersRequest) Reset() {
 	*x = ReadCountersRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5293,7 +5389,7 @@ func (x *ReadCountersRequest) String() string {
 func (*ReadCountersRequest) ProtoMessage() {}
 
 func (x *ReadCountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[85]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5306,7 +5402,7 @@ func (x *ReadCountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadCountersRequest.ProtoReflect.Descriptor instead.
 func (*ReadCountersRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{85}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{87}
 }
 
 type ReadCountersResponse struct {
@@ -5318,7 +5414,7 @@ type ReadCountersResponse struct {
 
 func (x *ReadCountersResponse) Reset() {
 	*x = ReadCountersResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5330,7 +5426,7 @@ func (x *ReadCountersResponse) String() string {
 func (*ReadCountersResponse) ProtoMessage() {}
 
 func (x *ReadCountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[86]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5343,7 +5439,7 @@ func (x *ReadCountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadCountersResponse.ProtoReflect.Descriptor instead.
 func (*ReadCountersResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{86}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ReadCountersResponse) GetCounters() []*SandboxCounters {
@@ -5367,7 +5463,7 @@ type SandboxCounters struct {
 
 func (x *SandboxCounters) Reset() {
 	*x = SandboxCounters{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5379,7 +5475,7 @@ func (x *SandboxCounters) String() string {
 func (*SandboxCounters) ProtoMessage() {}
 
 func (x *SandboxCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[87]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5392,7 +5488,7 @@ func (x *SandboxCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxCounters.ProtoReflect.Descriptor instead.
 func (*SandboxCounters) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{87}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *SandboxCounters) GetId() string {
@@ -5460,7 +5556,7 @@ type StatsSample struct {
 
 func (x *StatsSample) Reset() {
 	*x = StatsSample{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5472,7 +5568,7 @@ func (x *StatsSample) String() string {
 func (*StatsSample) ProtoMessage() {}
 
 func (x *StatsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[88]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5485,7 +5581,7 @@ func (x *StatsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsSample.ProtoReflect.Descriptor instead.
 func (*StatsSample) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{88}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *StatsSample) GetUnixNano() int64 {
@@ -5590,7 +5686,7 @@ type DiskUsage struct {
 
 func (x *DiskUsage) Reset() {
 	*x = DiskUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5602,7 +5698,7 @@ func (x *DiskUsage) String() string {
 func (*DiskUsage) ProtoMessage() {}
 
 func (x *DiskUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[89]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5615,7 +5711,7 @@ func (x *DiskUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsage.ProtoReflect.Descriptor instead.
 func (*DiskUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{89}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *DiskUsage) GetBytes() int64 {
@@ -5648,7 +5744,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5660,7 +5756,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[90]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5673,7 +5769,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{90}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *NetworkUsage) GetRxBytes() uint64 {
@@ -5738,7 +5834,7 @@ type NetworkVerdicts struct {
 
 func (x *NetworkVerdicts) Reset() {
 	*x = NetworkVerdicts{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5750,7 +5846,7 @@ func (x *NetworkVerdicts) String() string {
 func (*NetworkVerdicts) ProtoMessage() {}
 
 func (x *NetworkVerdicts) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[91]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5763,7 +5859,7 @@ func (x *NetworkVerdicts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkVerdicts.ProtoReflect.Descriptor instead.
 func (*NetworkVerdicts) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{91}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *NetworkVerdicts) GetFlows() uint64 {
@@ -5803,7 +5899,7 @@ type ResolveImageRequest struct {
 
 func (x *ResolveImageRequest) Reset() {
 	*x = ResolveImageRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5815,7 +5911,7 @@ func (x *ResolveImageRequest) String() string {
 func (*ResolveImageRequest) ProtoMessage() {}
 
 func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[92]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5828,7 +5924,7 @@ func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
 func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{92}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ResolveImageRequest) GetImage() string {
@@ -5847,7 +5943,7 @@ type ResolveImageResponse struct {
 
 func (x *ResolveImageResponse) Reset() {
 	*x = ResolveImageResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5859,7 +5955,7 @@ func (x *ResolveImageResponse) String() string {
 func (*ResolveImageResponse) ProtoMessage() {}
 
 func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[93]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5872,7 +5968,7 @@ func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
 func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{93}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ResolveImageResponse) GetDigest() string {
@@ -5890,7 +5986,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[94]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5902,7 +5998,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[94]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5915,7 +6011,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{94}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{96}
 }
 
 type InfoResponse struct {
@@ -5936,7 +6032,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[95]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5948,7 +6044,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[95]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5961,7 +6057,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{95}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *InfoResponse) GetNode() string {
@@ -6046,7 +6142,7 @@ type ObjectStore struct {
 
 func (x *ObjectStore) Reset() {
 	*x = ObjectStore{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6058,7 +6154,7 @@ func (x *ObjectStore) String() string {
 func (*ObjectStore) ProtoMessage() {}
 
 func (x *ObjectStore) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[96]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6071,7 +6167,7 @@ func (x *ObjectStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectStore.ProtoReflect.Descriptor instead.
 func (*ObjectStore) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{96}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ObjectStore) GetUrl() string {
@@ -6108,7 +6204,7 @@ type ImageUsage struct {
 
 func (x *ImageUsage) Reset() {
 	*x = ImageUsage{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[97]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6120,7 +6216,7 @@ func (x *ImageUsage) String() string {
 func (*ImageUsage) ProtoMessage() {}
 
 func (x *ImageUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[97]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6133,7 +6229,7 @@ func (x *ImageUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
 func (*ImageUsage) Descriptor() ([]byte, []int) {
-	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{97}
+	return file_internal_nodeapi_node_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ImageUsage) GetImages() uint32 {
@@ -6174,7 +6270,7 @@ type HTTPGet_Header struct {
 
 func (x *HTTPGet_Header) Reset() {
 	*x = HTTPGet_Header{}
-	mi := &file_internal_nodeapi_node_proto_msgTypes[100]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6186,7 +6282,7 @@ func (x *HTTPGet_Header) String() string {
 func (*HTTPGet_Header) ProtoMessage() {}
 
 func (x *HTTPGet_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_nodeapi_node_proto_msgTypes[100]
+	mi := &file_internal_nodeapi_node_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6378,7 +6474,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\"\n" +
 	"\fWatchRequest\x12\x12\n" +
-	"\x04many\x18\x01 \x01(\bR\x04many\"\xe7\x02\n" +
+	"\x04many\x18\x01 \x01(\bR\x04many\"\x85\x03\n" +
 	"\x05Event\x12/\n" +
 	"\tslot_free\x18\x01 \x01(\v2\x10.s0.node.v1.SlotH\x00R\bslotFree\x12\x1f\n" +
 	"\n" +
@@ -6388,7 +6484,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x04pool\x18\x05 \x01(\v2\x16.s0.node.v1.PoolStatusH\x00R\x04pool\x12,\n" +
 	"\x06synced\x18\x06 \x01(\v2\x12.s0.node.v1.SyncedH\x00R\x06synced\x12(\n" +
 	"\x04many\x18\a \x01(\v2\x12.s0.node.v1.EventsH\x00R\x04many\x12'\n" +
-	"\x03pod\x182 \x01(\v2\x13.s0.node.v1.PodSlotH\x00R\x03podB\a\n" +
+	"\x03pod\x182 \x01(\v2\x13.s0.node.v1.PodSlotH\x00R\x03pod\x12\x1c\n" +
+	"\bcordoned\x183 \x01(\bH\x00R\bcordonedB\a\n" +
 	"\x05event\"\b\n" +
 	"\x06Synced\"3\n" +
 	"\x06Events\x12)\n" +
@@ -6439,7 +6536,10 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x19\n" +
 	"\bpool_key\x18\x02 \x01(\tR\apoolKey\x12$\n" +
 	"\x04spec\x18\x03 \x01(\v2\x10.s0.node.v1.SpecR\x04spec\x12\x12\n" +
-	"\x04team\x18\x04 \x01(\tR\x04team\"\x89\x01\n" +
+	"\x04team\x18\x04 \x01(\tR\x04team\"+\n" +
+	"\rCordonRequest\x12\x1a\n" +
+	"\bcordoned\x18\x01 \x01(\bR\bcordoned\"\x10\n" +
+	"\x0eCordonResponse\"\x89\x01\n" +
 	"\aPodSlot\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1e\n" +
@@ -6716,7 +6816,7 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\x06images\x18\x01 \x01(\rR\x06images\x12#\n" +
 	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
 	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12 \n" +
-	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\x94\x13\n" +
+	"\vcollectable\x18\x04 \x01(\rR\vcollectable2\xd5\x13\n" +
 	"\x04Node\x12E\n" +
 	"\bSetPools\x12\x1b.s0.node.v1.SetPoolsRequest\x1a\x1c.s0.node.v1.SetPoolsResponse\x126\n" +
 	"\x05Watch\x12\x18.s0.node.v1.WatchRequest\x1a\x11.s0.node.v1.Event0\x01\x12<\n" +
@@ -6740,7 +6840,8 @@ const file_internal_nodeapi_node_proto_rawDesc = "" +
 	"\fReadCounters\x12\x1f.s0.node.v1.ReadCountersRequest\x1a .s0.node.v1.ReadCountersResponse0\x01\x12Q\n" +
 	"\fResolveImage\x12\x1f.s0.node.v1.ResolveImageRequest\x1a .s0.node.v1.ResolveImageResponse\x12Q\n" +
 	"\fRemoveStored\x12\x1f.s0.node.v1.RemoveStoredRequest\x1a .s0.node.v1.RemoveStoredResponse\x12:\n" +
-	"\aWarmPod\x12\x1a.s0.node.v1.WarmPodRequest\x1a\x13.s0.node.v1.PodSlot\x129\n" +
+	"\aWarmPod\x12\x1a.s0.node.v1.WarmPodRequest\x1a\x13.s0.node.v1.PodSlot\x12?\n" +
+	"\x06Cordon\x12\x19.s0.node.v1.CordonRequest\x1a\x1a.s0.node.v1.CordonResponse\x129\n" +
 	"\x04Info\x12\x17.s0.node.v1.InfoRequest\x1a\x18.s0.node.v1.InfoResponse\x12Q\n" +
 	"\fCreateVolume\x12\x1f.s0.node.v1.CreateVolumeRequest\x1a .s0.node.v1.CreateVolumeResponse\x12K\n" +
 	"\n" +
@@ -6766,7 +6867,7 @@ func file_internal_nodeapi_node_proto_rawDescGZIP() []byte {
 	return file_internal_nodeapi_node_proto_rawDescData
 }
 
-var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 104)
+var file_internal_nodeapi_node_proto_msgTypes = make([]protoimpl.MessageInfo, 106)
 var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*Volume)(nil),                       // 0: s0.node.v1.Volume
 	(*S3Bucket)(nil),                     // 1: s0.node.v1.S3Bucket
@@ -6810,72 +6911,74 @@ var file_internal_nodeapi_node_proto_goTypes = []any{
 	(*PoolStatus)(nil),                   // 39: s0.node.v1.PoolStatus
 	(*Sandbox)(nil),                      // 40: s0.node.v1.Sandbox
 	(*WarmPodRequest)(nil),               // 41: s0.node.v1.WarmPodRequest
-	(*PodSlot)(nil),                      // 42: s0.node.v1.PodSlot
-	(*EventsConfig)(nil),                 // 43: s0.node.v1.EventsConfig
-	(*SandboxEvents)(nil),                // 44: s0.node.v1.SandboxEvents
-	(*SandboxEvent)(nil),                 // 45: s0.node.v1.SandboxEvent
-	(*TakeEventsRequest)(nil),            // 46: s0.node.v1.TakeEventsRequest
-	(*TakeEventsResponse)(nil),           // 47: s0.node.v1.TakeEventsResponse
-	(*AckEventsRequest)(nil),             // 48: s0.node.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),            // 49: s0.node.v1.AckEventsResponse
-	(*FlowMark)(nil),                     // 50: s0.node.v1.FlowMark
-	(*TakeFlowsRequest)(nil),             // 51: s0.node.v1.TakeFlowsRequest
-	(*TakeFlowsResponse)(nil),            // 52: s0.node.v1.TakeFlowsResponse
-	(*Flow)(nil),                         // 53: s0.node.v1.Flow
-	(*Rate)(nil),                         // 54: s0.node.v1.Rate
-	(*Bandwidth)(nil),                    // 55: s0.node.v1.Bandwidth
-	(*TeamBandwidth)(nil),                // 56: s0.node.v1.TeamBandwidth
-	(*SetBandwidthRequest)(nil),          // 57: s0.node.v1.SetBandwidthRequest
-	(*SetBandwidthResponse)(nil),         // 58: s0.node.v1.SetBandwidthResponse
-	(*ClaimRequest)(nil),                 // 59: s0.node.v1.ClaimRequest
-	(*ClaimResponse)(nil),                // 60: s0.node.v1.ClaimResponse
-	(*ClaimManyRequest)(nil),             // 61: s0.node.v1.ClaimManyRequest
-	(*ClaimManyResponse)(nil),            // 62: s0.node.v1.ClaimManyResponse
-	(*ClaimOutcome)(nil),                 // 63: s0.node.v1.ClaimOutcome
-	(*GetRequest)(nil),                   // 64: s0.node.v1.GetRequest
-	(*UpdateRequest)(nil),                // 65: s0.node.v1.UpdateRequest
-	(*Network)(nil),                      // 66: s0.node.v1.Network
-	(*SealedCredential)(nil),             // 67: s0.node.v1.SealedCredential
-	(*DeleteRequest)(nil),                // 68: s0.node.v1.DeleteRequest
-	(*DeleteResponse)(nil),               // 69: s0.node.v1.DeleteResponse
-	(*PauseRequest)(nil),                 // 70: s0.node.v1.PauseRequest
-	(*ResumeRequest)(nil),                // 71: s0.node.v1.ResumeRequest
-	(*StoredImage)(nil),                  // 72: s0.node.v1.StoredImage
-	(*RemoveStoredRequest)(nil),          // 73: s0.node.v1.RemoveStoredRequest
-	(*RemoveStoredResponse)(nil),         // 74: s0.node.v1.RemoveStoredResponse
-	(*ForkRequest)(nil),                  // 75: s0.node.v1.ForkRequest
-	(*ForkChild)(nil),                    // 76: s0.node.v1.ForkChild
-	(*ForkResponse)(nil),                 // 77: s0.node.v1.ForkResponse
-	(*SnapshotRequest)(nil),              // 78: s0.node.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),             // 79: s0.node.v1.SnapshotResponse
-	(*DeleteSnapshotRequest)(nil),        // 80: s0.node.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),       // 81: s0.node.v1.DeleteSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),       // 82: s0.node.v1.RestoreSnapshotRequest
-	(*StatsRequest)(nil),                 // 83: s0.node.v1.StatsRequest
-	(*StatsResponse)(nil),                // 84: s0.node.v1.StatsResponse
-	(*ReadCountersRequest)(nil),          // 85: s0.node.v1.ReadCountersRequest
-	(*ReadCountersResponse)(nil),         // 86: s0.node.v1.ReadCountersResponse
-	(*SandboxCounters)(nil),              // 87: s0.node.v1.SandboxCounters
-	(*StatsSample)(nil),                  // 88: s0.node.v1.StatsSample
-	(*DiskUsage)(nil),                    // 89: s0.node.v1.DiskUsage
-	(*NetworkUsage)(nil),                 // 90: s0.node.v1.NetworkUsage
-	(*NetworkVerdicts)(nil),              // 91: s0.node.v1.NetworkVerdicts
-	(*ResolveImageRequest)(nil),          // 92: s0.node.v1.ResolveImageRequest
-	(*ResolveImageResponse)(nil),         // 93: s0.node.v1.ResolveImageResponse
-	(*InfoRequest)(nil),                  // 94: s0.node.v1.InfoRequest
-	(*InfoResponse)(nil),                 // 95: s0.node.v1.InfoResponse
-	(*ObjectStore)(nil),                  // 96: s0.node.v1.ObjectStore
-	(*ImageUsage)(nil),                   // 97: s0.node.v1.ImageUsage
-	nil,                                  // 98: s0.node.v1.Spec.EnvEntry
-	nil,                                  // 99: s0.node.v1.WarmProcess.EnvEntry
-	(*HTTPGet_Header)(nil),               // 100: s0.node.v1.HTTPGet.Header
-	nil,                                  // 101: s0.node.v1.Sandbox.EnvEntry
-	nil,                                  // 102: s0.node.v1.ClaimRequest.EnvEntry
-	nil,                                  // 103: s0.node.v1.UpdateRequest.EnvEntry
+	(*CordonRequest)(nil),                // 42: s0.node.v1.CordonRequest
+	(*CordonResponse)(nil),               // 43: s0.node.v1.CordonResponse
+	(*PodSlot)(nil),                      // 44: s0.node.v1.PodSlot
+	(*EventsConfig)(nil),                 // 45: s0.node.v1.EventsConfig
+	(*SandboxEvents)(nil),                // 46: s0.node.v1.SandboxEvents
+	(*SandboxEvent)(nil),                 // 47: s0.node.v1.SandboxEvent
+	(*TakeEventsRequest)(nil),            // 48: s0.node.v1.TakeEventsRequest
+	(*TakeEventsResponse)(nil),           // 49: s0.node.v1.TakeEventsResponse
+	(*AckEventsRequest)(nil),             // 50: s0.node.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),            // 51: s0.node.v1.AckEventsResponse
+	(*FlowMark)(nil),                     // 52: s0.node.v1.FlowMark
+	(*TakeFlowsRequest)(nil),             // 53: s0.node.v1.TakeFlowsRequest
+	(*TakeFlowsResponse)(nil),            // 54: s0.node.v1.TakeFlowsResponse
+	(*Flow)(nil),                         // 55: s0.node.v1.Flow
+	(*Rate)(nil),                         // 56: s0.node.v1.Rate
+	(*Bandwidth)(nil),                    // 57: s0.node.v1.Bandwidth
+	(*TeamBandwidth)(nil),                // 58: s0.node.v1.TeamBandwidth
+	(*SetBandwidthRequest)(nil),          // 59: s0.node.v1.SetBandwidthRequest
+	(*SetBandwidthResponse)(nil),         // 60: s0.node.v1.SetBandwidthResponse
+	(*ClaimRequest)(nil),                 // 61: s0.node.v1.ClaimRequest
+	(*ClaimResponse)(nil),                // 62: s0.node.v1.ClaimResponse
+	(*ClaimManyRequest)(nil),             // 63: s0.node.v1.ClaimManyRequest
+	(*ClaimManyResponse)(nil),            // 64: s0.node.v1.ClaimManyResponse
+	(*ClaimOutcome)(nil),                 // 65: s0.node.v1.ClaimOutcome
+	(*GetRequest)(nil),                   // 66: s0.node.v1.GetRequest
+	(*UpdateRequest)(nil),                // 67: s0.node.v1.UpdateRequest
+	(*Network)(nil),                      // 68: s0.node.v1.Network
+	(*SealedCredential)(nil),             // 69: s0.node.v1.SealedCredential
+	(*DeleteRequest)(nil),                // 70: s0.node.v1.DeleteRequest
+	(*DeleteResponse)(nil),               // 71: s0.node.v1.DeleteResponse
+	(*PauseRequest)(nil),                 // 72: s0.node.v1.PauseRequest
+	(*ResumeRequest)(nil),                // 73: s0.node.v1.ResumeRequest
+	(*StoredImage)(nil),                  // 74: s0.node.v1.StoredImage
+	(*RemoveStoredRequest)(nil),          // 75: s0.node.v1.RemoveStoredRequest
+	(*RemoveStoredResponse)(nil),         // 76: s0.node.v1.RemoveStoredResponse
+	(*ForkRequest)(nil),                  // 77: s0.node.v1.ForkRequest
+	(*ForkChild)(nil),                    // 78: s0.node.v1.ForkChild
+	(*ForkResponse)(nil),                 // 79: s0.node.v1.ForkResponse
+	(*SnapshotRequest)(nil),              // 80: s0.node.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),             // 81: s0.node.v1.SnapshotResponse
+	(*DeleteSnapshotRequest)(nil),        // 82: s0.node.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),       // 83: s0.node.v1.DeleteSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),       // 84: s0.node.v1.RestoreSnapshotRequest
+	(*StatsRequest)(nil),                 // 85: s0.node.v1.StatsRequest
+	(*StatsResponse)(nil),                // 86: s0.node.v1.StatsResponse
+	(*ReadCountersRequest)(nil),          // 87: s0.node.v1.ReadCountersRequest
+	(*ReadCountersResponse)(nil),         // 88: s0.node.v1.ReadCountersResponse
+	(*SandboxCounters)(nil),              // 89: s0.node.v1.SandboxCounters
+	(*StatsSample)(nil),                  // 90: s0.node.v1.StatsSample
+	(*DiskUsage)(nil),                    // 91: s0.node.v1.DiskUsage
+	(*NetworkUsage)(nil),                 // 92: s0.node.v1.NetworkUsage
+	(*NetworkVerdicts)(nil),              // 93: s0.node.v1.NetworkVerdicts
+	(*ResolveImageRequest)(nil),          // 94: s0.node.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),         // 95: s0.node.v1.ResolveImageResponse
+	(*InfoRequest)(nil),                  // 96: s0.node.v1.InfoRequest
+	(*InfoResponse)(nil),                 // 97: s0.node.v1.InfoResponse
+	(*ObjectStore)(nil),                  // 98: s0.node.v1.ObjectStore
+	(*ImageUsage)(nil),                   // 99: s0.node.v1.ImageUsage
+	nil,                                  // 100: s0.node.v1.Spec.EnvEntry
+	nil,                                  // 101: s0.node.v1.WarmProcess.EnvEntry
+	(*HTTPGet_Header)(nil),               // 102: s0.node.v1.HTTPGet.Header
+	nil,                                  // 103: s0.node.v1.Sandbox.EnvEntry
+	nil,                                  // 104: s0.node.v1.ClaimRequest.EnvEntry
+	nil,                                  // 105: s0.node.v1.UpdateRequest.EnvEntry
 }
 var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	1,   // 0: s0.node.v1.Volume.s3:type_name -> s0.node.v1.S3Bucket
-	67,  // 1: s0.node.v1.S3Bucket.credential:type_name -> s0.node.v1.SealedCredential
+	69,  // 1: s0.node.v1.S3Bucket.credential:type_name -> s0.node.v1.SealedCredential
 	0,   // 2: s0.node.v1.Mount.volume:type_name -> s0.node.v1.Volume
 	0,   // 3: s0.node.v1.CreateVolumeRequest.volume:type_name -> s0.node.v1.Volume
 	4,   // 4: s0.node.v1.CreateVolumeResponse.state:type_name -> s0.node.v1.VolumeState
@@ -6891,14 +6994,14 @@ var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	4,   // 14: s0.node.v1.ListVolumesResponse.volumes:type_name -> s0.node.v1.VolumeState
 	2,   // 15: s0.node.v1.MountVolumeRequest.mount:type_name -> s0.node.v1.Mount
 	3,   // 16: s0.node.v1.MountVolumeResponse.state:type_name -> s0.node.v1.MountState
-	98,  // 17: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
+	100, // 17: s0.node.v1.Spec.env:type_name -> s0.node.v1.Spec.EnvEntry
 	27,  // 18: s0.node.v1.Spec.warm:type_name -> s0.node.v1.WarmProcess
-	99,  // 19: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
+	101, // 19: s0.node.v1.WarmProcess.env:type_name -> s0.node.v1.WarmProcess.EnvEntry
 	28,  // 20: s0.node.v1.WarmProcess.startup:type_name -> s0.node.v1.Probe
 	28,  // 21: s0.node.v1.WarmProcess.readiness:type_name -> s0.node.v1.Probe
 	28,  // 22: s0.node.v1.WarmProcess.liveness:type_name -> s0.node.v1.Probe
 	29,  // 23: s0.node.v1.Probe.http:type_name -> s0.node.v1.HTTPGet
-	100, // 24: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
+	102, // 24: s0.node.v1.HTTPGet.headers:type_name -> s0.node.v1.HTTPGet.Header
 	26,  // 25: s0.node.v1.Pool.spec:type_name -> s0.node.v1.Spec
 	30,  // 26: s0.node.v1.SetPoolsRequest.pools:type_name -> s0.node.v1.Pool
 	33,  // 27: s0.node.v1.SetPoolsResponse.refused:type_name -> s0.node.v1.PoolRefusal
@@ -6907,115 +7010,117 @@ var file_internal_nodeapi_node_proto_depIdxs = []int32{
 	39,  // 30: s0.node.v1.Event.pool:type_name -> s0.node.v1.PoolStatus
 	36,  // 31: s0.node.v1.Event.synced:type_name -> s0.node.v1.Synced
 	37,  // 32: s0.node.v1.Event.many:type_name -> s0.node.v1.Events
-	42,  // 33: s0.node.v1.Event.pod:type_name -> s0.node.v1.PodSlot
+	44,  // 33: s0.node.v1.Event.pod:type_name -> s0.node.v1.PodSlot
 	35,  // 34: s0.node.v1.Events.events:type_name -> s0.node.v1.Event
-	101, // 35: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
-	43,  // 36: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
+	103, // 35: s0.node.v1.Sandbox.env:type_name -> s0.node.v1.Sandbox.EnvEntry
+	45,  // 36: s0.node.v1.Sandbox.events:type_name -> s0.node.v1.EventsConfig
 	3,   // 37: s0.node.v1.Sandbox.mounts:type_name -> s0.node.v1.MountState
 	26,  // 38: s0.node.v1.WarmPodRequest.spec:type_name -> s0.node.v1.Spec
-	45,  // 39: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
-	44,  // 40: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
-	50,  // 41: s0.node.v1.TakeFlowsRequest.stored:type_name -> s0.node.v1.FlowMark
-	50,  // 42: s0.node.v1.TakeFlowsResponse.mark:type_name -> s0.node.v1.FlowMark
-	53,  // 43: s0.node.v1.TakeFlowsResponse.flows:type_name -> s0.node.v1.Flow
-	54,  // 44: s0.node.v1.Bandwidth.egress:type_name -> s0.node.v1.Rate
-	54,  // 45: s0.node.v1.Bandwidth.ingress:type_name -> s0.node.v1.Rate
-	55,  // 46: s0.node.v1.TeamBandwidth.together:type_name -> s0.node.v1.Bandwidth
-	55,  // 47: s0.node.v1.TeamBandwidth.each:type_name -> s0.node.v1.Bandwidth
-	56,  // 48: s0.node.v1.SetBandwidthRequest.teams:type_name -> s0.node.v1.TeamBandwidth
-	56,  // 49: s0.node.v1.SetBandwidthRequest.others:type_name -> s0.node.v1.TeamBandwidth
+	47,  // 39: s0.node.v1.SandboxEvents.events:type_name -> s0.node.v1.SandboxEvent
+	46,  // 40: s0.node.v1.TakeEventsResponse.batches:type_name -> s0.node.v1.SandboxEvents
+	52,  // 41: s0.node.v1.TakeFlowsRequest.stored:type_name -> s0.node.v1.FlowMark
+	52,  // 42: s0.node.v1.TakeFlowsResponse.mark:type_name -> s0.node.v1.FlowMark
+	55,  // 43: s0.node.v1.TakeFlowsResponse.flows:type_name -> s0.node.v1.Flow
+	56,  // 44: s0.node.v1.Bandwidth.egress:type_name -> s0.node.v1.Rate
+	56,  // 45: s0.node.v1.Bandwidth.ingress:type_name -> s0.node.v1.Rate
+	57,  // 46: s0.node.v1.TeamBandwidth.together:type_name -> s0.node.v1.Bandwidth
+	57,  // 47: s0.node.v1.TeamBandwidth.each:type_name -> s0.node.v1.Bandwidth
+	58,  // 48: s0.node.v1.SetBandwidthRequest.teams:type_name -> s0.node.v1.TeamBandwidth
+	58,  // 49: s0.node.v1.SetBandwidthRequest.others:type_name -> s0.node.v1.TeamBandwidth
 	26,  // 50: s0.node.v1.ClaimRequest.spec:type_name -> s0.node.v1.Spec
-	102, // 51: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
-	43,  // 52: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
-	66,  // 53: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
+	104, // 51: s0.node.v1.ClaimRequest.env:type_name -> s0.node.v1.ClaimRequest.EnvEntry
+	45,  // 52: s0.node.v1.ClaimRequest.events:type_name -> s0.node.v1.EventsConfig
+	68,  // 53: s0.node.v1.ClaimRequest.network:type_name -> s0.node.v1.Network
 	2,   // 54: s0.node.v1.ClaimRequest.mounts:type_name -> s0.node.v1.Mount
 	40,  // 55: s0.node.v1.ClaimResponse.sandbox:type_name -> s0.node.v1.Sandbox
-	59,  // 56: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
-	63,  // 57: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
-	60,  // 58: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
-	103, // 59: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
-	66,  // 60: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
-	67,  // 61: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
-	72,  // 62: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
+	61,  // 56: s0.node.v1.ClaimManyRequest.claims:type_name -> s0.node.v1.ClaimRequest
+	65,  // 57: s0.node.v1.ClaimManyResponse.outcomes:type_name -> s0.node.v1.ClaimOutcome
+	62,  // 58: s0.node.v1.ClaimOutcome.response:type_name -> s0.node.v1.ClaimResponse
+	105, // 59: s0.node.v1.UpdateRequest.env:type_name -> s0.node.v1.UpdateRequest.EnvEntry
+	68,  // 60: s0.node.v1.UpdateRequest.network:type_name -> s0.node.v1.Network
+	69,  // 61: s0.node.v1.Network.credentials:type_name -> s0.node.v1.SealedCredential
+	74,  // 62: s0.node.v1.ResumeRequest.stored:type_name -> s0.node.v1.StoredImage
 	2,   // 63: s0.node.v1.ResumeRequest.mounts:type_name -> s0.node.v1.Mount
-	76,  // 64: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
+	78,  // 64: s0.node.v1.ForkRequest.children:type_name -> s0.node.v1.ForkChild
 	40,  // 65: s0.node.v1.ForkResponse.children:type_name -> s0.node.v1.Sandbox
-	88,  // 66: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
-	87,  // 67: s0.node.v1.ReadCountersResponse.counters:type_name -> s0.node.v1.SandboxCounters
-	89,  // 68: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
-	90,  // 69: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
-	91,  // 70: s0.node.v1.NetworkUsage.verdicts:type_name -> s0.node.v1.NetworkVerdicts
-	97,  // 71: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
-	96,  // 72: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
+	90,  // 66: s0.node.v1.StatsResponse.samples:type_name -> s0.node.v1.StatsSample
+	89,  // 67: s0.node.v1.ReadCountersResponse.counters:type_name -> s0.node.v1.SandboxCounters
+	91,  // 68: s0.node.v1.StatsSample.disk:type_name -> s0.node.v1.DiskUsage
+	92,  // 69: s0.node.v1.StatsSample.network:type_name -> s0.node.v1.NetworkUsage
+	93,  // 70: s0.node.v1.NetworkUsage.verdicts:type_name -> s0.node.v1.NetworkVerdicts
+	99,  // 71: s0.node.v1.InfoResponse.images:type_name -> s0.node.v1.ImageUsage
+	98,  // 72: s0.node.v1.InfoResponse.object_store:type_name -> s0.node.v1.ObjectStore
 	25,  // 73: s0.node.v1.InfoResponse.volumes:type_name -> s0.node.v1.VolumeSupport
 	31,  // 74: s0.node.v1.Node.SetPools:input_type -> s0.node.v1.SetPoolsRequest
 	34,  // 75: s0.node.v1.Node.Watch:input_type -> s0.node.v1.WatchRequest
-	59,  // 76: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
-	61,  // 77: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
-	64,  // 78: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
-	65,  // 79: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
-	68,  // 80: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
-	70,  // 81: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
-	71,  // 82: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
-	75,  // 83: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
-	78,  // 84: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
-	80,  // 85: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
-	82,  // 86: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
-	46,  // 87: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
-	48,  // 88: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
-	51,  // 89: s0.node.v1.Node.TakeFlows:input_type -> s0.node.v1.TakeFlowsRequest
-	57,  // 90: s0.node.v1.Node.SetBandwidth:input_type -> s0.node.v1.SetBandwidthRequest
-	83,  // 91: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
-	85,  // 92: s0.node.v1.Node.ReadCounters:input_type -> s0.node.v1.ReadCountersRequest
-	92,  // 93: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
-	73,  // 94: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
+	61,  // 76: s0.node.v1.Node.Claim:input_type -> s0.node.v1.ClaimRequest
+	63,  // 77: s0.node.v1.Node.ClaimMany:input_type -> s0.node.v1.ClaimManyRequest
+	66,  // 78: s0.node.v1.Node.Get:input_type -> s0.node.v1.GetRequest
+	67,  // 79: s0.node.v1.Node.Update:input_type -> s0.node.v1.UpdateRequest
+	70,  // 80: s0.node.v1.Node.Delete:input_type -> s0.node.v1.DeleteRequest
+	72,  // 81: s0.node.v1.Node.Pause:input_type -> s0.node.v1.PauseRequest
+	73,  // 82: s0.node.v1.Node.Resume:input_type -> s0.node.v1.ResumeRequest
+	77,  // 83: s0.node.v1.Node.Fork:input_type -> s0.node.v1.ForkRequest
+	80,  // 84: s0.node.v1.Node.Snapshot:input_type -> s0.node.v1.SnapshotRequest
+	82,  // 85: s0.node.v1.Node.DeleteSnapshot:input_type -> s0.node.v1.DeleteSnapshotRequest
+	84,  // 86: s0.node.v1.Node.RestoreSnapshot:input_type -> s0.node.v1.RestoreSnapshotRequest
+	48,  // 87: s0.node.v1.Node.TakeEvents:input_type -> s0.node.v1.TakeEventsRequest
+	50,  // 88: s0.node.v1.Node.AckEvents:input_type -> s0.node.v1.AckEventsRequest
+	53,  // 89: s0.node.v1.Node.TakeFlows:input_type -> s0.node.v1.TakeFlowsRequest
+	59,  // 90: s0.node.v1.Node.SetBandwidth:input_type -> s0.node.v1.SetBandwidthRequest
+	85,  // 91: s0.node.v1.Node.Stats:input_type -> s0.node.v1.StatsRequest
+	87,  // 92: s0.node.v1.Node.ReadCounters:input_type -> s0.node.v1.ReadCountersRequest
+	94,  // 93: s0.node.v1.Node.ResolveImage:input_type -> s0.node.v1.ResolveImageRequest
+	75,  // 94: s0.node.v1.Node.RemoveStored:input_type -> s0.node.v1.RemoveStoredRequest
 	41,  // 95: s0.node.v1.Node.WarmPod:input_type -> s0.node.v1.WarmPodRequest
-	94,  // 96: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
-	5,   // 97: s0.node.v1.Node.CreateVolume:input_type -> s0.node.v1.CreateVolumeRequest
-	7,   // 98: s0.node.v1.Node.ForkVolume:input_type -> s0.node.v1.ForkVolumeRequest
-	9,   // 99: s0.node.v1.Node.DeleteVolume:input_type -> s0.node.v1.DeleteVolumeRequest
-	11,  // 100: s0.node.v1.Node.ReleaseVolume:input_type -> s0.node.v1.ReleaseVolumeRequest
-	13,  // 101: s0.node.v1.Node.SnapshotVolume:input_type -> s0.node.v1.SnapshotVolumeRequest
-	15,  // 102: s0.node.v1.Node.DeleteVolumeSnapshot:input_type -> s0.node.v1.DeleteVolumeSnapshotRequest
-	17,  // 103: s0.node.v1.Node.RestoreVolume:input_type -> s0.node.v1.RestoreVolumeRequest
-	19,  // 104: s0.node.v1.Node.ListVolumes:input_type -> s0.node.v1.ListVolumesRequest
-	21,  // 105: s0.node.v1.Node.MountVolume:input_type -> s0.node.v1.MountVolumeRequest
-	23,  // 106: s0.node.v1.Node.UnmountVolume:input_type -> s0.node.v1.UnmountVolumeRequest
-	32,  // 107: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
-	35,  // 108: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
-	60,  // 109: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
-	62,  // 110: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
-	40,  // 111: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
-	40,  // 112: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
-	69,  // 113: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
-	40,  // 114: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
-	40,  // 115: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
-	77,  // 116: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
-	79,  // 117: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
-	81,  // 118: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
-	40,  // 119: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
-	47,  // 120: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
-	49,  // 121: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
-	52,  // 122: s0.node.v1.Node.TakeFlows:output_type -> s0.node.v1.TakeFlowsResponse
-	58,  // 123: s0.node.v1.Node.SetBandwidth:output_type -> s0.node.v1.SetBandwidthResponse
-	84,  // 124: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
-	86,  // 125: s0.node.v1.Node.ReadCounters:output_type -> s0.node.v1.ReadCountersResponse
-	93,  // 126: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
-	74,  // 127: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
-	42,  // 128: s0.node.v1.Node.WarmPod:output_type -> s0.node.v1.PodSlot
-	95,  // 129: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
-	6,   // 130: s0.node.v1.Node.CreateVolume:output_type -> s0.node.v1.CreateVolumeResponse
-	8,   // 131: s0.node.v1.Node.ForkVolume:output_type -> s0.node.v1.ForkVolumeResponse
-	10,  // 132: s0.node.v1.Node.DeleteVolume:output_type -> s0.node.v1.DeleteVolumeResponse
-	12,  // 133: s0.node.v1.Node.ReleaseVolume:output_type -> s0.node.v1.ReleaseVolumeResponse
-	14,  // 134: s0.node.v1.Node.SnapshotVolume:output_type -> s0.node.v1.SnapshotVolumeResponse
-	16,  // 135: s0.node.v1.Node.DeleteVolumeSnapshot:output_type -> s0.node.v1.DeleteVolumeSnapshotResponse
-	18,  // 136: s0.node.v1.Node.RestoreVolume:output_type -> s0.node.v1.RestoreVolumeResponse
-	20,  // 137: s0.node.v1.Node.ListVolumes:output_type -> s0.node.v1.ListVolumesResponse
-	22,  // 138: s0.node.v1.Node.MountVolume:output_type -> s0.node.v1.MountVolumeResponse
-	24,  // 139: s0.node.v1.Node.UnmountVolume:output_type -> s0.node.v1.UnmountVolumeResponse
-	107, // [107:140] is the sub-list for method output_type
-	74,  // [74:107] is the sub-list for method input_type
+	42,  // 96: s0.node.v1.Node.Cordon:input_type -> s0.node.v1.CordonRequest
+	96,  // 97: s0.node.v1.Node.Info:input_type -> s0.node.v1.InfoRequest
+	5,   // 98: s0.node.v1.Node.CreateVolume:input_type -> s0.node.v1.CreateVolumeRequest
+	7,   // 99: s0.node.v1.Node.ForkVolume:input_type -> s0.node.v1.ForkVolumeRequest
+	9,   // 100: s0.node.v1.Node.DeleteVolume:input_type -> s0.node.v1.DeleteVolumeRequest
+	11,  // 101: s0.node.v1.Node.ReleaseVolume:input_type -> s0.node.v1.ReleaseVolumeRequest
+	13,  // 102: s0.node.v1.Node.SnapshotVolume:input_type -> s0.node.v1.SnapshotVolumeRequest
+	15,  // 103: s0.node.v1.Node.DeleteVolumeSnapshot:input_type -> s0.node.v1.DeleteVolumeSnapshotRequest
+	17,  // 104: s0.node.v1.Node.RestoreVolume:input_type -> s0.node.v1.RestoreVolumeRequest
+	19,  // 105: s0.node.v1.Node.ListVolumes:input_type -> s0.node.v1.ListVolumesRequest
+	21,  // 106: s0.node.v1.Node.MountVolume:input_type -> s0.node.v1.MountVolumeRequest
+	23,  // 107: s0.node.v1.Node.UnmountVolume:input_type -> s0.node.v1.UnmountVolumeRequest
+	32,  // 108: s0.node.v1.Node.SetPools:output_type -> s0.node.v1.SetPoolsResponse
+	35,  // 109: s0.node.v1.Node.Watch:output_type -> s0.node.v1.Event
+	62,  // 110: s0.node.v1.Node.Claim:output_type -> s0.node.v1.ClaimResponse
+	64,  // 111: s0.node.v1.Node.ClaimMany:output_type -> s0.node.v1.ClaimManyResponse
+	40,  // 112: s0.node.v1.Node.Get:output_type -> s0.node.v1.Sandbox
+	40,  // 113: s0.node.v1.Node.Update:output_type -> s0.node.v1.Sandbox
+	71,  // 114: s0.node.v1.Node.Delete:output_type -> s0.node.v1.DeleteResponse
+	40,  // 115: s0.node.v1.Node.Pause:output_type -> s0.node.v1.Sandbox
+	40,  // 116: s0.node.v1.Node.Resume:output_type -> s0.node.v1.Sandbox
+	79,  // 117: s0.node.v1.Node.Fork:output_type -> s0.node.v1.ForkResponse
+	81,  // 118: s0.node.v1.Node.Snapshot:output_type -> s0.node.v1.SnapshotResponse
+	83,  // 119: s0.node.v1.Node.DeleteSnapshot:output_type -> s0.node.v1.DeleteSnapshotResponse
+	40,  // 120: s0.node.v1.Node.RestoreSnapshot:output_type -> s0.node.v1.Sandbox
+	49,  // 121: s0.node.v1.Node.TakeEvents:output_type -> s0.node.v1.TakeEventsResponse
+	51,  // 122: s0.node.v1.Node.AckEvents:output_type -> s0.node.v1.AckEventsResponse
+	54,  // 123: s0.node.v1.Node.TakeFlows:output_type -> s0.node.v1.TakeFlowsResponse
+	60,  // 124: s0.node.v1.Node.SetBandwidth:output_type -> s0.node.v1.SetBandwidthResponse
+	86,  // 125: s0.node.v1.Node.Stats:output_type -> s0.node.v1.StatsResponse
+	88,  // 126: s0.node.v1.Node.ReadCounters:output_type -> s0.node.v1.ReadCountersResponse
+	95,  // 127: s0.node.v1.Node.ResolveImage:output_type -> s0.node.v1.ResolveImageResponse
+	76,  // 128: s0.node.v1.Node.RemoveStored:output_type -> s0.node.v1.RemoveStoredResponse
+	44,  // 129: s0.node.v1.Node.WarmPod:output_type -> s0.node.v1.PodSlot
+	43,  // 130: s0.node.v1.Node.Cordon:output_type -> s0.node.v1.CordonResponse
+	97,  // 131: s0.node.v1.Node.Info:output_type -> s0.node.v1.InfoResponse
+	6,   // 132: s0.node.v1.Node.CreateVolume:output_type -> s0.node.v1.CreateVolumeResponse
+	8,   // 133: s0.node.v1.Node.ForkVolume:output_type -> s0.node.v1.ForkVolumeResponse
+	10,  // 134: s0.node.v1.Node.DeleteVolume:output_type -> s0.node.v1.DeleteVolumeResponse
+	12,  // 135: s0.node.v1.Node.ReleaseVolume:output_type -> s0.node.v1.ReleaseVolumeResponse
+	14,  // 136: s0.node.v1.Node.SnapshotVolume:output_type -> s0.node.v1.SnapshotVolumeResponse
+	16,  // 137: s0.node.v1.Node.DeleteVolumeSnapshot:output_type -> s0.node.v1.DeleteVolumeSnapshotResponse
+	18,  // 138: s0.node.v1.Node.RestoreVolume:output_type -> s0.node.v1.RestoreVolumeResponse
+	20,  // 139: s0.node.v1.Node.ListVolumes:output_type -> s0.node.v1.ListVolumesResponse
+	22,  // 140: s0.node.v1.Node.MountVolume:output_type -> s0.node.v1.MountVolumeResponse
+	24,  // 141: s0.node.v1.Node.UnmountVolume:output_type -> s0.node.v1.UnmountVolumeResponse
+	108, // [108:142] is the sub-list for method output_type
+	74,  // [74:108] is the sub-list for method input_type
 	74,  // [74:74] is the sub-list for extension type_name
 	74,  // [74:74] is the sub-list for extension extendee
 	0,   // [0:74] is the sub-list for field type_name
@@ -7035,16 +7140,17 @@ func file_internal_nodeapi_node_proto_init() {
 		(*Event_Synced)(nil),
 		(*Event_Many)(nil),
 		(*Event_Pod)(nil),
+		(*Event_Cordoned)(nil),
 	}
-	file_internal_nodeapi_node_proto_msgTypes[75].OneofWrappers = []any{}
-	file_internal_nodeapi_node_proto_msgTypes[90].OneofWrappers = []any{}
+	file_internal_nodeapi_node_proto_msgTypes[77].OneofWrappers = []any{}
+	file_internal_nodeapi_node_proto_msgTypes[92].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_nodeapi_node_proto_rawDesc), len(file_internal_nodeapi_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   104,
+			NumMessages:   106,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

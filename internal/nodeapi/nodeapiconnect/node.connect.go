@@ -83,6 +83,8 @@ const (
 	NodeRemoveStoredProcedure = "/s0.node.v1.Node/RemoveStored"
 	// NodeWarmPodProcedure is the fully-qualified name of the Node's WarmPod RPC.
 	NodeWarmPodProcedure = "/s0.node.v1.Node/WarmPod"
+	// NodeCordonProcedure is the fully-qualified name of the Node's Cordon RPC.
+	NodeCordonProcedure = "/s0.node.v1.Node/Cordon"
 	// NodeInfoProcedure is the fully-qualified name of the Node's Info RPC.
 	NodeInfoProcedure = "/s0.node.v1.Node/Info"
 	// NodeCreateVolumeProcedure is the fully-qualified name of the Node's CreateVolume RPC.
@@ -201,6 +203,10 @@ type NodeClient interface {
 	// same answer until it has ended. A caller that goes away gives up a slot that is
 	// not warm yet.
 	WarmPod(context.Context, *nodeapi.WarmPodRequest) (*nodeapi.PodSlot, error)
+	// Cordon says whether the node shall get nothing new, because its Kubernetes node does
+	// not: those who watch are told, and what runs goes on. noded keeps it as long as it
+	// runs itself; who told tells again whenever a stream of its begins.
+	Cordon(context.Context, *nodeapi.CordonRequest) (*nodeapi.CordonResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 	// CreateVolume makes an empty volume, or one that is what a snapshot of its team is.
@@ -380,6 +386,12 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("WarmPod")),
 			connect.WithClientOptions(opts...),
 		),
+		cordon: connect.NewClient[nodeapi.CordonRequest, nodeapi.CordonResponse](
+			httpClient,
+			baseURL+NodeCordonProcedure,
+			connect.WithSchema(nodeMethods.ByName("Cordon")),
+			connect.WithClientOptions(opts...),
+		),
 		info: connect.NewClient[nodeapi.InfoRequest, nodeapi.InfoResponse](
 			httpClient,
 			baseURL+NodeInfoProcedure,
@@ -473,6 +485,7 @@ type nodeClient struct {
 	resolveImage         *connect.Client[nodeapi.ResolveImageRequest, nodeapi.ResolveImageResponse]
 	removeStored         *connect.Client[nodeapi.RemoveStoredRequest, nodeapi.RemoveStoredResponse]
 	warmPod              *connect.Client[nodeapi.WarmPodRequest, nodeapi.PodSlot]
+	cordon               *connect.Client[nodeapi.CordonRequest, nodeapi.CordonResponse]
 	info                 *connect.Client[nodeapi.InfoRequest, nodeapi.InfoResponse]
 	createVolume         *connect.Client[nodeapi.CreateVolumeRequest, nodeapi.CreateVolumeResponse]
 	forkVolume           *connect.Client[nodeapi.ForkVolumeRequest, nodeapi.ForkVolumeResponse]
@@ -672,6 +685,15 @@ func (c *nodeClient) WarmPod(ctx context.Context, req *nodeapi.WarmPodRequest) (
 	return nil, err
 }
 
+// Cordon calls s0.node.v1.Node.Cordon.
+func (c *nodeClient) Cordon(ctx context.Context, req *nodeapi.CordonRequest) (*nodeapi.CordonResponse, error) {
+	response, err := c.cordon.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Info calls s0.node.v1.Node.Info.
 func (c *nodeClient) Info(ctx context.Context, req *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {
 	response, err := c.info.CallUnary(ctx, connect.NewRequest(req))
@@ -864,6 +886,10 @@ type NodeHandler interface {
 	// same answer until it has ended. A caller that goes away gives up a slot that is
 	// not warm yet.
 	WarmPod(context.Context, *nodeapi.WarmPodRequest) (*nodeapi.PodSlot, error)
+	// Cordon says whether the node shall get nothing new, because its Kubernetes node does
+	// not: those who watch are told, and what runs goes on. noded keeps it as long as it
+	// runs itself; who told tells again whenever a stream of its begins.
+	Cordon(context.Context, *nodeapi.CordonRequest) (*nodeapi.CordonResponse, error)
 	// Info describes the node.
 	Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error)
 	// CreateVolume makes an empty volume, or one that is what a snapshot of its team is.
@@ -1039,6 +1065,12 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("WarmPod")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeCordonHandler := connect.NewUnaryHandlerSimple(
+		NodeCordonProcedure,
+		svc.Cordon,
+		connect.WithSchema(nodeMethods.ByName("Cordon")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeInfoHandler := connect.NewUnaryHandlerSimple(
 		NodeInfoProcedure,
 		svc.Info,
@@ -1151,6 +1183,8 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeRemoveStoredHandler.ServeHTTP(w, r)
 		case NodeWarmPodProcedure:
 			nodeWarmPodHandler.ServeHTTP(w, r)
+		case NodeCordonProcedure:
+			nodeCordonHandler.ServeHTTP(w, r)
 		case NodeInfoProcedure:
 			nodeInfoHandler.ServeHTTP(w, r)
 		case NodeCreateVolumeProcedure:
@@ -1268,6 +1302,10 @@ func (UnimplementedNodeHandler) RemoveStored(context.Context, *nodeapi.RemoveSto
 
 func (UnimplementedNodeHandler) WarmPod(context.Context, *nodeapi.WarmPodRequest) (*nodeapi.PodSlot, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.WarmPod is not implemented"))
+}
+
+func (UnimplementedNodeHandler) Cordon(context.Context, *nodeapi.CordonRequest) (*nodeapi.CordonResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("s0.node.v1.Node.Cordon is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Info(context.Context, *nodeapi.InfoRequest) (*nodeapi.InfoResponse, error) {

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"syscall"
 
 	"s0.run/internal/procapi"
+	"s0.run/procd/internal/rawio"
 )
 
 // Errors of [Process.Write].
@@ -17,7 +19,8 @@ var (
 // input feeds a process through a bounded queue. Its goroutine exists only while
 // there is something to write; done counts it.
 type input struct {
-	file   *os.File
+	file   *os.File        // in non-blocking mode
+	conn   syscall.RawConn // the file's
 	done   *sync.WaitGroup
 	before func([]byte) // optional: called with what is about to be written
 
@@ -28,6 +31,11 @@ type input struct {
 	closed  bool
 	ending  bool          // the file is to be closed behind what is queued
 	room    chan struct{} // closed when the queue gets shorter; nil while nobody waits
+}
+
+func newInput(file *os.File, done *sync.WaitGroup, before func([]byte)) (*input, error) {
+	conn, err := file.SyscallConn()
+	return &input{file: file, conn: conn, done: done, before: before}, err
 }
 
 // write queues a copy of data, all of it or nothing.
@@ -58,7 +66,7 @@ func (in *input) flush() {
 		if in.before != nil {
 			in.before(data)
 		}
-		if _, err := in.file.Write(data); err != nil {
+		if _, err := rawio.WriteAll(in.conn, data); err != nil {
 			in.close()
 		}
 	}

@@ -147,7 +147,14 @@ func (p *Process) openInput(none bool) (childEnd int, err error) {
 		closeAll(fds[:])
 		return -1, err
 	}
-	p.input = &input{file: os.NewFile(uintptr(fds[1]), "stdin"), done: &p.running}
+	file := os.NewFile(uintptr(fds[1]), "stdin")
+	input, err := newInput(file, &p.running, nil)
+	if err != nil {
+		file.Close()
+		unix.Close(fds[0])
+		return -1, err
+	}
+	p.input = input
 	return fds[0], nil
 }
 
@@ -157,14 +164,17 @@ func (p *Process) openTerminal(cfg Config) (ends []int, err error) {
 		return nil, err
 	}
 	pump, err := newPump(master, p.log, p.emitter(PTY, cfg.Observe))
+	if err == nil {
+		p.input, err = newInput(master, &p.running, p.fitLineMode)
+	}
 	if err != nil {
+		p.input = nil
 		master.Close()
 		unix.Close(slave)
 		return nil, err
 	}
 	p.pumps = append(p.pumps, pump)
 	p.terminal = master
-	p.input = &input{file: master, done: &p.running, before: p.fitLineMode}
 	return []int{slave, slave, slave}, nil
 }
 

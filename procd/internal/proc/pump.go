@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"s0.run/procd/internal/rawio"
 )
 
 const (
@@ -113,23 +115,19 @@ func (p *pump) read(fd int, emit func([]byte)) (int, error) {
 	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	for {
-		n, err := unix.Read(fd, *buf)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN:
-			return 0, nil
-		case err != nil: // EIO is a terminal's end of file
-			return 0, err
-		case n == 0:
-			return 0, errStreamEnd
-		}
-		emit((*buf)[:n])
-		if n == len(*buf) && !p.busy {
-			p.busy = true
-			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, largePipe) // a terminal has none
-		}
-		return n, nil
+	n, err := rawio.Read(fd, *buf)
+	switch {
+	case err == unix.EAGAIN:
+		return 0, nil
+	case err != nil: // EIO is a terminal's end of file
+		return 0, err
+	case n == 0:
+		return 0, errStreamEnd
 	}
+	emit((*buf)[:n])
+	if n == len(*buf) && !p.busy {
+		p.busy = true
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, largePipe) // a terminal has none
+	}
+	return n, nil
 }

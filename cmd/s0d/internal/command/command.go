@@ -50,7 +50,7 @@ func root(version string) *cobra.Command {
 		upCommand(version), downCommand(version), statusCommand(version), doctorCommand(version), resetCommand(version),
 		apiCommand(), nodedCommand(version), netdCommand(version), volumedCommand(version), containerdCommand(),
 		installCommand(), probeCommand(), credentialKeyCommand(), nodesCommand(), versionCommand(version),
-		volumeFilesCommand(),
+		volumeFilesCommand(), volumeBucketCommand(),
 	)
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	return cmd
@@ -76,11 +76,13 @@ func withFile(cmd *cobra.Command) *cobra.Command {
 }
 
 const (
-	allowRuncHelp    = "let templates choose the runtime class runc, which shares the host's kernel: for tenants that you trust"
-	objectStoreHelp  = "keep paused sandboxes in an object store, too: s3://bucket/prefix?endpoint=https://host:port&region=name with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or file:///directory on another disk (default nowhere)"
-	objectDryRunHelp = "only log what of uploads that were cut off would be collected from the object store"
-	volumesHelp      = "offer volumes: a preview, whose size nothing bounds and whose tenants you have to trust"
-	allowOldRuncHelp = "with --allow-runc, also by a runc that is known to let sandboxes out (CVE-2025-31133 and others): for development"
+	allowRuncHelp       = "let templates choose the runtime class runc, which shares the host's kernel: for tenants that you trust"
+	objectStoreHelp     = "keep paused sandboxes in an object store, too: s3://bucket/prefix?endpoint=https://host:port&region=name with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or file:///directory on another disk (default nowhere)"
+	objectDryRunHelp    = "only log what of uploads that were cut off would be collected from the object store"
+	bucketsPrivateHelp  = "let volumes be buckets on loopback and private networks, such as those of a store of one's own"
+	sandboxWriteOpsHelp = "writes a second to the machine's disk that a sandbox waits for, at most; negative: any number"
+	volumesHelp         = "offer volumes: a preview; where a team has no quota of volume_storage_gb nothing but the disk bounds them"
+	allowOldRuncHelp    = "with --allow-runc, also by a runc that is known to let sandboxes out (CVE-2025-31133 and others): for development"
 )
 
 // machineFlags registers the flags of a one-machine instance; every command that
@@ -114,6 +116,7 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.StringVar(&c.ObjectKeyFile, "object-key-file", "", "keys that seal them (default one in --data-dir, made when it is missing): whoever loses it loses them")
 	f.BoolVar(&c.ObjectDryRun, "object-dry-run", false, objectDryRunHelp)
 	f.BoolVar(&c.Volumes, "volumes", false, volumesHelp)
+	f.BoolVar(&c.BucketsPrivate, "buckets-allow-private", false, bucketsPrivateHelp)
 	f.StringVar(&c.DatabaseURL, "database-url", "", "a PostgreSQL to use instead of a private one")
 	f.StringVar(&c.DefaultImage, "default-image", "", "image of the builtin template, by reference (default the one in --image-dir)")
 	f.StringVar(&c.ImageDir, "image-dir", filepath.Join(filepath.Dir(bin), "images", "default"), "OCI layout of the builtin template's image; those of the others are served from the directories beside it")
@@ -121,6 +124,7 @@ func machineFlags(f *pflag.FlagSet, version string) *machine.Config {
 	f.IntVar(&c.PoolMax, "pool-max", 8, "warm sandboxes that it keeps at most")
 	f.IntVar(&c.MaxSandboxes, "max-sandboxes", node.MaxSandboxes, "sandboxes on this machine, warm ones included")
 	f.IntVar(&c.ColdStarts, "cold-starts", node.ColdStarts, "sandboxes started at once because no warm one was left")
+	f.IntVar(&c.SandboxWriteOps, "sandbox-write-ops", node.SandboxWriteOps, sandboxWriteOpsHelp)
 	f.BoolVar(&c.AllowRunc, "allow-runc", false, allowRuncHelp)
 	f.BoolVar(&c.AllowOldRunc, "allow-old-runc", false, allowOldRuncHelp)
 	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", node.SandboxCIDR, "the sandboxes' IPv4 addresses, seen by nobody but this machine")

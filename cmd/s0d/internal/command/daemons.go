@@ -104,6 +104,7 @@ func nodedCommand(version string) *cobra.Command {
 	f.BoolVar(&c.ObjectDryRun, "object-dry-run", false, objectDryRunHelp)
 	f.IntVar(&c.MaxSandboxes, "max-sandboxes", c.MaxSandboxes, "sandboxes on this node, warm ones included")
 	f.IntVar(&c.ColdStarts, "cold-starts", c.ColdStarts, "sandboxes started at once because no warm one was left")
+	f.IntVar(&c.SandboxWriteOps, "sandbox-write-ops", c.SandboxWriteOps, sandboxWriteOpsHelp)
 	f.BoolVar(&c.AllowRunc, "allow-runc", false, allowRuncHelp)
 	f.BoolVar(&c.AllowOldRunc, "allow-old-runc", false, allowOldRuncHelp)
 	f.TextVar(&c.SandboxCIDR, "sandbox-cidr", c.SandboxCIDR, "the sandboxes' IPv4 addresses")
@@ -207,6 +208,8 @@ func volumedCommand(version string) *cobra.Command {
 	f.StringVar(&c.Bucket, "bucket", "", "URL of the S3 bucket that holds volumes (default a directory in the data directory)")
 	f.StringVar(&c.KeyFile, "encrypt-key", "", "RSA private key that encrypts what is stored; for a store that is new")
 	f.IntVar(&c.CacheMiB, "cache-mib", c.CacheMiB, "MiB of a bucket's data that this node keeps")
+	f.StringVar(&c.CredentialKeys, "credential-keys", "", "directory of the keys that open credentials of buckets that are volumes (see s0d credential-key); without it there are none")
+	f.BoolVar(&c.BucketsPrivate, "buckets-allow-private", false, bucketsPrivateHelp)
 	level := f.String("log-level", "info", "debug, info, warn or error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		log, err := daemon.NewLogger(os.Stderr, *level)
@@ -224,6 +227,14 @@ func volumeFilesCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "volume-files", Hidden: true, DisableFlagParsing: true,
 		Run: func(_ *cobra.Command, args []string) { os.Exit(volumed.FilesMain(args)) },
+	}
+}
+
+// volumeBucketCommand is what volumed starts for a volume that is a bucket.
+func volumeBucketCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "volume-bucket", Hidden: true, DisableFlagParsing: true,
+		Run: func(_ *cobra.Command, args []string) { os.Exit(volumed.BucketMain(args)) },
 	}
 }
 

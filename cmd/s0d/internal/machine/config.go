@@ -58,6 +58,7 @@ type Config struct {
 	ObjectKeyFile     string           // keys that seal them; "": in DataDir
 	ObjectDryRun      bool             // only tell what of cut-off uploads would be collected
 	Volumes           bool             // offer volumes, which are not bounded yet
+	BucketsPrivate    bool             // buckets that are volumes may be on loopback and private networks
 	DatabaseURL       string           // "" runs a private PostgreSQL
 	DefaultImage      string           // reference of the builtin template's image; "" serves ImageDir from the local registry
 	ImageDir          string           // OCI layout of the builtin template's image; those of other builtin templates lie beside it
@@ -67,6 +68,7 @@ type Config struct {
 	AllowRunc        bool // offer runtime class runc, which shares the host's kernel
 	AllowOldRunc     bool // also by a runc with known escapes
 	ColdStarts       int  // sandboxes started at once
+	SandboxWriteOps  int  // a second, of each, to the disk; negative: any number
 	SandboxCIDR      netip.Prefix
 	SandboxCIDR6     netip.Prefix
 	Deny             []netip.Prefix   // that no sandbox ever reaches, beside this machine
@@ -153,7 +155,7 @@ func (c Config) objectKey() string {
 	return c.data("object.key")
 }
 
-// credentialKeys is where the keys are that open credentials, for netd alone; the API
+// credentialKeys is where the keys are that open credentials, for netd and volumed alone; the API
 // server has the public part.
 func (c Config) credentialKeys() string { return c.data("credential-keys") }
 

@@ -29,7 +29,7 @@ type server struct {
 	lock    *lock
 	logFile *os.File
 	control *control
-	node    *inproc.Listener        // the node API for the API server, which is the same process
+	node    *inproc.Link            // the node API for the API server, which is the same process
 	fail    context.CancelCauseFunc // ends the run
 	parts   []*part                 // in the order of their start
 
@@ -120,7 +120,7 @@ func open(cfg Config, out io.Writer) (*server, error) {
 		return nil, err
 	}
 	s := &server{
-		node: inproc.Listen(),
+		node: inproc.New(log),
 		cfg:  cfg, log: log, lock: lock, logFile: logFile, say: printer(out), children: map[string]*child.Child{},
 		status: Status{PID: os.Getpid(), Version: cfg.Version, State: Starting, StartedAt: time.Now()},
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -137,14 +136,14 @@ func (s *server) startNoded(ctx context.Context) error {
 	cfg := noded.Config{
 		Cluster: s.cfg.Cluster, Version: s.cfg.Version,
 		DataDir: s.cfg.data("noded"), RunDir: s.cfg.run("noded"),
-		Socket: s.cfg.nodeSocket(), Listener: s.node, AdminSocket: s.cfg.run("noded-admin.sock"),
+		Socket: s.cfg.nodeSocket(), Local: s.node, AdminSocket: s.cfg.run("noded-admin.sock"),
 		ContainerdSocket: filepath.Join(s.cfg.run("containerd"), "containerd.sock"), ContainerdNamespace: containerdNamespace, Snapshotter: "overlayfs",
 		Runsc: s.cfg.binary("runsc"), ProcdDir: s.cfg.procdDir(), CgroupParent: s.cfg.CgroupParent,
 		PlainHTTPRegistries: []string{s.cfg.RegistryListen}, RegistryAuthFile: s.cfg.registryAuth(),
 		ImageRegistries: s.cfg.ImageRegistries, KeepImages: s.cfg.KeepImages,
 		AllowRunc: s.cfg.AllowRunc, AllowOldRunc: s.cfg.AllowOldRunc,
 		ObjectStore: s.cfg.ObjectStore, ObjectKeyFile: s.cfg.objectKey(), ObjectDryRun: s.cfg.ObjectDryRun,
-		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxCIDR: s.cfg.SandboxCIDR, SandboxCIDR6: s.cfg.SandboxCIDR6, NetdSocket: s.cfg.netdSocket(),
+		MaxSandboxes: s.cfg.MaxSandboxes, ColdStarts: s.cfg.ColdStarts, SandboxWriteOps: s.cfg.SandboxWriteOps, SandboxCIDR: s.cfg.SandboxCIDR, SandboxCIDR6: s.cfg.SandboxCIDR6, NetdSocket: s.cfg.netdSocket(),
 		Log: s.log.With("daemon", "noded"), Ready: func() { close(ready) },
 	}
 	if s.cfg.Volumes {
@@ -162,7 +161,7 @@ func (s *server) startAPI(ctx context.Context, images map[string]string) error {
 	ready := make(chan struct{})
 	cfg := api.Config{
 		Listen: s.cfg.Listen, DatabaseURL: s.cfg.DatabaseURL, Nodes: []string{"unix://" + s.cfg.nodeSocket()},
-		Dial:        func(ctx context.Context, _ string) (net.Conn, error) { return s.node.Dial(ctx) },
+		Local:       s.node,
 		AdminSocket: s.cfg.run("api-admin.sock"), KeyFile: s.cfg.data("api.key"),
 		RegionID: "local", Cluster: s.cfg.Cluster,
 		AdminEmail: s.cfg.AdminEmail, AdminPassword: s.cfg.AdminPassword, OnBootstrap: s.bootstrapped,

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"s0.run/cmd/s0d/internal/child"
+	"s0.run/internal/sealed"
 	"s0.run/internal/volumeapi"
 	"s0.run/volumed"
 )
@@ -26,6 +27,9 @@ func (s *server) startVolumed(ctx context.Context) error {
 	}
 	if _, err := os.Stat(s.cfg.binary("juicefs")); err != nil {
 		return fmt.Errorf("--volumes needs juicefs, which `make tools` builds: %w", err)
+	}
+	if _, err := sealed.Ensure(s.cfg.credentialKeys()); err != nil {
+		return err
 	}
 	client := volumeapi.NewClient(s.cfg.volumedSocket())
 	defer client.Close()
@@ -45,7 +49,8 @@ func (s *server) startVolumed(ctx context.Context) error {
 func (s *server) volumedCommand(ctx context.Context) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "volumed",
 		"--node", s.cfg.Cluster, "--data-dir", s.cfg.data("volumed"), "--run-dir", s.cfg.run("volumed"), "--socket", s.cfg.volumedSocket(),
-		"--juicefs", s.cfg.binary("juicefs"), "--log-level", s.cfg.LogLevel,
+		"--juicefs", s.cfg.binary("juicefs"), "--credential-keys", s.cfg.credentialKeys(), "--log-level", s.cfg.LogLevel,
+		fmt.Sprintf("--buckets-allow-private=%t", s.cfg.BucketsPrivate),
 	)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
