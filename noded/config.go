@@ -1,12 +1,13 @@
 package noded
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,6 +18,12 @@ import (
 	"s0.run/internal/imageref"
 	"s0.run/internal/sandbox"
 )
+
+// Local is how the parts of this node's own process ask it.
+type Local interface {
+	// Serve has h answer until ctx ends, and gives what is under way then grace to finish.
+	Serve(ctx context.Context, h http.Handler, grace time.Duration) error
+}
 
 // Config says what a noded owns and where. Zero fields take the value that
 // [Default] has for them.
@@ -29,11 +36,11 @@ type Config struct {
 	Cluster string // prefixes the ids of sandboxes
 	Version string // what Info tells
 
-	DataDir     string       // survives a reboot: the journal, and sandboxes/<id> with each upper layer
-	RunDir      string       // does not: sandboxes/<id> with each socket, netns/<id>, runsc's state
-	Socket      string       // of the node API
-	Listener    net.Listener // of the node API, too; nil: none
-	AdminSocket string       // of pprof, /metrics, /healthz and /readyz; empty: none
+	DataDir     string // survives a reboot: the journal, and sandboxes/<id> with each upper layer
+	RunDir      string // does not: sandboxes/<id> with each socket, netns/<id>, runsc's state
+	Socket      string // of the node API
+	Local       Local  // serves the node API, too; nil: nobody
+	AdminSocket string // of pprof, /metrics, /healthz and /readyz; empty: none
 
 	// Listen is where API servers on other machines reach the node API, host:port; empty:
 	// there are none. CertDir then keeps this node's key and certificate, which it has from
@@ -64,7 +71,10 @@ type Config struct {
 	ColdStarts   int // at a time
 	SandboxCIDR  netip.Prefix
 	SandboxCIDR6 netip.Prefix // a /64
-	NetdSocket   string       // of this node's netd; empty: nothing gets out
+	// SandboxWriteOps is how often a second a sandbox writes to the node's disk and waits for
+	// it; negative: as often as it likes.
+	SandboxWriteOps int
+	NetdSocket      string // of this node's netd; empty: nothing gets out
 
 	VolumedSocket string // of this node's volumed; empty: there are no volumes
 
@@ -88,7 +98,7 @@ func Default() Config {
 		DataDir: "/var/lib/s0/noded", RunDir: "/run/s0/noded", Socket: "/run/s0/noded/node.sock",
 		ContainerdNamespace: "s0", Snapshotter: "overlayfs", CgroupParent: "s0",
 		ImageRegistries: imageref.Public, KeepImages: 24 * time.Hour,
-		MaxSandboxes: 1000, ColdStarts: max(2, runtime.NumCPU()), SandboxCIDR: netip.MustParsePrefix("10.77.0.0/16"), SandboxCIDR6: netip.MustParsePrefix("fd77::/64"),
+		MaxSandboxes: 1000, SandboxWriteOps: 4000, ColdStarts: max(2, runtime.NumCPU()), SandboxCIDR: netip.MustParsePrefix("10.77.0.0/16"), SandboxCIDR6: netip.MustParsePrefix("fd77::/64"),
 		Log: slog.Default(),
 	}
 }
@@ -118,6 +128,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.CgroupParent, d.CgroupParent)
 	orDefault(&c.MaxSandboxes, d.MaxSandboxes)
 	orDefault(&c.ColdStarts, d.ColdStarts)
+	orDefault(&c.SandboxWriteOps, d.SandboxWriteOps)
 	orDefault(&c.SandboxCIDR, d.SandboxCIDR)
 	orDefault(&c.SandboxCIDR6, d.SandboxCIDR6)
 	orDefault(&c.Log, d.Log)

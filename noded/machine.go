@@ -64,6 +64,15 @@ func simulated(s *daemon.Stack) machine {
 	}
 }
 
+// diskOf is the disk that sandboxes write to, with its bound.
+func diskOf(cfg Config) (cgroup.Disk, error) {
+	if cfg.SandboxWriteOps < 0 {
+		return cgroup.Disk{}, nil
+	}
+	device, err := cgroup.DiskOf(cfg.DataDir)
+	return cgroup.Disk{Device: device, WriteOps: cfg.SandboxWriteOps}, err
+}
+
 // openMachine connects to containerd and the kernel.
 func openMachine(cfg Config, classes []string, s *daemon.Stack) (machine, error) {
 	network, err := netns.Open(netns.Config{Dir: filepath.Join(cfg.RunDir, "netns"), CIDR: cfg.SandboxCIDR, CIDR6: cfg.SandboxCIDR6})
@@ -75,9 +84,15 @@ func openMachine(cfg Config, classes []string, s *daemon.Stack) (machine, error)
 	if err != nil {
 		return machine{}, err
 	}
+	if layout.Disk, err = diskOf(cfg); err != nil {
+		return machine{}, err
+	}
 	groups, err := cgroup.Open(layout, filepath.Join(cfg.CgroupParent, cfg.scope()))
 	if err != nil {
 		return machine{}, err
+	}
+	if layout.Disk.WriteOps > 0 && !groups.BoundsDisk() {
+		cfg.Log.Warn("how often a sandbox writes to the disk can't be bounded here", "device", layout.Disk.Device)
 	}
 	s.Push(groups.Close)
 	rt, err := runtime.New(runtime.Config{

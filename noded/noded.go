@@ -226,8 +226,8 @@ func serve(cfg Config, s *daemon.Stack, stopping chan<- struct{}, h http.Handler
 		l.Close()
 		return err
 	}
-	if cfg.Listener != nil {
-		s.Start("node API within the process", func(ctx context.Context) error { return daemon.Serve(ctx, localServer(h), cfg.Listener, stopGrace) })
+	if cfg.Local != nil {
+		s.Start("node API within the process", func(ctx context.Context) error { return cfg.Local.Serve(ctx, h, stopGrace) })
 	}
 	// Stopped before the others: whoever follows the node's events ends then, wherever he is.
 	s.Start("node API", func(ctx context.Context) error {

@@ -13,6 +13,13 @@ import (
 	"s0.run/internal/daemon"
 )
 
+// local is a listener for those of the same process.
+type local struct{ net.Listener }
+
+func (l local) Serve(ctx context.Context, h http.Handler, grace time.Duration) error {
+	return daemon.Serve(ctx, &http.Server{Handler: h}, l, grace)
+}
+
 // Whoever follows the node is told that it stops, over whichever listener, and the stop
 // waits for nobody's grace.
 func TestAStopIsTold(t *testing.T) {
@@ -22,7 +29,7 @@ func TestAStopIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{Socket: filepath.Join(dir, "node"), Listener: other, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	cfg := Config{Socket: filepath.Join(dir, "node"), Local: local{other}, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	stopping, stack := make(chan struct{}), daemon.NewStack()
 	follow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).Flush()

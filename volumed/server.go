@@ -9,14 +9,12 @@ import (
 	"s0.run/volumed/internal/work"
 )
 
-// server is what noded talks to.
+// server has the volumes that are in the store.
 type server struct {
 	manager *work.Manager
 	store   *store.Store
 	cfg     Config
 }
-
-var _ volumeapi.Server = (*server)(nil)
 
 // Info names the store: one of this machine alone bears its name.
 func (s *server) Info() volumeapi.Info {
@@ -25,6 +23,11 @@ func (s *server) Info() volumeapi.Info {
 		name = s.cfg.Node
 	}
 	return volumeapi.Info{Version: s.cfg.Version, Store: name}
+}
+
+// inStore is a volume as those are.
+func inStore(v volumeapi.Volume) work.Volume {
+	return work.Volume{ID: v.ID, Team: v.Team, Epoch: v.Epoch, UID: v.UID, GID: v.GID, Limit: v.Limit}
 }
 
 func (s *server) Create(ctx context.Context, req volumeapi.Create) (volumeapi.State, error) {
@@ -39,7 +42,7 @@ func (s *server) Create(ctx context.Context, req volumeapi.Create) (volumeapi.St
 		}
 		from = &kept
 	}
-	head, err := s.manager.Create(ctx, work.Volume(req.Volume), from)
+	head, err := s.manager.Create(ctx, inStore(req.Volume), from)
 	return state(req.Volume.ID, head), err
 }
 
@@ -47,7 +50,7 @@ func (s *server) Fork(ctx context.Context, req volumeapi.Fork) (volumeapi.State,
 	if err := req.Volume.Validate(); err != nil {
 		return volumeapi.State{}, err
 	}
-	head, err := s.manager.Fork(ctx, work.Volume(req.Source), work.Volume(req.Volume), req.Captured)
+	head, err := s.manager.Fork(ctx, inStore(req.Source), inStore(req.Volume), req.Captured)
 	return state(req.Volume.ID, head), err
 }
 
@@ -58,7 +61,7 @@ func (s *server) Use(ctx context.Context, req volumeapi.Use) (volumeapi.Mounted,
 	if req.Use == "" {
 		return volumeapi.Mounted{}, errdefs.New(errdefs.InvalidArgument, "a use without an id")
 	}
-	path, err := s.manager.Use(ctx, work.Volume(req.Volume), req.Use, req.ReadOnly)
+	path, err := s.manager.Use(ctx, inStore(req.Volume), req.Use, req.ReadOnly)
 	return volumeapi.Mounted{Path: path}, err
 }
 
@@ -72,12 +75,12 @@ func (s *server) Commit(ctx context.Context, id string) (volumeapi.Committed, er
 }
 
 func (s *server) Capture(ctx context.Context, v volumeapi.Volume) (volumeapi.Captured, error) {
-	token, err := s.manager.Capture(ctx, work.Volume(v))
+	token, err := s.manager.Capture(ctx, inStore(v))
 	return volumeapi.Captured{Token: token}, err
 }
 
 func (s *server) Snapshot(ctx context.Context, req volumeapi.Snapshot) (volumeapi.State, error) {
-	kept, err := s.manager.Snapshot(ctx, work.Volume(req.Volume), req.Snapshot, req.Captured)
+	kept, err := s.manager.Snapshot(ctx, inStore(req.Volume), req.Snapshot, req.Captured)
 	return state(req.Volume.ID, kept), err
 }
 
@@ -86,7 +89,7 @@ func (s *server) Drop(_ context.Context, req volumeapi.Snapshot) error {
 }
 
 func (s *server) Restore(ctx context.Context, req volumeapi.Snapshot) (volumeapi.State, error) {
-	head, err := s.manager.Restore(ctx, work.Volume(req.Volume), req.Snapshot)
+	head, err := s.manager.Restore(ctx, inStore(req.Volume), req.Snapshot)
 	return state(req.Volume.ID, head), err
 }
 
@@ -95,7 +98,7 @@ func (s *server) Release(ctx context.Context, v volumeapi.Volume) error {
 }
 
 func (s *server) Remove(ctx context.Context, v volumeapi.Volume) error {
-	return s.manager.Remove(ctx, work.Volume(v))
+	return s.manager.Remove(ctx, inStore(v))
 }
 
 func (s *server) List(_ context.Context, ids []string) (volumeapi.States, error) {

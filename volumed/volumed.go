@@ -23,6 +23,7 @@ import (
 
 	"s0.run/internal/daemon"
 	"s0.run/internal/volumeapi"
+	"s0.run/volumed/internal/bucket"
 	"s0.run/volumed/internal/calls"
 	"s0.run/volumed/internal/jail"
 	"s0.run/volumed/internal/jfs"
@@ -54,8 +55,13 @@ type Config struct {
 	KeyFile  string // RSA key that encrypts what is stored, with JFS_RSA_PASSPHRASE; empty: none does
 	CacheMiB int    // of the store's data on this machine
 
-	// FilesCommand runs FilesMain, with the arguments that follow.
-	FilesCommand []string
+	// CredentialKeys is a directory of the keys that open buckets' credentials; empty: no
+	// bucket is a volume here. BucketsPrivate has them on loopback and private networks, too.
+	CredentialKeys string
+	BucketsPrivate bool
+
+	// FilesCommand runs FilesMain, with the arguments that follow, BucketCommand BucketMain.
+	FilesCommand, BucketCommand []string
 
 	Version string
 	Log     *slog.Logger
@@ -65,12 +71,15 @@ type Config struct {
 // FilesMain is the process that serves the files of one volume, which volumed starts.
 func FilesMain(args []string) int { return jail.Main(args) }
 
+// BucketMain is the process that shows one bucket, which volumed starts.
+func BucketMain(args []string) int { return bucket.Main(args) }
+
 // Default is where every default is.
 func Default() Config {
 	return Config{
 		Node: "local", DataDir: "/var/lib/s0/volumed", RunDir: "/run/s0/volumed", Socket: "/run/s0/volumed.sock",
-		FilesCommand: []string{"/proc/self/exe", "volume-files"},
-		CacheMiB:     4096, Version: "dev", Log: slog.Default(),
+		FilesCommand: []string{"/proc/self/exe", "volume-files"}, BucketCommand: []string{"/proc/self/exe", "volume-bucket"},
+		CacheMiB: 4096, Version: "dev", Log: slog.Default(),
 	}
 }
 
@@ -93,6 +102,8 @@ func (c Config) store() store.Config {
 	}
 	return cfg
 }
+
+func (c Config) buckets() string { return filepath.Join(c.RunDir, "buckets") }
 
 func (c Config) data(name string) string { return filepath.Join(c.DataDir, name) }
 
@@ -150,9 +161,16 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := manager.Recover(ctx); err != nil {
 		return fmt.Errorf("volumed: %w", err)
 	}
-	files := calls.New(calls.Config{Manager: manager, Command: cfg.FilesCommand, Log: cfg.Log})
+	buckets := bucket.New(bucket.Config{
+		Dir: cfg.buckets(), Command: cfg.BucketCommand, Keys: cfg.CredentialKeys, AllowPrivate: cfg.BucketsPrivate, Log: cfg.Log,
+	})
+	stack.Push(buckets.Close)
+	if err := buckets.Recover(); err != nil {
+		return fmt.Errorf("volumed: %w", err)
+	}
+	files := calls.New(calls.Config{Manager: shares{manager, buckets}, Command: cfg.FilesCommand, Log: cfg.Log})
 	stack.Start("files", files.Run)
-	if err := serve(cfg, stack, &server{manager: manager, store: s, cfg: cfg}, files); err != nil {
+	if err := serve(cfg, stack, &withBuckets{&server{manager: manager, store: s, cfg: cfg}, buckets}, files); err != nil {
 		return fmt.Errorf("volumed: %w", err)
 	}
 	stack.Start("volumes", manager.Run)
@@ -186,7 +204,7 @@ func watch(ctx context.Context, cfg Config) error {
 	}
 }
 
-func serve(cfg Config, stack *daemon.Stack, s *server, files http.Handler) error {
+func serve(cfg Config, stack *daemon.Stack, s volumeapi.Server, files http.Handler) error {
 	listener, err := daemon.ListenUnix(cfg.Socket)
 	if err != nil {
 		return err

@@ -254,6 +254,19 @@ func (c *copier) directory(e *walk.Entry) error {
 	if !e.IsDir() {
 		return nil
 	}
+	from, err := e.OpenDir()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := c.to.Open(e.Path)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := attributes(to, from); err != nil {
+		return err
+	}
 	return c.like(e)
 }
 

@@ -2,6 +2,7 @@ package files
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -88,7 +89,14 @@ func TestMoveCopyIsAlike(t *testing.T) {
 	if err := f.Truncate(size); err != nil {
 		t.Fatal(err)
 	}
-	attributes := unix.Fsetxattr(int(f.Fd()), "user.a", []byte("value"), 0)
+	sub := filepath.Join(source, "d")
+	if err := os.Mkdir(sub, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var attributes error
+	for _, name := range []string{source, f.Name(), sub} {
+		attributes = errors.Join(attributes, unix.Setxattr(name, "user.a", []byte("value"), 0))
+	}
 	var was, is unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &was); err != nil {
 		t.Fatal(err)
@@ -105,9 +113,11 @@ func TestMoveCopyIsAlike(t *testing.T) {
 		t.Errorf("it holds something else, %v", err)
 	}
 	if attributes == nil { // this file system has some
-		value := make([]byte, 16)
-		if n, err := unix.Getxattr(name, "user.a", value); err != nil || string(value[:n]) != "value" {
-			t.Errorf("its attribute is %q, %v", value[:max(0, n)], err)
+		for _, name := range []string{moved, name, filepath.Join(moved, "d")} {
+			value := make([]byte, 16)
+			if n, err := unix.Getxattr(name, "user.a", value); err != nil || string(value[:n]) != "value" {
+				t.Errorf("the attribute of %s is %q, %v", name, value[:max(0, n)], err)
+			}
 		}
 	}
 }

@@ -1,7 +1,8 @@
-// Package sealed keeps credentials from everybody but netd.
+// Package sealed keeps credentials from everybody but netd, and those of buckets that are
+// volumes from everybody but volumed.
 //
 // A secret is sealed to a public key the moment the API server is told it; the
-// private key is a file that netd alone reads. What lies in the database, in
+// private key is a file that these two alone read. What lies in the database, in
 // backups, in journals and on the wire between the daemons is the [Blob], which
 // who has all of those and the public key can't open. HPKE (RFC 9180) with
 // ML-KEM-768 and X25519, HKDF-SHA256 and AES-256-GCM: each blob has a data key of

@@ -60,6 +60,23 @@ type Volume struct {
 	UID   uint32 `json:"uid"`
 	GID   uint32 `json:"gid"`
 	Limit int64  `json:"limit"` // bytes; 0: none
+
+	Bucket *Bucket `json:"bucket,omitempty"` // that it is; nil: it is in the store
+}
+
+// Bucket is a bucket that is a volume, to be read alone: there are no commits, snapshots
+// and forks of it, and its epoch is nobody's. What opens it is sealed (package sealed), for
+// its volume as the source.
+type Bucket struct {
+	Provider string `json:"provider"`
+	Name     string `json:"name"`
+	Prefix   string `json:"prefix,omitempty"`
+	Region   string `json:"region,omitempty"`
+	Endpoint string `json:"endpoint,omitempty"`
+	Kind     string `json:"kind"`
+	Version  int64  `json:"version"`
+	Key      string `json:"key"`
+	Sealed   []byte `json:"sealed"`
 }
 
 const maxName = 256
@@ -142,7 +159,8 @@ type (
 	// Info says who answers.
 	Info struct {
 		Version string `json:"version"`
-		Store   string `json:"store"` // which store the volumes are in
+		Store   string `json:"store"`   // which store the volumes are in
+		Buckets bool   `json:"buckets"` // can be volumes
 	}
 )
 

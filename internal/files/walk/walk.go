@@ -72,6 +72,18 @@ func (e *Entry) Open() (*os.File, error) {
 	return os.NewFile(uintptr(fd), e.name), nil
 }
 
+// OpenDir opens a directory. What has become something else is fs.ErrNotExist.
+func (e *Entry) OpenDir() (*os.File, error) {
+	fd, err := openat(e.parent, e.name, unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), e.name), nil
+}
+
 // Readlink is where a symlink leads.
 func (e *Entry) Readlink() (string, error) {
 	buf := make([]byte, unix.PathMax)
@@ -98,7 +110,7 @@ func Walk(root string, visit func(*Entry) error) error {
 func In(dir *os.File, visit func(*Entry) error) error {
 	defer dir.Close()
 	fd := int(dir.Fd())
-	e := &Entry{Path: ".", parent: unix.AT_FDCWD, name: dir.Name()}
+	e := &Entry{Path: ".", parent: fd, name: "."}
 	if err := unix.Fstat(fd, &e.Stat); err != nil {
 		return err
 	}

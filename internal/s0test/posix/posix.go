@@ -48,6 +48,7 @@ var Cases = []Case{
 	{"create exclusively", createExclusively},
 	{"modes and the umask", modes},
 	{"rename over a file", renameOver},
+	{"rename over nothing", renameNoReplace},
 	{"rename of directories", renameDirs},
 	{"hard links", hardLinks},
 	{"an unlinked file that is open", unlinkedOpen},
@@ -139,8 +140,16 @@ func renameOver(dir string) error {
 	was := make([]byte, 3)
 	_, rerr := open.ReadAt(was, 0)
 	_, gone := os.Lstat(a)
-	return errors.Join(err, rerr, want("who has the old one open", string(was), "old"), wantErr("the old name", gone, unix.ENOENT),
-		wantErr("no replacing", unix.Renameat2(unix.AT_FDCWD, b, unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE), unix.EEXIST))
+	return errors.Join(err, rerr, want("who has the old one open", string(was), "old"), wantErr("the old name", gone, unix.ENOENT))
+}
+
+func renameNoReplace(dir string) error {
+	a, b, c := filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "c")
+	rename := func(from, to string) error {
+		return unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	}
+	err := errors.Join(put(a, "a"), put(b, "b"))
+	return errors.Join(err, wantErr("replacing", rename(a, b), unix.EEXIST), rename(a, c), holds(c, "a"), holds(b, "b"))
 }
 
 func renameDirs(dir string) error {

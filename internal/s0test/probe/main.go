@@ -18,6 +18,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"s0.run/internal/s0test/fsx"
+	"s0.run/internal/s0test/posix"
 )
 
 const forever = 24 * time.Hour
@@ -46,6 +49,13 @@ var words = map[string]func(args []string) error{
 	"kill":    kill,
 	"tty":     tty,
 	"stat":    stat,
+	"posix":   checkPOSIX,
+	"fsx":     walk,
+	"swap":    swap,
+	"make":    makeFiles,
+	"numbers": numbers,
+	"small":   smallFiles,
+	"large":   oneFile,
 	"env":     func([]string) error { fmt.Println(strings.Join(os.Environ(), "\n")); return nil },
 }
 
@@ -290,4 +300,88 @@ func tty([]string) error {
 	}
 	fmt.Println("size", ws.Row, ws.Col)
 	return nil
+}
+
+// checkPOSIX checks a directory but for the cases that are named; it fails and says what is
+// wrong.
+func checkPOSIX(a []string) error {
+	var failed []error
+	for name, err := range posix.Run(a[0], a[1:]...) {
+		failed = append(failed, fmt.Errorf("%s: %w", name, err))
+	}
+	return errors.Join(failed...)
+}
+
+// walk does so many random things to files of a directory, which it leaves, and checks them.
+func walk(a []string) error {
+	seed, err := strconv.ParseUint(a[1], 10, 64)
+	if err != nil {
+		return err
+	}
+	count, err := strconv.Atoi(a[2])
+	if err != nil {
+		return err
+	}
+	w, err := fsx.New(a[0], seed)
+	if err != nil {
+		return err
+	}
+	return errors.Join(w.Steps(count), w.Check(a[0]), w.Close())
+}
+
+// swap has two names change places until it is killed, by a third: not every file system of
+// gVisor's exchanges them. What others make in their places meanwhile goes.
+func swap(a []string) error {
+	move := func(from, to string) error {
+		err := os.Rename(from, to)
+		for tries := 0; err != nil && tries < 100; tries++ {
+			if err = os.RemoveAll(to); err == nil {
+				err = os.Rename(from, to)
+			}
+		}
+		return err
+	}
+	aside := a[0] + ".aside"
+	for {
+		if err := errors.Join(move(a[0], aside), move(a[1], a[0]), move(aside, a[1])); err != nil {
+			return err
+		}
+	}
+}
+
+// makeFiles makes empty files in a directory, at most so many, and says how many there are.
+func makeFiles(a []string) error {
+	n, err := strconv.Atoi(a[1])
+	if err != nil {
+		return err
+	}
+	made := 0
+	for ; made < n && err == nil; made++ {
+		err = syscall.Mknod(filepath.Join(a[0], strconv.Itoa(made)), syscall.S_IFREG|0o600, 0)
+	}
+	fmt.Println("made", made, err)
+	return nil
+}
+
+// numbers writes one number after the other to a file, each to the disk before it says so in
+// another file, until it is killed.
+func numbers(a []string) error {
+	to, err := os.OpenFile(a[0], os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	said, err := os.OpenFile(a[1], os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	for n := 1; ; n++ {
+		b := fmt.Appendf(nil, "%020d", n)
+		_, err := to.WriteAt(b, 0)
+		if err = errors.Join(err, to.Sync()); err != nil {
+			return err
+		}
+		if _, err := said.WriteAt(b, 0); err != nil {
+			return err
+		}
+	}
 }

@@ -45,8 +45,16 @@ func Open(layout Layout, parent string) (*Groups, error) {
 	if err := layout.ensureParent(parent); err != nil {
 		return nil, fmt.Errorf("control group %s: %w", parent, err)
 	}
+	for _, s := range layout.Disk.settings(layout, true) { // what can't be lifted here can't be bound below
+		if write(filepath.Join(layout.dir(s.controller, parent), s.file), s.value) != nil {
+			layout.Disk = Disk{}
+		}
+	}
 	return &Groups{layout: layout, parent: parent}, nil
 }
+
+// BoundsDisk tells whether what a sandbox writes to the disk is bounded, where it is to be.
+func (g *Groups) BoundsDisk() bool { return len(g.layout.Disk.settings(g.layout, false)) > 0 }
 
 // Close removes the parent if nothing is left in it.
 func (g *Groups) Close() {

@@ -18,13 +18,14 @@ import (
 )
 
 // openReal opens groups on this host's own hierarchy, whichever it is.
-func openReal(t *testing.T) *Groups {
+func openReal(t *testing.T, disk Disk) *Groups {
 	t.Helper()
 	s0test.NeedRoot(t)
 	layout, err := Detect()
 	if err != nil {
 		t.Fatal(err)
 	}
+	layout.Disk = disk
 	parent := "/s0-test/" + strconv.Itoa(os.Getpid())
 	g, err := Open(layout, parent)
 	if err != nil {
@@ -51,7 +52,7 @@ func bounded(t *testing.T) context.Context {
 
 func join(t *testing.T, g *Groups, id sandbox.ID, pid int) {
 	t.Helper()
-	for _, c := range controllers {
+	for _, c := range g.layout.controllers() {
 		if err := write(filepath.Join(g.layout.dir(c, g.Path(id)), "cgroup.procs"), strconv.Itoa(pid)); err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +60,7 @@ func join(t *testing.T, g *Groups, id sandbox.ID, pid int) {
 }
 
 func TestLifecycleOnThisHost(t *testing.T) {
-	g := openReal(t)
+	g := openReal(t, Disk{})
 	id := newID(t)
 	idle := Limits{MemoryBytes: 64 << 20, CPUMillis: 500, Pids: 50, Idle: true}
 	if err := g.Create(id, idle); err != nil {
@@ -120,7 +121,7 @@ func hasLimits(t *testing.T, g *Groups, id sandbox.ID, want Limits) {
 
 // D02: a bomb gets none of the host's swap, whichever way its limit is changed.
 func TestD02_NoSwap(t *testing.T) {
-	g := openReal(t)
+	g := openReal(t, Disk{})
 	id := newID(t)
 	l := Limits{MemoryBytes: 64 << 20, CPUMillis: 500, Pids: 50}
 	if err := g.Create(id, l); err != nil {
@@ -151,7 +152,7 @@ func TestD02_NoSwap(t *testing.T) {
 
 // A process outside the group is never killed for a pid that was once inside.
 func TestKillSparesOthers(t *testing.T) {
-	g := openReal(t)
+	g := openReal(t, Disk{})
 	id := newID(t)
 	if err := g.Create(id, Limits{MemoryBytes: 64 << 20, CPUMillis: 500, Pids: 50}); err != nil {
 		t.Fatal(err)
@@ -174,7 +175,7 @@ func TestKillSparesOthers(t *testing.T) {
 }
 
 func TestD02_OOMIsCounted(t *testing.T) {
-	g := openReal(t)
+	g := openReal(t, Disk{})
 	id := newID(t)
 	if err := g.Create(id, Limits{MemoryBytes: 16 << 20, CPUMillis: 1000, Pids: 50}); err != nil {
 		t.Fatal(err)

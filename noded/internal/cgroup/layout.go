@@ -20,6 +20,8 @@ type Layout struct {
 	// point. Controllers mounted together share one. On a hybrid host the hierarchy
 	// of v2, in which runc makes directories as well, is there by the name hybrid.
 	V1 map[string]string
+	// Disk bounds what a sandbox writes to a disk; its zero value bounds nothing.
+	Disk Disk
 }
 
 // The controllers that a sandbox's limits need.
@@ -129,7 +131,7 @@ func (l Layout) ensureParent(parent string) error {
 	}
 	dir := l.Unified
 	for _, part := range strings.Split(strings.Trim(parent, "/"), "/") {
-		if err := delegate(dir); err != nil {
+		if err := l.delegate(dir); err != nil {
 			return err
 		}
 		dir = filepath.Join(dir, part)
@@ -137,18 +139,26 @@ func (l Layout) ensureParent(parent string) error {
 			return err
 		}
 	}
-	return delegate(dir)
+	return l.delegate(dir)
 }
 
 // mkdir makes the group's directories for our controllers. What of it exists is
 // left as it is.
 func (l Layout) mkdir(path string) error {
-	for _, c := range controllers {
+	for _, c := range l.controllers() {
 		if err := os.MkdirAll(l.dir(c, path), 0o755); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// controllers are those that are used: a disk needs one more, where the host has it.
+func (l Layout) controllers() []string {
+	if l.Unified == "" && l.Disk.bounded() && l.V1[v1Disk] != "" {
+		return append(slices.Clone(controllers), v1Disk)
+	}
+	return controllers
 }
 
 func mkdir(dir string) error {
@@ -158,8 +168,15 @@ func mkdir(dir string) error {
 	return nil
 }
 
-func delegate(dir string) error {
-	return write(filepath.Join(dir, "cgroup.subtree_control"), "+"+strings.Join(controllers, " +"))
+func (l Layout) delegate(dir string) error {
+	file := filepath.Join(dir, "cgroup.subtree_control")
+	if err := write(file, "+"+strings.Join(controllers, " +")); err != nil {
+		return err
+	}
+	if l.Disk.bounded() {
+		_ = write(file, "+io") // a host that has not got it bounds no disk
+	}
+	return nil
 }
 
 // write sets a control file; unlike os.WriteFile it never creates one.

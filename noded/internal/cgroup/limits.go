@@ -11,7 +11,8 @@ type Limits struct {
 	// claimed runs when nothing else wants to, so that warming never delays a
 	// claim. The other limits are as ever.
 	Idle bool
-	// Hasty lifts the quota: what runs is the node's own work, which somebody waits for.
+	// Hasty lifts the quota, and the bound of the disk: what runs is the node's own work,
+	// which somebody waits for.
 	Hasty bool
 }
 
@@ -34,23 +35,24 @@ type setting struct {
 // settings lists what to write for the limits, the CPU share first: it decides
 // how soon everything else of a claim gets to run.
 func (l Layout) settings(want Limits) []setting {
+	disk := l.Disk.settings(l, want.Hasty)
 	if l.Unified == "" {
-		return []setting{
+		return append([]setting{
 			{controller: "cpu", file: "cpu.shares", value: fmt.Sprint(want.shares())},
 			{controller: "cpu", file: "cpu.cfs_quota_us", value: want.quota("-1")}, // the period is 100 ms unless somebody changed it
 			{controller: "memory", file: "memory.limit_in_bytes", value: fmt.Sprint(want.MemoryBytes)},
 			{controller: "memory", file: "memory.memsw.limit_in_bytes", value: fmt.Sprint(want.MemoryBytes), optional: true}, // no swap
 			{controller: "pids", file: "pids.max", value: fmt.Sprint(want.Pids)},
-		}
+		}, disk...)
 	}
-	return []setting{
+	return append([]setting{
 		{controller: "cpu", file: "cpu.weight", value: fmt.Sprint(weight(want.shares()))},
 		{controller: "cpu", file: "cpu.max", value: fmt.Sprint(want.quota("max"), " ", periodUsec)},
 		{controller: "memory", file: "memory.max", value: fmt.Sprint(want.MemoryBytes)},
 		{controller: "memory", file: "memory.swap.max", value: "0", optional: true},
 		{controller: "memory", file: "memory.oom.group", value: "1", optional: true}, // half a sandbox is worth nothing
 		{controller: "pids", file: "pids.max", value: fmt.Sprint(want.Pids)},
-	}
+	}, disk...)
 }
 
 // QuotaMillis is the CPU that a sandbox may use at most, when there is some to spare.

@@ -88,6 +88,18 @@ type Volume struct {
 	UID        uint32 `json:"uid"`
 	GID        uint32 `json:"gid"`
 	LimitBytes int64  `json:"limit_bytes,omitempty"`
+
+	Bucket *Bucket `json:"bucket,omitempty"` // that it is; absent: it is in the store
+}
+
+// Bucket is a bucket that is a volume. Its credential is sealed, for volumed to open.
+type Bucket struct {
+	Provider   string            `json:"provider"`
+	Name       string            `json:"name"`
+	Prefix     string            `json:"prefix,omitempty"`
+	Region     string            `json:"region,omitempty"`
+	Endpoint   string            `json:"endpoint,omitempty"`
+	Credential sealed.Credential `json:"credential"`
 }
 
 // Network is what a sandbox may reach, and what its rules carry: sealed, for netd

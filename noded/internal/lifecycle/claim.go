@@ -272,6 +272,9 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 		if err = committed(); err == nil {
 			err = m.attachAll(ctx, rec)
 		}
+		if err == nil {
+			err = failpoint.Hit("claim.after-attach")
+		}
 	}
 	if err == nil {
 		err = m.claimEnv(ctx, inst, rec)

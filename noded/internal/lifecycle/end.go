@@ -11,7 +11,6 @@ import (
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/failpoint"
-	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/channel"
 	"s0.run/noded/internal/journal"
@@ -400,11 +399,20 @@ func releaseSteps(ctx context.Context, id sandbox.ID, steps ...step) error {
 	return nil
 }
 
-// removeDirs removes the sandbox's directories. The slot's is emptied by name,
-// so that nothing that somebody mounted or put there is ever walked into.
+// removeDirs removes the sandbox's directories. Of the slot's each thing goes by itself, so that
+// nothing that somebody mounted there is ever walked into: also what a noded of another version
+// has put there, for nobody inside can.
 func (m *Manager) removeDirs(id sandbox.ID) error {
-	files := append(m.believed().Paths(id), m.binDir(id), m.portalPoint(id), m.instanceFile(id), m.tokenFile(id), filepath.Join(m.slotDir(id), filepath.Base(procapi.Socket)))
-	for _, path := range append(files, m.slotDir(id)) {
+	slot := m.slotDir(id)
+	entries, err := os.ReadDir(slot)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var paths []string
+	for _, e := range entries {
+		paths = append(paths, filepath.Join(slot, e.Name()))
+	}
+	for _, path := range append(paths, slot) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

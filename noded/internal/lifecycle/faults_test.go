@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -641,6 +642,34 @@ func TestX13_TeardownIsRepeated(t *testing.T) {
 			w.until(id, "gone")
 			n.nothingLeft()
 		})
+	}
+}
+
+// X27: what a noded of another version has put into a slot's directory keeps nobody from it.
+func TestX27_TeardownTakesWhatAnotherVersionMade(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	n := m.boot()
+	id := n.warm(1)[0]
+	slot := filepath.Join(m.dir, "run", string(id))
+	outside := filepath.Join(t.TempDir(), "kept")
+	for _, path := range []string{filepath.Join(slot, "file"), outside} {
+		if err := os.WriteFile(path, []byte("later"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Mkdir(filepath.Join(slot, "point"), 0o700), os.Symlink(outside, filepath.Join(slot, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Delete(n.ctx(), id, 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+	if _, err := os.Stat(slot); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("its directory: %v", err)
+	}
+	if _, err := os.Stat(outside); err != nil {
+		t.Errorf("what a link led to: %v", err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
@@ -80,8 +81,19 @@ func (m *Manager) checkVolumes(all []journal.Mount) error {
 func forAgent(m journal.Mount) volumes.Mount {
 	v := m.Volume
 	return volumes.Mount{ID: m.ID, ReadOnly: m.ReadOnly, Volume: volumeapi.Volume{
-		ID: v.ID, Team: v.Team, Epoch: v.Epoch, UID: v.UID, GID: v.GID, Limit: v.LimitBytes,
+		ID: v.ID, Team: v.Team, Epoch: v.Epoch, UID: v.UID, GID: v.GID, Limit: v.LimitBytes, Bucket: bucketForAgent(v.Bucket),
 	}}
+}
+
+func bucketForAgent(b *journal.Bucket) *volumeapi.Bucket {
+	if b == nil {
+		return nil
+	}
+	c := b.Credential
+	return &volumeapi.Bucket{
+		Provider: b.Provider, Name: b.Name, Prefix: b.Prefix, Region: b.Region, Endpoint: b.Endpoint,
+		Kind: c.Kind, Version: c.Version, Key: c.Blob.Key, Sealed: c.Blob.Data,
+	}
 }
 
 func forProcd(m journal.Mount) procapi.Mount {
@@ -114,6 +126,9 @@ func mountError(err error, rest *errdefs.Error) error {
 // mountAll mounts what a sandbox has, so that every process sees it.
 func (m *Manager) mountAll(ctx context.Context, inst *instance, rec journal.Record) error {
 	if err := m.attachAll(ctx, rec); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("mount.after-attach"); err != nil {
 		return err
 	}
 	return m.showAll(ctx, inst, rec)
@@ -206,7 +221,11 @@ func (m *Manager) Mount(ctx context.Context, id sandbox.ID, gen sandbox.Generati
 	if err := m.commit(ctx, inst, after); err != nil {
 		return Sandbox{}, err
 	}
-	if err := m.mountAll(ctx, inst, after); err != nil {
+	err = failpoint.Hit("mount.after-journal")
+	if err == nil {
+		err = m.mountAll(ctx, inst, after)
+	}
+	if err != nil {
 		err = errors.Join(err, m.takeBack(ctx, inst, mount))
 		return Sandbox{}, mountError(err, errdefs.New(errdefs.Unavailable, "volume %s could not be mounted", mount.Volume.ID))
 	}
@@ -235,7 +254,12 @@ func (m *Manager) takeAway(ctx context.Context, inst *instance, mount journal.Mo
 	if err != nil {
 		return errdefs.New(errdefs.Unavailable, "sandbox %s does not answer", inst.id).WithCause(err)
 	}
-	err = m.cfg.Volumes.Detach(ctx, inst.id, forAgent(mount), hide)
+	if err = failpoint.Hit("unmount.after-hide"); err == nil {
+		err = m.cfg.Volumes.Detach(ctx, inst.id, forAgent(mount), hide)
+	}
+	if err == nil {
+		err = failpoint.Hit("unmount.after-detach")
+	}
 	if errors.Is(err, volumes.ErrBusy) {
 		return inUse.WithCause(err)
 	}

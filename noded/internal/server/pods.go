@@ -21,3 +21,13 @@ func (s *Server) WarmPod(ctx context.Context, req *nodeapi.WarmPodRequest) (*nod
 	}
 	return slot, nil
 }
+
+// cordonKey is what stands in the hub for whether the node gets anything new.
+const cordonKey = "cordoned"
+
+// Cordon implements the node API.
+func (s *Server) Cordon(_ context.Context, req *nodeapi.CordonRequest) (*nodeapi.CordonResponse, error) {
+	s.cfg.Hub.Set(cordonKey, &nodeapi.Event{Event: &nodeapi.Event_Cordoned{Cordoned: req.GetCordoned()}})
+	s.cfg.Log.Info("the node's cordon", "cordoned", req.GetCordoned())
+	return &nodeapi.CordonResponse{}, nil
+}

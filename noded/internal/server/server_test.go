@@ -294,6 +294,29 @@ func testWatch(t *testing.T, many bool) {
 	code(t, "watch when the node stops", stream.Err(), connect.CodeUnavailable)
 }
 
+// A cordon is told to who watches, and to who begins to: API servers don't ask Kubernetes.
+func TestCordon(t *testing.T) {
+	t.Parallel()
+	n := start(t, nil)
+	early, _ := n.watch(false)
+	for early().GetSynced() == nil {
+	}
+	for _, want := range []bool{true, false} {
+		if _, err := n.rpc.Cordon(n.ctx(), &nodeapi.CordonRequest{Cordoned: want}); err != nil {
+			t.Fatal(err)
+		}
+		if e, ok := early().GetEvent().(*nodeapi.Event_Cordoned); !ok || e.Cordoned != want {
+			t.Errorf("told %v of %v", e, want)
+		}
+		late, _ := n.watch(false)
+		for e := late(); e.GetSynced() == nil; e = late() {
+			if c, ok := e.GetEvent().(*nodeapi.Event_Cordoned); !ok || c.Cordoned != want {
+				t.Errorf("at first told %v of %v", e, want)
+			}
+		}
+	}
+}
+
 // What can't be encoded is left out: the watcher gets all the rest.
 func TestWatchSkipsWhatCannotBeTold(t *testing.T) {
 	t.Parallel()

@@ -16,6 +16,7 @@ import (
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
+	"s0.run/internal/sealed"
 	"s0.run/internal/volumeapi"
 	"s0.run/noded/internal/journal"
 )
@@ -82,7 +83,7 @@ func routeVolume(r *http.Request) (*http.Request, error) {
 		return nil, errdefs.New(errdefs.InvalidArgument, "%s: not this volume", nodeapi.VolumeHeader).WithCause(err)
 	}
 	v := fromWire(named)
-	if err := errors.Join(v.Validate(), noBucket(named)); err != nil {
+	if err := errors.Join(v.Validate(), checkBucket(named)); err != nil {
 		return nil, err
 	}
 	out, err := outgoing(r, volumedHost, volumeapi.PathCalls+rest)
@@ -113,14 +114,22 @@ func volumeError(err error) error {
 }
 
 func fromWire(v *nodeapi.Volume) volumeapi.Volume {
-	return volumeapi.Volume{ID: v.GetId(), Team: v.GetTeam(), Epoch: v.GetEpoch(), UID: v.GetUid(), GID: v.GetGid(), Limit: v.GetLimitBytes()}
+	out := volumeapi.Volume{ID: v.GetId(), Team: v.GetTeam(), Epoch: v.GetEpoch(), UID: v.GetUid(), GID: v.GetGid(), Limit: v.GetLimitBytes()}
+	if b := v.GetS3(); b != nil {
+		c := b.GetCredential()
+		out.Bucket = &volumeapi.Bucket{
+			Provider: b.GetProvider(), Name: b.GetBucket(), Prefix: b.GetPrefix(), Region: b.GetRegion(), Endpoint: b.GetEndpoint(),
+			Kind: c.GetKind(), Version: c.GetVersion(), Key: c.GetKey(), Sealed: c.GetData(),
+		}
+	}
+	return out
 }
 
 func volumeState(s volumeapi.State) *nodeapi.VolumeState {
 	return &nodeapi.VolumeState{Id: s.ID, Epoch: s.Epoch, Bytes: s.Bytes, Files: s.Files, Uncommitted: s.Uncommitted}
 }
 
-// mountsFromWire are a claim's or a sandbox's mounts. A bucket is none that this node has.
+// mountsFromWire are a claim's or a sandbox's mounts.
 func mountsFromWire(all []*nodeapi.Mount) ([]journal.Mount, error) {
 	var mounts []journal.Mount
 	for _, m := range all {
@@ -135,18 +144,31 @@ func mountsFromWire(all []*nodeapi.Mount) ([]journal.Mount, error) {
 
 func mountFromWire(m *nodeapi.Mount) (journal.Mount, error) {
 	v := m.GetVolume()
-	if err := errors.Join(fromWire(v).Validate(), noBucket(v)); err != nil {
+	if err := errors.Join(fromWire(v).Validate(), checkBucket(v)); err != nil {
 		return journal.Mount{}, err
 	}
 	return journal.Mount{
 		ID: m.GetId(), MountPoint: m.GetMountPoint(), ReadOnly: m.GetReadOnly(), Time: time.Now().UTC(),
-		Volume: journal.Volume{ID: v.GetId(), Team: v.GetTeam(), Epoch: v.GetEpoch(), UID: v.GetUid(), GID: v.GetGid(), LimitBytes: v.GetLimitBytes()},
+		Volume: journal.Volume{ID: v.GetId(), Team: v.GetTeam(), Epoch: v.GetEpoch(), UID: v.GetUid(), GID: v.GetGid(), LimitBytes: v.GetLimitBytes(), Bucket: bucketFromWire(v.GetS3())},
 	}, nil
 }
 
-func noBucket(v *nodeapi.Volume) error {
-	if v.GetS3() != nil {
-		return errdefs.New(errdefs.Unavailable, "volumes that are buckets are unavailable on this node")
+func bucketFromWire(b *nodeapi.S3Bucket) *journal.Bucket {
+	if b == nil {
+		return nil
+	}
+	return &journal.Bucket{
+		Provider: b.GetProvider(), Name: b.GetBucket(), Prefix: b.GetPrefix(), Region: b.GetRegion(), Endpoint: b.GetEndpoint(),
+		Credential: nodeapi.CredentialsFromWire([]*nodeapi.SealedCredential{b.GetCredential()})[0],
+	}
+}
+
+// checkBucket refuses what has a bucket and is none, or the other way round, or carries
+// more than a credential is.
+func checkBucket(v *nodeapi.Volume) error {
+	is := v.GetBackend() == nodeapi.BackendS3
+	if is != (v.GetS3() != nil) || len(v.GetS3().GetCredential().GetData()) > sealed.MaxBlob {
+		return errdefs.New(errdefs.InvalidArgument, "volume %.64q: not a bucket as backend %.16q has it", v.GetId(), v.GetBackend())
 	}
 	return nil
 }
@@ -154,7 +176,7 @@ func noBucket(v *nodeapi.Volume) error {
 // CreateVolume implements the node API.
 func (s *Server) CreateVolume(ctx context.Context, req *nodeapi.CreateVolumeRequest) (*nodeapi.CreateVolumeResponse, error) {
 	return volumes(s, "CreateVolume", func(v Volumes) (*nodeapi.CreateVolumeResponse, error) {
-		if err := noBucket(req.GetVolume()); err != nil {
+		if err := checkBucket(req.GetVolume()); err != nil {
 			return nil, err
 		}
 		state, err := v.Create(ctx, volumeapi.Create{Volume: fromWire(req.GetVolume()), SnapshotVolume: req.GetSnapshotVolume(), Snapshot: req.GetSnapshot()})
@@ -310,5 +332,5 @@ func (s *Server) volumeSupport(ctx context.Context) *nodeapi.VolumeSupport {
 		s.cfg.Log.Warn("asking which store volumes are in", "error", err)
 		return nil
 	}
-	return &nodeapi.VolumeSupport{Store: who.Store}
+	return &nodeapi.VolumeSupport{Store: who.Store, S3: who.Buckets}
 }

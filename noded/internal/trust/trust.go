@@ -186,8 +186,8 @@ func (d Dir) in(id sandbox.ID, path string) string {
 	return filepath.Join(string(d), string(id), filepath.Base(path))
 }
 
-// write makes a file appear whole. What is half written lies beside the slots, for a slot's
-// directory is emptied by name.
+// write makes a file appear whole. What is half written lies beside the slots, where
+// no sandbox sees it.
 func (d Dir) write(path string, data []byte) (err error) {
 	f, err := os.CreateTemp(d.shared(), unfinished)
 	if err != nil {

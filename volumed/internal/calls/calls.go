@@ -17,7 +17,6 @@ import (
 	"s0.run/internal/volumeapi"
 	"s0.run/volumed/internal/jail"
 	"s0.run/volumed/internal/store"
-	"s0.run/volumed/internal/work"
 )
 
 const (
@@ -42,7 +41,7 @@ const (
 
 // Manager has the volumes.
 type Manager interface {
-	Share(ctx context.Context, spec work.Volume, open func(at string) (takeBack func(), err error)) error
+	Share(ctx context.Context, spec volumeapi.Volume, open func(at string) (takeBack func(), err error)) error
 	Unshare(ctx context.Context, id string) error
 }
 
@@ -68,7 +67,7 @@ type session struct {
 	at      string
 	process *jail.Process
 
-	spec     work.Volume
+	spec     volumeapi.Volume
 	running  int // calls
 	watching int
 	since    time.Time     // of the last call's end
@@ -147,7 +146,7 @@ func (c *Calls) all() (all []*session) {
 }
 
 // enter finds the process of a volume, or has it started, for one call that leave ends.
-func (c *Calls) enter(ctx context.Context, spec work.Volume, watch bool) (*session, error) {
+func (c *Calls) enter(ctx context.Context, spec volumeapi.Volume, watch bool) (*session, error) {
 	for range tries {
 		s, err := c.join(spec, watch)
 		if s != nil || err != nil {
@@ -163,7 +162,7 @@ func (c *Calls) enter(ctx context.Context, spec work.Volume, watch bool) (*sessi
 
 // join is enter where the process is there; nil: it is not, or the volume has a new owner
 // since.
-func (c *Calls) join(spec work.Volume, watch bool) (*session, error) {
+func (c *Calls) join(spec volumeapi.Volume, watch bool) (*session, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if watch {
@@ -235,7 +234,7 @@ func (c *Calls) leave(s *session, watch bool) {
 }
 
 // open is called by who has the volume's turn: there is one at a time for each volume.
-func (c *Calls) open(spec work.Volume, at string, watch bool) (takeBack func(), err error) {
+func (c *Calls) open(spec volumeapi.Volume, at string, watch bool) (takeBack func(), err error) {
 	c.mu.Lock()
 	s := c.sessions[spec.ID]
 	c.mu.Unlock()
@@ -264,7 +263,7 @@ func (c *Calls) open(spec work.Volume, at string, watch bool) (takeBack func(), 
 }
 
 // goesOn tells whether a process serves for a new owner as it is.
-func (c *Calls) goesOn(s *session, spec work.Volume, at string) bool {
+func (c *Calls) goesOn(s *session, spec volumeapi.Volume, at string) bool {
 	select {
 	case <-s.process.Ended():
 		return false

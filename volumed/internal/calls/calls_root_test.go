@@ -43,6 +43,17 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// stored is a Manager as calls know it.
+type stored struct{ *work.Manager }
+
+func (s stored) Share(ctx context.Context, v volumeapi.Volume, open func(string) (func(), error)) error {
+	return s.Manager.Share(ctx, inStore(v), open)
+}
+
+func inStore(v volumeapi.Volume) work.Volume {
+	return work.Volume{ID: v.ID, Team: v.Team, Epoch: v.Epoch, UID: v.UID, GID: v.GID, Limit: v.Limit}
+}
+
 // bench is file calls over a working tier with a plain directory as the durable one.
 type bench struct {
 	t       *testing.T
@@ -73,10 +84,10 @@ func newBench(t *testing.T, spec volumeapi.Volume) *bench {
 	if err := b.manager.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.manager.Create(t.Context(), work.Volume(spec), nil); err != nil {
+	if _, err := b.manager.Create(t.Context(), inStore(spec), nil); err != nil {
 		t.Fatal(err)
 	}
-	b.calls = New(Config{Manager: b.manager, Command: []string{"/proc/self/exe", "volume-files"}, Log: slog.New(slog.DiscardHandler)})
+	b.calls = New(Config{Manager: stored{b.manager}, Command: []string{"/proc/self/exe", "volume-files"}, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -151,7 +162,7 @@ func at(path string) string { return "?path=" + url.QueryEscape(path) }
 // use mounts the volume as a sandbox has it.
 func (b *bench) use(use string) string {
 	b.t.Helper()
-	dir, err := b.manager.Use(b.t.Context(), work.Volume(b.spec), use, false)
+	dir, err := b.manager.Use(b.t.Context(), inStore(b.spec), use, false)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/volumeapi"
 	"s0.run/volumed/internal/jail"
-	"s0.run/volumed/internal/work"
 )
 
 // placed is sessions of a team, the earlier the older.
@@ -18,7 +18,7 @@ func placed(t *testing.T, c *Calls, team string, n int) (all []*session) {
 			t.Fatalf("place %d of %s: %v", i+1, team, err)
 		}
 		id := fmt.Sprintf("%s-%d", team, c.of[team])
-		s := &session{process: new(jail.Process), spec: work.Volume{ID: id, Team: team}, since: time.Unix(int64(c.count), 0)}
+		s := &session{process: new(jail.Process), spec: volumeapi.Volume{ID: id, Team: team}, since: time.Unix(int64(c.count), 0)}
 		c.sessions[id] = s
 		all = append(all, s)
 	}
@@ -89,7 +89,7 @@ func TestB07_WatchesOfVolumesAreBounded(t *testing.T) {
 				t.Errorf("watch %d of team %d: %v", i+1, n, err)
 			}
 		}
-		for _, spec := range []work.Volume{s[0].spec, {ID: "new", Team: s[0].spec.Team}} {
+		for _, spec := range []volumeapi.Volume{s[0].spec, {ID: "new", Team: s[0].spec.Team}} {
 			if _, err := c.join(spec, true); !errdefs.Is(err, errdefs.Exhausted) || errdefs.From(err).Code != codeWatches {
 				t.Errorf("one too many of team %d: %v", n, err)
 			}

@@ -13,7 +13,6 @@ import (
 	"s0.run/internal/procapi/answer"
 	"s0.run/internal/volumeapi"
 	"s0.run/volumed/internal/store"
-	"s0.run/volumed/internal/work"
 )
 
 // copyBuffer is the piece in which bodies pass.
@@ -42,12 +41,13 @@ func (c *Calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	watch := path == procapi.PathFiles+"/watch"
-	s, err := c.enter(r.Context(), work.Volume(v), watch)
+	s, err := c.enter(r.Context(), v, watch)
 	if err != nil {
 		c.refuse(w, r, v.ID, err)
 		return
 	}
 	defer c.leave(s, watch)
+	_ = http.NewResponseController(w).EnableFullDuplex() // an answer may begin before the request has ended
 	proxy := httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host, p.Out.URL.Path, p.Out.URL.RawPath = "http", "volume", path, ""

@@ -18,12 +18,11 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"runtime"
-	"strconv"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"s0.run/volumed/internal/cage"
 )
 
 const (
@@ -149,42 +148,10 @@ func pair() (ours net.Conn, theirs *os.File, err error) {
 	return ours, theirs, nil
 }
 
-// spawn starts the process from a thread that can pass on no more than it is to have, and
-// ends with that.
 func spawn(cfg Config, tree, conn *os.File) (*exec.Cmd, error) {
 	cmd := exec.Command(cfg.Command[0], append(cfg.Command[1:len(cfg.Command):len(cfg.Command)], cfg.Full)...)
 	cmd.Dir, cmd.Env, cmd.Stderr, cmd.ExtraFiles = "/", environment, os.Stderr, []*os.File{tree, conn}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid: true, Credential: &syscall.Credential{Uid: cfg.UID, Gid: cfg.GID},
-		AmbientCaps: append([]uintptr{unix.CAP_SYS_CHROOT}, kept...),
-	}
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good
-		err := bound(cmd.SysProcAttr.AmbientCaps)
-		if err == nil {
-			err = cmd.Start()
-		}
-		started <- err
-	}()
-	return cmd, <-started
-}
-
-// bound takes every other capability from this thread and what it starts, root or not.
-func bound(caps []uintptr) error {
-	keep := map[uintptr]bool{}
-	for _, c := range caps {
-		keep[c] = true
-	}
-	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-		if keep[c] {
-			continue
-		}
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) { // one that this kernel does not have
-			return errors.New("capability " + strconv.Itoa(int(c)) + ": " + err.Error())
-		}
-	}
-	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	return cmd, cage.Start(cmd, cfg.UID, cfg.GID, kept...)
 }
 
 type connKey struct{}

@@ -6,22 +6,23 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"runtime/debug"
 	"sync"
-	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/files"
+	"s0.run/internal/files/mirror"
 	"s0.run/internal/files/serve"
 	"s0.run/internal/files/watch"
 	"s0.run/internal/procapi/answer"
+	"s0.run/volumed/internal/cage"
 )
 
 const (
@@ -53,9 +54,10 @@ func run(args []string, logger *slog.Logger) error {
 		return errors.New("volumed starts this by itself")
 	}
 	debug.SetGCPercent(gcPercent)
-	if err := enter(); err != nil {
+	if err := cage.Enter(treeFD, kept...); err != nil {
 		return fmt.Errorf("entering the volume: %w", err)
 	}
+	unix.Umask(newFiles)
 	f := os.NewFile(connFD, "connection")
 	conn, err := net.FileConn(f)
 	if err = errors.Join(err, f.Close()); err != nil {
@@ -67,25 +69,6 @@ func run(args []string, logger *slog.Logger) error {
 	return nil
 }
 
-// enter makes the tree the root, and gives up what it took to do so.
-func enter() error {
-	if err := errors.Join(unix.Fchdir(treeFD), unix.Chroot("."), unix.Close(treeFD)); err != nil {
-		return err
-	}
-	unix.Umask(newFiles)
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	for _, c := range kept {
-		data[c/32].Permitted |= 1 << (c % 32)
-	}
-	data[0].Effective, data[1].Effective = data[0].Permitted, data[1].Permitted
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
-	if errno != 0 && errno != unix.ENOTSUP { // a build with cgo, which tests alone are, can't
-		return errno
-	}
-	return nil
-}
-
 // handler has the calls, and counts those that run.
 func handler(full string, logger *slog.Logger, calls *sync.WaitGroup) http.Handler {
 	mux := http.NewServeMux()
@@ -93,7 +76,9 @@ func handler(full string, logger *slog.Logger, calls *sync.WaitGroup) http.Handl
 	failed := func(r *http.Request, err error) {
 		logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 	}
-	for pattern, h := range serve.Routes(tree, watch.NewShared(maxWatches, maxWatchedDirs)) {
+	routes := serve.Routes(tree, watch.NewShared(maxWatches, maxWatchedDirs))
+	maps.Copy(routes, mirror.Routes(tree))
+	for pattern, h := range routes {
 		mux.Handle(pattern, answer.Serve(func(w http.ResponseWriter, r *http.Request) error {
 			return noRoom(h(w, r), full)
 		}, failed))

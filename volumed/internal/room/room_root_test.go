@@ -78,8 +78,8 @@ func TestD04_RoomIsBounded(t *testing.T) {
 	}
 }
 
-// D04: files are counted, too.
-func TestD04_RoomIsBoundedInFiles(t *testing.T) {
+// D04, D05: files are counted, too.
+func TestD04_D05_RoomIsBoundedInFiles(t *testing.T) {
 	dir := newRoom(t, limit)
 	var err error
 	n := 0
