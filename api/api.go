@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"time"
@@ -33,8 +34,8 @@ type Config struct {
 	Listen      string   // host:port; defaults to 127.0.0.1:30080
 	DatabaseURL string   // of PostgreSQL
 	Nodes       []string // unix sockets of this machine's node APIs, with or without unix://
-	// Dial connects to a node's socket; nil: the kernel's way.
-	Dial        func(ctx context.Context, socket string) (net.Conn, error)
+	// Local asks the one node of Nodes that is in this process; nil: its socket is dialled.
+	Local       http.RoundTripper
 	AdminSocket string // unix socket of pprof and metrics; none when empty
 	KeyFile     string // 32 bytes that sign access tokens; made when absent
 

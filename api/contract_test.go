@@ -57,6 +57,8 @@ var kinds = []struct{ path, param, kind, value string }{
 	{path: "/api/v1/sandbox-rootfs-snapshots/{snapshot_id}", param: "snapshot_id", kind: "snapshot"},
 	{path: "/api/v1/sandboxvolumes/{id}", param: "id", kind: "volume"},
 	{path: "/api/v1/sandboxvolumes/{id}", param: "snapshot_id", kind: "volume snapshot"},
+	{path: "/api/v1/sandboxvolumes/{id}/sync", param: "replica_id", value: "laptop"}, // a volume's own
+	{path: "/api/v1/sandboxvolumes/{id}/sync", param: "conflict_id", kind: "sync conflict"},
 	{path: "/api/v1/templates/{template_id}", param: "template_id", kind: "template"},
 	{path: "/api/v1/credential-sources/{name}", param: "name", kind: "credential source"},
 	{param: "port", value: "8080"},
@@ -83,11 +85,18 @@ var bodies = map[string]string{
 	"createContext": `{"type":"repl"}`, "execContext": `{"data":"x"}`, "writeContextInput": `{"data":"x"}`,
 	"resizeContext": `{"rows":1,"cols":1}`, "signalContext": `{"signal":"INT"}`, "createSession": `{"command":["true"]}`, "updateSession": `{"command":["true"]}`, "setSessionDesiredState": `{"state":"stopped"}`,
 	"createSessionAttempt": `{}`, "writeSessionInput": `{"input_id":"1","eof":true}`, "sendSessionSignal": `{"signal":"INT"}`, "resizeSessionTerminal": `{"rows":1,"cols":1}`,
-	"searchFiles": `{"pattern":"x"}`, "setTeamQuota": `{"limit_value":1000}`, "moveFile": `{"source":"a","destination":"b"}`, "writeFile": "x", "uploadArchive": "x",
+	"putVolumeSyncReplica": `{"display_name":"l","platform":"linux","root_path":"/home/a"}`, "putVolumeSyncCursor": `{"last_applied_seq":0}`,
+	"sendVolumeSyncChanges":    `{"request_id":"1","base_seq":0,"changes":[{"event_type":"create","path":"b","content_base64":"eA==","metadata":{"from":"x"}}]}`,
+	"bootstrapVolumeSync":      `{"snapshot_name":"s","snapshot_description":"d"}`,
+	"updateVolumeSyncConflict": `{"status":"ignored","resolution":"r","note":"n"}`,
+	"searchFiles":              `{"pattern":"x"}`, "searchVolumeFiles": `{"pattern":"x"}`, "setTeamQuota": `{"limit_value":1000}`, "moveFile": `{"source":"a","destination":"b"}`, "writeFile": "x", "uploadArchive": "x",
 }
 
 // queries are what operations insist on beside their path.
-var queries = map[string]string{"finishOIDCLogin": "?code=x&state=x"}
+var queries = map[string]string{
+	"finishOIDCLogin": "?code=x&state=x", "getVolumeSyncArchive": "?snapshot_id={volume snapshot}",
+	"getVolumeSyncPayload": "?content_ref=sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881", // x
+}
 
 // params are the kinds, or else the values, of the path's parameters in order.
 func (o operation) params(t testing.TB) []param {
@@ -122,13 +131,16 @@ func (o operation) example(t testing.TB, name func(kind string) string) request 
 	if strings.Contains(path, "/files") && !strings.HasSuffix(path, "/move") {
 		path += "?path=a"
 	}
-	r := request{method: o.method, path: path + queries[o.op.OperationID]}
+	named := func(s string) string {
+		return placeholder.ReplaceAllStringFunc(s, func(p string) string { return name(strings.Trim(p, "{}")) })
+	}
+	r := request{method: o.method, path: path + named(queries[o.op.OperationID])}
 	b, ok := bodies[o.op.OperationID]
 	if o.op.RequestBody != nil && o.op.RequestBody.Value.Required && !ok {
 		t.Fatalf("%s %s has no example: see bodies", o.method, o.path)
 	}
 	if ok {
-		r.body = placeholder.ReplaceAllStringFunc(b, func(p string) string { return name(strings.Trim(p, "{}")) })
+		r.body = named(b)
 	}
 	if slices.Contains([]string{"attachContext", "connectSession", "watchFiles", "watchVolumeFiles"}, o.op.OperationID) {
 		r.header = http.Header{
@@ -138,7 +150,7 @@ func (o operation) example(t testing.TB, name func(kind string) string) request 
 	return r
 }
 
-var placeholder = regexp.MustCompile(`\{[a-z]+\}`)
+var placeholder = regexp.MustCompile(`\{[a-z ]+\}`)
 
 func TestUnknownRoutesAndMethodsHaveTheEnvelope(t *testing.T) {
 	t.Parallel()

@@ -46,6 +46,7 @@ import (
 	"s0.run/api/internal/templates"
 	"s0.run/api/internal/tunnel"
 	"s0.run/api/internal/volumes"
+	"s0.run/api/internal/volumesync"
 	"s0.run/api/internal/webhook"
 	"s0.run/api/internal/wsapi"
 	"s0.run/internal/daemon"
@@ -276,7 +277,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service, authority *node
 		dial = s.members.Dial
 	}
 	s.nodes = nodes.New(nodes.Config{
-		Sockets: s.cfg.Nodes, Dial: s.cfg.Dial, DialMember: dial, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
+		Sockets: s.cfg.Nodes, Local: s.cfg.Local, DialMember: dial, Cluster: s.cfg.Cluster, Table: s.table, Log: log,
 		OnSync: func(node string) {
 			s.pools.Kick()
 			s.bandwidth.Kick()
@@ -285,6 +286,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service, authority *node
 		OnEnd:    func(node string, id sandbox.ID) { s.lifecycle.Ended(node, id) },
 		OnStored: func(node string, id sandbox.ID) { s.lifecycle.Stored(node, id) },
 		OnGone:   func(string) { s.pools.Kick() }, // the others have its share
+		OnCordon: func() { s.pools.Kick() },
 	})
 	s.pools = pools.New(pools.Config{Catalog: s.catalog, Table: s.table, Nodes: s.nodes, Log: log})
 	s.images = images.New(images.Config{
@@ -315,6 +317,7 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service, authority *node
 	s.http = httpapi.New(httpapi.Config{
 		Store: s.store, Auth: s.auth, Identity: id, SSO: s.sso, Catalog: s.catalog, Images: s.images, Captures: s.captures, Table: s.table, Claimer: s.claimer,
 		Lifecycle: s.lifecycle, Network: s.network, Volumes: s.volumes, Plane: plane, Sockets: s.sockets, Watches: s.watches,
+		Sync:    volumesync.New(volumesync.Config{Store: s.store, Plane: plane, Volumes: s.volumes, Log: log}),
 		Events:  &events.View{Store: s.store, Feed: s.events, RegionID: s.cfg.RegionID},
 		Observe: observe.New(observe.Config{Plane: plane, RegionID: s.cfg.RegionID}), Exposure: s.exposure, Runtimes: s.runtimes, Domain: s.domain,
 		RegionID: s.cfg.RegionID, Cluster: s.cfg.Cluster, Registry: reg, Log: log,

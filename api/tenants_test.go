@@ -15,6 +15,7 @@ import (
 	"s0.run/api"
 	"s0.run/api/internal/auth"
 	"s0.run/api/internal/fakenode"
+	"s0.run/internal/s0test/volumetest"
 	"s0.run/internal/sandbox"
 )
 
@@ -34,9 +35,17 @@ func open(c *api.Config, n *fakenode.Node) {
 	withVolumes(c, n)
 }
 
+// withFiles has the files of volumes be some.
+func withFiles(t testing.TB) option {
+	return func(_ *api.Config, n *fakenode.Node) {
+		dirs := volumetest.New(t)
+		n.Volumes.Files, n.Volumes.Copy = dirs.Files, dirs.Copy
+	}
+}
+
 func newWalk(t *testing.T) *walk {
 	t.Helper()
-	w := &walk{instance: start(t, open)}
+	w := &walk{instance: start(t, open, withFiles(t))}
 	key, err := auth.LoadKey(w.keyFile)
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +175,20 @@ func (n *tenant) make(kind string) string {
 	case "volume", "mounted":
 		id := n.w.create("/api/v1/sandboxvolumes", owner, `{"access_mode":"ROX"}`, "id")
 		n.w.send(owner.sends(request{method: "POST", path: "/api/v1/sandboxvolumes/" + id + "/files?path=a", body: "x"})).want(200, nil)
+		n.w.send(owner.sends(request{method: "PUT", path: "/api/v1/sandboxvolumes/" + id + "/sync/replicas/laptop", body: `{}`})).want(200, nil)
 		return id
+	case "sync conflict":
+		var sent struct {
+			Conflicts []struct{ ID string }
+		}
+		n.w.send(owner.sends(request{ // of a, which the volume has already
+			method: "POST", path: "/api/v1/sandboxvolumes/" + n.name("volume") + "/sync/replicas/laptop/changes",
+			body: `{"request_id":"` + uuid.NewString() + `","base_seq":0,"changes":[{"event_type":"create","path":"/a","content_base64":"eQ=="}]}`,
+		})).want(200, &sent)
+		if len(sent.Conflicts) != 1 {
+			n.w.t.Fatalf("%+v", sent)
+		}
+		return sent.Conflicts[0].ID
 	case "volume snapshot":
 		return n.w.create("/api/v1/sandboxvolumes/"+n.name("volume")+"/snapshots", owner, `{"name":"s"}`, "id")
 	case "mount":
@@ -239,6 +261,7 @@ func (n *tenant) ended(o operation, params []param) {
 	}
 	if last == "volume" {
 		delete(n.made, "volume snapshot")
+		delete(n.made, "sync conflict")
 	}
 }
 

@@ -118,7 +118,7 @@ func TestVolumesThatCannotBe(t *testing.T) {
 		`{"backend":"s3","s3":{"bucket":"B_","access_key":"a","secret_key":"b"}}`, `{"backend":"s3","s3":{"bucket":"bbb","access_key":"","secret_key":"b"}}`,
 		`{"backend":"s3","s3":{"bucket":"bbb","access_key":"a","secret_key":"b","prefix":"../x"}}`, `{"backend":"s3","s3":{"bucket":"bbb","access_key":"a","secret_key":"b","endpoint_url":"file:///etc"}}`,
 		`{"backend":"s3","s3":{"bucket":"bbb","access_key":"a","secret_key":"b","endpoint_url":"https://u:p@h/"}}`, `{"backend":"s3","s3":{"bucket":"bbb","access_key":"a","secret_key":"b","provider":"r2"}}`,
-		`{"backend":"s3","access_mode":"RWX","s3":{"bucket":"bbb","access_key":"a","secret_key":"b"}}`, `{"backend":"s3","s3":{"bucket":"bbb","access_key":"a\nb","secret_key":"b"}}`,
+		`{"backend":"s3","access_mode":"RWO","s3":{"bucket":"bbb","access_key":"a","secret_key":"b"}}`, `{"backend":"s3","access_mode":"RWX","s3":{"bucket":"bbb","access_key":"a","secret_key":"b"}}`, `{"backend":"s3","s3":{"bucket":"bbb","access_key":"a\nb","secret_key":"b"}}`,
 	} {
 		c.do("POST", volumes, body).refused(400, "bad_request")
 	}
@@ -148,7 +148,7 @@ func TestF10_ABucketsCredentialIsSealed(t *testing.T) {
 	c := startVolumes(t)
 	const secret = "s0-canary-secret-key"
 	v := c.volume(`{"backend":"s3","s3":{"provider":"r2","bucket":"my-bucket","prefix":"a/b","region":"auto","endpoint_url":"https://r2.example","access_key":"s0-canary-access","secret_key":"` + secret + `","session_token":"s0-canary-token"}}`)
-	if v.Backend != "s3" || v.S3["bucket"] != "my-bucket" || v.S3["provider"] != "r2" || v.S3["endpoint_url"] != "https://r2.example" || v.S3["prefix"] != "a/b" {
+	if v.Backend != "s3" || v.AccessMode != "ROX" || v.S3["bucket"] != "my-bucket" || v.S3["provider"] != "r2" || v.S3["endpoint_url"] != "https://r2.example" || v.S3["prefix"] != "a/b" {
 		t.Errorf("%+v", v)
 	}
 	for _, where := range []string{string(c.do("GET", volumes, "").raw), string(c.do("GET", volumes+"/"+v.ID, "").raw), c.log.String(), contents(t, c.dsn)} {
@@ -298,13 +298,19 @@ func TestQuotaOfVolumes(t *testing.T) {
 		}
 	})
 	v := c.volume("")
+	if told := c.node.Volumes.Get(v.ID).Of; told.GetLimitBytes() != 0 {
+		t.Errorf("without a quota a volume may grow to %d", told.GetLimitBytes())
+	}
 	var me struct {
 		Team string `json:"default_team_id"`
 	}
 	jwt := c.signIn()
 	c.send(request{method: "GET", path: "/users/me", token: jwt}).want(200, &me)
 	c.send(request{method: "PUT", path: "/internal/v1/teams/" + me.Team + "/quotas/volume_storage_gb", token: jwt, body: `{"limit_value":2}`}).want(200, nil)
-	c.volume("") // 1 GB of 2 is used
+	second := c.volume("") // 1 GB of 2 is used
+	if told := c.node.Volumes.Get(second.ID).Of; told.GetLimitBytes() != fakenode.VolumeBytes {
+		t.Errorf("D04: the volume that is made may grow to %d", told.GetLimitBytes())
+	}
 	c.do("POST", volumes, `{}`).refused(429, "quota_exceeded")
 	c.do("POST", volumes+"/"+v.ID+"/fork", `{}`).refused(429, "quota_exceeded")
 	var q struct {

@@ -1708,6 +1708,24 @@ func (e TrafficRuleAppProtocols) Valid() bool {
 	}
 }
 
+// Defines values for UpdateVolumeSyncConflictRequestStatus.
+const (
+	UpdateVolumeSyncConflictRequestStatusIgnored  UpdateVolumeSyncConflictRequestStatus = "ignored"
+	UpdateVolumeSyncConflictRequestStatusResolved UpdateVolumeSyncConflictRequestStatus = "resolved"
+)
+
+// Valid indicates whether the value is a known member of the UpdateVolumeSyncConflictRequestStatus enum.
+func (e UpdateVolumeSyncConflictRequestStatus) Valid() bool {
+	switch e {
+	case UpdateVolumeSyncConflictRequestStatusIgnored:
+		return true
+	case UpdateVolumeSyncConflictRequestStatusResolved:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for VolumeAccessMode.
 const (
 	VolumeAccessModeROX VolumeAccessMode = "ROX"
@@ -1762,6 +1780,93 @@ func (e VolumeS3Provider) Valid() bool {
 	case VolumeS3ProviderAws:
 		return true
 	case VolumeS3ProviderR2:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeSyncConflictStatus.
+const (
+	VolumeSyncConflictStatusIgnored  VolumeSyncConflictStatus = "ignored"
+	VolumeSyncConflictStatusOpen     VolumeSyncConflictStatus = "open"
+	VolumeSyncConflictStatusResolved VolumeSyncConflictStatus = "resolved"
+)
+
+// Valid indicates whether the value is a known member of the VolumeSyncConflictStatus enum.
+func (e VolumeSyncConflictStatus) Valid() bool {
+	switch e {
+	case VolumeSyncConflictStatusIgnored:
+		return true
+	case VolumeSyncConflictStatusOpen:
+		return true
+	case VolumeSyncConflictStatusResolved:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeSyncEntrySource.
+const (
+	VolumeSyncEntrySourceReplica VolumeSyncEntrySource = "replica"
+	VolumeSyncEntrySourceSandbox VolumeSyncEntrySource = "sandbox"
+)
+
+// Valid indicates whether the value is a known member of the VolumeSyncEntrySource enum.
+func (e VolumeSyncEntrySource) Valid() bool {
+	switch e {
+	case VolumeSyncEntrySourceReplica:
+		return true
+	case VolumeSyncEntrySourceSandbox:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeSyncEntryKind.
+const (
+	VolumeSyncEntryKindDirectory VolumeSyncEntryKind = "directory"
+	VolumeSyncEntryKindFile      VolumeSyncEntryKind = "file"
+)
+
+// Valid indicates whether the value is a known member of the VolumeSyncEntryKind enum.
+func (e VolumeSyncEntryKind) Valid() bool {
+	switch e {
+	case VolumeSyncEntryKindDirectory:
+		return true
+	case VolumeSyncEntryKindFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeSyncEventType.
+const (
+	VolumeSyncEventTypeChmod      VolumeSyncEventType = "chmod"
+	VolumeSyncEventTypeCreate     VolumeSyncEventType = "create"
+	VolumeSyncEventTypeInvalidate VolumeSyncEventType = "invalidate"
+	VolumeSyncEventTypeRemove     VolumeSyncEventType = "remove"
+	VolumeSyncEventTypeRename     VolumeSyncEventType = "rename"
+	VolumeSyncEventTypeWrite      VolumeSyncEventType = "write"
+)
+
+// Valid indicates whether the value is a known member of the VolumeSyncEventType enum.
+func (e VolumeSyncEventType) Valid() bool {
+	switch e {
+	case VolumeSyncEventTypeChmod:
+		return true
+	case VolumeSyncEventTypeCreate:
+		return true
+	case VolumeSyncEventTypeInvalidate:
+		return true
+	case VolumeSyncEventTypeRemove:
+		return true
+	case VolumeSyncEventTypeRename:
+		return true
+	case VolumeSyncEventTypeWrite:
 		return true
 	default:
 		return false
@@ -1836,7 +1941,7 @@ type AuditRecord struct {
 	Code string `json:"code"`
 	ID   string `json:"id"`
 
-	// Operation The operationId in this contract.
+	// Operation The operationId in this contract, or `nodes.` and what an operator did with `s0d nodes`.
 	Operation string `json:"operation"`
 
 	// Outcome `succeeded`: carried out. `refused`: the caller's fault. `failed`: the server's;
@@ -1883,6 +1988,16 @@ type AuthProviderType string
 // AuthProviderList defines model for AuthProviderList.
 type AuthProviderList struct {
 	Providers []AuthProvider `json:"providers"`
+}
+
+// BootstrapVolumeSyncRequest defines model for BootstrapVolumeSyncRequest.
+type BootstrapVolumeSyncRequest struct {
+	Capabilities *VolumeSyncCapabilities `json:"capabilities,omitempty"`
+
+	// CaseSensitive As in `capabilities`; those have precedence.
+	CaseSensitive       *bool   `json:"case_sensitive,omitempty"`
+	SnapshotDescription *string `json:"snapshot_description,omitempty"`
+	SnapshotName        *string `json:"snapshot_name,omitempty"`
 }
 
 // CMDRequest defines model for CMDRequest.
@@ -2138,7 +2253,8 @@ type CreateSandboxVolumeRequest struct {
 	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
 	Prefetch *int `json:"prefetch,omitempty"`
 
-	// S3 The credential is sealed as soon as it arrives, and no call answers it.
+	// S3 A bucket is read-only: the access mode is ROX, also when none is given. The
+	// credential is sealed as soon as it arrives, and no call answers it.
 	S3 *CreateSandboxVolumeS3Config `json:"s3,omitempty"`
 
 	// SnapshotID A snapshot of a volume of the team.
@@ -2147,7 +2263,8 @@ type CreateSandboxVolumeRequest struct {
 	Writeback *bool `json:"writeback,omitempty"`
 }
 
-// CreateSandboxVolumeS3Config The credential is sealed as soon as it arrives, and no call answers it.
+// CreateSandboxVolumeS3Config A bucket is read-only: the access mode is ROX, also when none is given. The
+// credential is sealed as soon as it arrives, and no call answers it.
 type CreateSandboxVolumeS3Config struct {
 	AccessKey string `json:"access_key"`
 	Bucket    string `json:"bucket"`
@@ -3243,6 +3360,22 @@ type ProtocolRule struct {
 
 // ProtocolRuleProtocol defines model for ProtocolRule.Protocol.
 type ProtocolRuleProtocol string
+
+// PutVolumeSyncCursorRequest defines model for PutVolumeSyncCursorRequest.
+type PutVolumeSyncCursorRequest struct {
+	LastAppliedSeq int64 `json:"last_applied_seq"`
+}
+
+// PutVolumeSyncReplicaRequest defines model for PutVolumeSyncReplicaRequest.
+type PutVolumeSyncReplicaRequest struct {
+	Capabilities *VolumeSyncCapabilities `json:"capabilities,omitempty"`
+
+	// CaseSensitive As in `capabilities`; those have precedence.
+	CaseSensitive *bool   `json:"case_sensitive,omitempty"`
+	DisplayName   *string `json:"display_name,omitempty"`
+	Platform      *string `json:"platform,omitempty"`
+	RootPath      *string `json:"root_path,omitempty"`
+}
 
 // REPLCandidate defines model for REPLCandidate.
 type REPLCandidate struct {
@@ -4424,6 +4557,16 @@ type UpdateUserRequest struct {
 	Name      *string `json:"name,omitempty"`
 }
 
+// UpdateVolumeSyncConflictRequest defines model for UpdateVolumeSyncConflictRequest.
+type UpdateVolumeSyncConflictRequest struct {
+	Note       *string                               `json:"note,omitempty"`
+	Resolution *string                               `json:"resolution,omitempty"`
+	Status     UpdateVolumeSyncConflictRequestStatus `json:"status"`
+}
+
+// UpdateVolumeSyncConflictRequestStatus defines model for UpdateVolumeSyncConflictRequest.Status.
+type UpdateVolumeSyncConflictRequestStatus string
+
 // UsageWindow defines model for UsageWindow.
 type UsageWindow struct {
 	ClusterID   *string   `json:"cluster_id,omitempty"`
@@ -4527,6 +4670,171 @@ type VolumeSnapshot struct {
 	// SizeBytes What its files hold; what it shares with the volume is stored once.
 	SizeBytes int64  `json:"size_bytes"`
 	VolumeID  string `json:"volume_id"`
+}
+
+// VolumeSyncBootstrap defines model for VolumeSyncBootstrap.
+type VolumeSyncBootstrap struct {
+	ArchiveDownloadPath string         `json:"archive_download_path"`
+	ReplayAfterSeq      int64          `json:"replay_after_seq"`
+	Snapshot            VolumeSnapshot `json:"snapshot"`
+}
+
+// VolumeSyncCapabilities defines model for VolumeSyncCapabilities.
+type VolumeSyncCapabilities struct {
+	// CaseSensitive Names that differ in case alone are two.
+	CaseSensitive bool `json:"case_sensitive"`
+
+	// UnicodeNormalizationInsensitive Names that differ in the form of their characters alone are one.
+	UnicodeNormalizationInsensitive bool `json:"unicode_normalization_insensitive"`
+
+	// WindowsCompatiblePaths Only names that Windows takes can be.
+	WindowsCompatiblePaths bool `json:"windows_compatible_paths"`
+}
+
+// VolumeSyncChange defines model for VolumeSyncChange.
+type VolumeSyncChange struct {
+	// ContentBase64 The whole content of a file that is created or written; it may be left out where size_bytes is 0.
+	ContentBase64 []byte `json:"content_base64,omitempty,omitzero"`
+
+	// ContentSha256 64 hexadecimal digits.
+	ContentSha256 *string              `json:"content_sha256,omitempty"`
+	EntryKind     *VolumeSyncEntryKind `json:"entry_kind,omitempty"`
+	EventType     VolumeSyncEventType  `json:"event_type"`
+
+	// Metadata At most 4 KiB of JSON; kept with the entry.
+	Metadata map[string]interface{} `json:"metadata,omitempty,omitzero"`
+
+	// Mode Permission bits. What is above 0777 is left out.
+	Mode *int32 `json:"mode,omitempty"`
+
+	// OldPath Of a rename.
+	OldPath *string `json:"old_path,omitempty"`
+
+	// Path From the volume's root on; a slash before it may be left out.
+	Path      string `json:"path"`
+	SizeBytes *int64 `json:"size_bytes,omitempty"`
+}
+
+// VolumeSyncChanges defines model for VolumeSyncChanges.
+type VolumeSyncChanges struct {
+	Changes          []VolumeSyncEntry `json:"changes"`
+	HeadSeq          int64             `json:"head_seq"`
+	RetainedAfterSeq int64             `json:"retained_after_seq"`
+}
+
+// VolumeSyncChangesRequest defines model for VolumeSyncChangesRequest.
+type VolumeSyncChangesRequest struct {
+	// BaseSeq The last entry that the replica had when the changes were made.
+	BaseSeq   int64              `json:"base_seq"`
+	Changes   []VolumeSyncChange `json:"changes"`
+	RequestID string             `json:"request_id"`
+}
+
+// VolumeSyncChangesResult defines model for VolumeSyncChangesResult.
+type VolumeSyncChangesResult struct {
+	// Accepted Of each change that is so now the entry that says so: of a directory that was removed the last, of a rename the one of the new path.
+	Accepted  []VolumeSyncEntry    `json:"accepted"`
+	Conflicts []VolumeSyncConflict `json:"conflicts"`
+	HeadSeq   int64                `json:"head_seq"`
+}
+
+// VolumeSyncConflict defines model for VolumeSyncConflict.
+type VolumeSyncConflict struct {
+	// ArtifactPath Where the content is that was not written to the path; absent: there was none.
+	ArtifactPath *string             `json:"artifact_path,omitempty"`
+	BaseSeq      int64               `json:"base_seq"`
+	CreatedAt    time.Time           `json:"created_at"`
+	EventType    VolumeSyncEventType `json:"event_type"`
+
+	// ExistingSeq Of the entry that was in the way; absent: it was none.
+	ExistingSeq    *int64  `json:"existing_seq,omitempty"`
+	ID             string  `json:"id"`
+	NormalizedPath string  `json:"normalized_path"`
+	Note           *string `json:"note,omitempty"`
+	OldPath        *string `json:"old_path,omitempty"`
+	Path           string  `json:"path"`
+
+	// Reason `concurrent_update`, `casefold_collision`, `case_only_rename_conflict`, `windows_reserved_name`, `windows_invalid_name`, `path_type_conflict` or `unsupported_entry`.
+	Reason     string                   `json:"reason"`
+	ReplicaID  string                   `json:"replica_id"`
+	Resolution *string                  `json:"resolution,omitempty"`
+	Status     VolumeSyncConflictStatus `json:"status"`
+	TeamID     string                   `json:"team_id"`
+	UpdatedAt  time.Time                `json:"updated_at"`
+	VolumeID   string                   `json:"volume_id"`
+}
+
+// VolumeSyncConflictList defines model for VolumeSyncConflictList.
+type VolumeSyncConflictList struct {
+	Conflicts []VolumeSyncConflict `json:"conflicts"`
+}
+
+// VolumeSyncConflictStatus defines model for VolumeSyncConflictStatus.
+type VolumeSyncConflictStatus string
+
+// VolumeSyncEntry defines model for VolumeSyncEntry.
+type VolumeSyncEntry struct {
+	// ContentRef Names the content of a file.
+	ContentRef        *string                `json:"content_ref,omitempty"`
+	ContentSha256     *string                `json:"content_sha256,omitempty"`
+	CreatedAt         time.Time              `json:"created_at"`
+	EntryKind         VolumeSyncEntryKind    `json:"entry_kind"`
+	EventType         VolumeSyncEventType    `json:"event_type"`
+	Metadata          map[string]interface{} `json:"metadata,omitempty,omitzero"`
+	Mode              *int32                 `json:"mode,omitempty"`
+	NormalizedOldPath *string                `json:"normalized_old_path,omitempty"`
+
+	// NormalizedPath What paths have in common that differ in case or the form of characters alone.
+	NormalizedPath string  `json:"normalized_path"`
+	OldPath        *string `json:"old_path,omitempty"`
+
+	// Path From the volume's root on, with a slash before it.
+	Path string `json:"path"`
+
+	// ReplicaID Whose change it was; absent, too, of what was kept of a refused change.
+	ReplicaID *string               `json:"replica_id,omitempty"`
+	Seq       int64                 `json:"seq"`
+	SizeBytes *int64                `json:"size_bytes,omitempty"`
+	Source    VolumeSyncEntrySource `json:"source"`
+	TeamID    string                `json:"team_id"`
+
+	// Tombstone The path is gone.
+	Tombstone bool   `json:"tombstone"`
+	VolumeID  string `json:"volume_id"`
+}
+
+// VolumeSyncEntrySource defines model for VolumeSyncEntry.Source.
+type VolumeSyncEntrySource string
+
+// VolumeSyncEntryKind defines model for VolumeSyncEntryKind.
+type VolumeSyncEntryKind string
+
+// VolumeSyncEventType defines model for VolumeSyncEventType.
+type VolumeSyncEventType string
+
+// VolumeSyncReplica defines model for VolumeSyncReplica.
+type VolumeSyncReplica struct {
+	Capabilities   VolumeSyncCapabilities `json:"capabilities"`
+	CaseSensitive  bool                   `json:"case_sensitive"`
+	CreatedAt      time.Time              `json:"created_at"`
+	DisplayName    string                 `json:"display_name"`
+	ID             string                 `json:"id"`
+	LastAppliedSeq int64                  `json:"last_applied_seq"`
+	LastSeenAt     time.Time              `json:"last_seen_at"`
+
+	// LeaseExpiresAt Until then it may send changes.
+	LeaseExpiresAt time.Time `json:"lease_expires_at"`
+	Platform       string    `json:"platform"`
+	RootPath       string    `json:"root_path"`
+	TeamID         string    `json:"team_id"`
+	UpdatedAt      time.Time `json:"updated_at"`
+	VolumeID       string    `json:"volume_id"`
+}
+
+// VolumeSyncReplicaState defines model for VolumeSyncReplicaState.
+type VolumeSyncReplicaState struct {
+	HeadSeq int64             `json:"head_seq"`
+	Replica VolumeSyncReplica `json:"replica"`
 }
 
 // WarmProcess A context that runs before a sandbox is claimed, which can't happen until all of them are healthy. It is listed like any other; a REPL answers the first request for its alias that asks for nothing else. When it ends, so does the sandbox, unless it was a REPL that somebody has used or was deleted.

@@ -266,6 +266,39 @@ func methods(ctx context.Context, c *client.Client) map[string]func() error {
 			return r.Close()
 		},
 		"uploadVolumeArchive": result(func() (any, error) { return c.VolumeFiles(vol).WriteArchive(ctx, f, strings.NewReader("x")) }),
+		"putVolumeSyncReplica": result(func() (any, error) {
+			return c.PutVolumeSyncReplica(ctx, vol, "laptop", client.PutVolumeSyncReplicaRequest{})
+		}),
+		"getVolumeSyncReplica": result(func() (any, error) { return c.GetVolumeSyncReplica(ctx, vol, "laptop") }),
+		"putVolumeSyncCursor":  result(func() (any, error) { return c.PutVolumeSyncCursor(ctx, vol, "laptop", 1) }),
+		"sendVolumeSyncChanges": result(func() (any, error) {
+			return c.SendVolumeSyncChanges(ctx, vol, "laptop", client.VolumeSyncChangesRequest{RequestID: "1", Changes: []client.VolumeSyncChange{{EventType: "remove", Path: "/a"}}})
+		}),
+		"listVolumeSyncChanges": result(func() (any, error) { return c.ListVolumeSyncChanges(ctx, vol, 1, 2) }),
+		"getVolumeSyncPayload": func() error {
+			r, err := c.ReadVolumeSyncPayload(ctx, vol, "sha256:00")
+			if err != nil {
+				return err
+			}
+			return r.Close()
+		},
+		"bootstrapVolumeSync": result(func() (any, error) {
+			return c.BootstrapVolumeSync(ctx, vol, client.BootstrapVolumeSyncRequest{})
+		}),
+		"getVolumeSyncArchive": func() error {
+			r, err := c.ReadVolumeSyncArchive(ctx, vol, "s")
+			if err != nil {
+				return err
+			}
+			return r.Close()
+		},
+		"listVolumeSyncConflicts": result(func() (any, error) { return c.ListVolumeSyncConflicts(ctx, vol, "open", 1) }),
+		"updateVolumeSyncConflict": result(func() (any, error) {
+			return c.UpdateVolumeSyncConflict(ctx, vol, "c", client.UpdateVolumeSyncConflictRequest{Status: "resolved"})
+		}),
+		"searchVolumeFiles": result(func() (any, error) {
+			return c.VolumeFiles(vol).Search(ctx, client.FileSearchRequest{Include: []string{"*"}}, nil)
+		}),
 		"searchFiles": result(func() (any, error) {
 			return c.SearchFiles(ctx, sb, client.FileSearchRequest{Include: []string{"*"}}, nil)
 		}),

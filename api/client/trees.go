@@ -38,10 +38,15 @@ func (c *Client) WriteArchive(ctx context.Context, sandboxID, path string, archi
 	return c.Files(sandboxID).WriteArchive(ctx, path, archive)
 }
 
-// SearchFiles calls found for every match, as they come, until it fails. Without an
-// error the search has come to its end, of which the summary tells.
+// SearchFiles is Search of a sandbox's files.
 func (c *Client) SearchFiles(ctx context.Context, sandboxID string, req FileSearchRequest, found func(FileSearchMatch) error) (*FileSearchSummary, error) {
-	resp, err := c.send(ctx, call{method: http.MethodPost, path: sandboxPath(sandboxID, "files", "search"), body: req})
+	return c.Files(sandboxID).Search(ctx, req, found)
+}
+
+// Search calls found for every match, as they come, until it fails. Without an error the
+// search has come to its end, of which the summary tells.
+func (f Files) Search(ctx context.Context, req FileSearchRequest, found func(FileSearchMatch) error) (*FileSearchSummary, error) {
+	resp, err := f.c.send(ctx, call{method: http.MethodPost, path: f.path + "/search", body: req})
 	if err != nil {
 		return nil, err
 	}

@@ -31,11 +31,16 @@ func (p *Plane) streamVolume(ctx context.Context, to Target, req Request) (*http
 	if err != nil {
 		return nil, err
 	}
+	return p.StreamAt(ctx, node, v, req)
+}
+
+// StreamAt is Stream for a volume that a node is known to have.
+func (p *Plane) StreamAt(ctx context.Context, node string, v *nodeapi.Volume, req Request) (*http.Response, error) {
 	b, err := proto.Marshal(v)
 	if err != nil {
 		return nil, err
 	}
-	u := url.URL{Scheme: "http", Host: "node", Path: nodeapi.VolumePrefix + to.Volume.String() + req.Path, RawQuery: req.Query.Encode()}
+	u := url.URL{Scheme: "http", Host: "node", Path: nodeapi.VolumePrefix + v.GetId() + req.Path, RawQuery: req.Query.Encode()}
 	name := http.Header{nodeapi.VolumeHeader: {base64.RawURLEncoding.EncodeToString(b)}}
 	resp, err := p.exchange(ctx, node, req, u, name)
 	if err != nil {

@@ -101,6 +101,7 @@ type Node struct {
 	snapshots map[string]string // snapshot → team
 	filesOnly map[string]bool   // sandbox id → how it was paused last
 	begun     map[string]string // sandbox id → snapshot that it began with, or went back to
+	cordoned  bool
 }
 
 // SandboxHeader names the sandbox to the Proc handler.
@@ -296,6 +297,7 @@ func (n *Node) Watch(ctx context.Context, req *nodeapi.WatchRequest, stream *con
 	for _, sb := range n.sandboxes {
 		first = append(first, &nodeapi.Event{Event: &nodeapi.Event_Sandbox{Sandbox: sb}})
 	}
+	first = append(first, &nodeapi.Event{Event: &nodeapi.Event_Cordoned{Cordoned: n.cordoned}})
 	n.watchers[ch] = true
 	n.mu.Unlock()
 	defer func() {

@@ -25,6 +25,11 @@ type VolumeStore struct {
 	// lose its answer.
 	OnCall, After func(ctx context.Context, call, volume string) error
 
+	// Files serves a volume's files, and Copy is told when a volume or a snapshot becomes
+	// what another is; nil: Proc has them, as if of a sandbox.
+	Files func(volume string) http.Handler
+	Copy  func(from, to string) error
+
 	mu      sync.Mutex
 	volumes map[string]*Volume
 }
@@ -122,6 +127,13 @@ func (s *VolumeStore) apply(of *nodeapi.Volume, create bool, f func(v *Volume) e
 	return nil
 }
 
+func (s *VolumeStore) copy(from, to string) error {
+	if s.Copy == nil {
+		return nil
+	}
+	return s.Copy(from, to)
+}
+
 func state(of *nodeapi.Volume, bytes int64) *nodeapi.VolumeState {
 	return &nodeapi.VolumeState{Id: of.GetId(), Epoch: of.GetEpoch(), Bytes: bytes}
 }
@@ -135,7 +147,10 @@ func (n *Node) CreateVolume(ctx context.Context, req *nodeapi.CreateVolumeReques
 			return refused(connect.CodeNotFound, "", "no such snapshot")
 		}
 		v.From = req.GetSnapshot()
-		return nil
+		if v.From == "" {
+			return nil
+		}
+		return n.Volumes.copy(v.From, req.GetVolume().GetId())
 	})
 	return &nodeapi.CreateVolumeResponse{State: state(req.GetVolume(), VolumeBytes)}, err
 }
@@ -144,7 +159,7 @@ func (n *Node) CreateVolume(ctx context.Context, req *nodeapi.CreateVolumeReques
 func (n *Node) ForkVolume(ctx context.Context, req *nodeapi.ForkVolumeRequest) (*nodeapi.ForkVolumeResponse, error) {
 	err := n.Volumes.do(ctx, "ForkVolume", req.GetVolume(), func(v *Volume) error {
 		v.From = req.GetSource().GetId()
-		return nil
+		return n.Volumes.copy(v.From, req.GetVolume().GetId())
 	})
 	return &nodeapi.ForkVolumeResponse{State: state(req.GetVolume(), VolumeBytes)}, err
 }
@@ -181,7 +196,7 @@ func (n *Node) SnapshotVolume(ctx context.Context, req *nodeapi.SnapshotVolumeRe
 	err := n.Volumes.do(ctx, "SnapshotVolume", req.GetVolume(), func(v *Volume) error {
 		v.Snapshots[req.GetSnapshot()] = true
 		bytes = v.Bytes
-		return nil
+		return n.Volumes.copy(req.GetVolume().GetId(), req.GetSnapshot())
 	})
 	return &nodeapi.SnapshotVolumeResponse{Bytes: bytes}, err
 }
@@ -202,7 +217,7 @@ func (n *Node) RestoreVolume(ctx context.Context, req *nodeapi.RestoreVolumeRequ
 			return refused(connect.CodeNotFound, "", "no such snapshot")
 		}
 		v.Restored = req.GetSnapshot()
-		return nil
+		return n.Volumes.copy(v.Restored, req.GetVolume().GetId())
 	})
 	return &nodeapi.RestoreVolumeResponse{}, err
 }
@@ -288,6 +303,10 @@ func (n *Node) volumeFiles(w http.ResponseWriter, r *http.Request) {
 		r = r.Clone(r.Context())
 		r.URL.Path, r.URL.RawPath = "/"+r.PathValue("path"), ""
 		r.Header.Set(SandboxHeader, of.GetId())
+		if n.Volumes.Files != nil {
+			n.Volumes.Files(of.GetId()).ServeHTTP(w, r)
+			return
+		}
 		n.Proc.ServeHTTP(w, r)
 	}
 }

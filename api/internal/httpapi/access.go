@@ -154,6 +154,18 @@ var operations = map[string]access{
 	"GET /api/v1/sandboxvolumes/{id}/files/watch":   {anyInTeam, auth.VolumeFileRead},
 	"GET /api/v1/sandboxvolumes/{id}/files/archive": {anyInTeam, auth.VolumeFileRead},
 	"PUT /api/v1/sandboxvolumes/{id}/files/archive": {anyInTeam, auth.VolumeFileWrite},
+	"POST /api/v1/sandboxvolumes/{id}/files/search": {anyInTeam, auth.VolumeFileRead},
+
+	"PUT /api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}":          {anyInTeam, auth.VolumeFileWrite},
+	"GET /api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}":          {anyInTeam, auth.VolumeFileRead},
+	"PUT /api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}/cursor":   {anyInTeam, auth.VolumeFileWrite},
+	"POST /api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}/changes": {anyInTeam, auth.VolumeFileWrite},
+	"GET /api/v1/sandboxvolumes/{id}/sync/changes":                        {anyInTeam, auth.VolumeFileRead},
+	"GET /api/v1/sandboxvolumes/{id}/sync/replay-payload":                 {anyInTeam, auth.VolumeFileRead},
+	"POST /api/v1/sandboxvolumes/{id}/sync/bootstrap":                     {anyInTeam, auth.VolumeWrite},
+	"GET /api/v1/sandboxvolumes/{id}/sync/bootstrap/archive":              {anyInTeam, auth.VolumeFileRead},
+	"GET /api/v1/sandboxvolumes/{id}/sync/conflicts":                      {anyInTeam, auth.VolumeFileRead},
+	"PUT /api/v1/sandboxvolumes/{id}/sync/conflicts/{conflict_id}":        {anyInTeam, auth.VolumeFileWrite},
 
 	"GET /api/v1/sandboxes/{id}/network":                 {anyInTeam, auth.SandboxRead},
 	"PUT /api/v1/sandboxes/{id}/network":                 {anyInTeam, auth.SandboxWrite},

@@ -24,6 +24,10 @@ func decode(w http.ResponseWriter, r *http.Request, limit int64, dst any, requir
 	if err != nil {
 		return err
 	}
+	return decoded(b, dst, required...)
+}
+
+func decoded(b []byte, dst any, required ...string) error {
 	if err := strictjson.Unmarshal(b, dst, required...); err != nil {
 		return errdefs.New(errdefs.InvalidArgument, "%s", err)
 	}
@@ -36,15 +40,16 @@ func decodeOptional(w http.ResponseWriter, r *http.Request, dst any) error {
 	if err != nil || len(b) == 0 {
 		return err
 	}
-	if err := strictjson.Unmarshal(b, dst); err != nil {
-		return errdefs.New(errdefs.InvalidArgument, "%s", err)
-	}
-	return nil
+	return decoded(b, dst)
 }
 
 func body(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	return bodyWithin(w, r, limit, bodyTimeout)
+}
+
+func bodyWithin(w http.ResponseWriter, r *http.Request, limit int64, d time.Duration) ([]byte, error) {
 	rc := http.NewResponseController(w)
-	rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	rc.SetReadDeadline(time.Now().Add(d))
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	rc.SetReadDeadline(time.Time{})
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {

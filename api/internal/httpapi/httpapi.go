@@ -44,6 +44,7 @@ import (
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
 	"s0.run/api/internal/volumes"
+	"s0.run/api/internal/volumesync"
 	"s0.run/api/internal/wsapi"
 )
 
@@ -78,6 +79,7 @@ type Config struct {
 	Watches   *ndjson.Server
 	Network   *egress.Keeper
 	Volumes   *volumes.Keeper
+	Sync      *volumesync.Keeper
 	Exposure  *exposure.Proxy
 	Runtimes  *runtimes.Starter
 	Domain    services.Domain // under which sandboxes' services are found
@@ -105,6 +107,8 @@ type API struct {
 	waits       *inflight.Counter[uuid.UUID]
 	signInHosts *ratelimit.Limiter // by address
 	signInUsers *ratelimit.Limiter // by who is to be signed in
+	pushes      *inflight.Counter[uuid.UUID]
+	pushing     chan struct{} // a seat of each push
 	timing      *prometheus.HistogramVec
 }
 
@@ -114,7 +118,8 @@ var _ openapi.ServerInterface = (*API)(nil)
 func New(cfg Config) *API {
 	a := &API{
 		cfg: cfg, teams: ratelimit.New(cfg.Rate, cfg.Burst), hosts: ratelimit.New(cfg.Rate, cfg.Burst),
-		waits:       inflight.New[uuid.UUID](waitsPerTeam),
+		waits:  inflight.New[uuid.UUID](waitsPerTeam),
+		pushes: inflight.New[uuid.UUID](changesOfTeam), pushing: make(chan struct{}, changesTogether),
 		signInHosts: ratelimit.New(cfg.Rate/100, max(1, cfg.Burst/10)), signInUsers: ratelimit.New(cfg.Rate/1000, max(1, cfg.Burst/20)),
 		timing: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "s0_api_request_seconds", Help: "Time to answer a request, by route and class of status.",

@@ -82,7 +82,11 @@ func (a *API) uploadArchive(w http.ResponseWriter, r *http.Request, p place, pat
 
 // SearchFiles implements POST /api/v1/sandboxes/{id}/files/search.
 func (a *API) SearchFiles(w http.ResponseWriter, r *http.Request, id string) {
-	resp, err := a.search(w, r, id)
+	a.searchFiles(w, r, placeOf(r, id))
+}
+
+func (a *API) searchFiles(w http.ResponseWriter, r *http.Request, p place) {
+	resp, err := a.search(w, r, p)
 	if err != nil {
 		a.fail(w, r, err)
 		return
@@ -95,20 +99,19 @@ func (a *API) SearchFiles(w http.ResponseWriter, r *http.Request, id string) {
 	}
 }
 
-func (a *API) search(w http.ResponseWriter, r *http.Request, id string) (*http.Response, error) {
+func (a *API) search(w http.ResponseWriter, r *http.Request, p place) (*http.Response, error) {
 	var req openapi.FileSearchRequest
 	if err := decode(w, r, controlBytes, &req); err != nil {
 		return nil, err
 	}
-	to, err := target(r, id)
-	if err != nil {
-		return nil, err
+	if p.err != nil {
+		return nil, p.err
 	}
 	body, err := json.Marshal(req)
 	if err != nil {
 		return nil, err
 	}
-	return a.cfg.Plane.Stream(r.Context(), to, dataplane.Request{
+	return a.cfg.Plane.Stream(r.Context(), p.to, dataplane.Request{
 		Method: http.MethodPost, Path: procapi.PathFiles + "/search", Header: http.Header{"Content-Type": {"application/json"}},
 		Body: bytes.NewReader(body), Length: int64(len(body)), Timeout: searchTimeout,
 	})

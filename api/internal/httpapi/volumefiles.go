@@ -69,3 +69,8 @@ func (a *API) DownloadVolumeArchive(w http.ResponseWriter, r *http.Request, id s
 func (a *API) UploadVolumeArchive(w http.ResponseWriter, r *http.Request, id string, params openapi.UploadVolumeArchiveParams) {
 	a.uploadArchive(w, r, volumePlace(r, id), params.Path)
 }
+
+// SearchVolumeFiles implements POST /api/v1/sandboxvolumes/{id}/files/search.
+func (a *API) SearchVolumeFiles(w http.ResponseWriter, r *http.Request, id string) {
+	a.searchFiles(w, r, volumePlace(r, id))
+}

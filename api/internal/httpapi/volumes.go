@@ -90,8 +90,10 @@ func newVolume(req openapi.CreateSandboxVolumeRequest) (want volumes.CreateReque
 		return want, nil
 	case want.Snapshot != uuid.Nil:
 		return want, errdefs.New(errdefs.InvalidArgument, "volume backend does not support snapshots: no snapshot_id")
-	case want.AccessMode == store.ReadWriteMany:
-		return want, errdefs.New(errdefs.InvalidArgument, "volume backend does not support access_mode %s", store.ReadWriteMany)
+	case want.AccessMode == "":
+		want.AccessMode = store.ReadOnlyMany // a bucket is to be read alone
+	case want.AccessMode != store.ReadOnlyMany:
+		return want, errdefs.New(errdefs.InvalidArgument, "volume backend does not support access_mode %s: a bucket is read-only, %s", want.AccessMode, store.ReadOnlyMany)
 	}
 	want.Bucket, want.Secret, err = bucketOf(*req.S3)
 	return want, err

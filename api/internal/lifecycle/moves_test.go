@@ -317,3 +317,48 @@ func TestX24_ARestoreWhoseAnswerWasLost(t *testing.T) {
 		t.Errorf("%+v: %v", got, err)
 	}
 }
+
+// What is paused on a node whose Kubernetes node is cordoned goes on elsewhere.
+func TestACordonedNodeResumesNothing(t *testing.T) {
+	t.Parallel()
+	f, sb := withStore(t, &fakenode.Node{}, &fakenode.Node{})
+	if _, err := f.node.Cordon(t.Context(), &nodeapi.CordonRequest{Cordoned: true}); err != nil {
+		t.Fatal(err)
+	}
+	fakenode.Eventually(t, "the cordon", func() bool { return f.table.Closed("n1") })
+	f.resumeElsewhere(sb.ID)
+}
+
+// What a node has paused of itself, its row says paused: a pod's eviction asks no API server.
+func TestWhatItsNodePausedIsPaused(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(nil)
+	if _, err := f.node.Pause(t.Context(), &nodeapi.PauseRequest{Id: string(sb.ID), Generation: uint64(sb.Generation)}); err != nil {
+		t.Fatal(err)
+	}
+	fakenode.Eventually(t, "the row", func() bool {
+		f.keep.Pass(t.Context())
+		return f.row(sb.ID).Status == sandbox.Paused
+	})
+}
+
+// What is paused there alone waits, and whoever asks is told why.
+func TestACordonedNodeKeepsWhatItAloneHas(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(nil)
+	if _, err := f.keep.Pause(t.Context(), f.team, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	for _, cordoned := range []bool{true, false} {
+		if _, err := f.node.Cordon(t.Context(), &nodeapi.CordonRequest{Cordoned: cordoned}); err != nil {
+			t.Fatal(err)
+		}
+		fakenode.Eventually(t, "the cordon", func() bool { return f.table.Closed("n1") == cordoned })
+		_, err := f.keep.Resume(t.Context(), f.team, sb.ID)
+		if cordoned != errdefs.Is(err, errdefs.Unavailable) || cordoned != (f.row(sb.ID).Status == sandbox.Paused) {
+			t.Errorf("cordoned: %v; %v, and it is %s", cordoned, err, f.row(sb.ID).Status)
+		}
+	}
+}

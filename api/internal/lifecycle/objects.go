@@ -30,7 +30,7 @@ const (
 var errBeingResumed = errdefs.New(errdefs.Unavailable, "the sandbox is being resumed").WithRetryAfter(time.Second)
 
 // errDrained is a drained node's refusal, in its place.
-var errDrained = connect.NewError(connect.CodeResourceExhausted, errors.New("the sandbox's node is being drained"))
+var errDrained = connect.NewError(connect.CodeResourceExhausted, errors.New("the sandbox's node gets nothing new"))
 
 // Stored takes note that a node says something new of whether a paused sandbox is in the
 // object store. It never blocks.
@@ -79,7 +79,7 @@ func (k *Keeper) recordStored(ctx context.Context, sb placement.Sandbox) {
 // resumeAt has the row's node resume a sandbox: what the node has, or else what is in the
 // object store. Who has begun the resume gives it its volumes anew.
 func (k *Keeper) resumeAt(ctx context.Context, row store.Sandbox, begun bool) (*nodeapi.Sandbox, error) {
-	if begun && k.cfg.Table.Draining(row.Node) {
+	if begun && k.cfg.Table.Closed(row.Node) {
 		return nil, errDrained
 	}
 	rpc, err := k.cfg.Nodes.RPC(row.Node)

@@ -208,6 +208,9 @@ func switchError(err error, state, failed string) error {
 	if e := volumes.Refused(err); e != nil {
 		return e
 	}
+	if errors.Is(err, errDrained) {
+		return errdefs.New(errdefs.Unavailable, "the sandbox's node gets nothing new at the moment, and no other one has the sandbox").WithRetryAfter(time.Second)
+	}
 	if ours, ok := errors.AsType[*errdefs.Error](err); ok {
 		return ours
 	}

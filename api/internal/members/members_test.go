@@ -532,7 +532,7 @@ func TestDrain(t *testing.T) {
 	if err := f.store.DrainNode(t.Context(), "n1", true); err != nil {
 		t.Fatal(err)
 	}
-	fakenode.Eventually(t, "the drain", func() bool { return f.table.Free() == 0 && f.table.Draining("n1") })
+	fakenode.Eventually(t, "the drain", func() bool { return f.table.Free() == 0 && f.table.Closed("n1") })
 	n.AddSlots("p", 1)
 	if _, ok := f.table.ColdNode(sandbox.GVisor, nil); ok {
 		t.Error("a drained node is chosen for a cold start")

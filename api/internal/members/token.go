@@ -5,11 +5,12 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"regexp"
 	"time"
 
+	"s0.run/api/internal/audit"
 	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
 	"s0.run/internal/nodecert"
 )
 
@@ -26,11 +27,11 @@ const (
 // NewToken makes a token that admits so many nodes for so long, or one node of a name.
 func NewToken(ctx context.Context, s *store.Store, node string, uses int, life time.Duration) (token string, until time.Time, err error) {
 	if uses < 1 || uses > MaxTokenUses || life <= 0 || life > MaxTokenLife {
-		return "", until, fmt.Errorf("a token admits 1 to %d nodes, for at most %s", MaxTokenUses, MaxTokenLife)
+		return "", until, errdefs.New(errdefs.InvalidArgument, "a token admits 1 to %d nodes, for at most %s", MaxTokenUses, MaxTokenLife)
 	}
 	if node != "" {
 		if err := nodecert.ValidNode(node); err != nil {
-			return "", until, err
+			return "", until, errdefs.New(errdefs.InvalidArgument, "%v", err)
 		}
 	}
 	random := make([]byte, 28)
@@ -38,6 +39,7 @@ func NewToken(ctx context.Context, s *store.Store, node string, uses int, life t
 	digits := hex.EncodeToString(random)
 	token = "s0n_" + digits[:16] + "_" + digits[16:]
 	id, secret, _ := splitToken(token)
+	audit.Resource(ctx, id)
 	until, err = s.PutNodeToken(ctx, store.NodeToken{ID: id, Secret: secret, Node: node, Uses: uses, Life: life})
 	return token, until, err
 }

@@ -34,11 +34,15 @@ type conn struct {
 	open map[net.Conn]bool
 }
 
-func newConn(at string, member *Member, dial func(context.Context) (net.Conn, error)) *conn {
+// newConn makes the conn of a node that local asks, or without one what dial leads to.
+func newConn(at string, member *Member, local http.RoundTripper, dial func(context.Context) (net.Conn, error)) *conn {
 	c := &conn{at: at, member: member, tried: make(chan struct{}), done: make(chan struct{}), open: map[net.Conn]bool{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.calls = &http.Client{Transport: c.transport(dial)}
-	c.data = &http.Client{Transport: c.transport(dial), CheckRedirect: noRedirect}
+	calls, data := local, local
+	if local == nil {
+		calls, data = c.transport(dial), c.transport(dial)
+	}
+	c.calls, c.data = &http.Client{Transport: calls}, &http.Client{Transport: data, CheckRedirect: noRedirect}
 	c.rpc = nodeapiconnect.NewNodeClient(c.calls, "http://node", connect.WithReadMaxBytes(maxMessage),
 		// Compressing a message of a hundred bytes costs more than the rest of a claim.
 		connect.WithAcceptCompression("gzip", nil, nil))

@@ -60,6 +60,8 @@ func collect(s *placement.Snapshot, node string, e *nodeapi.Event) {
 	case *nodeapi.Event_Pool:
 		p := poolFromWire(ev.Pool)
 		s.Pools[p.Key] = p
+	case *nodeapi.Event_Cordoned:
+		s.Cordoned = &ev.Cordoned
 	}
 }
 
@@ -90,6 +92,10 @@ func (s *Set) apply(node string, e *nodeapi.Event) {
 		s.cfg.OnEnd(node, id)
 	case *nodeapi.Event_Pool:
 		t.PoolChanged(node, poolFromWire(ev.Pool))
+	case *nodeapi.Event_Cordoned:
+		if t.Cordon(node, ev.Cordoned) && s.cfg.OnCordon != nil {
+			s.cfg.OnCordon()
+		}
 	}
 }
 

@@ -50,9 +50,9 @@ const (
 
 // Config says which nodes there are and who wants to know what they say.
 type Config struct {
-	Sockets []string                                                   // unix sockets of node APIs
-	Dial    func(ctx context.Context, socket string) (net.Conn, error) // to one of them; nil: the kernel's way
-	Cluster string                                                     // every node must belong to it
+	Sockets []string          // unix sockets of node APIs
+	Local   http.RoundTripper // asks the one of Sockets in their place; nil: they are dialled
+	Cluster string            // every node must belong to it
 
 	// DialMember connects to a member, and to nobody else who may answer in its place.
 	DialMember func(ctx context.Context, m Member) (net.Conn, error)
@@ -71,6 +71,10 @@ type Config struct {
 
 	// OnGone, unless nil, is called when a node is no member any more and forgotten.
 	OnGone func(node string)
+
+	// OnCordon, unless nil, is called when a node's own Kubernetes node lets nothing new
+	// there, or does again.
+	OnCordon func()
 }
 
 // Member is a node that is reached over a network. One that is anything else than before
@@ -95,12 +99,9 @@ type Set struct {
 
 // New makes a Set; nothing is connected until Run.
 func New(cfg Config) *Set {
-	if cfg.Dial == nil {
-		cfg.Dial = dialUnix
-	}
 	s := &Set{cfg: cfg, changed: make(chan struct{}, 1), latest: map[string]*conn{}, byName: map[string]*conn{}}
 	for _, socket := range cfg.Sockets {
-		s.conns = append(s.conns, newConn(socket, nil, func(ctx context.Context) (net.Conn, error) { return s.cfg.Dial(ctx, socket) }))
+		s.conns = append(s.conns, newConn(socket, nil, cfg.Local, func(ctx context.Context) (net.Conn, error) { return dialUnix(ctx, socket) }))
 	}
 	s.fresh = slices.Clone(s.conns)
 	return s
@@ -144,7 +145,7 @@ func (s *Set) Members(list []Member) {
 }
 
 func (s *Set) newMemberLocked(m Member) *conn {
-	c := newConn(m.Endpoint, &m, func(ctx context.Context) (net.Conn, error) { return s.cfg.DialMember(ctx, m) })
+	c := newConn(m.Endpoint, &m, nil, func(ctx context.Context) (net.Conn, error) { return s.cfg.DialMember(ctx, m) })
 	c.before = s.latest[m.Name]
 	s.latest[m.Name] = c
 	s.fresh = append(s.fresh, c)

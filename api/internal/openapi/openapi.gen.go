@@ -1715,6 +1715,24 @@ func (e TrafficRuleAppProtocols) Valid() bool {
 	}
 }
 
+// Defines values for UpdateVolumeSyncConflictRequestStatus.
+const (
+	UpdateVolumeSyncConflictRequestStatusIgnored  UpdateVolumeSyncConflictRequestStatus = "ignored"
+	UpdateVolumeSyncConflictRequestStatusResolved UpdateVolumeSyncConflictRequestStatus = "resolved"
+)
+
+// Valid indicates whether the value is a known member of the UpdateVolumeSyncConflictRequestStatus enum.
+func (e UpdateVolumeSyncConflictRequestStatus) Valid() bool {
+	switch e {
+	case UpdateVolumeSyncConflictRequestStatusIgnored:
+		return true
+	case UpdateVolumeSyncConflictRequestStatusResolved:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for VolumeAccessMode.
 const (
 	VolumeAccessModeROX VolumeAccessMode = "ROX"
@@ -1769,6 +1787,93 @@ func (e VolumeS3Provider) Valid() bool {
 	case VolumeS3ProviderAws:
 		return true
 	case VolumeS3ProviderR2:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeSyncConflictStatus.
+const (
+	VolumeSyncConflictStatusIgnored  VolumeSyncConflictStatus = "ignored"
+	VolumeSyncConflictStatusOpen     VolumeSyncConflictStatus = "open"
+	VolumeSyncConflictStatusResolved VolumeSyncConflictStatus = "resolved"
+)
+
+// Valid indicates whether the value is a known member of the VolumeSyncConflictStatus enum.
+func (e VolumeSyncConflictStatus) Valid() bool {
+	switch e {
+	case VolumeSyncConflictStatusIgnored:
+		return true
+	case VolumeSyncConflictStatusOpen:
+		return true
+	case VolumeSyncConflictStatusResolved:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeSyncEntrySource.
+const (
+	VolumeSyncEntrySourceReplica VolumeSyncEntrySource = "replica"
+	VolumeSyncEntrySourceSandbox VolumeSyncEntrySource = "sandbox"
+)
+
+// Valid indicates whether the value is a known member of the VolumeSyncEntrySource enum.
+func (e VolumeSyncEntrySource) Valid() bool {
+	switch e {
+	case VolumeSyncEntrySourceReplica:
+		return true
+	case VolumeSyncEntrySourceSandbox:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeSyncEntryKind.
+const (
+	VolumeSyncEntryKindDirectory VolumeSyncEntryKind = "directory"
+	VolumeSyncEntryKindFile      VolumeSyncEntryKind = "file"
+)
+
+// Valid indicates whether the value is a known member of the VolumeSyncEntryKind enum.
+func (e VolumeSyncEntryKind) Valid() bool {
+	switch e {
+	case VolumeSyncEntryKindDirectory:
+		return true
+	case VolumeSyncEntryKindFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for VolumeSyncEventType.
+const (
+	VolumeSyncEventTypeChmod      VolumeSyncEventType = "chmod"
+	VolumeSyncEventTypeCreate     VolumeSyncEventType = "create"
+	VolumeSyncEventTypeInvalidate VolumeSyncEventType = "invalidate"
+	VolumeSyncEventTypeRemove     VolumeSyncEventType = "remove"
+	VolumeSyncEventTypeRename     VolumeSyncEventType = "rename"
+	VolumeSyncEventTypeWrite      VolumeSyncEventType = "write"
+)
+
+// Valid indicates whether the value is a known member of the VolumeSyncEventType enum.
+func (e VolumeSyncEventType) Valid() bool {
+	switch e {
+	case VolumeSyncEventTypeChmod:
+		return true
+	case VolumeSyncEventTypeCreate:
+		return true
+	case VolumeSyncEventTypeInvalidate:
+		return true
+	case VolumeSyncEventTypeRemove:
+		return true
+	case VolumeSyncEventTypeRename:
+		return true
+	case VolumeSyncEventTypeWrite:
 		return true
 	default:
 		return false
@@ -1843,7 +1948,7 @@ type AuditRecord struct {
 	Code string `json:"code"`
 	ID   string `json:"id"`
 
-	// Operation The operationId in this contract.
+	// Operation The operationId in this contract, or `nodes.` and what an operator did with `s0d nodes`.
 	Operation string `json:"operation"`
 
 	// Outcome `succeeded`: carried out. `refused`: the caller's fault. `failed`: the server's;
@@ -1890,6 +1995,16 @@ type AuthProviderType string
 // AuthProviderList defines model for AuthProviderList.
 type AuthProviderList struct {
 	Providers []AuthProvider `json:"providers"`
+}
+
+// BootstrapVolumeSyncRequest defines model for BootstrapVolumeSyncRequest.
+type BootstrapVolumeSyncRequest struct {
+	Capabilities *VolumeSyncCapabilities `json:"capabilities,omitempty"`
+
+	// CaseSensitive As in `capabilities`; those have precedence.
+	CaseSensitive       *bool   `json:"case_sensitive,omitempty"`
+	SnapshotDescription *string `json:"snapshot_description,omitempty"`
+	SnapshotName        *string `json:"snapshot_name,omitempty"`
 }
 
 // CMDRequest defines model for CMDRequest.
@@ -2145,7 +2260,8 @@ type CreateSandboxVolumeRequest struct {
 	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
 	Prefetch *int `json:"prefetch,omitempty"`
 
-	// S3 The credential is sealed as soon as it arrives, and no call answers it.
+	// S3 A bucket is read-only: the access mode is ROX, also when none is given. The
+	// credential is sealed as soon as it arrives, and no call answers it.
 	S3 *CreateSandboxVolumeS3Config `json:"s3,omitempty"`
 
 	// SnapshotID A snapshot of a volume of the team.
@@ -2154,7 +2270,8 @@ type CreateSandboxVolumeRequest struct {
 	Writeback *bool `json:"writeback,omitempty"`
 }
 
-// CreateSandboxVolumeS3Config The credential is sealed as soon as it arrives, and no call answers it.
+// CreateSandboxVolumeS3Config A bucket is read-only: the access mode is ROX, also when none is given. The
+// credential is sealed as soon as it arrives, and no call answers it.
 type CreateSandboxVolumeS3Config struct {
 	AccessKey string `json:"access_key"`
 	Bucket    string `json:"bucket"`
@@ -3250,6 +3367,22 @@ type ProtocolRule struct {
 
 // ProtocolRuleProtocol defines model for ProtocolRule.Protocol.
 type ProtocolRuleProtocol string
+
+// PutVolumeSyncCursorRequest defines model for PutVolumeSyncCursorRequest.
+type PutVolumeSyncCursorRequest struct {
+	LastAppliedSeq int64 `json:"last_applied_seq"`
+}
+
+// PutVolumeSyncReplicaRequest defines model for PutVolumeSyncReplicaRequest.
+type PutVolumeSyncReplicaRequest struct {
+	Capabilities *VolumeSyncCapabilities `json:"capabilities,omitempty"`
+
+	// CaseSensitive As in `capabilities`; those have precedence.
+	CaseSensitive *bool   `json:"case_sensitive,omitempty"`
+	DisplayName   *string `json:"display_name,omitempty"`
+	Platform      *string `json:"platform,omitempty"`
+	RootPath      *string `json:"root_path,omitempty"`
+}
 
 // REPLCandidate defines model for REPLCandidate.
 type REPLCandidate struct {
@@ -4431,6 +4564,16 @@ type UpdateUserRequest struct {
 	Name      *string `json:"name,omitempty"`
 }
 
+// UpdateVolumeSyncConflictRequest defines model for UpdateVolumeSyncConflictRequest.
+type UpdateVolumeSyncConflictRequest struct {
+	Note       *string                               `json:"note,omitempty"`
+	Resolution *string                               `json:"resolution,omitempty"`
+	Status     UpdateVolumeSyncConflictRequestStatus `json:"status"`
+}
+
+// UpdateVolumeSyncConflictRequestStatus defines model for UpdateVolumeSyncConflictRequest.Status.
+type UpdateVolumeSyncConflictRequestStatus string
+
 // UsageWindow defines model for UsageWindow.
 type UsageWindow struct {
 	ClusterID   *string   `json:"cluster_id,omitempty"`
@@ -4534,6 +4677,171 @@ type VolumeSnapshot struct {
 	// SizeBytes What its files hold; what it shares with the volume is stored once.
 	SizeBytes int64  `json:"size_bytes"`
 	VolumeID  string `json:"volume_id"`
+}
+
+// VolumeSyncBootstrap defines model for VolumeSyncBootstrap.
+type VolumeSyncBootstrap struct {
+	ArchiveDownloadPath string         `json:"archive_download_path"`
+	ReplayAfterSeq      int64          `json:"replay_after_seq"`
+	Snapshot            VolumeSnapshot `json:"snapshot"`
+}
+
+// VolumeSyncCapabilities defines model for VolumeSyncCapabilities.
+type VolumeSyncCapabilities struct {
+	// CaseSensitive Names that differ in case alone are two.
+	CaseSensitive bool `json:"case_sensitive"`
+
+	// UnicodeNormalizationInsensitive Names that differ in the form of their characters alone are one.
+	UnicodeNormalizationInsensitive bool `json:"unicode_normalization_insensitive"`
+
+	// WindowsCompatiblePaths Only names that Windows takes can be.
+	WindowsCompatiblePaths bool `json:"windows_compatible_paths"`
+}
+
+// VolumeSyncChange defines model for VolumeSyncChange.
+type VolumeSyncChange struct {
+	// ContentBase64 The whole content of a file that is created or written; it may be left out where size_bytes is 0.
+	ContentBase64 []byte `json:"content_base64,omitempty,omitzero"`
+
+	// ContentSha256 64 hexadecimal digits.
+	ContentSha256 *string              `json:"content_sha256,omitempty"`
+	EntryKind     *VolumeSyncEntryKind `json:"entry_kind,omitempty"`
+	EventType     VolumeSyncEventType  `json:"event_type"`
+
+	// Metadata At most 4 KiB of JSON; kept with the entry.
+	Metadata map[string]interface{} `json:"metadata,omitempty,omitzero"`
+
+	// Mode Permission bits. What is above 0777 is left out.
+	Mode *int32 `json:"mode,omitempty"`
+
+	// OldPath Of a rename.
+	OldPath *string `json:"old_path,omitempty"`
+
+	// Path From the volume's root on; a slash before it may be left out.
+	Path      string `json:"path"`
+	SizeBytes *int64 `json:"size_bytes,omitempty"`
+}
+
+// VolumeSyncChanges defines model for VolumeSyncChanges.
+type VolumeSyncChanges struct {
+	Changes          []VolumeSyncEntry `json:"changes"`
+	HeadSeq          int64             `json:"head_seq"`
+	RetainedAfterSeq int64             `json:"retained_after_seq"`
+}
+
+// VolumeSyncChangesRequest defines model for VolumeSyncChangesRequest.
+type VolumeSyncChangesRequest struct {
+	// BaseSeq The last entry that the replica had when the changes were made.
+	BaseSeq   int64              `json:"base_seq"`
+	Changes   []VolumeSyncChange `json:"changes"`
+	RequestID string             `json:"request_id"`
+}
+
+// VolumeSyncChangesResult defines model for VolumeSyncChangesResult.
+type VolumeSyncChangesResult struct {
+	// Accepted Of each change that is so now the entry that says so: of a directory that was removed the last, of a rename the one of the new path.
+	Accepted  []VolumeSyncEntry    `json:"accepted"`
+	Conflicts []VolumeSyncConflict `json:"conflicts"`
+	HeadSeq   int64                `json:"head_seq"`
+}
+
+// VolumeSyncConflict defines model for VolumeSyncConflict.
+type VolumeSyncConflict struct {
+	// ArtifactPath Where the content is that was not written to the path; absent: there was none.
+	ArtifactPath *string             `json:"artifact_path,omitempty"`
+	BaseSeq      int64               `json:"base_seq"`
+	CreatedAt    time.Time           `json:"created_at"`
+	EventType    VolumeSyncEventType `json:"event_type"`
+
+	// ExistingSeq Of the entry that was in the way; absent: it was none.
+	ExistingSeq    *int64  `json:"existing_seq,omitempty"`
+	ID             string  `json:"id"`
+	NormalizedPath string  `json:"normalized_path"`
+	Note           *string `json:"note,omitempty"`
+	OldPath        *string `json:"old_path,omitempty"`
+	Path           string  `json:"path"`
+
+	// Reason `concurrent_update`, `casefold_collision`, `case_only_rename_conflict`, `windows_reserved_name`, `windows_invalid_name`, `path_type_conflict` or `unsupported_entry`.
+	Reason     string                   `json:"reason"`
+	ReplicaID  string                   `json:"replica_id"`
+	Resolution *string                  `json:"resolution,omitempty"`
+	Status     VolumeSyncConflictStatus `json:"status"`
+	TeamID     string                   `json:"team_id"`
+	UpdatedAt  time.Time                `json:"updated_at"`
+	VolumeID   string                   `json:"volume_id"`
+}
+
+// VolumeSyncConflictList defines model for VolumeSyncConflictList.
+type VolumeSyncConflictList struct {
+	Conflicts []VolumeSyncConflict `json:"conflicts"`
+}
+
+// VolumeSyncConflictStatus defines model for VolumeSyncConflictStatus.
+type VolumeSyncConflictStatus string
+
+// VolumeSyncEntry defines model for VolumeSyncEntry.
+type VolumeSyncEntry struct {
+	// ContentRef Names the content of a file.
+	ContentRef        *string                `json:"content_ref,omitempty"`
+	ContentSha256     *string                `json:"content_sha256,omitempty"`
+	CreatedAt         time.Time              `json:"created_at"`
+	EntryKind         VolumeSyncEntryKind    `json:"entry_kind"`
+	EventType         VolumeSyncEventType    `json:"event_type"`
+	Metadata          map[string]interface{} `json:"metadata,omitempty,omitzero"`
+	Mode              *int32                 `json:"mode,omitempty"`
+	NormalizedOldPath *string                `json:"normalized_old_path,omitempty"`
+
+	// NormalizedPath What paths have in common that differ in case or the form of characters alone.
+	NormalizedPath string  `json:"normalized_path"`
+	OldPath        *string `json:"old_path,omitempty"`
+
+	// Path From the volume's root on, with a slash before it.
+	Path string `json:"path"`
+
+	// ReplicaID Whose change it was; absent, too, of what was kept of a refused change.
+	ReplicaID *string               `json:"replica_id,omitempty"`
+	Seq       int64                 `json:"seq"`
+	SizeBytes *int64                `json:"size_bytes,omitempty"`
+	Source    VolumeSyncEntrySource `json:"source"`
+	TeamID    string                `json:"team_id"`
+
+	// Tombstone The path is gone.
+	Tombstone bool   `json:"tombstone"`
+	VolumeID  string `json:"volume_id"`
+}
+
+// VolumeSyncEntrySource defines model for VolumeSyncEntry.Source.
+type VolumeSyncEntrySource string
+
+// VolumeSyncEntryKind defines model for VolumeSyncEntryKind.
+type VolumeSyncEntryKind string
+
+// VolumeSyncEventType defines model for VolumeSyncEventType.
+type VolumeSyncEventType string
+
+// VolumeSyncReplica defines model for VolumeSyncReplica.
+type VolumeSyncReplica struct {
+	Capabilities   VolumeSyncCapabilities `json:"capabilities"`
+	CaseSensitive  bool                   `json:"case_sensitive"`
+	CreatedAt      time.Time              `json:"created_at"`
+	DisplayName    string                 `json:"display_name"`
+	ID             string                 `json:"id"`
+	LastAppliedSeq int64                  `json:"last_applied_seq"`
+	LastSeenAt     time.Time              `json:"last_seen_at"`
+
+	// LeaseExpiresAt Until then it may send changes.
+	LeaseExpiresAt time.Time `json:"lease_expires_at"`
+	Platform       string    `json:"platform"`
+	RootPath       string    `json:"root_path"`
+	TeamID         string    `json:"team_id"`
+	UpdatedAt      time.Time `json:"updated_at"`
+	VolumeID       string    `json:"volume_id"`
+}
+
+// VolumeSyncReplicaState defines model for VolumeSyncReplicaState.
+type VolumeSyncReplicaState struct {
+	HeadSeq int64             `json:"head_seq"`
+	Replica VolumeSyncReplica `json:"replica"`
 }
 
 // WarmProcess A context that runs before a sandbox is claimed, which can't happen until all of them are healthy. It is listed like any other; a REPL answers the first request for its alias that asks for nothing else. When it ends, so does the sandbox, unless it was a REPL that somebody has used or was deleted.
@@ -4904,6 +5212,30 @@ type ForkVolumeParams struct {
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
+// GetVolumeSyncArchiveParams defines parameters for GetVolumeSyncArchive.
+type GetVolumeSyncArchiveParams struct {
+	SnapshotID string `form:"snapshot_id" json:"snapshot_id"`
+}
+
+// ListVolumeSyncChangesParams defines parameters for ListVolumeSyncChanges.
+type ListVolumeSyncChangesParams struct {
+	// After Number of the last entry that is known.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+	Limit *int   `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListVolumeSyncConflictsParams defines parameters for ListVolumeSyncConflicts.
+type ListVolumeSyncConflictsParams struct {
+	Status *VolumeSyncConflictStatus `form:"status,omitempty" json:"status,omitempty"`
+	Limit  *int                      `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// GetVolumeSyncPayloadParams defines parameters for GetVolumeSyncPayload.
+type GetVolumeSyncPayloadParams struct {
+	// ContentRef `sha256:` and 64 hexadecimal digits.
+	ContentRef string `form:"content_ref" json:"content_ref"`
+}
+
 // ListUsageWindowsParams defines parameters for ListUsageWindows.
 type ListUsageWindowsParams struct {
 	// Cursor Where the last page ended.
@@ -5079,11 +5411,29 @@ type CreateVolumeJSONRequestBody = CreateSandboxVolumeRequest
 // MoveVolumeFileJSONRequestBody defines body for MoveVolumeFile for application/json ContentType.
 type MoveVolumeFileJSONRequestBody = MoveFileRequest
 
+// SearchVolumeFilesJSONRequestBody defines body for SearchVolumeFiles for application/json ContentType.
+type SearchVolumeFilesJSONRequestBody = FileSearchRequest
+
 // ForkVolumeJSONRequestBody defines body for ForkVolume for application/json ContentType.
 type ForkVolumeJSONRequestBody = ForkVolumeRequest
 
 // CreateVolumeSnapshotJSONRequestBody defines body for CreateVolumeSnapshot for application/json ContentType.
 type CreateVolumeSnapshotJSONRequestBody = CreateVolumeSnapshotRequest
+
+// BootstrapVolumeSyncJSONRequestBody defines body for BootstrapVolumeSync for application/json ContentType.
+type BootstrapVolumeSyncJSONRequestBody = BootstrapVolumeSyncRequest
+
+// UpdateVolumeSyncConflictJSONRequestBody defines body for UpdateVolumeSyncConflict for application/json ContentType.
+type UpdateVolumeSyncConflictJSONRequestBody = UpdateVolumeSyncConflictRequest
+
+// PutVolumeSyncReplicaJSONRequestBody defines body for PutVolumeSyncReplica for application/json ContentType.
+type PutVolumeSyncReplicaJSONRequestBody = PutVolumeSyncReplicaRequest
+
+// SendVolumeSyncChangesJSONRequestBody defines body for SendVolumeSyncChanges for application/json ContentType.
+type SendVolumeSyncChangesJSONRequestBody = VolumeSyncChangesRequest
+
+// PutVolumeSyncCursorJSONRequestBody defines body for PutVolumeSyncCursor for application/json ContentType.
+type PutVolumeSyncCursorJSONRequestBody = PutVolumeSyncCursorRequest
 
 // CreateTemplateJSONRequestBody defines body for CreateTemplate for application/json ContentType.
 type CreateTemplateJSONRequestBody = CreateTemplateRequest
@@ -5428,6 +5778,9 @@ type ServerInterface interface {
 	// MoveVolumeFile Move a file or a directory of a volume
 	// (POST /api/v1/sandboxvolumes/{id}/files/move)
 	MoveVolumeFile(w http.ResponseWriter, r *http.Request, id VolumeID)
+	// SearchVolumeFiles Search files of a volume by name and content
+	// (POST /api/v1/sandboxvolumes/{id}/files/search)
+	SearchVolumeFiles(w http.ResponseWriter, r *http.Request, id VolumeID)
 	// StatVolumeFile Describe a file of a volume
 	// (GET /api/v1/sandboxvolumes/{id}/files/stat)
 	StatVolumeFile(w http.ResponseWriter, r *http.Request, id VolumeID, params StatVolumeFileParams)
@@ -5452,6 +5805,36 @@ type ServerInterface interface {
 	// RestoreVolumeSnapshot Make a volume what one of its snapshots is
 	// (POST /api/v1/sandboxvolumes/{id}/snapshots/{snapshot_id}/restore)
 	RestoreVolumeSnapshot(w http.ResponseWriter, r *http.Request, id VolumeID, snapshotID SnapshotID)
+	// BootstrapVolumeSync Keep what a volume is, for a new replica to begin with
+	// (POST /api/v1/sandboxvolumes/{id}/sync/bootstrap)
+	BootstrapVolumeSync(w http.ResponseWriter, r *http.Request, id VolumeID)
+	// GetVolumeSyncArchive Read the files of a snapshot of a volume
+	// (GET /api/v1/sandboxvolumes/{id}/sync/bootstrap/archive)
+	GetVolumeSyncArchive(w http.ResponseWriter, r *http.Request, id VolumeID, params GetVolumeSyncArchiveParams)
+	// ListVolumeSyncChanges Read what has happened to a volume's files
+	// (GET /api/v1/sandboxvolumes/{id}/sync/changes)
+	ListVolumeSyncChanges(w http.ResponseWriter, r *http.Request, id VolumeID, params ListVolumeSyncChangesParams)
+	// ListVolumeSyncConflicts List a volume's conflicts, newest first
+	// (GET /api/v1/sandboxvolumes/{id}/sync/conflicts)
+	ListVolumeSyncConflicts(w http.ResponseWriter, r *http.Request, id VolumeID, params ListVolumeSyncConflictsParams)
+	// UpdateVolumeSyncConflict Mark a conflict as resolved, or to be ignored
+	// (PUT /api/v1/sandboxvolumes/{id}/sync/conflicts/{conflict_id})
+	UpdateVolumeSyncConflict(w http.ResponseWriter, r *http.Request, id VolumeID, conflictID string)
+	// GetVolumeSyncPayload Read the content that a journal's entry names
+	// (GET /api/v1/sandboxvolumes/{id}/sync/replay-payload)
+	GetVolumeSyncPayload(w http.ResponseWriter, r *http.Request, id VolumeID, params GetVolumeSyncPayloadParams)
+	// GetVolumeSyncReplica Describe a replica of a volume
+	// (GET /api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id})
+	GetVolumeSyncReplica(w http.ResponseWriter, r *http.Request, id VolumeID, replicaID string)
+	// PutVolumeSyncReplica Register a directory that is kept alike with a volume
+	// (PUT /api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id})
+	PutVolumeSyncReplica(w http.ResponseWriter, r *http.Request, id VolumeID, replicaID string)
+	// SendVolumeSyncChanges Send what has changed in a replica
+	// (POST /api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}/changes)
+	SendVolumeSyncChanges(w http.ResponseWriter, r *http.Request, id VolumeID, replicaID string)
+	// PutVolumeSyncCursor Say how far a replica has applied the journal
+	// (PUT /api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}/cursor)
+	PutVolumeSyncCursor(w http.ResponseWriter, r *http.Request, id VolumeID, replicaID string)
 	// ListTemplates List the templates that the team can use
 	// (GET /api/v1/templates)
 	ListTemplates(w http.ResponseWriter, r *http.Request)
@@ -9330,6 +9713,32 @@ func (siw *ServerInterfaceWrapper) MoveVolumeFile(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// SearchVolumeFiles operation middleware
+func (siw *ServerInterfaceWrapper) SearchVolumeFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SearchVolumeFiles(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // StatVolumeFile operation middleware
 func (siw *ServerInterfaceWrapper) StatVolumeFile(w http.ResponseWriter, r *http.Request) {
 
@@ -9596,6 +10005,401 @@ func (siw *ServerInterfaceWrapper) RestoreVolumeSnapshot(w http.ResponseWriter, 
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.RestoreVolumeSnapshot(w, r, id, snapshotID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// BootstrapVolumeSync operation middleware
+func (siw *ServerInterfaceWrapper) BootstrapVolumeSync(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.BootstrapVolumeSync(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetVolumeSyncArchive operation middleware
+func (siw *ServerInterfaceWrapper) GetVolumeSyncArchive(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetVolumeSyncArchiveParams
+
+	// ------------- Required query parameter "snapshot_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "snapshot_id", r.URL.Query(), &params.SnapshotID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "snapshot_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshot_id", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetVolumeSyncArchive(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListVolumeSyncChanges operation middleware
+func (siw *ServerInterfaceWrapper) ListVolumeSyncChanges(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListVolumeSyncChangesParams
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", r.URL.Query(), &params.After, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListVolumeSyncChanges(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListVolumeSyncConflicts operation middleware
+func (siw *ServerInterfaceWrapper) ListVolumeSyncConflicts(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListVolumeSyncConflictsParams
+
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", r.URL.Query(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "status"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "status", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListVolumeSyncConflicts(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateVolumeSyncConflict operation middleware
+func (siw *ServerInterfaceWrapper) UpdateVolumeSyncConflict(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "conflict_id" -------------
+	var conflictID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "conflict_id", r.PathValue("conflict_id"), &conflictID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "conflict_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateVolumeSyncConflict(w, r, id, conflictID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetVolumeSyncPayload operation middleware
+func (siw *ServerInterfaceWrapper) GetVolumeSyncPayload(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetVolumeSyncPayloadParams
+
+	// ------------- Required query parameter "content_ref" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "content_ref", r.URL.Query(), &params.ContentRef, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "content_ref"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "content_ref", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetVolumeSyncPayload(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetVolumeSyncReplica operation middleware
+func (siw *ServerInterfaceWrapper) GetVolumeSyncReplica(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "replica_id" -------------
+	var replicaID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "replica_id", r.PathValue("replica_id"), &replicaID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "replica_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetVolumeSyncReplica(w, r, id, replicaID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PutVolumeSyncReplica operation middleware
+func (siw *ServerInterfaceWrapper) PutVolumeSyncReplica(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "replica_id" -------------
+	var replicaID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "replica_id", r.PathValue("replica_id"), &replicaID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "replica_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PutVolumeSyncReplica(w, r, id, replicaID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SendVolumeSyncChanges operation middleware
+func (siw *ServerInterfaceWrapper) SendVolumeSyncChanges(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "replica_id" -------------
+	var replicaID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "replica_id", r.PathValue("replica_id"), &replicaID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "replica_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SendVolumeSyncChanges(w, r, id, replicaID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PutVolumeSyncCursor operation middleware
+func (siw *ServerInterfaceWrapper) PutVolumeSyncCursor(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id VolumeID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "replica_id" -------------
+	var replicaID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "replica_id", r.PathValue("replica_id"), &replicaID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "replica_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PutVolumeSyncCursor(w, r, id, replicaID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -11395,8 +12199,19 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/list", wrapper.ListVolumeFiles)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/move", wrapper.MoveVolumeFile)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/watch", wrapper.WatchVolumeFiles)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/search", wrapper.SearchVolumeFiles)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/archive", wrapper.DownloadVolumeArchive)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/files/archive", wrapper.UploadVolumeArchive)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}", wrapper.GetVolumeSyncReplica)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}", wrapper.PutVolumeSyncReplica)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}/cursor", wrapper.PutVolumeSyncCursor)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/replicas/{replica_id}/changes", wrapper.SendVolumeSyncChanges)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/changes", wrapper.ListVolumeSyncChanges)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/replay-payload", wrapper.GetVolumeSyncPayload)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/bootstrap", wrapper.BootstrapVolumeSync)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/bootstrap/archive", wrapper.GetVolumeSyncArchive)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/conflicts", wrapper.ListVolumeSyncConflicts)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/api/v1/sandboxvolumes/{id}/sync/conflicts/{conflict_id}", wrapper.UpdateVolumeSyncConflict)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/sandboxvolumes/mount", wrapper.MountVolume)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api/v1/sandboxes/{id}/sandboxvolumes/unmount", wrapper.UnmountVolume)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api/v1/sandboxes/{id}/sandboxvolumes/status", wrapper.ListMounts)

@@ -37,7 +37,7 @@ func TestSpecIsValid(t *testing.T) {
 }
 
 // Fields that hold what we don't interpret ourselves.
-var openFields = []string{"affinity", "sidecars"}
+var openFields = []string{"affinity", "metadata", "sidecars"}
 
 // A field that we don't know is a mistake of the caller's, at any depth.
 func TestRequestBodiesRefuseUnknownFields(t *testing.T) {

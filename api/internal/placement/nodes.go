@@ -16,7 +16,8 @@ type Node struct {
 	Volumes       string // the store that its volumes are in; empty: it has none
 	Buckets       bool   // a bucket can be a volume of its
 	Classes       []sandbox.RuntimeClass
-	Draining      bool // nothing new goes there
+	Draining      bool // what runs there is paused
+	Closed        bool // nothing new goes there: it is drained, or its Kubernetes node is cordoned
 }
 
 // Offers reports whether the node can run sandboxes of a class.
@@ -29,7 +30,7 @@ func (t *Table) ColdNode(class sandbox.RuntimeClass, except map[string]bool) (st
 	defer t.mu.RUnlock()
 	best, fewest := "", 0
 	for name, n := range t.nodes {
-		if n.synced && !t.draining[name] && n.Offers(class) && !except[name] && (best == "" || len(n.own) < fewest) {
+		if n.synced && !t.closed(n) && n.Offers(class) && !except[name] && (best == "" || len(n.own) < fewest) {
 			best, fewest = name, len(n.own)
 		}
 	}
@@ -43,7 +44,7 @@ func (t *Table) StoreNode(class sandbox.RuntimeClass, except map[string]bool) (s
 	defer t.mu.RUnlock()
 	best, fewest := "", 0
 	for name, n := range t.nodes {
-		if n.synced && n.ObjectStore && !t.draining[name] && (class == "" || n.Offers(class)) && !except[name] && (best == "" || len(n.own) < fewest) {
+		if n.synced && n.ObjectStore && !t.closed(n) && (class == "" || n.Offers(class)) && !except[name] && (best == "" || len(n.own) < fewest) {
 			best, fewest = name, len(n.own)
 		}
 	}
@@ -72,21 +73,40 @@ func (t *Table) Drain(names map[string]bool) bool {
 		return false
 	}
 	t.draining = names
-	for name, n := range t.nodes {
-		if names[name] {
-			t.park(n)
-		} else {
-			t.unpark(n)
-		}
+	for _, n := range t.nodes {
+		t.settle(n)
 	}
 	return true
 }
 
-// Draining reports whether a node gets nothing new.
-func (t *Table) Draining(name string) bool {
+// Cordon says whether a node's own Kubernetes node lets nothing new there. It reports
+// whether it is otherwise than before.
+func (t *Table) Cordon(name string, cordoned bool) (changed bool) {
+	t.update(name, func(n *node) {
+		changed = n.cordoned != cordoned
+		n.cordoned = cordoned
+		t.settle(n)
+	})
+	return changed
+}
+
+// Closed reports whether a node gets nothing new.
+func (t *Table) Closed(name string) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.draining[name]
+	n := t.nodes[name]
+	return t.draining[name] || n != nil && n.cordoned
+}
+
+func (t *Table) closed(n *node) bool { return t.draining[n.Name] || n.cordoned }
+
+// settle keeps a node's free slots where everybody or nobody gets them.
+func (t *Table) settle(n *node) {
+	if t.closed(n) {
+		t.park(n)
+	} else {
+		t.unpark(n)
+	}
 }
 
 func (t *Table) park(n *node) {
@@ -114,7 +134,7 @@ func (t *Table) Synced() []Node {
 	for _, n := range t.nodes {
 		if n.synced {
 			of := n.Node
-			of.Draining = t.draining[of.Name]
+			of.Draining, of.Closed = t.draining[of.Name], t.closed(n)
 			list = append(list, of)
 		}
 	}

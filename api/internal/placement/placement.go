@@ -41,6 +41,7 @@ type Snapshot struct {
 	Slots     map[sandbox.ID]Slot
 	Sandboxes map[sandbox.ID]Sandbox
 	Pools     map[string]Pool
+	Cordoned  *bool // its Kubernetes node lets nothing new there; nil: it has not heard yet
 }
 
 // NewSnapshot makes an empty snapshot.
@@ -63,9 +64,12 @@ type Table struct {
 type node struct {
 	Node
 	synced bool
+	// cordoned nodes get nothing new. It is the last word of its streams, and stays when one is lost.
+	cordoned bool
+
 	lost   time.Time              // since when it is not synced
 	slots  map[sandbox.ID]string  // pool keys of its free slots
-	parked map[sandbox.ID]Slot    // free slots that nobody gets, while it is drained
+	parked map[sandbox.ID]Slot    // free slots that nobody gets, while it is closed
 	own    map[sandbox.ID]bool    // its sandboxes
 	older  map[sandbox.ID]Sandbox // what it still says of sandboxes that are another node's
 	pools  map[string]Pool
@@ -80,14 +84,18 @@ func New() *Table {
 func (t *Table) Sync(n Node, s *Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	cordoned := s.Cordoned != nil && *s.Cordoned
 	if old := t.nodes[n.Name]; old != nil {
+		if s.Cordoned == nil { // a node that starts is told after its stream began
+			cordoned = old.cordoned
+		}
 		t.dropSlots(old)
 		for id := range old.own {
 			t.dropSandbox(id)
 		}
 	}
 	maps.DeleteFunc(t.free, func(_ string, l *slotList) bool { return len(l.slots) == 0 }) // of templates that changed
-	fresh := &node{Node: n, synced: true, slots: map[sandbox.ID]string{}, parked: map[sandbox.ID]Slot{}, own: map[sandbox.ID]bool{}, older: map[sandbox.ID]Sandbox{}, pools: s.Pools}
+	fresh := &node{Node: n, synced: true, cordoned: cordoned, slots: map[sandbox.ID]string{}, parked: map[sandbox.ID]Slot{}, own: map[sandbox.ID]bool{}, older: map[sandbox.ID]Sandbox{}, pools: s.Pools}
 	t.nodes[n.Name] = fresh
 	for _, slot := range s.Slots {
 		t.addSlot(fresh, slot)

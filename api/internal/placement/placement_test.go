@@ -69,6 +69,54 @@ func TestTakeIsPerPool(t *testing.T) {
 	}
 }
 
+// A node whose Kubernetes node is cordoned gets nothing new, whatever becomes of its stream,
+// and has what it had when that is over. Its drain is another matter.
+func TestACordonedNodeGetsNothingNew(t *testing.T) {
+	t.Parallel()
+	table := New()
+	synced(table, "n1", slot("n1", "a", "p"))
+	if !table.Cordon("n1", true) || table.Cordon("n1", true) {
+		t.Error("who hears of it first and again is told the same")
+	}
+	table.SlotFree(slot("n1", "b", "p"))
+	closed := func() bool {
+		_, taken := table.Take("p")
+		_, cold := table.ColdNode(sandbox.GVisor, nil)
+		return !taken && !cold && table.Closed("n1")
+	}
+	if !closed() || table.Synced()[0].Draining || !table.Synced()[0].Closed {
+		t.Errorf("cordoned it is %+v", table.Synced())
+	}
+	table.Lost("n1")
+	if !table.Closed("n1") {
+		t.Error("it is open while nobody hears it")
+	}
+	s, yes, no := NewSnapshot(), true, false
+	s.Slots["a"] = slot("n1", "a", "p")
+	begin := func(cordoned *bool) {
+		s.Cordoned = cordoned
+		table.Sync(Node{Name: "n1", Classes: []sandbox.RuntimeClass{sandbox.GVisor}}, s)
+	}
+	if begin(nil); !closed() {
+		t.Error("it is open after its stream began anew, before it was told itself")
+	}
+	if begin(&no); closed() {
+		t.Error("it is cordoned still, though it says otherwise")
+	}
+	if begin(&yes); !closed() {
+		t.Error("it is open after its stream began anew")
+	}
+	table.Drain(map[string]bool{"n1": true})
+	table.Cordon("n1", false)
+	if !closed() || !table.Synced()[0].Draining {
+		t.Error("with its cordon its drain is over, too")
+	}
+	table.Drain(map[string]bool{})
+	if table.Closed("n1") || table.Free() != 1 {
+		t.Errorf("in the end %d slots are free", table.Free())
+	}
+}
+
 func TestALostNodeGivesNoSlotsButKeepsItsSandboxes(t *testing.T) {
 	t.Parallel()
 	table := New()

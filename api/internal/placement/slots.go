@@ -77,7 +77,7 @@ func (t *Table) addSlot(n *node, s Slot) {
 	if _, known := n.slots[s.ID]; known {
 		return
 	}
-	if t.draining[n.Name] {
+	if t.closed(n) {
 		n.parked[s.ID] = s
 		return
 	}

@@ -112,7 +112,7 @@ func pools(wanted []*templates.Template, all []placement.Node, i int) []*nodeapi
 	list := make([]*nodeapi.Pool, 0, len(wanted))
 	for _, t := range wanted {
 		class := t.Slot.RuntimeClass
-		if all[i].Draining || !all[i].Offers(class) {
+		if all[i].Closed || !all[i].Offers(class) {
 			continue
 		}
 		at, n := offering(all[:i], class), offering(all, class)
@@ -131,7 +131,7 @@ func pools(wanted []*templates.Template, all []placement.Node, i int) []*nodeapi
 // offering counts the nodes that offer a class and may have slots of it.
 func offering(all []placement.Node, class sandbox.RuntimeClass) (n int) {
 	for _, node := range all {
-		if !node.Draining && node.Offers(class) {
+		if !node.Closed && node.Offers(class) {
 			n++
 		}
 	}

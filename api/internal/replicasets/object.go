@@ -57,6 +57,7 @@ type (
 		Tolerations                  []toleration      `json:"tolerations"`
 		AutomountServiceAccountToken bool              `json:"automountServiceAccountToken"`
 		EnableServiceLinks           bool              `json:"enableServiceLinks"`
+		GraceSeconds                 int64             `json:"terminationGracePeriodSeconds"`
 	}
 	podContainer struct {
 		Name      string `json:"name"`
@@ -69,6 +70,8 @@ type (
 	toleration struct {
 		Key      string `json:"key"`
 		Operator string `json:"operator"`
+		Effect   string `json:"effect,omitempty"`
+		Seconds  *int64 `json:"tolerationSeconds,omitempty"`
 	}
 	list struct {
 		Items []*replicaSet `json:"items"`
@@ -98,8 +101,26 @@ func (k *Keeper) replicaSet(t *templates.Template) (*replicaSet, error) {
 	c.Resources.Limits = map[string]string{"cpu": strconv.FormatInt(t.Slot.CPUMillis, 10) + "m", "memory": strconv.FormatInt(t.Slot.MemoryBytes, 10)}
 	c.Resources.Requests = c.Resources.Limits
 	pod.Spec = podSpec{
-		Containers: []podContainer{c}, Tolerations: []toleration{{Key: taint, Operator: "Exists"}},
-		NodeSelector: map[string]string{labelRuntime + string(t.Slot.RuntimeClass): "true"},
+		Containers: []podContainer{c}, Tolerations: tolerations(),
+		NodeSelector: map[string]string{labelRuntime + string(t.Slot.RuntimeClass): "true"}, GraceSeconds: int64(pauseTime / time.Second),
 	}
 	return rs, nil
+}
+
+const (
+	// pauseTime is what the pause of a claimed sandbox may take whose pod is evicted: a pod's
+	// object is there as long, and with it whoever waits for a drain.
+	pauseTime = 10 * time.Minute
+	// silence is how long a free slot of a node that Kubernetes can't hear counts as one:
+	// nobody can claim it, and another node has room. Claimed pods stay, whatever it takes.
+	silence = time.Minute
+)
+
+func tolerations() []toleration {
+	seconds := int64(silence / time.Second)
+	return []toleration{
+		{Key: taint, Operator: "Exists"},
+		{Key: "node.kubernetes.io/not-ready", Operator: "Exists", Effect: "NoExecute", Seconds: &seconds},
+		{Key: "node.kubernetes.io/unreachable", Operator: "Exists", Effect: "NoExecute", Seconds: &seconds},
+	}
 }

@@ -139,6 +139,14 @@ func TestAReplicaSetIsItsPool(t *testing.T) {
 	if c := pod.Spec.Containers[0]; c.Resources.Limits["cpu"] != "1500m" || c.Resources.Limits["memory"] != "536870912" || c.Image != spec.Image {
 		t.Errorf("%+v", c)
 	}
+	if pod.Spec.GraceSeconds != 600 {
+		t.Errorf("the pause of an evicted one may take %d s", pod.Spec.GraceSeconds)
+	}
+	for _, of := range pod.Spec.Tolerations[1:] { // while nobody has claimed it
+		if of.Effect != "NoExecute" || of.Seconds == nil || *of.Seconds != 60 {
+			t.Errorf("a silent node is tolerated by %+v", of)
+		}
+	}
 	if pod.Metadata.Annotations[annotationPool] != tpl.PoolKey || len(rs.Metadata.Name) > 63 {
 		t.Errorf("pool %q, name %q", pod.Metadata.Annotations[annotationPool], rs.Metadata.Name)
 	}

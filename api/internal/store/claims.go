@@ -106,10 +106,11 @@ func claimArgs(claims ...*NewSandbox) []any {
 	}
 }
 
-func column[T any](claims []*NewSandbox, of func(*NewSandbox) T) []T {
-	list := make([]T, len(claims))
-	for i, n := range claims {
-		list[i] = of(n)
+// column is a value of each row, for unnest.
+func column[Row, T any](rows []Row, of func(Row) T) []T {
+	list := make([]T, len(rows))
+	for i, r := range rows {
+		list[i] = of(r)
 	}
 	return list
 }

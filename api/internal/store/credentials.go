@@ -144,16 +144,19 @@ func (s *Store) CredentialsOf(ctx context.Context, team uuid.UUID, id sandbox.ID
 }
 
 // CredentialsTold notes that a sandbox's node has these versions. What is newer by
-// now stays pending.
+// now stays pending. The sources' rows are locked, as [Store.UpdateCredentialSource]
+// does: a join alone would compare the version of before with a row that a newer one
+// has just made pending.
 func (s *Store) CredentialsTold(ctx context.Context, team uuid.UUID, id sandbox.ID, told []sealed.Credential) error {
 	names, versions := make([]string, len(told)), make([]int64, len(told))
 	for i, c := range told {
 		names[i], versions[i] = c.Source, c.Version
 	}
-	_, err := s.pool.Exec(ctx, `UPDATE credential_uses u SET pending = false
-		FROM unnest($3::text[], $4::bigint[]) AS told (name, version), credential_sources c
-		WHERE u.team_id = $1 AND u.sandbox_id = $2 AND u.pending AND u.source = told.name
-			AND c.team_id = u.team_id AND c.name = u.source AND c.version = told.version`, team, id, names, versions)
+	_, err := s.pool.Exec(ctx, `WITH newest AS MATERIALIZED (
+			SELECT c.name FROM credential_sources c JOIN unnest($3::text[], $4::bigint[]) AS told (name, version) USING (name, version)
+			WHERE c.team_id = $1 ORDER BY c.name FOR SHARE OF c)
+		UPDATE credential_uses SET pending = false
+		WHERE team_id = $1 AND sandbox_id = $2 AND pending AND source IN (SELECT name FROM newest)`, team, id, names, versions)
 	return classify(err, "noting which credentials were told")
 }
 

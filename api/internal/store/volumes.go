@@ -84,10 +84,11 @@ type NewVolume struct {
 	Lease               time.Duration // until it has failed unless it is finished
 }
 
-// BeginVolume stores a volume that is being made, if its team may have another. It fails
-// with [ErrKeyTaken] when its key was used before.
-func (s *Store) BeginVolume(ctx context.Context, n NewVolume) error {
-	return s.inTx(ctx, "beginning a volume", func(ctx context.Context, tx pgx.Tx) error {
+// BeginVolume stores a volume that is being made, if its team may have another, and answers
+// how many bytes it may grow to; 0: any. It fails with [ErrKeyTaken] when its key was used
+// before.
+func (s *Store) BeginVolume(ctx context.Context, n NewVolume) (limit int64, err error) {
+	err = s.inTx(ctx, "beginning a volume", func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1, hashtext($2::text))", volumesLock, n.TeamID); err != nil {
 			return err
 		}
@@ -106,17 +107,19 @@ func (s *Store) BeginVolume(ctx context.Context, n NewVolume) error {
 		if n.Bucket == nil {
 			key = nil
 		}
-		_, err = tx.Exec(ctx, `
+		err = tx.QueryRow(ctx, `
 			INSERT INTO volumes (id, team_id, user_id, source_id, state, backend, access_mode, uid, gid, bucket, sealed_key, sealed,
 				store, node, nodes, idempotency_key, request_hash, lease_until)
-			VALUES ($1, $2, $3, $4, 'creating', $5, $6, $7, $8, $9, $10, $11, $12, $13, ARRAY[$13], nullif($14, ''), $15, now() + $16::interval)`,
+			VALUES ($1, $2, $3, $4, 'creating', $5, $6, $7, $8, $9, $10, $11, $12, $13, ARRAY[$13], nullif($14, ''), $15, now() + $16::interval)
+			RETURNING s0_volume_limit(team_id, id)`,
 			n.ID, n.TeamID, n.UserID, orNull(n.SourceID), n.Backend, n.AccessMode, n.UID, n.GID, n.Bucket, key, n.Secret.Data,
-			n.Store, n.Node, n.IdempotencyKey, n.RequestHash, n.Lease)
+			n.Store, n.Node, n.IdempotencyKey, n.RequestHash, n.Lease).Scan(&limit)
 		if violates(err, "volumes_idempotency") {
 			return ErrKeyTaken
 		}
 		return err
 	})
+	return limit, err
 }
 
 // VolumesFull is the answer to who has as much in volumes as his team may.

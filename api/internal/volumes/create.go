@@ -45,14 +45,14 @@ func (k *Keeper) Create(ctx context.Context, req CreateRequest) (store.Volume, e
 	ctx, cancel := detached(ctx, workTimeout)
 	defer cancel()
 	audit.Resource(ctx, n.ID.String())
-	err = k.cfg.Store.BeginVolume(ctx, n)
+	limit, err := k.cfg.Store.BeginVolume(ctx, n)
 	if errors.Is(err, store.ErrKeyTaken) { // the same request, at the same time
 		return k.earlier(ctx, req)
 	}
 	if err != nil {
 		return store.Volume{}, err
 	}
-	size, err := make(ctx)
+	size, err := make(ctx, limit)
 	if err != nil {
 		k.abandon(ctx, n.ID)
 		return store.Volume{}, failure(err, "the volume could not be made")
@@ -99,8 +99,9 @@ func (r *CreateRequest) hash() []byte {
 	return sum[:]
 }
 
-// making has a node make what was stored, and answers what it holds.
-type making func(ctx context.Context) (bytes int64, err error)
+// making has a node make what was stored, which may grow to so many bytes, and answers what
+// it holds. The node opens it then, as large as it may be.
+type making func(ctx context.Context, limit int64) (bytes int64, err error)
 
 // prepare decides where a volume is made, and of what.
 func (k *Keeper) prepare(ctx context.Context, req CreateRequest) (store.NewVolume, making, error) {
@@ -132,18 +133,18 @@ func (k *Keeper) prepare(ctx context.Context, req CreateRequest) (store.NewVolum
 			return n, nil, err
 		}
 	}
-	return n, func(ctx context.Context) (int64, error) {
-		return k.create(ctx, n, &nodeapi.CreateVolumeRequest{})
+	return n, func(ctx context.Context, limit int64) (int64, error) {
+		return k.create(ctx, n, limit, &nodeapi.CreateVolumeRequest{})
 	}, nil
 }
 
 // create has a node make a volume, of a snapshot if the request names one.
-func (k *Keeper) create(ctx context.Context, n store.NewVolume, req *nodeapi.CreateVolumeRequest) (int64, error) {
+func (k *Keeper) create(ctx context.Context, n store.NewVolume, limit int64, req *nodeapi.CreateVolumeRequest) (int64, error) {
 	rpc, err := k.rpc(n.Node)
 	if err != nil {
 		return 0, err
 	}
-	if req.Volume, err = k.wire(n); err != nil {
+	if req.Volume, err = k.wire(n, limit); err != nil {
 		return 0, err
 	}
 	made, err := rpc.CreateVolume(ctx, req)
@@ -167,7 +168,7 @@ func (k *Keeper) prepareCopy(ctx context.Context, req CreateRequest, n store.New
 	if err != nil {
 		return n, nil, err
 	}
-	if err := copyable(from); err != nil {
+	if err := Copyable(from); err != nil {
 		return n, nil, err
 	}
 	n.SourceID, n.Backend, n.Store, n.Node = from.ID, from.Backend, from.Store, from.Node
@@ -179,16 +180,16 @@ func (k *Keeper) prepareCopy(ctx context.Context, req CreateRequest, n store.New
 		n.AccessMode = from.AccessMode
 	}
 	if snapshot != uuid.Nil {
-		return n, func(ctx context.Context) (int64, error) {
-			return k.create(ctx, n, &nodeapi.CreateVolumeRequest{Snapshot: snapshot.String(), SnapshotVolume: from.ID.String()})
+		return n, func(ctx context.Context, limit int64) (int64, error) {
+			return k.create(ctx, n, limit, &nodeapi.CreateVolumeRequest{Snapshot: snapshot.String(), SnapshotVolume: from.ID.String()})
 		}, nil
 	}
-	return n, func(ctx context.Context) (int64, error) {
+	return n, func(ctx context.Context, limit int64) (int64, error) {
 		sourceWire, err := toWire(from)
 		if err != nil {
 			return 0, err
 		}
-		wire, err := k.wire(n)
+		wire, err := k.wire(n, limit)
 		if err != nil {
 			return 0, err
 		}
@@ -197,8 +198,8 @@ func (k *Keeper) prepareCopy(ctx context.Context, req CreateRequest, n store.New
 	}, nil
 }
 
-// copyable reports why a volume has no snapshots and no forks.
-func copyable(v store.Volume) error {
+// Copyable reports why a volume has no snapshots and no forks.
+func Copyable(v store.Volume) error {
 	if v.Backend == nodeapi.BackendS3 {
 		return errdefs.New(errdefs.InvalidArgument, "volume backend does not support snapshots, restores and forks")
 	}
@@ -206,8 +207,8 @@ func copyable(v store.Volume) error {
 }
 
 // wire is what a node is told of a volume that is being made.
-func (k *Keeper) wire(n store.NewVolume) (*nodeapi.Volume, error) {
-	v := store.Volume{ID: n.ID, TeamID: n.TeamID, Epoch: 1, Backend: n.Backend, UID: n.UID, GID: n.GID}
+func (k *Keeper) wire(n store.NewVolume, limit int64) (*nodeapi.Volume, error) {
+	v := store.Volume{ID: n.ID, TeamID: n.TeamID, Epoch: 1, Backend: n.Backend, UID: n.UID, GID: n.GID, LimitBytes: limit}
 	if n.Bucket != nil {
 		v.Bucket, v.SealedKey, v.Sealed = n.Bucket, &n.Secret.Key, n.Secret.Data
 	}

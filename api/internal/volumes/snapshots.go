@@ -29,7 +29,7 @@ func (k *Keeper) Snapshot(ctx context.Context, req SnapshotRequest) (store.Volum
 	if err != nil {
 		return store.VolumeSnapshot{}, err
 	}
-	if err := copyable(v); err != nil {
+	if err := Copyable(v); err != nil {
 		return store.VolumeSnapshot{}, err
 	}
 	wire, err := toWire(v)
