@@ -93,7 +93,7 @@ configuration file:
 	flags.StringVar(&a.options.Token, "token", "", "API key or access token")
 	complete(root, "output", "table", "json", "yaml")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, err) })
-	root.AddCommand(a.auth(), a.user(), a.team(), a.apikey(), a.template(), a.sandbox(), a.volume(), a.credential(), a.quota(), a.usage(), a.audit(), a.admin(), completion(), a.versionCommand())
+	root.AddCommand(a.auth(), a.user(), a.team(), a.apikey(), a.template(), a.sandbox(), a.volume(), a.sync(), a.credential(), a.quota(), a.usage(), a.audit(), a.admin(), completion(), a.versionCommand())
 	return root
 }
 

@@ -20,14 +20,14 @@ func (a *app) files() *cobra.Command {
 	at := func(c *client.Client) client.Files { return c.Files(sandbox) }
 	return a.inSandbox(&sandbox, group("files", "Files in a sandbox; relative paths are below /workspace",
 		"  s0 sandbox files -s ID ls /\n  s0 sandbox files -s ID upload data.csv\n  s0 sandbox files -s ID cat result.txt",
-		append(a.fileCommands(at), a.filesSearch(&sandbox, at))...))
+		a.fileCommands(at)...))
 }
 
 // fileCommands are those that sandboxes and volumes have.
 func (a *app) fileCommands(at filesOf) []*cobra.Command {
 	return []*cobra.Command{
 		a.filesLs(at), a.filesCat(at), a.filesStat(at), a.filesMkdir(at), a.filesRm(at), a.filesMv(at),
-		a.filesUpload(at), a.filesDownload(at), a.filesWrite(at), a.filesWatch(at),
+		a.filesUpload(at), a.filesDownload(at), a.filesWrite(at), a.filesWatch(at), a.filesSearch(at),
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 	"s0.run/cmd/s0/internal/output"
 )
 
-func (a *app) filesSearch(sandbox *string, at filesOf) *cobra.Command {
+func (a *app) filesSearch(at filesOf) *cobra.Command {
 	var req client.FileSearchRequest
 	var regexp, ignoreCase bool
 	var limit int
@@ -32,7 +32,7 @@ slash with its path below the one that is searched; ** stands for any directorie
 			if limit > 0 {
 				req.MaxResults = &limit
 			}
-			return a.search(ctx, c, *sandbox, req)
+			return a.search(ctx, at(c), req)
 		}),
 	}
 	flags := cmd.Flags()
@@ -44,8 +44,8 @@ slash with its path below the one that is searched; ** stands for any directorie
 	return cmd
 }
 
-func (a *app) search(ctx context.Context, c *client.Client, sandbox string, req client.FileSearchRequest) error {
-	summary, err := c.SearchFiles(ctx, sandbox, req, func(m client.FileSearchMatch) error {
+func (a *app) search(ctx context.Context, files client.Files, req client.FileSearchRequest) error {
+	summary, err := files.Search(ctx, req, func(m client.FileSearchMatch) error {
 		text := output.Plain(m.Path)
 		if m.Line != nil {
 			text = fmt.Sprintf("%s:%d:%s", text, *m.Line, output.Plain(deref(m.Text)))

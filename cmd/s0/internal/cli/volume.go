@@ -108,7 +108,7 @@ func (a *app) volumeCreate() *cobra.Command {
 		Long: `Make a volume. Its access mode says which sandboxes mount it: RWO one at a time, ROX
 many, which read it alone, RWX none, so that only ` + "`s0 volume files`" + ` reaches it.
 
-With --backend s3 a bucket is the volume. What opens it is taken from ` + envAccessKey + `,
+With --backend s3 a bucket is the volume, to be read alone (ROX). What opens it is taken from ` + envAccessKey + `,
 ` + envSecretKey + ` and, if it is set, ` + envSessionToken + `.`,
 		Example: `  s0 volume create
   s0 volume create --access-mode ROX --snapshot-id SNAPSHOT
@@ -138,7 +138,7 @@ With --backend s3 a bucket is the volume. What opens it is taken from ` + envAcc
 		}),
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&mode, "access-mode", "", "RWO, ROX or RWX (default RWO)")
+	flags.StringVar(&mode, "access-mode", "", "RWO, ROX or RWX (default RWO; of a bucket ROX)")
 	flags.StringVar(&backend, "backend", "", "s0fs, or s3 for a bucket (default s0fs)")
 	flags.StringVar(&snapshot, "snapshot-id", "", "begin with a snapshot of a volume")
 	flags.Int64Var(&uid, "uid", -1, "who owns what is written without a sandbox; with --gid")

@@ -42,6 +42,19 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	}
 }
 
+// TryLock is Lock that does not wait: locked is whether it is ours now.
+func TryLock(path string) (unlock func(), locked bool, err error) {
+	f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, false, err
+	}
+	if locked, err = tryLock(f); err != nil || !locked {
+		f.Close()
+		return nil, false, err
+	}
+	return func() { f.Close() }, true, nil
+}
+
 func pause(ctx context.Context) error {
 	select {
 	case <-time.After(lockPoll):
