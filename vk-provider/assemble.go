@@ -109,13 +109,15 @@ func (c *Config) node(l net.Listener) virtualnode.Config {
 // told passes what noded tells to the pods, and whether it tells anything to the node.
 type told struct {
 	*pods.Pods
-	node *virtualnode.Node
+	node   *virtualnode.Node
+	cordon *virtualnode.Cordon
 }
 
 // Synced implements noded.Listener.
 func (t told) Synced(p noded.Picture) {
 	t.Pods.Synced(p)
 	t.node.Ready(true, "")
+	t.cordon.Again()
 }
 
 // Lost implements noded.Listener.
@@ -153,16 +155,57 @@ func podInformer(kube kubernetes.Interface, nodeName string) (informersv1.PodInf
 	return informer, all
 }
 
-func tellDeleted(informer cache.SharedIndexInformer, backed *pods.Pods) error {
-	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(obj any) {
+// tellCordon has noded told what becomes of this node in Kubernetes.
+func tellCordon(kube kubernetes.Interface, nodeName string, cordon *virtualnode.Cordon) (informers.SharedInformerFactory, error) {
+	mine := informers.NewSharedInformerFactoryWithOptions(kube, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", nodeName).String()
+	}))
+	set := func(obj any) {
+		if node, ok := obj.(*corev1.Node); ok {
+			cordon.Set(node.Spec.Unschedulable)
+		}
+	}
+	_, err := mine.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: set, UpdateFunc: func(_, obj any) { set(obj) }})
+	return mine, err
+}
+
+// follow keeps informers going.
+func follow(all ...informers.SharedInformerFactory) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for _, of := range all {
+			of.Start(ctx.Done())
+		}
+		<-ctx.Done()
+		for _, of := range all {
+			of.Shutdown()
+		}
+		return nil
+	}
+}
+
+// tellChanged tells the pods what becomes of them in Kubernetes, in its order.
+func tellChanged(informer cache.SharedIndexInformer, backed *pods.Pods) error {
+	deleted := func(obj any) {
 		// A tombstone whose last state was missed still says which pod it was.
 		if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 			obj = t.Obj
 		}
 		if pod, ok := obj.(*corev1.Pod); ok {
-			backed.Deleted(pod.UID)
+			backed.Deleted(pod)
 		}
-	}})
+	}
+	changed := func(before, obj any) {
+		was, ok := before.(*corev1.Pod)
+		pod, both := obj.(*corev1.Pod)
+		if !ok || !both {
+			return
+		}
+		if was.UID != pod.UID { // another one has its name: its end was missed
+			backed.Deleted(was)
+		}
+		backed.Changed(pod)
+	}
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: changed, DeleteFunc: deleted})
 	return err
 }
 

@@ -154,6 +154,22 @@ func (s *stack) testDrift(t *testing.T) {
 	s.untilEnded(t, id)
 }
 
+// untilStatus waits until a tenant's sandbox is what it shall be.
+func (s *stack) untilStatus(t *testing.T, id, want string) {
+	t.Helper()
+	for late := time.After(patience); ; {
+		_, sb := s.call(http.MethodGet, "/api/v1/sandboxes/"+id, nil)
+		if sb["status"] == want {
+			return
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-late:
+			t.Fatalf("%s is %v", id, sb)
+		}
+	}
+}
+
 // untilEnded waits until a tenant's sandbox has ended.
 func (s *stack) untilEnded(t *testing.T, id string) {
 	t.Helper()
@@ -208,11 +224,13 @@ func drainArgs(more ...string) []string {
 	return append([]string{"drain", "sandboxes", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=" + fmt.Sprint(patience)}, more...)
 }
 
-// A drain takes free pods, and no claimed one unless it is told to.
+// A drain takes free pods, and no claimed one unless it is told to: then what a tenant has
+// is paused, and nothing begins or goes on here before the node is uncordoned.
 func (s *stack) testDrain(t *testing.T) {
 	id := s.claim(t, "default")
 	claimed := s.until(namespace, "s0.run/sandbox="+id, "the claim's label", oneReady)[0]
 	s.until(namespace, "s0.run/state=free", "a free pod", oneReady)
+	s.kubectl("exec", "-n", namespace, claimed.Name, "--", "sh", "-c", "echo kept > /tmp/kept")
 	if out, err := s.tryKubectl(nil, drainArgs()...); err == nil || !strings.Contains(out, claimed.Name) {
 		t.Errorf("the drain ended with %v: %s", err, out)
 	}
@@ -221,10 +239,33 @@ func (s *stack) testDrain(t *testing.T) {
 	}
 	s.kubectl(drainArgs("--force")...)
 	s.until(namespace, "s0.run/sandbox="+id, "the end of the pod", func(p []corev1.Pod) bool { return len(p) == 0 })
-	s.untilEnded(t, id)
+	s.untilStatus(t, id, "paused")
 	s.until(namespace, "s0.run/state=free", "a free pod that has no place", func(p []corev1.Pod) bool {
 		return len(p) == 1 && p[0].Spec.NodeName == "" && p[0].Status.Phase == corev1.PodPending
 	})
+	if status, _ := s.call(http.MethodPost, "/api/v1/sandboxes/"+id+"/resume", nil); status < 300 {
+		t.Errorf("resumed on a cordoned node: %d", status)
+	}
+	if status, _ := s.call(http.MethodPost, "/api/v1/sandboxes", map[string]any{"template": "default"}); status < 300 {
+		t.Errorf("claimed on a cordoned node: %d", status)
+	}
 	s.kubectl("uncordon", "sandboxes")
 	s.until(namespace, "s0.run/state=free", "a free pod", oneReady)
+	for late := time.After(patience); ; {
+		if status, _ := s.call(http.MethodPost, "/api/v1/sandboxes/"+id+"/resume", nil); status == http.StatusOK {
+			break
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-late:
+			t.Fatal("it can't be resumed")
+		}
+	}
+	status, done := s.call(http.MethodPost, "/api/v1/sandboxes/"+id+"/contexts", map[string]any{
+		"type": "cmd", "cmd": map[string]any{"command": []string{"cat", "/tmp/kept"}}, "wait_until_done": true,
+	})
+	if status >= 300 || done["stdout"] != "kept\n" {
+		t.Errorf("resumed it answers %d %v", status, done)
+	}
+	s.end(t, id)
 }

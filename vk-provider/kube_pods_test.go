@@ -177,6 +177,11 @@ func (s *stack) testTerminal(t *testing.T) {
 		}
 		keys.Close()
 	}
+	old, oldKeys := io.Pipe()
+	heard := newSink()
+	oldEnded := s.stream(t, func(url string) (remotecommand.Executor, error) { return s.spdy(rc, url) }, "attach", nil, old, heard, &sizes{next: make(chan remotecommand.TerminalSize)})
+	fmt.Fprint(oldKeys, "both\n")
+	heard.await(t, "heard both")
 	in, keys := io.Pipe()
 	out := newSink()
 	ended := s.stream(t, func(url string) (remotecommand.Executor, error) {
@@ -186,8 +191,10 @@ func (s *stack) testTerminal(t *testing.T) {
 	out.await(t, "heard you")
 	fmt.Fprint(keys, "end\n")
 	out.await(t, "heard end")
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "4") {
-		t.Errorf("the attached one ended with %v", err)
+	for name, ended := range map[string]<-chan error{"WebSocket": ended, "SPDY": oldEnded} {
+		if err := <-ended; err == nil || !strings.Contains(err.Error(), "4") {
+			t.Errorf("%s: the attached one ended with %v", name, err)
+		}
 	}
 	s.kubectl("delete", "pod", "term")
 }

@@ -24,6 +24,7 @@ func (s *stack) testRefusals(t *testing.T) {
 		"privileged":  {container: `"securityContext": {"privileged": true}`, says: "spec.containers[].securityContext.privileged"},
 		"caps":        {container: `"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}`, says: "spec.containers[].securityContext.capabilities.add"},
 		"procmount":   {spec: `"hostUsers": false`, container: `"securityContext": {"procMount": "Unmasked"}`, says: "spec.containers[].securityContext.procMount"},
+		"subpath":     {spec: `"volumes": [{"name": "v", "emptyDir": {}}]`, container: `"volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "s"}]`, says: "spec.containers[].volumeMounts[].subPath"},
 		"hostport":    {container: `"ports": [{"containerPort": 80, "hostPort": 8099}]`, says: "spec.containers[].ports[].hostPort"},
 		"probehost":   {container: `"livenessProbe": {"httpGet": {"port": 80, "host": "169.254.169.254"}}`, says: "spec.containers[].livenessProbe.httpGet.host"},
 	} {

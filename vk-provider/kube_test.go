@@ -252,9 +252,9 @@ func TestKubernetes(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"node", s.testNode}, {"claim", s.testClaim}, {"pod", s.testPod}, {"life", s.testLife}, {"restart", s.testRestart}, {"terminal", s.testTerminal}, {"probes", s.testProbes},
+		{"node", s.testNode}, {"claim", s.testClaim}, {"pod", s.testPod}, {"life", s.testLife}, {"inputs", s.testInputs}, {"ends", s.testEnds}, {"restart", s.testRestart}, {"terminal", s.testTerminal}, {"probes", s.testProbes},
 		{"H01_refusals", s.testRefusals}, {"H02_kubelet", s.testKubeletAuth}, {"H04_others_pools", s.testOthersPools}, {"H05_admin", s.testNoAdmin},
-		{"X45_outage", s.testOutage}, {"H06_restart", s.testRestartUnsynced}, {"drift", s.testDrift}, {"rollout", s.testRollout}, {"drain", s.testDrain},
+		{"X45_outage", s.testOutage}, {"H06_restart", s.testRestartUnsynced}, {"drift", s.testDrift}, {"rollout", s.testRollout}, {"inputs_later", s.testInputsLater}, {"drain", s.testDrain},
 		{"H03_rights", s.testRights}, {"agents", s.testAgents},
 	} {
 		t.Run(part.name, func(t *testing.T) {
@@ -375,6 +375,7 @@ func (s *stack) testPod(t *testing.T) {
 	if out := s.kubectl("logs", "web", "--timestamps", "--tail=1"); !strings.HasSuffix(out, "Z started web-b b\n") {
 		t.Errorf("with times it printed %q", out)
 	}
+	s.logsSince(t)
 	if out, err := s.tryKubectl(strings.NewReader("over\n"), "exec", "-i", "web", "--", "sh", "-c", "read x; echo $x $MINE; exit 7"); !strings.HasPrefix(out, "over web\n") || err == nil || !strings.Contains(err.Error(), "7") {
 		t.Errorf("exec printed %q: %v", out, err)
 	}

@@ -59,6 +59,11 @@ func (n *nothing) WarmPod(_ context.Context, req *nodeapi.WarmPodRequest) (*node
 	return slot, nil
 }
 
+// Cordon is nothing to it.
+func (n *nothing) Cordon(context.Context, *nodeapi.CordonRequest) (*nodeapi.CordonResponse, error) {
+	return &nodeapi.CordonResponse{}, nil
+}
+
 // Delete ends a slot.
 func (n *nothing) Delete(_ context.Context, req *nodeapi.DeleteRequest) (*nodeapi.DeleteResponse, error) {
 	return &nodeapi.DeleteResponse{}, nil

@@ -109,20 +109,20 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 		Node: peer, Kube: kube, Lister: informer.Lister(), Events: recorder, NodeName: cfg.NodeName, HostIP: cfg.Address,
 		PoolNamespace: cfg.PoolNamespace, Warmups: cfg.Warmups, Log: cfg.Log,
 	})
-	if err := tellDeleted(informer.Informer(), backed); err != nil {
+	if err := tellChanged(informer.Informer(), backed); err != nil {
 		return err
 	}
 	s.Start("pods", backed.Run)
-	vnode := virtualnode.New(cfg.node(listener), info, peer.RPC())
-	s.Start("noded", func(ctx context.Context) error { return peer.Run(ctx, told{backed, vnode}) })
+	vnode, cordon := virtualnode.New(cfg.node(listener), info, peer.RPC()), virtualnode.NewCordon(peer.RPC(), cfg.Log)
+	self, err := tellCordon(kube, cfg.NodeName, cordon)
+	if err != nil {
+		return err
+	}
+	s.Start("cordon", cordon.Run)
+	s.Start("noded", func(ctx context.Context) error { return peer.Run(ctx, told{backed, vnode, cordon}) })
 	if err := serveKubelet(cfg, s, peer, backed, informer.Lister(), listener); err != nil {
 		return err
 	}
-	s.Start("informers", func(ctx context.Context) error {
-		all.Start(ctx.Done())
-		<-ctx.Done()
-		all.Shutdown()
-		return nil
-	})
+	s.Start("informers", follow(all, self))
 	return control(ctx, cfg, s, controlled{kube, informer, recorder, backed, vnode})
 }

@@ -51,9 +51,10 @@ type cluster struct {
 	db      *pgx.Conn
 	admin   *api.Nodes
 	nodes   map[string]*node
+	adapt   func(*api.Config) // what its servers have of their own
 }
 
-func startCluster(t *testing.T) *cluster {
+func startCluster(t *testing.T, adapt func(*api.Config)) *cluster {
 	t.Helper()
 	s0test.NeedRoot(t)
 	dir, err := os.MkdirTemp("", "s0n-") // short enough for sockets' names
@@ -61,7 +62,7 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	c := &cluster{T: t, dir: dir, s0d: filepath.Join(dir, "s0d"), dsn: s0test.Postgres(t), nodes: map[string]*node{}}
+	c := &cluster{T: t, dir: dir, s0d: filepath.Join(dir, "s0d"), dsn: s0test.Postgres(t), nodes: map[string]*node{}, adapt: adapt}
 	nodetest.Build(t, c.s0d, "s0.run/cmd/s0d")
 	c.must(noded.MakeObjectKey(filepath.Join(dir, "object.key")))
 	if c.pin, err = api.NodeCAPin(filepath.Join(dir, "ca")); err != nil {
@@ -100,13 +101,13 @@ func (c *cluster) server(joining string) {
 	ctx, stop := context.WithCancel(context.Background())
 	log, err := os.Create(filepath.Join(c.dir, fmt.Sprintf("api%d.log", len(c.urls))))
 	c.must(err)
-	go func() {
-		done <- api.Run(ctx, api.Config{
-			Listen: "127.0.0.1:0", DatabaseURL: c.dsn, NodeCADir: filepath.Join(c.dir, "ca"), NodeListen: joining, KeyFile: filepath.Join(c.dir, "api.key"), Cluster: clusterName, PublicDomain: "http://s0.test",
-			DefaultImage: "image", PoolMin: pool, PoolMax: pool, AdminPassword: s0test.AdminPassword, RateLimit: 1e6, RateBurst: 1e6,
-			Log: slog.New(slog.NewJSONHandler(log, nil)), Ready: func(addr string) { ready <- addr },
-		})
-	}()
+	cfg := api.Config{
+		Listen: "127.0.0.1:0", DatabaseURL: c.dsn, NodeCADir: filepath.Join(c.dir, "ca"), NodeListen: joining, KeyFile: filepath.Join(c.dir, "api.key"), Cluster: clusterName, PublicDomain: "http://s0.test",
+		DefaultImage: "image", PoolMin: pool, PoolMax: pool, AdminPassword: s0test.AdminPassword, RateLimit: 1e6, RateBurst: 1e6,
+		Log: slog.New(slog.NewJSONHandler(log, nil)), Ready: func(addr string) { ready <- addr },
+	}
+	c.adapt(&cfg)
+	go func() { done <- api.Run(ctx, cfg) }()
 	c.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
@@ -248,22 +249,47 @@ func (c *cluster) row(id string) (row string) {
 
 // A node is a noded in a network namespace.
 type node struct {
-	c      *cluster
-	name   string
-	netns  string
-	link   string // outside
-	socket string
-	args   []string
-	log    *os.File
-	cmd    *exec.Cmd
-	exited chan struct{}
+	c       *cluster
+	name    string
+	netns   string
+	link    string // outside
+	outside string // this machine's address on that link
+	inside  string // and the node's
+	socket  string
+	args    []string
+	log     *os.File
+	cmd     *exec.Cmd
+	exited  chan struct{}
 }
 
 // node adds a node, whose network is the i-th, and starts it.
 func (c *cluster) node(i int, name string) *node {
 	c.Helper()
+	n := c.place(i, name)
+	n.args = append(n.simulated(), "--max-sandboxes", fmt.Sprint(room))
+	c.Cleanup(n.kill)
+	n.admit()
+	n.start()
+	return n
+}
+
+// simulated is how a node without real sandboxes is started.
+func (n *node) simulated() []string {
+	c, name := n.c, n.name
+	return []string{
+		"netns", "exec", n.netns, c.s0d, "noded", "--simulate", "--node", name, "--cluster", clusterName,
+		"--data-dir", filepath.Join(c.dir, name), "--run-dir", filepath.Join(c.dir, name+"-run"), "--socket", n.socket,
+		"--object-store", "file://" + filepath.Join(c.dir, "store"), "--object-key-file", filepath.Join(c.dir, "object.key"),
+		"--listen", ":30083", "--control-plane", net.JoinHostPort(n.outside, c.joining), "--control-plane-pin", c.pin, "--join-token-file", filepath.Join(c.dir, name+".token"),
+	}
+}
+
+// place makes a node's network, the i-th.
+func (c *cluster) place(i int, name string) *node {
+	c.Helper()
 	n := &node{c: c, name: name, netns: fmt.Sprintf("s0n%d-%d", os.Getpid(), i), link: fmt.Sprintf("s0n%x.%d", os.Getpid(), i), socket: filepath.Join(c.dir, name+".sock")}
-	outside, inside := fmt.Sprintf("10.203.%d.%d", os.Getpid()%256, 4*i+1), fmt.Sprintf("10.203.%d.%d", os.Getpid()%256, 4*i+2)
+	n.outside, n.inside = fmt.Sprintf("10.203.%d.%d", os.Getpid()%256, 4*i+1), fmt.Sprintf("10.203.%d.%d", os.Getpid()%256, 4*i+2)
+	outside, inside := n.outside, n.inside
 	c.ip("netns", "add", n.netns)
 	c.Cleanup(func() { _ = exec.Command("ip", "netns", "del", n.netns).Run() })
 	c.ip("link", "add", n.link, "type", "veth", "peer", "name", "eth0", "netns", n.netns)
@@ -277,16 +303,7 @@ func (c *cluster) node(i int, name string) *node {
 	n.log, err = os.Create(filepath.Join(c.dir, name+".log"))
 	c.must(err)
 	c.Cleanup(func() { n.log.Close() })
-	n.args = []string{
-		"netns", "exec", n.netns, c.s0d, "noded", "--simulate", "--node", name, "--cluster", clusterName,
-		"--data-dir", filepath.Join(c.dir, name), "--run-dir", filepath.Join(c.dir, name+"-run"), "--socket", n.socket, "--max-sandboxes", fmt.Sprint(room),
-		"--object-store", "file://" + filepath.Join(c.dir, "store"), "--object-key-file", filepath.Join(c.dir, "object.key"),
-		"--listen", ":30083", "--control-plane", net.JoinHostPort(outside, c.joining), "--control-plane-pin", c.pin, "--join-token-file", filepath.Join(c.dir, name+".token"),
-	}
 	c.nodes[name] = n
-	c.Cleanup(n.kill)
-	n.admit()
-	n.start()
 	return n
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"s0.run/api"
 	"s0.run/internal/nodeapi"
 )
 
@@ -17,7 +18,7 @@ func TestX45_X47_SeveralNodes(t *testing.T) {
 	if os.Getenv("S0_NODES") == "" {
 		t.Skip("takes minutes: make test-nodes")
 	}
-	c := startCluster(t)
+	c := startCluster(t, func(*api.Config) {})
 	for i, name := range []string{"n1", "n2", "n3"} {
 		c.node(i, name)
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -108,15 +107,4 @@ func (c *Client) Logs(ctx context.Context, sb Sandbox, query url.Values) (procap
 	var page procapi.LogPage
 	err := c.Call(ctx, sb, Request{Method: http.MethodGet, Path: procapi.PathLogs, Query: query}, &page)
 	return page, err
-}
-
-// WriteFile writes a file into a sandbox, with the directories above it.
-func (c *Client) WriteFile(ctx context.Context, sb Sandbox, path string, content io.Reader) error {
-	return c.Call(ctx, sb, Request{Method: http.MethodPost, Path: procapi.PathFiles, Query: url.Values{"path": {path}}, Body: content}, nil)
-}
-
-// MakeDir makes a directory inside a sandbox, with those above it.
-func (c *Client) MakeDir(ctx context.Context, sb Sandbox, path string) error {
-	err := c.Call(ctx, sb, Request{Method: http.MethodPost, Path: procapi.PathFiles, Query: url.Values{"path": {path}, "mkdir": {"true"}, "recursive": {"true"}}}, nil)
-	return err
 }

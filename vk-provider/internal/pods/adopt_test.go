@@ -16,8 +16,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
-	corev1listers "k8s.io/client-go/listers/core/v1"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
 	"s0.run/internal/nodeapi"
@@ -94,15 +92,10 @@ func session(name string) procapi.Session {
 // started is Pods that run, with a node and what Kubernetes has, and what they tell.
 func started(t *testing.T, n *node, known ...*corev1.Pod) (p *Pods, told chan corev1.PodStatus) {
 	t.Helper()
-	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
-	for _, api := range known {
-		if err := index.Add(api); err != nil {
-			t.Fatal(err)
-		}
-	}
+	list, _ := lister(t, known...)
 	told = make(chan corev1.PodStatus, 100)
 	p = New(Config{
-		Warmups: 1, Node: n.client(t), Kube: fake.NewClientset(), Lister: corev1listers.NewPodLister(index), Events: record.NewFakeRecorder(100),
+		Warmups: 1, Node: n.client(t), Kube: fake.NewClientset(), Lister: list, Events: record.NewFakeRecorder(100),
 		HostIP: "1.2.3.4", Log: slog.New(slog.DiscardHandler),
 	})
 	p.NotifyPods(t.Context(), func(o *corev1.Pod) { told <- o.Status })
@@ -169,7 +162,7 @@ func inPhase(phase corev1.PodPhase) func(corev1.PodStatus) bool {
 func TestR6_ARunningPodNeedsItsInputsNoMore(t *testing.T) {
 	t.Parallel()
 	n := &node{sessions: []procapi.Session{session("main")}, end: make(chan struct{})}
-	p, told := started(t, n)
+	p, told := started(t, n, needy("main"))
 	if err := p.CreatePod(t.Context(), needy("main")); err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +182,7 @@ func TestR6_ARunningPodNeedsItsInputsNoMore(t *testing.T) {
 func TestR6_HalfAPodIsTold(t *testing.T) {
 	t.Parallel()
 	n := &node{sessions: []procapi.Session{session("one")}, end: make(chan struct{})}
-	p, told := started(t, n)
+	p, told := started(t, n, needy("one", "two"))
 	if err := p.CreatePod(t.Context(), needy("one", "two")); err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +234,8 @@ func TestR6_AFailedCallStopsNothing(t *testing.T) {
 		"ran, is gone":      {corev1.PodRunning, nil, true, corev1.PodPending},
 		"is new":            {corev1.PodPending, nil, true, corev1.PodPending},
 	} {
-		p := New(Config{Warmups: 1, Events: record.NewFakeRecorder(1), Log: slog.New(slog.DiscardHandler)})
+		list, _ := lister(t)
+		p := New(Config{Warmups: 1, Lister: list, Events: record.NewFakeRecorder(1), Log: slog.New(slog.DiscardHandler)})
 		p.synced = c.synced
 		pod := &pod{api: needy("main"), sandbox: c.sb, status: corev1.PodStatus{Phase: c.phase}}
 		if p.notYet(t.Context(), pod, "ContainerCreating", os.ErrDeadlineExceeded); pod.status.Phase != c.want {

@@ -16,7 +16,14 @@ func (p *Pods) end(ctx context.Context, pod *pod) {
 	if !pod.pooled {
 		p.stopContainers(ctx, pod)
 	}
-	if !retry(ctx, func() bool { return !p.endSandbox(ctx, pod) }) {
+	pod.ending = time.Now()
+	p.mu.Lock()
+	end := p.endSandbox
+	if pod.pooled && pod.evicted {
+		end = p.evict
+	}
+	p.mu.Unlock()
+	if !retry(ctx, func() bool { return !end(ctx, pod) }) {
 		return
 	}
 	p.removeObject(ctx, pod)

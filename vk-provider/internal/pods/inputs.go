@@ -5,14 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"s0.run/vk-provider/internal/podspec"
 )
 
 // variable is one variable of a container, in the order of its spec.
@@ -28,8 +25,8 @@ func asMap(env []variable) map[string]string {
 
 // inputs are what a pod takes from elsewhere in Kubernetes.
 type inputs struct {
-	env   map[string][]variable // by container
-	files map[string]string     // by path inside; a path that ends in / is an empty directory
+	env    map[string][]variable // by container
+	mounts map[string]mounted    // by path inside
 }
 
 // errMissing is what is not there yet and may come.
@@ -42,7 +39,7 @@ func (e *errMissing) Error() string { return e.message }
 func (p *Pods) resolve(ctx context.Context, pod *pod) (in inputs, ok bool) {
 	said := ""
 	ok = p.attempt(ctx, pod, func() bool {
-		r := resolver{ctx: ctx, p: p, api: p.api(pod), configMaps: map[string]*corev1.ConfigMap{}, secrets: map[string]*corev1.Secret{}}
+		r := p.resolver(ctx, pod)
 		var err error
 		if in, err = r.inputs(); err == nil {
 			return false
@@ -69,21 +66,22 @@ type resolver struct {
 	secrets    map[string]*corev1.Secret
 }
 
+func (p *Pods) resolver(ctx context.Context, pod *pod) *resolver {
+	return &resolver{ctx: ctx, p: p, api: p.api(pod), configMaps: map[string]*corev1.ConfigMap{}, secrets: map[string]*corev1.Secret{}}
+}
+
 func (r *resolver) inputs() (inputs, error) {
-	in := inputs{env: map[string][]variable{}, files: map[string]string{}}
+	in := inputs{env: map[string][]variable{}}
 	for _, c := range slices.Concat(r.api.Spec.InitContainers, r.api.Spec.Containers) {
 		env, err := r.containerEnv(&c)
 		if err != nil {
 			return in, err
 		}
 		in.env[c.Name] = env
-		for _, m := range c.VolumeMounts {
-			if err := r.mount(in.files, m); err != nil {
-				return in, err
-			}
-		}
 	}
-	return in, nil
+	var err error
+	in.mounts, err = r.mounts()
+	return in, err
 }
 
 // configMap and secret read an object; nil without an error: it is optional and missing.
@@ -233,129 +231,4 @@ func (r *resolver) field(name string) (string, error) {
 		return r.p.cfg.HostIP, nil
 	}
 	return "", fmt.Errorf("field %s is not known before a sandbox runs", name)
-}
-
-// mount adds the files of one mount, as they are inside.
-func (r *resolver) mount(files map[string]string, m corev1.VolumeMount) error {
-	i := slices.IndexFunc(r.api.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
-	if i < 0 {
-		return fmt.Errorf("there is no volume %q", m.Name)
-	}
-	v := r.api.Spec.Volumes[i]
-	if podspec.TokenVolume(v) {
-		return nil
-	}
-	dir := path.Clean("/" + m.MountPath)
-	files[dir+"/"] = ""
-	return r.volume(v.VolumeSource, func(name, content string) { files[path.Join(dir, path.Clean("/"+name))] = content })
-}
-
-func (r *resolver) volume(v corev1.VolumeSource, add func(name, content string)) error {
-	switch {
-	case v.ConfigMap != nil:
-		return r.configMapFiles(v.ConfigMap.Name, v.ConfigMap.Items, v.ConfigMap.Optional, add)
-	case v.Secret != nil:
-		return r.secretFiles(v.Secret.SecretName, v.Secret.Items, v.Secret.Optional, add)
-	case v.DownwardAPI != nil:
-		return r.downwardFiles(v.DownwardAPI.Items, add)
-	case v.Projected != nil:
-		for _, s := range v.Projected.Sources {
-			if err := r.projection(s, add); err != nil {
-				return err
-			}
-		}
-	}
-	return nil // an emptyDir
-}
-
-func (r *resolver) projection(s corev1.VolumeProjection, add func(name, content string)) error {
-	switch {
-	case s.ConfigMap != nil:
-		return r.configMapFiles(s.ConfigMap.Name, s.ConfigMap.Items, s.ConfigMap.Optional, add)
-	case s.Secret != nil:
-		return r.secretFiles(s.Secret.Name, s.Secret.Items, s.Secret.Optional, add)
-	case s.DownwardAPI != nil:
-		return r.downwardFiles(s.DownwardAPI.Items, add)
-	}
-	return nil
-}
-
-func (r *resolver) configMapFiles(name string, items []corev1.KeyToPath, optional *bool, add func(name, content string)) error {
-	cm, err := r.configMap(name, optional)
-	if cm == nil || err != nil {
-		return err
-	}
-	data := maps.Clone(cm.Data)
-	if data == nil {
-		data = map[string]string{}
-	}
-	for k, b := range cm.BinaryData {
-		data[k] = string(b)
-	}
-	return r.keys("ConfigMap", name, data, items, optional, add)
-}
-
-func (r *resolver) secretFiles(name string, items []corev1.KeyToPath, optional *bool, add func(name, content string)) error {
-	s, err := r.secret(name, optional)
-	if s == nil || err != nil {
-		return err
-	}
-	data := map[string]string{}
-	for k, b := range s.Data {
-		data[k] = string(b)
-	}
-	return r.keys("Secret", name, data, items, optional, add)
-}
-
-func (r *resolver) keys(kind, name string, data map[string]string, items []corev1.KeyToPath, optional *bool, add func(name, content string)) error {
-	if len(items) == 0 {
-		for k, v := range data {
-			add(k, v)
-		}
-		return nil
-	}
-	for _, item := range items {
-		v, ok := data[item.Key]
-		if err := r.missingKey(ok, kind, name, item.Key, optional); err != nil {
-			return err
-		}
-		if ok {
-			add(item.Path, v)
-		}
-	}
-	return nil
-}
-
-func (r *resolver) downwardFiles(items []corev1.DownwardAPIVolumeFile, add func(name, content string)) error {
-	for _, item := range items {
-		v, err := r.downwardItem(item)
-		if err != nil {
-			return fmt.Errorf("file %s: %w", item.Path, err)
-		}
-		add(item.Path, v)
-	}
-	return nil
-}
-
-func (r *resolver) downwardItem(item corev1.DownwardAPIVolumeFile) (string, error) {
-	if item.FieldRef != nil {
-		return r.downwardField(item.FieldRef.FieldPath)
-	}
-	ref := item.ResourceFieldRef
-	for _, c := range slices.Concat(r.api.Spec.InitContainers, r.api.Spec.Containers) {
-		if ref != nil && c.Name == ref.ContainerName {
-			return resourceOf(&c, ref)
-		}
-	}
-	return "", errors.New("its content comes from where nobody knows")
-}
-
-func (r *resolver) downwardField(name string) (string, error) {
-	switch name {
-	case "metadata.labels":
-		return lines(r.api.Labels), nil
-	case "metadata.annotations":
-		return lines(r.api.Annotations), nil
-	}
-	return r.field(name)
 }

@@ -8,7 +8,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/types"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -110,11 +109,15 @@ func (p *Pods) backed() map[string]*nodeapi.DeleteRequest {
 }
 
 // Deleted takes note that Kubernetes has no such pod any more, which is the one proof of
-// it: what is left of a pod that had ended before this process began ends now.
-func (p *Pods) Deleted(uid types.UID) {
+// it: what is left of a pod that had ended before this process began ends now. last is what
+// it was.
+func (p *Pods) Deleted(last *corev1.Pod) {
 	p.mu.Lock()
-	pod := p.byUID[uid]
-	req := p.backed()[string(uid)]
+	pod := p.byUID[last.UID]
+	if pod != nil {
+		pod.evicted = pod.evicted || evicted(last)
+	}
+	req := p.backed()[string(last.UID)]
 	p.mu.Unlock()
 	if pod != nil {
 		pod.stop()

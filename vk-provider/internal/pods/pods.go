@@ -14,6 +14,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,6 +76,9 @@ type pod struct {
 	pooled          bool
 	wake            chan struct{}      // holds a value when something was told
 	stop            context.CancelFunc // ends bringing up and following: the pod is to go
+	ending          time.Time          // since when it goes; its goroutine's alone
+	changed         chan struct{}      // holds a value when its volumes' files may be others
+	published       map[string]string  // the versions of volumes, by path; of who fills them alone
 
 	// Pods.mu guards what follows. api is replaced whole.
 	api        *corev1.Pod // as Kubernetes has it
@@ -86,6 +90,7 @@ type pod struct {
 	warmed     bool             // its slot was warm once; one that never was is made again
 	ended      string           // the slot of it that ended last
 	gone       string           // why noded has nothing for it any more
+	evicted    bool             // its node is to be emptied: a tenant's sandbox is paused
 	containers []*container     // of a pod that is no pool's
 }
 
@@ -126,16 +131,33 @@ func key(namespace, name string) string { return namespace + "/" + name }
 
 // CreatePod takes a pod on, and returns at once: whatever comes of it is told.
 func (p *Pods) CreatePod(_ context.Context, api *corev1.Pod) error {
+	if new, up := p.takeOn(api); new != nil {
+		p.background(func(ctx context.Context) {
+			defer context.AfterFunc(ctx, new.stop)()
+			p.live(ctx, up, new)
+		})
+	}
+	return nil
+}
+
+// takeOn begins to know a pod that Kubernetes has; nil: it is known, or Kubernetes has it no
+// more, of which nobody is told again. What it answers ends when the pod is to go.
+func (p *Pods) takeOn(api *corev1.Pod) (*pod, context.Context) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if old := p.byUID[api.UID]; old != nil {
-		old.api = api
-		p.mu.Unlock()
-		return nil
+		old.api, old.evicted = api, old.evicted || evicted(api)
+		return nil, nil
+	}
+	known := p.listed(api.Namespace, api.Name, api.UID)
+	if known == nil {
+		return nil, nil
 	}
 	up, stop := context.WithCancel(context.Background()) // ended by DeletePod, or with Run
 	new := &pod{
 		uid: api.UID, namespace: api.Namespace, name: api.Name, pooled: podspec.Pooled(api),
-		wake: make(chan struct{}, 1), stop: stop, api: api, slot: p.slots[string(api.UID)],
+		wake: make(chan struct{}, 1), changed: make(chan struct{}, 1), published: map[string]string{}, stop: stop, api: api, slot: p.slots[string(api.UID)],
+		evicted: evicted(api) || evicted(known),
 	}
 	if new.slot != nil {
 		new.sandbox = p.sandboxes[new.slot.GetId()]
@@ -145,12 +167,7 @@ func (p *Pods) CreatePod(_ context.Context, api *corev1.Pod) error {
 	}
 	keepTransitions(api.Status.Conditions, new.status.Conditions)
 	p.byKey[key(api.Namespace, api.Name)], p.byUID[api.UID] = new, new
-	p.mu.Unlock()
-	p.background(func(ctx context.Context) {
-		defer context.AfterFunc(ctx, stop)()
-		p.live(ctx, up, new)
-	})
-	return nil
+	return new, up
 }
 
 // UpdatePod takes note of what changed: labels, annotations, a deadline.
@@ -164,6 +181,10 @@ func (p *Pods) UpdatePod(_ context.Context, api *corev1.Pod) error {
 	more := len(api.Spec.EphemeralContainers) > len(pod.api.Spec.EphemeralContainers)
 	pod.api = api
 	pod.kick()
+	select {
+	case pod.changed <- struct{}{}:
+	default:
+	}
 	p.mu.Unlock()
 	if more {
 		p.event(pod, corev1.EventTypeWarning, podspec.ReasonNotAllowed, noEphemeral)
@@ -171,18 +192,53 @@ func (p *Pods) UpdatePod(_ context.Context, api *corev1.Pod) error {
 	return nil
 }
 
+// listed is a pod as Kubernetes has it; nil: it has none, or another one of that name. It
+// asks a cache, and may be called with mu held.
+func (p *Pods) listed(namespace, name string, uid types.UID) *corev1.Pod {
+	known, err := p.cfg.Lister.Pods(namespace).Get(name)
+	if err != nil || known.UID != uid {
+		return nil
+	}
+	return known
+}
+
 // DeletePod has a pod end. It returns at once; the pod's object goes when its sandbox
-// has ended, or at the latest when its grace period is over.
+// has ended, or at the latest when its grace period is over. Of a pod whose object is gone
+// VK hands back what we told it, which says nothing of why: [Pods.Deleted] hears that.
 func (p *Pods) DeletePod(_ context.Context, api *corev1.Pod) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	pod := p.byUID[api.UID]
-	if pod == nil {
+	if pod != nil && api.DeletionTimestamp != nil {
+		pod.api, pod.evicted = api, pod.evicted || evicted(api)
+		pod.stop()
+	}
+	p.mu.Unlock()
+	if pod != nil {
+		return nil
+	}
+	if api.DeletionTimestamp == nil {
 		return errdefs.NotFoundf("pod %s/%s", api.Namespace, api.Name)
 	}
-	pod.api = api
-	pod.stop()
+	p.endAnothers(api)
 	return nil
+}
+
+// endAnothers ends a pod that was to go before this process began.
+func (p *Pods) endAnothers(api *corev1.Pod) {
+	pod, _ := p.takeOn(api)
+	if pod == nil {
+		return
+	}
+	p.background(func(ctx context.Context) {
+		defer pod.stop()
+		if !p.findSandbox(ctx, pod, func() {}) {
+			return
+		}
+		if !pod.pooled {
+			p.adopt(ctx, pod, containersOf(api))
+		}
+		p.end(ctx, pod)
+	})
 }
 
 // GetPod is what this provider has of a pod, unless Kubernetes has another one of that
@@ -227,10 +283,14 @@ func (p *Pods) NotifyPods(_ context.Context, notify func(*corev1.Pod)) {
 	p.notify = notify
 }
 
-// object is the pod as this provider sees it. It is called with Pods.mu held.
+// object is the pod as this provider sees it, with what it was given of its disruption. It
+// is called with Pods.mu held.
 func (pod *pod) object() *corev1.Pod {
 	o := pod.api.DeepCopy()
 	pod.status.DeepCopyInto(&o.Status)
+	if !slices.ContainsFunc(o.Status.Conditions, disruption) {
+		o.Status.Conditions = append(o.Status.Conditions, disruptions(pod.api)...)
+	}
 	return o
 }
 
@@ -247,6 +307,7 @@ func (p *Pods) set(pod *pod, build func() corev1.PodStatus) corev1.PodPhase {
 	p.mu.Lock()
 	status := build()
 	keepTransitions(pod.status.Conditions, status.Conditions)
+	status.Conditions = p.withTheirs(pod, status.Conditions)
 	same := pod.told && equality.Semantic.DeepEqual(pod.status, status)
 	pod.status, pod.told = status, true
 	object, notify := pod.object(), p.notify
@@ -267,8 +328,8 @@ func (p *Pods) retell() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, pod := range p.byUID {
-		known, err := p.cfg.Lister.Pods(pod.namespace).Get(pod.name)
-		if pod.told && err == nil && known.UID == pod.uid && !equality.Semantic.DeepEqual(known.Status, pod.status) {
+		known := p.listed(pod.namespace, pod.name, pod.uid)
+		if pod.told && known != nil && !equality.Semantic.DeepEqual(known.Status, pod.status) {
 			pod.told = false
 			pod.retold++
 			pod.kick()

@@ -61,7 +61,7 @@ func TestDownwardFiles(t *testing.T) {
 	limits := corev1.ResourceRequirements{Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}}
 	r := resolver{api: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "a"}, {Name: "b", Resources: limits}}}}}
 	got := map[string]string{}
-	add := func(name, content string) { got[name] = content }
+	add := func(name, content string, _ *int32) { got[name] = content }
 	memory := func(container string) *corev1.ResourceFieldSelector {
 		return &corev1.ResourceFieldSelector{ContainerName: container, Resource: "limits.memory", Divisor: resource.MustParse("1Mi")}
 	}
@@ -84,6 +84,18 @@ func replaceSlash(s string) string {
 		}
 	}
 	return string(b)
+}
+
+// lister lists pods that Kubernetes has.
+func lister(t *testing.T, known ...*corev1.Pod) (corev1listers.PodLister, cache.Indexer) {
+	t.Helper()
+	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
+	for _, api := range known {
+		if err := index.Add(api); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return corev1listers.NewPodLister(index), index
 }
 
 // known is Pods with a whole picture of a node.
@@ -268,8 +280,8 @@ func TestAClaimIsNoUnreadiness(t *testing.T) {
 // What somebody else writes of a pod is put right, and what is right is left alone.
 func TestStatusesAreToldAgain(t *testing.T) {
 	t.Parallel()
-	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
-	p, pod := New(Config{Warmups: 1, Lister: corev1listers.NewPodLister(index)}), claimed()
+	list, index := lister(t)
+	p, pod := New(Config{Warmups: 1, Lister: list}), claimed()
 	pod.api.Spec.Containers = []corev1.Container{{Name: "c"}}
 	p.byUID[pod.uid] = pod
 	var told []*corev1.Pod

@@ -37,6 +37,9 @@ func (p *Pods) runPod(ctx context.Context, pod *pod) {
 	work, done := context.WithCancel(ctx)
 	defer done()
 	work, expired := p.deadline(work, pod)
+	if mountsFiles(api) {
+		p.background(func(context.Context) { p.keepFresh(work, pod) }) // work ends with Run's, too
+	}
 	for _, c := range containers {
 		if !p.startContainer(work, pod, c, in.env[c.spec.Name]) {
 			break
@@ -52,7 +55,7 @@ func (p *Pods) runPod(ctx context.Context, pod *pod) {
 // before this one.
 func (p *Pods) prepare(ctx context.Context, pod *pod, spec sandbox.Spec) (inputs, bool) {
 	in, ok := p.resolve(ctx, pod)
-	return in, ok && (p.over(pod) || p.claim(ctx, pod, spec) && p.fill(ctx, pod, in.files))
+	return in, ok && (p.over(pod) || p.claim(ctx, pod, spec) && p.fill(ctx, pod, in.mounts))
 }
 
 // claim has noded start the pod's sandbox, as often as it takes.

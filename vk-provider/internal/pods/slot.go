@@ -171,7 +171,8 @@ func (p *Pods) label(ctx context.Context, pod *pod, sb *nodeapi.Sandbox) bool {
 	if owner != nil {
 		meta["ownerReferences"] = []map[string]any{{"$patch": "delete", "uid": owner.UID}}
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": meta})
+	patient := patiently(p.api(pod).Spec.Tolerations)
+	patch, err := json.Marshal(map[string]any{"metadata": meta, "spec": map[string]any{"tolerations": patient}})
 	if err != nil {
 		return true // it is made of strings
 	}
@@ -189,11 +190,24 @@ func (p *Pods) label(ctx context.Context, pod *pod, sb *nodeapi.Sandbox) bool {
 		api.Labels = map[string]string{}
 	}
 	maps.Copy(api.Labels, want)
+	api.Spec.Tolerations = patient
 	if owner != nil {
 		api.OwnerReferences = slices.DeleteFunc(api.OwnerReferences, func(o metav1.OwnerReference) bool { return o.UID == owner.UID })
 	}
 	pod.api = api
 	return true
+}
+
+// patiently are tolerations of a pod that a silent node keeps: silence is no end of what
+// runs there.
+func patiently(all []corev1.Toleration) []corev1.Toleration {
+	all = slices.Clone(all)
+	for i := range all {
+		if key := all[i].Key; key == corev1.TaintNodeNotReady || key == corev1.TaintNodeUnreachable {
+			all[i].TolerationSeconds = nil
+		}
+	}
+	return all
 }
 
 func subset(m, of map[string]string) map[string]string {

@@ -2,6 +2,7 @@ package podspec
 
 import (
 	"encoding/json"
+	"path"
 	"slices"
 	"strings"
 
@@ -41,8 +42,42 @@ func checkCommands(pod *corev1.Pod) *Refusal {
 			return r
 		}
 	}
+	return checkMounts(pod)
+}
+
+// checkMounts refuses what one root filesystem can't show to several containers.
+func checkMounts(pod *corev1.Pod) *Refusal {
+	at, empty := map[string]string{}, emptyDirs(pod)
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		for _, m := range c.VolumeMounts {
+			dir := path.Clean("/" + m.MountPath)
+			if dir == "/" {
+				return refuse(ReasonUnsupported, "volume %q can't be mounted at /: what containers run is there", m.Name)
+			}
+			if other, taken := at[dir]; taken && other != m.Name {
+				return refuse(ReasonUnsupported, "containers of one sandbox share its root filesystem: %s can't be both volume %q and volume %q", dir, other, m.Name)
+			}
+			for other, name := range at {
+				if name == m.Name && empty[name] && nested(dir, other) {
+					return refuse(ReasonUnsupported, "volume %q can't be mounted at both %s and %s: it would be within itself", name, other, dir)
+				}
+			}
+			at[dir] = m.Name
+		}
+	}
 	return nil
 }
+
+func emptyDirs(pod *corev1.Pod) map[string]bool {
+	all := map[string]bool{}
+	for _, v := range pod.Spec.Volumes {
+		all[v.Name] = v.EmptyDir != nil
+	}
+	return all
+}
+
+// nested reports whether one of two clean paths is below the other.
+func nested(a, b string) bool { return strings.HasPrefix(a, b+"/") || strings.HasPrefix(b, a+"/") }
 
 // stripScheduling takes off what others decide by: the scheduler, admission.
 func stripScheduling(s *corev1.PodSpec) {

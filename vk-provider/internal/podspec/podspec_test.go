@@ -246,3 +246,54 @@ func FuzzCheck(f *testing.F) {
 		}
 	})
 }
+
+// Containers that share a root filesystem can't have two volumes at one path; the same one
+// they can.
+func TestOnePathHasOneVolume(t *testing.T) {
+	t.Parallel()
+	pod := plain()
+	second := pod.Spec.Containers[0].DeepCopy()
+	second.Name = "second"
+	pod.Spec.Containers = append(pod.Spec.Containers, *second)
+	if _, r := SpecOf(pod); r != nil {
+		t.Error(r)
+	}
+	pod.Spec.Containers[1].VolumeMounts[2].MountPath = "/scratch/"
+	if _, r := SpecOf(pod); r == nil || r.Reason != ReasonUnsupported || !strings.Contains(r.Message, "/scratch") {
+		t.Errorf("refused with %v", r)
+	}
+}
+
+// An emptyDir that is mounted at several paths is one directory, so none of them can be
+// within another.
+func TestAnEmptyDirIsNotWithinItself(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		paths   [2]string
+		volumes [2]string
+		allowed bool
+	}{
+		{[2]string{"/a", "/a/b"}, [2]string{"e", "e"}, false},
+		{[2]string{"/a/b/c", "a/"}, [2]string{"e", "e"}, false},
+		{[2]string{"/a", "/"}, [2]string{"e", "e"}, false},
+		{[2]string{"/", "/a"}, [2]string{"c", "e"}, false},
+		{[2]string{"/x/..", "/a"}, [2]string{"e", "f"}, false},
+		{[2]string{"/a", "/ab"}, [2]string{"e", "e"}, true},
+		{[2]string{"/a", "/a"}, [2]string{"e", "e"}, true},
+		{[2]string{"/a", "/a/b"}, [2]string{"e", "f"}, true},
+		{[2]string{"/a", "/a/b"}, [2]string{"c", "c"}, true},
+	} {
+		pod := plain()
+		empty := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}
+		pod.Spec.Volumes = []corev1.Volume{{Name: "e", VolumeSource: empty}, {Name: "f", VolumeSource: empty}, {Name: "c", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{}}}}
+		init := pod.Spec.Containers[0].DeepCopy()
+		init.Name = "init"
+		pod.Spec.InitContainers = []corev1.Container{*init}
+		for i, of := range []*corev1.Container{&pod.Spec.InitContainers[0], &pod.Spec.Containers[0]} {
+			of.VolumeMounts = []corev1.VolumeMount{{Name: c.volumes[i], MountPath: c.paths[i]}}
+		}
+		if _, r := SpecOf(pod); (r == nil) != c.allowed || r != nil && r.Reason != ReasonUnsupported {
+			t.Errorf("%v at %v: %v", c.volumes, c.paths, r)
+		}
+	}
+}
