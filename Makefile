@@ -101,14 +101,21 @@ test-vm: build tools images ## try s0 on a stock Debian in an emulated machine (
 test-kube: kube-tools vk test-deps ## try the virtual node on a real Kubernetes control plane (root; minutes)
 	@cd vk-provider && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 30m ./...
 
-bench-kube: kube-tools vk test-deps ## measure pods, claims and the virtual node on a real control plane; S0_BENCH_PODS, S0_BENCH_RUNS
+bench-kube: kube-tools vk build test-deps ## measure pods, claims and the virtual node on a real control plane; S0_BENCH_PODS, S0_BENCH_RUNS
 	@cd vk-provider && CGO_ENABLED=0 GOFLAGS=-trimpath go test -run '^$$' -bench '^BenchmarkKube' -benchtime 1x -timeout 40m .
+	@S0_KUBE_CLAIMS=$${S0_BENCH_PODS:-1000} go test -count=1 -timeout 20m -v -run '^TestClaimsBesideManyPods$$' ./test/nodes
 
 test-chart: kube-tools build vk ## lint the Helm chart, and have a real Kubernetes API server judge it (minutes the first time)
 	@cd charts && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 10m ./...
 
 test-nodes: test-deps ## three nodes in network namespaces, over mutual TLS: killed, cut off, drained, removed (root; minutes)
-	@S0_NODES=1 go test -count=1 -timeout 20m -v ./test/nodes
+	@S0_NODES=1 go test -count=1 -timeout 20m -v -run '^TestX45_X47_SeveralNodes$$' ./test/nodes
+
+test-kube-nodes: kube-tools vk build test-deps ## three of them as virtual nodes of a Kubernetes control plane, with real sandboxes (root; 10 minutes)
+	@S0_KUBE_NODES=1 go test -count=1 -timeout 40m -v -run '^TestX45_X47_KubernetesNodes$$' ./test/nodes
+
+test-volumes: test-deps ## volumes of two nodes while their bucket fails and volumed is killed at every place (root; minutes)
+	@S0_VOLUMES=1 go test -count=1 -timeout 30m -v -run '^TestX4' ./volumed
 
 test-images: test-deps images-all ## try the browser and the code interpreter in real sandboxes (minutes)
 	@S0_TEST_IMAGES=1 go test -count=1 -run '^TestBuiltinImages$$' -timeout 20m -v ./test/e2e
@@ -123,6 +130,11 @@ test-robust: test-deps ## kill things at random for 30 minutes; S0_ROBUST_TIME, 
 test-generations: test-deps ## pause and resume one sandbox 2,500 times
 	@S0_GENERATIONS=$${S0_GENERATIONS:-2500} go test -v -count=1 -timeout 180m -run '^TestGenerations$$' ./test/fault
 
+test-upgrade: test-deps ## have the noded of another commit (REF) and this one take turns over the same sandboxes
+	@rm -rf build/other && mkdir -p build/other/src && git archive $(or $(REF),HEAD~1) | tar -x -C build/other/src
+	@cd build/other/src && CGO_ENABLED=0 go build -trimpath -o ../s0d ./cmd/s0d
+	@S0_OTHER=$(CURDIR)/build/other/s0d go test -v -count=1 -timeout 30m -run '^TestX27_AnotherVersion$$' ./test/fault
+
 bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build/bench
 	@mkdir -p build/bench
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 40m ./test/bench -args -raw $(CURDIR)/build/bench/samples.csv
@@ -130,6 +142,11 @@ bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build
 
 bench-netd: test-deps ## measure netd beside a plain veth and nginx: policies, restarts, packets, HTTPS, memory
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 20m ./netd
+
+bench-volumes: test-deps ## measure volumes beside the local disk and plain JuiceFS, on the host and in gVisor (15 minutes)
+	@mkdir -p build/bench
+	@go test -run '^$$' -bench Volumes -benchtime 1x -timeout 60m ./test/bench -args -raw $(CURDIR)/build/bench/volumes.csv
+	@echo "every sample: build/bench/volumes.csv"
 
 bench-scale: ## measure lists, restarts and claims with 100,000 sandboxes and simulated nodes
 	@go test -run '^$$' -bench Scale -benchtime 1x -timeout 20m ./api
@@ -147,4 +164,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: test-chart kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-nodes test-robust test-generations lint bench bench-kube bench-netd bench-scale test-deps help
+.PHONY: test-upgrade test-chart kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-nodes test-kube-nodes test-volumes test-robust test-generations lint bench bench-volumes bench-kube bench-netd bench-scale test-deps help

@@ -90,9 +90,10 @@ func testOutput(t *testing.T, s *s0test.Stack) {
 	fast := fmt.Sprintf("yes %s | head -n %d", strings.TrimSpace(line), lines)
 	t.Run("B08: a fast command's is complete, for two readers", func(t *testing.T) {
 		c := u.start(id, "sh", "-c", fast)
+		// Both are there before one reads: who comes when the other has read far on is late.
+		streams := []*client.Stream{u.attach(id, c, 0), u.attach(id, c, 0)}
 		var readers sync.WaitGroup
-		for range 2 {
-			stream := u.attach(id, c, 0)
+		for _, stream := range streams {
 			readers.Go(func() { whole(t, follow(stream)) })
 		}
 		readers.Wait()
@@ -213,9 +214,9 @@ func testContextErrors(t *testing.T, s *s0test.Stack) {
 		}
 		return nil
 	}
-	short, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-	defer cancel()
 	late := func() error {
+		short, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
 		_, err := u.c.ExecContext(short, id, silent, "x\n")
 		return err
 	}

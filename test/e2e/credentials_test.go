@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"s0.run/api/client"
 	"s0.run/internal/s0test"
@@ -144,6 +145,7 @@ curl -sS https://api.test/reflect`)
 }
 
 func (u *user) rotates(id string, o *origin) {
+	began := time.Now()
 	_, err := u.c.UpdateCredentialSource(u.ctx(), "token", client.CredentialSourceUpdateRequest{ResolverKind: client.CredentialResolverKindStaticHeaders, Spec: tokenSource(secondToken)})
 	must(u, "rotating", id, err)
 	tries := 0
@@ -156,6 +158,7 @@ func (u *user) rotates(id string, o *origin) {
 		}
 		return nil
 	})
+	u.t.Logf("the new value was carried %v after it was told", time.Since(began))
 }
 
 // isNowhere looks for secrets inside the sandbox, in the API's answers, and in all that the

@@ -30,6 +30,7 @@ func TestNetwork(t *testing.T) {
 	t.Run("a warm process", func(t *testing.T) { testNetworkOfAWarmProcess(t, s, w) })
 	t.Run("audit", func(t *testing.T) { testNetworkAudit(t, s, w, o) })
 	t.Run("pause", func(t *testing.T) { testNetworkAfterAPause(t, s, w) })
+	t.Run("G10: connections", func(t *testing.T) { testConnectionsOfForks(t, s, w) })
 	t.Run("credentials", func(t *testing.T) { testCredentials(t, s, w, o) })
 	t.Run("whom a sandbox believes", func(t *testing.T) { testTrust(t, s, w, o) })
 	t.Run("logins", func(t *testing.T) { testLogins(t, s, w, o) })
@@ -340,6 +341,27 @@ func testNetworkAfterAPause(t *testing.T, s *s0test.Stack, w *internet) {
 	u.pause(id)
 	u.resume(id)
 	u.wantOutcomes(id, want)
+}
+
+// G10: with a connection goes on whoever made it, and nobody who has its memory. In a child,
+// and in a sandbox that slept, it is broken, which is no silence; a new one can be had.
+func testConnectionsOfForks(t *testing.T, s *s0test.Stack, w *internet) {
+	go echo(listenIn(t, w.ns, netip.AddrPortFrom(w.near, 2223).String()))
+	u := newUser(t, s)
+	id := u.claimWith(fmt.Sprintf(`{"mode":"block-all","egress":{"allowedCidrs":["%s/32"],"allowedPorts":[{"port":2223}]}}`, w.near))
+	python := u.python(id)
+	u.exec(id, python, fmt.Sprintf("import socket; connected = lambda: socket.create_connection(('%s', 2223), 60)", w.near))
+	u.exec(id, python, `exec("def say(word):\n try: c.sendall(word); return c.recv(100) or 'broken'\n except TimeoutError: return 'silent'\n except OSError: return 'broken'")`)
+	u.wantExec(id, python, "c = connected(); say(b'one')", "b'one'")
+	child := u.fork(id, client.ForkRequest{Config: &client.ForkConfig{Memory: new(true)}})[0]
+	u.resumeAll([]string{child})
+	u.wantExec(child, python, "say(b'two')", "'broken'")
+	u.wantExec(child, python, "c = connected(); say(b'three')", "b'three'")
+	u.wantExec(id, python, "say(b'four')", "b'four'")
+	u.pause(id)
+	u.resumeAll([]string{id})
+	u.wantExec(id, python, "say(b'five')", "'broken'")
+	u.wantExec(id, python, "c = connected(); say(b'six')", "b'six'")
 }
 
 // Connections that netd passes on as they are outlive one that is told to stop: the next

@@ -1,7 +1,11 @@
 package e2e_test
 
 import (
+	"archive/tar"
+	"compress/gzip"
+	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"testing"
@@ -95,4 +99,76 @@ func (u *user) wantCounts(id, dir string, before int) (first int) {
 	}
 	u.t.Logf("%s: %v", dir, all)
 	return all[0] - 1
+}
+
+// A directory that is kept alike with a volume has what a sandbox writes there, and the
+// sandbox what was sent; neither overwrites what it has not seen.
+func testVolumeSync(t *testing.T, s *s0test.Stack) {
+	u := newUser(t, s)
+	volume, err := u.c.CreateVolume(u.ctx(), "", client.CreateSandboxVolumeRequest{})
+	must(u, "making a volume", volume, err)
+	u.t.Cleanup(func() { u.removeVolume(volume.ID) })
+	mounts := []client.ClaimMount{{SandboxvolumeID: volume.ID, MountPoint: "/data"}}
+	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Mounts: mounts})
+	id := must(u, "claiming a sandbox with a volume", sb, err).SandboxID
+	u.t.Cleanup(func() { u.remove(id) })
+	u.run(id, "sh", "-c", "mkdir /data/d && echo one >/data/d/a && ln -s a /data/d/link")
+	replica, err := u.c.PutVolumeSyncReplica(u.ctx(), volume.ID, "laptop", client.PutVolumeSyncReplicaRequest{})
+	if head := must(u, "registering a replica", replica, err).HeadSeq; head != 2 {
+		u.t.Errorf("the journal of a directory with a file ends at %d", head)
+	}
+	send := func(base int64, path, content string) *client.VolumeSyncChangesResult {
+		t.Helper()
+		done, err := u.c.SendVolumeSyncChanges(u.ctx(), volume.ID, "laptop", client.VolumeSyncChangesRequest{
+			RequestID: fmt.Sprint(path, base), BaseSeq: base, Changes: []client.VolumeSyncChange{{EventType: "write", Path: path, ContentBase64: []byte(content)}},
+		})
+		return must(u, "sending a change", done, err)
+	}
+	sent := send(2, "/d/a", "two\n")
+	if got := u.read(id, "/data/d/a"); got != "two\n" {
+		u.t.Errorf("the sandbox reads %q", got)
+	}
+	u.run(id, "sh", "-c", "echo three >/data/d/a; mv /data/d/a /data/b; echo four >/data/d/a")
+	refused := send(sent.HeadSeq, "/d/a", "five\n")
+	if len(refused.Conflicts) != 1 || refused.Conflicts[0].ArtifactPath == nil {
+		u.t.Fatalf("what the sandbox wrote was overwritten: %+v", refused)
+	}
+	if a, kept := u.read(id, "/data/d/a"), u.read(id, "/data"+*refused.Conflicts[0].ArtifactPath); a != "four\n" || kept != "five\n" {
+		u.t.Errorf("the sandbox reads %q, and %q beside it", a, kept)
+	}
+	journal, err := u.c.ListVolumeSyncChanges(u.ctx(), volume.ID, sent.HeadSeq, 0)
+	contents := map[string]string{}
+	for _, e := range must(u, "reading the journal", journal, err).Changes {
+		r, err := u.c.ReadVolumeSyncPayload(u.ctx(), volume.ID, *e.ContentRef)
+		content, err := io.ReadAll(must(u, "opening "+e.Path, r, err))
+		contents[e.Path] = string(must(u, "reading "+e.Path, content, err))
+		r.Close()
+	}
+	want := map[string]string{"/b": "three\n", "/d/a": "four\n", *refused.Conflicts[0].ArtifactPath: "five\n"}
+	if fmt.Sprint(contents) != fmt.Sprint(want) {
+		u.t.Errorf("the journal has %q, want %q", contents, want)
+	}
+	u.wantBootstrap(volume.ID, 4) // not the symlink
+}
+
+// wantBootstrap has a new replica begin with so many files and directories.
+func (u *user) wantBootstrap(volume string, want int) {
+	u.t.Helper()
+	begun, err := u.c.BootstrapVolumeSync(u.ctx(), volume, client.BootstrapVolumeSyncRequest{})
+	must(u, "beginning a replica", begun, err)
+	packed, err := u.c.ReadVolumeSyncArchive(u.ctx(), volume, begun.Snapshot.ID)
+	defer must(u, "opening the archive", packed, err).Close()
+	plain, err := gzip.NewReader(packed)
+	must(u, "reading the archive", plain, err)
+	var names []string
+	for in := tar.NewReader(plain); ; {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		names = append(names, must(u, "reading the archive", h, err).Name)
+	}
+	if len(names) != want {
+		u.t.Errorf("the archive has %q, want %d", names, want)
+	}
 }

@@ -16,8 +16,17 @@ import (
 	"s0.run/internal/s0test"
 )
 
-// shortGenerations is how many lives a sandbox has in `make test`.
-const shortGenerations = 6
+const (
+	// shortGenerations is how many lives a sandbox has in `make test`.
+	shortGenerations = 6
+	// compared is of how many lives the first and the last are held against each other.
+	compared = 100
+	// A resume waits until nothing runs of the life before, and a machine with other work may
+	// take its time for that: lifePatience bounds it, and who is in the way for longer than
+	// slowLife is looked at before it is gone.
+	lifePatience = 5 * time.Minute
+	slowLife     = 10 * time.Second
+)
 
 // A life is what a sandbox takes with it from one generation to the next, put there once
 // and looked at after each.
@@ -75,6 +84,7 @@ type generations struct {
 	c             *client.Client
 	id, python    string
 	tick          int
+	before        []int // processes of the life before
 	pauses, wakes []time.Duration
 	sizes         []int64
 	parts         map[string]int64 // of the latest image
@@ -96,12 +106,67 @@ func (g *generations) must(err error) {
 // again repeats what may be repeated while a machine with other work has it fail.
 func (g *generations) again(request func() error) {
 	g.t.Helper()
-	deadline := time.Now().Add(patience)
+	begin := time.Now()
+	ended := g.lookWhenSlow()
 	err := request()
-	for ; err != nil && again(err) && time.Now().Before(deadline); err = request() {
+	for ; err != nil && again(err) && time.Since(begin) < lifePatience; err = request() {
 		<-time.After(look)
 	}
+	ended()
+	if took := time.Since(begin); took > slowLife {
+		g.t.Logf("life %d: a request took %s: %v", len(g.sizes), took.Round(time.Millisecond), err)
+	}
 	g.must(err)
+}
+
+// lookWhenSlow logs, each slowLife until ended is called, what the sandbox's processes are at.
+func (g *generations) lookWhenSlow() (ended func()) {
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(slowLife)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				for _, pid := range slices.Concat(g.before, g.s.Pids("sentry", g.id), g.s.Pids("gofer", g.id), g.s.Pids("runsc", g.id)) {
+					g.t.Logf("life %d waits; %s", len(g.sizes), threads(pid))
+				}
+			case <-stop:
+				return
+			}
+		}
+	}()
+	return func() { close(stop); <-stopped }
+}
+
+// threads are what the kernel says of a process and of each of its threads that does not
+// merely wait for work.
+func threads(pid int) string {
+	var b strings.Builder
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	fmt.Fprintf(&b, "%d has %d threads, %s", pid, len(tasks), comm)
+	for _, task := range tasks {
+		status, _ := os.ReadFile(filepath.Join(task, "status"))
+		wchan, _ := os.ReadFile(filepath.Join(task, "wchan"))
+		if filepath.Base(task) != strconv.Itoa(pid) && strings.HasPrefix(string(wchan), "futex_wait") {
+			continue
+		}
+		stack, _ := os.ReadFile(filepath.Join(task, "stack"))
+		fmt.Fprintf(&b, "%s in %s\n%s%s", filepath.Base(task), wchan, told(string(status)), stack)
+	}
+	return b.String()
+}
+
+// told are the lines of a status that say why a process lives.
+func told(status string) (lines string) {
+	for line := range strings.Lines(status) {
+		if name, _, _ := strings.Cut(line, ":"); slices.Contains([]string{"State", "PPid", "TracerPid", "SigPnd", "ShdPnd", "VmRSS"}, name) {
+			lines += line
+		}
+	}
+	return lines
 }
 
 func (g *generations) begin() {
@@ -136,6 +201,7 @@ func (g *generations) begin() {
 // cycle is one pause and one resume.
 func (g *generations) cycle() {
 	g.t.Helper()
+	g.before = slices.Concat(g.s.Pids("sentry", g.id), g.s.Pids("gofer", g.id))
 	begin := time.Now()
 	g.again(func() error { _, err := g.c.PauseSandbox(g.ctx(), g.id); return err })
 	paused := time.Now()
@@ -203,19 +269,20 @@ func (g *generations) exec(line string) string {
 	return strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(res.OutputRaw), line))
 }
 
-// wantFlat compares the first tenth with the last: what grows with each life would be
-// many times as large after thousands.
+// wantFlat compares the first lives with the last: what grows with each would be many times
+// as large after thousands.
 func (g *generations) wantFlat(cycles int) {
 	g.t.Helper()
-	tenth := max(1, cycles/10)
-	first, last := slices.Max(g.sizes[:tenth]), slices.Max(g.sizes[cycles-tenth:])
-	g.t.Logf("image: %d bytes in the first tenth, %d in the last", first, last)
+	some := max(1, min(compared, cycles/10))
+	first, last := slices.Max(g.sizes[:some]), slices.Max(g.sizes[cycles-some:])
+	g.t.Logf("image: up to %d bytes in the first %d lives, %d in the last", first, some, last)
 	if last > first+first/2 { // 10 KiB a life would be twice that after thousands
 		g.t.Errorf("the image has grown from %d to %d bytes", first, last)
 	}
 	for what, took := range map[string][]time.Duration{"pause": g.pauses, "resume": g.wakes} {
-		first, last := median(took[:tenth]), median(took[cycles-tenth:])
-		g.t.Logf("%s: p50 %s in the first tenth, %s in the last", what, first.Round(time.Millisecond), last.Round(time.Millisecond))
+		first, last := median(took[:some]), median(took[cycles-some:])
+		g.t.Logf("%s: p50 %s in the first %d lives, %s in the last; %s at most", what,
+			first.Round(time.Millisecond), some, last.Round(time.Millisecond), slices.Max(took).Round(time.Millisecond))
 		if cycles > 100 && last > 2*first { // a machine has other work, too; growth knows no bound
 			g.t.Errorf("a %s takes %s, took %s", what, last, first)
 		}

@@ -95,7 +95,7 @@ var operations = []operation{
 	},
 	{
 		name: "begin", rows: "X01–X12, with a snapshot's files",
-		prepare: func(s *stack) string { return s.claim("source of "+claimKey(s), "default") },
+		prepare: func(s *stack) string { return s.claim("source-of-"+claimKey(s), "default") },
 		begin:   func(s *stack, id string) error { _, err := s.beginWith(id); return err },
 		verify: func(s *stack, id string, tr traces) {
 			child, err := s.beginWith(id)

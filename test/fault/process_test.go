@@ -15,6 +15,8 @@ type process struct {
 	name string
 	args []string
 	log  string
+	// program is the s0d that it is, of this version or another.
+	program string
 
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when it has ended
@@ -23,7 +25,7 @@ type process struct {
 func newProcess(s *stack, name string, args []string) *process {
 	ended := make(chan struct{})
 	close(ended)
-	return &process{s: s, name: name, args: args, log: filepath.Join(s.Root, name+".log"), exited: ended}
+	return &process{s: s, name: name, args: args, log: filepath.Join(s.Root, name+".log"), program: filepath.Join(s.BinDir, "s0d"), exited: ended}
 }
 
 func (p *process) start(env string) {
@@ -31,7 +33,7 @@ func (p *process) start(env string) {
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	p.s.must(err)
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(p.s.BinDir, "s0d"), p.args...)
+	cmd := exec.Command(p.program, p.args...)
 	cmd.Env = append(os.Environ(), env)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
