@@ -11,6 +11,7 @@ import (
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/cgroup"
 	"s0.run/noded/internal/disk"
+	"s0.run/noded/internal/egress"
 	"s0.run/noded/internal/guest"
 	"s0.run/noded/internal/images"
 	"s0.run/noded/internal/layer"
@@ -52,6 +53,23 @@ type imageStore interface {
 	server.Images
 	// Run removes what nothing uses.
 	Run(ctx context.Context, wanted func() (refs []string, ok bool)) error
+}
+
+// machineOf is the real one, or one that only pretends.
+func machineOf(cfg Config, classes []string, s *daemon.Stack) (machine, error) {
+	if cfg.Simulate {
+		return simulated(s), nil
+	}
+	return openMachine(cfg, classes, s)
+}
+
+// egressOr is what tells who enforces policies: the agent that talks to netd, but for a
+// machine that pretends.
+func (m machine) egressOr(agent *egress.Agent) lifecycle.Egress {
+	if m.egress != nil {
+		return m.egress
+	}
+	return agent
 }
 
 func simulated(s *daemon.Stack) machine {

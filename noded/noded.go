@@ -92,33 +92,23 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	if err := lock(cfg.RunDir, s); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return err
-	}
-	j, err := journal.Open(filepath.Join(cfg.DataDir, "journal.db"))
+	j, err := openJournal(cfg.DataDir, s)
 	if err != nil {
 		return err
 	}
-	s.Start("journal", j.Run)
-	var m machine
-	if cfg.Simulate {
-		m = simulated(s)
-	} else if m, err = openMachine(cfg, classes, s); err != nil {
+	m, err := machineOf(cfg, classes, s)
+	if err != nil {
 		return err
 	}
 	store, err := openObjectStore(cfg, m.disk)
 	if err != nil {
 		return err
 	}
-	metrics, hub := prometheus.NewRegistry(), events.NewHub()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics, hub := newMetrics(), events.NewHub()
 	believed := trust.Dir(filepath.Join(cfg.RunDir, "sandboxes"))
 	agent, err := openEgress(cfg, believed)
 	if err != nil {
 		return err
-	}
-	if m.egress == nil {
-		m.egress = agent
 	}
 	portals, err := openVolumes(cfg, s)
 	if err != nil {
@@ -128,7 +118,7 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	manager := lifecycle.New(lifecycle.Config{
 		Cluster: cfg.Cluster, Scope: cfg.scope(), Max: cfg.MaxSandboxes, ColdStarts: cfg.ColdStarts,
 		DataDir: filepath.Join(cfg.DataDir, "sandboxes"), ImageDir: filepath.Join(cfg.DataDir, "paused"), Snapshots: snapshots.NewStore(filepath.Join(cfg.DataDir, "snapshots")), RunDir: string(believed), BinDir: cfg.ProcdDir,
-		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Egress: m.egress, Groups: m.groups, Volumes: portals.forLifecycle(), Guests: m.guests,
+		Journal: j, Runtime: m.runtime, Images: m.images, Disk: m.disk, Archive: store.forLifecycle(), Network: m.network, Egress: m.egressOr(agent), Groups: m.groups, Volumes: portals.forLifecycle(), Guests: m.guests,
 		Hub: hub, Metrics: lifecycle.NewMetrics(metrics), Log: cfg.Log,
 		Ending: func(r lifecycle.Running) { sampler.Ended(r) },
 	})
@@ -142,12 +132,7 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	store.keep(cfg, manager, m.disk, metrics, s)
 	pools := slots.New(slots.Config{Lifecycle: manager, Images: m.images, Warmups: warmups(), Hub: hub, Metrics: metrics, Log: cfg.Log})
 	s.Start("pools", pools.Run)
-	s.Start("images", func(ctx context.Context) error {
-		return m.images.Run(ctx, func() (refs []string, ok bool) {
-			refs, ok = pools.Wanted()
-			return append(refs, manager.Images()...), ok
-		})
-	})
+	s.Start("images", func(ctx context.Context) error { return m.images.Run(ctx, inUse(pools, manager)) })
 	if err := serveAdmin(cfg, s, metrics, manager, m.ready); err != nil {
 		return err
 	}
@@ -158,6 +143,31 @@ func open(ctx context.Context, cfg Config, s *daemon.Stack) error {
 	return serve(cfg, s, stopping, server.New(server.Config{
 		Info: info(cfg, classes), Lifecycle: manager, Pools: pools, Stats: sampler, Images: m.images, Layers: m.layers, Archive: store.forServer(), Volumes: portals.forServer(), Hub: hub, Events: relay, Network: agent, Stopping: stopping, Log: cfg.Log,
 	}))
+}
+
+func openJournal(dir string, s *daemon.Stack) (*journal.Journal, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	j, err := journal.Open(filepath.Join(dir, "journal.db"))
+	if err == nil {
+		s.Start("journal", j.Run)
+	}
+	return j, err
+}
+
+// inUse tells which images a slot or a sandbox uses; not ok: that is not known yet.
+func inUse(pools *slots.Pools, manager *lifecycle.Manager) func() (refs []string, ok bool) {
+	return func() (refs []string, ok bool) {
+		refs, ok = pools.Wanted()
+		return append(refs, manager.Images()...), ok
+	}
+}
+
+func newMetrics() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg
 }
 
 // openEgress makes what tells netd: whom sandboxes believe is written before it is told.

@@ -74,12 +74,9 @@ func (c Config) withDefaults() Config {
 // fails, which it returns. Then it kills everything that it started.
 func Run(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
-	var door *door // nil: procd dials
-	if cfg.Guest {
-		var err error
-		if door, err = openDoor(); err != nil {
-			return err
-		}
+	door, err := doorOf(cfg)
+	if err != nil {
+		return err
 	}
 	if err := os.MkdirAll(cfg.Workspace, workspaceMode); err != nil {
 		cfg.Log.Warn("making the workspace", "err", err) // a process that needs it will say so
@@ -89,13 +86,8 @@ func Run(ctx context.Context, cfg Config) error {
 	var stop context.CancelFunc
 	ctx, stop = signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
-	moved := func(int) {}
-	if os.Getpid() == 1 {
-		defer shield()()
-		moved = newProcessors().moved
-		// Whatever it was started with is not for the processes that it starts.
-		_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
-	}
+	moved, unshield := becomeInit()
+	defer unshield()
 
 	reaper := reap.New()
 	reaping, reaped := context.WithCancel(context.WithoutCancel(ctx)) // ends after the last child
@@ -139,6 +131,25 @@ func Run(ctx context.Context, cfg Config) error {
 	reaped()
 	children.Wait()
 	return failure
+}
+
+// doorOf is where noded comes in; nil: procd dials.
+func doorOf(cfg Config) (*door, error) {
+	if !cfg.Guest {
+		return nil, nil
+	}
+	return openDoor()
+}
+
+// becomeInit does what only PID 1 has to. moved is to be told of bytes that move.
+func becomeInit() (moved func(n int), undo func()) {
+	if os.Getpid() != 1 {
+		return func(int) {}, func() {}
+	}
+	undo = shield()
+	// Whatever it was started with is not for the processes that it starts.
+	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+	return newProcessors().moved, undo
 }
 
 func bootID() string {
