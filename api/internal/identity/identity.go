@@ -103,7 +103,7 @@ func (s *Service) Login(ctx context.Context, email, password string) (Session, e
 // begin opens a session for a user who has shown who he is.
 func (s *Service) begin(ctx context.Context, user store.User) (Session, error) {
 	refresh, hash := auth.NewRefreshToken()
-	if err := s.cfg.Store.AddRefreshToken(ctx, user.ID, hash, auth.RefreshTokenLife); err != nil {
+	if err := s.cfg.Store.AddRefreshToken(ctx, user, hash, auth.RefreshTokenLife); err != nil {
 		return Session{}, err
 	}
 	return s.session(ctx, user, refresh)

@@ -22,9 +22,5 @@ func (s *Service) SignIn(ctx context.Context, id uuid.UUID) (Session, error) {
 		return Session{}, errdefs.New(errdefs.PermissionDenied, "this user is disabled")
 	}
 	audit.By(ctx, user.ID)
-	refresh, hash := auth.NewRefreshToken()
-	if err := s.cfg.Store.AddRefreshToken(ctx, user.ID, hash, auth.RefreshTokenLife); err != nil {
-		return Session{}, err
-	}
-	return s.session(ctx, user, refresh)
+	return s.begin(ctx, user)
 }

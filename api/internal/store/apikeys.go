@@ -38,6 +38,9 @@ func (s *Store) CreateAPIKey(ctx context.Context, team uuid.UUID, k APIKey, life
 		if err := room(ctx, tx, team, "api_keys", "API keys"); err != nil {
 			return err
 		}
+		if err := lockMember(ctx, tx, team, k.CreatedBy); err != nil {
+			return err
+		}
 		rows, _ := tx.Query(ctx, `
 			INSERT INTO api_keys (team_id, created_by, name, scope, roles, prefix, hash, expires_at)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, CASE WHEN $8 > interval '0' THEN now() + $8 END)

@@ -53,7 +53,7 @@ func TestA24_AChangeAndItsRecordAreOneWrite(t *testing.T) {
 	writes := map[string]func(ctx context.Context) error{
 		"rows": func(ctx context.Context) error { _, err := s.RefreshSandbox(ctx, team, sb.ID, &ttl); return err },
 		"no rows": func(ctx context.Context) error {
-			return s.AddRefreshToken(ctx, user.ID, []byte(uuid.NewString()), time.Hour)
+			return s.AddRefreshToken(ctx, user, []byte(uuid.NewString()), time.Hour)
 		},
 		"transaction": func(ctx context.Context) error {
 			_, err := s.CreateAPIKey(ctx, team, store.APIKey{CreatedBy: user.ID, Name: "k", Scope: "team", Roles: []string{"viewer"}, Prefix: uuid.NewString(), Hash: []byte("x")}, 0)
@@ -226,17 +226,17 @@ func TestAuditedStatementsFailAsOthersDo(t *testing.T) {
 	ctx, _ := call(t, team, user.ID)
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
-	if err := s.AddRefreshToken(ended, user.ID, []byte("x"), time.Hour); !errors.Is(err, context.Canceled) {
+	if err := s.AddRefreshToken(ended, user, []byte("x"), time.Hour); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	if err := s.AddRefreshToken(ctx, uuid.New(), []byte("x"), time.Hour); err == nil {
+	if err := s.AddRefreshToken(ctx, store.User{ID: uuid.New()}, []byte("x"), time.Hour); err == nil {
 		t.Error("a token of nobody was stored")
 	}
-	if err := s.AddRefreshToken(ctx, user.ID, []byte("x"), time.Hour); err != nil {
+	if err := s.AddRefreshToken(ctx, user, []byte("x"), time.Hour); err != nil {
 		t.Errorf("the connection is good no more: %v", err)
 	}
 	s.Close()
-	if err := s.AddRefreshToken(ctx, user.ID, []byte("y"), time.Hour); err == nil {
+	if err := s.AddRefreshToken(ctx, user, []byte("y"), time.Hour); err == nil {
 		t.Error("a closed store stored")
 	}
 }

@@ -78,6 +78,16 @@ func lockTeam(ctx context.Context, tx pgx.Tx, team uuid.UUID) (owner uuid.UUID, 
 	return owner, found(err, "locking a team", "team")
 }
 
+// lockMember locks a membership: it lasts until tx ends, and what tx stores of the member
+// goes with it. Who was removed a moment ago may do nothing.
+func lockMember(ctx context.Context, tx pgx.Tx, team, user uuid.UUID) error {
+	tag, err := tx.Exec(ctx, "SELECT FROM team_members WHERE team_id = $1 AND user_id = $2 FOR NO KEY UPDATE", team, user)
+	if err == nil && tag.RowsAffected() == 0 {
+		return errdefs.New(errdefs.PermissionDenied, "insufficient permissions")
+	}
+	return err
+}
+
 // SetMemberRole changes what a member is. The owner stays an admin, so that a team
 // always has one.
 func (s *Store) SetMemberRole(ctx context.Context, team, user uuid.UUID, role string) error {

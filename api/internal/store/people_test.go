@@ -190,3 +190,25 @@ func TestRemovingAMemberTakesWhatItGave(t *testing.T) {
 		t.Errorf("a key of one who is no member: %v", err)
 	}
 }
+
+// A06: who is being removed from a team leaves no API key that was asked for before.
+func TestA06_NoKeyOfAMemberWhoIsBeingRemoved(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	_, team := bootstrap(t, s)
+	m := user(t, conn, "m@example.com")
+	if _, err := s.AddMember(t.Context(), team, "m@example.com", "admin"); err != nil {
+		t.Fatal(err)
+	}
+	removed := beside(t, conn, []any{team, m},
+		"SELECT FROM teams WHERE id = $1 AND $2::uuid IS NOT NULL FOR NO KEY UPDATE",
+		"DELETE FROM team_members WHERE team_id = $1 AND user_id = $2")
+	made := meanwhile(t, conn, 1, func() error {
+		_, err := s.CreateAPIKey(t.Context(), team, store.APIKey{CreatedBy: m, Name: "k", Scope: "team", Roles: []string{"admin"}, Prefix: "p", Hash: []byte("h")}, 0)
+		return err
+	})
+	commit(t, removed)
+	if err := <-made; !errdefs.Is(err, errdefs.PermissionDenied) {
+		t.Errorf("a key was made: %v", err)
+	}
+}

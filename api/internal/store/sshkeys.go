@@ -34,11 +34,7 @@ const sshKeyColumns = "id, team_id, user_id, name, public_key, key_type, fingerp
 // or one too many, is a conflict.
 func (s *Store) AddSSHKey(ctx context.Context, team, user uuid.UUID, k SSHKey) (added SSHKey, err error) {
 	err = s.inTx(ctx, "adding an SSH key", func(ctx context.Context, tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, "SELECT FROM team_members WHERE team_id = $1 AND user_id = $2 FOR NO KEY UPDATE", team, user)
-		if err == nil && tag.RowsAffected() == 0 {
-			return errdefs.New(errdefs.PermissionDenied, "insufficient permissions") // removed a moment ago
-		}
-		if err != nil {
+		if err := lockMember(ctx, tx, team, user); err != nil {
 			return err
 		}
 		var have int

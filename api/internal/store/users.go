@@ -149,11 +149,17 @@ func (s *Store) ChangePassword(ctx context.Context, user uuid.UUID, oldHash, new
 // ErrTokenReused is returned for a refresh token that was used before.
 var ErrTokenReused = errors.New("refresh token used twice")
 
-// AddRefreshToken stores the first token of a new family.
-func (s *Store) AddRefreshToken(ctx context.Context, user uuid.UUID, hash []byte, life time.Duration) error {
-	_, err := s.pool.Exec(ctx, `
+// AddRefreshToken stores the first token of a new family, of a user who has signed in as
+// he was read. One whose password was changed since, or who was disabled, has to sign in
+// again: whoever did that has ended all tokens, or waits for this one to end it.
+func (s *Store) AddRefreshToken(ctx context.Context, u User, hash []byte, life time.Duration) error {
+	tag, err := s.pool.Exec(ctx, `
 		INSERT INTO refresh_tokens (hash, family, user_id, expires_at)
-		VALUES ($1, gen_random_uuid(), $2, now() + $3)`, hash, user, life)
+		SELECT $1, gen_random_uuid(), id, now() + $2 FROM users
+		WHERE id = $3 AND password_hash = $4 AND disabled_at IS NULL FOR SHARE`, hash, life, u.ID, u.PasswordHash)
+	if err == nil && tag.RowsAffected() == 0 {
+		return errdefs.New(errdefs.Unauthenticated, "the user was changed a moment ago: sign in again")
+	}
 	return classify(err, "storing a refresh token")
 }
 
@@ -164,8 +170,9 @@ func (s *Store) RotateRefreshToken(ctx context.Context, hash, next []byte, life 
 	var user uuid.UUID
 	reused := false
 	err := s.inTx(ctx, "rotating a refresh token", func(ctx context.Context, tx pgx.Tx) error {
-		// Whoever ends all tokens of a user sees the successor, or ends the token first.
-		if _, err := tx.Exec(ctx, "SELECT FROM users WHERE id = (SELECT user_id FROM refresh_tokens WHERE hash = $1) FOR SHARE", hash); err != nil {
+		// Whoever ends tokens of a user sees the successor, or ends the token first. So does
+		// the second use of one, which ends a family here.
+		if _, err := tx.Exec(ctx, "SELECT FROM users WHERE id = (SELECT user_id FROM refresh_tokens WHERE hash = $1) FOR NO KEY UPDATE", hash); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, `
