@@ -127,16 +127,17 @@ const insertAttempts = 5
 func (s *Store) TakeOver(ctx context.Context, n NewSandbox) (Sandbox, error) {
 	var taken Sandbox
 	err := s.inTx(ctx, "taking over a claim", func(ctx context.Context, tx pgx.Tx) error {
-		// Both teams' counts, in the order in which everybody takes them: two that take
-		// over from each other must not wait for each other.
+		// The row, then both teams' counts, in the order in which everybody takes them: two
+		// that take over from each other, or who changes the row, must not wait for each other.
+		if _, err := tx.Exec(ctx, "SELECT FROM sandboxes WHERE id = $1 FOR UPDATE", n.ID); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, `SELECT FROM team_usage
 			WHERE team_id = $1 OR team_id = (SELECT team_id FROM sandboxes WHERE id = $2) ORDER BY team_id FOR UPDATE`, n.TeamID, n.ID)
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `WITH lost AS (DELETE FROM sandboxes WHERE id = $1 AND claim_id <> $2 RETURNING id)
-			DELETE FROM sandbox_events WHERE sandbox_id IN (SELECT id FROM lost)`, n.ID, n.ClaimID)
-		if err != nil {
+		if err := removeRow(ctx, tx, n.ID, "claim_id <> $2", n.ClaimID); err != nil {
 			return err
 		}
 		taken, err = insertSandbox(ctx, tx, n)
@@ -151,9 +152,21 @@ func (s *Store) TakeOver(ctx context.Context, n NewSandbox) (Sandbox, error) {
 // RemoveClaim removes the row of a claim that was never acknowledged, with what
 // happened to it.
 func (s *Store) RemoveClaim(ctx context.Context, id sandbox.ID, claim uuid.UUID) error {
-	_, err := s.pool.Exec(ctx, `WITH removed AS (DELETE FROM sandboxes WHERE id = $1 AND claim_id = $2 RETURNING id)
-		DELETE FROM sandbox_events WHERE sandbox_id IN (SELECT id FROM removed)`, id, claim)
-	return classify(err, "removing a claim")
+	return s.inTx(ctx, "removing a claim", func(ctx context.Context, tx pgx.Tx) error {
+		return removeRow(ctx, tx, id, "claim_id = $2", claim)
+	})
+}
+
+// removeRow removes a sandbox's row if it is of such a claim, with what happened to it:
+// that goes after the row, by when whoever stored an event of it has committed. One
+// statement for both would not see what was stored while it waited for the row.
+func removeRow(ctx context.Context, tx pgx.Tx, id sandbox.ID, ofClaim string, claim uuid.UUID) error {
+	tag, err := tx.Exec(ctx, "DELETE FROM sandboxes WHERE id = $1 AND "+ofClaim, id, claim)
+	if err != nil || tag.RowsAffected() == 0 {
+		return err
+	}
+	_, err = tx.Exec(ctx, "DELETE FROM sandbox_events WHERE sandbox_id = $1", id)
+	return err
 }
 
 // ClaimByKey reads what an earlier claim with the same idempotency key made,

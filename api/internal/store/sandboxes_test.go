@@ -353,3 +353,54 @@ func TestSandboxesOnPagesByNode(t *testing.T) {
 		t.Fatalf("%v: %v", old, err)
 	}
 }
+
+// A01: what is told of a sandbox while its row is taken over, or removed, goes with the row:
+// it may be of the sandbox that another team has.
+func TestA01_WhatALostClaimWasToldGoesWithIt(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	for name, lose := range map[string]func(lost store.NewSandbox) error{
+		"taken over": func(n store.NewSandbox) error {
+			n.ClaimID, n.TeamID = uuid.New(), uuid.New()
+			_, err := s.TakeOver(t.Context(), n)
+			return err
+		},
+		"removed": func(n store.NewSandbox) error { return s.RemoveClaim(t.Context(), n.ID, n.ClaimID) },
+	} {
+		lost := newSandbox(t, uuid.New())
+		insert(t, s, lost)
+		told := beside(t, conn, []any{lost.ID},
+			"SELECT FROM sandboxes WHERE id = $1 FOR NO KEY UPDATE",
+			`INSERT INTO sandbox_events (team_id, sandbox_id, event_id, type, source, payload, occurred_at, delivery)
+				SELECT team_id, id, 'e', 'network.flow', 'netd', '{}', now(), 'none' FROM sandboxes WHERE id = $1`)
+		done := meanwhile(t, conn, 1, func() error { return lose(lost) })
+		commit(t, told)
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if had, err := s.HadSandbox(t.Context(), lost.TeamID, lost.ID); err != nil || had {
+			t.Errorf("%s: the claim that lost is remembered: %v", name, err)
+		}
+	}
+}
+
+// Who takes a row over waits for who changes it, and holds nothing that he needs for it.
+func TestATakeOverWaitsForTheRowFirst(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	team := newTeam(t, conn)
+	setQuota(t, s, team, limit(store.QuotaSandboxes, 1_000))
+	lost := newSandbox(t, team)
+	insert(t, s, lost)
+	changed := beside(t, conn, []any{lost.ID}, "SELECT FROM sandboxes WHERE id = $1 FOR NO KEY UPDATE")
+	winner := lost
+	winner.ClaimID = uuid.New()
+	taken := meanwhile(t, conn, 1, func() error { _, err := s.TakeOver(t.Context(), winner); return err })
+	if _, err := changed.Exec(t.Context(), "SELECT FROM team_usage WHERE team_id = $1 FOR UPDATE NOWAIT", team); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, changed)
+	if err := <-taken; err != nil {
+		t.Error(err)
+	}
+}
