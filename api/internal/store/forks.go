@@ -61,6 +61,10 @@ func (s *Store) InsertForks(ctx context.Context, n NewForks) ([]Sandbox, error) 
 		if made, err = insertForks(ctx, tx, n); err != nil {
 			return err
 		}
+		if made == nil {
+			made, err = forksInTheWay(ctx, tx, n)
+			return err
+		}
 		_, err = tx.Exec(ctx, `
 			INSERT INTO sandbox_webhooks (sandbox_id, team_id, claim_id, url, secret, destination, watch_dir)
 			SELECT c.id, c.team_id, c.claim_id, w.url, w.secret, w.destination, w.watch_dir
@@ -71,6 +75,7 @@ func (s *Store) InsertForks(ctx context.Context, n NewForks) ([]Sandbox, error) 
 	return made, err
 }
 
+// insertForks gives nil where none could be inserted.
 func insertForks(ctx context.Context, tx pgx.Tx, n NewForks) ([]Sandbox, error) {
 	rows, _ := tx.Query(ctx, `
 		INSERT INTO sandboxes (id, team_id, user_id, claim_id, template_id, node, generation, status, config,
@@ -91,6 +96,15 @@ func insertForks(ctx context.Context, tx pgx.Tx, n NewForks) ([]Sandbox, error) 
 		return n.inOrder(made), nil
 	case len(made) > 0:
 		return nil, ErrKeyTaken
+	}
+	return nil, nil
+}
+
+// forksInTheWay says why none could be inserted. What is there now was not when this call
+// began: it may be of the same one, whose answer was lost while it was stored.
+func forksInTheWay(ctx context.Context, tx pgx.Tx, n NewForks) ([]Sandbox, error) {
+	if made, err := forksByID(ctx, tx, n); err != nil || made != nil {
+		return made, err
 	}
 	if _, err := oneSandbox(ctx, tx, n.TeamID, n.Source); err != nil {
 		return nil, err
