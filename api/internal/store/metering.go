@@ -202,7 +202,8 @@ type VolumeReading struct {
 }
 
 // AddVolumeReadings records what volumes hold that a node may write to. Since it was
-// counted last, each has held what it held then.
+// counted last, each has held what it held then. Their rows are locked in the order in
+// which [Store.TakeVolumes] locks them.
 func (s *Store) AddVolumeReadings(ctx context.Context, node string, list []VolumeReading) error {
 	ids, bytes := make([]uuid.UUID, len(list)), make([]int64, len(list))
 	for i, r := range list {
@@ -212,7 +213,7 @@ func (s *Store) AddVolumeReadings(ctx context.Context, node string, list []Volum
 		WITH before AS (
 			SELECT v.id, v.team_id, r.bytes, v.bytes * extract(epoch FROM clock_timestamp() - v.counted_at) * 1000 AS byte_ms
 			FROM unnest($2::uuid[], $3::bigint[]) AS r (id, bytes) JOIN volumes v USING (id)
-			WHERE v.node = $1 AND v.state = 'ready' FOR NO KEY UPDATE OF v
+			WHERE v.node = $1 AND v.state = 'ready' ORDER BY v.id FOR NO KEY UPDATE OF v
 		), now_read AS (
 			UPDATE volumes v SET bytes = b.bytes, counted_at = clock_timestamp() FROM before b WHERE v.id = b.id
 		)

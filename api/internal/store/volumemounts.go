@@ -74,7 +74,7 @@ func (s *Store) TakeVolumes(ctx context.Context, h Holder, wants []MountWant, le
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, "DELETE FROM volume_mounts WHERE volume_id = ANY ($1) AND lease_until <= now()", ids); err != nil {
+		if err := removeStale(ctx, tx, ids); err != nil {
 			return err
 		}
 		for _, w := range wants {
@@ -108,6 +108,13 @@ func lockVolumes(ctx context.Context, tx pgx.Tx, team uuid.UUID, ids []uuid.UUID
 		}
 	}
 	return byID, nil
+}
+
+// removeStale forgets mounts of volumes that are locked whose leases are over. One that is
+// becoming its sandbox's at this moment is waited for: who looks next sees it.
+func removeStale(ctx context.Context, tx pgx.Tx, volumes []uuid.UUID) error {
+	_, err := tx.Exec(ctx, "DELETE FROM volume_mounts WHERE volume_id = ANY ($1) AND lease_until <= now()", volumes)
+	return err
 }
 
 func (h *Holder) take(ctx context.Context, tx pgx.Tx, v Volume, w MountWant, lease time.Duration) (Held, error) {
@@ -169,6 +176,10 @@ func (s *Store) RetakeVolumes(ctx context.Context, h Holder, renew bool) (held [
 		held = held[:0]
 		volumes, err := lockVolumes(ctx, tx, h.Team, ids)
 		if err != nil {
+			return err
+		}
+		// One may have been unmounted while its volume was waited for, and be another's.
+		if has, err = mountsOfSandbox(ctx, tx, h.Team, h.Sandbox, ids); err != nil {
 			return err
 		}
 		for _, m := range has {
@@ -286,10 +297,16 @@ func (s *Store) RemoveStaleMounts(ctx context.Context) error {
 
 // Mounts lists what a sandbox of a team has mounted, the oldest first.
 func (s *Store) Mounts(ctx context.Context, team uuid.UUID, id sandbox.ID) ([]Mount, error) {
-	rows, _ := s.pool.Query(ctx, "SELECT "+mountColumns+` FROM volume_mounts
-		WHERE team_id = $1 AND sandbox_id = $2 AND lease_until IS NULL ORDER BY created_at, mount_point`, team, id)
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Mount])
+	list, err := mountsOfSandbox(ctx, s.pool, team, id, nil)
 	return list, classify(err, "reading a sandbox's mounts")
+}
+
+// mountsOfSandbox reads what a sandbox has mounted of these volumes; nil: of all.
+func mountsOfSandbox(ctx context.Context, q querier, team uuid.UUID, id sandbox.ID, of []uuid.UUID) ([]Mount, error) {
+	rows, _ := q.Query(ctx, "SELECT "+mountColumns+` FROM volume_mounts
+		WHERE team_id = $1 AND sandbox_id = $2 AND ($3::uuid[] IS NULL OR volume_id = ANY ($3)) AND lease_until IS NULL
+		ORDER BY created_at, mount_point`, team, id, of)
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Mount])
 }
 
 func mountsOfVolume(ctx context.Context, tx pgx.Tx, volume uuid.UUID) ([]Mount, error) {

@@ -38,18 +38,7 @@ const SyncConflictOpen = "open"
 // PutSyncReplica stores a replica of a volume, which has a journal, and gives it a lease.
 func (s *Store) PutSyncReplica(ctx context.Context, team, volume uuid.UUID, r SyncReplica, lease time.Duration) (stored SyncReplica, err error) {
 	err = s.inTx(ctx, "storing a volume's replica", func(ctx context.Context, tx pgx.Tx) error {
-		var others int
-		err := tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM volume_sync_replicas r WHERE r.volume_id = s.volume_id AND r.id <> $3 AND r.last_seen_at > now() - $4::interval)
-			FROM volume_syncs s JOIN volumes v ON v.id = s.volume_id
-			WHERE s.volume_id = $2 AND v.team_id = $1 AND v.state = 'ready' FOR UPDATE OF s`, team, volume, r.ID, forgottenReplica).Scan(&others)
-		switch {
-		case err != nil:
-			return found(err, "storing a volume's replica", "volume")
-		case others >= maxSyncReplicas:
-			return errdefs.New(errdefs.Exhausted, "the volume has %d replicas, the most it may", maxSyncReplicas).WithRetryAfter(quotaRetryAfter)
-		}
-		if _, err := tx.Exec(ctx, "DELETE FROM volume_sync_replicas WHERE volume_id = $1 AND id <> $2 AND last_seen_at <= now() - $3::interval",
-			volume, r.ID, forgottenReplica); err != nil {
+		if err := roomForReplica(ctx, tx, team, volume, r.ID); err != nil {
 			return err
 		}
 		rows, _ := tx.Query(ctx, `INSERT INTO volume_sync_replicas (volume_id, id, display_name, platform, root_path, case_sensitive, unicode_insensitive, windows_compatible_paths, lease_until)
@@ -62,6 +51,29 @@ func (s *Store) PutSyncReplica(ctx context.Context, team, volume uuid.UUID, r Sy
 		return err
 	})
 	return stored, err
+}
+
+// roomForReplica locks a journal and fails when its volume has as many other replicas as it
+// may. The lock comes before the count: nobody else adds one until tx ends.
+func roomForReplica(ctx context.Context, tx pgx.Tx, team, volume uuid.UUID, id string) error {
+	tag, err := tx.Exec(ctx, `SELECT FROM volume_syncs s JOIN volumes v ON v.id = s.volume_id
+		WHERE s.volume_id = $2 AND v.team_id = $1 AND v.state = 'ready' FOR UPDATE OF s`, team, volume)
+	if err == nil && tag.RowsAffected() == 0 {
+		return notFound("volume")
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, "DELETE FROM volume_sync_replicas WHERE volume_id = $1 AND id <> $2 AND last_seen_at <= now() - $3::interval",
+		volume, id, forgottenReplica); err != nil {
+		return err
+	}
+	var others int
+	err = tx.QueryRow(ctx, "SELECT count(*) FROM volume_sync_replicas WHERE volume_id = $1 AND id <> $2", volume, id).Scan(&others)
+	if err == nil && others >= maxSyncReplicas {
+		return errdefs.New(errdefs.Exhausted, "the volume has %d replicas, the most it may", maxSyncReplicas).WithRetryAfter(quotaRetryAfter)
+	}
+	return err
 }
 
 // SyncReplica reads a replica of a team's volume.

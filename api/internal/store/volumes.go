@@ -178,6 +178,9 @@ func (s *Store) EndVolume(ctx context.Context, team, id uuid.UUID, force bool, l
 		if err != nil {
 			return found(err, "deleting a volume", "volume")
 		}
+		if err := removeStale(ctx, tx, []uuid.UUID{id}); err != nil {
+			return err
+		}
 		mounts, err := mountsOfVolume(ctx, tx, id)
 		if err != nil {
 			return err

@@ -1,0 +1,138 @@
+package store_test
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
+)
+
+func newVolume(t *testing.T, s *store.Store, team uuid.UUID) store.Volume {
+	t.Helper()
+	n := store.NewVolume{
+		ID: uuid.New(), TeamID: team, UserID: uuid.New(), Backend: "s0fs", AccessMode: store.ReadWriteOnce, Store: "s", Node: "n1", Lease: time.Hour,
+	}
+	if _, err := s.BeginVolume(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.FinishVolume(t.Context(), n.ID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// take gives a volume to a claim.
+func take(t *testing.T, s *store.Store, v store.Volume, claim uuid.UUID) {
+	t.Helper()
+	h := store.Holder{Team: v.TeamID, Claim: claim, Node: v.Node}
+	if _, err := s.TakeVolumes(t.Context(), h, []store.MountWant{{Volume: v.ID, Point: "/v"}}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mounted makes a sandbox that has a volume.
+func mounted(t *testing.T, s *store.Store, v store.Volume) store.NewSandbox {
+	t.Helper()
+	n := newSandbox(t, v.TeamID)
+	n.Mounts = 1
+	take(t, s, v, n.ClaimID)
+	insert(t, s, n)
+	return n
+}
+
+// A volume is not deleted under a sandbox whose claim is being stored as its lease runs out.
+func TestAVolumeThatIsBecomingASandboxsStays(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	v := newVolume(t, s, uuid.New())
+	sb := newSandbox(t, v.TeamID)
+	insert(t, s, sb)
+	take(t, s, v, sb.ClaimID)
+	run(t, conn, "UPDATE volume_mounts SET lease_until = now() WHERE claim_id = $1", sb.ClaimID)
+	bound := beside(t, conn, []any{sb.ClaimID, sb.ID}, "UPDATE volume_mounts SET sandbox_id = $2, lease_until = NULL WHERE claim_id = $1")
+	ended := meanwhile(t, conn, 1, func() error { _, err := s.EndVolume(t.Context(), v.TeamID, v.ID, false, time.Hour); return err })
+	commit(t, bound)
+	if err := <-ended; !errdefs.Is(err, errdefs.Conflict) {
+		t.Errorf("it was deleted: %v", err)
+	}
+	if has, err := s.Mounts(t.Context(), v.TeamID, sb.ID); err != nil || len(has) != 1 {
+		t.Errorf("the sandbox has %v, %v", has, err)
+	}
+}
+
+// A sandbox that is resumed does not get a volume that was unmounted meanwhile and is
+// another's.
+func TestAResumeTakesNoVolumeThatIsAnothersByThen(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	v := newVolume(t, s, uuid.New())
+	sb := mounted(t, s, v)
+	other := beside(t, conn, []any{v.ID},
+		"SELECT FROM volumes WHERE id = $1 FOR UPDATE",
+		"DELETE FROM volume_mounts WHERE volume_id = $1",
+		"UPDATE volumes SET epoch = epoch + 1 WHERE id = $1")
+	var held []store.Held
+	resumed := meanwhile(t, conn, 1, func() (err error) {
+		held, err = s.RetakeVolumes(t.Context(), store.Holder{Team: v.TeamID, Claim: sb.ClaimID, Sandbox: sb.ID, Node: v.Node}, true)
+		return err
+	})
+	commit(t, other)
+	if err := <-resumed; err != nil || len(held) != 0 {
+		t.Errorf("it was given %+v, %v", held, err)
+	}
+}
+
+// Who counts what volumes hold locks them as who takes several does.
+func TestVolumesAreCountedInTheOrderInWhichTheyAreTaken(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	team := uuid.New()
+	volumes := []store.Volume{newVolume(t, s, team), newVolume(t, s, team)}
+	slices.SortFunc(volumes, func(a, b store.Volume) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	first, second := volumes[0], volumes[1]
+	taking := beside(t, conn, []any{first.ID}, "SELECT FROM volumes WHERE id = $1 FOR UPDATE")
+	counted := meanwhile(t, conn, 1, func() error {
+		return s.AddVolumeReadings(t.Context(), "n1", []store.VolumeReading{{ID: second.ID, Bytes: 1}, {ID: first.ID, Bytes: 1}})
+	})
+	if _, err := taking.Exec(t.Context(), "SELECT FROM volumes WHERE id = $1 FOR UPDATE NOWAIT", second.ID); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, taking)
+	if err := <-counted; err != nil {
+		t.Error(err)
+	}
+}
+
+// A15: a volume has no more replicas than it may, however many come at once.
+func TestA15_ReplicasThatComeAtOnce(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	v := newVolume(t, s, uuid.New())
+	if err := s.BeginSync(t.Context(), v.TeamID, v.ID); err != nil {
+		t.Fatal(err)
+	}
+	const add = `INSERT INTO volume_sync_replicas (volume_id, id, display_name, platform, root_path, case_sensitive, unicode_insensitive, windows_compatible_paths, lease_until)
+		SELECT $1, 'r' || n, '', '', '', true, false, false, now() FROM generate_series($2::int, $3::int) n`
+	run(t, conn, add, v.ID, 1, 63)
+	last := beside(t, conn, []any{v.ID}, "SELECT FROM volume_syncs WHERE volume_id = $1 FOR UPDATE")
+	if _, err := last.Exec(t.Context(), add, v.ID, 64, 64); err != nil {
+		t.Fatal(err)
+	}
+	put := meanwhile(t, conn, 1, func() error {
+		_, err := s.PutSyncReplica(t.Context(), v.TeamID, v.ID, store.SyncReplica{ID: "new"}, time.Hour)
+		return err
+	})
+	commit(t, last)
+	if err := <-put; !errdefs.Is(err, errdefs.Exhausted) {
+		t.Errorf("there is room for one more than there may be: %v", err)
+	}
+	if _, err := s.PutSyncReplica(t.Context(), v.TeamID, v.ID, store.SyncReplica{ID: "r64"}, time.Hour); err != nil {
+		t.Errorf("one that it has: %v", err)
+	}
+}
