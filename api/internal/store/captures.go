@@ -103,6 +103,10 @@ func (s *Store) FailCapture(ctx context.Context, id uuid.UUID, message string) e
 // endCapture ends a capture that is under way.
 func (s *Store) endCapture(ctx context.Context, id uuid.UUID, end func(context.Context, pgx.Tx) error) error {
 	return s.inTx(ctx, "ending a template's making", func(ctx context.Context, tx pgx.Tx) error {
+		// The template first, as whoever deletes it does: its capture goes with it.
+		if _, err := tx.Exec(ctx, "SELECT FROM templates WHERE id = $1 FOR NO KEY UPDATE", id); err != nil {
+			return err
+		}
 		tag, err := tx.Exec(ctx, "SELECT FROM template_captures WHERE template_id = $1 AND state = 'creating' AND lease_until >= now() FOR UPDATE", id)
 		if err == nil && tag.RowsAffected() == 0 {
 			err = errCaptureOver
