@@ -539,3 +539,27 @@ func TestR2_CallsKeepNobodyFromAVolume(t *testing.T) {
 		t.Errorf("there are %d processes", n)
 	}
 }
+
+// An upload that is refused is answered at once, although the rest of it never comes:
+// net/http alone would read what is left first.
+func TestARefusalWaitsForNoBody(t *testing.T) {
+	b := newBench(t, plain)
+	b.must(http.MethodPost, at("file"), "content")
+	for name, length := range map[string]int64{"a rest that net/http would wait for": 200 << 10, "a large rest": 100 << 20} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		body, feed := io.Pipe()
+		defer body.Close()
+		req := b.request(ctx, http.MethodPost, at("file/below"), body)
+		req.ContentLength = length
+		go func() { _, _ = feed.Write(make([]byte, 150<<10)) }()
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusConflict {
+			t.Errorf("%s: %s", name, resp.Status)
+		}
+	}
+}
