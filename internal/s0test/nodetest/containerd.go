@@ -125,9 +125,11 @@ disabled_plugins = [
 [plugins."io.containerd.internal.v1.opt"]
   path = %[6]q
 
-# A shim serves many sandboxes: on a busy machine it is worth waiting for.
+# A shim serves many sandboxes: on a busy machine it is worth waiting for, and so is the
+# end of what one that died has left.
 [timeouts]
   "io.containerd.timeout.shim.load" = %[7]q
+  "io.containerd.timeout.shim.cleanup" = "30s"
 `
 
 func (c *Containerd) configure(t testing.TB) {

@@ -73,9 +73,11 @@ disabled_plugins = [
 [plugins."io.containerd.shim.v1.manager"]
   socket_dir = %[7]q
 
-# A shim serves many sandboxes: on a busy machine it is worth waiting for.
+# A shim serves many sandboxes: on a busy machine it is worth waiting for, and so is the
+# end of what one that died has left, which takes runsc and the kernel their time.
 [timeouts]
   "io.containerd.timeout.shim.load" = "30s"
+  "io.containerd.timeout.shim.cleanup" = "30s"
 `
 
 // Prepare makes the directories and writes the configuration.
