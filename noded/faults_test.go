@@ -27,7 +27,7 @@ func TestX01_KilledAtEachStep(t *testing.T) {
 	places := []string{
 		"create.after-intent", "create.after-netns", "create.after-cgroup", "create.after-dirs", "create.after-listen", "create.after-start", "create.after-handshake",
 		"claim.after-take", "claim.after-journal", "claim.after-env",
-		"delete.after-intent", "delete.after-stop", "delete.after-cgroup", "delete.after-dirs", "delete.after-netns",
+		"delete.after-intent", "delete.after-stop", "delete.after-cgroup", "delete.after-remains", "delete.after-dirs", "delete.after-netns",
 	}
 	for _, place := range places {
 		t.Run(place, func(t *testing.T) {

@@ -1,8 +1,9 @@
-// Package shimapi is what noded tells our containerd shim beyond the OCI spec.
+// Package shimapi is what noded tells our containerd shim beyond the OCI spec, and what
+// both know of the files that they find.
 //
 // The words travel as annotations of the OCI spec that noded writes itself:
 // annotations of images, pods or tenants never reach a spec, so the shim may
-// trust them. The package is constants alone and owns no state.
+// trust them. The package is names alone and owns no state.
 package shimapi
 
 // Runtime is the containerd runtime name that selects the shim's binary,

@@ -369,6 +369,7 @@ func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
 	}
 	return m.releaseInTurn(ctx, slot.ID,
 		step{"cgroup", func(ctx context.Context) error { return m.cfg.Groups.Remove(ctx, slot.ID) }},
+		step{"remains", func(context.Context) error { return m.cfg.Runtime.RemoveRemains(slot.ID) }}, // nothing runs any more
 		step{"dirs", func(context.Context) error { return m.removeDirs(slot.ID) }},
 		step{"netns", func(ctx context.Context) error { return m.removeNetwork(ctx, slot) }},
 	)

@@ -54,7 +54,7 @@ func TestX02_FailpointMatrix(t *testing.T) {
 		"create.journal.commit", "claim.journal.commit", "delete.journal.commit", // X41: the journal's disk refuses
 		"create.after-intent", "create.after-netns", "create.after-cgroup", "create.after-dirs", "create.after-listen", "create.after-start", "create.after-handshake",
 		"claim.after-take", "claim.after-journal", "claim.after-env",
-		"delete.after-intent", "delete.after-stop", "delete.after-cgroup", "delete.after-dirs", "delete.after-netns",
+		"delete.after-intent", "delete.after-stop", "delete.after-cgroup", "delete.after-remains", "delete.after-dirs", "delete.after-netns",
 	} {
 		t.Run(place, func(t *testing.T) {
 			n := newMachine(t).boot()

@@ -164,6 +164,11 @@ type Runtime interface {
 	Saved(dir string) (bool, error)
 	// List finds every container of this node.
 	List(ctx context.Context) ([]Status, error)
+	// Remains lists the sandboxes that the runtime has files of, which those whose shim
+	// died may have left, and RemoveRemains removes them when all else of a sandbox is
+	// gone; it fails while anything still works with them.
+	Remains() ([]sandbox.ID, error)
+	RemoveRemains(id sandbox.ID) error
 	// Exits delivers exits for as long as the runtime runs.
 	Exits() <-chan Exit
 }

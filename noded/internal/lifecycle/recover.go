@@ -343,6 +343,11 @@ func (m *Manager) findLocal(found map[sandbox.ID]netns.Slot) error {
 	if err != nil {
 		return err
 	}
+	remains, err := m.cfg.Runtime.Remains()
+	if err != nil {
+		return err
+	}
+	groups = append(groups, remains...)
 	for _, dir := range []string{m.cfg.RunDir, m.cfg.DataDir, m.cfg.ImageDir} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -12,8 +12,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -44,6 +46,7 @@ type Node struct {
 
 	mu         sync.Mutex
 	containers map[sandbox.ID]*process
+	remains    map[sandbox.ID]bool // those of which the runtime has files
 	networks   map[sandbox.ID]netns.Slot
 	groups     map[sandbox.ID]cgroup.Limits
 }
@@ -52,7 +55,7 @@ type Node struct {
 func New() *Node {
 	return &Node{
 		exits:      make(chan lifecycle.Exit, 1024),
-		containers: map[sandbox.ID]*process{}, networks: map[sandbox.ID]netns.Slot{}, groups: map[sandbox.ID]cgroup.Limits{},
+		containers: map[sandbox.ID]*process{}, remains: map[sandbox.ID]bool{}, networks: map[sandbox.ID]netns.Slot{}, groups: map[sandbox.ID]cgroup.Limits{},
 	}
 }
 
@@ -60,7 +63,7 @@ func New() *Node {
 func (n *Node) Close() {
 	n.mu.Lock()
 	all := n.containers
-	n.containers = map[sandbox.ID]*process{}
+	n.containers, n.remains = map[sandbox.ID]*process{}, map[sandbox.ID]bool{}
 	n.mu.Unlock()
 	for _, p := range all {
 		p.end()
@@ -84,6 +87,11 @@ func (n *Node) Left() []string {
 	var all []string
 	for id := range n.containers {
 		all = append(all, fmt.Sprint("container ", id))
+	}
+	for id := range n.remains {
+		if n.containers[id] == nil { // else they are no leftover
+			all = append(all, fmt.Sprint("remains ", id))
+		}
 	}
 	for id, s := range n.networks {
 		all = append(all, fmt.Sprint("network ", id, " ", s.Index))
@@ -123,7 +131,7 @@ func (r Runtime) begin(c lifecycle.Container) (*process, error) {
 	}
 	p := startProcess(c.SlotDir, r.Handler, newWarmth(!r.Unhealthy))
 	p.begun = c.Checkpoint
-	r.containers[c.ID] = p
+	r.containers[c.ID], r.remains[c.ID] = p, true
 	return p, nil
 }
 
@@ -135,6 +143,9 @@ func (r Runtime) Remove(_ context.Context, id sandbox.ID) error {
 	r.mu.Lock()
 	p := r.containers[id]
 	delete(r.containers, id)
+	if p != nil && !p.taskless.Load() { // else the shim that would do that is dead
+		delete(r.remains, id)
+	}
 	r.mu.Unlock()
 	if p != nil {
 		p.kill()
@@ -154,6 +165,34 @@ func (r Runtime) List(context.Context) ([]lifecycle.Status, error) {
 		all = append(all, lifecycle.Status{ID: id, Ended: !p.alive() && !p.taskless.Load(), Taskless: p.taskless.Load()})
 	}
 	return all, nil
+}
+
+// Remains implements lifecycle.Runtime.
+func (r Runtime) Remains() ([]sandbox.ID, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.remains)), r.fault("runtime.Remains", "")
+}
+
+// RemoveRemains implements lifecycle.Runtime.
+func (r Runtime) RemoveRemains(id sandbox.ID) error {
+	if err := r.fault("runtime.RemoveRemains", id); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.containers[id] != nil {
+		return fmt.Errorf("container %s exists", id)
+	}
+	delete(r.remains, id)
+	return nil
+}
+
+// Leave has the runtime keep files of a sandbox, as one whose shim died does.
+func (r Runtime) Leave(id sandbox.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remains[id] = true
 }
 
 // Exits implements lifecycle.Runtime.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+
+	"s0.run/internal/shimapi"
 )
 
 // statePath is runsc's own record of the container. Every sandbox of ours has one
@@ -73,12 +75,7 @@ func (r *Runsc) owns(cmdline []byte) bool {
 // RemoveState deletes runsc's files of the container that `runsc delete` left. Its
 // processes must be gone.
 func (r *Runsc) RemoveState() error {
-	names := []string{
-		fmt.Sprintf("%s_sandbox:%s.state", r.id, r.id),
-		fmt.Sprintf("%s_sandbox:%s.lock", r.id, r.id),
-		fmt.Sprintf("runsc-%s.sock", r.id),
-	}
-	for _, n := range names {
+	for _, n := range shimapi.RunscFiles(r.id) {
 		if err := os.Remove(filepath.Join(r.cfg.Root, n)); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("removing runsc's state of %s: %w", r.id, err)
 		}
