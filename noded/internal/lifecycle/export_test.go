@@ -40,6 +40,11 @@ func (m *Manager) HoldTurn(id sandbox.ID) (end func()) {
 	return inst.endTurn
 }
 
+// Drop drops the image of a sandbox that is in the store.
+func (m *Manager) Drop(id sandbox.ID) (bool, error) {
+	return m.drop(context.Background(), m.record(m.find(id)))
+}
+
 // Waiting counts the resumes that wait for a place.
 func (m *Manager) Waiting() int {
 	m.cold.mu.Lock()

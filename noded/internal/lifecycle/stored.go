@@ -143,7 +143,8 @@ func (m *Manager) DropStored(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// drop removes the image of a sandbox whose turn the caller has, if it is still stored.
+// drop removes the image of a sandbox whose turn the caller has, if it is still stored. It
+// finishes what an attempt before has begun; an image that is gone was to go.
 func (m *Manager) drop(ctx context.Context, rec journal.Record) (bool, error) {
 	if !isStored(rec) {
 		return false, nil
@@ -164,15 +165,20 @@ func (m *Manager) drop(ctx context.Context, rec journal.Record) (bool, error) {
 
 // moveAside takes an image away from its place as a whole: half of one is never taken for it.
 func (m *Manager) moveAside(rec journal.Record) error {
-	dir := m.imageDir(rec)
-	if err := os.RemoveAll(dir + ".dropped"); err != nil {
+	if err := os.RemoveAll(m.asideDir(rec)); err != nil {
 		return err
 	}
-	if err := os.Rename(dir, dir+".dropped"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := os.Rename(m.imageDir(rec), m.asideDir(rec))
+	if err == nil || errors.Is(err, fs.ErrNotExist) { // an attempt before may have got as far
+		err = syncDir(m.imagesDir(rec.ID))
 	}
-	return syncDir(m.imagesDir(rec.ID))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // or to its end
+	}
+	return err
 }
+
+func (m *Manager) asideDir(rec journal.Record) string { return m.imageDir(rec) + ".dropped" }
 
 // byImageAge is every sandbox with an image that could be dropped, the one first that
 // has been paused for longest.
@@ -184,7 +190,11 @@ func (m *Manager) byImageAge() []*instance {
 		if !isStored(rec) {
 			continue
 		}
-		if st, err := os.Stat(m.imageDir(rec)); err == nil {
+		st, err := os.Stat(m.imageDir(rec))
+		if err != nil {
+			st, err = os.Stat(m.asideDir(rec)) // half of it may be left
+		}
+		if err == nil {
 			saved[inst] = st.ModTime()
 			list = append(list, inst)
 		}

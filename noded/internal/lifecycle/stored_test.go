@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/archive"
 	"s0.run/noded/internal/lifecycle"
@@ -169,6 +170,28 @@ func TestX41_ADroppedImageIsFetched(t *testing.T) {
 	if list := n.Unstored(); len(list) != 1 || list[0].Generation != 2 {
 		t.Errorf("to be stored: %v", list)
 	}
+}
+
+// X41: a drop that was cut off is finished by the next one, also where nothing is left to do.
+// Not parallel: the table of failpoints is the process's.
+func TestX41_ADropIsFinished(t *testing.T) {
+	defer failpoint.Arm("")
+	s := newShelf(t)
+	n := newMachine(t).boot(with(s))
+	id, _ := n.asleep(s)
+	if err := failpoint.Arm("drop.after-aside=1*error(on purpose)"); err != nil {
+		t.Fatal(err)
+	}
+	if dropped, err := n.DropStored(n.ctx()); dropped || err == nil || !n.hasImage(id) {
+		t.Fatalf("a drop that was to be cut off: %v, %v", dropped, err)
+	}
+	if dropped, err := n.DropStored(n.ctx()); !dropped || err != nil || n.hasImage(id) {
+		t.Errorf("the next one: %v, %v", dropped, err)
+	}
+	if dropped, err := n.Drop(id); !dropped || err != nil {
+		t.Errorf("of what is gone: %v, %v", dropped, err)
+	}
+	n.resume(id, 2)
 }
 
 // X41, X43: who can't have a snapshot or a pause is told whether it is worth another try.
