@@ -456,7 +456,7 @@ func TestA16_AKeyWhoseSandboxHasEndedIsAConflict(t *testing.T) {
 	r := newReplica(t, s0test.Postgres(t), n)
 	for name, end := range map[string]func(sb store.Sandbox) error{
 		"failed": func(sb store.Sandbox) error {
-			_, err := r.store.FailSandbox(t.Context(), sb.TeamID, sb, "it ended")
+			_, err := r.store.FailSandbox(t.Context(), sb.TeamID, sb, 0, "it ended")
 			return err
 		},
 		"terminating": func(sb store.Sandbox) error {

@@ -117,6 +117,20 @@ func TestX39_ARowFollowsItsNode(t *testing.T) {
 	f.eventually(sb.ID, "a resume that nobody went on with is undone", is(sandbox.Paused, 2))
 }
 
+// X34: a sandbox that was resumed and has failed while nothing could be recorded has failed
+// as what its node knows, not as what the row knew.
+func TestX34_AFailureIsOfTheNodesGeneration(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	for name, known := range map[string]string{"resumed": "paused", "resumed, paused and resumed": "running"} {
+		sb := f.claimed(nil)
+		f.node.Switch(string(sb.ID), known, 1)
+		f.eventually(sb.ID, name+": what is known", is(sandbox.State(known), 1))
+		f.node.Switch(string(sb.ID), "failed", 3)
+		f.eventually(sb.ID, name+": the failure is recorded", is(sandbox.Failed, 3))
+	}
+}
+
 // G02: a soft ttl pauses, once for all replicas, and a hard one deletes what is paused.
 func TestG02_TTLs(t *testing.T) {
 	t.Parallel()

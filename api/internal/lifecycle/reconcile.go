@@ -64,21 +64,21 @@ func (k *Keeper) settleEnded(ctx context.Context) {
 			k.finish(ctx, row)
 		case !known && k.rests(ctx, row):
 		case !known:
-			k.fail(ctx, row, "it ended on its node")
+			k.fail(ctx, row, 0, "it ended on its node")
 		case sb.State == sandbox.Failed && sb.ClaimID == row.ClaimID.String():
-			k.fail(ctx, row, sb.Reason)
+			k.fail(ctx, row, sb.Generation, sb.Reason)
 		}
 	}
 }
 
-// fail records that a sandbox ended by itself.
-func (k *Keeper) fail(ctx context.Context, row store.Sandbox, reason string) {
-	changed, err := k.cfg.Store.FailSandbox(ctx, row.TeamID, row, reason)
+// fail records that a sandbox ended by itself, as the generation that its node knows, or 0.
+func (k *Keeper) fail(ctx context.Context, row store.Sandbox, gen sandbox.Generation, reason string) {
+	changed, err := k.cfg.Store.FailSandbox(ctx, row.TeamID, row, gen, reason)
 	if err != nil {
 		k.logFailure(ctx, "could not record a failure", err)
 	}
 	if changed {
-		k.cfg.Log.Warn("sandbox failed", "sandbox", row.ID, "gen", row.Generation, "team", row.TeamID, "node", row.Node, "reason", reason)
+		k.cfg.Log.Warn("sandbox failed", "sandbox", row.ID, "gen", max(row.Generation, gen), "team", row.TeamID, "node", row.Node, "reason", reason)
 	}
 }
 
@@ -191,7 +191,7 @@ func (k *Keeper) settle(ctx context.Context, row store.Sandbox, sb placement.San
 	case same && row.Status == sandbox.Failed:
 		k.end(ctx, sb, row.Reason) // a node that was removed, and joined anew (R2)
 	case same && sb.State == sandbox.Failed:
-		k.fail(ctx, row, sb.Reason)
+		k.fail(ctx, row, sb.Generation, sb.Reason)
 	case same:
 		k.settleState(ctx, row, sb.State, sb.Generation)
 		if sb.State == sandbox.Paused && sb.Stored != stored(row) {
@@ -222,7 +222,7 @@ func (k *Keeper) failIfUnknown(ctx context.Context, row store.Sandbox) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if _, err := rpc.Get(ctx, &nodeapi.GetRequest{Id: string(row.ID)}); connect.CodeOf(err) == connect.CodeNotFound && !k.rests(ctx, row) {
-		k.fail(ctx, row, "its node has no record of it")
+		k.fail(ctx, row, 0, "its node has no record of it")
 	}
 }
 

@@ -78,7 +78,7 @@ func TestEveryChangeOfStateIsTold(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, err = s.FailSandbox(t.Context(), n.TeamID, sb, "runsc at /secret/path on node-7 said no")
+			_, err = s.FailSandbox(t.Context(), n.TeamID, sb, 0, "runsc at /secret/path on node-7 said no")
 			return err
 		}, "failed"},
 		"expired": {func(n store.NewSandbox) error {

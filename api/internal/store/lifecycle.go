@@ -49,13 +49,14 @@ func (s *Store) FinishDelete(ctx context.Context, team uuid.UUID, id sandbox.ID,
 }
 
 // FailSandbox records that this instance of a sandbox ended by itself, or that its node
-// has lost what it had saved of it. It reports false when the row was something else by
-// then.
-func (s *Store) FailSandbox(ctx context.Context, team uuid.UUID, read Sandbox, reason string) (bool, error) {
+// has lost what it had saved of it. gen is the generation that its node knows, which may
+// have gone on while nothing could be recorded; 0: none. It reports false when the row was
+// something else by then.
+func (s *Store) FailSandbox(ctx context.Context, team uuid.UUID, read Sandbox, gen sandbox.Generation, reason string) (bool, error) {
 	tag, err := s.pool.Exec(ctx, `
-		UPDATE sandboxes SET status = 'failed', reason = $5, updated_at = now()
+		UPDATE sandboxes SET status = 'failed', generation = greatest(generation, $6), reason = $5, updated_at = now()
 		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation = $4
-		AND deleted_at IS NULL AND status IN ('starting', 'running', 'paused')`, team, read.ID, read.ClaimID, read.Generation, reason)
+		AND deleted_at IS NULL AND status IN ('starting', 'running', 'paused')`, team, read.ID, read.ClaimID, read.Generation, reason, gen)
 	return tag.RowsAffected() == 1, classify(err, "recording a failure")
 }
 

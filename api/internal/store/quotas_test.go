@@ -139,7 +139,7 @@ func TestA15_WhatIsCountedDoesNotDrift(t *testing.T) {
 	if _, err := s.TakeOver(t.Context(), winner); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.FailSandbox(t.Context(), team, failed, "oom"); err != nil {
+	if _, err := s.FailSandbox(t.Context(), team, failed, 0, "oom"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.BeginDelete(t.Context(), team, early.ID, "x"); err != nil {

@@ -94,7 +94,7 @@ func TestA01_EveryMethodIsTenantScoped(t *testing.T) {
 	if _, err := s.UpdateSandbox(t.Context(), foreign, sb, store.SandboxUpdate{Config: json.RawMessage(`{}`)}); !errors.Is(err, store.ErrChanged) {
 		t.Errorf("update: %v", err)
 	}
-	if ok, err := s.FailSandbox(t.Context(), foreign, sb, "x"); ok || err != nil {
+	if ok, err := s.FailSandbox(t.Context(), foreign, sb, 0, "x"); ok || err != nil {
 		t.Errorf("fail: %v %v", ok, err)
 	}
 	if list, total, err := s.Sandboxes(t.Context(), foreign, store.SandboxFilter{Limit: 10}); err != nil || len(list) != 0 || total != 0 {
@@ -168,6 +168,29 @@ func TestUpdateReplacesGivenKeysOnly(t *testing.T) {
 	}
 }
 
+// X34: a failure is of the latest generation that anybody knows, and of a row that nobody
+// has changed meanwhile.
+func TestX34_AFailureHasTheLatestGeneration(t *testing.T) {
+	t.Parallel()
+	s, _ := open(t)
+	team := uuid.New()
+	for node, want := range map[sandbox.Generation]sandbox.Generation{0: 2, 1: 2, 2: 2, 5: 5} {
+		n := newSandbox(t, team)
+		n.Generation = 2
+		sb := insert(t, s, n)
+		if ok, err := s.FailSandbox(t.Context(), team, sb, node, "oom"); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		got, err := s.Sandbox(t.Context(), team, sb.ID)
+		if err != nil || got.Status != sandbox.Failed || got.Generation != want {
+			t.Errorf("its node knows %d: %s of generation %d (%v), want %d", node, got.Status, got.Generation, err, want)
+		}
+		if ok, err := s.FailSandbox(t.Context(), team, sb, node+1, "again"); ok || err != nil {
+			t.Errorf("what has failed fails again: %v %v", ok, err)
+		}
+	}
+}
+
 func TestDeleteLeavesATombstone(t *testing.T) {
 	t.Parallel()
 	s, conn := open(t)
@@ -178,7 +201,7 @@ func TestDeleteLeavesATombstone(t *testing.T) {
 			t.Fatalf("%+v: %v", got, err)
 		}
 	}
-	if ok, err := s.FailSandbox(t.Context(), team, sb, "late"); ok || err != nil {
+	if ok, err := s.FailSandbox(t.Context(), team, sb, 0, "late"); ok || err != nil {
 		t.Fatalf("G04: a terminating sandbox must not change: %v %v", ok, err)
 	}
 	if err := s.FinishDelete(t.Context(), team, sb.ID, sb.ClaimID); err != nil {

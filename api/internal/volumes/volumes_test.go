@@ -305,7 +305,7 @@ func TestAFailureFreesVolumes(t *testing.T) {
 	if _, err := f.keep.Mount(t.Context(), row, store.MountWant{Volume: v.ID, Point: "/data"}); err != nil {
 		t.Fatal(err)
 	}
-	if changed, err := f.store.FailSandbox(t.Context(), f.team, row, "oom"); err != nil || !changed {
+	if changed, err := f.store.FailSandbox(t.Context(), f.team, row, 0, "oom"); err != nil || !changed {
 		t.Fatal(changed, err)
 	}
 	if n := f.rows("volume_mounts"); n != 0 {
