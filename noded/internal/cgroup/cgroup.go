@@ -80,6 +80,15 @@ func (g *Groups) Set(id sandbox.ID, from, to Limits) error {
 	return g.apply(id, changed(g.layout.settings(from), g.layout.settings(to)))
 }
 
+// Hurry gives the group the greatest CPU share there is, under its quota as before: what is
+// killed has to run to come to its end, and with the share of a slot that nobody has claimed
+// a busy node lets it wait for seconds. A group that is gone is in no hurry.
+func (g *Groups) Hurry(id sandbox.ID) error {
+	s := g.layout.share(maxShares)
+	s.optional = true
+	return g.write(id, s)
+}
+
 // apply writes the settings. What the kernel calls invalid is written again after
 // the others: v1's memory limit is never above the one that counts swap, so that
 // one order grows the two and the other shrinks them.

@@ -98,6 +98,12 @@ func TestLifecycleOnThisHost(t *testing.T) {
 	if ids, err := g.List(); err != nil || !slices.Equal(ids, []sandbox.ID{id}) {
 		t.Errorf("listed %v (%v)", ids, err)
 	}
+	if err := g.Hurry(id); err != nil {
+		t.Error(err)
+	}
+	hurried := claimed
+	hurried.CPUMillis = 1 << 40
+	hasLimits(t, g, id, hurried, "cpu.shares", "cpu.weight")
 	for range 2 { // idempotent
 		if err := g.Remove(bounded(t), id); err != nil {
 			t.Fatal(err)
@@ -109,9 +115,13 @@ func TestLifecycleOnThisHost(t *testing.T) {
 	}
 }
 
-func hasLimits(t *testing.T, g *Groups, id sandbox.ID, want Limits) {
+// hasLimits checks the control files, of these names alone if there are any.
+func hasLimits(t *testing.T, g *Groups, id sandbox.ID, want Limits, only ...string) {
 	t.Helper()
 	for _, s := range g.layout.settings(want) {
+		if len(only) > 0 && !slices.Contains(only, s.file) {
+			continue
+		}
 		got, err := os.ReadFile(filepath.Join(g.layout.dir(s.controller, g.Path(id)), s.file))
 		if err != nil && !s.optional || err == nil && strings.TrimSpace(string(got)) != s.value {
 			t.Errorf("%s is %q (%v), want %q", s.file, got, err, s.value)

@@ -167,6 +167,36 @@ func TestV2Files(t *testing.T) {
 	}
 }
 
+// What is to end has the greatest share and the quota that it had; what is gone is no error.
+func TestHurry(t *testing.T) {
+	t.Parallel()
+	v1, v2, id := t.TempDir(), t.TempDir(), newID(t)
+	for file, g := range map[string]*Groups{
+		filepath.Join(v1, "s0/t", string(id), "cpu.shares"): {layout: Layout{V1: map[string]string{"cpu": v1}}, parent: "/s0/t"},
+		filepath.Join(v2, "s0/t", string(id), "cpu.weight"): {layout: Layout{Unified: v2}, parent: "/s0/t"},
+	} {
+		if err := g.Hurry(id); err != nil {
+			t.Errorf("without a group: %v", err)
+		}
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Hurry(id); err != nil {
+			t.Errorf("%s: %v", filepath.Base(file), err)
+		}
+		want := map[string]string{"cpu.shares": "262144", "cpu.weight": "10000"}[filepath.Base(file)]
+		if got, err := os.ReadFile(file); err != nil || string(got) != want {
+			t.Errorf("%s is %q (%v), want %s", filepath.Base(file), got, err, want)
+		}
+		if files, err := os.ReadDir(filepath.Dir(file)); err != nil || len(files) != 1 {
+			t.Errorf("%v (%v), want one file", files, err)
+		}
+	}
+}
+
 // A v1 host keeps each controller's files apart. What some kernels do not count is
 // 0; what all of them do must be there.
 func TestV1Counters(t *testing.T) {

@@ -38,7 +38,7 @@ func (l Layout) settings(want Limits) []setting {
 	disk := l.Disk.settings(l, want.Hasty)
 	if l.Unified == "" {
 		return append([]setting{
-			{controller: "cpu", file: "cpu.shares", value: fmt.Sprint(want.shares())},
+			l.share(want.shares()),
 			{controller: "cpu", file: "cpu.cfs_quota_us", value: want.quota("-1")}, // the period is 100 ms unless somebody changed it
 			{controller: "memory", file: "memory.limit_in_bytes", value: fmt.Sprint(want.MemoryBytes)},
 			{controller: "memory", file: "memory.memsw.limit_in_bytes", value: fmt.Sprint(want.MemoryBytes), optional: true}, // no swap
@@ -46,13 +46,21 @@ func (l Layout) settings(want Limits) []setting {
 		}, disk...)
 	}
 	return append([]setting{
-		{controller: "cpu", file: "cpu.weight", value: fmt.Sprint(weight(want.shares()))},
+		l.share(want.shares()),
 		{controller: "cpu", file: "cpu.max", value: fmt.Sprint(want.quota("max"), " ", periodUsec)},
 		{controller: "memory", file: "memory.max", value: fmt.Sprint(want.MemoryBytes)},
 		{controller: "memory", file: "memory.swap.max", value: "0", optional: true},
 		{controller: "memory", file: "memory.oom.group", value: "1", optional: true}, // half a sandbox is worth nothing
 		{controller: "pids", file: "pids.max", value: fmt.Sprint(want.Pids)},
 	}, disk...)
+}
+
+// share is how much a group has of the CPU when others want it, too.
+func (l Layout) share(shares int64) setting {
+	if l.Unified == "" {
+		return setting{controller: "cpu", file: "cpu.shares", value: fmt.Sprint(shares)}
+	}
+	return setting{controller: "cpu", file: "cpu.weight", value: fmt.Sprint(weight(shares))}
 }
 
 // QuotaMillis is the CPU that a sandbox may use at most, when there is some to spare.

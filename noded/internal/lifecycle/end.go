@@ -359,7 +359,7 @@ func (m *Manager) release(ctx context.Context, rec journal.Record) error {
 // there: processes before what they use, the address last.
 func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
 	err := m.releaseInTurn(ctx, slot.ID,
-		step{"stop", func(ctx context.Context) error { return m.cfg.Runtime.Remove(ctx, slot.ID) }},
+		step{"stop", func(ctx context.Context) error { return m.stop(ctx, slot.ID) }},
 	)
 	if err == nil { // takes as long as what was written has to be committed, and holds nobody else up
 		err = releaseSteps(ctx, slot.ID, step{"volumes", func(ctx context.Context) error { return m.unmountAll(ctx, slot.ID) }})
@@ -373,6 +373,14 @@ func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
 		step{"dirs", func(context.Context) error { return m.removeDirs(slot.ID) }},
 		step{"netns", func(ctx context.Context) error { return m.removeNetwork(ctx, slot) }},
 	)
+}
+
+// stop ends the sandbox's processes, which wait no longer for a CPU than they must.
+func (m *Manager) stop(ctx context.Context, id sandbox.ID) error {
+	if err := m.cfg.Groups.Hurry(id); err != nil {
+		m.cfg.Log.Warn("a sandbox ends with the CPU share that it had", "sandbox", id, "error", err)
+	}
+	return m.cfg.Runtime.Remove(ctx, id)
 }
 
 // releaseInTurn takes steps of a teardown that are quick, or fail.

@@ -439,6 +439,9 @@ func (g Groups) Set(id sandbox.ID, _, to cgroup.Limits) error {
 	return nil
 }
 
+// Hurry implements lifecycle.Groups.
+func (g Groups) Hurry(id sandbox.ID) error { return g.fault("groups.Hurry", id) }
+
 // Limits is what a sandbox may use now.
 func (g Groups) Limits(id sandbox.ID) cgroup.Limits {
 	g.mu.Lock()
