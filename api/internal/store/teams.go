@@ -19,7 +19,7 @@ const (
 	maxTeams = 100
 	// strayAge is how long a deleted team may still leave something behind: a claim
 	// that was let in before ends long before that.
-	strayAge = time.Hour
+	strayAge = 2 * time.Hour
 )
 
 // Team is a tenant.
@@ -230,15 +230,21 @@ func (s *Store) EndStrays(ctx context.Context, limit int) ([]Sandbox, error) {
 		UPDATE sandboxes SET status = 'terminating', reason = 'its team was deleted', updated_at = now()
 		WHERE id IN (
 			SELECT s.id FROM deleted_teams d JOIN sandboxes s ON s.team_id = d.team_id
-			WHERE d.deleted_at > now() - $1::interval AND s.deleted_at IS NULL AND s.status <> 'terminating'
-			LIMIT $2 FOR UPDATE OF s SKIP LOCKED)
-		RETURNING `+sandboxColumns, strayAge, limit)
+			WHERE s.deleted_at IS NULL AND s.status <> 'terminating'
+			LIMIT $1 FOR UPDATE OF s SKIP LOCKED)
+		RETURNING `+sandboxColumns, limit)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sandbox])
 	return list, classify(err, "ending the sandboxes of deleted teams")
 }
 
-// PurgeDeletedTeams forgets teams that can leave nothing behind any more.
+// PurgeDeletedTeams forgets teams that can leave nothing behind any more and have left
+// nothing: what is on a node that is away is removed when that is back, because its team
+// is known to be deleted.
 func (s *Store) PurgeDeletedTeams(ctx context.Context) error {
-	return s.purge(ctx, "purging deleted teams", `DELETE FROM deleted_teams WHERE team_id IN
-		(SELECT team_id FROM deleted_teams WHERE deleted_at < now() - $1::interval LIMIT $2)`, 2*strayAge)
+	return s.purge(ctx, "purging deleted teams", `DELETE FROM deleted_teams WHERE team_id IN (
+		SELECT team_id FROM deleted_teams d WHERE deleted_at < now() - $1::interval
+		AND NOT EXISTS (SELECT FROM sandboxes s WHERE s.team_id = d.team_id AND s.deleted_at IS NULL)
+		AND NOT EXISTS (SELECT FROM volumes v WHERE v.team_id = d.team_id)
+		AND NOT EXISTS (SELECT FROM rootfs_snapshots r WHERE r.team_id = d.team_id)
+		LIMIT $2)`, strayAge)
 }

@@ -136,3 +136,42 @@ func TestA15_ReplicasThatComeAtOnce(t *testing.T) {
 		t.Errorf("one that it has: %v", err)
 	}
 }
+
+// A deleted team is remembered until what it has left is gone, however long its node is
+// away.
+func TestADeletedTeamLeavesNothing(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	v := newVolume(t, s, uuid.New())
+	sb := mounted(t, s, v)
+	run(t, conn, "INSERT INTO deleted_teams (team_id, slug, owner_id, deleted_at) VALUES ($1, 's', $2, now() - interval '1 day')", v.TeamID, uuid.New())
+	purge := func(want int) {
+		t.Helper()
+		var left int
+		err := s.PurgeDeletedTeams(t.Context())
+		if err == nil {
+			err = conn.QueryRow(t.Context(), "SELECT count(*) FROM deleted_teams").Scan(&left)
+		}
+		if err != nil || left != want {
+			t.Fatalf("%d deleted teams are remembered, want %d: %v", left, want, err)
+		}
+	}
+	purge(1)
+	if ended, err := s.EndStrays(t.Context(), 10); err != nil || len(ended) != 1 || ended[0].ID != sb.ID {
+		t.Fatalf("ended are %+v, %v", ended, err)
+	}
+	if due, err := s.LeaseVolumes(t.Context(), time.Hour, 10); err != nil || len(due) != 0 {
+		t.Fatalf("a volume goes under its sandbox: %+v, %v", due, err)
+	}
+	if err := s.FinishDelete(t.Context(), v.TeamID, sb.ID, sb.ClaimID); err != nil {
+		t.Fatal(err)
+	}
+	purge(1)
+	if due, err := s.LeaseVolumes(t.Context(), time.Hour, 10); err != nil || len(due) != 1 {
+		t.Fatalf("due are %+v, %v", due, err)
+	}
+	if gone, err := s.RemoveVolume(t.Context(), v.ID, v.Nodes); err != nil || !gone {
+		t.Fatalf("it is gone: %v, %v", gone, err)
+	}
+	purge(0)
+}
