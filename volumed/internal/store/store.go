@@ -14,7 +14,8 @@
 // writers one gets the next number, and what a reader sees is whole or not there. Every
 // entry says at which epoch it was written. Who begins a later epoch writes an entry of
 // its own first, so that whoever wrote before has lost the next number: that is the
-// fence, and no clock or lease is needed for it. An entry also says which attempt wrote
+// fence, and no clock or lease is needed for it. (A node whose own epoch is followed by the
+// next has nobody to fence, and need not: see internal/work.) An entry also says which attempt wrote
 // it, so that who lost the answer can ask again. A layer that no version names is nobody's
 // after a while.
 //

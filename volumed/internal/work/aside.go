@@ -105,6 +105,17 @@ func (m *Manager) putAside(v *volume, why error) error {
 	return syncDir(m.cfg.DataDir)
 }
 
+// letGo discards a volume that is committed. What its epochs here were is in the store then:
+// nothing else refuses those who are late.
+func (m *Manager) letGo(v *volume) error {
+	if v.head.Epoch < v.epoch() {
+		if err := m.advance(v, v.next()); err != nil {
+			return err
+		}
+	}
+	return m.discard(v)
+}
+
 // discard closes a volume and removes its working tree, which is committed, or not wanted
 // any more. The caller has the turn.
 func (m *Manager) discard(v *volume) error {

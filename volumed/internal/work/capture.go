@@ -70,8 +70,8 @@ func (m *Manager) Capture(ctx context.Context, spec Volume) (token string, err e
 		return "", errdefs.New(errdefs.Unavailable, "volume %s is not mounted", spec.ID).WithRetryAfter(askAgain)
 	case spec.Team != v.record.Spec.Team:
 		return "", errdefs.New(errdefs.NotFound, "volume %s not found", spec.ID)
-	case spec.Epoch < v.head.Epoch:
-		return "", stale(spec, v.head.Epoch)
+	case spec.Epoch < v.epoch():
+		return "", stale(spec, v.epoch())
 	}
 	c, err := m.capture(ctx, v)
 	if err != nil {

@@ -162,6 +162,7 @@ func (m *Manager) newLayer(write func(*os.File) (layers.Info, error)) (layer sto
 // next is the version that has what was made of the volume and is in none yet.
 func (v *volume) next() store.Version {
 	next := v.head
+	next.Epoch = v.epoch()
 	if len(v.pending) > 0 {
 		next.Layers = slices.Concat(v.pending, v.under)
 		next.Bytes, next.Files = v.size()

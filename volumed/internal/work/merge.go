@@ -29,7 +29,7 @@ func (m *Manager) mergeSome(ctx context.Context, v *volume) error {
 		return err
 	}
 	defer m.layers.land(one)
-	next := v.head
+	next := v.next()
 	next.Layers = append([]store.Layer{one}, v.head.Layers[n:]...)
 	if err := m.advance(v, next); err != nil {
 		return err

@@ -63,9 +63,15 @@ func (m *Manager) reopen(v *volume, epoch uint64) error {
 	return err
 }
 
-// enterEpoch goes on at a later epoch with what is mounted. What was made of it before and
-// is in no version is in the one that begins the epoch. That it is durable is the next
-// commit's matter: a claim waits for none.
+// epoch is that of who has the volume here. The store may know an earlier one yet, which
+// this node began and after which nobody else had any: see enterEpoch.
+func (v *volume) epoch() uint64 { return max(v.record.Spec.Epoch, v.head.Epoch) }
+
+// enterEpoch goes on at a later epoch with what is mounted. The one that follows this node's
+// own fences nobody: whoever wrote before has lost to it already, and each epoch is one
+// node's. So it is in the record, and in the store with the next version: a claim waits for
+// no store. Any other begins with a version, which has what was made of the volume before
+// and is in none. That it is durable is the next commit's matter.
 func (m *Manager) enterEpoch(v *volume, spec Volume) error {
 	if spec.Team != v.record.Spec.Team {
 		return errdefs.New(errdefs.NotFound, "volume %s not found", spec.ID)
@@ -73,10 +79,11 @@ func (m *Manager) enterEpoch(v *volume, spec Volume) error {
 	if err := m.settle(v); err != nil {
 		return err
 	}
-	if spec.Epoch < v.head.Epoch {
-		return stale(spec, v.head.Epoch)
+	now := v.epoch()
+	if spec.Epoch < now {
+		return stale(spec, now)
 	}
-	if spec.Epoch > v.head.Epoch {
+	if spec.Epoch > now+1 || spec.Epoch > now && len(v.pending) > 0 {
 		next := v.next()
 		next.Epoch = spec.Epoch
 		spec.Epoch = v.record.Spec.Epoch // until the version is settled

@@ -182,7 +182,7 @@ func (m *Manager) attend(ctx context.Context, v *volume) {
 	if !clean || !v.open || !v.isIdle() {
 		return
 	}
-	if err := m.discard(v); err != nil {
+	if err := m.letGo(v); err != nil {
 		m.cfg.Log.Warn("closing an idle volume", "volume", v.id, "error", err)
 	}
 }

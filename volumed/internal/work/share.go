@@ -43,12 +43,12 @@ func (m *Manager) share(ctx context.Context, spec Volume, open func(at string) (
 	switch {
 	case spec.Epoch <= v.released:
 		return nil, stale(spec, v.released)
-	case v.open && spec.Epoch < v.head.Epoch:
-		return nil, stale(spec, v.head.Epoch)
-	case v.open && spec.Epoch == v.head.Epoch && spec.Team == v.record.Spec.Team && v.writers():
+	case v.open && spec.Epoch < v.epoch():
+		return nil, stale(spec, v.epoch())
+	case v.open && spec.Epoch == v.epoch() && spec.Team == v.record.Spec.Team && v.writers():
 		// It waits for no store, as who writes does not.
 	default:
-		if left := v.otherWriter(""); left != nil && (!v.open || spec.Epoch > v.head.Epoch) {
+		if left := v.otherWriter(""); left != nil && (!v.open || spec.Epoch > v.epoch()) {
 			return left, nil
 		}
 		if err := m.ensureOpen(ctx, v, spec); err != nil {

@@ -62,6 +62,9 @@ func (m *Manager) Restore(ctx context.Context, spec Volume, snapshot string) (st
 	if v.writers() {
 		return store.Version{}, errdefs.New(errdefs.Conflict, "volume %s is mounted", spec.ID)
 	}
+	if latest := m.latest(v); latest > spec.Epoch {
+		return store.Version{}, stale(spec, latest)
+	}
 	head, err := m.cfg.Store.Begin(spec.ID, spec.Epoch)
 	if err != nil {
 		return store.Version{}, err
@@ -75,6 +78,19 @@ func (m *Manager) Restore(ctx context.Context, spec Volume, snapshot string) (st
 		return store.Version{}, err
 	}
 	return head, m.discard(v)
+}
+
+// latest is the latest epoch that this node alone may know of, also where its tree is not
+// taken up. A record that can't be read knows of none.
+func (m *Manager) latest(v *volume) uint64 {
+	if v.open {
+		return v.epoch()
+	}
+	rec, err := m.readRecord(v.id)
+	if err != nil {
+		return 0
+	}
+	return rec.Spec.Epoch
 }
 
 func (v *volume) users() map[string]bool {
@@ -136,7 +152,7 @@ func (m *Manager) Release(ctx context.Context, id string, epoch uint64) error {
 	if !v.open {
 		return m.clear(v)
 	}
-	return m.discard(v)
+	return m.letGo(v)
 }
 
 // Remove removes a volume for good, whoever has it mounted, and what was put aside of it.
@@ -153,8 +169,8 @@ func (m *Manager) Remove(ctx context.Context, spec Volume) error {
 	if err == nil && head.Team != spec.Team {
 		return nil // nobody's of whom we are told
 	}
-	if err == nil && head.Epoch > spec.Epoch {
-		return stale(spec, head.Epoch)
+	if latest := max(head.Epoch, m.latest(v)); err == nil && latest > spec.Epoch {
+		return stale(spec, latest)
 	}
 	if err := m.cfg.Store.Remove(spec.ID); err != nil {
 		return err

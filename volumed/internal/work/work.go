@@ -190,6 +190,7 @@ func (m *Manager) endTurn(v *volume) {
 	var shown *State
 	if v.open {
 		shown = &State{Version: v.head, Lost: v.lost}
+		shown.Version.Epoch = v.epoch()
 	}
 	v.mu.Lock()
 	v.shown = shown
@@ -270,9 +271,9 @@ func (m *Manager) use(ctx context.Context, spec Volume, use string, readOnly boo
 		return at, nil, err
 	}
 	switch {
-	case v.open && spec.Epoch < v.head.Epoch:
-		return "", nil, stale(spec, v.head.Epoch)
-	case v.open && spec.Epoch == v.head.Epoch && spec.Team == v.record.Spec.Team && v.writes(use):
+	case v.open && spec.Epoch < v.epoch():
+		return "", nil, stale(spec, v.epoch())
+	case v.open && spec.Epoch == v.epoch() && spec.Team == v.record.Spec.Team && v.writes(use):
 		return v.at, nil, nil // it is repeated, and waits for no store
 	}
 	if left := v.otherWriter(use); left != nil {

@@ -1,0 +1,130 @@
+package work
+
+import (
+	"testing"
+
+	"s0.run/internal/errdefs"
+	"s0.run/volumed/internal/store"
+)
+
+// enter ends the volume's use and begins one at an epoch.
+func (b *bench) enter(epoch uint64) string {
+	b.t.Helper()
+	if err := b.manager.Leave(b.t.Context(), "vol", "mount"); err != nil {
+		b.t.Fatal(err)
+	}
+	b.spec.Epoch = epoch
+	return b.use()
+}
+
+func (b *bench) head() store.Version {
+	b.t.Helper()
+	head, err := b.store.Head("vol")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return head
+}
+
+// fenced wants an error of who is late.
+func (b *bench) fenced(what string, err error) {
+	b.t.Helper()
+	if errdefs.From(err).Code != store.CodeFenced {
+		b.t.Errorf("%s: %v", what, err)
+	}
+}
+
+// The epoch that follows a node's own waits for no store, and whoever is at an earlier one is
+// refused all the same: by this process, by the next, and by the store once the volume is
+// let go (R2).
+func TestR2_TheNextEpochFencesTheEarlier(t *testing.T) {
+	b, _ := created(t)
+	if _, err := b.manager.Snapshot(t.Context(), b.spec, "snap", ""); err != nil {
+		t.Fatal(err)
+	}
+	before, earlier := b.head(), b.spec
+	b.enter(2)
+	if now := b.head(); now.Seq != before.Seq {
+		t.Errorf("the epoch wrote version %d after %d", now.Seq, before.Seq)
+	}
+	refused := func(after string) {
+		t.Helper()
+		_, err := b.manager.Use(t.Context(), earlier, "late", false)
+		b.fenced("a use after "+after, err)
+		b.fenced("files after "+after, b.manager.Share(t.Context(), earlier, nil))
+		_, err = b.manager.Restore(t.Context(), earlier, "snap")
+		b.fenced("a restore after "+after, err)
+		b.fenced("a removal after "+after, b.manager.Remove(t.Context(), earlier))
+	}
+	_, err := b.manager.Capture(t.Context(), earlier)
+	b.fenced("a capture", err)
+	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
+		t.Fatal(err)
+	}
+	refused("its use")
+	b.restart()
+	refused("a restart")
+	b.reboot()
+	refused("a reboot")
+	if st, err := b.manager.State("vol"); err != nil || st.Version.Epoch != 2 {
+		t.Errorf("the volume is %+v, %v", st, err)
+	}
+	if err := b.manager.Release(t.Context(), "vol", 2); err != nil {
+		t.Fatal(err)
+	}
+	if now := b.head(); now.Epoch != 2 {
+		t.Errorf("let go, the volume is at epoch %d", now.Epoch)
+	}
+	refused("its release")
+}
+
+// The store hears of an epoch with the next version, and at once where another node may have
+// had one before (R2).
+func TestR2_TheStoreHearsOfEpochs(t *testing.T) {
+	b, _ := created(t)
+	write(t, b.enter(2), "mine")
+	if now := b.commit(); now.Epoch != 2 {
+		t.Errorf("a commit is of epoch %d", now.Epoch)
+	}
+	b.enter(3)
+	b.enter(4)
+	if now := b.head(); now.Epoch != 2 {
+		t.Errorf("the volume is at epoch %d", now.Epoch)
+	}
+	b.enter(6)
+	if now := b.head(); now.Epoch != 6 {
+		t.Errorf("the volume is at epoch %d, of which another may be the one before", now.Epoch)
+	}
+	b.enter(7)
+	if _, err := b.store.Begin("vol", 8); err != nil {
+		t.Fatal(err)
+	}
+	write(t, b.manager.get("vol").at, "late")
+	_, _, err := b.manager.Commit(t.Context(), "vol")
+	b.fenced("a commit", err)
+	if all := b.asides("late"); len(all) != 1 {
+		t.Errorf("put aside: %v", all)
+	}
+}
+
+// A tree that no process has taken up yet refuses who is late as well.
+func TestR2_ATreeThatIsNotOpenFencesTheEarlier(t *testing.T) {
+	b, _ := created(t)
+	if _, err := b.manager.Snapshot(t.Context(), b.spec, "snap", ""); err != nil {
+		t.Fatal(err)
+	}
+	earlier := b.spec
+	write(t, b.enter(2), "mine")
+	if err := b.manager.endUse(b.manager.get("vol"), "mount"); err != nil {
+		t.Fatal(err)
+	}
+	giveBack := b.takeAway()
+	b.restart() // which can't open it
+	giveBack()
+	_, err := b.manager.Restore(t.Context(), earlier, "snap")
+	b.fenced("a restore", err)
+	b.fenced("a removal", b.manager.Remove(t.Context(), earlier))
+	if got := describe(t, b.use()); got["mine"] == "" {
+		t.Errorf("the volume has %v", got)
+	}
+}
