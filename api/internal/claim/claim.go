@@ -222,14 +222,20 @@ func (c *Claimer) attempt(ctx context.Context, p *plan) (store.Sandbox, error) {
 	if len(p.req.Mounts) > 0 {
 		return c.mounted(ctx, h, slot, conn)
 	}
-	if p.req.Key != "" || p.row.Webhook != nil {
-		if err := c.claimSlot(ctx, h); err != nil {
-			return store.Sandbox{}, c.slotFailed(ctx, h, err)
-		}
-		sb, err := c.insert(ctx, h, conn)
-		return c.settle(ctx, h, sb, err)
+	return c.meet(ctx, h, conn)
+}
+
+// meet has the node and the row meet. A row that somebody may look for, or that tells
+// somebody, comes when the node has agreed.
+func (c *Claimer) meet(ctx context.Context, h *half, conn *store.Reservation) (store.Sandbox, error) {
+	if h.p.req.Key == "" && h.p.row.Webhook == nil {
+		return c.both(ctx, h, conn)
 	}
-	return c.both(ctx, h, conn)
+	if err := c.claimSlot(ctx, h); err != nil {
+		return store.Sandbox{}, c.slotFailed(ctx, h, err)
+	}
+	sb, err := c.insert(ctx, h, conn)
+	return c.settle(ctx, h, sb, err)
 }
 
 // take takes a free slot, of a pool's last ones no more than the team's share.
@@ -252,7 +258,7 @@ func (c *Claimer) both(ctx context.Context, h *half, conn *store.Reservation) (s
 	slotErr := <-claimed
 	if slotErr != nil {
 		if rowErr == nil || unknown(rowErr) {
-			c.undo(ctx, h, "row", c.removeRow)
+			c.undoRow(ctx, h)
 		}
 		return store.Sandbox{}, c.slotFailed(ctx, h, slotErr)
 	}

@@ -67,15 +67,29 @@ func (c *Claimer) undoVolumes(ctx context.Context, h *half) {
 	if len(h.mounts) == 0 {
 		return
 	}
+	c.undoNow(ctx, h, "volumes", c.free)
+}
+
+// undoRow takes back the row of an attempt that its node has refused, which has the volumes.
+func (c *Claimer) undoRow(ctx context.Context, h *half) {
+	if len(h.mounts) == 0 {
+		c.undo(ctx, h, "row", c.removeRow)
+		return
+	}
+	c.undoNow(ctx, h, "row", c.removeRow)
+}
+
+// undoNow is undo that is waited for where it succeeds at once.
+func (c *Claimer) undoNow(ctx context.Context, h *half, what string, f func(context.Context, *half) error) {
 	now, cancel := context.WithTimeout(context.WithoutCancel(ctx), insertTimeout)
 	defer cancel()
-	if c.free(now, h) != nil {
-		c.undo(ctx, h, "volumes", c.free)
+	if f(now, h) != nil {
+		c.undo(ctx, h, what, f)
 	}
 }
 
-// mounted claims a slot for a sandbox with volumes: they, the node and the row, one after
-// the other.
+// mounted claims a slot for a sandbox with volumes: they come first, for the node has to know
+// at which epochs it has them.
 func (c *Claimer) mounted(ctx context.Context, h *half, slot placement.Slot, conn *store.Reservation) (sb store.Sandbox, err error) {
 	if err := c.hold(ctx, h); err != nil {
 		c.cfg.Table.SlotFree(slot) // nobody has asked its node
@@ -87,9 +101,5 @@ func (c *Claimer) mounted(ctx context.Context, h *half, slot placement.Slot, con
 			c.undoVolumes(ctx, h)
 		}
 	}()
-	if err := c.claimSlot(ctx, h); err != nil {
-		return store.Sandbox{}, c.slotFailed(ctx, h, err)
-	}
-	sb, err = c.insert(ctx, h, conn)
-	return c.settle(ctx, h, sb, err)
+	return c.meet(ctx, h, conn)
 }

@@ -74,9 +74,6 @@ func (s *Store) TakeVolumes(ctx context.Context, h Holder, wants []MountWant, le
 		if err != nil {
 			return err
 		}
-		if err := removeStale(ctx, tx, ids); err != nil {
-			return err
-		}
 		for _, w := range wants {
 			one, err := h.take(ctx, tx, volumes[w.Volume], w, lease)
 			if err != nil {
@@ -89,76 +86,96 @@ func (s *Store) TakeVolumes(ctx context.Context, h Holder, wants []MountWant, le
 	return held, err
 }
 
-// lockVolumes locks volumes in the order of their ids: two who want several never wait
-// for each other.
-func lockVolumes(ctx context.Context, tx pgx.Tx, team uuid.UUID, ids []uuid.UUID) (map[uuid.UUID]Volume, error) {
-	rows, _ := tx.Query(ctx, "SELECT "+volumeColumns+` FROM volumes
-		WHERE team_id = $1 AND id = ANY ($2) AND state = 'ready' ORDER BY id FOR UPDATE`, team, ids)
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Volume])
-	if err != nil {
-		return nil, err
-	}
-	byID := make(map[uuid.UUID]Volume, len(list))
-	for _, v := range list {
-		byID[v.ID] = v
-	}
-	for _, id := range ids {
-		if _, ok := byID[id]; !ok {
-			return nil, notFound("volume")
-		}
-	}
-	return byID, nil
+// locked is a volume that nobody else changes, and who has it.
+type locked struct {
+	Volume
+	mounts []Mount
 }
 
 // removeStale forgets mounts of volumes that are locked whose leases are over. One that is
 // becoming its sandbox's at this moment is waited for: who looks next sees it.
 func removeStale(ctx context.Context, tx pgx.Tx, volumes []uuid.UUID) error {
-	_, err := tx.Exec(ctx, "DELETE FROM volume_mounts WHERE volume_id = ANY ($1) AND lease_until <= now()", volumes)
+	_, err := tx.Exec(ctx, removeStaleSQL, volumes)
 	return err
 }
 
-func (h *Holder) take(ctx context.Context, tx pgx.Tx, v Volume, w MountWant, lease time.Duration) (Held, error) {
+const removeStaleSQL = "DELETE FROM volume_mounts WHERE volume_id = ANY ($1) AND lease_until <= now()"
+
+// lockVolumes locks volumes in the order of their ids: two who want several never wait for
+// each other. It takes leases away that are over, all in one round trip: a claim waits for it.
+func lockVolumes(ctx context.Context, tx pgx.Tx, team uuid.UUID, ids []uuid.UUID) (map[uuid.UUID]*locked, error) {
+	all := make(map[uuid.UUID]*locked, len(ids))
+	b := &pgx.Batch{}
+	b.Queue("SELECT "+volumeColumns+` FROM volumes
+		WHERE team_id = $1 AND id = ANY ($2) AND state = 'ready' ORDER BY id FOR UPDATE`, team, ids).Query(func(rows pgx.Rows) error {
+		list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Volume])
+		for _, v := range list {
+			all[v.ID] = &locked{Volume: v}
+		}
+		return err
+	})
+	b.Queue(removeStaleSQL, ids)
+	for _, id := range ids {
+		b.Queue(mountsOfVolumeSQL, id, mountsShown).Query(func(rows pgx.Rows) error {
+			v := all[id]
+			if v == nil {
+				return notFound("volume")
+			}
+			var err error
+			v.mounts, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Mount])
+			return err
+		})
+	}
+	return all, tx.SendBatch(ctx, b).Close()
+}
+
+func (h *Holder) take(ctx context.Context, tx pgx.Tx, v *locked, w MountWant, lease time.Duration) (held Held, err error) {
 	if v.AccessMode == ReadWriteMany {
 		return Held{}, errdefs.New(errdefs.InvalidArgument, "a volume of access mode %s can't be mounted in a sandbox", ReadWriteMany)
 	}
-	others, err := mountsOfVolume(ctx, tx, v.ID)
-	if err != nil {
-		return Held{}, err
+	mine := slices.ContainsFunc(v.mounts, func(m Mount) bool { return m.ClaimID == h.Claim })
+	if mine || len(v.mounts) > 0 && v.AccessMode == ReadWriteOnce {
+		return Held{}, inUse("the volume is mounted already", v.mounts)
 	}
-	mine := slices.ContainsFunc(others, func(m Mount) bool { return m.ClaimID == h.Claim })
-	if mine || len(others) > 0 && v.AccessMode == ReadWriteOnce {
-		return Held{}, inUse("the volume is mounted already", others)
-	}
-	if v, err = h.hold(ctx, tx, v); err != nil {
+	held.Volume = v.Volume
+	b := &pgx.Batch{}
+	if err := h.hold(b, &held.Volume); err != nil {
 		return Held{}, err
 	}
 	var id *sandbox.ID
 	if h.Sandbox != "" {
 		id = &h.Sandbox
 	}
-	rows, _ := tx.Query(ctx, `INSERT INTO volume_mounts (id, volume_id, team_id, claim_id, sandbox_id, mount_point, read_only, lease_until)
+	b.Queue(`INSERT INTO volume_mounts (id, volume_id, team_id, claim_id, sandbox_id, mount_point, read_only, lease_until)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8::interval) RETURNING `+mountColumns,
-		uuid.New(), v.ID, h.Team, h.Claim, id, w.Point, w.ReadOnly || v.AccessMode == ReadOnlyMany, lease)
-	m, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Mount])
+		uuid.New(), v.ID, h.Team, h.Claim, id, w.Point, w.ReadOnly || v.AccessMode == ReadOnlyMany, lease).Query(func(rows pgx.Rows) (err error) {
+		held.Mount, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Mount])
+		return err
+	})
+	err = tx.SendBatch(ctx, b).Close()
+	v.mounts = append(v.mounts, held.Mount)
 	if violates(err, "volume_mounts_claim_id_mount_point_key") {
 		return Held{}, errdefs.New(errdefs.Conflict, "another volume is mounted at %s", w.Point)
 	}
-	return Held{m, v}, err
+	return held, err
 }
 
-// hold makes a volume the holder's node's. What sandboxes only read needs no writer, and
-// any node may have it.
-func (h *Holder) hold(ctx context.Context, tx pgx.Tx, v Volume) (Volume, error) {
+// hold has a batch make a volume the holder's node's, and tell how it is then. What sandboxes
+// only read needs no writer, and any node may have it.
+func (h *Holder) hold(b *pgx.Batch, v *Volume) error {
 	if v.AccessMode == ReadOnlyMany {
-		_, err := tx.Exec(ctx, "UPDATE volumes SET nodes = s0_with(nodes, $2) WHERE id = $1", v.ID, h.Node)
-		return v, err
+		b.Queue("UPDATE volumes SET nodes = s0_with(nodes, $2) WHERE id = $1", v.ID, h.Node)
+		return nil
 	}
 	if released, ok := h.Released[v.ID]; v.Node != h.Node && (!ok || released != v.Epoch) {
-		return v, &Elsewhere{v}
+		return &Elsewhere{*v}
 	}
-	rows, _ := tx.Query(ctx, `UPDATE volumes SET node = $2, epoch = epoch + 1, nodes = s0_with(nodes, $2), updated_at = now()
-		WHERE id = $1 RETURNING `+volumeColumns, v.ID, h.Node)
-	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Volume])
+	b.Queue(`UPDATE volumes SET node = $2, epoch = epoch + 1, nodes = s0_with(nodes, $2), updated_at = now()
+		WHERE id = $1 RETURNING `+volumeColumns, v.ID, h.Node).Query(func(rows pgx.Rows) (err error) {
+		*v, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Volume])
+		return err
+	})
+	return nil
 }
 
 // RetakeVolumes reads the volumes that a sandbox has. With renew, they are the holder's
@@ -173,7 +190,6 @@ func (s *Store) RetakeVolumes(ctx context.Context, h Holder, renew bool) (held [
 		ids[i] = m.VolumeID
 	}
 	err = s.inTx(ctx, "taking a sandbox's volumes again", func(ctx context.Context, tx pgx.Tx) error {
-		held = held[:0]
 		volumes, err := lockVolumes(ctx, tx, h.Team, ids)
 		if err != nil {
 			return err
@@ -182,16 +198,21 @@ func (s *Store) RetakeVolumes(ctx context.Context, h Holder, renew bool) (held [
 		if has, err = mountsOfSandbox(ctx, tx, h.Team, h.Sandbox, ids); err != nil {
 			return err
 		}
-		for _, m := range has {
-			v := volumes[m.VolumeID]
-			if renew {
-				if v, err = h.hold(ctx, tx, v); err != nil {
-					return err
-				}
+		b := &pgx.Batch{}
+		held = make([]Held, len(has))
+		for i, m := range has {
+			held[i] = Held{m, volumes[m.VolumeID].Volume}
+			if !renew {
+				continue
 			}
-			held = append(held, Held{m, v})
+			if err := h.hold(b, &held[i].Volume); err != nil {
+				return err
+			}
 		}
-		return nil
+		if b.Len() == 0 {
+			return nil
+		}
+		return tx.SendBatch(ctx, b).Close()
 	})
 	return held, err
 }
@@ -309,9 +330,11 @@ func mountsOfSandbox(ctx context.Context, q querier, team uuid.UUID, id sandbox.
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[Mount])
 }
 
+const mountsOfVolumeSQL = "SELECT " + mountColumns + ` FROM volume_mounts
+	WHERE volume_id = $1 AND (lease_until IS NULL OR lease_until > now()) ORDER BY created_at LIMIT $2`
+
 func mountsOfVolume(ctx context.Context, tx pgx.Tx, volume uuid.UUID) ([]Mount, error) {
-	rows, _ := tx.Query(ctx, "SELECT "+mountColumns+` FROM volume_mounts
-		WHERE volume_id = $1 AND (lease_until IS NULL OR lease_until > now()) ORDER BY created_at LIMIT $2`, volume, mountsShown)
+	rows, _ := tx.Query(ctx, mountsOfVolumeSQL, volume, mountsShown)
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[Mount])
 }
 
