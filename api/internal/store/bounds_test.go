@@ -107,3 +107,19 @@ func TestA15_NothingIsBeyondTheEndOfAList(t *testing.T) {
 		t.Errorf("another team sees %d templates, %v", len(list), err)
 	}
 }
+
+// Who adds something to a team that is being deleted hears that there is none.
+func TestNothingIsAddedToATeamThatGoes(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	u, team := bootstrap(t, s)
+	deleted := beside(t, conn, []any{team}, "DELETE FROM teams WHERE id = $1")
+	made := meanwhile(t, conn, 1, func() error {
+		_, err := s.CreateTemplate(t.Context(), team, u.ID, "t", json.RawMessage("{}"))
+		return err
+	})
+	commit(t, deleted)
+	if err := <-made; !errdefs.Is(err, errdefs.NotFound) {
+		t.Error(err)
+	}
+}

@@ -115,7 +115,7 @@ const maxOfTeam = 500
 // room fails with a conflict when the team has as many rows of a table as it can
 // have. Until tx ends nobody else can add one: the caller does (A15).
 func room(ctx context.Context, tx pgx.Tx, team uuid.UUID, table, what string) error {
-	if _, err := tx.Exec(ctx, "SELECT FROM teams WHERE id = $1 FOR NO KEY UPDATE", team); err != nil {
+	if _, err := lockTeam(ctx, tx, team); err != nil {
 		return err
 	}
 	var have int
