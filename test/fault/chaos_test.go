@@ -1,16 +1,21 @@
 package fault_test
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"syscall"
 	"time"
+
+	"s0.run/api/client"
 )
 
 const (
 	// Between two faults, and how long what was stopped or killed stays so.
 	chaosPause  = 6 * time.Second
 	longestDown = 4 * time.Second
+	// toldWithin is when a sandbox that has ended by itself is shown as failed, at the latest.
+	toldWithin = 5 * time.Second
 )
 
 // chaos breaks one thing after the other until the run is over, then repairs all.
@@ -30,6 +35,8 @@ func (r *run) chaos() {
 			r.again("")
 		}},
 		{"kill the database", 2, func() { r.pg.Stop(); r.wait(longestDown); r.must(r.pg.Start()) }},
+		{"kill netd", 3, func() { r.netd.kill(); r.wait(longestDown); r.startNetd() }},
+		{"kill a procd", 3, r.killAProcd},
 		{"kill a sentry", 2, func() { r.killPart("sentry") }},
 		{"kill a gofer", 1, func() { r.killPart("gofer") }},
 		{"kill a shim", 1, r.killShim},
@@ -75,9 +82,21 @@ func (r *run) killAtSomePlace() {
 
 // killPart kills a part of some sandbox that the machine has.
 func (r *run) killPart(kind string) {
+	id := r.victim(kind)
+	if id == "" {
+		return
+	}
+	r.hurts(id)
+	for _, pid := range r.Pids(kind, id) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// victim is one of the sandboxes that have such a part; empty: none has.
+func (r *run) victim(kind string) string {
 	traces, err := r.Traces()
 	if err != nil {
-		return // containerd restarts
+		return "" // containerd restarts
 	}
 	var ids []string
 	for _, t := range traces {
@@ -86,13 +105,46 @@ func (r *run) killPart(kind string) {
 		}
 	}
 	if len(ids) == 0 {
+		return ""
+	}
+	return ids[r.dice(len(ids))]
+}
+
+// killAProcd kills the first process of some sandbox. Whose it is is told in time.
+func (r *run) killAProcd() {
+	id := r.victim("sentry")
+	if id == "" {
 		return
 	}
-	id := ids[r.dice(len(ids))]
 	r.hurts(id)
-	for _, pid := range r.Pids(kind, id) {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
+	before, err := r.c.GetSandbox(r.ctx(), id)
+	if killed := r.killProcd(id); killed != nil || err != nil || before.Status != client.SandboxStateRunning {
+		return // it has ended by itself, or is nobody's
 	}
+	r.wantTold(before, time.Now())
+}
+
+// wantTold: R6, a sandbox that has lost its procd is not shown as running for longer than
+// is promised. One that was being paused stands still with its procd, and is not lost yet.
+func (r *run) wantTold(of *client.Sandbox, since time.Time) {
+	r.Helper()
+	r.eventually("the loss of a procd to show", func() error {
+		sb, err := r.c.GetSandbox(r.ctx(), of.ID)
+		took := time.Since(since)
+		if err != nil && again(err) {
+			return err
+		}
+		if err != nil || sb.Status != of.Status || sb.RuntimeGeneration != of.RuntimeGeneration {
+			r.Logf("  shown after %s", took)
+			return nil
+		}
+		records, err := r.records()
+		if err == nil && took > toldWithin && records[of.ID].State != "pausing" {
+			r.report("R6: %s is shown as running %s after its procd was killed", of.ID, took)
+			return nil
+		}
+		return errors.Join(err, errors.New("it is shown as running"))
+	})
 }
 
 // killShim kills a shim, and with it whatever it has.

@@ -109,9 +109,7 @@ func (s *stack) harm(part, id string) map[string][]int {
 		return nil
 	case "procd":
 		for victim := range sentries {
-			// Inside nobody can kill the first process. What has ended meanwhile is killed.
-			out, err := exec.Command(s.ctd.Runsc, "--root="+s.ctd.RunscRoot, "kill", victim, "KILL").CombinedOutput()
-			s.Logf("procd of %s: %v %s", victim, err, out)
+			s.Logf("procd of %s: %v", victim, s.killProcd(victim)) // what has ended meanwhile is killed
 		}
 	case "shim":
 		s.killAll(s.Pids("shim", ""))
@@ -121,6 +119,15 @@ func (s *stack) harm(part, id string) map[string][]int {
 		}
 	}
 	return sentries
+}
+
+// killProcd kills the first process of a sandbox, which inside nobody can.
+func (s *stack) killProcd(id string) error {
+	out, err := exec.CommandContext(s.ctx(), s.ctd.Runsc, "--root="+s.ctd.RunscRoot, "kill", id, "KILL").CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return err
 }
 
 func (s *stack) killAll(pids []int) {

@@ -45,7 +45,7 @@ func TestX51_Robustness(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	t.Logf("S0_SEED=%d S0_ROBUST_TIME=%s", seed, length)
-	s := newStack(t, 2)
+	s := newStackWith(t, 2, true)
 	r := &run{
 		stack: s, end: time.Now().Add(length), places: s.Root + "/places",
 		rand: rand.New(rand.NewPCG(seed, seed)), hurt: map[string]bool{}, counts: map[string]int{},
