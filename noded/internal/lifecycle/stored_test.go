@@ -172,9 +172,9 @@ func TestX41_ADroppedImageIsFetched(t *testing.T) {
 	}
 }
 
-// X41: a drop that was cut off is finished by the next one, also where nothing is left to do.
+// X22: a drop that was cut off is finished by the next one, also where nothing is left to do.
 // Not parallel: the table of failpoints is the process's.
-func TestX41_ADropIsFinished(t *testing.T) {
+func TestX22_ADropIsFinished(t *testing.T) {
 	defer failpoint.Arm("")
 	s := newShelf(t)
 	n := newMachine(t).boot(with(s))
