@@ -83,8 +83,14 @@ func (g *Groups) Set(id sandbox.ID, from, to Limits) error {
 // Hurry gives the group the greatest CPU share there is, under its quota as before: what is
 // killed has to run to come to its end, and with the share of a slot that nobody has claimed
 // a busy node lets it wait for seconds. A group that is gone is in no hurry.
-func (g *Groups) Hurry(id sandbox.ID) error {
-	s := g.layout.share(maxShares)
+func (g *Groups) Hurry(id sandbox.ID) error { return g.setShare(id, maxShares) }
+
+// Calm gives the group the least CPU share there is, for what could not be killed after all
+// and may work on at others' expense.
+func (g *Groups) Calm(id sandbox.ID) error { return g.setShare(id, minShares) }
+
+func (g *Groups) setShare(id sandbox.ID, shares int64) error {
+	s := g.layout.share(shares)
 	s.optional = true
 	return g.write(id, s)
 }

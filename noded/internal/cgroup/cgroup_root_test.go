@@ -104,6 +104,10 @@ func TestLifecycleOnThisHost(t *testing.T) {
 	hurried := claimed
 	hurried.CPUMillis = 1 << 40
 	hasLimits(t, g, id, hurried, "cpu.shares", "cpu.weight")
+	if err := g.Calm(id); err != nil {
+		t.Error(err)
+	}
+	hasLimits(t, g, id, idle, "cpu.shares", "cpu.weight")
 	for range 2 { // idempotent
 		if err := g.Remove(bounded(t), id); err != nil {
 			t.Fatal(err)

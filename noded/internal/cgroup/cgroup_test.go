@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
@@ -167,29 +168,37 @@ func TestV2Files(t *testing.T) {
 	}
 }
 
-// What is to end has the greatest share and the quota that it had; what is gone is no error.
-func TestHurry(t *testing.T) {
+// What is to end has the greatest share and the quota that it had, what could not be ended the
+// least; what is gone is no error.
+func TestHurryAndCalm(t *testing.T) {
 	t.Parallel()
 	v1, v2, id := t.TempDir(), t.TempDir(), newID(t)
 	for file, g := range map[string]*Groups{
 		filepath.Join(v1, "s0/t", string(id), "cpu.shares"): {layout: Layout{V1: map[string]string{"cpu": v1}}, parent: "/s0/t"},
 		filepath.Join(v2, "s0/t", string(id), "cpu.weight"): {layout: Layout{Unified: v2}, parent: "/s0/t"},
 	} {
-		if err := g.Hurry(id); err != nil {
+		if err := errors.Join(g.Hurry(id), g.Calm(id)); err != nil {
 			t.Errorf("without a group: %v", err)
 		}
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(file, nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := g.Hurry(id); err != nil {
-			t.Errorf("%s: %v", filepath.Base(file), err)
-		}
-		want := map[string]string{"cpu.shares": "262144", "cpu.weight": "10000"}[filepath.Base(file)]
-		if got, err := os.ReadFile(file); err != nil || string(got) != want {
-			t.Errorf("%s is %q (%v), want %s", filepath.Base(file), got, err, want)
+		for _, c := range []struct {
+			set  func(sandbox.ID) error
+			want map[string]string
+		}{
+			{g.Hurry, map[string]string{"cpu.shares": "262144", "cpu.weight": "10000"}},
+			{g.Calm, map[string]string{"cpu.shares": "2", "cpu.weight": "1"}},
+		} {
+			if err := os.WriteFile(file, nil, 0o644); err != nil { // a plain file keeps the tail of what it held
+				t.Fatal(err)
+			}
+			if err := c.set(id); err != nil {
+				t.Errorf("%s: %v", filepath.Base(file), err)
+			}
+			if got, err := os.ReadFile(file); err != nil || string(got) != c.want[filepath.Base(file)] {
+				t.Errorf("%s is %q (%v), want %v", filepath.Base(file), got, err, c.want)
+			}
 		}
 		if files, err := os.ReadDir(filepath.Dir(file)); err != nil || len(files) != 1 {
 			t.Errorf("%v (%v), want one file", files, err)

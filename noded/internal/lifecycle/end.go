@@ -375,12 +375,17 @@ func (m *Manager) releaseAll(ctx context.Context, slot netns.Slot) error {
 	)
 }
 
-// stop ends the sandbox's processes, which wait no longer for a CPU than they must.
+// stop ends the sandbox's processes, which wait no longer for a CPU than they must. While
+// they can't be ended, for want of containerd for example, all others come first.
 func (m *Manager) stop(ctx context.Context, id sandbox.ID) error {
 	if err := m.cfg.Groups.Hurry(id); err != nil {
 		m.cfg.Log.Warn("a sandbox ends with the CPU share that it had", "sandbox", id, "error", err)
 	}
-	return m.cfg.Runtime.Remove(ctx, id)
+	err := m.cfg.Runtime.Remove(ctx, id)
+	if err != nil {
+		err = errors.Join(err, m.cfg.Groups.Calm(id))
+	}
+	return err
 }
 
 // releaseInTurn takes steps of a teardown that are quick, or fail.

@@ -200,6 +200,7 @@ type Groups interface {
 	Create(id sandbox.ID, want cgroup.Limits) error
 	Set(id sandbox.ID, from, to cgroup.Limits) error
 	Hurry(id sandbox.ID) error
+	Calm(id sandbox.ID) error
 	Stats(id sandbox.ID) (cgroup.Stats, error)
 	Remove(ctx context.Context, id sandbox.ID) error
 	List() ([]sandbox.ID, error)

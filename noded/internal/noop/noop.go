@@ -442,6 +442,9 @@ func (g Groups) Set(id sandbox.ID, _, to cgroup.Limits) error {
 // Hurry implements lifecycle.Groups.
 func (g Groups) Hurry(id sandbox.ID) error { return g.fault("groups.Hurry", id) }
 
+// Calm implements lifecycle.Groups.
+func (g Groups) Calm(id sandbox.ID) error { return g.fault("groups.Calm", id) }
+
 // Limits is what a sandbox may use now.
 func (g Groups) Limits(id sandbox.ID) cgroup.Limits {
 	g.mu.Lock()
