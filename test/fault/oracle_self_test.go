@@ -183,3 +183,14 @@ func (s *stack) plantRow(id string) func() func() {
 		return func() { exec(`UPDATE sandboxes SET generation = generation - 7 WHERE id = $1`, id) }
 	}
 }
+
+func TestTheOracleKnowsOrphans(t *testing.T) {
+	t.Parallel()
+	v := view{
+		rows:    map[string]row{"owned": {Status: "paused"}},
+		records: map[string]record{"owned": {State: "paused"}, "slot": {State: "slot"}, "claimed": {State: "claimed"}, "orphan": {State: "paused"}},
+	}
+	if got := v.orphans(); len(got) != 1 || got[0] != "orphan" {
+		t.Errorf("orphans %v", got)
+	}
+}

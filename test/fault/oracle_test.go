@@ -295,6 +295,17 @@ func (v view) ids() []string {
 // runs reports whether a sandbox of such a record has processes.
 func (r record) runs() bool { return r.State == "slot" || r.State == "claimed" }
 
+// orphans are saved sandboxes that no row is of: a fork's children whose API server did not
+// live to record them, or to end them.
+func (v view) orphans() (ids []string) {
+	for id, rec := range v.records {
+		if _, ok := v.rows[id]; !ok && rec.State == "paused" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // stored is the image of a paused sandbox that the object store has; 0: none.
 func (r record) stored() uint64 {
 	if r.State != "paused" || r.Stored != r.Image {
