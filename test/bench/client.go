@@ -47,6 +47,9 @@ func (c *client) call(ctx context.Context, method, path string, body any) (answe
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+c.token)
+	if end, ok := ctx.Deadline(); ok { // a command may take longer than the server waits by itself
+		req.Header.Set("Request-Timeout", strconv.FormatFloat(time.Until(end).Seconds(), 'f', 3, 64))
+	}
 	begin := time.Now()
 	resp, err := c.http.Do(req)
 	if err != nil {
