@@ -223,7 +223,7 @@ func (k *Keeper) undoFork(ctx context.Context, source store.Sandbox, n store.New
 	}
 }
 
-// remember has the next pass end what a fork's node may have made and could not be told
+// remember has passes end what a fork's node may have made and could not be told
 // to remove: it needs no grace, for nobody else can ever own it.
 func (k *Keeper) remember(children []store.NewFork) {
 	k.mu.Lock()
@@ -235,13 +235,16 @@ func (k *Keeper) remember(children []store.NewFork) {
 	}
 }
 
-// wasUndone reports that, once: what can't be ended then has the usual grace.
-func (k *Keeper) wasUndone(id sandbox.ID) bool {
+func (k *Keeper) isUndone(id sandbox.ID) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	was := k.undone[id]
+	return k.undone[id]
+}
+
+func (k *Keeper) forgetUndone(id sandbox.ID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	delete(k.undone, id)
-	return was
 }
 
 // maxUndone bounds what is remembered of forks that failed with their nodes.

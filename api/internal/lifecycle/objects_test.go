@@ -3,6 +3,7 @@ package lifecycle_test
 import (
 	"context"
 	"errors"
+	"net/http"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -242,6 +243,27 @@ func TestAForksChildrenAreOnTheNodeThatMadeThem(t *testing.T) {
 			t.Errorf("%s is on %s by its row, made on n1; its source is on %s", child.ID, child.Node, f.row(sb.ID).Node)
 		}
 	}
+}
+
+// X24: what a fork could not undo ends when its node can be told, however often it could not,
+// and not after the grace.
+func TestX24_AForkIsUndoneWhenItsNodeListens(t *testing.T) {
+	t.Parallel()
+	var deaf atomic.Int32
+	deaf.Store(3)
+	f := runWith(t, &fakenode.Node{
+		AfterFork: func(*nodeapi.ForkRequest) error { return errors.New("its answer is lost") },
+		OnDelete: func(context.Context) {
+			if deaf.Add(-1) >= 0 {
+				panic(http.ErrAbortHandler) // hangs up
+			}
+		},
+	}, lifecycle.Config{Settled: time.Millisecond, Grace: time.Hour})
+	sb := f.claimed(nil)
+	if made, err := f.keep.Fork(t.Context(), lifecycle.ForkRequest{TeamID: f.team, UserID: uuid.New(), Source: sb.ID}); err == nil {
+		t.Fatalf("%+v", made)
+	}
+	fakenode.Eventually(t, "the child is gone", func() bool { return len(f.node.Sandboxes()) == 1 && deaf.Load() < 0 })
 }
 
 // A sandbox in the object store does not fail because its node has lost it.

@@ -246,8 +246,10 @@ func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.I
 		case mine && row.DeletedAt == nil: // it has got its row meanwhile
 		case mine:
 			k.end(ctx, sb, row.Reason)
-		case err != nil && k.wasUndone(id):
-			k.end(ctx, sb, "fork failed")
+		case err != nil && k.isUndone(id):
+			if k.end(ctx, sb, "fork failed") {
+				k.forgetUndone(id)
+			}
 		case k.orphanFor(id) >= k.cfg.Grace && budget > 0:
 			budget--
 			k.end(ctx, sb, "nobody's sandbox")
@@ -255,11 +257,14 @@ func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.I
 	}
 }
 
-func (k *Keeper) end(ctx context.Context, sb placement.Sandbox, reason string) {
+// end reports whether the node has been told.
+func (k *Keeper) end(ctx context.Context, sb placement.Sandbox, reason string) bool {
 	k.cfg.Log.Warn("ending a sandbox that is nobody's", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node, "reason", reason)
 	if err := k.deleteAtNode(ctx, sb.Node, sb.ID, sb.Generation, reason); err != nil {
 		k.logFailure(ctx, "could not end a sandbox that is nobody's", err)
+		return false
 	}
+	return true
 }
 
 // orphanFor is for how long a sandbox has been seen without a row, from now on.
