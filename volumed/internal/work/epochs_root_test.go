@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
 	"s0.run/volumed/internal/store"
 )
 
@@ -126,5 +127,67 @@ func TestR2_ATreeThatIsNotOpenFencesTheEarlier(t *testing.T) {
 	b.fenced("a removal", b.manager.Remove(t.Context(), earlier))
 	if got := describe(t, b.use()); got["mine"] == "" {
 		t.Errorf("the volume has %v", got)
+	}
+}
+
+// A release that failed has let nothing go: the node has the volume at its epoch still.
+func TestR2_AReleaseThatFailedLetsNothingGo(t *testing.T) {
+	b, _ := created(t)
+	b.enter(2)
+	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
+		t.Fatal(err)
+	}
+	if err := failpoint.Arm("volume.after-intent=error"); err != nil {
+		t.Fatal(err)
+	}
+	err := b.manager.Release(t.Context(), "vol", 2)
+	if armed := failpoint.Arm(""); armed != nil || err == nil {
+		t.Fatalf("a release without its version ended with %v, %v", err, armed)
+	}
+	shared := func(string) (func(), error) { return func() {}, nil }
+	if err := b.manager.Share(t.Context(), b.spec, shared); err != nil {
+		t.Errorf("files after a release that failed: %v", err)
+	}
+	if err := b.manager.Release(t.Context(), "vol", 2); err != nil {
+		t.Fatal(err)
+	}
+	b.fenced("files after the release", b.manager.Share(t.Context(), b.spec, shared))
+}
+
+// A restore whose outcome is not known leaves no tree that its next owner goes on with: what
+// he writes would be committed by nobody (R7).
+func TestR7_ARestoreThatWasCutOffLeavesNoTree(t *testing.T) {
+	for name, epoch := range map[string]uint64{"epoch in the store": 1, "epoch in the record": 2} {
+		t.Run(name, func(t *testing.T) {
+			b, at := created(t)
+			if _, err := b.manager.Snapshot(t.Context(), b.spec, "snap", ""); err != nil {
+				t.Fatal(err)
+			}
+			write(t, at, "later")
+			b.commit()
+			if epoch != b.spec.Epoch {
+				b.enter(epoch)
+			}
+			if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
+				t.Fatal(err)
+			}
+			if err := failpoint.Arm("volume.after-link=error"); err != nil {
+				t.Fatal(err)
+			}
+			_, err := b.manager.Restore(t.Context(), b.spec, "snap")
+			if armed := failpoint.Arm(""); armed != nil || err == nil {
+				t.Fatalf("a restore that is cut off ended with %v, %v", err, armed)
+			}
+			b.spec.Epoch++
+			at = b.use()
+			if got := describe(t, at); got["later"] != "" || got["committed"] == "" {
+				t.Errorf("the volume has %v", got)
+			}
+			write(t, at, "mine")
+			b.commit()
+			if b.committed()["mine"] == "" {
+				t.Error("what the next owner wrote is not committed")
+			}
+		})
 	}
 }

@@ -62,22 +62,29 @@ func (m *Manager) Restore(ctx context.Context, spec Volume, snapshot string) (st
 	if v.writers() {
 		return store.Version{}, errdefs.New(errdefs.Conflict, "volume %s is mounted", spec.ID)
 	}
-	if latest := m.latest(v); latest > spec.Epoch {
+	head, err := m.cfg.Store.Head(spec.ID)
+	if err != nil {
+		return store.Version{}, err
+	}
+	if latest := max(head.Epoch, m.latest(v)); latest > spec.Epoch {
 		return store.Version{}, stale(spec, latest)
 	}
-	head, err := m.cfg.Store.Begin(spec.ID, spec.Epoch)
-	if err != nil {
-		return store.Version{}, err
-	}
 	kept.ID, kept.Epoch = rand.Text(), spec.Epoch
-	head, err = m.cfg.Store.Advance(spec.ID, head.Seq, kept)
-	if err != nil {
-		return store.Version{}, err
+	if head, err = m.cfg.Store.Advance(spec.ID, head.Seq, kept); err == nil {
+		err = m.cfg.Sync()
 	}
-	if err := m.cfg.Sync(); err != nil {
-		return store.Version{}, err
+	if err != nil {
+		return store.Version{}, errors.Join(err, m.shut(v))
 	}
 	return head, m.discard(v)
+}
+
+// shut closes a volume whose version may be another by now: who wants it next takes its tree
+// up, and finds out.
+func (m *Manager) shut(v *volume) error {
+	m.layers.land(v.pending...)
+	v.pending = nil
+	return m.unmount(v)
 }
 
 // latest is the latest epoch that this node alone may know of, also where its tree is not
@@ -148,11 +155,15 @@ func (m *Manager) Release(ctx context.Context, id string, epoch uint64) error {
 	case v.open && !clean:
 		return errdefs.New(errdefs.Unavailable, "volume %s is being written to", id)
 	}
-	v.released = max(v.released, epoch)
-	if !v.open {
-		return m.clear(v)
+	if v.open {
+		err = m.letGo(v)
+	} else {
+		err = m.clear(v)
 	}
-	return m.letGo(v)
+	if err == nil {
+		v.released = max(v.released, epoch)
+	}
+	return err
 }
 
 // Remove removes a volume for good, whoever has it mounted, and what was put aside of it.
