@@ -1,6 +1,9 @@
 package work
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"s0.run/internal/errdefs"
@@ -190,4 +193,36 @@ func TestR7_ARestoreThatWasCutOffLeavesNoTree(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What was synced survives a power failure at which the store forgets the version that began
+// the epoch (R7).
+func TestR7_AnEpochThatTheStoreForgot(t *testing.T) {
+	b, _ := created(t)
+	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.manager.Release(t.Context(), "vol", 1); err != nil {
+		t.Fatal(err)
+	}
+	b.spec.Epoch = 3
+	write(t, b.use(), "synced")
+	begun := b.head()
+	if begun.Epoch != 3 {
+		t.Fatalf("the volume is at epoch %d", begun.Epoch)
+	}
+	if err := os.Remove(filepath.Join(b.dir, "tier", "volumes", "vol", "log", fmt.Sprintf("%016d", begun.Seq))); err != nil {
+		t.Fatal(err)
+	}
+	b.reboot()
+	at := b.use()
+	if got := describe(t, at); got["synced"] == "" || got["committed"] == "" {
+		t.Errorf("the volume has %v", got)
+	}
+	if now := b.head(); now.Epoch != 3 {
+		t.Errorf("the volume is at epoch %d again", now.Epoch)
+	}
+	want := describe(t, at)
+	b.commit()
+	compare(t, "committed", b.committed(), want)
 }

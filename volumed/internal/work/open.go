@@ -2,6 +2,7 @@ package work
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -109,8 +110,8 @@ func (m *Manager) begin(ctx context.Context, v *volume, spec Volume) (err error)
 	if head.Team != spec.Team {
 		return errdefs.New(errdefs.NotFound, "volume %s not found", spec.ID)
 	}
-	if head, err = m.cfg.Store.Begin(spec.ID, spec.Epoch); err != nil {
-		return err
+	if spec.Epoch < head.Epoch {
+		return stale(spec, head.Epoch)
 	}
 	if err := m.cfg.Store.Hold(spec.ID, m.cfg.Node, head); err != nil {
 		return err
@@ -129,8 +130,7 @@ func (m *Manager) begin(ctx context.Context, v *volume, spec Volume) (err error)
 	if err := likeRoot(m.upperDir(v.id), v.base.dirs[0]); err != nil {
 		return err
 	}
-	rec := record{Spec: spec, Base: head, Seq: head.Seq}
-	if err := m.writeRecord(v, rec); err != nil {
+	if head, err = m.beginEpoch(v, spec, head); err != nil {
 		return err
 	}
 	if err := m.mount(v); err != nil {
@@ -139,8 +139,28 @@ func (m *Manager) begin(ctx context.Context, v *volume, spec Volume) (err error)
 	if err := m.found(v); err != nil {
 		return err
 	}
-	v.started(rec, head)
+	v.started(v.record, head)
 	return m.look(v)
+}
+
+// beginEpoch writes the record of a new upper layer, and the version that begins its epoch:
+// as an intent, for the store may forget it when the power fails, and the record does not.
+func (m *Manager) beginEpoch(v *volume, spec Volume, head store.Version) (store.Version, error) {
+	rec := record{Spec: spec, Base: head, Seq: head.Seq}
+	if spec.Epoch == head.Epoch {
+		return head, m.writeRecord(v, rec)
+	}
+	next := head
+	next.ID, next.Seq, next.Epoch = rand.Text(), head.Seq+1, spec.Epoch
+	rec.Spec.Epoch, rec.Intent = head.Epoch, &next // until the version is settled
+	if err := m.writeRecord(v, rec); err != nil {
+		return head, err
+	}
+	head, err := m.cfg.Store.Advance(v.id, rec.Seq, next)
+	if errdefs.Is(err, errdefs.Conflict) || errdefs.Is(err, errdefs.NotFound) {
+		err = errors.Join(err, m.discard(v)) // it is empty
+	}
+	return head, err
 }
 
 // roomFor is how many bytes may be written above a version: what the volume may have beside
