@@ -7,6 +7,7 @@ import (
 	"net/http/httputil"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/procapi"
@@ -47,7 +48,8 @@ func (c *Calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer c.leave(s, watch)
-	_ = http.NewResponseController(w).EnableFullDuplex() // an answer may begin before the request has ended
+	body := &body{ReadCloser: r.Body}
+	r.Body = body
 	proxy := httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host, p.Out.URL.Path, p.Out.URL.RawPath = "http", "volume", path, ""
@@ -55,11 +57,39 @@ func (c *Calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			p.Out.Header.Del(volumeapi.VolumeHeader)
 		},
 		Transport: s.process, FlushInterval: -1, BufferPool: pool, ErrorLog: silent,
+		ModifyResponse: func(*http.Response) error {
+			body.mayEndLate(w, r)
+			return nil
+		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			body.mayEndLate(w, r)
 			c.refuse(w, r, v.ID, errdefs.New(errdefs.Unavailable, "what serves the volume's files does not answer").WithRetryAfter(again).WithCause(err))
 		},
 	}
 	proxy.ServeHTTP(w, r)
+}
+
+// body is a request's, of which it is known whether it has come to its end.
+type body struct {
+	io.ReadCloser
+	ended atomic.Bool
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		b.ended.Store(true)
+	}
+	return n, err
+}
+
+// mayEndLate has an answer that is ready before the request has ended leave at once, and the
+// connection end with it: else net/http reads the rest first, which may never come. (To
+// enable full duplex instead breaks connections whose bodies nobody has read.)
+func (b *body) mayEndLate(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 && !b.ended.Load() {
+		w.Header().Set("Connection", "close")
+	}
 }
 
 // refuse answers an error that is not the process's own: the volume is not at hand.
