@@ -310,9 +310,11 @@ func (s *Store) RemoveMount(ctx context.Context, team, id uuid.UUID) error {
 	return classify(err, "removing a mount")
 }
 
-// RemoveStaleMounts forgets what nobody has finished.
+// RemoveStaleMounts forgets what nobody has finished. Who has one locked removes it, or
+// finishes it after all: nobody is waited for.
 func (s *Store) RemoveStaleMounts(ctx context.Context) error {
-	_, err := s.pool.Exec(ctx, "DELETE FROM volume_mounts WHERE lease_until <= now()")
+	_, err := s.pool.Exec(ctx, `DELETE FROM volume_mounts WHERE id IN (
+		SELECT id FROM volume_mounts WHERE lease_until <= now() FOR UPDATE SKIP LOCKED)`)
 	return classify(err, "removing stale mounts")
 }
 

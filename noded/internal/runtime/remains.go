@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,13 +23,13 @@ func (r *Runtime) Remains() ([]sandbox.ID, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("listing runsc's files: %w", err)
 	}
-	var ids []sandbox.ID
+	ids := map[sandbox.ID]bool{}
 	for _, e := range entries {
-		if id, ok := runscOwner(e.Name()); ok && !slices.Contains(ids, id) {
-			ids = append(ids, id)
+		if id, ok := runscOwner(e.Name()); ok {
+			ids[id] = true
 		}
 	}
-	return ids, nil
+	return slices.Collect(maps.Keys(ids)), nil
 }
 
 // runscOwner is the sandbox that one of runsc's files is of.
