@@ -116,10 +116,15 @@ func (p *pump) read(fd int, emit func([]byte)) (int, error) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	n, err := rawio.Read(fd, *buf)
+	if err == unix.EIO {
+		// A terminal's end of file. Linux looks for output first and for the program's end
+		// then, so what came in between is still there: it is found by another look.
+		n, err = rawio.Read(fd, *buf)
+	}
 	switch {
 	case err == unix.EAGAIN:
 		return 0, nil
-	case err != nil: // EIO is a terminal's end of file
+	case err != nil:
 		return 0, err
 	case n == 0:
 		return 0, errStreamEnd
