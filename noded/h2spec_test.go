@@ -24,6 +24,7 @@ var departures = map[string]string{
 	`Sends a HEADERS frame that contains the TE header field with any value other than "trailers"`:                                         "likewise",
 	`Sends a HEADERS frame with the "content-length" header field which does not equal the DATA frame payload length`:                      "a handler that needs no body has answered before it came",
 	`Sends a HEADERS frame with the "content-length" header field which does not equal the sum of the multiple DATA frames payload length`: "likewise",
+	"Sends multiple WINDOW_UPDATE frames increasing the flow control window to above 2^31-1 on a stream":                                   "likewise, and so has ended the stream",
 }
 
 // A10: the node API, which is the control plane's alone, speaks HTTP/2 as its
