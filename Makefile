@@ -141,6 +141,7 @@ bench: test-deps ## measure claims, REPL, cold starts, memory; raw data in build
 	@echo "every sample: build/bench/samples.csv"
 
 bench-netd: test-deps ## measure netd beside a plain veth and nginx: policies, restarts, packets, HTTPS, memory
+	@hack/deps.sh bench
 	@go test -run '^$$' -bench Budgets -benchtime 1x -timeout 20m ./netd
 
 bench-volumes: test-deps ## measure volumes beside the local disk and plain JuiceFS, on the host and in gVisor (15 minutes)

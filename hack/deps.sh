@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the named purposes need and that are missing.
-# usage: hack/deps.sh run|test|gen|vm...
+# usage: hack/deps.sh run|test|bench|gen|vm...
 set -euo pipefail
 
 packages=()
@@ -17,6 +17,8 @@ for purpose in "$@"; do
       packages+=(lua5.4 nodejs perl php-cli python3 r-base-core redis-tools ruby sqlite3 zsh)
       command -v npm >/dev/null || packages+=(npm)
       ;;
+    # What netd is measured beside.
+    bench) packages+=(libnginx-mod-stream nginx-light) ;;
     # What compiles netd's BPF programs (go generate ./netd/internal/bpf); what came
     # of it is committed.
     gen) packages+=(clang-14 libbpf-dev linux-libc-dev llvm-14) ;;

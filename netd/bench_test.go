@@ -2,12 +2,15 @@ package netd_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"s0.run/internal/netdapi"
 )
@@ -74,97 +78,128 @@ func (w *world) behind(gateway netns.NsHandle, link, network string) netns.NsHan
 	return ns
 }
 
+// discards reads what it is sent to the end, and says then how much it was.
 func (w *world) discards(at string) {
-	w.t.Helper()
-	w.must(in(w.beyond, func() error {
-		l, err := net.Listen("tcp", at)
-		if err != nil {
-			return err
-		}
-		w.t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				n, _ := io.Copy(io.Discard, c)
-				fmt.Fprint(c, n)
-				c.Close()
-			}
-		}()
-		return nil
-	}))
+	w.accepts(at, func(c *net.TCPConn) {
+		n, _ := onOneCPU(c, farCPU, func(fd int, buf []byte) (int, error) { return unix.Read(fd, buf) })
+		fmt.Fprint(c, n)
+	})
 }
 
 // gives sends so much to whoever connects.
-func (w *world) gives(at string, size int64) {
-	w.t.Helper()
-	w.must(in(w.beyond, func() error {
-		l, err := net.Listen("tcp", at)
-		if err != nil {
-			return err
-		}
-		w.t.Cleanup(func() { l.Close() })
-		go func() {
-			buf := make([]byte, 1<<20)
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				for range size / int64(len(buf)) {
-					if _, err := c.Write(buf); err != nil {
-						break
-					}
-				}
-				c.Close()
-			}
-		}()
-		return nil
-	}))
+func (w *world) gives(at string, size int) {
+	w.accepts(at, func(c *net.TCPConn) { _, _ = onOneCPU(c, farCPU, upTo(size)) })
 }
 
-// takes is the rate in Gbit/s.
+// accepts has each connection to an address beyond served, and closed then.
+func (w *world) accepts(at string, serve func(*net.TCPConn)) {
+	w.t.Helper()
+	var l net.Listener
+	w.must(in(w.beyond, func() (err error) {
+		l, err = net.Listen("tcp", at)
+		return err
+	}))
+	var served sync.WaitGroup
+	served.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serve(c.(*net.TCPConn))
+			c.Close()
+		}
+	})
+	w.t.Cleanup(func() {
+		l.Close()
+		served.Wait()
+	})
+}
+
+// takes is the rate in Gbit/s of what is given.
 func (w *world) takes(ns netns.NsHandle, at string) float64 {
 	w.t.Helper()
-	began := time.Now()
-	var c net.Conn
-	w.must(in(ns, func() (err error) {
-		c, err = net.Dial("tcp", at)
-		return err
-	}))
+	c := w.dials(ns, at)
 	defer c.Close()
-	size, buf := 0, make([]byte, 1<<20)
-	for {
-		n, err := c.Read(buf)
-		size += n
-		if err == io.EOF {
-			return float64(size) * 8 / 1e9 / time.Since(began).Seconds()
-		}
-		w.must(err)
-	}
+	began := time.Now()
+	n, err := onOneCPU(c, nearCPU, func(fd int, buf []byte) (int, error) { return unix.Read(fd, buf) })
+	w.must(err)
+	return gigabits(n, time.Since(began))
 }
 
-// sends is the rate in Gbit/s.
+// sends is the rate in Gbit/s, until the other side has it all.
 func (w *world) sends(ns netns.NsHandle, at string, size int) float64 {
+	w.t.Helper()
+	c := w.dials(ns, at)
+	defer c.Close()
+	began := time.Now()
+	_, err := onOneCPU(c, nearCPU, upTo(size))
+	w.must(err)
+	w.must(c.CloseWrite())
+	said, err := io.ReadAll(c)
+	w.must(err)
+	took := time.Since(began)
+	if string(said) != fmt.Sprint(size) {
+		w.t.Fatalf("%d bytes were sent, %s came", size, said)
+	}
+	return gigabits(size, took)
+}
+
+func gigabits(bytes int, d time.Duration) float64 { return float64(bytes) * 8 / 1e9 / d.Seconds() }
+
+func (w *world) dials(ns netns.NsHandle, at string) *net.TCPConn {
 	w.t.Helper()
 	var c net.Conn
 	w.must(in(ns, func() (err error) {
 		c, err = net.Dial("tcp", at)
 		return err
 	}))
-	defer c.Close()
-	buf := make([]byte, 1<<20)
-	began := time.Now()
-	for range size / len(buf) {
-		_, err := c.Write(buf)
-		w.must(err)
+	return c.(*net.TCPConn)
+}
+
+// What sends and what receives have a CPU each: what they share by chance, anew in each
+// transfer, changes its rate by more than half.
+const nearCPU, farCPU = 0, 1
+
+// onOneCPU has a thread of one CPU move pieces over a connection until one is empty.
+func onOneCPU(c *net.TCPConn, cpu int, move func(fd int, buf []byte) (int, error)) (moved int, err error) {
+	file, err := c.File()
+	if err != nil {
+		return 0, err
 	}
-	w.must(c.(*net.TCPConn).CloseWrite())
-	_, err := io.ReadAll(c)
-	w.must(err)
-	return float64(size) * 8 / 1e9 / time.Since(began).Seconds()
+	defer file.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and ends with its thread
+		var cpus unix.CPUSet
+		cpus.Set(cpu % runtime.NumCPU())
+		fd := int(file.Fd())
+		if err = errors.Join(unix.SchedSetaffinity(0, &cpus), unix.SetNonblock(fd, false)); err != nil {
+			return
+		}
+		n, buf := 1, make([]byte, 1<<20)
+		for n > 0 && err == nil {
+			if n, err = move(fd, buf); err == unix.EINTR {
+				n, err = 1, nil
+				continue
+			}
+			moved += max(n, 0)
+		}
+	}()
+	<-done
+	return moved, errors.Join(err, unix.SetNonblock(int(file.Fd()), true))
+}
+
+// upTo sends so many bytes in all.
+func upTo(size int) func(fd int, buf []byte) (int, error) {
+	return func(fd int, buf []byte) (n int, err error) {
+		if size > 0 {
+			n, err = unix.Write(fd, buf[:min(len(buf), size)])
+			size -= max(n, 0)
+		}
+		return n, err
+	}
 }
 
 // BenchmarkPolicy is a change of a policy, over the socket and back.

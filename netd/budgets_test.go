@@ -227,8 +227,8 @@ func (b *budgets) packets() {
 			}
 		}
 	}
-	inTurns(200, func(i int) { up[i].add(w.sends(ways[i].ns, net.JoinHostPort(other4, "90"), size)) })
-	inTurns(200, func(i int) { down[i].add(w.takes(ways[i].ns, net.JoinHostPort(other4, "91"))) })
+	inTurns(600, func(i int) { up[i].add(w.sends(ways[i].ns, net.JoinHostPort(other4, "90"), size)) })
+	inTurns(600, func(i int) { down[i].add(w.takes(ways[i].ns, net.JoinHostPort(other4, "91"))) })
 	inTurns(100, func(i int) { w.trips(ways[i].ns, net.JoinHostPort(far4, "9"), connects[i], trips[i]) })
 	for i, way := range ways[1:] {
 		budget := map[bool]float64{true: -95}[i == 1 || i == 2]
@@ -271,9 +271,11 @@ func (b *budgets) servers() {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(ca.PEM))
 	far := net.JoinHostPort(far4, "443")
-	ways := []way{{"direct", plain, far, w.roots}, {"netd passes on", spliced.ns, far, w.roots}, {"netd opens, and adds a credential", opened.ns, far, roots}}
-	if w.nginx() {
-		ways = append(ways, way{"nginx passes on", plain, "10.99.0.1:15443", w.roots}, way{"nginx opens", plain, "10.99.0.1:15444", w.roots})
+	w.nginx()
+	ways := []way{
+		{"direct", plain, far, w.roots},
+		{"netd passes on", spliced.ns, far, w.roots}, {"netd opens, and adds a credential", opened.ns, far, roots},
+		{"nginx passes on", plain, "10.99.0.1:15443", w.roots}, {"nginx opens, and adds it", plain, "10.99.0.1:15444", w.roots},
 	}
 	kept, fresh, rates, many := make([]*series, len(ways)), make([]*series, len(ways)), make([]*series, len(ways)), make([]*series, len(ways))
 	for i, to := range ways {
@@ -362,12 +364,9 @@ func (w *web) asks(c *http.Client, path string) int64 {
 	return n
 }
 
-// nginx passes on by name at one port of the host, and opens at another; false where there
-// is none.
-func (w *web) nginx() bool {
-	if _, err := exec.LookPath("nginx"); err != nil {
-		return false
-	}
+// nginx passes on by name at one port of the host, and opens at another.
+func (w *web) nginx() {
+	w.t.Helper()
 	key, err := x509.MarshalPKCS8PrivateKey(w.served.PrivateKey)
 	w.must(err)
 	w.must(os.WriteFile(filepath.Join(w.dir, "served.pem"), slices.Concat(
@@ -400,7 +399,6 @@ proxy_ssl_server_name on; proxy_ssl_name good.example; proxy_ssl_verify on; prox
 			return err
 		})
 	})
-	return true
 }
 
 // thousand is what a thousand sandboxes cost that do nothing.
