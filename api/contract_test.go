@@ -293,7 +293,7 @@ func TestHealthAndMetrics(t *testing.T) {
 	metrics := string(i.send(request{method: "GET", path: "/metrics"}).want(200, nil).raw)
 	for _, want := range []string{
 		`s0_api_claim_seconds_count{kind="warm",outcome="ok"} 1`, `s0_api_claim_phase_seconds_count{phase="node"} 1`,
-		`s0_api_claim_phase_seconds_count{phase="store"} 1`, "s0_api_synced_nodes 1", fmt.Sprintf("s0_api_request_seconds_count{route=%q,status=%q} 1", "POST /api/v1/sandboxes", "2xx"),
+		`s0_api_claim_phase_seconds_count{phase="store"} 1`, "s0_api_synced_nodes 1", "s0_api_orphans 0", fmt.Sprintf("s0_api_request_seconds_count{route=%q,status=%q} 1", "POST /api/v1/sandboxes", "2xx"),
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("H05: no %s in the metrics", want)

@@ -71,7 +71,8 @@ func (s *server) wire(signer *auth.Signer, id *identity.Service, authority *node
 	s.wireHTTP(id, plane, reg)
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("s0_api_free_slots", "Slots that can be claimed.", func() float64 { return float64(s.table.Free()) }),
-		gauge("s0_api_synced_nodes", "Nodes whose stream is whole.", func() float64 { return float64(len(s.table.Synced())) }))
+		gauge("s0_api_synced_nodes", "Nodes whose stream is whole.", func() float64 { return float64(len(s.table.Synced())) }),
+		gauge("s0_api_orphans", "Sandboxes without a row in the database: they end ten minutes after they were first seen.", func() float64 { return float64(s.lifecycle.Orphans()) }))
 }
 
 // wireNodes makes what speaks with the nodes. What they say is for parts that are made

@@ -47,6 +47,7 @@ type PostgresCluster struct {
 	dir       string
 	settings  []string
 	databases atomic.Int64
+	copies    atomic.Int64
 
 	mu     sync.Mutex
 	server *exec.Cmd
@@ -148,6 +149,35 @@ func (c *PostgresCluster) Stop() {
 	io.WriteString(alive, "keep")
 	alive.Close()
 	cmd.Wait()
+}
+
+// Copy takes a base copy of the running server's data. restore ends the server as a
+// crash would and starts it from the copy, as after a failover to one that had not got
+// the last commits; it is called once. Several copies may lie beside each other.
+func (c *PostgresCluster) Copy(t testing.TB) (restore func()) {
+	t.Helper()
+	bin, err := postgresBin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	aside := filepath.Join(c.dir, "copy"+strconv.FormatInt(c.copies.Add(1), 10))
+	out, err := c.command(filepath.Join(bin, "pg_basebackup"), "-D", aside, "-h", c.dir, "-U", "s0", "--checkpoint=fast", "--no-sync").CombinedOutput()
+	if err != nil {
+		t.Fatalf("copying the database: %v: %s", err, bytes.TrimSpace(out))
+	}
+	return func() {
+		t.Helper()
+		c.Stop()
+		if err := os.RemoveAll(c.data()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(aside, c.data()); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatalf("starting the copy of the database: %v", err)
+		}
+	}
 }
 
 // Freeze stops the server's processes where they are: connections stay open, new

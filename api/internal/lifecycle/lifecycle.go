@@ -74,10 +74,10 @@ type Keeper struct {
 	resumes singleflight.Group // by team and id
 
 	mu      sync.Mutex
-	ended   map[sandbox.ID]string    // sandboxes that their node says have ended
-	orphans map[sandbox.ID]time.Time // sandboxes without a row, since when
-	undone  map[sandbox.ID]bool      // those that are nobody's for good: their fork failed
-	stored  map[sandbox.ID]string    // sandboxes of which their node says something new of the object store
+	ended   map[sandbox.ID]string // sandboxes that their node says have ended
+	orphans map[sandbox.ID]*orphan
+	undone  map[sandbox.ID]bool   // those that are nobody's for good: their fork failed
+	stored  map[sandbox.ID]string // sandboxes of which their node says something new of the object store
 }
 
 // New makes a Keeper.
@@ -93,7 +93,7 @@ func New(cfg Config) *Keeper {
 	def(&cfg.Lease, 30*time.Second)
 	def(&cfg.LostAfter, 30*time.Second)
 	return &Keeper{
-		cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]time.Time{}, undone: map[sandbox.ID]bool{},
+		cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]*orphan{}, undone: map[sandbox.ID]bool{},
 		wakeStored: make(chan struct{}, 1), wakeDrain: make(chan struct{}, 1), stored: map[sandbox.ID]string{},
 	}
 }

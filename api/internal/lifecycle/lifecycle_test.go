@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -33,6 +34,7 @@ type fixture struct {
 	table *placement.Table
 	keep  *lifecycle.Keeper
 	team  uuid.UUID
+	stop  func() // ends what serve started, before the test ends
 }
 
 // run starts a Keeper that looks often and has little patience.
@@ -48,6 +50,19 @@ func runWith(t *testing.T, node *fakenode.Node, c lifecycle.Config, more ...*fak
 
 func runAt(t *testing.T, dsn string, node *fakenode.Node, c lifecycle.Config, more ...*fakenode.Node) *fixture {
 	t.Helper()
+	f := &fixture{t: t, node: fakenode.Start(t, node), team: uuid.New()}
+	f.nodes = []*fakenode.Node{f.node}
+	for _, n := range more {
+		f.nodes = append(f.nodes, fakenode.Start(t, n))
+	}
+	f.serve(dsn, c)
+	return f
+}
+
+// serve starts a Keeper and what it works with, over the fixture's nodes, until stop.
+func (f *fixture) serve(dsn string, c lifecycle.Config) {
+	t := f.t
+	t.Helper()
 	s, err := store.Open(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)
@@ -58,35 +73,35 @@ func runAt(t *testing.T, dsn string, node *fakenode.Node, c lifecycle.Config, mo
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
-	f := &fixture{t: t, store: s, conn: conn, node: fakenode.Start(t, node), table: placement.New(), team: uuid.New()}
-	log := slog.New(slog.DiscardHandler)
-	f.nodes = []*fakenode.Node{f.node}
-	for _, n := range more {
-		f.nodes = append(f.nodes, fakenode.Start(t, n))
+	f.store, f.conn, f.table = s, conn, placement.New()
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	var sockets []string
 	for _, n := range f.nodes {
 		sockets = append(sockets, n.Socket)
 	}
+	var keep *lifecycle.Keeper
 	set := nodes.New(nodes.Config{
-		Sockets: sockets, Cluster: "local", Table: f.table, Log: log,
-		OnSync: func(string) {}, OnEnd: func(node string, id sandbox.ID) { f.keep.Ended(node, id) },
-		OnStored: func(node string, id sandbox.ID) { f.keep.Stored(node, id) },
+		Sockets: sockets, Cluster: "local", Table: f.table, Log: c.Log,
+		OnSync: func(string) {}, OnEnd: func(node string, id sandbox.ID) { keep.Ended(node, id) },
+		OnStored: func(node string, id sandbox.ID) { keep.Stored(node, id) },
 	})
-	c.Volumes = volumes.New(volumes.Config{Store: s, Table: f.table, Nodes: set, Log: log})
-	c.Store, c.Table, c.Nodes, c.Log, c.PassEvery = s, f.table, set, log, 20*time.Millisecond
-	f.keep = lifecycle.New(c)
+	c.Volumes = volumes.New(volumes.Config{Store: s, Table: f.table, Nodes: set, Log: c.Log})
+	c.Store, c.Table, c.Nodes, c.PassEvery = s, f.table, set, 20*time.Millisecond
+	keep = lifecycle.New(c)
+	f.keep = keep
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 2)
 	go func() { done <- set.Run(ctx) }()
-	go func() { done <- f.keep.Run(ctx) }()
-	t.Cleanup(func() {
+	go func() { done <- keep.Run(ctx) }()
+	f.stop = sync.OnceFunc(func() {
 		stop()
 		<-done
 		<-done
 	})
+	t.Cleanup(f.stop)
 	fakenode.Eventually(t, "the nodes are known", func() bool { return len(f.table.Synced()) == len(sockets) })
-	return f
 }
 
 // claimed makes a sandbox that row and node agree about.

@@ -2,8 +2,6 @@ package lifecycle
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -18,10 +16,6 @@ import (
 
 const (
 	pageSize = 500
-
-	// orphanShare bounds how many of a node's sandboxes one pass may end for
-	// having no row: one in ten, and one at least.
-	orphanShare = 10
 
 	// passTimeout bounds the comparison with one node: the next goes on. It is twice what
 	// the work may take: a comparison rests between pages for as long as a page took.
@@ -223,72 +217,5 @@ func (k *Keeper) failIfUnknown(ctx context.Context, row store.Sandbox) {
 	defer cancel()
 	if _, err := rpc.Get(ctx, &nodeapi.GetRequest{Id: string(row.ID)}); connect.CodeOf(err) == connect.CodeNotFound && !k.rests(ctx, row) {
 		k.fail(ctx, row, 0, "its node has no record of it")
-	}
-}
-
-// adoptOrEnd looks at the sandboxes of a node that have no row: an ended one's
-// node is told again; others have the grace to get a row.
-func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.ID]placement.Sandbox, total int) {
-	k.forgetOrphansExcept(node, rest)
-	budget := max(1, total/orphanShare)
-	for _, id := range slices.Sorted(maps.Keys(rest)) {
-		sb := rest[id]
-		row, err := k.cfg.Store.AnySandbox(ctx, id)
-		if err != nil && !errdefs.Is(err, errdefs.NotFound) {
-			k.logFailure(ctx, "could not look for a sandbox's row", err)
-			return
-		}
-		mine := err == nil && row.ClaimID.String() == sb.ClaimID
-		switch {
-		case sb.State == sandbox.Terminating:
-		case mine && wentOn(row, sb):
-			k.end(ctx, sb, "it went on at another node")
-		case mine && row.DeletedAt == nil: // it has got its row meanwhile
-		case mine:
-			k.end(ctx, sb, row.Reason)
-		case err != nil && k.isUndone(id):
-			if k.end(ctx, sb, "fork failed") {
-				k.forgetUndone(id)
-			}
-		case k.orphanFor(id) >= k.cfg.Grace && budget > 0:
-			budget--
-			k.end(ctx, sb, "nobody's sandbox")
-		}
-	}
-}
-
-// end reports whether the node has been told.
-func (k *Keeper) end(ctx context.Context, sb placement.Sandbox, reason string) bool {
-	k.cfg.Log.Warn("ending a sandbox that is nobody's", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node, "reason", reason)
-	if err := k.deleteAtNode(ctx, sb.Node, sb.ID, sb.Generation, reason); err != nil {
-		k.logFailure(ctx, "could not end a sandbox that is nobody's", err)
-		return false
-	}
-	return true
-}
-
-// orphanFor is for how long a sandbox has been seen without a row, from now on.
-func (k *Keeper) orphanFor(id sandbox.ID) time.Duration {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	since, known := k.orphans[id]
-	if !known {
-		k.orphans[id] = time.Now()
-		return 0
-	}
-	return time.Since(since)
-}
-
-// forgetOrphansExcept forgets what is no orphan of the node any more.
-func (k *Keeper) forgetOrphansExcept(node string, rest map[sandbox.ID]placement.Sandbox) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for id := range k.orphans {
-		if _, still := rest[id]; still {
-			continue
-		}
-		if sb, _, known := k.cfg.Table.Lookup(id); !known || sb.Node == node {
-			delete(k.orphans, id)
-		}
 	}
 }
