@@ -186,6 +186,32 @@ func TestDigestsArePinned(t *testing.T) {
 	}
 }
 
+// What could not be asked for while there was no node is asked for when one comes: a pool
+// that is filled before is filled twice.
+func TestANodeThatComesIsAskedForDigests(t *testing.T) {
+	t.Parallel()
+	var keyFile string
+	asked := make(chan string, 64)
+	i := start(t, withRegistry(t, &keyFile, func(image string) (string, error) {
+		asked <- image
+		return digestOf(1), nil
+	}))
+	select {
+	case <-asked:
+	case <-time.After(20 * time.Second): // the next look is after 30
+		t.Fatal("the node was not asked")
+	}
+	fakenode.Eventually(t, "a pool of the digest alone", func() bool {
+		pools, _ := i.node.Pools()
+		for _, p := range pools {
+			if p.GetSpec().GetImage() != "docker.io/library/image@"+digestOf(1) {
+				return false
+			}
+		}
+		return len(pools) == 1
+	})
+}
+
 // A claim that has to wait for an image says for what, and how far it is.
 func TestClaimsTellOfTheirImage(t *testing.T) {
 	t.Parallel()

@@ -88,6 +88,7 @@ func (s *server) wireNodes(authority *nodecert.Authority) {
 	s.nodes = nodes.New(nodes.Config{
 		Sockets: s.cfg.Nodes, Local: s.cfg.Local, DialMember: dial, Cluster: s.cfg.Cluster, Table: s.table, Log: s.cfg.Log,
 		OnSync: func(node string) {
+			s.images.Kick() // a pool of an image's tag is made anew once its digest is known
 			s.pools.Kick()
 			s.bandwidth.Kick()
 			s.events.Follow(node)

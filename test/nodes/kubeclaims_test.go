@@ -13,7 +13,9 @@ import (
 )
 
 // TestClaimsBesideManyPods measures claims over HTTP at a node with many pods, each of which
-// stands for a warm slot: with Kubernetes attached, and while nobody answers for it.
+// stands for a warm slot: with Kubernetes attached, each when the pod of the last has been
+// replaced; one after another, beside the replacing, which takes the machine's CPUs; and
+// while nobody answers for Kubernetes.
 func TestClaimsBesideManyPods(t *testing.T) {
 	pods, _ := strconv.Atoi(os.Getenv("S0_KUBE_CLAIMS"))
 	if pods == 0 {
@@ -32,18 +34,21 @@ func TestClaimsBesideManyPods(t *testing.T) {
 	vk := &kubeNode{node: n, base: filepath.Join(k.dir, "vk"), bin: k.bin, progs: []program{k.virtual(n, n.socket, filepath.Join(k.dir, "vk.sock"))}}
 	k.Cleanup(vk.kill)
 	vk.start()
-	k.until("a slot for each pod", func() bool { return n.free() >= pods })
-	k.measure(n, "with Kubernetes", claims)
-	k.until("the slots again", func() bool { return n.free() >= pods })
+	refilled := func() { k.until("a slot for each pod", func() bool { return n.free() == pods }) }
+	k.Log(k.kubectl("get", "rs", "-A"))
+	k.measure(n, "with Kubernetes at rest", claims, refilled)
+	k.measure(n, "with Kubernetes", claims, func() {})
+	refilled()
 	k.kube.KillAPIServer()
-	k.measure(n, "without", claims)
+	k.measure(n, "without", claims, func() {})
 }
 
-// measure claims one sandbox after another.
-func (k *kubeCluster) measure(n *node, what string, claims int) {
+// measure claims one sandbox after another, each once the way is clear.
+func (k *kubeCluster) measure(n *node, what string, claims int, clear func()) {
 	k.Helper()
 	took := make([]time.Duration, claims)
 	for i := range took {
+		clear()
 		began := time.Now()
 		status := k.call(http.MethodPost, "/api/v1/sandboxes", map[string]string{"template": "default"}, nil)
 		if took[i] = time.Since(began); status != http.StatusCreated {

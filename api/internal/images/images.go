@@ -57,12 +57,13 @@ type Config struct {
 
 // Keeper is safe for concurrent use.
 type Keeper struct {
-	cfg Config
-	now func() time.Time
+	cfg    Config
+	kicked chan struct{}
+	now    func() time.Time
 }
 
 // New makes a Keeper.
-func New(cfg Config) *Keeper { return &Keeper{cfg: cfg, now: time.Now} }
+func New(cfg Config) *Keeper { return &Keeper{cfg: cfg, kicked: make(chan struct{}, 1), now: time.Now} }
 
 // Credentials are what a client pushes with.
 type Credentials struct {

@@ -22,8 +22,9 @@ import (
 )
 
 const (
-	// pinInterval is how often there is a look for unpinned images, the longest an image
-	// waits that was pushed soon after its template. pinTimeout bounds one.
+	// pinInterval is how often there is a look for unpinned images besides when a node
+	// comes, the longest an image waits that was pushed soon after its template. pinTimeout
+	// bounds one.
 	pinInterval, pinTimeout = 30 * time.Second, 15 * time.Second
 	// maxPinPause is the longest time between two questions for one image.
 	maxPinPause = 10 * time.Minute
@@ -32,6 +33,14 @@ const (
 	// tellInterval is how often the registry is told what is in use.
 	tellInterval, tellTimeout = 10 * time.Minute, 30 * time.Second
 )
+
+// Kick says that there is a node to ask. It never blocks.
+func (k *Keeper) Kick() {
+	select {
+	case k.kicked <- struct{}{}:
+	default: // the round to come asks it, too
+	}
+}
 
 // Run pins what could not be pinned, and tells the registry what is in use, until
 // ctx ends.
@@ -44,6 +53,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-k.kicked:
+			p.round(ctx)
 		case <-pin.C:
 			p.round(ctx)
 		case <-tell.C:
@@ -74,8 +85,12 @@ type inVain struct{ first, last time.Time }
 // the longer it has not come. A builtin image that nobody has built never does.
 func (v inVain) again() time.Time { return v.last.Add(min(v.last.Sub(v.first)/4, maxPinPause)) }
 
-// round tries the templates without a digest that are due, in turns.
+// round tries the templates without a digest that are due, in turns. While there is no
+// node to ask, none was asked for in vain.
 func (p *pins) round(ctx context.Context) {
+	if len(p.cfg.Table.Synced()) == 0 {
+		return
+	}
 	due := p.due()
 	pinned := false
 	for n := range min(len(due), maxPins) {
