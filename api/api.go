@@ -17,8 +17,10 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
+	"s0.run/api/internal/apidoc"
 	"s0.run/api/internal/quota"
 	"s0.run/internal/imageref"
 )
@@ -27,6 +29,10 @@ import (
 //
 //go:embed openapi.yaml
 var contract []byte
+
+// readContract makes what is served of it, once in a process: it does not change, and takes
+// some 50 ms.
+var readContract = sync.OnceValues(func() (*apidoc.Doc, error) { return apidoc.New(contract) })
 
 // Config is an API server's configuration. Every field without a default is
 // required.

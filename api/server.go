@@ -132,7 +132,7 @@ func open(ctx context.Context, cfg Config) (_ *server, err error) {
 	if err := s.bootstrap(ctx, id); err != nil {
 		return nil, err
 	}
-	if s.doc, err = apidoc.New(contract); err != nil {
+	if s.doc, err = readContract(); err != nil {
 		return nil, err
 	}
 	if cfg.CredentialKeyFile != "" {
