@@ -108,6 +108,11 @@ bench-kube: kube-tools vk build test-deps ## measure pods, claims and the virtua
 test-chart: kube-tools build vk ## lint the Helm chart, and have a real Kubernetes API server judge it (minutes the first time)
 	@cd charts && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 10m ./...
 
+test-docker: ## build the images of the chart with buildah, over Debian packages, and check them (root; minutes)
+	@hack/deps.sh run test
+	@hack/docker/build.sh
+	@S0_DOCKER=1 go test -count=1 -v -timeout 10m ./test/docker
+
 test-nodes: test-deps ## three nodes in network namespaces, over mutual TLS: killed, cut off, drained, removed (root; minutes)
 	@S0_NODES=1 go test -count=1 -timeout 20m -v -run '^TestX45_X47_SeveralNodes$$' ./test/nodes
 
@@ -165,4 +170,4 @@ test-deps: test/compat/client/node_modules/.package-lock.json internal/s0test/oi
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: test-upgrade test-chart kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-nodes test-kube-nodes test-volumes test-robust test-generations lint bench bench-volumes bench-kube bench-netd bench-scale test-deps help
+.PHONY: test-upgrade test-chart test-docker kube-tools kube-up kube-down vk test-kube up down reset doctor demo build tools images images-all cli gen clean test test-unit test-vm test-images test-faults test-nodes test-kube-nodes test-volumes test-robust test-generations lint bench bench-volumes bench-kube bench-netd bench-scale test-deps help

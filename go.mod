@@ -2,6 +2,9 @@ module s0.run
 
 go 1.26.8
 
+// The images' files are there, this machine's Go among them.
+ignore ./build
+
 tool (
 	connectrpc.com/connect/cmd/protoc-gen-connect-go
 	google.golang.org/protobuf/cmd/protoc-gen-go

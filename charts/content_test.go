@@ -120,8 +120,9 @@ var (
 	byOther = map[string]string{"setpriv": "util-linux"} // programs of packages
 )
 
-// The images can't be built where these tests run. What can be known of them: each that the
-// chart names is a stage, has what its containers start, and takes programs that are made.
+// What can be known of the images before they are built, which make test-docker does: each
+// that the chart names is a stage, has what its containers start, and takes programs that
+// are made.
 func TestImagesHaveWhatPodsStart(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile(filepath.Join("..", "hack", "docker", "Dockerfile"))
