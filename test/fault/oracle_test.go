@@ -306,6 +306,27 @@ func (v view) orphans() (ids []string) {
 	return ids
 }
 
+// orphanTime is how soon orphans are ended: comparisons with a node find a child without a
+// row for half a minute.
+const orphanTime = 2 * time.Minute
+
+// awaitOrphans waits for the end of sandboxes without a row, which have longer than anything
+// else. What is left of them then is the oracle's.
+func (s *stack) awaitOrphans() {
+	s.Helper()
+	began, seen := time.Now(), 0
+	for ; time.Since(began) < orphanTime; <-time.After(time.Second) {
+		v, err := s.view()
+		if err != nil {
+			continue // it is not quiet yet
+		}
+		if seen = max(seen, len(v.orphans())); len(v.orphans()) == 0 {
+			break
+		}
+	}
+	s.Logf("orphans: %d, gone after %s", seen, time.Since(began).Round(time.Second))
+}
+
 // stored is the image of a paused sandbox that the object store has; 0: none.
 func (r record) stored() uint64 {
 	if r.State != "paused" || r.Stored != r.Image {

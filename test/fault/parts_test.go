@@ -140,6 +140,30 @@ func TestX30_HangsWhileItIsPaused(t *testing.T) {
 	s.check()
 }
 
+// TestX39_AServerDiesInAFork: of children whose API server dies before it has recorded them
+// nothing stays, and whoever asks again gets others.
+func TestX39_AServerDiesInAFork(t *testing.T) {
+	needFaults(t)
+	s := newStack(t, 1)
+	id := s.claim("source", "default")
+	tr := s.leaveTraces(id)
+	s.check()
+	s.during("fork.after-commit", func() error { _, err := s.fork(id); return err }, s.api.kill)
+	s.eventually("the children to be made", func() error {
+		v, err := s.view()
+		if err == nil && len(v.orphans()) != 2 {
+			err = fmt.Errorf("%d sandboxes have no row", len(v.orphans()))
+		}
+		return err
+	})
+	s.startAPI()
+	s.awaitOrphans()
+	s.check()
+	s.verifyFork(id, tr)
+	s.remove(id)
+	s.check()
+}
+
 // TestX25_CrashLoop: noded dies again and again under many sandboxes that work on, at all
 // times after its start.
 func TestX25_CrashLoop(t *testing.T) {

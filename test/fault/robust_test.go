@@ -98,26 +98,6 @@ func (r *run) quiet(workers []*worker) {
 	r.check()
 }
 
-// orphanTime is how soon an orphan is reclaimed (R4), and a comparison of its node with the rows.
-const orphanTime = 11 * time.Minute
-
-// awaitOrphans waits for the end of sandboxes without a row, which have longer than anything
-// else. What is left of them then is the oracle's.
-func (r *run) awaitOrphans() {
-	r.Helper()
-	began, seen := time.Now(), 0
-	for ; time.Since(began) < orphanTime; <-time.After(time.Second) {
-		v, err := r.view()
-		if err != nil {
-			continue // it is not quiet yet
-		}
-		if seen = max(seen, len(v.orphans())); len(v.orphans()) == 0 {
-			break
-		}
-	}
-	r.Logf("orphans: %d, gone after %s", seen, time.Since(began).Round(time.Second))
-}
-
 // claimed is what porcupine knows of claims: which sandbox each key has.
 type claimed map[string]string
 

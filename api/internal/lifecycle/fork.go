@@ -74,9 +74,12 @@ func (k *Keeper) Fork(ctx context.Context, req ForkRequest) ([]store.Sandbox, er
 	case maybe && req.Key != "": // whoever repeats the key may find the rows; if not, a pass ends what has none
 		return nil, err
 	}
-	k.undoFork(ctx, source, n)
-	if errors.Is(err, store.ErrKeyTaken) { // the same request, at the same time
+	k.undoFork(ctx, n, true)
+	switch {
+	case errors.Is(err, store.ErrKeyTaken): // the same request, at the same time
 		return k.earlierFork(ctx, req)
+	case errors.Is(err, store.ErrGivenUp):
+		return nil, errdefs.New(errdefs.Unavailable, "the sandbox could not be forked in time").WithRetryAfter(time.Second).WithCause(err)
 	}
 	return nil, err
 }
@@ -146,11 +149,14 @@ func (r ForkRequest) rows(source store.Sandbox) (store.NewForks, error) {
 	return n, claim.CheckTTLs(n.TTLSeconds, n.HardTTLSeconds)
 }
 
-// forkAtNode has the source's node make the children. What it may have made although its
-// answer is a failure is undone.
+// forkAtNode has the source's node make the children, which are known before it is asked.
+// What it may have made although its answer is a failure is undone.
 func (k *Keeper) forkAtNode(ctx context.Context, req ForkRequest, source store.Sandbox, n *store.NewForks) error {
 	rpc, err := k.cfg.Nodes.RPC(source.Node)
 	if err != nil {
+		return err
+	}
+	if err := k.cfg.Store.BeginForks(ctx, *n); err != nil {
 		return err
 	}
 	call := &nodeapi.ForkRequest{Id: string(source.ID), Generation: uint64(source.Generation), Memory: req.Memory, User: req.UserID.String()}
@@ -162,7 +168,7 @@ func (k *Keeper) forkAtNode(ctx context.Context, req ForkRequest, source store.S
 		err = errors.New("the node answered with other children than were asked for")
 	}
 	if err != nil {
-		k.undoFork(ctx, source, *n)
+		k.undoFork(ctx, *n, connect.IsWireError(err))
 		return switchError(err, "the sandbox can't be forked in its present state", "the sandbox could not be forked")
 	}
 	for i, c := range resp.GetChildren() {
@@ -204,48 +210,33 @@ func (k *Keeper) storeForks(ctx context.Context, n store.NewForks) (made []store
 	}
 }
 
-// undoFork removes children that nobody will be told of, rows of theirs first: one that is
-// there all the same is of a write whose outcome was unknown. What can't be undone now has
-// no row, and a pass ends it.
-func (k *Keeper) undoFork(ctx context.Context, source store.Sandbox, n store.NewForks) {
+// undoFork removes children that nobody will be told of. What can't be undone now a pass
+// ends, and so it does with what a node makes later that has not answered.
+func (k *Keeper) undoFork(ctx context.Context, n store.NewForks, answered bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
+	err := k.endChildren(ctx, n)
+	if err == nil && answered {
+		err = k.cfg.Store.ForgetForks(ctx, n)
+	}
+	if err != nil {
+		k.logFailure(ctx, "could not undo a fork", err)
+	}
+}
+
+// endChildren gives a fork up and ends its children, rows of theirs first: one that is there
+// all the same is of a write whose outcome was unknown.
+func (k *Keeper) endChildren(ctx context.Context, n store.NewForks) error {
+	if err := k.cfg.Store.GiveUpForks(ctx, n); err != nil {
+		return err
+	}
 	for _, c := range n.Children {
-		err := k.cfg.Store.RemoveClaim(ctx, c.ID, c.ClaimID)
-		if err == nil {
-			err = k.deleteAtNode(ctx, source.Node, c.ID, 0, "fork failed")
+		if err := k.cfg.Store.RemoveClaim(ctx, c.ID, c.ClaimID); err != nil {
+			return err
 		}
-		if err != nil {
-			k.logFailure(ctx, "could not undo a fork", err)
-			k.remember(n.Children)
-			return
+		if err := k.deleteAtNode(ctx, n.Node, c.ID, 0, "fork failed"); err != nil {
+			return err
 		}
 	}
+	return nil
 }
-
-// remember has passes end what a fork's node may have made and could not be told
-// to remove: it needs no grace, for nobody else can ever own it.
-func (k *Keeper) remember(children []store.NewFork) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, c := range children {
-		if len(k.undone) < maxUndone {
-			k.undone[c.ID] = true
-		}
-	}
-}
-
-func (k *Keeper) isUndone(id sandbox.ID) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.undone[id]
-}
-
-func (k *Keeper) forgetUndone(id sandbox.ID) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	delete(k.undone, id)
-}
-
-// maxUndone bounds what is remembered of forks that failed with their nodes.
-const maxUndone = 10_000

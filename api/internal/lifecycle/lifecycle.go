@@ -5,8 +5,8 @@
 // told again by the next pass. The other way round, a node's events make rows
 // say what happened. Nothing is destroyed because a list lacks it: a row fails
 // only when its node, asked by name, does not know the sandbox, and a sandbox
-// without a row is ended only after a tombstone, or after a long grace and few at
-// a time (G09).
+// without a row is ended only after a tombstone, when it is of a fork that was given up,
+// or after a long grace and few at a time (G09).
 //
 // The package owns the goroutines of [Keeper.Run] and, in memory, which
 // sandboxes have no row and since when.
@@ -57,7 +57,7 @@ type Config struct {
 	Log     *slog.Logger
 
 	PassEvery time.Duration // between two comparisons with a node; defaults to 15 s
-	Settled   time.Duration // age at which a row's node must know about it; defaults to 30 s
+	Settled   time.Duration // age at which a row's node must know about it, and a fork's child have its row; defaults to 30 s
 	Grace     time.Duration // for a sandbox without a row; defaults to 10 min
 	Lease     time.Duration // of a resume whose server may die; defaults to 30 s
 	LostAfter time.Duration // silence after which what a node had in the object store, too, is resumed elsewhere; defaults to 30 s
@@ -76,7 +76,6 @@ type Keeper struct {
 	mu      sync.Mutex
 	ended   map[sandbox.ID]string // sandboxes that their node says have ended
 	orphans map[sandbox.ID]*orphan
-	undone  map[sandbox.ID]bool   // those that are nobody's for good: their fork failed
 	stored  map[sandbox.ID]string // sandboxes of which their node says something new of the object store
 }
 
@@ -93,7 +92,7 @@ func New(cfg Config) *Keeper {
 	def(&cfg.Lease, 30*time.Second)
 	def(&cfg.LostAfter, 30*time.Second)
 	return &Keeper{
-		cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]*orphan{}, undone: map[sandbox.ID]bool{},
+		cfg: cfg, wake: make(chan struct{}, 1), ended: map[sandbox.ID]string{}, orphans: map[sandbox.ID]*orphan{},
 		wakeStored: make(chan struct{}, 1), wakeDrain: make(chan struct{}, 1), stored: map[sandbox.ID]string{},
 	}
 }
@@ -233,6 +232,9 @@ func (k *Keeper) finishOf(ctx context.Context, list []store.Sandbox) {
 func (k *Keeper) purge(ctx context.Context) {
 	if err := k.cfg.Store.PurgeDeleted(ctx, tombstoneRetention); err != nil {
 		k.logFailure(ctx, "could not purge tombstones", err)
+	}
+	if err := k.cfg.Store.PurgeForks(ctx, tombstoneRetention); err != nil {
+		k.logFailure(ctx, "could not purge forks", err)
 	}
 	if err := k.cfg.Store.PurgeEvents(ctx, eventRetention); err != nil {
 		k.logFailure(ctx, "could not purge events", err)

@@ -3,7 +3,6 @@ package lifecycle_test
 import (
 	"context"
 	"errors"
-	"net/http"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -222,48 +221,6 @@ func TestR6_StoredIsTrue(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-}
-
-// A fork's children are where they were made, wherever their source went meanwhile.
-func TestAForksChildrenAreOnTheNodeThatMadeThem(t *testing.T) {
-	t.Parallel()
-	var f *fixture
-	var sb store.Sandbox
-	n1 := &fakenode.Node{AfterFork: func(*nodeapi.ForkRequest) error {
-		_, err := f.conn.Exec(t.Context(), "UPDATE sandboxes SET node = 'n2', generation = generation + 2 WHERE id = $1", sb.ID)
-		return err
-	}}
-	f, sb = withStore(t, n1, &fakenode.Node{})
-	made, err := f.keep.Fork(t.Context(), lifecycle.ForkRequest{TeamID: f.team, UserID: uuid.New(), Source: sb.ID, Count: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, child := range made {
-		if child.Node != "n1" || f.row(sb.ID).Node != "n2" {
-			t.Errorf("%s is on %s by its row, made on n1; its source is on %s", child.ID, child.Node, f.row(sb.ID).Node)
-		}
-	}
-}
-
-// X24: what a fork could not undo ends when its node can be told, however often it could not,
-// and not after the grace.
-func TestX24_AForkIsUndoneWhenItsNodeListens(t *testing.T) {
-	t.Parallel()
-	var deaf atomic.Int32
-	deaf.Store(3)
-	f := runWith(t, &fakenode.Node{
-		AfterFork: func(*nodeapi.ForkRequest) error { return errors.New("its answer is lost") },
-		OnDelete: func(context.Context) {
-			if deaf.Add(-1) >= 0 {
-				panic(http.ErrAbortHandler) // hangs up
-			}
-		},
-	}, lifecycle.Config{Settled: time.Millisecond, Grace: time.Hour})
-	sb := f.claimed(nil)
-	if made, err := f.keep.Fork(t.Context(), lifecycle.ForkRequest{TeamID: f.team, UserID: uuid.New(), Source: sb.ID}); err == nil {
-		t.Fatalf("%+v", made)
-	}
-	fakenode.Eventually(t, "the child is gone", func() bool { return len(f.node.Sandboxes()) == 1 && deaf.Load() < 0 })
 }
 
 // A sandbox in the object store does not fail because its node has lost it.

@@ -24,7 +24,8 @@ type orphan struct {
 }
 
 // adoptOrEnd looks at the sandboxes of a node that have no row: an ended one's
-// node is told again; others have the grace to get a row.
+// node is told again; a fork's child that nobody stores ends, others have the grace to
+// get a row.
 func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.ID]placement.Sandbox, total int) {
 	k.forgetOrphansExcept(node, rest)
 	budget := max(1, total/orphanShare)
@@ -43,10 +44,8 @@ func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.I
 		case mine && row.DeletedAt == nil: // it has got its row meanwhile
 		case mine:
 			k.end(ctx, sb, row.Reason)
-		case err != nil && k.isUndone(id):
-			if k.end(ctx, sb, "fork failed") {
-				k.forgetUndone(id)
-			}
+		case err != nil && k.isLostChild(ctx, id):
+			k.end(ctx, sb, "fork failed")
 		case k.orphanFor(sb) >= k.cfg.Grace && budget > 0:
 			budget--
 			k.end(ctx, sb, "nobody's sandbox")
@@ -54,20 +53,28 @@ func (k *Keeper) adoptOrEnd(ctx context.Context, node string, rest map[sandbox.I
 	}
 }
 
-// end reports whether the node has been told.
-func (k *Keeper) end(ctx context.Context, sb placement.Sandbox, reason string) bool {
+func (k *Keeper) end(ctx context.Context, sb placement.Sandbox, reason string) {
 	k.cfg.Log.Warn("ending a sandbox that is nobody's", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node, "reason", reason)
 	if err := k.deleteAtNode(ctx, sb.Node, sb.ID, sb.Generation, reason); err != nil {
 		k.logFailure(ctx, "could not end a sandbox that is nobody's", err)
-		return false
 	}
-	return true
+}
+
+// isLostChild reports whether a sandbox without a row is a fork's child that nobody will
+// ever have: its fork was given up, or has not stored it soon after its node had it.
+func (k *Keeper) isLostChild(ctx context.Context, id sandbox.ID) bool {
+	age, _ := k.noteOrphan(id, false)
+	lost, err := k.cfg.Store.GiveUpFork(ctx, id, age >= k.cfg.Settled)
+	if err != nil {
+		k.logFailure(ctx, "could not look for a fork", err)
+	}
+	return lost
 }
 
 // orphanFor is for how long a sandbox has been seen without a row, from now on. The
 // operator is told, once, when a claim would have had its row.
 func (k *Keeper) orphanFor(sb placement.Sandbox) time.Duration {
-	age, news := k.noteOrphan(sb.ID)
+	age, news := k.noteOrphan(sb.ID, true)
 	if news {
 		k.cfg.Log.Warn("a sandbox has no row, and ends if it gets none", "sandbox", sb.ID, "gen", sb.Generation, "team", sb.Team, "node", sb.Node,
 			"claim", sb.ClaimID, "left", k.cfg.Grace-age)
@@ -75,7 +82,8 @@ func (k *Keeper) orphanFor(sb placement.Sandbox) time.Duration {
 	return age
 }
 
-func (k *Keeper) noteOrphan(id sandbox.ID) (age time.Duration, news bool) {
+// noteOrphan reports whether the operator is told now.
+func (k *Keeper) noteOrphan(id sandbox.ID, tell bool) (age time.Duration, news bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	o := k.orphans[id]
@@ -84,7 +92,7 @@ func (k *Keeper) noteOrphan(id sandbox.ID) (age time.Duration, news bool) {
 		k.orphans[id] = o
 	}
 	age = time.Since(o.since)
-	news = age >= k.cfg.Settled && !o.told
+	news = tell && age >= k.cfg.Settled && !o.told
 	o.told = o.told || news
 	return age, news
 }

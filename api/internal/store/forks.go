@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -47,15 +49,57 @@ func forkKeys(key string, n int) []string {
 // maxForks is at least what one fork makes.
 const maxForks = 64
 
+// ErrGivenUp says that a fork was taken for one that nobody will store.
+var ErrGivenUp = errors.New("the fork was given up")
+
+// BeginForks records the ids of children before their node is asked to make them, so that
+// they are known for nobody's when their server dies ([Store.GiveUpFork]).
+func (s *Store) BeginForks(ctx context.Context, n NewForks) error {
+	_, err := s.pool.Exec(ctx, "INSERT INTO fork_children (sandbox_id) SELECT unnest($1::text[])", n.ids())
+	return classify(err, "beginning a fork")
+}
+
+// GiveUpForks records that nobody will store a fork's children, for good: what stores them
+// at this moment is waited for, and their rows are the caller's to remove.
+func (s *Store) GiveUpForks(ctx context.Context, n NewForks) error {
+	_, err := s.pool.Exec(ctx, `
+		INSERT INTO fork_children (sandbox_id, given_up) SELECT unnest($1::text[]), true
+		ON CONFLICT (sandbox_id) DO UPDATE SET given_up = true`, n.ids())
+	return classify(err, "giving up a fork")
+}
+
+// GiveUpFork reports whether a sandbox of any team is a fork's child that nobody stores any
+// more: its fork was given up, or is now, if it is late.
+func (s *Store) GiveUpFork(ctx context.Context, id sandbox.ID, late bool) (bool, error) {
+	tag, err := s.pool.Exec(ctx, "UPDATE fork_children SET given_up = true WHERE sandbox_id = $1 AND (given_up OR $2)", id, late)
+	return tag.RowsAffected() == 1, classify(err, "giving up a fork's child")
+}
+
+// ForgetForks says that children are on no node, and never will be.
+func (s *Store) ForgetForks(ctx context.Context, n NewForks) error {
+	_, err := s.pool.Exec(ctx, "DELETE FROM fork_children WHERE sandbox_id = ANY($1)", n.ids())
+	return classify(err, "forgetting a fork")
+}
+
+// PurgeForks forgets the children of forks that began longer ago than age.
+func (s *Store) PurgeForks(ctx context.Context, age time.Duration) error {
+	return s.purge(ctx, "purging forks", `DELETE FROM fork_children WHERE sandbox_id IN (
+		SELECT sandbox_id FROM fork_children WHERE begun_at < now() - $1::interval LIMIT $2)`, age)
+}
+
 // InsertForks stores the rows of a fork's children, all or none, with what their source is
 // by then: its config, its template and its webhook. Their times to live begin when they
 // are resumed first. Repeating it with the same claim ids answers the same rows. It fails
-// with NotFound when the source is there no more, and with [ErrIDTaken] or [ErrKeyTaken].
+// with NotFound when the source is there no more, with [ErrGivenUp] when that was done or
+// the fork never begun, and with [ErrIDTaken] or [ErrKeyTaken].
 func (s *Store) InsertForks(ctx context.Context, n NewForks) ([]Sandbox, error) {
 	var made []Sandbox
 	err := s.inTx(ctx, "storing a fork", func(ctx context.Context, tx pgx.Tx) error {
 		var err error
 		if made, err = forksByID(ctx, tx, n); err != nil || made != nil {
+			return err
+		}
+		if made, err = takeForks(ctx, tx, n); err != nil || made != nil {
 			return err
 		}
 		if made, err = insertForks(ctx, tx, n); err != nil {
@@ -72,6 +116,20 @@ func (s *Store) InsertForks(ctx context.Context, n NewForks) ([]Sandbox, error) 
 			WHERE c.team_id = $1 AND c.id = ANY($2) AND w.team_id = $1 AND w.sandbox_id = $3`, n.TeamID, n.ids(), n.Source)
 		return err
 	})
+	return made, err
+}
+
+// takeForks takes away the record of children that are about to be stored: from here on
+// nobody gives them up. It gives the rows when somebody has stored them, for whom it waited.
+func takeForks(ctx context.Context, tx pgx.Tx, n NewForks) ([]Sandbox, error) {
+	tag, err := tx.Exec(ctx, "DELETE FROM fork_children WHERE sandbox_id = ANY($1) AND NOT given_up", n.ids())
+	if err != nil || int(tag.RowsAffected()) == len(n.Children) {
+		return nil, err
+	}
+	made, err := forksByID(ctx, tx, n)
+	if err == nil && made == nil {
+		err = ErrGivenUp
+	}
 	return made, err
 }
 
