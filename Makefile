@@ -129,7 +129,7 @@ test-faults: test-deps ## kill every daemon and every part of a sandbox at every
 	@S0_FAULTS=1 go test -v -count=1 -timeout 360m -run '^TestX' ./test/fault
 	@S0_FAULT_TIME=30s go test -v -count=3 -timeout 40m -run 'G01_|G05_|G06_|G07_|X3[4-9]_|X40_' ./api ./api/internal/claim ./api/internal/store
 
-test-robust: test-deps ## kill things at random for 30 minutes; S0_ROBUST_TIME, S0_SEED repeats a run
+test-robust: test-deps ## kill things at random for 30 minutes; S0_ROBUST_TIME, S0_SEED repeats a run; logs of one that failed: build/robust
 	@S0_ROBUST_TIME=$${S0_ROBUST_TIME:-30m} go test -v -count=1 -timeout 90m -run '^TestX51_Robustness$$' ./test/fault
 
 test-generations: test-deps ## pause and resume one sandbox 2,500 times

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+
+	"s0.run/internal/s0test"
 )
 
 // robustWorkers is how many tenants' programs use the stack at once: enough to meet on
@@ -34,7 +37,8 @@ type run struct {
 
 // TestX51_Robustness: traffic of all kinds while processes are killed at random. Claims
 // are linearizable, no acknowledged byte is lost, nothing that was not hurt itself ends,
-// and when it is quiet again the oracle has nothing to say. S0_SEED repeats the choices.
+// and when it is quiet again the oracle has nothing to say. S0_SEED repeats the choices; what
+// a failure is to be explained with stays in build/robust.
 func TestX51_Robustness(t *testing.T) {
 	length, err := time.ParseDuration(os.Getenv("S0_ROBUST_TIME"))
 	if err != nil {
@@ -46,6 +50,7 @@ func TestX51_Robustness(t *testing.T) {
 	}
 	t.Logf("S0_SEED=%d S0_ROBUST_TIME=%s", seed, length)
 	s := newStackWith(t, 2, true)
+	s.keep = filepath.Join(s0test.ModuleRoot(t), "build", "robust", strconv.FormatUint(seed, 10))
 	r := &run{
 		stack: s, end: time.Now().Add(length), places: s.Root + "/places",
 		rand: rand.New(rand.NewPCG(seed, seed)), hurt: map[string]bool{}, counts: map[string]int{},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -50,6 +51,8 @@ type stack struct {
 	api   *process
 	c     *client.Client
 	shape shape // of a whole sandbox, see oracle_test.go
+
+	keep string // where the logs of a test that fails go; empty: nowhere
 }
 
 // newStack starts everything, with a pool of so many warm sandboxes. When the test
@@ -231,6 +234,7 @@ func (s *stack) newClient() *client.Client {
 
 // finish deletes everything, and looks at what is left.
 func (s *stack) finish() {
+	defer s.keepLogs()
 	s.noded.resume()
 	s.api.resume()
 	s.api.kill() // it would refill
@@ -262,6 +266,38 @@ func (s *stack) finish() {
 		s.Logf("noded's log ends with:\n%s", s.noded.tail())
 		s.Logf("the API's log ends with:\n%s", s.api.tail())
 	}
+}
+
+// keepLogs keeps what there is to explain a failure with: everybody's log, and the node's
+// journal. What was kept of an earlier run there goes.
+func (s *stack) keepLogs() {
+	if !s.Failed() || s.keep == "" {
+		return
+	}
+	logs, _ := filepath.Glob(filepath.Join(s.Root, "*.log"))
+	err := errors.Join(os.RemoveAll(s.keep), os.MkdirAll(s.keep, 0o755))
+	for _, path := range append(logs, s.journal()) {
+		err = errors.Join(err, copyFile(filepath.Join(s.keep, filepath.Base(path)), path))
+	}
+	err = errors.Join(err, copyFile(filepath.Join(s.keep, "containerd.log"), filepath.Join(s.ctd.Dir, "log")))
+	if err != nil {
+		s.Logf("not all logs could be kept: %v", err)
+	}
+	s.Logf("the logs are in %s", s.keep)
+}
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
 }
 
 // stopNetd ends it in an orderly way: with no sandbox left it removes all that it has made.
