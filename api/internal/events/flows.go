@@ -16,7 +16,7 @@ import (
 const (
 	flowsTimeout = 5 * time.Second  // of a call that waits a second at most
 	flowsPause   = time.Second      // between batches: those of a second are stored together
-	claimTime    = 10 * time.Second // after which a claim has its row, or never will
+	claimTime    = 10 * time.Second // after which, by either's clock, a claim has its row, or never will
 	maxFlow      = 16 << 10         // bytes of one record; netd's are smaller
 	maxFlowBatch = 1000             // records; a node sends fewer
 )
@@ -28,12 +28,19 @@ var errTooEarly = errors.New("a sandbox has no row yet")
 // batch until the next is asked for.
 func (f *Feed) followFlows(ctx context.Context, node string) {
 	var stored *nodeapi.FlowMark
+	var early time.Time // since when the same records wait for a row
 	pause := firstPause
 	for ctx.Err() == nil {
-		next, err := f.takeFlows(ctx, node, stored)
+		next, err := f.takeFlows(ctx, node, stored, early.IsZero() || time.Since(early) < claimTime)
 		if err == nil {
-			stored, pause = next, firstPause
+			stored, pause, early = next, firstPause, time.Time{}
 			continue
+		}
+		switch {
+		case !errors.Is(err, errTooEarly):
+			early = time.Time{}
+		case early.IsZero():
+			early = time.Now()
 		}
 		f.cfg.Log.Debug("could not take a node's records of flows", "node", node, "err", err, "retry_in", pause)
 		sleep(ctx, pause)
@@ -41,7 +48,7 @@ func (f *Feed) followFlows(ctx context.Context, node string) {
 	}
 }
 
-func (f *Feed) takeFlows(ctx context.Context, node string, stored *nodeapi.FlowMark) (next *nodeapi.FlowMark, err error) {
+func (f *Feed) takeFlows(ctx context.Context, node string, stored *nodeapi.FlowMark, wait bool) (next *nodeapi.FlowMark, err error) {
 	rpc, err := f.cfg.Nodes.RPC(node)
 	if err != nil {
 		return nil, err
@@ -52,7 +59,7 @@ func (f *Feed) takeFlows(ctx context.Context, node string, stored *nodeapi.FlowM
 	if err != nil {
 		return nil, err
 	}
-	if err := f.storeFlows(ctx, node, resp.GetFlows()); err != nil {
+	if err := f.storeFlows(ctx, node, resp.GetFlows(), wait); err != nil {
 		return nil, err
 	}
 	if len(resp.GetFlows()) > 0 {
@@ -61,9 +68,9 @@ func (f *Feed) takeFlows(ctx context.Context, node string, stored *nodeapi.FlowM
 	return resp.GetMark(), nil
 }
 
-// storeFlows fails where the same records can be stored later. What can't ever be is
-// dropped, and told to the operator.
-func (f *Feed) storeFlows(ctx context.Context, node string, flows []*nodeapi.Flow) error {
+// storeFlows fails where the same records can be stored later; for a row they wait if
+// they shall. What can't ever be stored is dropped, and told to the operator.
+func (f *Feed) storeFlows(ctx context.Context, node string, flows []*nodeapi.Flow, wait bool) error {
 	now := time.Now()
 	batches := map[store.FlowsOf][]store.NewEvent{}
 	for _, flow := range flows[:min(len(flows), maxFlowBatch)] {
@@ -78,18 +85,18 @@ func (f *Feed) storeFlows(ctx context.Context, node string, flows []*nodeapi.Flo
 	}
 	var failed error
 	for of, list := range batches {
-		failed = errors.Join(failed, f.storeBatchOfFlows(ctx, of, list, now))
+		failed = errors.Join(failed, f.storeBatchOfFlows(ctx, of, list, wait && now.Sub(list[len(list)-1].OccurredAt) < claimTime))
 	}
 	return failed
 }
 
-func (f *Feed) storeBatchOfFlows(ctx context.Context, of store.FlowsOf, list []store.NewEvent, now time.Time) error {
+func (f *Feed) storeBatchOfFlows(ctx context.Context, of store.FlowsOf, list []store.NewEvent, wait bool) error {
 	err := f.cfg.Store.AddFlows(ctx, of, list)
 	switch {
 	case err == nil:
 		return nil
 	case errdefs.Is(err, errdefs.NotFound):
-		if now.Sub(list[len(list)-1].OccurredAt) < claimTime {
+		if wait {
 			return errTooEarly
 		}
 		f.cfg.Log.Debug("dropped records of flows of a sandbox that has no row", "sandbox", of.Sandbox, "gen", of.Generation, "count", len(list))
