@@ -29,6 +29,7 @@ func TestMachine(t *testing.T) {
 	t.Run("REPLs", func(t *testing.T) { testREPLs(t, s) })
 	t.Run("TestB05_B14_HostileInside", func(t *testing.T) { testHostileInside(t, s) })
 	t.Run("bad input", func(t *testing.T) { testBadInput(t, s) })
+	t.Run("TestX42_MemoryPressure", func(t *testing.T) { testMemoryPressure(t, s) })
 	t.Run("restarts", func(t *testing.T) { testRestarts(t, s) })
 	t.Run("dead sandbox", func(t *testing.T) { testDeadSandbox(t, s) })
 	t.Run("reboot", func(t *testing.T) { testReboot(t, s) })
