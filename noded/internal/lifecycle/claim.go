@@ -269,10 +269,7 @@ func (m *Manager) bindSteps(ctx context.Context, inst *instance, before, rec jou
 	judged := inBackground(func() error { return m.setPolicy(ctx, rec) })
 	var err error
 	if len(rec.Claim.Mounts) > 0 { // no volume enters what the next noded would take for a free slot (C15)
-		if err = committed(); err == nil {
-			err = m.attachAll(ctx, rec)
-		}
-		if err == nil {
+		if err = m.attachWhen(ctx, rec, committed); err == nil {
 			err = failpoint.Hit("claim.after-attach")
 		}
 	}

@@ -58,7 +58,16 @@ func (f *tier) StandIn(id sandbox.ID, m volumes.Mount) error {
 	return nil
 }
 
-func (f *tier) Attach(_ context.Context, id sandbox.ID, m volumes.Mount) error {
+func (f *tier) Has(id sandbox.ID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.portals[id]) > 0
+}
+
+func (f *tier) AttachWhen(_ context.Context, id sandbox.ID, m volumes.Mount, enter func() error) error {
+	if err := enter(); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.portals[id] == nil {

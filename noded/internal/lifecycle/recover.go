@@ -106,6 +106,8 @@ func (m *Manager) settle(ctx context.Context, inst *instance) bool {
 	case rec.State == journal.Slot && rec.Image != 0:
 		// Nobody was told of it, and what it began with is no other team's (G11).
 		m.abandon(ctx, inst, "the claim that it was started for was cut off")
+	case m.wasBeingClaimed(rec):
+		m.abandon(ctx, inst, "the claim that it was taken for was cut off")
 	case rec.State != journal.Terminating && atRest(rec) && rec.NetIndex == 0:
 		m.dropOldImages(rec) // its teardown was recorded: see rest
 	case atRest(rec):

@@ -30,7 +30,8 @@ type Volumes interface {
 	Dir(id sandbox.ID) string
 	Prepare(id sandbox.ID) error
 	StandIn(id sandbox.ID, m volumes.Mount) error
-	Attach(ctx context.Context, id sandbox.ID, m volumes.Mount) error
+	Has(id sandbox.ID) bool
+	AttachWhen(ctx context.Context, id sandbox.ID, m volumes.Mount, enter func() error) error
 	Detach(ctx context.Context, id sandbox.ID, m volumes.Mount, look func(context.Context) error) error
 	DetachAll(ctx context.Context, id sandbox.ID) error
 	CommitAll(ctx context.Context, mounts []volumes.Mount) error
@@ -136,6 +137,11 @@ func (m *Manager) mountAll(ctx context.Context, inst *instance, rec journal.Reco
 
 // attachAll puts a sandbox's volumes into its portal. What is there stays.
 func (m *Manager) attachAll(ctx context.Context, rec journal.Record) error {
+	return m.attachWhen(ctx, rec, func() error { return nil })
+}
+
+// attachWhen is attachAll of which nothing enters the portal before enter agrees.
+func (m *Manager) attachWhen(ctx context.Context, rec journal.Record, enter func() error) error {
 	if err := m.checkVolumes(mountsOf(rec)); err != nil {
 		return err
 	}
@@ -143,7 +149,7 @@ func (m *Manager) attachAll(ctx context.Context, rec journal.Record) error {
 		if rec.Spec.RuntimeClass != sandbox.GVisor {
 			return errdefs.New(errdefs.InvalidArgument, "volumes are for runtime class %q", sandbox.GVisor)
 		}
-		if err := m.cfg.Volumes.Attach(ctx, rec.ID, forAgent(mount)); err != nil {
+		if err := m.cfg.Volumes.AttachWhen(ctx, rec.ID, forAgent(mount), enter); err != nil {
 			return err
 		}
 	}
@@ -174,6 +180,12 @@ func (m *Manager) unmountAll(ctx context.Context, id sandbox.ID) error {
 		return nil
 	}
 	return m.cfg.Volumes.DetachAll(ctx, id)
+}
+
+// wasBeingClaimed tells of a free slot that a claim was to have, of which the journal does not
+// know: volumes were on their way.
+func (m *Manager) wasBeingClaimed(rec journal.Record) bool {
+	return rec.State == journal.Slot && m.cfg.Volumes != nil && m.cfg.Volumes.Has(rec.ID)
 }
 
 // commitVolumes makes durable what a sandbox has written to its volumes.

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 
+	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
 	"s0.run/internal/procapi"
 	"s0.run/internal/sandbox"
 	"s0.run/noded/internal/journal"
@@ -22,13 +24,14 @@ type portals struct {
 
 	mu       sync.Mutex
 	attached map[sandbox.ID][]string // names of mounts
-	broken   error                   // of Attach
+	begun    map[sandbox.ID]bool     // have a name in the portal
+	broken   error                   // of AttachWhen
 
-	attaching func(sandbox.ID) // called before each Attach
+	used, attaching func(sandbox.ID) // called in each AttachWhen: before it may enter the portal, and before it does
 }
 
 func newPortals(t *testing.T) *portals {
-	return &portals{dir: t.TempDir(), attached: map[sandbox.ID][]string{}}
+	return &portals{dir: t.TempDir(), attached: map[sandbox.ID][]string{}, begun: map[sandbox.ID]bool{}}
 }
 
 func (p *portals) use(cfg *lifecycle.Config) { cfg.Volumes = p }
@@ -39,13 +42,32 @@ func (p *portals) has(id sandbox.ID) []string {
 	return slices.Clone(p.attached[id])
 }
 
+func (p *portals) begin(id sandbox.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.begun[id] = true
+}
+
 func (p *portals) breaks(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.broken = err
 }
 
-func (p *portals) Attach(_ context.Context, id sandbox.ID, m volumes.Mount) error {
+func (p *portals) Has(id sandbox.ID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.begun[id] || len(p.attached[id]) > 0
+}
+
+func (p *portals) AttachWhen(_ context.Context, id sandbox.ID, m volumes.Mount, enter func() error) error {
+	p.begin(id)
+	if p.used != nil {
+		p.used(id)
+	}
+	if err := enter(); err != nil {
+		return err
+	}
 	if p.attaching != nil {
 		p.attaching(id)
 	}
@@ -68,13 +90,14 @@ func (p *portals) DetachAll(_ context.Context, id sandbox.ID) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.attached, id)
+	delete(p.begun, id)
 	return nil
 }
 
 func (p *portals) List() (ids []sandbox.ID, _ error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id := range p.attached {
+	for id := range p.begun {
 		ids = append(ids, id)
 	}
 	return ids, nil
@@ -148,6 +171,44 @@ func TestC15_AVolumeEntersWhatIsItsTenants(t *testing.T) {
 	}
 	if len(p.has(slot)) != 1 {
 		t.Errorf("the portal has %v", p.has(slot))
+	}
+}
+
+// C15: a slot whose claim was cut while its volume was being mounted, and before the journal
+// knew of it, is given to nobody else.
+func TestC15_ASlotThatVolumesWereOnTheirWayToIsNotFree(t *testing.T) {
+	t.Parallel()
+	m, p := newMachine(t), newPortals(t)
+	n := m.boot(p.use)
+	slots := n.warm(2)
+	n.stop()
+	p.begin(slots[0])
+	n = m.boot(p.use)
+	eventually(t, "the slot to end, and the other one to be free", func() bool {
+		picture, _ := n.watch()
+		_, there := picture[string(slots[0])]
+		return !there && !p.Has(slots[0]) && picture[string(slots[1])] == "free"
+	})
+}
+
+// A volume is mounted while the journal writes the claim: where that is refused, it has not
+// entered the sandbox, and is let go.
+func TestC15_AClaimThatTheJournalRefusesShowsNoVolume(t *testing.T) {
+	defer failpoint.Arm("")
+	m, p := newMachine(t), newPortals(t)
+	n := m.boot(p.use)
+	slot := n.warmed()
+	used := false
+	p.used = func(sandbox.ID) { used = true }
+	p.attaching = func(sandbox.ID) { t.Error("the volume enters the portal") }
+	if err := failpoint.Arm("journal.commit=1*error(on purpose)"); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := n.Claim(n.ctx(), lifecycle.ClaimRequest{ClaimID: "c", Slot: slot, Team: "team", Mounts: []journal.Mount{data}})
+	kind(t, err, errdefs.Unavailable)
+	n.nothingLeft()
+	if !used || p.Has(slot) {
+		t.Errorf("the volume was mounted beside the journal: %t; it is in use: %t", used, p.Has(slot))
 	}
 }
 

@@ -161,20 +161,33 @@ func (p place) names() (all []string, err error) {
 // bind shows a directory at a name, once. It is not reached through a symlink (C06). What
 // is there already and may be written to is that directory, or what is written is lost.
 func (p place) bind(from, name string, readOnly bool) error {
-	there, err := mountsAt(p.at(name))
-	if err != nil {
-		return err
-	}
+	there, err := p.isMount(name)
 	switch {
-	case len(there) == 0 && readOnly:
+	case err != nil:
+		return err
+	case !there && readOnly:
 		return p.mount(from, name, unix.MOUNT_ATTR_RDONLY)
-	case len(there) == 0:
+	case !there:
 		return p.mount(from, name, 0)
 	}
 	if err := p.uncover(name, false); err != nil || readOnly { // whoever covered it has died
 		return err
 	}
 	return p.shows(from, name)
+}
+
+// isMount tells whether something is mounted at a name, and asks no file system: a claim
+// waits for it, and the table of all mounts takes a millisecond to read.
+func (p place) isMount(name string) (bool, error) {
+	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_DONT_SYNC
+	var st unix.Statx_t
+	if err := unix.Statx(p.fd, name, flags, 0, &st); err != nil {
+		return false, &fs.PathError{Op: "statx", Path: p.at(name), Err: err}
+	}
+	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return false, fmt.Errorf("%s: the kernel does not tell mount points", p.at(name))
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
 // shows refuses a name at which another mount than a directory's is.

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"s0.run/internal/errdefs"
+	"s0.run/internal/failpoint"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/volumeapi"
 )
@@ -97,9 +98,21 @@ func (a *Agent) StandIn(id sandbox.ID, m Mount) error {
 	return in.add(m.Name())
 }
 
+// Has tells whether a sandbox has, or had begun to get, a mount; what nobody can tell counts.
+func (a *Agent) Has(id sandbox.ID) bool {
+	all, err := place{dir: a.base(id)}.names()
+	return len(all) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
+}
+
 // Attach shows a volume in a sandbox's portal, under the mount's name. It may be repeated,
 // and is when volumed or noded have restarted, or the volume is at a later epoch.
 func (a *Agent) Attach(ctx context.Context, id sandbox.ID, m Mount) error {
+	return a.AttachWhen(ctx, id, m, func() error { return nil })
+}
+
+// AttachWhen is Attach that has the volume mounted on the node at once, and shows it when
+// enter agrees. [Agent.Has] tells of it from the first.
+func (a *Agent) AttachWhen(ctx context.Context, id sandbox.ID, m Mount, enter func() error) error {
 	if err := m.validate(); err != nil {
 		return err
 	}
@@ -116,6 +129,12 @@ func (a *Agent) Attach(ctx context.Context, id sandbox.ID, m Mount) error {
 	mounted, err := a.Use(ctx, volumeapi.Use{Volume: m.Volume, Use: m.ID, ReadOnly: m.ReadOnly})
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", m.Volume.ID, err)
+	}
+	if err := failpoint.Hit("attach.after-use"); err != nil {
+		return err
+	}
+	if err := enter(); err != nil {
+		return err
 	}
 	if err := in.bind(mounted.Path, m.Name(), m.ReadOnly); err != nil {
 		return fmt.Errorf("volume %s: %w", m.Volume.ID, err)

@@ -164,6 +164,32 @@ func TestPortalShowsVolumes(t *testing.T) {
 	}
 }
 
+// C15: a volume that may not enter is mounted and in no portal, and what is in the portal says
+// so: a teardown lets it go.
+func TestC15_AVolumeThatMayNotEnter(t *testing.T) {
+	b := newBench(t)
+	m, refused := mount("m1", "v1", false), errors.New("refused on purpose")
+	if b.Has(b.id) {
+		t.Error("a new portal has something")
+	}
+	err := b.AttachWhen(t.Context(), b.id, m, func() error {
+		there, err := mountsAt(filepath.Join(b.base(b.id), m.Name()))
+		if err != nil || len(there) != 0 || b.fake.used() != 1 || !b.Has(b.id) {
+			t.Errorf("before it may enter: %v, %v, %d uses, there is something: %t", there, err, b.fake.used(), b.Has(b.id))
+		}
+		return refused
+	})
+	if !errors.Is(err, refused) {
+		t.Errorf("it was refused, and the answer is %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(b.Dir(b.id), m.Name(), "name")); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a file of the volume: %v", err)
+	}
+	if err := b.DetachAll(t.Context(), b.id); err != nil || b.fake.used() != 0 || b.Has(b.id) {
+		t.Errorf("a teardown: %v, %d uses", err, b.fake.used())
+	}
+}
+
 // A portal is read-only on the host, whoever looks at it and with whatever rights; what is
 // mounted there later is what it is.
 func TestC06_PortalsAreNotWrittenTo(t *testing.T) {
