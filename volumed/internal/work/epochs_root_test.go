@@ -111,6 +111,36 @@ func TestR2_TheStoreHearsOfEpochs(t *testing.T) {
 	}
 }
 
+// An epoch whose mount was refused, for the store is away, has begun: who is earlier is late, and
+// the next goes on, over restarts, too (R2).
+func TestR2_AnEpochBeginsThoughTheStoreIsAway(t *testing.T) {
+	b, at := created(t)
+	write(t, at, "mine")
+	b.commit()
+	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
+		t.Fatal(err)
+	}
+	earlier := b.spec
+	giveBack := b.takeAway()
+	b.spec.Epoch = 2
+	_, err := b.manager.Use(t.Context(), b.spec, "mount", false)
+	giveBack()
+	if !errdefs.Is(err, errdefs.Unavailable) {
+		t.Fatalf("a use without a store: %v", err)
+	}
+	_, err = b.manager.Use(t.Context(), earlier, "late", false)
+	b.fenced("a use at the epoch before", err)
+	b.restart()
+	_, err = b.manager.Use(t.Context(), earlier, "late", false)
+	b.fenced("a use at the epoch before, after a restart", err)
+	for range 2 {
+		if got := describe(t, b.use()); got["mine"] == "" {
+			t.Errorf("at epoch %d the volume has %v", b.spec.Epoch, got)
+		}
+		b.enter(b.spec.Epoch + 1)
+	}
+}
+
 // A tree that no process has taken up yet refuses who is late as well.
 func TestR2_ATreeThatIsNotOpenFencesTheEarlier(t *testing.T) {
 	b, _ := created(t)

@@ -25,6 +25,9 @@ const voidSuffix = "-void"
 // ensureOpen has the volume mounted for writing at spec's epoch. The caller has the turn,
 // and nobody else writes.
 func (m *Manager) ensureOpen(ctx context.Context, v *volume, spec Volume) error {
+	if v.followedBy(spec) {
+		return m.goOn(v, spec)
+	}
 	if err := m.reopen(v, spec.Epoch); err != nil {
 		return err
 	}
@@ -67,6 +70,29 @@ func (m *Manager) reopen(v *volume, epoch uint64) error {
 // epoch is that of who has the volume here. The store may know an earlier one yet, which
 // this node began and after which nobody else had any: see enterEpoch.
 func (v *volume) epoch() uint64 { return max(v.record.Spec.Epoch, v.head.Epoch) }
+
+// followedBy tells whether spec is at the epoch after that of what is mounted, and nothing
+// else is to be done to enter it: see enterEpoch.
+func (v *volume) followedBy(spec Volume) bool {
+	return v.open && v.lost == nil && v.record.Intent == nil && len(v.pending) == 0 &&
+		spec.Team == v.record.Spec.Team && spec.Epoch == v.epoch()+1
+}
+
+// goOn has what is mounted at the epoch that follows, of which the record is written while the
+// store is asked whether it is there. If it is not, the epoch has begun all the same: it is
+// nobody else's.
+func (m *Manager) goOn(v *volume, spec Volume) error {
+	rec := v.record
+	rec.Spec = spec
+	written := make(chan error, 1)
+	go func() { written <- m.saveRecord(rec) }()
+	err := m.refresh(v)
+	werr := <-written
+	if werr == nil {
+		v.record = rec
+	}
+	return errors.Join(err, werr)
+}
 
 // enterEpoch goes on at a later epoch with what is mounted. The one that follows this node's
 // own fences nobody: whoever wrote before has lost to it already, and each epoch is one

@@ -52,18 +52,23 @@ func (m *Manager) readRecord(id string) (rec record, err error) {
 
 // writeRecord makes rec the volume's.
 func (m *Manager) writeRecord(v *volume, rec record) error {
-	b, err := json.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	err = writeDurably(m.recordFile(v.id), func(f *os.File) error {
-		_, err := f.Write(b)
-		return err
-	})
+	err := m.saveRecord(rec)
 	if err == nil {
 		v.record = rec
 	}
 	return err
+}
+
+// saveRecord is writeRecord beside who has the turn and waits.
+func (m *Manager) saveRecord(rec record) error {
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	return writeDurably(m.recordFile(rec.Spec.ID), func(f *os.File) error {
+		_, err := f.Write(b)
+		return err
+	})
 }
 
 func (m *Manager) seenFile(id string) string { return filepath.Join(m.dir(id), "seen") }
