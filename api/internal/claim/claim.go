@@ -114,11 +114,6 @@ func (c *Claimer) Claim(ctx context.Context, req Request) (store.Sandbox, error)
 	if err := c.begin(ctx, p); err != nil {
 		return store.Sandbox{}, err
 	}
-	if len(p.req.Mounts) > 0 {
-		if p.where, err = c.cfg.Volumes.Where(ctx, p.req.TeamID, p.req.Mounts); err != nil {
-			return store.Sandbox{}, err
-		}
-	}
 	// The row carries the record of the call; nothing else that a claim does is a
 	// change of its tenant's.
 	p.row.Audit = audit.Of(ctx)
@@ -214,15 +209,14 @@ func (c *Claimer) attempt(ctx context.Context, p *plan) (store.Sandbox, error) {
 		return store.Sandbox{}, err
 	}
 	defer conn.Release()
+	if len(p.req.Mounts) > 0 {
+		return c.mounted(ctx, p, conn)
+	}
 	slot, ok := c.take(p)
 	if !ok {
 		return store.Sandbox{}, errNoSlot
 	}
-	h := c.half(p, slot.Node, slot.ID, slot.Generation)
-	if len(p.req.Mounts) > 0 {
-		return c.mounted(ctx, h, slot, conn)
-	}
-	return c.meet(ctx, h, conn)
+	return c.meet(ctx, c.half(p, slot.Node, slot.ID, slot.Generation), conn)
 }
 
 // meet has the node and the row meet. A row that somebody may look for, or that tells
@@ -357,6 +351,9 @@ func (c *Claimer) cold(ctx context.Context, p *plan) (store.Sandbox, error) {
 		return store.Sandbox{}, err
 	}
 	conn.Release()
+	if err := c.find(ctx, p); err != nil {
+		return store.Sandbox{}, err
+	}
 	h, err := c.startAnywhere(ctx, p)
 	if err != nil {
 		return store.Sandbox{}, err
@@ -403,8 +400,13 @@ type half struct {
 }
 
 func (c *Claimer) half(p *plan, node string, id sandbox.ID, gen sandbox.Generation) *half {
-	row := p.row
-	row.ID, row.Node, row.Generation = id, node, gen
-	row.ClaimID = uuid.New() // each attempt is a claim of its own to the node
-	return &half{p: p, node: node, row: row}
+	h := &half{p: p, row: p.row}
+	h.row.ClaimID = uuid.New() // each attempt is a claim of its own to the node
+	h.at(node, id, gen)
+	return h
+}
+
+// at says where the two meet.
+func (h *half) at(node string, id sandbox.ID, gen sandbox.Generation) {
+	h.node, h.row.Node, h.row.ID, h.row.Generation = node, node, id, gen
 }

@@ -47,12 +47,22 @@ func (c *Claimer) withoutVolumes(p *plan) map[string]bool {
 	return cant
 }
 
-// hold takes the claim's volumes for one attempt of it.
-func (c *Claimer) hold(ctx context.Context, h *half) (err error) {
+// find finds out where a claim can have its volumes, unless an attempt at a slot has.
+func (c *Claimer) find(ctx context.Context, p *plan) (err error) {
+	if len(p.req.Mounts) > 0 && len(p.where.Nodes) == 0 {
+		p.where, err = c.cfg.Volumes.Where(ctx, p.req.TeamID, p.req.Mounts)
+	}
+	return err
+}
+
+// hold takes the claim's volumes for one attempt of it, for a node that is known or that choose
+// chooses.
+func (c *Claimer) hold(ctx context.Context, h *half, choose func([]store.Volume) (string, error)) (err error) {
 	if len(h.p.req.Mounts) == 0 {
 		return nil
 	}
-	h.mounts, err = c.cfg.Volumes.Hold(ctx, store.Holder{Team: h.row.TeamID, Claim: h.row.ClaimID, Node: h.node}, h.p.req.Mounts)
+	holder := store.Holder{Team: h.row.TeamID, Claim: h.row.ClaimID, Node: h.node, Choose: choose}
+	h.mounts, err = c.cfg.Volumes.Hold(ctx, holder, h.p.req.Mounts)
 	return err
 }
 
@@ -90,9 +100,13 @@ func (c *Claimer) undoNow(ctx context.Context, h *half, what string, f func(cont
 
 // mounted claims a slot for a sandbox with volumes: they come first, for the node has to know
 // at which epochs it has them.
-func (c *Claimer) mounted(ctx context.Context, h *half, slot placement.Slot, conn *store.Reservation) (sb store.Sandbox, err error) {
-	if err := c.hold(ctx, h); err != nil {
-		c.cfg.Table.SlotFree(slot) // nobody has asked its node
+func (c *Claimer) mounted(ctx context.Context, p *plan, conn *store.Reservation) (sb store.Sandbox, err error) {
+	h := c.half(p, "", "", 0)
+	var slot placement.Slot
+	if err := c.hold(ctx, h, c.slotFor(h, &slot)); err != nil {
+		if h.node != "" {
+			c.cfg.Table.SlotFree(slot) // nobody has asked its node
+		}
 		return store.Sandbox{}, err
 	}
 	defer func() {
@@ -102,4 +116,27 @@ func (c *Claimer) mounted(ctx context.Context, h *half, slot placement.Slot, con
 		}
 	}()
 	return c.meet(ctx, h, conn)
+}
+
+// slotFor takes an attempt's slot. Where its volumes are says at which node that has to be, so
+// it is taken when they are read and locked: to read them before would be a round trip of its
+// own. A volume that has to leave another node first comes to that slot.
+func (c *Claimer) slotFor(h *half, slot *placement.Slot) func([]store.Volume) (string, error) {
+	return func(all []store.Volume) (string, error) {
+		if h.node != "" {
+			return h.node, nil
+		}
+		where, err := c.cfg.Volumes.WhereOf(all)
+		if err != nil {
+			return "", err
+		}
+		h.p.where = where
+		taken, ok := c.take(h.p)
+		if !ok {
+			return "", errNoSlot
+		}
+		*slot = taken
+		h.at(taken.Node, taken.ID, taken.Generation)
+		return taken.Node, nil
+	}
 }

@@ -59,7 +59,7 @@ func (c *Claimer) start(ctx context.Context, p *plan, node string) (*half, error
 	ctx, cancel := context.WithTimeout(ctx, coldTimeout)
 	defer cancel()
 	h := c.half(p, node, "", 0)
-	if err := c.hold(ctx, h); err != nil {
+	if err := c.hold(ctx, h, nil); err != nil {
 		return nil, err
 	}
 	req := h.request()

@@ -68,6 +68,20 @@ func auditChange(ctx context.Context, tx pgx.Tx) (stored func(), err error) {
 	return func() { noteStored(r, state, tag) }, err
 }
 
+// queueAudit is auditChange in a batch.
+func queueAudit(ctx context.Context, b *pgx.Batch) (stored func()) {
+	r, state := pendingAudit(ctx)
+	if r == nil {
+		return func() {}
+	}
+	var tag pgconn.CommandTag
+	b.Queue(putAuditOfChangeSQL, auditArgs(r, state)...).Exec(func(t pgconn.CommandTag) error {
+		tag = t
+		return nil
+	})
+	return func() { noteStored(r, state, tag) }
+}
+
 func noteStored(r *audit.Record, s audit.State, tag pgconn.CommandTag) {
 	if tag.RowsAffected() > 0 {
 		r.Stored(s)

@@ -97,6 +97,44 @@ func (s *Store) Ready(ctx context.Context) error {
 	return classify(s.conns.Ping(ctx), "asking the database")
 }
 
+// inTwoTrips is inTx of which each half is one message to the server, also its begin and its
+// end: what somebody waits for is the trips. first queues what the transaction begins with,
+// then, when that is read, what it ends with: what that answers can't stop it any more.
+func (s *Store) inTwoTrips(ctx context.Context, doing string, first func(*pgx.Batch), then func(*pgx.Batch) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := s.conns.Acquire(ctx)
+	if err != nil {
+		return classify(err, doing)
+	}
+	defer conn.Release() // which closes a connection whose transaction goes on
+	err = sendHalves(ctx, conn, first, then)
+	if err != nil && conn.Conn().PgConn().TxStatus() != 'I' {
+		_, _ = conn.Exec(ctx, "ROLLBACK")
+	}
+	return classify(err, doing)
+}
+
+func sendHalves(ctx context.Context, conn *pgxpool.Conn, first func(*pgx.Batch), then func(*pgx.Batch) error) error {
+	b := &pgx.Batch{}
+	b.Queue("BEGIN")
+	first(b)
+	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+		return err
+	}
+	b = &pgx.Batch{}
+	if err := then(b); err != nil {
+		return err
+	}
+	recorded := queueAudit(ctx, b)
+	b.Queue("COMMIT")
+	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+		return err
+	}
+	recorded()
+	return nil
+}
+
 // inTx runs f in one transaction, all of it within callTimeout: f's context says
 // so. What it changes is recorded in it.
 func (s *Store) inTx(ctx context.Context, doing string, f func(ctx context.Context, tx pgx.Tx) error) error {

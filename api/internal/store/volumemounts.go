@@ -48,6 +48,10 @@ type Holder struct {
 	Sandbox sandbox.ID // empty: the claim is under way
 	Node    string
 
+	// Choose says which node's the volumes shall be, in place of Node, as they are when nobody
+	// else changes them: it must not wait. nil: Node is known.
+	Choose func([]Volume) (node string, err error)
+
 	// Released are volumes that the node that had them has let go, each at which epoch:
 	// who writes to them may be another node.
 	Released map[uuid.UUID]int64
@@ -64,26 +68,28 @@ func (e *Elsewhere) Error() string {
 // free again, unless they have become a sandbox's. A volume that one sandbox alone may
 // have is at a new epoch then.
 func (s *Store) TakeVolumes(ctx context.Context, h Holder, wants []MountWant, lease time.Duration) (held []Held, err error) {
-	err = s.inTx(ctx, "taking volumes", func(ctx context.Context, tx pgx.Tx) error {
-		held = held[:0]
-		ids := make([]uuid.UUID, len(wants))
-		for i, w := range wants {
-			ids[i] = w.Volume
-		}
-		volumes, err := lockVolumes(ctx, tx, h.Team, ids)
-		if err != nil {
+	ids := make([]uuid.UUID, len(wants))
+	for i, w := range wants {
+		ids[i] = w.Volume
+	}
+	var volumes map[uuid.UUID]*locked
+	lock := func(b *pgx.Batch) { volumes = queueLocks(b, h.Team, ids) }
+	held = make([]Held, len(wants))
+	err = s.inTwoTrips(ctx, "taking volumes", lock, func(b *pgx.Batch) error {
+		if err := h.choose(volumes, wants); err != nil {
 			return err
 		}
-		for _, w := range wants {
-			one, err := h.take(ctx, tx, volumes[w.Volume], w, lease)
-			if err != nil {
+		for i, w := range wants {
+			if err := h.take(b, volumes[w.Volume], w, lease, &held[i]); err != nil {
 				return err
 			}
-			held = append(held, one)
 		}
 		return nil
 	})
-	return held, err
+	if err != nil {
+		return nil, err
+	}
+	return held, nil
 }
 
 // locked is a volume that nobody else changes, and who has it.
@@ -104,8 +110,14 @@ const removeStaleSQL = "DELETE FROM volume_mounts WHERE volume_id = ANY ($1) AND
 // lockVolumes locks volumes in the order of their ids: two who want several never wait for
 // each other. It takes leases away that are over, all in one round trip: a claim waits for it.
 func lockVolumes(ctx context.Context, tx pgx.Tx, team uuid.UUID, ids []uuid.UUID) (map[uuid.UUID]*locked, error) {
-	all := make(map[uuid.UUID]*locked, len(ids))
 	b := &pgx.Batch{}
+	all := queueLocks(b, team, ids)
+	return all, tx.SendBatch(ctx, b).Close()
+}
+
+// queueLocks has a batch do that. What it answers is filled when the batch was sent.
+func queueLocks(b *pgx.Batch, team uuid.UUID, ids []uuid.UUID) map[uuid.UUID]*locked {
+	all := make(map[uuid.UUID]*locked, len(ids))
 	b.Queue("SELECT "+volumeColumns+` FROM volumes
 		WHERE team_id = $1 AND id = ANY ($2) AND state = 'ready' ORDER BY id FOR UPDATE`, team, ids).Query(func(rows pgx.Rows) error {
 		list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Volume])
@@ -126,21 +138,35 @@ func lockVolumes(ctx context.Context, tx pgx.Tx, team uuid.UUID, ids []uuid.UUID
 			return err
 		})
 	}
-	return all, tx.SendBatch(ctx, b).Close()
+	return all
 }
 
-func (h *Holder) take(ctx context.Context, tx pgx.Tx, v *locked, w MountWant, lease time.Duration) (held Held, err error) {
+// choose has the holder's node chosen, if it is not known.
+func (h *Holder) choose(volumes map[uuid.UUID]*locked, wants []MountWant) (err error) {
+	if h.Choose == nil {
+		return nil
+	}
+	list := make([]Volume, len(wants))
+	for i, w := range wants {
+		list[i] = volumes[w.Volume].Volume
+	}
+	h.Node, err = h.Choose(list)
+	return err
+}
+
+// take has a batch give the holder a volume; held is filled when the batch was sent.
+func (h *Holder) take(b *pgx.Batch, v *locked, w MountWant, lease time.Duration, held *Held) error {
 	if v.AccessMode == ReadWriteMany {
-		return Held{}, errdefs.New(errdefs.InvalidArgument, "a volume of access mode %s can't be mounted in a sandbox", ReadWriteMany)
+		return errdefs.New(errdefs.InvalidArgument, "a volume of access mode %s can't be mounted in a sandbox", ReadWriteMany)
 	}
 	mine := slices.ContainsFunc(v.mounts, func(m Mount) bool { return m.ClaimID == h.Claim })
 	if mine || len(v.mounts) > 0 && v.AccessMode == ReadWriteOnce {
-		return Held{}, inUse("the volume is mounted already", v.mounts)
+		return inUse("the volume is mounted already", v.mounts)
 	}
+	v.mounts = append(v.mounts, Mount{ClaimID: h.Claim, Point: w.Point})
 	held.Volume = v.Volume
-	b := &pgx.Batch{}
 	if err := h.hold(b, &held.Volume); err != nil {
-		return Held{}, err
+		return err
 	}
 	var id *sandbox.ID
 	if h.Sandbox != "" {
@@ -150,14 +176,12 @@ func (h *Holder) take(ctx context.Context, tx pgx.Tx, v *locked, w MountWant, le
 		VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8::interval) RETURNING `+mountColumns,
 		uuid.New(), v.ID, h.Team, h.Claim, id, w.Point, w.ReadOnly || v.AccessMode == ReadOnlyMany, lease).Query(func(rows pgx.Rows) (err error) {
 		held.Mount, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Mount])
+		if violates(err, "volume_mounts_claim_id_mount_point_key") {
+			return errdefs.New(errdefs.Conflict, "another volume is mounted at %s", w.Point)
+		}
 		return err
 	})
-	err = tx.SendBatch(ctx, b).Close()
-	v.mounts = append(v.mounts, held.Mount)
-	if violates(err, "volume_mounts_claim_id_mount_point_key") {
-		return Held{}, errdefs.New(errdefs.Conflict, "another volume is mounted at %s", w.Point)
-	}
-	return held, err
+	return nil
 }
 
 // hold has a batch make a volume the holder's node's, and tell how it is then. What sandboxes

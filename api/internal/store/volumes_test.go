@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -44,6 +45,47 @@ func mounted(t *testing.T, s *store.Store, v store.Volume) store.NewSandbox {
 	take(t, s, v, n.ClaimID)
 	insert(t, s, n)
 	return n
+}
+
+// A holder's node is chosen while nobody else changes the volumes. Who refuses to choose, or
+// loses the database then, has taken nothing, and whoever comes next waits for nobody.
+func TestVolumesAreTakenWholeOrNotAtAll(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	v := newVolume(t, s, uuid.New())
+	refused := errors.New("refused on purpose")
+	for name, choose := range map[string]func() error{
+		"refused": func() error { return refused },
+		"cut off": func() error {
+			run(t, conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'")
+			return nil
+		},
+	} {
+		h := store.Holder{Team: v.TeamID, Claim: uuid.New(), Choose: func(all []store.Volume) (string, error) {
+			if len(all) != 1 || all[0].ID != v.ID || all[0].Node != v.Node {
+				t.Errorf("%s: chosen by %+v", name, all)
+			}
+			var free bool
+			const look = "SELECT EXISTS (SELECT FROM volumes WHERE id = $1 FOR UPDATE SKIP LOCKED)"
+			if err := conn.QueryRow(t.Context(), look, v.ID).Scan(&free); err != nil || free {
+				t.Errorf("%s: somebody else may change the volume: %t, %v", name, free, err)
+			}
+			return v.Node, choose()
+		}}
+		want := []store.MountWant{{Volume: v.ID, Point: "/v"}}
+		if held, err := s.TakeVolumes(t.Context(), h, want, time.Hour); len(held) != 0 || !errors.Is(err, refused) && !errdefs.Is(err, errdefs.Unavailable) {
+			t.Errorf("%s: %v, %v", name, held, err)
+		}
+		h.Choose, h.Node = nil, v.Node
+		held, err := s.TakeVolumes(t.Context(), h, want, time.Hour)
+		if err != nil || len(held) != 1 || held[0].Volume.Epoch != v.Epoch+1 || held[0].Mount.VolumeID != v.ID {
+			t.Fatalf("%s: the next one has %+v, %v", name, held, err)
+		}
+		v = held[0].Volume
+		if err := s.FreeVolumes(t.Context(), h.Claim); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A volume is not deleted under a sandbox whose claim is being stored as its lease runs out.

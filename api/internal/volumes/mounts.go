@@ -23,12 +23,20 @@ type Where struct {
 
 // Where says where a sandbox can have volumes of a team.
 func (k *Keeper) Where(ctx context.Context, team uuid.UUID, wants []store.MountWant) (Where, error) {
-	var w Where
+	all := make([]store.Volume, len(wants))
 	for i, want := range wants {
-		v, err := k.cfg.Store.Volume(ctx, team, want.Volume)
-		if err != nil {
+		var err error
+		if all[i], err = k.cfg.Store.Volume(ctx, team, want.Volume); err != nil {
 			return Where{}, err
 		}
+	}
+	return k.WhereOf(all)
+}
+
+// WhereOf is Where of volumes that were read. It waits for nothing.
+func (k *Keeper) WhereOf(all []store.Volume) (Where, error) {
+	var w Where
+	for i, v := range all {
 		if v.AccessMode == store.ReadWriteMany {
 			return Where{}, errdefs.New(errdefs.InvalidArgument, "a volume of access mode %s can't be mounted in a sandbox", v.AccessMode)
 		}
