@@ -1,0 +1,119 @@
+package fault_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"s0.run/api/client"
+)
+
+// TestX49_NoDescriptors: noded has nearly all the descriptors open that it may, so that
+// creations fail at one place after the other. Who asks is told to come again, what runs goes
+// on and can be ended; when there are descriptors again everybody gets what he asked for, and
+// nothing else is left.
+func TestX49_NoDescriptors(t *testing.T) {
+	needFaults(t)
+	s := newStack(t, 1)
+	s.makeColdTemplate()
+	kept := s.claim("kept", "default")
+	tr := s.leaveTraces(kept)
+	for _, spare := range []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12} {
+		t.Run(fmt.Sprint(spare, " to spare"), func(t *testing.T) {
+			s.TB = t
+			gone := s.claim(claimKey(t)+"-gone", "default")
+			s.check()
+			lift := s.limitFiles(spare)
+			refused := s.claimsInNeed(4)
+			if refused == 0 && spare == 0 {
+				t.Error("everything was done without descriptors")
+			}
+			s.remove(gone)
+			lift()
+			t.Logf("%d refused", refused)
+			if s.noded.ended() {
+				t.Fatalf("R3: noded died of it:\n%s", s.noded.tail())
+			}
+			s.wantTraces(kept, tr)
+			s.claimsAfterNeed(4)
+			s.check()
+		})
+		s.TB = t
+	}
+	s.remove(kept)
+	s.check()
+}
+
+// limitFiles leaves noded so many descriptors that it may open, until lift.
+func (s *stack) limitFiles(spare int) (lift func()) {
+	s.Helper()
+	pid := s.noded.cmd.Process.Pid
+	var before unix.Rlimit
+	s.must(unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &before))
+	low := before
+	low.Cur = s.unused(pid, spare)
+	s.must(unix.Prlimit(pid, unix.RLIMIT_NOFILE, &low, nil))
+	return func() { s.must(unix.Prlimit(pid, unix.RLIMIT_NOFILE, &before, nil)) }
+}
+
+// unused is the number below which a process could open so many descriptors more.
+func (s *stack) unused(pid, spare int) uint64 {
+	s.Helper()
+	entries, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "fd"))
+	s.must(err)
+	open := map[string]bool{}
+	for _, e := range entries {
+		open[e.Name()] = true
+	}
+	for n := uint64(0); ; n++ {
+		if open[strconv.FormatUint(n, 10)] {
+			continue
+		}
+		if spare == 0 {
+			return n
+		}
+		spare--
+	}
+}
+
+// claimsInNeed asks for sandboxes, each once, and counts those that were refused.
+func (s *stack) claimsInNeed(n int) (refused int) {
+	s.Helper()
+	for i := range n {
+		_, err := s.c.CreateSandboxOnce(s.ctx(), s.keyInNeed(i), client.ClaimRequest{Template: coldTemplate})
+		if err == nil {
+			continue
+		}
+		refused++
+		var answer *client.APIError
+		if !errors.As(err, &answer) || answer.StatusCode != 429 && answer.StatusCode != 503 || answer.Code == "" || answer.RequestID == "" {
+			s.Errorf("a claim without what it needs: %+v", err)
+		}
+	}
+	return refused
+}
+
+// claimsAfterNeed asks for the same ones again, which are there once, and removes them.
+func (s *stack) claimsAfterNeed(n int) {
+	s.Helper()
+	seen := map[string]bool{}
+	for i := range n {
+		id := s.claim(s.keyInNeed(i), coldTemplate)
+		s.mustServe(id)
+		seen[id] = true
+	}
+	if len(seen) != n {
+		s.Errorf("%d claims have got %d sandboxes", n, len(seen))
+	}
+	s.check()
+	for id := range seen {
+		s.remove(id)
+	}
+}
+
+func (s *stack) keyInNeed(i int) string { return fmt.Sprint(claimKey(s), "-", i) }
