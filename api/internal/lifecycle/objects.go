@@ -29,6 +29,9 @@ const (
 
 var errBeingResumed = errdefs.New(errdefs.Unavailable, "the sandbox is being resumed").WithRetryAfter(time.Second)
 
+// errAhead is where a row is older than what runs: the database has lost commits.
+var errAhead = errdefs.New(errdefs.Unavailable, "the sandbox is not where the database has it").WithRetryAfter(time.Minute)
+
 // errDrained is a drained node's refusal, in its place.
 var errDrained = connect.NewError(connect.CodeResourceExhausted, errors.New("the sandbox's node gets nothing new"))
 
@@ -199,6 +202,13 @@ func wentOn(row store.Sandbox, sb placement.Sandbox) bool {
 		return false
 	}
 	return row.ClaimID.String() == sb.ClaimID && row.Node != sb.Node && row.Generation >= sb.Generation
+}
+
+// isAhead reports whether another node has a later instance than the row knows. No commit
+// makes that so, only the loss of some: nobody may have another instance made (R2).
+func (k *Keeper) isAhead(row store.Sandbox) bool {
+	sb, _, ok := k.cfg.Table.Lookup(row.ID)
+	return ok && sb.ClaimID == row.ClaimID.String() && sb.Node != row.Node && sb.Generation > row.Generation
 }
 
 // removeUnwanted removes images from the object store that nobody wants any more, as the

@@ -10,6 +10,7 @@ import (
 	"s0.run/api/internal/fakenode"
 	"s0.run/api/internal/lifecycle"
 	"s0.run/api/internal/store"
+	"s0.run/internal/errdefs"
 	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 )
@@ -126,4 +127,36 @@ func TestX37_TheLastCommitsComeBack(t *testing.T) {
 	if ended := f.node.Deleted(); len(ended) != 1 {
 		t.Errorf("the node was told to end %v, want %s alone", ended, f.ended.ID)
 	}
+}
+
+// X37, R2: the lost commits moved a sandbox to another node, where it runs. It is not
+// resumed a second time where the database has it, and it can be deleted.
+func TestX37_AMoveIsLost(t *testing.T) {
+	t.Parallel()
+	pg := s0test.NewPostgresCluster(t, "fsync=off")
+	dsn, n2 := pg.Database(t), &fakenode.Node{}
+	f, sb := withStoreAt(t, dsn, lifecycle.Config{}, &fakenode.Node{}, n2)
+	fail := pg.Copy(t)
+	f.node.Stop()
+	fakenode.Eventually(t, "the node is lost", func() bool { return !f.table.IsSynced("n1") })
+	moved := f.resumeElsewhere(sb.ID)
+	f.node.Listen(t)
+	fakenode.Eventually(t, "n1's is ended", func() bool { return f.node.Deleted()[string(sb.ID)] != "" })
+	f.stop()
+	fail()
+	f.serve(dsn, lifecycle.Config{Settled: time.Hour, Grace: time.Hour})
+	fakenode.Eventually(t, "n2's is listed", func() bool { _, _, ok := f.table.Lookup(sb.ID); return ok })
+	if row, err := f.keep.Resume(t.Context(), f.team, sb.ID); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("resumed: %+v, %v", row, err)
+	}
+	if n := len(f.node.Sandboxes()); n != 0 || n2.Sandboxes()[string(sb.ID)].GetGeneration() != uint64(moved.Generation) {
+		t.Errorf("n1 has %d, n2 %v", n, n2.Sandboxes())
+	}
+	if row := f.row(sb.ID); row.Status != sandbox.Paused || row.Node != "n1" {
+		t.Errorf("%s at %s", row.Status, row.Node)
+	}
+	if err := f.keep.Delete(t.Context(), f.team, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	fakenode.Eventually(t, "n2's ends with it", func() bool { return len(n2.Sandboxes()) == 0 })
 }

@@ -126,6 +126,11 @@ func (k *Keeper) resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 		defer stop()
 		ctx = leased
 	}
+	if begun && k.isAhead(row) {
+		k.cfg.Log.Error("a sandbox is later at another node than in the database", "sandbox", id, "gen", row.Generation, "team", team, "node", row.Node)
+		k.stayPaused(ctx, row, by)
+		return store.Sandbox{}, errAhead
+	}
 	sb, err := k.resumeAt(ctx, row, begun)
 	if err != nil && begun {
 		row, sb, err = k.resumeElsewhere(ctx, row, by, err)
