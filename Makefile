@@ -108,10 +108,11 @@ bench-kube: kube-tools vk build test-deps ## measure pods, claims and the virtua
 test-chart: kube-tools build vk ## lint the Helm chart, and have a real Kubernetes API server judge it (minutes the first time)
 	@cd charts && export CGO_ENABLED=0 GOFLAGS=-trimpath && test -z "$$(gofmt -l .)" && go vet ./... && ../$(BIN)/staticcheck ./... && go test -count=1 -timeout 10m ./...
 
-test-docker: ## build the images of the chart with buildah, over Debian packages, and check them (root; minutes)
-	@hack/deps.sh run test
+test-docker: kube-tools test-deps ## build the images of the chart with buildah, over Debian packages; check them, and run its pods' containers with runc (root; minutes)
 	@hack/docker/build.sh
+	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./internal/s0test/podtest/bundle
 	@S0_DOCKER=1 go test -count=1 -v -timeout 10m ./test/docker
+	@cd charts && CGO_ENABLED=0 GOFLAGS=-trimpath S0_IMAGES=$(CURDIR)/build/docker go test -count=1 -v -timeout 10m -run '^TestChartRuns$$' .
 
 test-nodes: test-deps ## three nodes in network namespaces, over mutual TLS: killed, cut off, drained, removed (root; minutes)
 	@S0_NODES=1 go test -count=1 -timeout 20m -v -run '^TestX45_X47_SeveralNodes$$' ./test/nodes

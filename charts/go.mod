@@ -7,6 +7,7 @@ go 1.26.8
 replace s0.run => ../
 
 require (
+	github.com/opencontainers/runtime-spec v1.3.0
 	helm.sh/helm/v4 v4.2.4
 	s0.run v0.0.0-00010101000000-000000000000
 	sigs.k8s.io/yaml v1.6.0
@@ -45,6 +46,8 @@ require (
 	github.com/modern-go/concurrent v0.0.0-20180306012644-bacd9c7ef1dd // indirect
 	github.com/modern-go/reflect2 v1.0.3-0.20250322232337-35a7c28c31ee // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/opencontainers/go-digest v1.0.0 // indirect
+	github.com/opencontainers/image-spec v1.1.1 // indirect
 	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3 // indirect
 	github.com/shopspring/decimal v1.4.0 // indirect
 	github.com/spf13/cast v1.7.0 // indirect

@@ -22,22 +22,26 @@ import (
 	"s0.run/api/client"
 	"s0.run/internal/s0test"
 	"s0.run/internal/s0test/kubetest"
+	"s0.run/internal/s0test/podtest"
 )
 
 // patience is for what must happen on a machine that does much else.
 const patience = 3 * time.Minute
 
-// host does for one test what kubelets would do for the chart's pods, without a container
-// around them: it gives their programs the files of their volumes, expands what their
-// arguments name, and starts them.
+// host does for one test what kubelets would do for the chart's pods: it gives their
+// programs the files of their volumes, expands what their arguments name, and starts them,
+// as containers of their images or without a container around them.
 type host struct {
 	t       *testing.T
 	dir     string
 	bin     string
+	images  string                       // what hack/docker/build.sh built; "": processes
 	env     map[string]string            // what a kubelet tells containers
 	secrets map[string]map[string][]byte // by name, then key
 	replace *strings.Replacer            // of what two hosts would have of their own: ports, groups
 	more    map[string][]string          // arguments, by container
+	files   map[string][]string          // of the host, which containers see, too: by container
+	started int
 }
 
 // mount is a directory of the host at a container's path.
@@ -48,10 +52,10 @@ func (h *host) run(spec map[string]any) map[string]*program {
 	h.t.Helper()
 	volumes := map[string]string{}
 	for _, v := range list(spec["volumes"]) {
-		volumes[fmt.Sprint(at(v, "name"))] = h.volume(v)
+		volumes[fmt.Sprint(at(v, "name"))] = h.volume(v, at(spec, "securityContext", "fsGroup"))
 	}
 	for _, c := range list(spec["initContainers"]) {
-		p := h.start(c.(map[string]any), volumes)
+		p := h.start(spec, c.(map[string]any), volumes)
 		<-p.done
 		if p.err != nil {
 			h.t.Fatalf("init container %v: %v: %s", at(c, "name"), p.err, p.said())
@@ -59,28 +63,35 @@ func (h *host) run(spec map[string]any) map[string]*program {
 	}
 	all := map[string]*program{}
 	for _, c := range list(spec["containers"]) {
-		all[fmt.Sprint(at(c, "name"))] = h.start(c.(map[string]any), volumes)
+		all[fmt.Sprint(at(c, "name"))] = h.start(spec, c.(map[string]any), volumes)
 	}
 	return all
 }
 
-// volume makes what a volume is on the host.
-func (h *host) volume(v any) string {
+// volume makes what a volume is on the host. What is not the host's own is a group's:
+// that of a pod without one is root.
+func (h *host) volume(v, group any) string {
 	h.t.Helper()
 	if path, ok := at(v, "hostPath", "path").(string); ok {
 		if strings.HasPrefix(path, h.dir) {
 			h.must(os.MkdirAll(path, 0o755))
 		}
-		return path
+		if _, err := os.Stat(path); err == nil {
+			return path
+		} // else runtimes make an empty one, and this a directory of the test's
 	}
 	dir := filepath.Join(h.dir, "volumes", fmt.Sprint(at(v, "name")))
 	h.must(os.MkdirAll(dir, 0o700))
+	gid, _ := group.(float64)
+	h.must(os.Chown(dir, 0, int(gid)))
+	h.must(os.Chmod(dir, 0o770))
 	if name, ok := at(v, "secret", "secretName").(string); ok {
 		keys := list(at(v, "secret", "items"))
 		for key, content := range h.secrets[name] {
 			wanted := len(keys) == 0 || slices.ContainsFunc(keys, func(k any) bool { return at(k, "key") == key })
 			if wanted {
 				h.must(os.WriteFile(filepath.Join(dir, key), content, 0o440))
+				h.must(os.Chown(filepath.Join(dir, key), 0, int(gid)))
 			}
 		}
 		if h.secrets[name] == nil && at(v, "secret", "optional") != true {
@@ -97,25 +108,14 @@ func (h *host) must(err error) {
 	}
 }
 
-// program is a container's.
-type program struct {
-	args []string
-	cmd  *exec.Cmd
-	log  *os.File
-	done chan struct{}
-	err  error // when it is done
-}
-
-func (p *program) said() string {
-	b, _ := os.ReadFile(p.log.Name())
-	return string(b[max(0, len(b)-4000):])
-}
-
 var variable = regexp.MustCompile(`\$\(([A-Z0-9_]+)\)`)
 
-// start starts a container's program as a process of its own.
-func (h *host) start(c map[string]any, volumes map[string]string) *program {
+// start starts a container's program: as a process of its own, where there are no images.
+func (h *host) start(spec, c map[string]any, volumes map[string]string) *program {
 	h.t.Helper()
+	if h.images != "" {
+		return h.contain(spec, c, volumes)
+	}
 	name := fmt.Sprint(c["name"])
 	mounts := []mount{{"/usr/local/bin", h.bin}}
 	for _, m := range list(c["volumeMounts"]) {
@@ -159,43 +159,6 @@ func (h *host) argument(a string, mounts []mount) string {
 		}
 	}
 	return h.replace.Replace(flag + value)
-}
-
-func (h *host) exec(name string, args []string) *program {
-	h.t.Helper()
-	log, err := os.OpenFile(filepath.Join(h.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	h.must(err)
-	p := &program{args: args, log: log, done: make(chan struct{})}
-	path := filepath.Join(h.bin, args[0]) // as the image's, before the machine's
-	if _, err := os.Stat(path); err != nil {
-		path = args[0]
-	}
-	p.cmd = exec.Command(path, args[1:]...)
-	p.cmd.Env = []string{"PATH=" + h.bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	h.must(p.cmd.Start())
-	go func() { // ends with the program
-		p.err = p.cmd.Wait()
-		close(p.done)
-	}()
-	h.t.Cleanup(func() {
-		p.stop(syscall.SIGTERM)
-		if h.t.Failed() {
-			h.t.Logf("%s said: %s", name, p.said())
-		}
-		log.Close()
-	})
-	return p
-}
-
-func (p *program) stop(how syscall.Signal) {
-	_ = p.cmd.Process.Signal(how)
-	select {
-	case <-p.done:
-	case <-time.After(patience):
-		_ = p.cmd.Process.Kill()
-		<-p.done
-	}
 }
 
 // until waits for something to be so.
@@ -272,6 +235,7 @@ type stack struct {
 	api     string
 	apis    map[string]*program
 	node    map[string]*program
+	spec    map[string]any // of the node's pod
 	secret  map[string][]byte
 }
 
@@ -289,13 +253,16 @@ func up(t *testing.T) *stack {
 	}
 	group := "/" + filepath.Base(dir)
 	bin := filepath.Dir(kubetest.Binary(t, "s0d"))
-	h := &host{t: t, dir: dir, bin: bin, secrets: map[string]map[string][]byte{}, more: map[string][]string{}}
+	h := &host{t: t, dir: dir, bin: bin, secrets: map[string]map[string][]byte{}, more: map[string][]string{}, files: map[string][]string{}}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if h.images = os.Getenv("S0_IMAGES"); h.images != "" {
+		podtest.Share(t, dir)
+	}
 	t.Cleanup(func() {
 		out, err := exec.Command(filepath.Join(bin, "s0d"), "reset", "--yes", "--data-dir="+dir+"/d", "--run-dir="+dir+"/r", "--cgroup-parent="+group).CombinedOutput()
 		if err != nil {
 			t.Errorf("s0d reset: %v: %s", err, out)
 		}
-		os.RemoveAll(dir)
 	})
 	s := &stack{host: h, cluster: kubetest.New(t)}
 	registry, image := images(t)
@@ -320,7 +287,9 @@ func up(t *testing.T) *stack {
 		"dataDir": dir + "/d", "runDir": dir + "/r", "sandboxCIDR": "10.187.0.0/16", "sandboxCIDR6": "fd87::/64", "maxSandboxes": 20,
 		"extraArgs": map[string]any{"noded": []any{"--plain-http-registries=" + registry}},
 	}
-	h.secrets["db"] = map[string][]byte{"url": []byte(s0test.Postgres(t))}
+	database := s0test.Postgres(t)
+	h.secrets["db"] = map[string][]byte{"url": []byte(database)}
+	h.files["api"] = []string{socketOf(database)}
 	s.install(v)
 	return s
 }
@@ -357,12 +326,15 @@ func (s *stack) install(v map[string]any) {
 		kubeconfig, err := s.cluster.Kubeconfig("system:serviceaccount:"+namespace+":"+account, "system:serviceaccounts", "system:serviceaccounts:"+namespace, "system:authenticated")
 		s.must(err)
 		s.more[container] = []string{"--kubeconfig=" + kubeconfig}
+		s.files[container] = append(s.files[container], kubeconfig)
 	}
 	s.more["vk"] = append(s.more["vk"], "--client-ca="+s.cluster.CAFile())
+	s.files["vk"] = append(s.files["vk"], s.cluster.CAFile())
 	s.apis = s.host.run(podSpec(deployment))
 	until(t, "the API server", func() error { return ask(s.client("").Metadata(t.Context())) })
 	s.secrets["s0-join"] = map[string][]byte{"token": s.s0d("nodes", "token", "--database-url-file", filepath.Join(s.dir, "volumes", "database", "url"))}
-	s.node = s.host.run(podSpec(daemons))
+	s.spec = podSpec(daemons)
+	s.node = s.host.run(s.spec)
 }
 
 func rendered(t *testing.T, v map[string]any) []object {
@@ -436,7 +408,8 @@ func (s *stack) answers(c *client.Client, id string) {
 
 // TestChartRuns starts every program of the chart as its pods would, against a real
 // control plane: a node joins, a pool is filled as a ReplicaSet, a claim is answered, and
-// the node's programs are killed and started again under its sandbox.
+// the node's programs are killed and started again under its sandbox. They are processes,
+// or containers of the images that S0_IMAGES is the directory of: make test-docker.
 func TestChartRuns(t *testing.T) {
 	if testing.Short() {
 		t.Skip("needs root and a control plane: see make test-chart")
@@ -449,6 +422,7 @@ func TestChartRuns(t *testing.T) {
 		}
 		return nil
 	})
+	until(t, "the node's health", func() error { return s.probe(s.spec, s.node) })
 	login, err := s.client("").Login(t.Context(), "admin@example.com", string(s.secret["admin-password"]))
 	s.must(err)
 	c := s.client(login.AccessToken)
@@ -456,10 +430,9 @@ func TestChartRuns(t *testing.T) {
 	sandbox, err := c.CreateSandbox(t.Context(), client.ClaimRequest{Template: "default"})
 	s.must(err)
 	s.answers(c, sandbox.SandboxID)
-	for _, name := range []string{"containerd", "noded", "netd", "vk"} {
-		old := s.node[name]
-		old.stop(syscall.SIGKILL)
-		s.node[name] = s.exec(name, old.args)
+	for _, name := range s.killed() {
+		s.node[name].stop(syscall.SIGKILL)
+		s.node[name] = s.node[name].again()
 	}
 	s.answers(c, sandbox.SandboxID)
 	s.must(c.DeleteSandbox(t.Context(), sandbox.SandboxID))

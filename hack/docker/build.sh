@@ -14,7 +14,7 @@ buildah() { command buildah --root "$out/storage" --runroot "$out/run" "$@"; }
 cleanup() {
   buildah rm --all >/dev/null || true
   umount "$out/storage/overlay" 2>/dev/null || true
-  rm -rf "$bootstrapped"
+  rm -rf --one-file-system "$bootstrapped"
 }
 trap cleanup EXIT
 

@@ -3,28 +3,25 @@
 // pod's specification adds to them or takes away.
 //
 // There is no network of pods: containers are on their host's. Limits are not applied.
+//
+// What containerd says of a container is in the program bundle: its modules would be those
+// of every module whose tests import this package.
 package podtest
 
 import (
-	"context"
+	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strings"
-	"syscall"
 	"testing"
 
-	"github.com/containerd/containerd/v2/contrib/seccomp"
-	"github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/containerd/v2/pkg/oci"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"s0.run/internal/s0test/kubetest"
 )
 
 // Image is one that was built.
@@ -66,11 +63,7 @@ type Container struct {
 // removed when the test ends.
 func (c Container) Cmd(t testing.TB, dir string) *exec.Cmd {
 	t.Helper()
-	spec, err := c.spec(t.Context(), filepath.Join(dir, "rootfs"))
-	if err == nil {
-		err = writeBundle(dir, spec)
-	}
-	if err != nil {
+	if err := c.writeBundle(t, dir); err != nil {
 		t.Fatalf("container %s: %v", dir, err)
 	}
 	c.mountRoot(t, dir)
@@ -79,30 +72,41 @@ func (c Container) Cmd(t testing.TB, dir string) *exec.Cmd {
 			t.Errorf("runc delete: %v: %s", err, out)
 		}
 	})
-	return runc(dir, "run", "--keep", "--bundle", dir)
+	return runc(dir, "run", "--bundle", dir)
 }
 
-// Kill kills the program of the container in a directory, and it alone.
+// Exec runs a program in the container in a directory, as its probes are.
+func Exec(dir string, args ...string) error {
+	out, err := runc(dir, "exec", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("runc exec %v: %w: %s", args, err, out)
+	}
+	return nil
+}
+
+// Kill kills the program of the container in a directory. Where that shares the host's
+// processes, runc then ends all that are in the container's control group, as runtimes do.
 func Kill(dir string) error {
-	out, err := runc(dir, "kill").CombinedOutput()
+	out, err := runc(dir, "kill", "KILL").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("runc kill: %w: %s", err, out)
 	}
 	return nil
 }
 
-// runc is runc's command for the container in a directory, whose name is its.
-func runc(dir, command string, flags ...string) *exec.Cmd {
-	args := append([]string{"--root", filepath.Join(dir, "runc"), command}, flags...)
-	args = append(args, filepath.Base(dir))
-	if command == "kill" {
-		args = append(args, "KILL")
+// runc is runc's command for the container in a directory. Each has a state of its own.
+func runc(dir, command string, args ...string) *exec.Cmd {
+	const id = "container"
+	all := []string{"--root", filepath.Join(dir, "runc"), command}
+	if command == "exec" || command == "kill" { // whose arguments come last
+		return exec.Command("runc", append(append(all, id), args...)...)
 	}
-	return exec.Command("runc", args...)
+	return exec.Command("runc", append(append(all, args...), id)...)
 }
 
-func writeBundle(dir string, spec *oci.Spec) error {
-	b, err := json.Marshal(spec)
+// writeBundle makes the directory what runc runs.
+func (c Container) writeBundle(t testing.TB, dir string) error {
+	b, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
@@ -111,7 +115,12 @@ func writeBundle(dir string, spec *oci.Spec) error {
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(dir, "config.json"), b, 0o600)
+	cmd := exec.Command(kubetest.Binary(t, "bundle"), dir)
+	cmd.Stdin = bytes.NewReader(b)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("writing its bundle: %w: %s", err, out)
+	}
+	return nil
 }
 
 // mountRoot gives the container the image's files, and a place of its own for what it writes.
@@ -129,82 +138,19 @@ func (c Container) mountRoot(t testing.TB, dir string) {
 	})
 }
 
-// command is the program with its arguments: as Kubernetes has it, Command does away with
-// both of the image's, Args with its arguments.
-func (c Container) command() []string {
-	switch {
-	case len(c.Command) > 0:
-		return slices.Concat(c.Command, c.Args)
-	case len(c.Args) > 0:
-		return slices.Concat(c.Image.Config.Entrypoint, c.Args)
-	}
-	return slices.Concat(c.Image.Config.Entrypoint, c.Image.Config.Cmd)
-}
-
-func (c Container) spec(ctx context.Context, root string) (*oci.Spec, error) {
-	uid, gid, err := c.user()
-	if err != nil {
-		return nil, err
-	}
-	opts := []oci.SpecOpts{
-		oci.WithRootFSPath(root), oci.WithoutRunMount, oci.WithHostResolvconf, oci.WithHostHostsFile,
-		oci.WithProcessArgs(c.command()...), oci.WithEnv(slices.Concat(c.Image.Config.Env, c.Env)), oci.WithUIDGID(uid, gid),
-		oci.WithHostNamespace(specs.NetworkNamespace), oci.WithHostNamespace(specs.UTSNamespace), oci.WithMounts(c.Mounts),
-	}
-	if dir := c.Image.Config.WorkingDir; dir != "" {
-		opts = append(opts, oci.WithProcessCwd(dir))
-	}
-	if c.HostPID {
-		opts = append(opts, oci.WithHostNamespace(specs.PIDNamespace))
-	}
-	if slices.ContainsFunc(c.Mounts, func(m specs.Mount) bool { return slices.Contains(m.Options, "rshared") }) {
-		opts = append(opts, sharedRoot)
-	}
-	opts = append(opts, c.rights()...)
-	// Other tests may run containers, too: the directory's name is nobody else's.
-	opts = append(opts, oci.WithCgroup("/podtest"+strings.ReplaceAll(filepath.Dir(root), "/", "-")))
-	return oci.GenerateSpec(namespaces.WithNamespace(ctx, "podtest"), nil, &containers.Container{ID: "pod"}, opts...)
-}
-
-func (c Container) rights() []oci.SpecOpts {
-	if c.Privileged {
-		return []oci.SpecOpts{oci.WithPrivileged, oci.WithHostDevices, oci.WithAllDevicesAllowed}
-	}
-	return []oci.SpecOpts{oci.WithRootFSReadonly(), oci.WithCapabilities(nil), oci.WithNoNewPrivileges, seccomp.WithDefaultProfile()}
-}
-
-// sharedRoot lets mounts below a shared one be seen outside.
-func sharedRoot(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
-	s.Linux.RootfsPropagation = "rshared"
-	return nil
-}
-
-// user is as numbers: who is named can't be told from root before the image is there.
-func (c Container) user() (uid, gid uint32, err error) {
-	user := c.User
-	if user == "" {
-		user = c.Image.Config.User
-	}
-	if n, err := fmt.Sscanf(user, "%d:%d", &uid, &gid); n != 2 {
-		return 0, 0, fmt.Errorf("user %q is not uid:gid: %w", user, err)
-	}
-	return uid, gid, nil
-}
-
-// Share makes a directory a mount whose own mounts containers may share, as everything is
-// on a host with systemd, until the test ends.
+// Share makes a directory a mount until the test ends: what is mounted below it, containers and
+// the host may share, as they may below / on a host with systemd.
 func Share(t testing.TB, dir string) {
 	t.Helper()
-	err := unix.Mount(dir, dir, "", unix.MS_BIND|unix.MS_REC, "")
-	if err == nil {
-		t.Cleanup(func() {
-			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
-				t.Errorf("unmounting %s: %v", dir, err)
-			}
-		})
-		err = unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "")
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("sharing %s: %v", dir, err)
 	}
-	if err != nil {
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmounting %s: %v", dir, err)
+		}
+	})
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
 		t.Fatalf("sharing %s: %v", dir, err)
 	}
 }
