@@ -57,7 +57,7 @@ func TestVolumesAreTakenWholeOrNotAtAll(t *testing.T) {
 	for name, choose := range map[string]func() error{
 		"refused": func() error { return refused },
 		"cut off": func() error {
-			run(t, conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'")
+			run(t, conn, "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'")
 			return nil
 		},
 	} {
