@@ -3,9 +3,11 @@ package fault_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +49,48 @@ func TestX49_NoDescriptors(t *testing.T) {
 	}
 	s.remove(kept)
 	s.check()
+}
+
+// TestX49_NoProcesses: the machine has nearly no room for another process or thread in
+// sandboxes, so that starts fail at one place after the other.
+func TestX49_NoProcesses(t *testing.T) {
+	needFaults(t)
+	s := newStack(t, 1)
+	s.makeColdTemplate()
+	for _, spare := range []int{0, 1, 2, 4, 8, 12, 16, 20} {
+		t.Run(fmt.Sprint(spare, " to spare"), func(t *testing.T) {
+			s.TB = t
+			s.check()
+			lift := s.limitProcesses(spare)
+			refused := s.claimsInNeed(2)
+			lift()
+			t.Logf("%d refused", refused)
+			if refused == 0 && spare == 0 {
+				t.Error("everything was done without processes")
+			}
+			s.claimsAfterNeed(2)
+			s.check()
+		})
+		s.TB = t
+	}
+}
+
+// limitProcesses leaves all sandboxes together room for so many processes and threads more,
+// until lift.
+func (s *stack) limitProcesses(spare int) (lift func()) {
+	s.Helper()
+	group := filepath.Join("/sys/fs/cgroup/pids", s.CgroupParent)
+	raw, err := os.ReadFile(filepath.Join(group, "pids.current"))
+	if errors.Is(err, fs.ErrNotExist) { // cgroup v2
+		group = filepath.Join("/sys/fs/cgroup", s.CgroupParent)
+		raw, err = os.ReadFile(filepath.Join(group, "pids.current"))
+	}
+	s.must(err)
+	now, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	s.must(err)
+	limit := filepath.Join(group, "pids.max")
+	s.must(os.WriteFile(limit, []byte(strconv.Itoa(now+spare)), 0))
+	return func() { s.must(os.WriteFile(limit, []byte("max"), 0)) }
 }
 
 // limitFiles leaves noded so many descriptors that it may open, until lift.
