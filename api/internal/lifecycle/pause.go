@@ -317,7 +317,7 @@ func (k *Keeper) settleState(ctx context.Context, row store.Sandbox, state sandb
 	case state == sandbox.Paused && row.Status == sandbox.Starting && k.rests(ctx, row):
 	case state == sandbox.Paused && (row.Status != sandbox.Paused || gen > row.Generation):
 		_, changed, err = k.cfg.Store.SetPaused(ctx, row.TeamID, row.ID, row.ClaimID, gen)
-	case state == sandbox.Running && (row.Status != sandbox.Running || gen > row.Generation):
+	case state == sandbox.Running && gen > row.Generation:
 		_, changed, err = k.cfg.Store.SetResumed(ctx, row.TeamID, row.ID, row.ClaimID, gen)
 	}
 	if errdefs.Is(err, errdefs.Exhausted) { // nobody was told that it runs, and its team has no room for it

@@ -198,6 +198,21 @@ func TestX39_ARowLearnsOfANewInstance(t *testing.T) {
 	}
 }
 
+// R6: what was read of a node before a pause, and is heeded after it, does not have the
+// sandbox run. Nor does it hide from the quota the instance that does.
+func TestR6_OldNewsIsNoResume(t *testing.T) {
+	t.Parallel()
+	f := run(t, time.Hour)
+	sb := f.claimed(nil)
+	paused, err := f.keep.Pause(t.Context(), f.team, sb.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if row, ok, err := f.store.SetResumed(t.Context(), f.team, sb.ID, sb.ClaimID, paused.Generation); ok || err != nil {
+		t.Errorf("it runs as it did before: %+v, %v", row, err)
+	}
+}
+
 // A15: a sandbox whose resume nobody has recorded does not run beyond its team's quota.
 func TestA15_AResumeThatTheQuotaRefusesIsUndone(t *testing.T) {
 	t.Parallel()

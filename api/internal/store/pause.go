@@ -67,14 +67,15 @@ func (s *Store) SetExpired(ctx context.Context, leased Sandbox, gen sandbox.Gene
 // SetResumed records that a node runs an instance of a sandbox that was paused, also if
 // nobody has recorded the pause. Its ttl begins now, if whoever refreshed it meanwhile was
 // not told of a later end, and the hard ttl of one that has never run before. It reports
-// false when the row was something else by then, or knows a later instance.
+// false when the row was something else by then, or knows this instance already: one that
+// was paused runs as the next one, so that it ran as this is older news than the pause (R6).
 func (s *Store) SetResumed(ctx context.Context, team uuid.UUID, id sandbox.ID, claim uuid.UUID, gen sandbox.Generation) (Sandbox, bool, error) {
 	return s.changed(ctx, "recording a resume", `
 		UPDATE sandboxes SET status = 'running', generation = $4, updated_at = now(),
 			expires_at = greatest(expires_at, CASE WHEN ttl_seconds > 0 THEN now() + make_interval(secs => ttl_seconds) END),
 			hard_expires_at = coalesce(hard_expires_at, CASE WHEN hard_ttl_seconds > 0 THEN now() + make_interval(secs => hard_ttl_seconds) END)
-		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation <= $4
-		AND deleted_at IS NULL AND (status IN ('starting', 'paused') OR status = 'running' AND generation < $4)`, team, id, claim, gen)
+		WHERE team_id = $1 AND id = $2 AND claim_id = $3 AND generation < $4
+		AND deleted_at IS NULL AND status IN ('starting', 'paused', 'running')`, team, id, claim, gen)
 }
 
 // changed runs an UPDATE of one sandbox that may not apply.
