@@ -49,7 +49,7 @@ func (s *Server) Watch(w http.ResponseWriter, r *http.Request, to dataplane.Targ
 	}
 	ws := &watchSession{
 		session: &session{cancel: cancel, done: make(chan struct{}), writeTimeout: s.writeTimeout}, plane: s.cfg.Plane, to: to,
-		out: make(chan openapi.FileWatchServerMessage), end: make(chan goodbye), watches: map[string]context.CancelFunc{},
+		out: make(chan openapi.FileWatchServerMessage), end: make(chan goodbye), watches: map[string]*oneWatch{},
 	}
 	if ws.conn, err = s.upgrade(w, r); err != nil {
 		return err
@@ -80,7 +80,13 @@ type watchSession struct {
 	end chan goodbye                        // likewise, at last
 
 	mu      sync.Mutex
-	watches map[string]context.CancelFunc // by id
+	watches map[string]*oneWatch // by id
+}
+
+// oneWatch is a subscription that has a place among its socket's.
+type oneWatch struct {
+	cancel context.CancelFunc
+	ending bool // it was unsubscribed
 }
 
 // goodbye is how a socket is closed.
@@ -179,34 +185,45 @@ func (ws *watchSession) add(ctx context.Context) (id string, one context.Context
 	if len(ws.watches) >= watchesPerSocket || ws.watches[id] != nil {
 		return "", nil, errdefs.New(errdefs.Exhausted, "too many watches: a WebSocket has at most %d", watchesPerSocket)
 	}
-	one, ws.watches[id] = context.WithCancel(ctx)
+	one, cancel := context.WithCancel(ctx)
+	ws.watches[id] = &oneWatch{cancel: cancel}
 	return id, one, nil
 }
 
+// unsubscribe has a watch end, which tells of it. It is unknown from here on: each
+// unsubscription has one answer.
 func (ws *watchSession) unsubscribe(id *string) error {
 	if id == nil {
 		return errdefs.New(errdefs.InvalidArgument, "watch_id is required")
 	}
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	cancel := ws.watches[*id]
-	if cancel == nil {
+	one := ws.watches[*id]
+	if one == nil || one.ending {
 		return errdefs.New(errdefs.NotFound, "unknown watch_id")
 	}
-	cancel()
+	one.ending = true
+	one.cancel()
 	return nil
 }
 
 func (ws *watchSession) drop(id string) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	ws.watches[id]()
+	ws.watches[id].cancel()
 	delete(ws.watches, id)
 }
 
-// watch is one subscription from its request to its end, which it tells.
+// watch is one subscription from its request to its end. That is told when its place is
+// free, for another one may follow at once.
 func (ws *watchSession) watch(session, ctx context.Context, id string, m openapi.FileWatchClientMessage) {
-	defer ws.drop(id)
+	tell := ws.stream(session, ctx, id, m)
+	ws.drop(id)
+	tell()
+}
+
+// stream passes a watch on until it ends, and returns what tells of that.
+func (ws *watchSession) stream(session, ctx context.Context, id string, m openapi.FileWatchClientMessage) (tell func()) {
 	q := url.Values{"path": {*m.Path}}
 	if m.Recursive != nil {
 		q.Set("recursive", strconv.FormatBool(*m.Recursive))
@@ -215,8 +232,7 @@ func (ws *watchSession) watch(session, ctx context.Context, id string, m openapi
 		Method: http.MethodGet, Path: procapi.PathFiles + "/watch", Query: q, Timeout: attachTimeout,
 	})
 	if err != nil {
-		ws.tellError(session, *m.Path, err)
-		return
+		return func() { ws.tellError(session, *m.Path, err) }
 	}
 	defer resp.Body.Close()
 	lines := bufio.NewScanner(resp.Body)
@@ -225,12 +241,19 @@ func (ws *watchSession) watch(session, ctx context.Context, id string, m openapi
 	err = ws.follow(session, id, lines)
 	switch {
 	case session.Err() != nil:
+		return func() {}
 	case ctx.Err() != nil, err == nil:
-		ws.tell(session, openapi.FileWatchServerMessage{Type: openapi.FileWatchServerMessageTypeUnsubscribed, WatchID: &id})
+		return func() {
+			ws.tell(session, openapi.FileWatchServerMessage{Type: openapi.FileWatchServerMessageTypeUnsubscribed, WatchID: &id})
+		}
 	case errors.Is(err, errLine) || errors.Is(err, bufio.ErrTooLong):
-		ws.stop(session, goodbye{websocket.CloseInternalServerErr, "the sandbox's answer makes no sense"})
+		return func() {
+			ws.stop(session, goodbye{websocket.CloseInternalServerErr, "the sandbox's answer makes no sense"})
+		}
 	default:
-		ws.stop(session, goodbye{websocket.CloseServiceRestart, "the connection to the sandbox was lost; subscribe again"})
+		return func() {
+			ws.stop(session, goodbye{websocket.CloseServiceRestart, "the connection to the sandbox was lost; subscribe again"})
+		}
 	}
 }
 

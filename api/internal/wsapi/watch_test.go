@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -210,6 +211,42 @@ func TestUnsubscribeEndsOneWatchAlone(t *testing.T) {
 	w.say(`{"action":"unsubscribe","watch_id":%q}`, b)
 	w.want(`{"type":"unsubscribed"}`)
 	fakenode.Eventually(t, "no watch is left", func() bool { return w.open.Load() == 0 })
+}
+
+// Who unsubscribes twice is answered twice, however soon.
+func TestEachUnsubscriptionHasAnAnswer(t *testing.T) {
+	t.Parallel()
+	w := watching(t, idle)
+	for range 20 {
+		w.say(`{"action":"subscribe","path":"/a"}`)
+		a := w.want(`{"path":"/a","type":"subscribed"}`)
+		w.say(`{"action":"unsubscribe","watch_id":%q}`, a)
+		w.say(`{"action":"unsubscribe","watch_id":%q}`, a)
+		first, _ := w.next()
+		second, _ := w.next()
+		got := []string{first, second}
+		slices.Sort(got)
+		if want := []string{`{"code":"not_found","error":"unknown watch_id","type":"error"}`, `{"type":"unsubscribed"}`}; !slices.Equal(got, want) {
+			t.Fatalf("the server says %s, want %s", got, want)
+		}
+	}
+}
+
+// Who is told that a watch has ended has its place for another one.
+func TestAWatchThatEndedTakesNoPlace(t *testing.T) {
+	t.Parallel()
+	w := watching(t, idle)
+	var last string
+	for range watchesPerSocket {
+		w.say(`{"action":"subscribe","path":"/a"}`)
+		last = w.want(`{"path":"/a","type":"subscribed"}`)
+	}
+	for range 200 {
+		w.say(`{"action":"unsubscribe","watch_id":%q}`, last)
+		w.want(`{"type":"unsubscribed"}`)
+		w.say(`{"action":"subscribe","path":"/a"}`)
+		last = w.want(`{"path":"/a","type":"subscribed"}`)
+	}
 }
 
 func TestWatchErrors(t *testing.T) {
