@@ -85,7 +85,7 @@ func Default() Config {
 
 // Run runs a netd until ctx ends. What the kernel does for it goes on.
 func Run(ctx context.Context, cfg Config) error {
-	host, err := enter(cfg.NetNS)
+	host, err := enter(ctx, cfg.NetNS)
 	if err != nil {
 		return fmt.Errorf("netd: entering %s: %w", cfg.NetNS, err)
 	}
