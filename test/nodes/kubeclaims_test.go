@@ -35,7 +35,6 @@ func TestClaimsBesideManyPods(t *testing.T) {
 	k.Cleanup(vk.kill)
 	vk.start()
 	refilled := func() { k.until("a slot for each pod", func() bool { return n.free() == pods }) }
-	k.Log(k.kubectl("get", "rs", "-A"))
 	k.measure(n, "with Kubernetes at rest", claims, refilled)
 	k.measure(n, "with Kubernetes", claims, func() {})
 	refilled()
