@@ -306,16 +306,21 @@ func (v view) orphans() (ids []string) {
 	return ids
 }
 
-// orphanTime is how soon orphans are ended: comparisons with a node find a child without a
-// row for half a minute.
-const orphanTime = 2 * time.Minute
+const (
+	// childTime is how soon a fork's children without rows are ended: comparisons with their
+	// node find them for half a minute.
+	childTime = 2 * time.Minute
+	// orphanTime is how soon any orphan is, one of a claim whose server died included (R4),
+	// and a comparison.
+	orphanTime = 11 * time.Minute
+)
 
 // awaitOrphans waits for the end of sandboxes without a row, which have longer than anything
-// else. What is left of them then is the oracle's.
-func (s *stack) awaitOrphans() {
+// else. What is left of them at the limit is the oracle's.
+func (s *stack) awaitOrphans(limit time.Duration) {
 	s.Helper()
 	began, seen := time.Now(), 0
-	for ; time.Since(began) < orphanTime; <-time.After(time.Second) {
+	for ; time.Since(began) < limit; <-time.After(time.Second) {
 		v, err := s.view()
 		if err != nil {
 			continue // it is not quiet yet

@@ -157,7 +157,7 @@ func TestX39_AServerDiesInAFork(t *testing.T) {
 		return err
 	})
 	s.startAPI()
-	s.awaitOrphans()
+	s.awaitOrphans(childTime)
 	s.check()
 	s.verifyFork(id, tr)
 	s.remove(id)

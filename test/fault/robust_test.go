@@ -78,7 +78,7 @@ func (r *run) quiet(workers []*worker) {
 	if result := porcupine.CheckOperationsTimeout(claimModel, r.claims, time.Minute); result != porcupine.Ok {
 		r.Errorf("G01: %s: %d claims have no order in which each was done at once:\n%v", result, len(r.claims), r.claims)
 	}
-	r.awaitOrphans()
+	r.awaitOrphans(orphanTime)
 	v := r.check()
 	for _, w := range workers {
 		for _, b := range w.boxes {
