@@ -45,6 +45,7 @@ type team struct {
 	room    []store.Room // as it was read, less what goes on; nil: no limits
 	going   claims
 	made    claims // ever
+	stale   int    // how often what was known, or is being read, turned out to be old
 	changed chan struct{}
 }
 
@@ -57,10 +58,12 @@ type claims struct {
 func (c claims) plus(o claims) claims  { return claims{c.n + o.n, c.bytes + o.bytes} }
 func (c claims) minus(o claims) claims { return claims{c.n - o.n, c.bytes - o.bytes} }
 
-// reading is what room there was, at some time after so many claims were made.
+// reading is what room a team had, at some time after so many claims were made.
 type reading struct {
-	room []store.Room
-	made claims
+	room  []store.Room
+	of    *team
+	made  claims
+	stale int
 }
 
 // NewGate makes a Gate over a store's Room.
@@ -73,7 +76,7 @@ func (g *Gate) Forget() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, t := range g.teams {
-		t.read = time.Time{}
+		t.forget()
 	}
 }
 
@@ -131,6 +134,9 @@ func (g *Gate) ask(ctx context.Context, id uuid.UUID, bytes int64) (changed <-ch
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	t := g.team(id)
+	if t != r.of || t.stale != r.stale {
+		return again, nil
+	}
 	since := t.made.minus(r.made)
 	t.know(r.room, since)
 	short := t.short(bytes)
@@ -155,12 +161,16 @@ var again = func() chan struct{} {
 
 func (g *Gate) read(ctx context.Context, id uuid.UUID) (reading, error) {
 	g.mu.Lock()
-	made := g.team(id).made
+	t := g.team(id)
+	r := reading{of: t, made: t.made, stale: t.stale}
 	g.mu.Unlock()
-	room, err := g.room(ctx, id)
-	return reading{room, made}, err
+	var err error
+	r.room, err = g.room(ctx, id)
+	return r, err
 }
 
+// leave ends a claim. One that a limit refused shows that others have used the
+// room, in another replica: what is left is to be read before anyone else goes on.
 func (g *Gate) leave(id uuid.UUID, bytes int64, made bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -168,8 +178,8 @@ func (g *Gate) leave(id uuid.UUID, bytes int64, made bool) {
 	t.going = t.going.minus(it)
 	if made {
 		t.made = t.made.plus(it)
-	} else {
-		t.spend(claims{}.minus(it))
+	} else if len(t.room) > 0 {
+		t.forget()
 	}
 	close(t.changed)
 	t.changed = make(chan struct{})
@@ -186,6 +196,11 @@ func (g *Gate) team(id uuid.UUID) *team {
 		g.teams[id] = t
 	}
 	return t
+}
+
+func (t *team) forget() {
+	t.read = time.Time{}
+	t.stale++
 }
 
 func (t *team) age() time.Duration {

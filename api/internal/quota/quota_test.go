@@ -101,6 +101,57 @@ func TestA15_NoMoreGoOnThanThereIsRoomFor(t *testing.T) {
 	})
 }
 
+// Two replicas let in as many as there is room for, each. The database refuses half
+// of them, and nobody else may take a slot for nothing.
+func TestA15_WhoIsRefusedLeavesNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &database{limit: 10}
+		g, team := NewGate(d.room), uuid.New()
+		var leave [10]func(bool)
+		for n := range leave {
+			var err error
+			if leave[n], err = g.Enter(t.Context(), team, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.used.Store(10)
+		for n, leave := range leave {
+			leave(n < 5)
+		}
+		if _, err := g.Enter(t.Context(), team, 1); !errdefs.Is(err, errdefs.Exhausted) {
+			t.Errorf("one more: %v", err)
+		}
+	})
+}
+
+// What is read while it changes is read again.
+func TestAReadingIsAsOldAsItsBeginning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limit := int64(-1)
+		asked, answer := make(chan struct{}), make(chan struct{})
+		g, team := NewGate(func(ctx context.Context, id uuid.UUID) ([]store.Room, error) {
+			d := &database{limit: limit}
+			asked <- struct{}{}
+			<-answer
+			return d.room(ctx, id)
+		}), uuid.New()
+		entered := make(chan error)
+		go func() {
+			_, err := g.Enter(t.Context(), team, 1)
+			entered <- err
+		}()
+		<-asked
+		limit = 0
+		g.Forget()
+		answer <- struct{}{}
+		<-asked
+		answer <- struct{}{}
+		if err := <-entered; !errdefs.Is(err, errdefs.Exhausted) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 func TestGateWaitsOnlySoLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &database{limit: 1}
