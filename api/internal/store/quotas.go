@@ -130,6 +130,9 @@ func (s *Store) Room(ctx context.Context, team uuid.UUID) ([]Room, error) {
 // SetQuota sets a team's own limit.
 func (s *Store) SetQuota(ctx context.Context, team uuid.UUID, q Quota) error {
 	err := s.inTx(ctx, "setting a quota", func(ctx context.Context, tx pgx.Tx) error {
+		if err := holdTeams(ctx, tx, q.Dimension); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, `
 			INSERT INTO team_quotas (team_id, dimension, limit_value, interval_ms, burst_value) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (team_id, dimension) DO UPDATE SET limit_value = excluded.limit_value,
@@ -149,6 +152,9 @@ func (s *Store) SetQuota(ctx context.Context, team uuid.UUID, q Quota) error {
 // UnsetQuota makes the default hold for a team again; NotFound when it does already.
 func (s *Store) UnsetQuota(ctx context.Context, team uuid.UUID, dimension string) error {
 	return s.inTx(ctx, "removing a quota", func(ctx context.Context, tx pgx.Tx) error {
+		if err := holdTeams(ctx, tx, dimension); err != nil {
+			return err
+		}
 		tag, err := tx.Exec(ctx, "DELETE FROM team_quotas WHERE team_id = $1 AND dimension = $2", team, dimension)
 		if err != nil {
 			return err
@@ -170,6 +176,9 @@ func (s *Store) SetQuotaDefaults(ctx context.Context, defaults []Quota) error {
 		rows, _ := tx.Query(ctx, "SELECT dimension, limit_value, interval_ms, burst_value, false FROM quota_defaults")
 		old, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Quota])
 		if err != nil || sameQuotas(old, defaults) {
+			return err
+		}
+		if err := holdTeams(ctx, tx, QuotaSandboxes); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, "DELETE FROM quota_defaults"); err != nil {
@@ -201,9 +210,25 @@ func sameQuotas(a, b []Quota) bool {
 
 func equal(a, b *int64) bool { return a == b || a != nil && b != nil && *a == *b }
 
+// isCounted reports whether team_usage says what a team uses of a limit.
+func isCounted(dimension string) bool {
+	return slices.Contains([]string{QuotaSandboxes, QuotaCPU, QuotaMemory}, dimension)
+}
+
+// holdTeams comes before whatever else tx does that ends with limitTeams. It waits until
+// nobody has as much as a row of these tables, and keeps all others from them: who holds a
+// row that limitTeams needs, as one does who deletes a team, would wait for the table then.
+func holdTeams(ctx context.Context, tx pgx.Tx, dimension string) error {
+	if !isCounted(dimension) {
+		return nil
+	}
+	_, err := tx.Exec(ctx, "LOCK TABLE teams, sandboxes IN EXCLUSIVE MODE")
+	return err
+}
+
 // limitTeams begins or ends the counting of teams after a change of limits.
 func limitTeams(ctx context.Context, tx pgx.Tx, dimension string) error {
-	if !slices.Contains([]string{QuotaSandboxes, QuotaCPU, QuotaMemory}, dimension) {
+	if !isCounted(dimension) {
 		return nil
 	}
 	_, err := tx.Exec(ctx, "SELECT s0_limit_teams()")

@@ -211,6 +211,33 @@ func TestA15_LimitsThatComeWhileSandboxesBeginAndEnd(t *testing.T) {
 	}
 }
 
+// A team is deleted while limits come or go: neither waits for the other in a circle,
+// wherever the deletion has got to.
+func TestLimitsThatChangeWhileATeamGoes(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	goes := func(team uuid.UUID, begun string, change func() error) {
+		t.Helper()
+		deletion := beside(t, conn, []any{team}, begun)
+		changed := meanwhile(t, conn, 1, change)
+		if _, err := deletion.Exec(t.Context(), "DELETE FROM teams WHERE id = $1", team); err != nil {
+			t.Fatal(err)
+		}
+		commit(t, deletion)
+		if err := <-changed; err != nil && !errdefs.Is(err, errdefs.NotFound) { // it went with the team
+			t.Error(err)
+		}
+	}
+	free, limited := newTeam(t, conn), newTeam(t, conn)
+	setQuota(t, s, limited, limit(store.QuotaSandboxes, 10))
+	goes(limited, "UPDATE teams SET name = 'it goes' WHERE id = $1", func() error {
+		return s.UnsetQuota(t.Context(), limited, store.QuotaSandboxes)
+	})
+	goes(free, "SELECT FROM teams WHERE id = $1 FOR UPDATE", func() error {
+		return s.SetQuotaDefaults(t.Context(), []store.Quota{limit(store.QuotaMemory, 1000)})
+	})
+}
+
 func TestQuotasOfMemoryAndCPU(t *testing.T) {
 	t.Parallel()
 	s, conn := open(t)
