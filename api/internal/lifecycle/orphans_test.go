@@ -11,6 +11,7 @@ import (
 	"s0.run/api/internal/lifecycle"
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 )
@@ -159,4 +160,25 @@ func TestX37_AMoveIsLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	fakenode.Eventually(t, "n2's ends with it", func() bool { return len(n2.Sandboxes()) == 0 })
+}
+
+// X37, R6: the database has a sandbox running at the node that it was on before the lost
+// commits moved it: it has not failed. When the other node's ends, it has.
+func TestX37_WhatRunsElsewhereHasNotFailed(t *testing.T) {
+	t.Parallel()
+	n2 := &fakenode.Node{Name: "n2"}
+	f := runWith(t, &fakenode.Node{}, lifecycle.Config{Settled: time.Hour, Grace: time.Hour}, n2)
+	sb := f.claimed(nil)
+	n2.Adopt(&nodeapi.Sandbox{Id: string(sb.ID), Generation: 4, State: "running", Team: f.team.String(), ClaimId: sb.ClaimID.String()})
+	fakenode.Eventually(t, "n2's is listed", func() bool { at, _, ok := f.table.Lookup(sb.ID); return ok && at.Node == "n2" })
+	f.node.Gone(string(sb.ID))
+	if _, err := f.conn.Exec(t.Context(), "UPDATE sandboxes SET updated_at = now() - interval '2 hours'"); err != nil {
+		t.Fatal(err)
+	}
+	f.keep.Pass(t.Context())
+	if row := f.row(sb.ID); row.Status != sandbox.Running {
+		t.Errorf("%s: %s", row.Status, row.Reason)
+	}
+	n2.Gone(string(sb.ID))
+	f.eventually(sb.ID, "the end is recorded", failed("its node has no record of it"))
 }

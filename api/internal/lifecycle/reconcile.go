@@ -207,8 +207,12 @@ func (k *Keeper) dropLostClaim(ctx context.Context, row store.Sandbox) {
 	}
 }
 
-// failIfUnknown asks the node itself: that a list lacks something proves nothing.
+// failIfUnknown asks the node itself: that a list lacks something proves nothing. What runs
+// elsewhere, as a commit that was lost had it, has not failed.
 func (k *Keeper) failIfUnknown(ctx context.Context, row store.Sandbox) {
+	if k.isAhead(row) {
+		return
+	}
 	rpc, err := k.cfg.Nodes.RPC(row.Node)
 	if err != nil {
 		return
