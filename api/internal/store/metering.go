@@ -25,6 +25,10 @@ const (
 	meterTimeout = time.Minute
 	// meterSlack is between the end of what a pass takes and now.
 	meterSlack = "10 s"
+	// meterBehind is how far a pass may be behind the one before. More, and the clock has
+	// been set back: since then, that is since less than clockBack ago, things happen again
+	// at times that were over. Passes are seconds apart.
+	meterBehind, clockBack = time.Second, "1 hour"
 	// readingsLock is the advisory lock of those who store readings: two who store
 	// the first of a sandbox at the same time would both count all of it.
 	readingsLock = 0x73_30_6d_65_74
@@ -61,10 +65,13 @@ func meterOnce(ctx context.Context, tx pgx.Tx) (more bool, err error) {
 	if _, err := tx.Exec(ctx, "SELECT set_config('statement_timeout', $1, true)", fmt.Sprint(meterTimeout.Milliseconds())); err != nil {
 		return false, err
 	}
-	var from, until, hour time.Time
-	rows, _ := tx.Query(ctx, "SELECT events_until, "+meterHorizon+", windows_until FROM metering_progress FOR UPDATE SKIP LOCKED")
-	if _, err := pgx.ForEachRow(rows, []any{&from, &until, &hour}, func() error { return nil }); err != nil {
+	var from, until, hour, recount time.Time
+	rows, _ := tx.Query(ctx, "SELECT events_until, "+meterHorizon+", windows_until, coalesce(recount_from, windows_until) FROM metering_progress FOR UPDATE SKIP LOCKED")
+	if _, err := pgx.ForEachRow(rows, []any{&from, &until, &hour, &recount}, func() error { return nil }); err != nil {
 		return false, err
+	}
+	if from.Sub(until) > meterBehind {
+		return false, meterAgain(ctx, tx, until)
 	}
 	if !until.After(from) { // somebody else's, or a moment ago
 		return false, nil
@@ -74,13 +81,21 @@ func meterOnce(ctx context.Context, tx pgx.Tx) (more bool, err error) {
 	}
 	end := hour.Add(time.Hour)
 	if over := !end.After(until); over {
-		if _, err := tx.Exec(ctx, meterWindowsSQL, hour, end, WindowRuntime, WindowIngress, WindowEgress, WindowRootfs, WindowVolume); err != nil {
+		if _, err := tx.Exec(ctx, meterWindowsSQL, hour, end, WindowRuntime, WindowIngress, WindowEgress, WindowRootfs, WindowVolume, recount); err != nil {
 			return false, err
 		}
-		hour = end
+		hour, recount = end, end
 	}
-	_, err = tx.Exec(ctx, "UPDATE metering_progress SET events_until = $1, windows_until = $2", until, hour)
+	_, err = tx.Exec(ctx, "UPDATE metering_progress SET events_until = $1, windows_until = $2, recount_from = nullif($3::timestamptz, $2::timestamptz)", until, hour, recount)
 	return !hour.Add(time.Hour).After(until), err
+}
+
+// meterAgain has passes go again over what they have taken since the clock was set back to
+// a little before until, and the next window hold what hours had that were closed too early.
+func meterAgain(ctx context.Context, tx pgx.Tx, until time.Time) error {
+	_, err := tx.Exec(ctx, `UPDATE metering_progress SET events_until = $1::timestamptz - interval '`+clockBack+`',
+		recount_from = nullif(least(recount_from, windows_until, date_trunc('hour', $1::timestamptz, 'UTC')), windows_until)`, until)
+	return err
 }
 
 // meterEventsSQL makes events of [$1, $2). Of a row that is gone again, the claim
@@ -99,22 +114,30 @@ const meterEventsSQL = `
 	ON CONFLICT (event_id) DO NOTHING`
 
 // meterWindowsSQL closes the hour [$1, $2). What runs is in its row, what ran in the
-// changes; one statement sees each in one of them.
+// changes; one statement sees each in one of them. Hours from $8 on that were closed
+// before they were over count too, less what their windows have.
 const meterWindowsSQL = `
 	WITH ran AS (
 		SELECT team_id, sandbox_id, since, at AS until, memory_bytes FROM metering_changes
-		WHERE at > $1 AND since < $2
+		WHERE at > $8 AND since < $2
 		UNION ALL
 		SELECT team_id, id, runs_since, $2, memory_bytes FROM sandboxes
 		WHERE runs_since < $2 AND deleted_at IS NULL
 	), runtime AS (
 		SELECT team_id, sandbox_id, round(sum(memory_bytes / 1048576.0 *
-			extract(epoch FROM least(until, $2) - greatest(since, $1)) * 1000)) AS value
+			extract(epoch FROM least(until, $2) - greatest(since, $8)) * 1000)) - (
+				SELECT coalesce(sum(value), 0) FROM metering_windows w
+				WHERE w.sandbox_id = ran.sandbox_id AND window_type = $3 AND window_start >= $8 AND window_start < $1) AS value
 		FROM ran GROUP BY team_id, sandbox_id
+	), counted AS (
+		DELETE FROM metering_counts WHERE hour <= $1 RETURNING *
 	), counts AS (
-		DELETE FROM metering_counts WHERE hour = $1 RETURNING *
+		SELECT team_id, sandbox_id, sum(ingress_bytes) AS ingress_bytes, sum(egress_bytes) AS egress_bytes, sum(rootfs_byte_ms) AS rootfs_byte_ms
+		FROM counted GROUP BY team_id, sandbox_id
+	), volumes_counted AS (
+		DELETE FROM metering_volume_counts WHERE hour <= $1 RETURNING *
 	), volume_hours AS (
-		DELETE FROM metering_volume_counts WHERE hour = $1 RETURNING *
+		SELECT team_id, volume_id, sum(byte_ms) AS byte_ms FROM volumes_counted GROUP BY team_id, volume_id
 	)
 	INSERT INTO metering_windows (window_type, team_id, sandbox_id, window_start, window_end, value, unit)
 	SELECT type, team_id, sandbox_id, $1, $2, value::bigint, unit FROM (
@@ -308,7 +331,7 @@ func (s *Store) PurgeMetering(ctx context.Context, age time.Duration) error {
 		{`DELETE FROM metering_events WHERE seq IN (SELECT seq FROM metering_events WHERE recorded_at < now() - $1::interval LIMIT $2)`, age},
 		{`DELETE FROM metering_windows WHERE seq IN (SELECT seq FROM metering_windows WHERE recorded_at < now() - $1::interval LIMIT $2)`, age},
 		{`DELETE FROM metering_changes WHERE id IN (SELECT c.id FROM metering_changes c, metering_progress p
-			WHERE c.at < least(p.events_until, p.windows_until) - $1::interval LIMIT $2)`, time.Hour},
+			WHERE c.at < least(p.events_until, p.windows_until, p.recount_from) - $1::interval LIMIT $2)`, time.Hour},
 		{`DELETE FROM metering_volume_changes WHERE id IN (SELECT c.id FROM metering_volume_changes c, metering_progress p
 			WHERE c.at < p.events_until - $1::interval LIMIT $2)`, time.Hour},
 		{`DELETE FROM metering_readings WHERE sandbox_id IN (SELECT sandbox_id FROM metering_readings r WHERE taken_at < now() - $1::interval

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"s0.run/api/internal/store"
+	"s0.run/internal/s0test"
 	"s0.run/internal/sandbox"
 )
 
@@ -24,8 +25,10 @@ type metered struct {
 	hours int       // that a test looks at
 }
 
-func openMetered(t *testing.T) *metered {
-	s, conn := open(t)
+func openMetered(t *testing.T) *metered { return openMeteredAt(t, s0test.Postgres(t)) }
+
+func openMeteredAt(t *testing.T, dsn string) *metered {
+	s, conn := openAt(t, dsn)
 	m := &metered{t: t, s: s, conn: conn, hours: 2}
 	// Two hours ago metering was up to date. A minute after an hour it can be closed.
 	if err := conn.QueryRow(t.Context(), `UPDATE metering_progress SET (windows_until, events_until) = (
@@ -233,6 +236,62 @@ func TestG08_MeteringWaitsForWhoeverIsStopped(t *testing.T) {
 	}
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// X48: the database's clock is an hour ahead for a while, and an hour is closed that is not
+// over. Nothing that happens once the clock is right again goes unseen, and what the hour
+// had more is in the next one's windows.
+func TestX48_AnHourThatWasClosedTooEarly(t *testing.T) {
+	t.Parallel()
+	dsn, set := s0test.SkewedPostgres(t)
+	m := openMeteredAt(t, dsn)
+	m.hour = m.hour.Add(-3 * time.Hour)
+	m.exec("UPDATE metering_progress SET (windows_until, events_until) = ($1, $1)", m.hour)
+	at := func(minutes int) time.Time { return m.hour.Add(time.Duration(minutes) * time.Minute) }
+	pass := func(minute int) { // at that time, as the clock has it
+		t.Helper()
+		set(time.Until(at(minute)))
+		m.meter()
+	}
+	team := newTeam(t, m.conn)
+	begun := func(minute int) store.Sandbox {
+		sb := insert(t, m.s, newSandbox(t, team))
+		m.began(sb.ID, at(minute))
+		return sb
+	}
+	ended := func(sb store.Sandbox, minute int) {
+		m.exec("UPDATE sandboxes SET status = 'paused' WHERE id = $1", sb.ID)
+		m.changed(sb.ID, at(minute))
+	}
+	long, short := begun(0), begun(10)
+	pass(80)
+	pass(20)
+	late, brief := begun(20), begun(25)
+	ended(short, 30)
+	ended(brief, 40)
+	if err := m.s.AddReadings(t.Context(), long.Node, []store.Reading{{ID: long.ID, Generation: 1, EgressBytes: 100}}); err != nil {
+		t.Fatal(err)
+	}
+	pass(125)
+	m.want(team, store.WindowRuntime, map[string]int64{
+		string(long.ID) + "/0": 1024 * 60 * minute, string(short.ID) + "/0": 1024 * 50 * minute, // as if they ran on
+		string(long.ID) + "/1": 1024 * 60 * minute, string(late.ID) + "/1": 1024 * 100 * minute, string(brief.ID) + "/1": 1024 * 15 * minute,
+	})
+	m.want(team, store.WindowEgress, map[string]int64{string(long.ID) + "/1": 100})
+	got := map[string]bool{}
+	for _, e := range m.events() {
+		got[e] = true
+	}
+	for _, e := range []string{"claimed " + string(late.ID), "claimed " + string(brief.ID), "paused " + string(brief.ID), "paused " + string(short.ID)} {
+		if !got["sandbox."+e] {
+			t.Errorf("nothing says %s: %v", e, got)
+		}
+	}
+	pass(185)
+	m.hours = 3
+	if got := m.windows(team, store.WindowRuntime)[string(late.ID)+"/2"]; got != 1024*60*minute {
+		t.Errorf("the hour after has %d", got)
 	}
 }
 

@@ -21,7 +21,11 @@ import (
 
 func open(t *testing.T) (*store.Store, *pgx.Conn) {
 	t.Helper()
-	dsn := s0test.Postgres(t)
+	return openAt(t, s0test.Postgres(t))
+}
+
+func openAt(t *testing.T, dsn string) (*store.Store, *pgx.Conn) {
+	t.Helper()
 	s, err := store.Open(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)
