@@ -2254,7 +2254,8 @@ type CreateSandboxVolumeRequest struct {
 	Prefetch *int `json:"prefetch,omitempty"`
 
 	// S3 A bucket is read-only: the access mode is ROX, also when none is given. The
-	// credential is sealed as soon as it arrives, and no call answers it.
+	// credential is sealed as soon as it arrives, and no call answers it. A sandbox that has
+	// an object open when it is paused can be resumed while there is one of that name.
 	S3 *CreateSandboxVolumeS3Config `json:"s3,omitempty"`
 
 	// SnapshotID A snapshot of a volume of the team.
@@ -2264,7 +2265,8 @@ type CreateSandboxVolumeRequest struct {
 }
 
 // CreateSandboxVolumeS3Config A bucket is read-only: the access mode is ROX, also when none is given. The
-// credential is sealed as soon as it arrives, and no call answers it.
+// credential is sealed as soon as it arrives, and no call answers it. A sandbox that has
+// an object open when it is paused can be resumed while there is one of that name.
 type CreateSandboxVolumeS3Config struct {
 	AccessKey string `json:"access_key"`
 	Bucket    string `json:"bucket"`

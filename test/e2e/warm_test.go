@@ -16,7 +16,7 @@ import (
 
 // TestWarmProcesses keeps pools of sandboxes in which something runs already.
 func TestWarmProcesses(t *testing.T) {
-	s := s0test.Start(t, s0test.Options{Pool: 0, MaxSandboxes: 12, Flags: []string{"--volumes"}})
+	s := s0test.Start(t, s0test.Options{Pool: 0, MaxSandboxes: 12, Flags: []string{"--volumes", "--buckets-allow-private"}})
 	t.Run("ready before the claim", func(t *testing.T) { testWarmClaim(t, s) })
 	t.Run("what a claim changes", func(t *testing.T) { testWarmEnv(t, s) })
 	t.Run("what a claim mounts", func(t *testing.T) { testWarmMounts(t, s) })
@@ -25,6 +25,7 @@ func TestWarmProcesses(t *testing.T) {
 	t.Run("TestD04_AVolumeIsFull", func(t *testing.T) { testVolumeFull(t, s) })
 	t.Run("TestB04_B05_C06_HostileInAVolume", func(t *testing.T) { testVolumeHostile(t, s) })
 	t.Run("a volume and its replica", func(t *testing.T) { testVolumeSync(t, s) })
+	t.Run("a bucket", func(t *testing.T) { testBucket(t, s) })
 	t.Run("a cold start", func(t *testing.T) { testWarmCold(t, s) })
 	t.Run("never ready", func(t *testing.T) { testNeverReady(t, s) })
 	t.Run("ends in the pool", func(t *testing.T) { testWarmEnds(t, s) })
