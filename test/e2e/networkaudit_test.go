@@ -21,6 +21,7 @@ func testNetworkAudit(t *testing.T, s *s0test.Stack, w *internet, o *origin) {
 	u.wantOutcomes(id, map[string]string{to(w.near, 7): "here"})
 	u.wantOutcomes(other, map[string]string{to(w.far, 7): "refused", to(w.far6, 7): "refused"})
 	u.wantFlows(id, map[string]netip.Addr{"network.allowed": w.near})
+	u.wantMetered(id)
 	u.wantFlows(other, map[string]netip.Addr{"network.denied": w.far6})
 
 	u.wantOutcomes(id, map[string]string{to(w.public, 7): "here", to(w.public6, 7): "here", to(w.far, 7): "refused", to(w.far6, 7): "refused"}) // what is private stays denied
@@ -54,6 +55,19 @@ func testNetworkAudit(t *testing.T, s *s0test.Stack, w *internet, o *origin) {
 	}
 	if n, ok := counted["sandbox.network.flows"]; !ok || n != 0 || counted["sandbox.network.denied"] < 2 {
 		t.Errorf("of a sandbox that was refused twice: %v", counted)
+	}
+}
+
+// wantMetered: what came in past the proxy, by the records of a sandbox, is among what its
+// use is metered by.
+func (u *user) wantMetered(id string) {
+	u.t.Helper()
+	recorded := 0.0
+	for _, e := range u.flows(id, "network.allowed") {
+		recorded += e.Attributes["ingress_bytes"].(float64)
+	}
+	if metered := u.metrics(id)["sandbox.network.io receive"]; recorded == 0 || metered < recorded {
+		u.t.Errorf("%.0f bytes came in, %.0f are metered", recorded, metered)
 	}
 }
 

@@ -56,9 +56,10 @@ const (
 // Kernel is the loaded programs and their tables. It is safe for concurrent use, but
 // of one link's changes the caller makes one at a time.
 type Kernel struct {
-	cfg    Config
-	obj    netdObjects
-	lookup link.Link // nil before AttachLookup
+	cfg         Config
+	peerCounted bool // see countsPeers
+	obj         netdObjects
+	lookup      link.Link // nil before AttachLookup
 
 	mu         sync.Mutex
 	generation uint32                              // the last one given out
@@ -75,6 +76,14 @@ type Kernel struct {
 // Open loads the programs, over the tables that an earlier process has pinned. Tables
 // of another layout are given up: nothing passes until they are filled again.
 func Open(cfg Config) (*Kernel, error) {
+	peerCounted, err := countsPeers()
+	if err != nil {
+		return nil, err
+	}
+	return openOn(cfg, peerCounted)
+}
+
+func openOn(cfg Config, peerCounted bool) (*Kernel, error) {
 	if !cfg.Net4.Addr().Is4() || !cfg.Net6.Addr().Is6() || cfg.Net6.Bits() != 64 || len(cfg.HostMAC) != 6 {
 		return nil, fmt.Errorf("sandboxes' networks %v and %v behind %v: want IPv4, an IPv6 /64 and a MAC", cfg.Net4, cfg.Net6, cfg.HostMAC)
 	}
@@ -82,7 +91,7 @@ func Open(cfg Config) (*Kernel, error) {
 		return nil, err
 	}
 	k := &Kernel{
-		cfg: cfg, links: map[int]*netdSandbox{}, bySerial: map[uint32]int{}, entries: map[uint32]*entries{}, shared: map[[32]byte]uint32{},
+		cfg: cfg, peerCounted: peerCounted, links: map[int]*netdSandbox{}, bySerial: map[uint32]int{}, entries: map[uint32]*entries{}, shared: map[[32]byte]uint32{},
 		room: share.New[uint32](roomForRules), names: map[uint32]map[netdNameKey]netdName{}, nameRoom: share.New[uint32](roomForNames),
 	}
 	err := k.load()
@@ -114,7 +123,7 @@ func (k *Kernel) load() error {
 	for v, value := range map[*ebpf.VariableSpec]any{
 		vars.Net4: be32(k.cfg.Net4.Masked().Addr()), vars.Mask4: mask32(k.cfg.Net4.Bits()),
 		vars.Net6:    [2]uint32{binary.NativeEndian.Uint32(net6[:4]), binary.NativeEndian.Uint32(net6[4:8])},
-		vars.HostMac: [6]byte(k.cfg.HostMAC),
+		vars.HostMac: [6]byte(k.cfg.HostMAC), vars.PeerCounted: k.peerCounted,
 	} {
 		if err := v.Set(value); err != nil {
 			return err

@@ -52,9 +52,20 @@ func pins(t testing.TB) string {
 
 func open(t testing.TB, dir string) *Kernel {
 	t.Helper()
+	peerCounted, err := countsPeers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return openAs(t, dir, peerCounted)
+}
+
+// openAs opens as on a kernel that counts at a link's other end what is moved there, or on one
+// that does not.
+func openAs(t testing.TB, dir string, peerCounted bool) *Kernel {
+	t.Helper()
 	cfg := config
 	cfg.PinDir = dir
-	k, err := Open(cfg)
+	k, err := openOn(cfg, peerCounted)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,8 +5,8 @@
 // What netd has the kernel do with every packet of a sandbox.
 //
 //   from_sandbox  clsact ingress of each veth's host end: who sent it, may it go, how
-//   to_sandbox    clsact egress of the same: counts and limits what comes back
-//   from_uplink   clsact ingress of the way out: whose is what comes back
+//   to_sandbox    clsact egress of the same: counts and limits what comes through it
+//   from_uplink   clsact ingress of the way out: whose is what comes back, and likewise
 //   pick          sk_lookup: hands what is for netd itself to netd's sockets
 //
 // A packet leaves from_sandbox with a mark, and the nft rules of package dataplane
@@ -369,6 +369,9 @@ const volatile __be32 net4, mask4;
 const volatile __u32 net6[2]; // a /64
 const volatile __u8 host_mac[6];
 
+// Whether the kernel counts for a sandbox's end of its link what is moved there.
+const volatile __u8 peer_counted;
+
 struct packet {
 	__u32 family, protocol;
 	__u16 sport, dport; // as numbers
@@ -665,6 +668,19 @@ static __always_inline __u32 way_out(void)
 	return link ? *link : 0;
 }
 
+static __always_inline struct flow_key key_of(const struct sandbox *s, const struct packet *p)
+{
+	struct flow_key key = { .serial = s->serial, .sport = p->sport, .dport = p->dport, .protocol = p->protocol };
+	__builtin_memcpy(key.dst, p->dst, 16);
+	return key;
+}
+
+static __always_inline struct flow *flow_of(const struct sandbox *s, const struct packet *p)
+{
+	struct flow_key key = key_of(s, p);
+	return bpf_map_lookup_elem(&flows, &key);
+}
+
 // begin makes a flow's entry, if the sandbox may have one more.
 static __always_inline struct flow *begin(struct counters *c, const struct flow_key *key, struct verdict v)
 {
@@ -685,8 +701,7 @@ static __always_inline struct flow *begin(struct counters *c, const struct flow_
 // moment ago is told as one with it.
 static __always_inline __u32 track(const struct sandbox *s, struct counters *c, const struct packet *p, struct verdict v, __u32 bytes)
 {
-	struct flow_key key = { .serial = s->serial, .sport = p->sport, .dport = p->dport, .protocol = p->protocol };
-	__builtin_memcpy(key.dst, p->dst, 16);
+	struct flow_key key = key_of(s, p);
 	struct flow *f = bpf_map_lookup_elem(&flows, &key);
 	if (!f)
 		f = begin(c, &key, v);
@@ -707,9 +722,10 @@ static __always_inline __u32 track(const struct sandbox *s, struct counters *c, 
 
 // What a packet to a sandbox is.
 enum back {
-	BACK_NONE, // belongs to no flow
-	BACK_FLOW, // read
-	BACK_REST, // a later fragment, which is nothing without the first
+	BACK_NONE,  // belongs to no flow
+	BACK_FLOW,  // read
+	BACK_REST,  // a later fragment, which is nothing without the first
+	BACK_ERROR, // quotes a packet that is read
 };
 
 // parse_back reads of a packet to a sandbox whom it is from, as if it went there.
@@ -808,13 +824,8 @@ static __always_inline int parse_quoted(struct __sk_buff *skb, const struct sand
 }
 
 // track_back counts a packet that reaches a sandbox for its flow.
-static __always_inline void track_back(const struct sandbox *s, const struct packet *p, __u32 bytes)
+static __always_inline void track_back(struct flow *f, const struct packet *p, __u32 bytes)
 {
-	struct flow_key key = { .serial = s->serial, .sport = p->sport, .dport = p->dport, .protocol = p->protocol };
-	__builtin_memcpy(key.dst, p->dst, 16);
-	struct flow *f = bpf_map_lookup_elem(&flows, &key);
-	if (!f)
-		return; // netd's own sockets answer it
 	f->last = bpf_ktime_get_boot_ns();
 	__sync_fetch_and_add(&f->received, bytes);
 	if (p->flags & FIN)
@@ -832,6 +843,28 @@ static __always_inline int is_unwanted(const struct sandbox *s, const struct pac
 		return 0;
 	struct verdict v = judge(s, p);
 	return v.action != ACT_ALLOW && v.action != ACT_AUDIT;
+}
+
+// admit says whether a packet may reach a sandbox, and counts one that does, for its flow,
+// too. What netd's own sockets answer has none.
+static __always_inline int admit(struct __sk_buff *skb, const struct sandbox *s, __u32 link, enum back is, const struct packet *p, struct flow *f)
+{
+	struct counters *c = bpf_map_lookup_elem(&counts, &link);
+	if (!c)
+		return 0;
+	if (is == BACK_FLOW && is_unwanted(s, p)) {
+		c->denied++;
+		return 0;
+	}
+	if (!within_limits(s, 1, skb->len)) {
+		c->throttled++;
+		return 0;
+	}
+	c->received_packets++;
+	c->received_bytes += skb->len;
+	if (is == BACK_FLOW && f)
+		track_back(f, p, skb->len);
+	return 1;
 }
 
 // is_neighbourly: routers and neighbours are looked for by every IPv6 stack, which
@@ -916,24 +949,12 @@ int to_sandbox(struct __sk_buff *skb)
 {
 	__u32 link = skb->ifindex;
 	struct sandbox *s = bpf_map_lookup_elem(&sandboxes, &link);
-	struct counters *c = bpf_map_lookup_elem(&counts, &link);
-	if (!s || !c)
+	if (!s)
 		return TC_ACT_SHOT;
 	struct packet p = {};
-	int tracked = parse_back(skb, &p) == BACK_FLOW;
-	if (tracked && is_unwanted(s, &p)) {
-		c->denied++;
-		return TC_ACT_SHOT;
-	}
-	if (!within_limits(s, 1, skb->len)) {
-		c->throttled++;
-		return TC_ACT_SHOT;
-	}
-	c->received_packets++;
-	c->received_bytes += skb->len;
-	if (tracked)
-		track_back(s, &p, skb->len);
-	return TC_ACT_OK;
+	enum back is = parse_back(skb, &p);
+	struct flow *f = is == BACK_FLOW ? flow_of(s, &p) : 0;
+	return admit(skb, s, link, is, &p, f) ? TC_ACT_OK : TC_ACT_SHOT;
 }
 
 // load_destination says whether a packet is for a sandbox's own address, and reads it.
@@ -954,23 +975,20 @@ static __always_inline int load_destination(struct __sk_buff *skb, struct addres
 	return ip[0] == net6[0] && ip[1] == net6[1];
 }
 
-// belongs says whether what comes to a sandbox's own address is of a flow that left
-// straight. The host has put fragments together before it let them in: of the later
-// ones nothing is left to ask.
-static __always_inline int belongs(struct __sk_buff *skb, const struct sandbox *s)
+// readdress gives a frame the addresses that it has on a sandbox's link.
+static __always_inline long readdress(struct __sk_buff *skb, const struct sandbox *s)
 {
-	struct packet p = {};
-	enum back is = parse_back(skb, &p);
-	if (is == BACK_REST)
-		return 1;
-	if (is == BACK_NONE && !parse_quoted(skb, s, &p))
-		return 0;
-	struct flow_key key = { .serial = s->serial, .sport = p.sport, .dport = p.dport, .protocol = p.protocol };
-	__builtin_memcpy(key.dst, p.dst, 16);
-	struct flow *f = bpf_map_lookup_elem(&flows, &key);
-	return f && f->straight;
+	__u8 macs[12];
+#pragma unroll
+	for (int i = 0; i < 6; i++) {
+		macs[i] = s->mac[i];
+		macs[6 + i] = host_mac[i];
+	}
+	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
 }
 
+// from_uplink lets in what is of a flow that left straight. The host has put fragments
+// together before it let them in: of the later ones nothing is left to ask.
 SEC("tc")
 int from_uplink(struct __sk_buff *skb)
 {
@@ -979,17 +997,22 @@ int from_uplink(struct __sk_buff *skb)
 		return TC_ACT_OK; // for netd itself, or translated in the namespace
 	__u32 *link = bpf_map_lookup_elem(&addresses, &to);
 	struct sandbox *s = link ? bpf_map_lookup_elem(&sandboxes, link) : 0;
-	if (!s || !belongs(skb, s))
+	if (!s)
 		return TC_ACT_SHOT;
-	__u8 macs[12];
-#pragma unroll
-	for (int i = 0; i < 6; i++) {
-		macs[i] = s->mac[i];
-		macs[6 + i] = host_mac[i];
-	}
-	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+	struct packet p = {};
+	enum back is = parse_back(skb, &p);
+	if (is == BACK_NONE && parse_quoted(skb, s, &p))
+		is = BACK_ERROR;
+	struct flow *f = is == BACK_FLOW || is == BACK_ERROR ? flow_of(s, &p) : 0;
+	if (is != BACK_REST && !(f && f->straight))
 		return TC_ACT_SHOT;
-	return bpf_redirect(*link, 0);
+	if (readdress(skb, s))
+		return TC_ACT_SHOT;
+	if (!peer_counted)
+		return bpf_redirect(*link, 0); // to_sandbox does the rest
+	if (!admit(skb, s, *link, is, &p, f))
+		return TC_ACT_SHOT;
+	return bpf_redirect_peer(*link, 0);
 }
 
 SEC("sk_lookup")

@@ -249,6 +249,7 @@ const (
 	netdVarMask4          = "mask4"
 	netdVarNet4           = "net4"
 	netdVarNet6           = "net6"
+	netdVarPeerCounted    = "peer_counted"
 	netdVarUnusedAction   = "unused_action"
 	netdVarUnusedEvent    = "unused_event"
 	netdVarUnusedListener = "unused_listener"
@@ -334,6 +335,7 @@ type netdVariableSpecs struct {
 	Mask4          *ebpf.VariableSpec `ebpf:"mask4"`
 	Net4           *ebpf.VariableSpec `ebpf:"net4"`
 	Net6           *ebpf.VariableSpec `ebpf:"net6"`
+	PeerCounted    *ebpf.VariableSpec `ebpf:"peer_counted"`
 	UnusedAction   *ebpf.VariableSpec `ebpf:"unused_action"`
 	UnusedEvent    *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedListener *ebpf.VariableSpec `ebpf:"unused_listener"`
@@ -408,6 +410,7 @@ type netdVariables struct {
 	Mask4          *ebpf.Variable `ebpf:"mask4"`
 	Net4           *ebpf.Variable `ebpf:"net4"`
 	Net6           *ebpf.Variable `ebpf:"net6"`
+	PeerCounted    *ebpf.Variable `ebpf:"peer_counted"`
 	UnusedAction   *ebpf.Variable `ebpf:"unused_action"`
 	UnusedEvent    *ebpf.Variable `ebpf:"unused_event"`
 	UnusedListener *ebpf.Variable `ebpf:"unused_listener"`

@@ -25,3 +25,14 @@ func Supported() error {
 	}
 	return nil
 }
+
+// countsPeers says whether the kernel counts for a sandbox's end of its link what a program
+// moves there past the other end: use is metered by that. Linux 6.7 does; there is no asking
+// but by a packet.
+func countsPeers() (bool, error) {
+	version, err := features.LinuxVersionCode()
+	if err != nil {
+		return false, fmt.Errorf("the kernel's version: %w", err)
+	}
+	return version >= 6<<16|7<<8, nil
+}

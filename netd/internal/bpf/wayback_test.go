@@ -7,6 +7,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"s0.run/internal/policy"
 )
 
 // What a program of the kernel's answers.
@@ -77,7 +79,12 @@ var direct = []frame{tcp("93.184.0.2", 443), udp("93.184.0.2", 9), tcp("2606:bbb
 // packets: nothing else that is sent to its own address.
 func TestE14_E17_WhatComesBackBelongsToAFlow(t *testing.T) {
 	needKernel(t)
-	k := open(t, pins(t))
+	for _, peerCounted := range []bool{true, false} {
+		whatComesBack(t, openAs(t, pins(t), peerCounted))
+	}
+}
+
+func whatComesBack(t *testing.T, k *Kernel) {
 	attach(t, k, 1)
 	setPolicy(t, k, `{"mode":"allow-all"}`)
 	if err := k.SetUplink(loopback); err != nil {
@@ -118,6 +125,92 @@ func TestE14_E17_WhatComesBackBelongsToAFlow(t *testing.T) {
 	returns(t, k, "the rest of a packet", rest.bytes(), redirects)
 	returns(t, k, "the rest of somebody else's", rest.with(func(b *frame) { b.dst = b.dst.Next() }).bytes(), shot)
 	returns(t, k, "ARP", answer(direct[0]).with(func(b *frame) { b.ethertype = unix.ETH_P_ARP }).bytes(), passes)
+}
+
+// What goes past the host's end of a link is judged, limited and counted before it does; what
+// goes through it, there.
+func TestE21_WhatPassesTheLinkIsJudgedBefore(t *testing.T) {
+	needKernel(t)
+	for _, past := range []bool{true, false} {
+		k := openAs(t, pins(t), past)
+		serial := attach(t, k, 1)
+		if err := k.SetUplink(loopback); err != nil {
+			t.Fatal(err)
+		}
+		refused := map[bool]uint32{true: shot, false: redirects}[past]
+		var want Counters // of what came in
+		counted := func(what string) {
+			t.Helper()
+			got, err := k.Counters(serial)
+			if !past {
+				want = Counters{}
+			}
+			if err != nil || got.ReceivedPackets != want.ReceivedPackets || got.ReceivedBytes != want.ReceivedBytes || got.Denied != want.Denied || got.Throttled != want.Throttled {
+				t.Errorf("past the link: %v: %s: counted %+v (%v), want %+v", past, what, got, err, want)
+			}
+		}
+		for _, f := range direct {
+			f.sport = 40000
+			setPolicy(t, k, `{"mode":"allow-all"}`)
+			leaves(t, k, f)
+			back := answer(f).with(func(b *frame) { b.payload = 300 }).bytes()
+			others := [][]byte{about(f, map[bool]uint8{false: 3, true: 2}[f.dst.Is6()], nil)}
+			if f.dst.Is4() {
+				others = append(others, answer(f).with(func(b *frame) { b.fragment = 100 }).bytes())
+			}
+			for _, b := range append(others, back, back) {
+				returns(t, k, "an answer", b, redirects)
+				want.ReceivedPackets++
+				want.ReceivedBytes += uint64(len(b))
+			}
+			counted("answers")
+			if flows := endAll(t, k); past && (len(flows) != 1 || flows[0].Received != uint64(2*len(back))) {
+				t.Errorf("told %+v of answers of %d bytes", flows, 2*len(back))
+			}
+			leaves(t, k, f)
+			setPolicy(t, k, `{"mode":"block-all"}`)
+			if f.protocol == unix.IPPROTO_UDP {
+				returns(t, k, "of whom the policy has closed", back, refused)
+				want.Denied++
+				counted("what the policy closed")
+			}
+			endAll(t, k)
+		}
+	}
+}
+
+// The bandwidth of what comes in holds on whichever way it does.
+func TestBandwidthOfWhatComesBack(t *testing.T) {
+	needKernel(t)
+	k := openAs(t, pins(t), true)
+	serial := attach(t, k, 1)
+	if err := k.SetUplink(loopback); err != nil {
+		t.Fatal(err)
+	}
+	c, err := policy.Compile(mustParse(t, `{"mode":"allow-all"}`), fixed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := direct[0].with(func(f *frame) { f.sport = 40000 })
+	slow := Bandwidth{Received: Rate{Bytes: 1}}
+	for _, limits := range []Limits{{Own: slow}, {Team: "t", Shared: slow}} {
+		if err := k.SetPolicy(serial, c, limits); err != nil {
+			t.Fatal(err)
+		}
+		leaves(t, k, f)
+		back := answer(f).with(func(b *frame) { b.payload = 1400 }).bytes()
+		most := minBurst / len(back)
+		for range most {
+			returns(t, k, "within the burst", back, redirects)
+		}
+		returns(t, k, "beyond it", back, shot)
+		if receive(t, k, back) {
+			t.Error("the link has a bandwidth of its own")
+		}
+		if n, err := k.Counters(serial); err != nil || n.Throttled == 0 || n.ReceivedPackets%uint64(most) != 0 {
+			t.Errorf("counted %+v, %v", n, err)
+		}
+	}
 }
 
 // A flow goes the way on which it began; one that has ended, and a sandbox that has, get

@@ -29,6 +29,7 @@ import (
 	"path/filepath"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/sandbox"
@@ -74,8 +75,9 @@ func (s Slot) MAC() net.HardwareAddr { return sandboxMAC(s.IP) }
 type Net struct {
 	cfg      Config
 	gateway  netip.Addr
-	gateway6 netip.Addr      // invalid on a kernel without IPv6
-	host     *netlink.Handle // in the data plane
+	gateway6 netip.Addr        // invalid on a kernel without IPv6
+	host     *netlink.Handle   // in the data plane
+	raw      *nl.NetlinkSocket // likewise, for what the library has no words for
 }
 
 // Open makes sure of the data plane and connects to it.
@@ -92,13 +94,21 @@ func Open(cfg Config) (*Net, error) {
 		n.gateway6 = cfg.CIDR6.Addr().Next()
 	}
 	if err := n.openDataplane(); err != nil {
+		n.Close()
 		return nil, fmt.Errorf("data-plane namespace %s: %w", n.dataplanePath(), err)
 	}
 	return n, nil
 }
 
 // Close disconnects; everything that was made stays.
-func (n *Net) Close() { n.host.Close() }
+func (n *Net) Close() {
+	if n.host != nil {
+		n.host.Close()
+	}
+	if n.raw != nil {
+		n.raw.Close()
+	}
+}
 
 // MaxIndex is the highest index whose address is in the range.
 func (n *Net) MaxIndex() uint32 { return 1<<(32-n.cfg.CIDR.Bits()) - 3 } // network, gateway, broadcast
@@ -134,16 +144,21 @@ func (n *Net) openDataplane() error {
 	if err := inside(path, quietIPv6); err != nil { // of an older version's, too
 		return err
 	}
-	h, err := handleAt(path)
-	if err != nil {
+	if err := n.connectDataplane(path); err != nil {
 		return err
 	}
-	if err := addGateways(h, n.gateway, n.gateway6); err != nil {
-		h.Close()
+	return addGateways(n.host, n.gateway, n.gateway6)
+}
+
+// connectDataplane opens netlink in the data plane, for as long as n is open.
+func (n *Net) connectDataplane(path string) error {
+	return inside(path, func() (err error) {
+		if n.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return err
+		}
+		n.raw, err = nl.Subscribe(unix.NETLINK_ROUTE)
 		return err
-	}
-	n.host = h
-	return nil
+	})
 }
 
 // sealDataplane turns off forwarding, which a new namespace may inherit from the
