@@ -34,11 +34,10 @@ func (directories) Commit(context.Context, string) (volumeapi.Committed, error) 
 	return volumeapi.Committed{Clean: true}, nil
 }
 
-// portals opens an agent with volumes v1 to v3, of which the last is small, each
-// with a file that has its name.
-func (n *node) portals() *volumes.Agent {
+// portals opens an agent in a directory, with volumes v1 to v3 there, of which the last is
+// small, each with a file that has its name.
+func (n *node) portals(at string) *volumes.Agent {
 	n.Helper()
-	at := dir(n.TB)
 	for _, v := range []string{"v1", "v2", "v3"} {
 		n.ok(os.Mkdir(filepath.Join(at, v), 0o700))
 		if v == "v3" { // is small
@@ -73,7 +72,7 @@ func volume(id string, readOnly bool) volumes.Mount {
 // and to nothing else of it, and finds all again when it was saved and restored.
 func TestC06_PortalFromInside(t *testing.T) {
 	n := newNode(t)
-	portals := n.portals()
+	portals := n.portals(dir(t))
 	b := n.newBox(sandbox.GVisor)
 	n.Cleanup(func() { _ = n.rt.Remove(context.Background(), b.c.ID) }) // it has failed
 	begin := func() *agent {
