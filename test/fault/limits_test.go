@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,6 +74,37 @@ func TestX49_NoProcesses(t *testing.T) {
 		})
 		s.TB = t
 	}
+}
+
+// rested is when an address has long been free again that its sandbox gave back.
+const rested = 10 * time.Minute
+
+// TestX49_NoNetworks: the node has a sandbox for every address of its range. Who asks for
+// another is told to come again, and what runs goes on; when one has ended, and its address
+// has rested, there is room for the next.
+func TestX49_NoNetworks(t *testing.T) {
+	needFaults(t)
+	s := newStackWith(t, 1, false, "--sandbox-cidr=10.77.0.0/29") // five of them
+	s.makeColdTemplate()
+	kept, ended := s.claim("kept", "default"), s.claim("ended", coldTemplate)
+	tr := s.leaveTraces(kept)
+	s.check()
+	const asked, left = 6, 2 // the pool has one
+	if refused := s.claimsInNeed(asked); refused < asked-left {
+		t.Errorf("%d of %d got an address, there were %d", asked-refused, asked, left)
+	}
+	s.wantTraces(kept, tr)
+	s.check()
+	s.remove(ended)
+	s.within(rested, "its address", func() error {
+		sb, err := s.c.CreateSandboxOnce(s.ctx(), "next", client.ClaimRequest{Template: coldTemplate})
+		if err == nil {
+			s.mustServe(sb.SandboxID)
+		}
+		return err
+	})
+	s.wantTraces(kept, tr)
+	s.check()
 }
 
 // limitProcesses leaves all sandboxes together room for so many processes and threads more,

@@ -368,13 +368,19 @@ func (s *stack) must(err error) {
 // eventually waits until ok returns nil.
 func (s *stack) eventually(what string, ok func() error) {
 	s.Helper()
-	for deadline := time.Now().Add(patience); ; <-time.After(look) {
+	s.within(patience, what, ok)
+}
+
+// within is eventually for what takes longer, however fast the machine is.
+func (s *stack) within(limit time.Duration, what string, ok func() error) {
+	s.Helper()
+	for deadline := time.Now().Add(limit); ; <-time.After(look) {
 		err := ok()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			s.Fatalf("waited %s for %s: %v\nnoded: %s\napi: %s", patience, what, err, s.noded.tail(), s.api.tail())
+			s.Fatalf("waited %s for %s: %v\nnoded: %s\napi: %s", limit, what, err, s.noded.tail(), s.api.tail())
 		}
 	}
 }
