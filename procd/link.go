@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -155,8 +156,10 @@ func (l *link) release(conn net.Conn) {
 	}
 }
 
-// hangUp closes the connection and has the next one dialled in haste.
+// hangUp closes the connection and has the next one dialled in haste. First it gives back
+// what memory nobody uses: the sandbox is about to be saved with all of it.
 func (l *link) hangUp() {
+	debug.FreeOSMemory()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.hasty.Store(hastyDials)

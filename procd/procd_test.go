@@ -609,6 +609,31 @@ func TestContextsSurviveReconnection(t *testing.T) {
 	c.Call(t, "DELETE", at(repl.ID, ""), nil, nil)
 }
 
+// What procd has let go of is not saved with the sandbox: it is the system's again before
+// procd hangs up.
+func TestAHangUpGivesMemoryBack(t *testing.T) {
+	c := func() *proctest.Conn { // not parallel, as above
+		reconnect.Lock()
+		return sharedConn(t)
+	}()
+	defer reconnect.Unlock()
+	used := make([]byte, 128<<20)
+	for i := 0; i < len(used); i += os.Getpagesize() {
+		used[i] = 1
+	}
+	size := uint64(len(used))
+	runtime.KeepAlive(used)
+	if _, err := c.Do(t.Context(), "POST", procapi.PathHangUp, http.NoBody); err == nil {
+		t.Error("it is answered")
+	}
+	current = shared.node.Accept(&unowned{TB: t})
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	if held := m.HeapSys - m.HeapReleased; held >= size {
+		t.Errorf("%d bytes are held, %d of them by nobody", held, held-m.HeapInuse)
+	}
+}
+
 func TestWriteNames(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
