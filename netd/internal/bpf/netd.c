@@ -200,7 +200,7 @@ struct flow {
 	__u8 action, reason;
 	__u8 fin_sent, fin_received, reset; // a byte each: two CPUs may set them at once
 	__u8 straight; // as it began, so that one address stands for it to the end
-	__u8 pad[2];
+	__u16 tick;    // the kernel's, of last
 };
 
 // Of either family, IPv4 as ::ffff:0:0/96.
@@ -681,13 +681,25 @@ static __always_inline struct flow *flow_of(const struct sandbox *s, const struc
 	return bpf_map_lookup_elem(&flows, &key);
 }
 
+// touch says that a flow was seen. The clock costs as much as a lookup: it is read once a
+// tick.
+static __always_inline void touch(struct flow *f)
+{
+	__u16 tick = bpf_jiffies64();
+	if (f->tick == tick)
+		return;
+	f->tick = tick;
+	f->last = bpf_ktime_get_boot_ns();
+}
+
 // begin makes a flow's entry, if the sandbox may have one more.
 static __always_inline struct flow *begin(struct counters *c, const struct flow_key *key, struct verdict v)
 {
 	__s64 most = is_beyond(ALL, MAX_FLOWS / 2) ? SCARCE_EACH : MAX_EACH;
 	if (is_beyond(key->serial, most))
 		return 0;
-	struct flow f = { .began = bpf_ktime_get_boot_ns(), .action = v.action, .reason = v.reason, .straight = way_out() != 0 };
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct flow f = { .began = now, .last = now, .tick = bpf_jiffies64(), .action = v.action, .reason = v.reason, .straight = way_out() != 0 };
 	if (!bpf_map_update_elem(&flows, key, &f, BPF_NOEXIST)) {
 		add_opened(key->serial);
 		add_opened(ALL);
@@ -707,7 +719,7 @@ static __always_inline __u32 track(const struct sandbox *s, struct counters *c, 
 		f = begin(c, &key, v);
 	if (!f)
 		return 0;
-	f->last = bpf_ktime_get_boot_ns();
+	touch(f);
 	__sync_fetch_and_add(&f->sent, bytes);
 	if (p->flags & SYN)
 		f->fin_sent = f->fin_received = f->reset = 0;
@@ -826,7 +838,7 @@ static __always_inline int parse_quoted(struct __sk_buff *skb, const struct sand
 // track_back counts a packet that reaches a sandbox for its flow.
 static __always_inline void track_back(struct flow *f, const struct packet *p, __u32 bytes)
 {
-	f->last = bpf_ktime_get_boot_ns();
+	touch(f);
 	__sync_fetch_and_add(&f->received, bytes);
 	if (p->flags & FIN)
 		f->fin_received = 1;

@@ -101,7 +101,7 @@ type netdFlow struct {
 	FinReceived uint8
 	Reset       uint8
 	Straight    uint8
-	Pad         [2]uint8
+	Tick        uint16
 }
 
 type netdFlowKey struct {
