@@ -103,16 +103,20 @@ func (s *Store) Ready(ctx context.Context) error {
 func (s *Store) inTwoTrips(ctx context.Context, doing string, first func(*pgx.Batch), then func(*pgx.Batch) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	conn, err := s.conns.Acquire(ctx)
+	return classify(twoTrips(ctx, s.conns, first, then), doing)
+}
+
+func twoTrips(ctx context.Context, conns *pgxpool.Pool, first func(*pgx.Batch), then func(*pgx.Batch) error) error {
+	conn, err := conns.Acquire(ctx)
 	if err != nil {
-		return classify(err, doing)
+		return err
 	}
 	defer conn.Release() // which closes a connection whose transaction goes on
 	err = sendHalves(ctx, conn, first, then)
 	if err != nil && conn.Conn().PgConn().TxStatus() != 'I' {
 		_, _ = conn.Exec(ctx, "ROLLBACK")
 	}
-	return classify(err, doing)
+	return err
 }
 
 func sendHalves(ctx context.Context, conn *pgxpool.Conn, first func(*pgx.Batch), then func(*pgx.Batch) error) error {

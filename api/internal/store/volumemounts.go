@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"s0.run/internal/errdefs"
 	"s0.run/internal/sandbox"
@@ -241,25 +243,51 @@ func (s *Store) RetakeVolumes(ctx context.Context, h Holder, renew bool) (held [
 	return held, err
 }
 
-// bindMounts makes the volumes that a claim took its sandbox's, in the transaction that
+// bindMountsSQL makes the volumes that a claim took its sandbox's, in the transaction that
 // stores it.
-func bindMounts(ctx context.Context, tx pgx.Tx, n NewSandbox) error {
-	tag, err := tx.Exec(ctx, `UPDATE volume_mounts SET sandbox_id = $2, lease_until = NULL
-		WHERE claim_id = $1 AND (lease_until > now() OR sandbox_id = $2)`, n.ClaimID, n.ID)
-	if err == nil && tag.RowsAffected() != int64(n.Mounts) {
-		return errLeaseOver
+const bindMountsSQL = `UPDATE volume_mounts SET sandbox_id = $2, lease_until = NULL
+	WHERE claim_id = $1 AND (lease_until > now() OR sandbox_id = $2)`
+
+// bound tells whether a claim's volumes were its sandbox's by then, all of them.
+func (n *NewSandbox) bound(tag pgconn.CommandTag) error {
+	if tag.RowsAffected() != int64(n.Mounts) {
+		return errdefs.New(errdefs.Conflict, "the claim took so long that its volumes are free again")
 	}
-	return err
+	return nil
 }
 
-var errLeaseOver = errdefs.New(errdefs.Conflict, "the claim took so long that its volumes are free again")
-
 // insertMounted is insertSandbox for a claim with volumes: they are the sandbox's when it
-// is stored, or it is not.
-func insertMounted(ctx context.Context, q transactor, n NewSandbox) (made Sandbox, err error) {
+// is stored, or it is not. That takes two round trips where no other row is in its
+// way.
+func insertMounted(ctx context.Context, conns *pgxpool.Pool, n NewSandbox) (Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err = pgx.BeginFunc(ctx, q, func(tx pgx.Tx) error {
+	var in inserted
+	var tag pgconn.CommandTag
+	first := func(b *pgx.Batch) {
+		sql, args := n.insertion()
+		b.Queue(sql, args...).Query(func(rows pgx.Rows) (err error) {
+			in, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[inserted])
+			return err
+		})
+		b.Queue(bindMountsSQL, n.ClaimID, n.ID).Exec(func(t pgconn.CommandTag) error {
+			tag = t
+			return nil
+		})
+	}
+	err := twoTrips(ctx, conns, first, func(*pgx.Batch) error { return n.bound(tag) })
+	if errors.Is(err, pgx.ErrNoRows) {
+		return insertMountedAnyway(ctx, conns, n)
+	}
+	if err != nil {
+		return Sandbox{}, classify(err, "storing a claim")
+	}
+	return n.stored(in), nil
+}
+
+// insertMountedAnyway looks at what is in the way of a row.
+func insertMountedAnyway(ctx context.Context, conns *pgxpool.Pool, n NewSandbox) (made Sandbox, err error) {
+	err = pgx.BeginFunc(ctx, conns, func(tx pgx.Tx) error {
 		if made, err = insertSandbox(ctx, tx, n); err != nil {
 			return err
 		}
@@ -271,9 +299,12 @@ func insertMounted(ctx context.Context, q transactor, n NewSandbox) (made Sandbo
 	return made, classify(err, "storing a claim")
 }
 
-// transactor begins transactions.
-type transactor interface {
-	Begin(ctx context.Context) (pgx.Tx, error)
+func bindMounts(ctx context.Context, tx pgx.Tx, n NewSandbox) error {
+	tag, err := tx.Exec(ctx, bindMountsSQL, n.ClaimID, n.ID)
+	if err != nil {
+		return err
+	}
+	return n.bound(tag)
 }
 
 // FreeVolumes gives back what a claim took that has no sandbox.

@@ -88,6 +88,42 @@ func TestVolumesAreTakenWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
+// A claim's volumes are its sandbox's with its row, or there is neither.
+func TestARowComesWithItsVolumes(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	v := newVolume(t, s, uuid.New())
+	has := func(sb store.NewSandbox, want int) {
+		t.Helper()
+		if all, err := s.Mounts(t.Context(), v.TeamID, sb.ID); err != nil || len(all) != want {
+			t.Errorf("%s has %v, %v, want %d", sb.ID, all, err, want)
+		}
+	}
+	first := mounted(t, s, v)
+	if again, err := s.InsertSandbox(t.Context(), first); err != nil || again.ClaimID != first.ClaimID {
+		t.Errorf("repeated: %+v, %v", again, err)
+	}
+	has(first, 1)
+
+	other := newVolume(t, s, v.TeamID)
+	second := newSandbox(t, v.TeamID)
+	second.ID, second.Mounts = first.ID, 1
+	take(t, s, other, second.ClaimID)
+	if _, err := s.InsertSandbox(t.Context(), second); !errors.Is(err, store.ErrIDTaken) {
+		t.Errorf("the row of another claim: %v", err)
+	}
+	has(first, 1)
+
+	second.ID = newSandbox(t, v.TeamID).ID
+	run(t, conn, "UPDATE volume_mounts SET lease_until = now() WHERE claim_id = $1", second.ClaimID)
+	if _, err := s.InsertSandbox(t.Context(), second); !errdefs.Is(err, errdefs.Conflict) {
+		t.Errorf("volumes that are free again: %v", err)
+	}
+	if _, err := s.AnySandbox(t.Context(), second.ID); !errdefs.Is(err, errdefs.NotFound) {
+		t.Errorf("its row: %v", err)
+	}
+}
+
 // A volume is not deleted under a sandbox whose claim is being stored as its lease runs out.
 func TestAVolumeThatIsBecomingASandboxsStays(t *testing.T) {
 	t.Parallel()
