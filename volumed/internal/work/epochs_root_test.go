@@ -1,6 +1,7 @@
 package work
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -139,6 +140,72 @@ func TestR2_AnEpochBeginsThoughTheStoreIsAway(t *testing.T) {
 		}
 		b.enter(b.spec.Epoch + 1)
 	}
+}
+
+// An epoch whose write was torn has not begun, and the one before has: each is in a block of
+// its own (R2).
+func TestR2_AnEpochThatIsTornLeavesTheOneBefore(t *testing.T) {
+	b, _ := created(t)
+	earlier := b.spec
+	for epoch := uint64(2); epoch <= 5; epoch++ {
+		b.enter(epoch)
+		earlier.Epoch = epoch - 2
+		tear(t, b.manager.epochFile("vol"), epoch)
+		if err := b.manager.endUse(b.manager.get("vol"), "mount"); err != nil {
+			t.Fatal(err)
+		}
+		b.reboot()
+		if epoch > 2 {
+			_, err := b.manager.Use(t.Context(), earlier, "late", false)
+			b.fenced(fmt.Sprintf("a use at epoch %d, where %d was torn", earlier.Epoch, epoch), err)
+		}
+		b.use() // of nobody who was answered
+	}
+	if now := b.head(); now.Epoch != 1 {
+		t.Errorf("the volume is at epoch %d in the store, which nobody had to tell", now.Epoch)
+	}
+}
+
+// tear has an epoch be half written.
+func tear(t *testing.T, file string, epoch uint64) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{0xff}, int64(epoch%epochBlocks)*epochBlock+1); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An epoch that could not be made durable is nobody's (R2), and one of a tree that has no file
+// for it yet is made durable as any other.
+func TestR2_AnEpochIsDurableBeforeItIsAnswered(t *testing.T) {
+	b, _ := created(t)
+	if err := b.manager.Leave(t.Context(), "vol", "mount"); err != nil {
+		t.Fatal(err)
+	}
+	file, earlier := b.manager.epochFile("vol"), b.spec
+	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	next := earlier
+	next.Epoch = 2
+	if _, err := b.manager.Use(t.Context(), next, "mount", false); err == nil {
+		t.Error("an epoch that could not be saved was answered")
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	b.spec = next
+	b.use()
+	if err := b.manager.endUse(b.manager.get("vol"), "mount"); err != nil {
+		t.Fatal(err)
+	}
+	b.reboot()
+	_, err := b.manager.Use(t.Context(), earlier, "late", false)
+	b.fenced("a use at the epoch before", err)
 }
 
 // A tree that no process has taken up yet refuses who is late as well.

@@ -78,20 +78,19 @@ func (v *volume) followedBy(spec Volume) bool {
 		spec.Team == v.record.Spec.Team && spec.Epoch == v.epoch()+1
 }
 
-// goOn has what is mounted at the epoch that follows, of which the record is written while the
-// store is asked whether it is there. If it is not, the epoch has begun all the same: it is
+// goOn has what is mounted at the epoch that follows, which is saved while the store is asked
+// whether it is there. If it is not, the epoch has begun all the same: it is
 // nobody else's.
 func (m *Manager) goOn(v *volume, spec Volume) error {
 	rec := v.record
-	rec.Spec = spec
-	written := make(chan error, 1)
-	go func() { written <- m.saveRecord(rec) }()
+	saved := make(chan error, 1)
+	go func() { saved <- m.saveNext(rec, spec) }()
 	err := m.refresh(v)
-	werr := <-written
-	if werr == nil {
-		v.record = rec
+	serr := <-saved
+	if serr == nil {
+		v.record.Spec = spec
 	}
-	return errors.Join(err, werr)
+	return errors.Join(err, serr)
 }
 
 // enterEpoch goes on at a later epoch with what is mounted. The one that follows this node's
@@ -173,6 +172,9 @@ func (m *Manager) begin(ctx context.Context, v *volume, spec Volume) (err error)
 // as an intent, for the store may forget it when the power fails, and the record does not.
 func (m *Manager) beginEpoch(v *volume, spec Volume, head store.Version) (store.Version, error) {
 	rec := record{Spec: spec, Base: head, Seq: head.Seq}
+	if err := m.makeEpochs(spec.ID); err != nil { // durable with the record
+		return head, err
+	}
 	if spec.Epoch == head.Epoch {
 		return head, m.writeRecord(v, rec)
 	}

@@ -16,7 +16,7 @@ import (
 
 // record is what is durable of a working tree. With it an upper layer means something.
 type record struct {
-	Spec Volume        `json:"spec"`
+	Spec Volume        `json:"spec"` // its epoch may be a later one: see saveEpoch
 	Base store.Version `json:"base"` // on which the upper layer lies
 	Seq  uint64        `json:"seq"`  // the version that was committed last
 	// Intent is the version that may have been written after that: it is here before it
@@ -47,7 +47,9 @@ func (m *Manager) readRecord(id string) (rec record, err error) {
 	if err := json.Unmarshal(b, &rec); err != nil || rec.Spec.ID != id {
 		return rec, fmt.Errorf("record of volume %s: %w", id, errors.Join(err, errors.New("it is damaged")))
 	}
-	return rec, nil
+	saved, err := m.readEpoch(id)
+	rec.Spec.Epoch = max(rec.Spec.Epoch, saved)
+	return rec, err
 }
 
 // writeRecord makes rec the volume's.
