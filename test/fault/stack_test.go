@@ -350,6 +350,12 @@ func (s *stack) removeInfrastructure() {
 	if err := syscall.Unmount(s.dataplane(), syscall.MNT_DETACH); err != nil {
 		s.Errorf("data plane: %v", err)
 	}
+	for _, dir := range []string{"portals/base", "portals"} { // where there are volumes
+		err := syscall.Unmount(filepath.Join(s.nodedRun(), dir), syscall.MNT_DETACH)
+		if err != nil && !errors.Is(err, syscall.ENOENT) {
+			s.Errorf("%s: %v", dir, err)
+		}
+	}
 }
 
 func (s *stack) ctx() context.Context {
