@@ -49,7 +49,8 @@ func (c *Calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer c.leave(s, watch)
 	body := &body{ReadCloser: r.Body}
-	r.Body = body
+	in := *r // net/http looks at r's own body to close the connection in a way that loses no answer
+	in.Body = body
 	proxy := httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host, p.Out.URL.Path, p.Out.URL.RawPath = "http", "volume", path, ""
@@ -66,7 +67,7 @@ func (c *Calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			c.refuse(w, r, v.ID, errdefs.New(errdefs.Unavailable, "what serves the volume's files does not answer").WithRetryAfter(again).WithCause(err))
 		},
 	}
-	proxy.ServeHTTP(w, r)
+	proxy.ServeHTTP(w, &in)
 }
 
 // body is a request's, of which it is known whether it has come to its end.
