@@ -308,21 +308,23 @@ func TestA18_NamesAreData(t *testing.T) {
 	}
 }
 
+// B07: what repeats the latest about its file is told once, until it is taken.
 func TestB07_CoalescesRepetition(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	f := follow(t, new(Watcher), dir, false)
-	f.gate.Lock()
-	path := filepath.Join(dir, "f")
-	make1(t, path)
-	const storm = 10_000
-	for range storm {
-		do(t, os.Chmod(path, 0o600), os.Truncate(path, 1))
+	q := queue{ready: make(chan struct{}, 1), max: 4}
+	put := func(event, path string) { q.put("/", procapi.WatchLine{Event: event, Path: path}) }
+	put(procapi.WatchCreate, "/a")
+	put(procapi.WatchCreate, "/b")
+	for range 10_000 {
+		put(procapi.WatchWrite, "/a")
+		put(procapi.WatchWrite, "/b")
 	}
-	f.gate.Unlock()
-	got := f.mark()
-	if len(got) > storm || got[0] != "create f" {
-		t.Errorf("%d events of %d", len(got), 2*storm)
+	for _, want := range []int{4, 1} {
+		<-q.ready
+		if got := q.take(); len(got) != want || got[len(got)-1].Event != procapi.WatchWrite {
+			t.Errorf("%v, want %d events", got, want)
+		}
+		put(procapi.WatchWrite, "/a")
 	}
 }
 

@@ -40,9 +40,6 @@ func TestX31_BandwidthHoldsThroughRestarts(t *testing.T) {
 	if err := n.agent.LoadBandwidth(file); err != nil {
 		t.Fatal(err)
 	}
-	f := n.startNetd()
-	n.run()
-	n.eventually("netd is noticed", n.agent.Available)
 	mine, others := slot(t, 3), slot(t, 4)
 	is := func(f *fake, id sandbox.ID, each, together uint64) {
 		t.Helper()
@@ -60,6 +57,13 @@ func TestX31_BandwidthHoldsThroughRestarts(t *testing.T) {
 		}
 	}
 	add(n.agent)
+	f := n.startNetd()
+	n.run()
+	n.eventually("netd is told of both", func() bool { // by its first comparison, which attaches what it did not find
+		_, a := f.policy(mine.ID)
+		_, b := f.policy(others.ID)
+		return a && b
+	})
 	is(f, mine.ID, 0, 0)
 	before := f.attachments()
 	said := Bandwidths{Teams: map[string]Bandwidth{"mine": egressOf(1, 2)}, Others: egressOf(3, 4)}
