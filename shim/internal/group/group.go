@@ -72,6 +72,21 @@ func Inherited(fd int) (Socket, error) {
 // Address is the socket in containerd's notation.
 func (s Socket) Address() string { return "unix://" + s.path }
 
+// announcement tells the id of a container to come from that of one whose pid containerd
+// asks for with the same call, perhaps just after it has gone. No id has a slash.
+const announcement = "expect/"
+
+// Announced is the container that a process is asked to expect; ok is false for any other
+// request.
+func Announced(r *taskapi.ConnectRequest) (id string, ok bool) {
+	return strings.CutPrefix(r.ID, announcement)
+}
+
+// Announce is the request that Announced reads.
+func Announce(id string) *taskapi.ConnectRequest {
+	return &taskapi.ConnectRequest{ID: announcement + id}
+}
+
 // Join asks the listening process to expect a container. After it returned nil
 // the process lives until the container came or a grace has passed.
 func (s Socket) Join(ctx context.Context, id string) error {
@@ -83,7 +98,7 @@ func (s Socket) Join(ctx context.Context, id string) error {
 	}
 	client := ttrpc.NewClient(conn)
 	defer client.Close()
-	_, err = taskapi.NewTTRPCTaskClient(client).Connect(ctx, &taskapi.ConnectRequest{ID: id})
+	_, err = taskapi.NewTTRPCTaskClient(client).Connect(ctx, Announce(id))
 	return err
 }
 

@@ -21,7 +21,8 @@ type answering struct {
 }
 
 func (a answering) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
-	a.joined <- r.ID
+	id, _ := Announced(r)
+	a.joined <- id
 	return &taskapi.ConnectResponse{}, nil
 }
 

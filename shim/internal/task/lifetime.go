@@ -37,6 +37,17 @@ func (s *Service) expect(id string) error {
 	return nil
 }
 
+// pid is a container's; 0: it is expected or on its way.
+func (s *Service) pid(id string) (pid int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[id]; c != nil {
+		return c.pid, true
+	}
+	_, expected := s.expected[id]
+	return 0, expected || s.creating[id] != nil
+}
+
 // creation is a container on its way.
 type creation struct {
 	cancel context.CancelFunc

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 
+	"s0.run/shim/internal/group"
 	"s0.run/shim/internal/reap"
 )
 
@@ -52,7 +53,7 @@ func TestShimThatNobodyJoinsEnds(t *testing.T) {
 func TestShimWaitsForWhomItExpects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, exited := running(t)
-		if _, err := s.Connect(t.Context(), &taskapi.ConnectRequest{ID: "a"}); err != nil {
+		if _, err := s.Connect(t.Context(), group.Announce("a")); err != nil {
 			t.Fatal(err)
 		}
 		// Another container's shutdown does not end it.
@@ -67,7 +68,7 @@ func TestShimWaitsForWhomItExpects(t *testing.T) {
 		if !exited() {
 			t.Error("expects for ever")
 		}
-		if _, err := s.Connect(t.Context(), &taskapi.ConnectRequest{ID: "c"}); !errdefs.IsUnavailable(errgrpc.ToNative(err)) {
+		if _, err := s.Connect(t.Context(), group.Announce("c")); !errdefs.IsUnavailable(errgrpc.ToNative(err)) {
 			t.Errorf("joining one that ends: %v", err)
 		}
 		if _, err := s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c"}); !errdefs.IsUnavailable(errgrpc.ToNative(err)) {
@@ -80,7 +81,7 @@ func TestShutdownOfTheLastEndsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, exited := running(t)
 		for _, id := range []string{"a", "b"} {
-			if _, err := s.Connect(t.Context(), &taskapi.ConnectRequest{ID: id}); err != nil {
+			if _, err := s.Connect(t.Context(), group.Announce(id)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -91,6 +92,29 @@ func TestShutdownOfTheLastEndsAtOnce(t *testing.T) {
 			if _, err := s.Shutdown(t.Context(), &taskapi.ShutdownRequest{ID: id}); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if !exited() {
+			t.Error("did not end")
+		}
+	})
+}
+
+// containerd asks for a pid in its Wait, which may come when another call has deleted the
+// container: that is no container to wait for.
+func TestWhoAsksForAPidAnnouncesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, exited := running(t)
+		if _, err := s.Connect(t.Context(), group.Announce("a")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Connect(t.Context(), &taskapi.ConnectRequest{ID: "a"}); err != nil {
+			t.Errorf("the pid of one that is expected: %v", err)
+		}
+		if _, err := s.Connect(t.Context(), &taskapi.ConnectRequest{ID: "gone"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+			t.Errorf("the pid of one that nobody knows: %v", err)
+		}
+		if _, err := s.Shutdown(t.Context(), &taskapi.ShutdownRequest{ID: "a"}); err != nil {
+			t.Fatal(err)
 		}
 		if !exited() {
 			t.Error("did not end")

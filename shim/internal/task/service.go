@@ -24,6 +24,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 
+	"s0.run/shim/internal/group"
 	"s0.run/shim/internal/reap"
 )
 
@@ -257,16 +258,18 @@ func (s *Service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.St
 }
 
 // Connect tells the pids. A shim that starts a container calls it first, to make
-// this process wait for one that it does not know yet.
+// this process wait for one that it does not know yet. Nobody else does: containerd asks
+// for the pid of a container that another call of its own has deleted meanwhile.
 func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
 	res := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
-	if c, err := s.container(r.ID); err == nil {
-		res.TaskPid = uint32(c.pid)
-		return res, nil
+	if id, ok := group.Announced(r); ok {
+		return res, errgrpc.ToGRPC(s.expect(id))
 	}
-	if err := s.expect(r.ID); err != nil {
-		return nil, errgrpc.ToGRPC(err)
+	pid, ok := s.pid(r.ID)
+	if !ok {
+		return nil, errgrpc.ToGRPCf(errdefs.ErrNotFound, "container %s", r.ID)
 	}
+	res.TaskPid = uint32(pid)
 	return res, nil
 }
 
