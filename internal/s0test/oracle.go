@@ -215,7 +215,7 @@ func (m *Machine) processes() []Trace {
 		if kind == "shim" {
 			t.ID = "" // it serves a group; its id is only that of the group's first
 		}
-		t.Name = filepath.Base(filepath.Dir(path)) + " " + filepath.Base(args[0]) + " " + t.ID
+		t.Name = strings.Join([]string{filepath.Base(filepath.Dir(path)), filepath.Base(args[0]), t.ID, args[len(args)-1]}, " ")
 		all = append(all, t)
 	}
 	return all

@@ -29,7 +29,7 @@ const (
 	stackStartTimeout = 4 * time.Minute  // the database is made, the image unpacked, the pool warmed, on a loaded machine
 	stackStopTimeout  = 3 * time.Minute  // every sandbox is torn down
 	settleTimeout     = 2 * time.Minute  // R4: what nobody owns is reclaimed
-	exitTimeout       = 20 * time.Second // what nobody waits for ends, on a loaded machine
+	exitTimeout       = 90 * time.Second // what nobody waits for ends: a shim that expects a container after 30 s
 	statusPoll        = 50 * time.Millisecond
 )
 
