@@ -12,6 +12,10 @@ import (
 	"s0.run/internal/s0test"
 )
 
+// atOnce is how many scripts run at the same time, however many processors there are: a
+// small machine serves so many people who sign in and claim without telling any to wait.
+const atOnce = 4
+
 // TestCLI runs the scripts of testdata/cli, each a person's session at a
 // terminal, with the real s0 against a real machine.
 func TestCLI(t *testing.T) {
@@ -19,9 +23,12 @@ func TestCLI(t *testing.T) {
 	signUp(t, s, "ada@example.com", "the password of ada")
 	t.Run("scripts", func(t *testing.T) {
 		server := checker.Proxy(t, s.URL)
+		places := make(chan struct{}, atOnce)
 		testscript.Run(t, testscript.Params{
 			Dir: filepath.Join("testdata", "cli"),
 			Setup: func(env *testscript.Env) error {
+				places <- struct{}{}
+				env.Defer(func() { <-places })
 				env.Setenv("PATH", s.Bin()+":"+env.Getenv("PATH"))
 				env.Setenv("HOME", env.WorkDir)
 				env.Setenv("SANDBOX0_BASE_URL", server)
