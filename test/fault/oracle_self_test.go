@@ -188,9 +188,9 @@ func TestTheOracleKnowsOrphans(t *testing.T) {
 	t.Parallel()
 	v := view{
 		rows:    map[string]row{"owned": {Status: "paused"}},
-		records: map[string]record{"owned": {State: "paused"}, "slot": {State: "slot"}, "claimed": {State: "claimed"}, "orphan": {State: "paused"}},
+		records: map[string]record{"owned": {State: "paused"}, "slot": {State: "slot"}, "saved": {State: "paused"}, "runs": {State: "claimed"}, "ended": {State: "failed"}},
 	}
-	if got := v.orphans(); len(got) != 1 || got[0] != "orphan" {
+	if got := slices.Sorted(slices.Values(v.orphans())); !slices.Equal(got, []string{"ended", "runs", "saved"}) {
 		t.Errorf("orphans %v", got)
 	}
 }

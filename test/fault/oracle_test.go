@@ -295,11 +295,11 @@ func (v view) ids() []string {
 // runs reports whether a sandbox of such a record has processes.
 func (r record) runs() bool { return r.State == "slot" || r.State == "claimed" }
 
-// orphans are saved sandboxes that no row is of: a fork's children whose API server did not
-// live to record them, or to end them.
+// orphans are sandboxes that no row is of: of a claim or a fork whose API server did not live
+// to record them, or to end them; whatever has become of them since.
 func (v view) orphans() (ids []string) {
 	for id, rec := range v.records {
-		if _, ok := v.rows[id]; !ok && rec.State == "paused" {
+		if _, ok := v.rows[id]; !ok && rec.State != "slot" {
 			ids = append(ids, id)
 		}
 	}
