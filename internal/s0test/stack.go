@@ -160,12 +160,11 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
 // guard removes everything of the stack when the test process is gone, however
@@ -314,7 +313,7 @@ func (s *Stack) Reboot() {
 		return nil
 	})
 	for _, m := range slices.Backward(s.mounts()) {
-		if err := unix.Unmount(m.Name, unix.MNT_DETACH); err != nil {
+		if err := unix.Unmount(m.Name, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) { // it has gone with who made it
 			s.t.Errorf("unmounting %s: %v", m.Name, err)
 		}
 	}
@@ -350,9 +349,9 @@ func (s *Stack) S0D(command string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// settled is what is left when what ends by itself has had the time to: a shim goes
-// after its last sandbox, and nobody waits for it.
-func (s *Stack) settled() (left []string) {
+// Settled is what is left of a stopped stack when what ends by itself has had the time
+// to: a shim goes after its last sandbox, and nobody waits for it.
+func (s *Stack) Settled() (left []string) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for begin := time.Now(); ; <-tick.C {
@@ -365,7 +364,7 @@ func (s *Stack) settled() (left []string) {
 // finish stops the stack and tells what it left.
 func (s *Stack) finish() {
 	s.Down(false)
-	if left := s.settled(); len(left) > 0 {
+	if left := s.Settled(); len(left) > 0 {
 		s.t.Errorf("left on the machine after the stop:\n\t%s", strings.Join(left, "\n\t"))
 	}
 	if s.t.Failed() {

@@ -44,7 +44,7 @@ func TestServerCommands(t *testing.T) {
 	wants("doctor", nil, "ready", "1 warm slots")
 	s.CheckOwned()
 	wants("down", nil, "ending 0 sandboxes and 1 warm slots", "s0 is down")
-	if left := s.Leftovers(); len(left) > 0 {
+	if left := s.Settled(); len(left) > 0 {
 		t.Errorf("down left\n\t%s", strings.Join(left, "\n\t"))
 	}
 
@@ -60,7 +60,7 @@ func TestServerCommands(t *testing.T) {
 			t.Errorf("reset left %s: %v", dir, err)
 		}
 	}
-	if left := s.Leftovers(); len(left) > 0 {
+	if left := s.Settled(); len(left) > 0 {
 		t.Errorf("reset left\n\t%s", strings.Join(left, "\n\t"))
 	}
 }

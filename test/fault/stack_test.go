@@ -170,12 +170,12 @@ func (s *stack) attached() (map[string]uint64, error) {
 }
 
 func (s *stack) apiArgs(pool int, registry string) []string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := s0test.FreePort()
 	s.must(err)
-	defer l.Close()
-	s.url = "http://" + l.Addr().String()
+	listen := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	s.url = "http://" + listen
 	return []string{
-		"api", "--listen=" + l.Addr().String(), "--database-url=" + s.dsn, "--nodes=unix://" + s.NodeSocket,
+		"api", "--listen=" + listen, "--database-url=" + s.dsn, "--nodes=unix://" + s.NodeSocket,
 		"--cluster=" + s.Cluster, "--key-file=" + filepath.Join(s.Root, "api.key"), "--admin-password=" + s0test.AdminPassword,
 		"--image-registries=" + registry, "--default-image=" + s.image, "--pool-min=" + strconv.Itoa(pool), "--pool-max=" + strconv.Itoa(pool),
 		"--rate-limit=1000000", "--rate-burst=1000000", "--log-level=debug",

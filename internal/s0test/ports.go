@@ -1,0 +1,22 @@
+package s0test
+
+import (
+	"math/rand/v2"
+	"net"
+	"strconv"
+)
+
+// FreePort finds a port of the loopback that nobody listens on. It is below those that
+// the kernel gives to connections: none of them, not even one to this very port, has it
+// before a server listens there, or while that is down.
+func FreePort() (port int, err error) {
+	const lowest, ports, tries = 20_000, 12_000, 100
+	for range tries {
+		port = lowest + rand.IntN(ports)
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return port, l.Close()
+		}
+	}
+	return 0, err
+}
