@@ -344,7 +344,7 @@ def handler(request):
 			t.Errorf("%s: %d %v", path, resp.StatusCode, resp.Header)
 		}
 	}
-	if _, body := f.do("GET", "/hangs", "", "Accept", "text/event-stream", "S0-Timeout", "0.3"); body != "data: 1\n\n broken off" {
+	if _, body := f.do("GET", "/hangs", "", "Accept", "text/event-stream", "S0-Timeout", "3"); body != "data: 1\n\n broken off" {
 		t.Errorf("a stream that stops: %q", body)
 	}
 }
