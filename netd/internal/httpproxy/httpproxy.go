@@ -18,7 +18,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -49,9 +48,10 @@ const (
 	// multiplexed requests to one that knows HTTP/1 alone would otherwise multiply.
 	maxUpstream = 16
 	maxOps      = 32
-	// lingerTimeout and maxLinger bound what is read of bodies that were answered.
-	lingerTimeout = 2 * time.Second
-	maxLinger     = 4 << 20
+	// What is still sent of a body that was answered is read for as long as lingerTime, and
+	// while it comes: a client may send all of it before it reads the answer.
+	lingerTime  = 30 * time.Second
+	lingerQuiet = 5 * time.Second
 )
 
 // Destination is where a request goes.
@@ -209,8 +209,12 @@ func (t *tracked) linger() {
 	if c, ok := t.client.(interface{ CloseWrite() error }); !ok || c.CloseWrite() != nil {
 		return
 	}
-	if t.SetReadDeadline(time.Now().Add(lingerTimeout)) == nil {
-		io.CopyN(io.Discard, t.Conn, maxLinger) //nolint:errcheck // whoever is gone needs no answer
+	b := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(b)
+	for end, err := time.Now().Add(lingerTime), error(nil); err == nil && time.Now().Before(end); {
+		if err = t.SetReadDeadline(time.Now().Add(lingerQuiet)); err == nil {
+			_, err = t.Conn.Read(*b)
+		}
 	}
 }
 

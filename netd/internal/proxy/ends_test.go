@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"bufio"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -142,5 +144,29 @@ func TestD08_WhatIsLookedIntoIsBounded(t *testing.T) {
 	b.w.memory.Give(b.id, full)
 	if status := post(500 << 10); status != 200 {
 		t.Errorf("with room again: %d", status)
+	}
+}
+
+// What is answered before all of it was sent is answered to a client, too, that sends all of
+// it before it reads: a large body that a server has no room for, or that a rule refuses.
+func TestAnEarlyAnswerIsNotLost(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, `{"mode":"allow-all","egress":{"protocolRules":[{"protocol":"http","domains":["good.example"],"http":{"paths":{"deniedPrefixes":["/admin"]}}}]}}`)
+	for path, want := range map[string]int{"/full": http.StatusRequestEntityTooLarge, "/admin": http.StatusForbidden} {
+		for _, secure := range []bool{false, true} {
+			c := b.dial(map[bool]string{false: "80", true: "443"}[secure])
+			if secure {
+				c = tls.Client(c, &tls.Config{ServerName: "good.example", RootCAs: b.trust(true)})
+			}
+			const size = 10 << 20
+			fmt.Fprintf(c, "PUT %s HTTP/1.1\r\nHost: good.example\r\nContent-Length: %d\r\n\r\n", path, size)
+			_, err := c.Write(make([]byte, size))
+			resp, readErr := http.ReadResponse(bufio.NewReader(c), nil)
+			if err := errors.Join(err, readErr); err != nil {
+				t.Errorf("%s, TLS %v: %v", path, secure, err)
+			} else if resp.StatusCode != want {
+				t.Errorf("%s, TLS %v: %s", path, secure, resp.Status)
+			}
+		}
 	}
 }

@@ -485,8 +485,12 @@ func (o *origin) echo(l net.Listener) {
 }
 
 func (o *origin) serve(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/stream" {
+	switch r.URL.Path {
+	case "/stream":
 		o.stream(w, r)
+		return
+	case "/full":
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
 		return
 	}
 	if r.URL.Path == "/duplex" {
