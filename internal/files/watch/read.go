@@ -69,7 +69,13 @@ func (t *tree) read(buf []byte) (int, error) {
 	if t.stopping.Load() { // wake may have come before the deadline was set
 		return 0, nil
 	}
-	return t.file.Read(buf)
+	n, err = t.file.Read(buf)
+	if errors.Is(err, os.ErrDeadlineExceeded) { // what came while nobody was scheduled to read it has come in time
+		if late, pollErr := t.poll(buf); !errors.Is(pollErr, unix.EAGAIN) {
+			return late, pollErr
+		}
+	}
+	return n, err
 }
 
 // poll reads without waiting.

@@ -36,8 +36,9 @@ const (
 	maxQueueBytes    = 1 << 20 // their paths
 
 	// pairing is how long the second half of a rename may take to follow the first,
-	// which the kernel puts right behind it.
-	pairing = 20 * time.Millisecond
+	// which the kernel puts right behind it: but whoever renames may lose his processor
+	// between the two.
+	pairing = 100 * time.Millisecond
 
 	// lookInterval is how soon a directory is known to have gone that others hold.
 	lookInterval = time.Second

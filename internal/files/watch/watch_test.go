@@ -129,6 +129,24 @@ func (f *follower) want(want ...string) {
 	}
 }
 
+// overflows waits until there is more than the queue holds.
+func (f *follower) overflows() {
+	f.t.Helper()
+	q := &f.sub.queue
+	told := func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return len(q.events) > 0 && q.events[0].Reason == procapi.WatchOverflow
+	}
+	for deadline := time.Now().Add(patience); !told(); {
+		if time.Now().After(deadline) {
+			f.t.Fatal("the queue takes everything")
+		}
+		tick := time.NewTimer(time.Millisecond)
+		<-tick.C
+	}
+}
+
 func make1(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -337,6 +355,7 @@ func TestB07_SlowSubscriberIsTold(t *testing.T) {
 	for i := range 1000 {
 		make1(t, filepath.Join(dir, fmt.Sprint(i)))
 	}
+	f.overflows()
 	f.gate.Unlock()
 	f.until("invalidate . (overflow)")
 	f.mark() // and it goes on
