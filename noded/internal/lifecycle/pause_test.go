@@ -144,7 +144,7 @@ func TestX19_PauseAndResumeUndo(t *testing.T) {
 			if verb == "resume" {
 				n.pause(id)
 				n.released()
-				eventually(t, "the teardown has written its last record", func() bool { return n.Holding() == 0 })
+				n.rests()
 				do = func(ctx context.Context, id sandbox.ID, gen sandbox.Generation) (lifecycle.Sandbox, error) {
 					return n.Resume(ctx, id, gen, 0)
 				}

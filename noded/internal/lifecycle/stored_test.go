@@ -113,12 +113,19 @@ func (n *noded) asleep(s *shelf) (sandbox.ID, archive.Ref) {
 	id := n.warm(1)[0]
 	n.claim(id)
 	n.pause(id)
-	n.released()
+	n.rests()
 	refs := s.put(n)
 	if len(refs) != 1 || refs[0] != (archive.Ref{Team: "team", Sandbox: id, Generation: 1}) {
 		n.t.Fatalf("stored %v", refs)
 	}
 	return id, refs[0]
+}
+
+// rests waits until every sandbox is paused and its teardown, which takes its turn for the
+// last record, has written that.
+func (n *noded) rests() {
+	n.t.Helper()
+	eventually(n.t, "all are torn down", func() bool { return n.Holding() == 0 })
 }
 
 func stored(ref archive.Ref, after sandbox.Generation) lifecycle.Stored {
@@ -257,7 +264,7 @@ func TestTheLongestPausedIsDroppedFirst(t *testing.T) {
 		n.claim(id)
 		n.pause(id)
 	}
-	n.released()
+	n.rests()
 	unstored := n.Unstored()[0].Sandbox
 	for _, img := range n.Unstored()[1:] {
 		if ok, err := n.SetStored(n.ctx(), img); !ok || err != nil {

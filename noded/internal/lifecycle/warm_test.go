@@ -127,9 +127,8 @@ func TestWarmUpThatFails(t *testing.T) {
 			m := newMachine(t)
 			m.node.Unhealthy = true
 			n := m.boot()
-			n.SetWarmUpTimeout(500 * time.Millisecond)
-			if name == "delete" || name == "drain" || name == "death" {
-				n.SetWarmUpTimeout(patience)
+			if name == "never" || name == "silence" {
+				n.SetWarmUpTimeout(5 * time.Second) // time enough to say why, or nothing
 			}
 			id, created := n.warming()
 			c.do(n, id)
@@ -176,8 +175,8 @@ func TestAFreeSlotThatIsUnhealthyForTooLong(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	n := m.boot()
-	n.SetWarmUpTimeout(100 * time.Millisecond)
 	id := n.warmed()
+	n.SetWarmUpTimeout(100 * time.Millisecond)
 	m.setWarm(id, unhealthy)
 	n.nothingLeft()
 	if loss := <-n.Losses(); loss.Err.Error() != unhealthy.Reason {
