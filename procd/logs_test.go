@@ -21,10 +21,17 @@ func logMessages(p procapi.LogPage) (all []string) {
 // Not parallel: what other tests print would push these lines out.
 func TestLogs(t *testing.T) {
 	c := connect(t)
-	req := sh("echo one; sleep 0.05; echo two >&2; sleep 0.05; printf three")
-	req.WaitUntilDone = true
-	ended := create(t, c, req)
+	ended := create(t, c, sh("echo one; read x; echo two >&2; read x; printf three"))
 	q := url.Values{procapi.LogContext: {ended.ID}}
+	for line := range 2 { // what comes by two streams has no order but that of being read
+		var p procapi.LogPage
+		next := url.Values{procapi.LogContext: {ended.ID}, procapi.LogWait: {"20000"}, procapi.LogStream: {[]string{"stdout", "stderr"}[line]}}
+		if c.Call(t, "GET", logsPath(next), nil, &p); len(p.Lines) != 1 {
+			t.Fatalf("%+v", p)
+		}
+		c.Call(t, "POST", at(ended.ID, "/input"), procapi.ExecRequest{Data: "\n"}, nil)
+	}
+	c.Attach(t, ended.ID, "").ToEnd(t)
 	var whole procapi.LogPage
 	c.Call(t, "GET", logsPath(q), nil, &whole)
 	if got := fmt.Sprint(logMessages(whole)); got != "[stdout:one stderr:two stdout:three]" || whole.More || len(whole.Epoch) != 16 {

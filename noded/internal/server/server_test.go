@@ -281,7 +281,9 @@ func testWatch(t *testing.T, many bool) {
 		if s := e.GetSlotFree(); s != nil {
 			free = s.GetId()
 		}
-		idle = e.GetPool().GetIdle()
+		if p := e.GetPool(); p != nil {
+			idle = p.GetIdle()
+		}
 	}
 	if _, err := n.rpc.SetPools(n.ctx(), &nodeapi.SetPoolsRequest{}); err != nil {
 		t.Fatal(err)
