@@ -546,7 +546,8 @@ func TestRateLimit(t *testing.T) {
 // Passwords are tried slowly, whoever tries, and nothing else is held up.
 func TestRateLimitOfSignIns(t *testing.T) {
 	t.Parallel()
-	i := start(t, func(c *api.Config, _ *fakenode.Node) { c.RateLimit, c.RateBurst = 100, 200 })
+	// So few a second that a machine on which a password takes seconds regains hardly one.
+	i := start(t, func(c *api.Config, _ *fakenode.Node) { c.RateLimit, c.RateBurst = 20, 200 })
 	key, jwt := i.key("developer"), i.signIn()
 	login := func(email string) answer {
 		return i.send(request{method: "POST", path: "/auth/login", body: map[string]string{"email": email, "password": "a guess"}})
