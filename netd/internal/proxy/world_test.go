@@ -195,7 +195,7 @@ func (w *world) start(resolver netip.AddrPort) {
 			w.learnt = append(w.learnt, fmt.Sprint(g.ID, a, slots))
 		},
 		Log:    slog.New(slog.NewJSONHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Limits: sniff.Limits{Bytes: sniff.MaxHello, Timeout: 20 * time.Second, Quiet: 200 * time.Millisecond},
+		Limits: sniff.Limits{Bytes: sniff.MaxHello, Timeout: 20 * time.Second, Quiet: time.Second},
 	})
 	if err != nil {
 		panic(err)
