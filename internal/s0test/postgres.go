@@ -3,6 +3,7 @@ package s0test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -193,7 +194,7 @@ func (c *PostgresCluster) Freeze(t testing.TB) (thaw func()) {
 	})
 	t.Cleanup(thaw)
 	stop := func(pid int) {
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil && !errors.Is(err, syscall.ESRCH) { // it has just ended
 			t.Fatalf("freezing PostgreSQL: %v", err)
 		}
 		frozen = append(frozen, pid)

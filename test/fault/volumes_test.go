@@ -36,7 +36,7 @@ func newVolumeStack(t *testing.T) *volumeStack {
 		if daemon != nil {
 			daemon.kill()
 		}
-		if err := errors.Join(volumed.Unmount(v.run), os.RemoveAll(dir)); err != nil {
+		if err := errors.Join(volumed.Unmount(v.run), removeAll(dir)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -56,6 +56,16 @@ func newVolumeStack(t *testing.T) *volumeStack {
 		return err
 	})
 	return v
+}
+
+// removeAll removes a directory in which JuiceFS may still write: it ends after its mounts.
+func removeAll(dir string) (err error) {
+	for late := time.Now().Add(patience); time.Now().Before(late); <-time.After(look) {
+		if err = os.RemoveAll(dir); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 func (v *volumeStack) tryClaimWith(key string) (id string, err error) {
