@@ -49,7 +49,7 @@ func TestX01_KilledAtEachStep(t *testing.T) {
 
 func (m *machine) killInCreate(place string) {
 	d, died := m.spawn(place + "=exit")
-	d.setPool(m.spec, 1)
+	_ = d.trySetPool(m.spec, 1)
 	died()
 	d = m.run() // takes up what runs, ends what does not
 	p := d.until("a decision", func(p *picture) bool { return true })
@@ -103,11 +103,15 @@ func (m *machine) killInClaim(place string) {
 }
 
 func (m *machine) killInDelete(place string) {
-	d, died := m.spawn(place + "=exit")
+	d := m.run()
 	d.setPool(m.spec, 1)
 	id := d.untilFree(1)[0]
 	d.claim(id)
 	d.setPool(m.spec, 0)
+	d.until("the sandbox alone", func(p *picture) bool { return len(p.free) == 0 })
+	m.alone(id) // or the end of the slot that came after it is what is cut
+	d.stop()
+	d, died := m.spawn(place + "=exit")
 	_, err := d.rpc.Delete(d.ctx(), &nodeapi.DeleteRequest{Id: id})
 	if place == "delete.after-intent" && err == nil {
 		m.Error("a delete was answered by a noded that was to die")

@@ -100,13 +100,19 @@ func (d *daemon) ctx() context.Context {
 
 func (d *daemon) setPool(spec sandbox.Spec, size int) {
 	d.t.Helper()
+	if err := d.trySetPool(spec, size); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// trySetPool is setPool for a noded that may die before it answers.
+func (d *daemon) trySetPool(spec sandbox.Spec, size int) error {
 	req := &nodeapi.SetPoolsRequest{}
 	if size > 0 {
 		req.Pools = append(req.Pools, &nodeapi.Pool{Key: "p", Spec: nodeapi.SpecToWire(spec), MinIdle: uint32(size), MaxIdle: uint32(size)})
 	}
-	if _, err := d.rpc.SetPools(d.ctx(), req); err != nil {
-		d.t.Fatal(err)
-	}
+	_, err := d.rpc.SetPools(d.ctx(), req)
+	return err
 }
 
 // picture is what a watcher knows.
