@@ -220,7 +220,7 @@ func TestD02_OutOfMemory(t *testing.T) {
 		}
 	case err := <-errs:
 		t.Error(err)
-	case <-time.After(soon):
+	case <-time.After(patience):
 		t.Error("no OOM event")
 	}
 	h.remove(c, task)

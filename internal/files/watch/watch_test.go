@@ -16,7 +16,7 @@ import (
 	"s0.run/internal/procapi"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // follower collects what a subscription tells.
 type follower struct {

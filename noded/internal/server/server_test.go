@@ -35,7 +35,7 @@ import (
 	"s0.run/noded/internal/stats"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 var spec = sandbox.Spec{Image: "img", MemoryBytes: 256 << 20, CPUMillis: 500, RuntimeClass: sandbox.GVisor}
 
@@ -562,7 +562,7 @@ func TestX30_ProcdGone(t *testing.T) {
 // What passes is not held: memory stays flat however much it is, and all of it arrives.
 func TestProxyBulk(t *testing.T) {
 	t.Parallel()
-	const size = 64 << 20
+	const size = 32 << 20
 	n := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPost {
 			got, err := io.Copy(io.Discard, r.Body)

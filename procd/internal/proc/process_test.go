@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func launch(t *testing.T, script string, change ...func(*Config)) *Process {
 	t.Helper()

@@ -31,7 +31,7 @@ func client(t *testing.T, path string, mode int) *os.File {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	if err := f.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := f.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	return f

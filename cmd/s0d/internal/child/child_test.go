@@ -49,10 +49,10 @@ func start(t *testing.T, cfg child.Config) (c *child.Child, stop func() error) {
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 10 s for %s", what)
+			t.Fatalf("waited a minute for %s", what)
 		}
 		<-time.After(5 * time.Millisecond)
 	}

@@ -96,7 +96,7 @@ func serveControl(t *testing.T, c Config, stop func(*stopRequest)) *control {
 			t.Errorf("control socket: %v", err)
 		}
 	})
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		if _, err := c.Ask(t.Context()); err == nil {
 			return ctl

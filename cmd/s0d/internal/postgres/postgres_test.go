@@ -127,7 +127,7 @@ func TestPrepareEndsAnOrphan(t *testing.T) {
 	}
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		orphan.Process.Signal(syscall.SIGKILL)
 		t.Error("Prepare returned while another server had the data")
 	}
