@@ -2,6 +2,7 @@ package noded_test
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 
 	"s0.run/internal/nodeapi"
+	"s0.run/internal/s0test"
 	"s0.run/noded"
 )
 
@@ -202,9 +204,11 @@ func TestF10_TheObjectStoreKnowsNothing(t *testing.T) {
 // nothing is stored.
 func TestX43_ANodeWithoutItsStore(t *testing.T) {
 	t.Parallel()
-	srv := httptest.NewServer(nil)
-	srv.Close()
-	d := run(t, withStore(t, "first", "s3://bucket?region=x&endpoint="+srv.URL, newObjectKey(t)))
+	port, err := s0test.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := run(t, withStore(t, "first", fmt.Sprintf("s3://bucket?region=x&endpoint=http://127.0.0.1:%d", port), newObjectKey(t)))
 	d.setPool(simSpec, 1)
 	id := d.untilFree(1)[0]
 	d.claim(id)

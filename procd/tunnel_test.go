@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"s0.run/internal/procapi"
+	"s0.run/internal/s0test"
 )
 
 // openTunnel opens a tunnel and returns its two ends.
@@ -113,15 +114,16 @@ func TestTunnelTellsABreakFromAnEnd(t *testing.T) {
 }
 
 func TestA21_TunnelRefusals(t *testing.T) {
-	l := listen(t, "tcp", "127.0.0.1:0", upper)
-	free := portOf(l)
-	l.Close()
+	free, err := s0test.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		query  string
 		status int
 		code   string
 	}{
-		{"port=" + free, http.StatusServiceUnavailable, procapi.CodePortRefused},
+		{"port=" + strconv.Itoa(free), http.StatusServiceUnavailable, procapi.CodePortRefused},
 		{"function=none", http.StatusServiceUnavailable, procapi.CodePortRefused},
 		{"port=0", http.StatusBadRequest, "invalid_request"},
 		{"port=65536", http.StatusBadRequest, "invalid_request"},

@@ -19,6 +19,8 @@ import (
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
+
+	"s0.run/internal/s0test"
 )
 
 func TestMain(m *testing.M) {
@@ -309,9 +311,11 @@ func TestX43_AStoreThatIsDown(t *testing.T) {
 	}
 	t.Run("nobody listens", func(t *testing.T) {
 		t.Parallel()
-		srv := httptest.NewServer(http.NotFoundHandler())
-		srv.Close()
-		s := open(t, "s3://bucket?region=x&endpoint="+srv.URL)
+		port, err := s0test.FreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, fmt.Sprintf("s3://bucket?region=x&endpoint=http://127.0.0.1:%d", port))
 		if err := s.Put(t.Context(), "a/b", []byte("x")); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("storing: %v", err)
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"s0.run/internal/procapi"
+	"s0.run/internal/s0test"
 	"s0.run/internal/warm"
 	"s0.run/procd/internal/proc"
 )
@@ -111,12 +112,10 @@ func TestHTTPAndTCP(t *testing.T) {
 	if got := attempt(t, &warm.Probe{TCPPort: port}, Subject{}); got != "" {
 		t.Error(got)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	closed, err := s0test.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	closed := portOf(t, l.Addr().String())
-	l.Close()
 	if got := attempt(t, &warm.Probe{TCPPort: closed}, Subject{}); !strings.Contains(got, "refused") {
 		t.Error(got)
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/procapi"
+	"s0.run/internal/s0test"
 	"s0.run/internal/warm"
 	"s0.run/procd/internal/contexts"
 	"s0.run/procd/internal/reap"
@@ -225,12 +226,10 @@ func portOf(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
 
 func TestFailures(t *testing.T) {
 	t.Parallel()
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := s0test.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := portOf(closed)
-	closed.Close()
 	hang, err := net.Listen("tcp", "127.0.0.1:0") // accepts, never answers
 	if err != nil {
 		t.Fatal(err)
