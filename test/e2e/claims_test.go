@@ -2,6 +2,9 @@ package e2e_test
 
 import (
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -46,7 +49,7 @@ func TestConcurrentClaims(t *testing.T) {
 	took := time.Since(began)
 
 	owners := map[string]int{}
-	var refusals int
+	var refusals, busy int
 	for i := range claims {
 		switch {
 		case results[i] != nil:
@@ -57,33 +60,31 @@ func TestConcurrentClaims(t *testing.T) {
 		case refused[i] != nil:
 			refusals++
 			// 503: on a busy machine the crowd also waits too long for the database.
-			if status := refused[i].StatusCode; status != 429 && status != 503 || refused[i].RetryAfter <= 0 {
+			status := refused[i].StatusCode
+			if status == 503 {
+				busy++
+			}
+			if status != 429 && status != 503 || refused[i].RetryAfter <= 0 {
 				t.Errorf("claim %d was refused with %d %q, Retry-After %s: want 429 or 503 and a time", i, status, refused[i].Code, refused[i].RetryAfter)
 			}
 		}
 	}
-	t.Logf("%d sandboxes and %d refusals in %s", len(owners), refusals, took)
-	if len(owners) < pool {
-		t.Errorf("%d claims got a sandbox, the pool alone had %d", len(owners), pool)
+	t.Logf("%d sandboxes and %d refusals, %d of them for a while, in %s", len(owners), refusals, busy, took)
+	if len(owners)+busy < pool {
+		t.Errorf("%d claims got a sandbox and %d may have been given up on the way, the pool alone had %d", len(owners), busy, pool)
 	}
 	if len(owners)+refusals != claims {
 		t.Errorf("%d claims are not accounted for", claims-len(owners)-refusals)
 	}
 
-	// What each was told is what the node has: everyone's sandbox is there, and is
-	// nobody else's.
-	known := map[string]bool{}
-	for _, id := range s.Sandboxes() {
-		known[id] = true
-		if _, ok := owners[id]; !ok {
-			t.Errorf("the node has %s, which nobody was given", id)
+	// What each was told is what the node has, once half a claim of who was refused is undone.
+	given := slices.Sorted(maps.Keys(owners))
+	s.Eventually("everyone's sandbox to be there, and nobody else's", func() error {
+		if has := s.Sandboxes(); !slices.Equal(has, given) {
+			return fmt.Errorf("%v were given away, the node has %v", given, has)
 		}
-	}
-	for id := range owners {
-		if !known[id] {
-			t.Errorf("%s was given away, but the node does not have it", id)
-		}
-	}
+		return nil
+	})
 	for id := range owners {
 		u.remove(id)
 	}

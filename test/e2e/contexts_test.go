@@ -2,11 +2,12 @@ package e2e_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -125,10 +126,9 @@ func testOutput(t *testing.T, s *s0test.Stack) {
 		}
 	})
 	t.Run("B09: a child that keeps stdout does not hide the end", func(t *testing.T) {
-		began := time.Now()
 		f := follow(u.attach(id, u.start(id, "sh", "-c", "sleep 1000 & echo hi"), 0))
-		if f.size != 3 || !errors.Is(f.err, io.EOF) || f.exit.State != client.ContextStateStopped || time.Since(began) > 20*time.Second {
-			t.Errorf("%+v after %s", f, time.Since(began))
+		if f.size != 3 || !errors.Is(f.err, io.EOF) || f.exit.State != client.ContextStateStopped {
+			t.Errorf("%+v", f)
 		}
 	})
 	t.Run("an unknown context is told on the socket", func(t *testing.T) {
@@ -214,12 +214,6 @@ func testContextErrors(t *testing.T, s *s0test.Stack) {
 		}
 		return nil
 	}
-	late := func() error {
-		short, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-		defer cancel()
-		_, err := u.c.ExecContext(short, id, silent, "x\n")
-		return err
-	}
 	for what, c := range map[string]struct {
 		err    error
 		status int
@@ -231,7 +225,7 @@ func testContextErrors(t *testing.T, s *s0test.Stack) {
 		"paused":              {exec(repl, "1"), 409, "process_not_running"},
 		"B11: no terminal":    {u.c.ResizeContext(u.ctx(), id, running, client.PTYSize{Rows: 1, Cols: 1}), 409, "pty_unavailable"},
 		"full":                {flood(), 409, "input_buffer_full"},
-		"late":                {late(), 408, "exec_timeout"},
+		"late":                {u.execWithin(time.Second, id, silent, "x\n"), 408, "exec_timeout"},
 		"B11: unknown signal": {u.c.SignalContext(u.ctx(), id, running, "NOPE"), 400, "invalid_request"},
 		"signal after":        {u.c.SignalContext(u.ctx(), id, over, "TERM"), 410, "process_finished"},
 		"delete unknown":      {u.c.DeleteContext(u.ctx(), id, "ctx-00000000"), 404, "context_not_found"},
@@ -307,12 +301,9 @@ func testDeadlines(t *testing.T, s *s0test.Stack) {
 		}
 		long <- c
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
 	repl := u.python(id)
 	u.exec(id, repl, "import time")
-	_, err := u.c.ExecContext(ctx, id, repl, "time.sleep(4); print('after all')")
-	if !isStatus(err, 408) {
+	if err := u.execWithin(2*time.Second, id, repl, "time.sleep(4); print('after all')"); !isStatus(err, 408) {
 		t.Errorf("an exec of 4 s, with 2 to wait: %v, want 408", err)
 	}
 	if got := u.exec(id, repl, "1 + 1"); !strings.HasSuffix(got, "2") { // when it is done with the first
@@ -321,6 +312,26 @@ func testDeadlines(t *testing.T, s *s0test.Stack) {
 	if c := <-long; c != nil && (c.Stdout == nil || *c.Stdout != "patience\n") {
 		t.Errorf("the long command left %+v", c)
 	}
+}
+
+// execWithin has the server wait so long for a process, and waits longer for its answer.
+func (u *user) execWithin(wait time.Duration, id, contextID, data string) error {
+	u.t.Helper()
+	body, err := json.Marshal(client.ContextExecRequest{Data: data})
+	must(u, "encoding", body, err)
+	req, err := http.NewRequestWithContext(u.ctx(), http.MethodPost, u.stack.URL+"/api/v1/sandboxes/"+id+"/contexts/"+contextID+"/exec", bytes.NewReader(body))
+	must(u, "a request", req, err)
+	req.Header = http.Header{"Authorization": {"Bearer " + u.stack.Key()}, "Content-Type": {"application/json"}, "Request-Timeout": {fmt.Sprint(wait.Seconds())}}
+	resp, err := http.DefaultClient.Do(req)
+	must(u, "asking", resp, err)
+	defer resp.Body.Close()
+	var refused struct {
+		Error struct{ Code, Message string }
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&refused); err != nil || resp.StatusCode == http.StatusOK {
+		return err
+	}
+	return &client.APIError{StatusCode: resp.StatusCode, Code: refused.Error.Code, Message: refused.Error.Message}
 }
 
 // testStalledInput: a process that does not read its input stops nobody else.
@@ -351,9 +362,7 @@ func testStalledInput(t *testing.T, s *s0test.Stack) {
 		<-stalled
 	}
 	for range 5 {
-		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-		res, err := u.c.ExecContext(ctx, other, repl, "x + 1"+strings.Repeat(" ", 100_000))
-		cancel()
+		res, err := u.c.ExecContext(u.ctx(), other, repl, "x + 1"+strings.Repeat(" ", 100_000))
 		if err != nil || !strings.HasSuffix(strings.TrimSpace(res.OutputRaw), "2") {
 			t.Errorf("beside input that stalls: %+v, %v", res, err)
 		}

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"s0.run/api/client"
 	"s0.run/internal/s0test"
@@ -286,8 +285,10 @@ func (f *filesTest) watch() {
 		f.t.Fatal(err)
 	}
 	expect("deep create x/f", "deep write x/f", "flat create x/f", "flat write x/f")
-	f.sh("mkdir -p w/x/y/z; echo 2 > w/x/y/z/g; mv w/x/y/z/g w/x/h")
-	expect("deep create x/y/z/g", "deep rename x/h from x/y/z/g", "flat create x/y", "flat create x/h")
+	f.sh("mkdir -p w/x/y/z; echo 2 > w/x/y/z/g")
+	expect("deep create x/y/z/g", "flat create x/y")
+	f.sh("mv w/x/y/z/g w/x/h") // from a directory that is watched by now
+	expect("deep rename x/h from x/y/z/g", "flat create x/h")
 	if err := w.Unsubscribe(flat); err != nil {
 		f.t.Fatal(err)
 	}
@@ -583,9 +584,5 @@ func (f *filesTest) disconnects() {
 		}
 		return nil
 	})
-	began := time.Now()
 	f.write(f.id, "after", "x")
-	if took := time.Since(began); took > 10*time.Second {
-		f.t.Errorf("a write afterwards took %v", took)
-	}
 }

@@ -41,23 +41,40 @@ func must[T any](u *user, what string, v T, err error) T {
 }
 
 // claim takes a sandbox of the template `default`, which is deleted with the test.
-// Told to wait, as beside a restart of containerd, it does.
 func (u *user) claim() (id string) {
 	u.t.Helper()
-	var sb *client.ClaimResponse
-	u.stack.Eventually("a claim", func() (err error) {
-		sb, err = u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default"})
-		if err != nil && !isStatus(err, 503) && !isStatus(err, 429) {
-			u.t.Fatalf("claiming a sandbox: %v", err)
+	return u.claimed(client.ClaimRequest{Template: "default"})
+}
+
+// claimed takes a sandbox, which is deleted with the test. Told to wait, as beside a
+// restart of containerd or while an image is on its way, it does; and so it does for a
+// volume that a sandbox has which is not yet known to be dead.
+func (u *user) claimed(req client.ClaimRequest) (id string) {
+	u.t.Helper()
+	u.stack.Eventually("a claim of "+req.Template, func() error {
+		sb, err := u.c.CreateSandbox(u.ctx(), req)
+		if err == nil {
+			id = sb.SandboxID
+		} else if held := len(req.Mounts) > 0 && isStatus(err, 409); !held && !isStatus(err, 503) && !isStatus(err, 429) {
+			u.t.Fatalf("claiming a sandbox of %s: %v", req.Template, err)
 		}
 		return err
 	})
 	u.t.Cleanup(func() {
-		if err := u.c.DeleteSandbox(u.ctx(), sb.SandboxID); err != nil && !isStatus(err, 404) {
-			u.t.Errorf("deleting %s: %v", sb.SandboxID, err)
+		if err := u.c.DeleteSandbox(u.ctx(), id); err != nil && !isStatus(err, 404) {
+			u.t.Errorf("deleting %s: %v", id, err)
 		}
 	})
-	return sb.SandboxID
+	return id
+}
+
+// awaitAnswer waits until a sandbox can be asked again after a restart.
+func (u *user) awaitAnswer(id string) {
+	u.t.Helper()
+	u.stack.Eventually(id+" to answer", func() error {
+		_, err := u.c.ListContexts(u.ctx(), id)
+		return err
+	})
 }
 
 func (u *user) remove(id string) {

@@ -60,10 +60,7 @@ func testHostileInside(t *testing.T, s *s0test.Stack) {
 	if res := u.run(neighbour, "sh", "-c", "tr '\\0' '\\n' < /proc/1/environ; cat /proc/1/cmdline"); res.Stdout != nil && strings.Contains(*res.Stdout, bad) {
 		t.Errorf("a sandbox knows of another: %q", *res.Stdout)
 	}
-	s.Eventually("procd to have its channel again", func() error {
-		_, err := u.c.ListContexts(u.ctx(), bad)
-		return err
-	})
+	u.awaitAnswer(bad) // procd has its channel again
 	u.remove(bad)
 	u.wantExec(neighbour, repl, "print(6 * 7)", "42")
 }

@@ -125,17 +125,15 @@ func testInterpreter(t *testing.T, s *s0test.Stack) {
 	if l := find(u.interpret(id, "1+1", ""), "result"); l.Text != "2" {
 		t.Errorf("after its death: %+v", l)
 	}
-	env, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "code-interpreter", Config: &client.SandboxConfig{EnvVars: map[string]string{"CLAIMED": "yes"}}})
-	must(u, "claiming with a variable", env, err)
-	t.Cleanup(func() { u.remove(env.SandboxID) })
+	claimed := u.claimed(client.ClaimRequest{Template: "code-interpreter", Config: &client.SandboxConfig{EnvVars: map[string]string{"CLAIMED": "yes"}}})
 	// The claim has started the kernels anew: it does not wait until they serve.
 	s.Eventually("the kernels to serve again", func() error {
-		if res := u.run(env.SandboxID, "curl", "-sf", "http://localhost:49999/health"); *res.ExitCode != 0 {
+		if res := u.run(claimed, "curl", "-sf", "http://localhost:49999/health"); *res.ExitCode != 0 {
 			return fmt.Errorf("curl ends with %d", *res.ExitCode)
 		}
 		return nil
 	})
-	if l := find(u.interpret(env.SandboxID, "import os; os.environ.get('CLAIMED')", ""), "result"); l.Text != "'yes'" {
+	if l := find(u.interpret(claimed, "import os; os.environ.get('CLAIMED')", ""), "result"); l.Text != "'yes'" {
 		t.Errorf("the claim's variable: %+v", l)
 	}
 }

@@ -33,7 +33,12 @@ func TestMachine(t *testing.T) {
 	t.Run("restarts", func(t *testing.T) { testRestarts(t, s) })
 	t.Run("dead sandbox", func(t *testing.T) { testDeadSandbox(t, s) })
 	t.Run("reboot", func(t *testing.T) { testReboot(t, s) })
-	s.Eventually("every sandbox to be gone: every test deletes its own", func() error {
+	wantNoSandbox(s)
+}
+
+// wantNoSandbox ends a test of tests that each delete their own: nothing of them is left.
+func wantNoSandbox(s *s0test.Stack) {
+	s.Eventually("every sandbox to be gone", func() error {
 		if left := s.Sandboxes(); len(left) > 0 {
 			return fmt.Errorf("%v are left", left)
 		}

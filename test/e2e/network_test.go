@@ -229,17 +229,7 @@ func policyOf(t *testing.T, text string) (p client.SandboxNetworkPolicy) {
 func (u *user) claimWith(policy string) (id string) {
 	u.t.Helper()
 	p := policyOf(u.t, policy)
-	var sb *client.ClaimResponse
-	u.stack.Eventually("a claim", func() (err error) {
-		sb, err = u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{Network: &p}})
-		return err
-	})
-	u.t.Cleanup(func() {
-		if err := u.c.DeleteSandbox(u.ctx(), sb.SandboxID); err != nil && !isStatus(err, 404) {
-			u.t.Errorf("deleting %s: %v", sb.SandboxID, err)
-		}
-	})
-	return sb.SandboxID
+	return u.claimed(client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{Network: &p}})
 }
 
 func (u *user) setNetwork(id, policy string) {
@@ -314,20 +304,18 @@ func testNetworkOfAWarmProcess(t *testing.T, s *s0test.Stack, w *internet) {
 		"probes":{"readiness":{"exec":{"command":["test","-s","/tmp/tries"]},"periodSeconds":1}}}`, command))
 	u.awaitIdle("connects")
 	p := policyOf(t, w.nearOnly())
-	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "connects", Config: &client.SandboxConfig{Network: &p}})
-	must(u, "claiming a sandbox of connects", sb, err)
-	t.Cleanup(func() { u.remove(sb.SandboxID) })
+	id := u.claimed(client.ClaimRequest{Template: "connects", Config: &client.SandboxConfig{Network: &p}})
 	near, far := w.near.String()+" here\n", w.far.String()+" refused\n"
 	s.Eventually("both addresses were tried under the policy", func() error {
-		if got := u.read(sb.SandboxID, "/tmp/tries"); !strings.Contains(got, near) || !strings.Contains(got, far) {
+		if got := u.read(id, "/tmp/tries"); !strings.Contains(got, near) || !strings.Contains(got, far) {
 			return fmt.Errorf("tries: %.500s", got)
 		}
 		return nil
 	})
-	if got := u.read(sb.SandboxID, "/tmp/tries"); strings.Contains(got, w.far.String()+" here") {
+	if got := u.read(id, "/tmp/tries"); strings.Contains(got, w.far.String()+" here") {
 		t.Errorf("it got through to what no policy names: %.500s", got)
 	}
-	if got := u.read(sb.SandboxID, "/tmp/starts"); got != "x" {
+	if got := u.read(id, "/tmp/starts"); got != "x" {
 		t.Errorf("it was started %d times", len(got))
 	}
 }

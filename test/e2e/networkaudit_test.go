@@ -66,9 +66,12 @@ func (u *user) wantMetered(id string) {
 	for _, e := range u.flows(id, "network.allowed") {
 		recorded += e.Attributes["ingress_bytes"].(float64)
 	}
-	if metered := u.metrics(id)["sandbox.network.io receive"]; recorded == 0 || metered < recorded {
-		u.t.Errorf("%.0f bytes came in, %.0f are metered", recorded, metered)
-	}
+	u.stack.Eventually("what came in to be metered", func() error { // the newest sample may be older
+		if metered := u.metrics(id)["sandbox.network.io receive"]; recorded == 0 || metered < recorded {
+			return fmt.Errorf("%.0f bytes came in, %.0f are metered", recorded, metered)
+		}
+		return nil
+	})
 }
 
 func (u *user) flows(id, action string) []client.SandboxEvent {

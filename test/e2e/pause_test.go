@@ -207,15 +207,14 @@ func testPausedSandboxesOutliveRestarts(t *testing.T, s *s0test.Stack) {
 func testTTLPauses(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
 	ttl := int32(1)
-	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{TTL: &ttl}})
-	must(u, "claiming", sb, err)
+	id := u.claimed(client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{TTL: &ttl}})
 	u.stack.Eventually("the ttl to pause it", func() error {
-		if got := u.status(sb.SandboxID); !got.Paused || !got.ExpiresAt.Equal(time.Time{}.UTC()) {
+		if got := u.status(id); !got.Paused || !got.ExpiresAt.Equal(time.Time{}.UTC()) {
 			return fmt.Errorf("it is %s and expires at %s", got.Status, got.ExpiresAt)
 		}
 		return nil
 	})
-	u.remove(sb.SandboxID)
+	u.remove(id)
 }
 
 // testPauseCycles: many lives leave the same state, byte by byte, in an image that

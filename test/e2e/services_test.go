@@ -351,7 +351,7 @@ func testFunctionService(u *user) {
 	language, inline := client.ServiceFunctionRuntimePython, client.ServiceFunctionSourceTypeInline
 	service := func(code string) client.SandboxAppService {
 		return client.SandboxAppService{
-			ID: "fn", Ingress: client.ServiceIngress{Public: true, Routes: []client.ServiceRoute{{ID: "r", TimeoutSeconds: new(int32(5))}}},
+			ID: "fn", Ingress: client.ServiceIngress{Public: true, Routes: []client.ServiceRoute{{ID: "r"}, {ID: "slow", PathPrefix: new("/slow"), TimeoutSeconds: new(int32(1))}}},
 			Runtime: &client.ServiceRuntime{Type: client.ServiceRuntimeTypeFunction, Function: &client.ServiceFunction{
 				Runtime: &language, Source: &client.ServiceFunctionSource{Type: &inline, Code: &code},
 			}},
@@ -408,14 +408,12 @@ func testServicesOfAClaim(u *user) {
 	if !isStatus(err, 400) {
 		u.t.Fatalf("a rewrite_prefix that leads elsewhere: %v", err)
 	}
-	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{Services: []client.SandboxAppService{{
+	id := u.claimed(client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{Services: []client.SandboxAppService{{
 		ID: "Web", Port: new(int32(8080)), Runtime: &client.ServiceRuntime{Type: client.ServiceRuntimeTypeCMD, Command: []string{"python3", "-m", "http.server", "8080"}},
 		Ingress: client.ServiceIngress{Public: true, Routes: []client.ServiceRoute{{
 			ID: "r", Auth: &client.ServiceRouteAuth{Mode: &mode, BearerTokenSha256: &sum}, Methods: []string{"GET"}, Resume: true,
 		}}},
 	}}}})
-	id := must(u, "claiming", sb, err).SandboxID
-	u.t.Cleanup(func() { u.remove(id) })
 	got, err := u.c.GetSandbox(u.ctx(), id)
 	must(u, "reading "+id, got, err)
 	if len(got.Services) != 1 || got.Services[0].ID != "web" || !got.Services[0].Publishable || got.Services[0].PublicURL == nil {

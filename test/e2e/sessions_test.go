@@ -54,6 +54,7 @@ func TestSessions(t *testing.T) {
 		}
 	}
 	s.Up()
+	u.awaitAnswer(id)
 	events = u.sessionEvents(id, session.ID, last)
 	if err := follow(ticks + 5); err != nil {
 		t.Fatal(err)

@@ -42,20 +42,7 @@ func (u *user) keep(id string) *client.SandboxRootFSSnapshot {
 
 func (u *user) claimFrom(snapshot string) (id string) {
 	u.t.Helper()
-	var sb *client.ClaimResponse
-	u.stack.Eventually("a claim from a snapshot", func() (err error) {
-		sb, err = u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", SnapshotID: &snapshot})
-		if err != nil && !isStatus(err, 503) && !isStatus(err, 429) {
-			u.t.Fatalf("claiming from %s: %v", snapshot, err)
-		}
-		return err
-	})
-	u.t.Cleanup(func() {
-		if err := u.c.DeleteSandbox(u.ctx(), sb.SandboxID); err != nil && !isStatus(err, 404) {
-			u.t.Errorf("deleting %s: %v", sb.SandboxID, err)
-		}
-	})
-	return sb.SandboxID
+	return u.claimed(client.ClaimRequest{Template: "default", SnapshotID: &snapshot})
 }
 
 // onDisk lists what lies where the node keeps snapshots.
@@ -235,9 +222,12 @@ func testPauseWithoutMemory(t *testing.T, s *s0test.Stack) {
 func testSnapshotExpires(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
 	id := u.claim()
-	at := time.Now().Add(2 * time.Second)
-	snap, err := u.c.CreateSandboxSnapshot(u.ctx(), id, client.CreateSandboxRootFSSnapshotRequest{ExpiresAt: &at})
-	must(u, "a snapshot", snap, err)
+	var snap *client.SandboxRootFSSnapshot
+	s.Eventually("a snapshot that is made before it expires", func() (err error) {
+		at := time.Now().Add(2 * time.Second)
+		snap, err = u.c.CreateSandboxSnapshot(u.ctx(), id, client.CreateSandboxRootFSSnapshotRequest{ExpiresAt: &at})
+		return err
+	})
 	u.stack.Eventually("it to expire", func() error {
 		_, err := u.c.GetSandboxSnapshot(u.ctx(), snap.ID)
 		if isStatus(err, 404) {
@@ -251,7 +241,7 @@ func testSnapshotExpires(t *testing.T, s *s0test.Stack) {
 		}
 		return nil
 	})
-	_, err = u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", SnapshotID: &snap.ID})
+	_, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", SnapshotID: &snap.ID})
 	if !isStatus(err, 404) {
 		t.Errorf("a claim from it: %v", err)
 	}

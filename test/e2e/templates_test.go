@@ -44,23 +44,10 @@ func (u *user) spec(format string, args ...any) (spec client.TemplateSpec) {
 	return spec
 }
 
-// claimAny takes a sandbox of a template, told to wait or not, which goes with the test.
+// claimAny takes a sandbox of a template, which goes with the test.
 func (u *user) claimAny(template string) string {
 	u.t.Helper()
-	var sb *client.ClaimResponse
-	u.stack.Eventually("a claim of "+template, func() (err error) {
-		sb, err = u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: template})
-		if err != nil && !isStatus(err, 429) {
-			u.t.Fatalf("claiming %s: %v", template, err)
-		}
-		return err
-	})
-	u.t.Cleanup(func() {
-		if err := u.c.DeleteSandbox(u.ctx(), sb.SandboxID); err != nil && !isStatus(err, 404) {
-			u.t.Errorf("deleting %s: %v", sb.SandboxID, err)
-		}
-	})
-	return sb.SandboxID
+	return u.claimed(client.ClaimRequest{Template: template})
 }
 
 // Every claim after a change gets the new spec, from the first on; the pool is full

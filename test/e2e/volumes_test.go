@@ -44,10 +44,7 @@ func testVolumeInstants(t *testing.T, s *s0test.Stack) {
 	volume, err := u.c.CreateVolume(u.ctx(), "", client.CreateSandboxVolumeRequest{})
 	must(u, "making a volume", volume, err)
 	u.t.Cleanup(func() { u.removeVolume(volume.ID) })
-	mounts := []client.ClaimMount{{SandboxvolumeID: volume.ID, MountPoint: "/data"}}
-	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Mounts: mounts})
-	id := must(u, "claiming a sandbox with a volume", sb, err).SandboxID
-	u.t.Cleanup(func() { u.remove(id) })
+	id := u.claimMounted("default", volume.ID)
 	_, err = u.c.CreateContext(u.ctx(), id, client.CreateContextRequest{
 		Type: client.ContextTypeCMD, CMD: &client.CMDRequest{Command: []string{"python3", "-c", counts}},
 	})
@@ -75,6 +72,12 @@ func testVolumeInstants(t *testing.T, s *s0test.Stack) {
 		first := u.wantCounts(id, fmt.Sprint("/kept", i), last)
 		last = u.wantCounts(id, fmt.Sprint("/fork", i), first)
 	}
+}
+
+// claimMounted takes a sandbox of a template that has a volume at /data.
+func (u *user) claimMounted(template, volume string) (id string) {
+	u.t.Helper()
+	return u.claimed(client.ClaimRequest{Template: template, Mounts: []client.ClaimMount{{SandboxvolumeID: volume, MountPoint: "/data"}}})
 }
 
 func (u *user) removeVolume(id string) {
@@ -108,10 +111,7 @@ func testVolumeSync(t *testing.T, s *s0test.Stack) {
 	volume, err := u.c.CreateVolume(u.ctx(), "", client.CreateSandboxVolumeRequest{})
 	must(u, "making a volume", volume, err)
 	u.t.Cleanup(func() { u.removeVolume(volume.ID) })
-	mounts := []client.ClaimMount{{SandboxvolumeID: volume.ID, MountPoint: "/data"}}
-	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Mounts: mounts})
-	id := must(u, "claiming a sandbox with a volume", sb, err).SandboxID
-	u.t.Cleanup(func() { u.remove(id) })
+	id := u.claimMounted("default", volume.ID)
 	u.run(id, "sh", "-c", "mkdir /data/d && echo one >/data/d/a && ln -s a /data/d/link")
 	replica, err := u.c.PutVolumeSyncReplica(u.ctx(), volume.ID, "laptop", client.PutVolumeSyncReplicaRequest{})
 	if head := must(u, "registering a replica", replica, err).HeadSeq; head != 2 {

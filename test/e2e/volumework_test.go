@@ -38,25 +38,16 @@ func newVolumeUser(t *testing.T, s *s0test.Stack) *volumeUser {
 
 func (v *volumeUser) claim() {
 	v.t.Helper()
-	v.stack.Eventually("a sandbox with the volume", func() error {
-		mounts := []client.ClaimMount{{SandboxvolumeID: v.volume, MountPoint: "/data"}}
-		sb, err := v.c.CreateSandbox(v.ctx(), client.ClaimRequest{Template: "default", Mounts: mounts})
-		if err == nil {
-			v.id = sb.SandboxID
-		}
-		return err
-	})
-	id := v.id
-	v.t.Cleanup(func() { v.remove(id) })
+	v.id = v.claimMounted("default", v.volume)
 	program := filepath.Join(v.t.TempDir(), "probe")
 	nodetest.Build(v.t, program, "s0.run/internal/s0test/probe")
 	f, err := os.Open(program)
 	must(v.user, "opening the probe", f, err)
 	defer f.Close()
-	if err := v.c.WriteFile(v.ctx(), id, "/tmp/probe", f); err != nil {
+	if err := v.c.WriteFile(v.ctx(), v.id, "/tmp/probe", f); err != nil {
 		v.t.Fatal(err)
 	}
-	v.run(id, "chmod", "755", "/tmp/probe")
+	v.run(v.id, "chmod", "755", "/tmp/probe")
 }
 
 // sh runs a script in the sandbox and returns what it printed, with its errors.
@@ -256,6 +247,7 @@ func testVolumeDeaths(t *testing.T, s *s0test.Stack) {
 	goesOn()
 	s.Kill()
 	s.Up()
+	v.awaitAnswer(v.id)
 	last := goesOn()
 	snap, err := v.c.CreateVolumeSnapshot(v.ctx(), v.volume, client.CreateVolumeSnapshotRequest{Name: "whole"})
 	must(v.user, "a snapshot of what is written to", snap, err)

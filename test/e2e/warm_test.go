@@ -32,10 +32,7 @@ func TestWarmProcesses(t *testing.T) {
 	t.Run("ends in a claimed sandbox", func(t *testing.T) { testWarmEndsClaimed(t, s) })
 	t.Run("noded restarts", func(t *testing.T) { testWarmRestart(t, s) })
 	t.Run("TestR7_X46_DeathsBesideAWriter", func(t *testing.T) { testVolumeDeaths(t, s) })
-	s.CheckOwned()
-	if left := s.Sandboxes(); len(left) > 0 {
-		t.Errorf("sandboxes %v are left; every test deletes its own", left)
-	}
+	wantNoSandbox(s)
 }
 
 // web is an HTTP server with a probe, repl a Python that waits.
@@ -99,11 +96,9 @@ func text(p *string) string {
 func (u *user) claimOf(template string, env map[string]string) (id string) {
 	u.t.Helper()
 	began := time.Now()
-	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: template, Config: &client.SandboxConfig{EnvVars: env}})
-	must(u, "claiming a sandbox of "+template, sb, err)
+	id = u.claimed(client.ClaimRequest{Template: template, Config: &client.SandboxConfig{EnvVars: env}})
 	u.t.Logf("a claim of %s with %d variables took %s", template, len(env), time.Since(began).Round(100*time.Microsecond))
-	u.t.Cleanup(func() { u.remove(sb.SandboxID) })
-	return sb.SandboxID
+	return id
 }
 
 const ask = `import urllib.request; print(urllib.request.urlopen("http://localhost:8000").status)`
@@ -173,12 +168,7 @@ func testWarmMounts(t *testing.T, s *s0test.Stack) {
 			t.Errorf("deleting the volume: %v", err)
 		}
 	})
-	mounts := []client.ClaimMount{{SandboxvolumeID: volume.ID, MountPoint: "/data"}}
-	claim := func(template string) string {
-		sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: template, Mounts: mounts})
-		return must(u, "claiming a sandbox of "+template+" with a volume", sb, err).SandboxID
-	}
-	first := claim("default")
+	first := u.claimMounted("default", volume.ID)
 	u.run(first, "sh", "-c", "echo content > /data/file")
 	u.remove(first)
 
@@ -188,8 +178,7 @@ func testWarmMounts(t *testing.T, s *s0test.Stack) {
 		"command":["sh","-c","echo x >> /tmp/kept; until cat /data/file > /tmp/again 2>&1; do sleep 0.2; done; exec sleep 100000"]}`
 	u.warmTemplate("mounts", 1, looks, again, repl)
 	u.awaitIdle("mounts")
-	id := claim("mounts")
-	t.Cleanup(func() { u.remove(id) })
+	id := u.claimMounted("mounts", volume.ID)
 	if got := u.read(id, "/data/file"); got != "content\n" {
 		t.Errorf("at the claim's answer there is %q", got)
 	}
@@ -267,16 +256,27 @@ func (u *user) slots() []string {
 	return slices.Sorted(maps.Keys(live))
 }
 
+// onlySlot is the free slot of the node, once those of templates that went are gone, too.
+func (u *user) onlySlot() (id string) {
+	u.t.Helper()
+	u.stack.Eventually("one free slot", func() error {
+		all := u.slots()
+		if len(all) != 1 {
+			return fmt.Errorf("slots %v", all)
+		}
+		id = all[0]
+		return nil
+	})
+	return id
+}
+
 func testWarmEnds(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
 	// The server is killed once it was ready for a while, and it alone.
 	killer := `{"name":"killer","type":"cmd","command":["sh","-c","until curl -sf -o /dev/null http://localhost:8000; do sleep 1; done; sleep 5; pkill -f [h]ttp.server; sleep 1000"]}`
 	u.warmTemplate("ends", 1, web, killer)
 	u.awaitIdle("ends")
-	first := u.slots()
-	if len(first) != 1 {
-		t.Fatalf("slots %v", first)
-	}
+	first := u.onlySlot()
 	s.Eventually("why the slot went", func() error {
 		_, ready := u.poolReady("ends")
 		if !strings.HasPrefix(text(ready.Message), "warm process web was killed") {
@@ -285,7 +285,7 @@ func testWarmEnds(t *testing.T, s *s0test.Stack) {
 		return nil
 	})
 	s.Eventually("another slot in its place", func() error {
-		if now := u.slots(); len(now) != 1 || now[0] == first[0] {
+		if now := u.slots(); len(now) != 1 || now[0] == first {
 			return fmt.Errorf("slots %v", now)
 		}
 		return nil
@@ -329,11 +329,11 @@ func testWarmRestart(t *testing.T, s *s0test.Stack) {
 	u := newUser(t, s)
 	u.warmTemplate("restart", 1, web, repl)
 	u.awaitIdle("restart")
-	slot := u.slots()
+	slot := u.onlySlot()
 	s.Kill()
 	s.Up()
 	u.awaitIdle("restart")
-	if now := u.slots(); len(slot) != 1 || !slices.Equal(now, slot) {
+	if now := u.slots(); !slices.Equal(now, []string{slot}) {
 		t.Errorf("before the restart the slots were %v, now they are %v", slot, now)
 	}
 	id := u.claimOf("restart", nil)

@@ -87,16 +87,9 @@ func (r *receiver) wait(id, eventType string, fits func(map[string]any) bool) ho
 
 func (u *user) claimHooked(r *receiver, watchDir string) (id string) {
 	u.t.Helper()
-	sb, err := u.c.CreateSandbox(u.ctx(), client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{
+	return u.claimed(client.ClaimRequest{Template: "default", Config: &client.SandboxConfig{
 		Webhook: &client.WebhookConfig{URL: &r.url, Secret: &r.secret, WatchDir: &watchDir},
 	}})
-	id = must(u, "claiming a sandbox with a webhook", sb, err).SandboxID
-	u.t.Cleanup(func() {
-		if err := u.c.DeleteSandbox(u.ctx(), id); err != nil && !isStatus(err, 404) {
-			u.t.Errorf("deleting %s: %v", id, err)
-		}
-	})
-	return id
 }
 
 const publish = "http://localhost:49983/api/v1/webhook/publish"
