@@ -56,6 +56,11 @@ func unread(master int) (int, error) {
 		return 0, err
 	}
 	defer unix.Close(slave)
+	// Linux carries what was written to the other side by and by, and has done with it
+	// before it answers a poll.
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(slave), Events: unix.POLLIN}}, 0); err != nil && err != unix.EINTR {
+		return 0, err
+	}
 	return unix.IoctlGetInt(slave, unix.TIOCINQ)
 }
 

@@ -45,3 +45,28 @@ func sayAndEnd(slave, moment int) error {
 	_, err := unix.Write(slave, []byte("bye"))
 	return errors.Join(err, unix.Close(slave))
 }
+
+// What was written to a terminal that nobody reads is unread from then on, whether or not
+// the kernel has carried it there yet.
+func TestWhatWasJustWrittenIsUnread(t *testing.T) {
+	t.Parallel()
+	master, slave, err := openPTY(procapi.PTYSize{Rows: 24, Cols: 80})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	defer unix.Close(slave)
+	for i := range 5_000 {
+		if _, err := master.WriteString("line\n"); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := unread(int(master.Fd())); err != nil || n != len("line\n") {
+			t.Fatalf("line %d: %d bytes are unread, %v", i, n, err)
+		}
+		if err := errors.Join(second(unix.Read(slave, make([]byte, 100))), second(master.Read(make([]byte, 100)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func second(_ int, err error) error { return err }
