@@ -219,8 +219,9 @@ func TestSlowLinesAreWaitedFor(t *testing.T) {
 	t.Parallel()
 	r := startAlias(t, "python")
 	r.mustExec(t, "import time")
-	// Both lines are slower than the contract's quiet time and than offerDelay, and silent.
-	out := r.mustExec(t, "time.sleep(0.7)\ntime.sleep(0.7); print('done')")
+	// Both lines are slower than the contract's quiet time and than offerDelay, and silent;
+	// the first by far, so that an offer that comes late on a busy machine does not meet its end.
+	out := r.mustExec(t, "time.sleep(4)\ntime.sleep(0.7); print('done')")
 	if !strings.HasSuffix(out, "done\r\n") {
 		t.Errorf("output %q", out)
 	}
