@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -178,19 +179,21 @@ func TestE09_TheBudgetIsKept(t *testing.T) {
 
 func TestE09_TimeIsKept(t *testing.T) {
 	t.Parallel()
-	client, server := net.Pipe()
-	defer client.Close()
-	if result, _, err := Peek(server, Limits{Bytes: 100, Timeout: time.Minute, Quiet: time.Millisecond}, anyRoom); err != nil || result.Kind != Silent {
-		t.Errorf("a silent client: %v, %v", result.Kind, err)
-	}
-	go client.Write([]byte("GET"))
-	if result, _, err := Peek(server, Limits{Bytes: 100, Timeout: 20 * time.Millisecond, Quiet: time.Minute}, anyRoom); err == nil {
-		t.Errorf("half a word: %v", result.Kind)
-	}
-	go func() { client.Write([]byte("GET")); client.Close() }()
-	if result, _, err := Peek(server, DefaultLimits, anyRoom); err == nil {
-		t.Errorf("half a word and the end: %v", result.Kind)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer client.Close()
+		if result, _, err := Peek(server, Limits{Bytes: 100, Timeout: time.Minute, Quiet: time.Millisecond}, anyRoom); err != nil || result.Kind != Silent {
+			t.Errorf("a silent client: %v, %v", result.Kind, err)
+		}
+		go client.Write([]byte("GET"))
+		if result, _, err := Peek(server, Limits{Bytes: 100, Timeout: 20 * time.Millisecond, Quiet: time.Minute}, anyRoom); err == nil {
+			t.Errorf("half a word: %v", result.Kind)
+		}
+		go func() { client.Write([]byte("GET")); client.Close() }()
+		if result, _, err := Peek(server, DefaultLimits, anyRoom); err == nil {
+			t.Errorf("half a word and the end: %v", result.Kind)
+		}
+	})
 }
 
 func FuzzClassify(f *testing.F) {
