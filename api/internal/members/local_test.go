@@ -116,7 +116,10 @@ func TestH04_TwoJoinWithOneName(t *testing.T) {
 	token := f.token("", 1)
 	second := make(chan int, 1)
 	go func() {
-		_, status := f.join(token, "n1", newKey(t))
+		status, key := http.StatusServiceUnavailable, newKey(t)
+		for status == http.StatusServiceUnavailable { // it has waited as long as a statement may
+			_, status = f.join(token, "n1", key)
+		}
 		second <- status
 	}()
 	watch := f.conn()
