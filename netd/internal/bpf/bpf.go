@@ -60,6 +60,8 @@ type Kernel struct {
 	peerCounted bool // see countsPeers
 	obj         netdObjects
 	lookup      link.Link // nil before AttachLookup
+	grace       *grace
+	removed     chan struct{} // closed when nothing is removed any more
 
 	mu         sync.Mutex
 	generation uint32                              // the last one given out
@@ -71,6 +73,11 @@ type Kernel struct {
 	room       *share.Pool[uint32]                 // of the rules' tables, by team
 	names      map[uint32]map[netdNameKey]netdName // by serial, as the table has them
 	nameRoom   *share.Pool[uint32]                 // of that, by serial
+
+	left        chan struct{} // says that something is leaving; nil once it is closed
+	leaving     []*entries    // that judge no packet but those that are being judged
+	leavingSize int           // how many are in the tables yet: of leaving and what is being removed
+	fewer       *sync.Cond    // tells of leavingSize, on mu
 }
 
 // Open loads the programs, over the tables that an earlier process has pinned. Tables
@@ -93,7 +100,9 @@ func openOn(cfg Config, peerCounted bool) (*Kernel, error) {
 	k := &Kernel{
 		cfg: cfg, peerCounted: peerCounted, links: map[int]*netdSandbox{}, bySerial: map[uint32]int{}, entries: map[uint32]*entries{}, shared: map[[32]byte]uint32{},
 		room: share.New[uint32](roomForRules), names: map[uint32]map[netdNameKey]netdName{}, nameRoom: share.New[uint32](roomForNames),
+		removed: make(chan struct{}), left: make(chan struct{}, 1),
 	}
+	k.fewer = sync.NewCond(&k.mu)
 	err := k.load()
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		if err = unpin(cfg.PinDir); err == nil {
@@ -103,6 +112,11 @@ func openOn(cfg Config, peerCounted bool) (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading BPF programs: %w", err)
 	}
+	if k.grace, err = newGrace(); err != nil {
+		k.obj.Close()
+		return nil, err
+	}
+	go k.removeLeaving(k.left)
 	if err := k.takeOver(); err != nil {
 		k.Close()
 		return nil, fmt.Errorf("reading pinned tables: %w", err)
@@ -158,8 +172,18 @@ func unpin(dir string) error {
 	return nil
 }
 
-// Close lets go; what is pinned or attached works on.
+// Close removes what is leaving and lets go; what is pinned or attached works on. It may
+// be called again.
 func (k *Kernel) Close() error {
+	k.mu.Lock()
+	left := k.left
+	k.left = nil
+	k.mu.Unlock()
+	if left != nil {
+		close(left)
+		<-k.removed
+		k.grace.close()
+	}
 	var err error
 	if k.lookup != nil {
 		err = k.lookup.Close()

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -427,17 +428,66 @@ func TestE16_E19_NobodyElsesAddresses(t *testing.T) {
 	}
 }
 
+// A packet that is being judged while its policy is replaced is judged by one of the two as
+// a whole: by a part of one it would find what both allow denied, or what both deny allowed.
 func TestPolicySwapIsAtomic(t *testing.T) {
 	needKernel(t)
 	k := open(t, pins(t))
-	attach(t, k, 1)
-	// Of each pair of addresses every policy opens one: a packet judged by a mix
-	// would find both open, or both closed.
+	serial := attach(t, k, 1)
 	texts := []string{
-		`{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.2/32","2606:aaaa::2/128"]}}`,
-		`{"mode":"block-all","egress":{"allowedCidrs":["93.184.0.3/32","2606:aaaa::2/128"]}}`,
+		`{"mode":"allow-all","egress":{"deniedCidrs":["93.184.0.0/24","2606:aaaa::/64","93.185.0.2/32"]}}`,
+		`{"mode":"allow-all","egress":{"deniedCidrs":["93.184.0.0/24","2606:aaaa::/64","93.185.0.3/32"]}}`,
 	}
 	setPolicy(t, k, texts[0])
+	sent := uint64(0)
+	before := counted(t, k, serial)
+	during(t, func(i int) { setPolicy(t, k, texts[i%2]) }, func() {
+		for _, f := range []frame{tcp("93.184.0.9", 443), udp("2606:aaaa::9", 443)} {
+			sent += sendMany(t, k, f)
+		}
+	})
+	if n := counted(t, k, serial); n.Denied-before.Denied != sent || n.Malformed != 0 {
+		t.Errorf("of %d packets that no policy allows %d were denied, %d malformed", sent, n.Denied-before.Denied, n.Malformed)
+	}
+	before = counted(t, k, serial)
+	during(t, func(i int) { setPolicy(t, k, texts[i%2]) }, func() {
+		for _, f := range []frame{tcp("93.186.0.9", 443), udp("2606:bbbb::9", 443)} {
+			sendMany(t, k, f)
+		}
+	})
+	if n := counted(t, k, serial); n.Denied != before.Denied || n.Malformed != 0 {
+		t.Errorf("of what every policy allows %d packets were denied, %d malformed", n.Denied-before.Denied, n.Malformed)
+	}
+	k.Close()
+	left, err := open(t, k.cfg.PinDir).gather()
+	if err != nil || len(left) != 1 {
+		t.Errorf("%d generations of entries are left, want 1; %v", len(left), err)
+	}
+}
+
+// A row of a link that is detached may be another link's at once: no packet is judged by it.
+func TestE16_ARowIsOneLinksAtATime(t *testing.T) {
+	needKernel(t)
+	k := open(t, pins(t))
+	serial := attach(t, k, 1)
+	texts := []string{`{"mode":"allow-all"}`, `{"mode":"allow-all","egress":{"deniedCidrs":["93.185.0.2/32"]}}`}
+	other := Place{Owner: 9, IPv4: addr4.Next(), IPv6: addr6.Next(), MAC: hostMAC}
+	during(t, func(i int) {
+		setPolicy(t, k, texts[i%2]) // a row is free now if it was not changed in place
+		other.Ifindex = 1000 + i%7
+		n, err := k.Attach(other)
+		if err := errors.Join(err, k.Detach(n)); err != nil {
+			t.Error(err)
+		}
+	}, func() { sendMany(t, k, tcp("93.186.0.9", 443)) })
+	if n := counted(t, k, serial); n.Malformed != 0 {
+		t.Errorf("%d packets were judged by another link's row", n.Malformed)
+	}
+}
+
+// during does something over and over while a test does another thing.
+func during(t *testing.T, swap func(int), do func()) {
+	t.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -446,25 +496,34 @@ func TestPolicySwapIsAtomic(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				setPolicy(t, k, texts[i%2])
+				swap(i)
 			}
 		}
 	}()
-	always := tcp("2606:aaaa::2", 443).bytes()
-	never := tcp("93.184.0.9", 443).bytes()
-	for range 3000 {
-		if got := send(t, k, always); got != MarkAllow {
-			t.Fatalf("what every policy allows got mark %#x", got)
-		}
-		if got := send(t, k, never); got != MarkDeny {
-			t.Fatalf("what no policy allows got mark %#x", got)
+	defer func() { close(stop); <-done }()
+	do()
+}
+
+// sendMany runs a frame through from_sandbox over and over, and says how often.
+func sendMany(t *testing.T, k *Kernel, f frame) uint64 {
+	t.Helper()
+	const rounds, each = 100, 5000
+	data := f.bytes()
+	for range rounds {
+		if _, err := k.obj.FromSandbox.Run(&ebpf.RunOptions{Data: data, Context: skb{}, Repeat: each}); err != nil {
+			t.Fatal(err)
 		}
 	}
-	close(stop)
-	<-done
-	if n := len(k.entries); n != 1 {
-		t.Errorf("%d generations of entries are left, want 1", n)
+	return rounds * each
+}
+
+func counted(t *testing.T, k *Kernel, serial uint32) Counters {
+	t.Helper()
+	n, err := k.Counters(serial)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return n
 }
 
 func TestX31_TheNextProcessTakesOver(t *testing.T) {

@@ -44,7 +44,7 @@ func (k *Kernel) Learn(l Learnt) error {
 		k.names[l.Serial] = map[netdNameKey]netdName{}
 	}
 	k.names[l.Serial][key] = next
-	return k.obj.Names.Put(&key, &next)
+	return k.obj.Names.Update(&key, &netdNameRow{Key: key, Of: next}, inPlace)
 }
 
 // makeRoom forgets one address of a sandbox: one that no policy in force has use for,
@@ -81,10 +81,10 @@ func (k *Kernel) forgetNames(serial uint32) {
 // attachments that have ended. Links are known by then.
 func (k *Kernel) gatherNames() error {
 	var key netdNameKey
-	var name netdName
+	var row netdNameRow
 	var gone []netdNameKey
 	all := k.obj.Names.Iterate()
-	for all.Next(&key, &name) {
+	for all.Next(&key, &row) {
 		k.serial = max(k.serial, key.Serial)
 		if _, ok := k.bySerial[key.Serial]; !ok || !k.nameRoom.Take(key.Serial, 1) {
 			gone = append(gone, key)
@@ -93,7 +93,7 @@ func (k *Kernel) gatherNames() error {
 		if k.names[key.Serial] == nil {
 			k.names[key.Serial] = map[netdNameKey]netdName{}
 		}
-		k.names[key.Serial][key] = name
+		k.names[key.Serial][key] = row.Of
 	}
 	for _, key := range gone {
 		if err := forget(k.obj.Names, &key); err != nil {

@@ -32,7 +32,7 @@ func TestE23_ASerialIsNotUsedAgainAfterARestart(t *testing.T) {
 	both := []string{"93.184.0.2", "2606:aaaa::2"}
 	for _, ip := range both {
 		left := netdNameKey{Naming: naming, Serial: first, Ip: netip.MustParseAddr(ip).As16()}
-		if err := k.obj.Names.Put(&left, &netdName{Until: bootTime() + uint64(time.Hour), Slots: 1}); err != nil {
+		if err := k.obj.Names.Put(&left, &netdNameRow{Key: left, Of: netdName{Until: bootTime() + uint64(time.Hour), Slots: 1}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -108,6 +108,16 @@ struct sandbox {
 	__u8 pad[6];
 };
 
+// An element that is removed or replaced may be another key's at once, under the eyes of
+// a program that has found it. What a verdict depends on is therefore changed in place,
+// under its lock, and a program copies it under the same and looks whose it is: all of a
+// packet's verdict is by one state of one sandbox. What is only counted may miss.
+struct sandbox_row {
+	struct bpf_spin_lock lock;
+	__u32 link; // its key
+	struct sandbox of;
+};
+
 struct rule {
 	__u8 protocol;
 	__u8 action;
@@ -155,6 +165,13 @@ struct name_key {
 struct name {
 	__u64 until; // since boot
 	__u64 slots; // a bit each
+};
+
+struct name_row {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct name_key key;
+	struct name of;
 };
 
 struct counters {
@@ -229,7 +246,7 @@ struct {
 	__uint(max_entries, MAX_SANDBOXES);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32); // ifindex
-	__type(value, struct sandbox);
+	__type(value, struct sandbox_row);
 	PINNED;
 } sandboxes SEC(".maps");
 
@@ -274,7 +291,7 @@ struct {
 	__uint(max_entries, MAX_NAMES);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct name_key);
-	__type(value, struct name);
+	__type(value, struct name_row);
 	PINNED;
 } names SEC(".maps");
 
@@ -402,6 +419,19 @@ static __always_inline int differs(const __u8 *a, const volatile __u8 *b, int n)
 	for (int i = 0; i < n; i++)
 		d |= a[i] ^ b[i];
 	return d;
+}
+
+// find_sandbox copies what is known of a link's sandbox.
+static __always_inline int find_sandbox(__u32 link, struct sandbox *s)
+{
+	struct sandbox_row *row = bpf_map_lookup_elem(&sandboxes, &link);
+	if (!row)
+		return 0;
+	bpf_spin_lock(&row->lock);
+	__u32 of = row->link;
+	*s = row->of;
+	bpf_spin_unlock(&row->lock);
+	return of == link;
 }
 
 // take asks a bucket for a packet's bytes.
@@ -587,8 +617,16 @@ static __always_inline int is_learned(const struct sandbox *s, const struct pack
 {
 	struct name_key key = { .naming = s->naming, .serial = s->serial };
 	__builtin_memcpy(key.ip, p->dst, 16);
-	struct name *n = bpf_map_lookup_elem(&names, &key);
-	return n && n->until > bpf_ktime_get_boot_ns() && n->slots >> (slot & 63) & 1;
+	struct name_row *row = bpf_map_lookup_elem(&names, &key);
+	if (!row)
+		return 0;
+	bpf_spin_lock(&row->lock);
+	struct name_key of = row->key;
+	struct name n = row->of;
+	bpf_spin_unlock(&row->lock);
+	if (of.naming != key.naming || of.serial != key.serial || differs(of.ip, key.ip, 16))
+		return 0;
+	return n.until > bpf_ktime_get_boot_ns() && n.slots >> (slot & 63) & 1;
 }
 
 // judge asks the policy's rules for TCP and UDP.
@@ -941,13 +979,13 @@ SEC("tc")
 int from_sandbox(struct __sk_buff *skb)
 {
 	__u32 link = skb->ifindex;
-	struct sandbox *s = bpf_map_lookup_elem(&sandboxes, &link);
+	struct sandbox s;
 	struct counters *c = bpf_map_lookup_elem(&counts, &link);
-	if (!s || !c)
+	if (!c || !find_sandbox(link, &s))
 		return TC_ACT_SHOT;
 	c->sent_packets++;
 	c->sent_bytes += skb->len;
-	__u32 mark = decide(skb, s, c);
+	__u32 mark = decide(skb, &s, c);
 	if (!mark)
 		return TC_ACT_SHOT;
 	if (mark == STRAIGHT)
@@ -960,13 +998,13 @@ SEC("tc")
 int to_sandbox(struct __sk_buff *skb)
 {
 	__u32 link = skb->ifindex;
-	struct sandbox *s = bpf_map_lookup_elem(&sandboxes, &link);
-	if (!s)
+	struct sandbox s;
+	if (!find_sandbox(link, &s))
 		return TC_ACT_SHOT;
 	struct packet p = {};
 	enum back is = parse_back(skb, &p);
-	struct flow *f = is == BACK_FLOW ? flow_of(s, &p) : 0;
-	return admit(skb, s, link, is, &p, f) ? TC_ACT_OK : TC_ACT_SHOT;
+	struct flow *f = is == BACK_FLOW ? flow_of(&s, &p) : 0;
+	return admit(skb, &s, link, is, &p, f) ? TC_ACT_OK : TC_ACT_SHOT;
 }
 
 // load_destination says whether a packet is for a sandbox's own address, and reads it.
@@ -985,6 +1023,17 @@ static __always_inline int load_destination(struct __sk_buff *skb, struct addres
 		return 0;
 	__builtin_memcpy(to->ip, ip, 16);
 	return ip[0] == net6[0] && ip[1] == net6[1];
+}
+
+// has says whether an address is a sandbox's.
+static __always_inline int has(const struct sandbox *s, const struct address *a)
+{
+	__u32 asked[4], six[4];
+	__builtin_memcpy(asked, a->ip, 16);
+	__builtin_memcpy(six, s->ip6, 16);
+	if (!asked[0] && !asked[1] && asked[2] == bpf_htonl(0xffff))
+		return asked[3] == s->ip4;
+	return asked[0] == six[0] && asked[1] == six[1] && asked[2] == six[2] && asked[3] == six[3];
 }
 
 // readdress gives a frame the addresses that it has on a sandbox's link.
@@ -1007,24 +1056,25 @@ int from_uplink(struct __sk_buff *skb)
 	struct address to = {};
 	if (!load_destination(skb, &to))
 		return TC_ACT_OK; // for netd itself, or translated in the namespace
-	__u32 *link = bpf_map_lookup_elem(&addresses, &to);
-	struct sandbox *s = link ? bpf_map_lookup_elem(&sandboxes, link) : 0;
-	if (!s)
+	__u32 *known = bpf_map_lookup_elem(&addresses, &to);
+	__u32 link = known ? *(volatile __u32 *)known : 0; // read once: it may be another's
+	struct sandbox s;
+	if (!find_sandbox(link, &s) || !has(&s, &to))
 		return TC_ACT_SHOT;
 	struct packet p = {};
 	enum back is = parse_back(skb, &p);
-	if (is == BACK_NONE && parse_quoted(skb, s, &p))
+	if (is == BACK_NONE && parse_quoted(skb, &s, &p))
 		is = BACK_ERROR;
-	struct flow *f = is == BACK_FLOW || is == BACK_ERROR ? flow_of(s, &p) : 0;
+	struct flow *f = is == BACK_FLOW || is == BACK_ERROR ? flow_of(&s, &p) : 0;
 	if (is != BACK_REST && !(f && f->straight))
 		return TC_ACT_SHOT;
-	if (readdress(skb, s))
+	if (readdress(skb, &s))
 		return TC_ACT_SHOT;
 	if (!peer_counted)
-		return bpf_redirect(*link, 0); // to_sandbox does the rest
-	if (!admit(skb, s, *link, is, &p, f))
+		return bpf_redirect(link, 0); // to_sandbox does the rest
+	if (!admit(skb, &s, link, is, &p, f))
 		return TC_ACT_SHOT;
-	return bpf_redirect_peer(*link, 0);
+	return bpf_redirect_peer(link, 0);
 }
 
 SEC("sk_lookup")

@@ -162,6 +162,17 @@ type netdNameKey struct {
 	Ip     [16]uint8
 }
 
+type netdNameRow struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad uint32
+	Key netdNameKey
+	Of  netdName
+}
+
 type netdReason uint32
 
 const (
@@ -210,6 +221,16 @@ type netdSandbox struct {
 	Ip6    [16]uint8
 	Mac    [6]uint8
 	Pad    [6]uint8
+}
+
+type netdSandboxRow struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Link uint32
+	Of   netdSandbox
 }
 
 type netdSeen struct {

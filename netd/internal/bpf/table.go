@@ -38,6 +38,8 @@ type entries struct {
 	room    int      // so much of what is spare for it
 }
 
+func (e *entries) size() int { return len(e.four) + len(e.six) }
+
 // beyond is what a generation of so many entries takes of what is spare.
 func beyond(size int) int { return max(size-sureRules, 0) }
 
@@ -155,7 +157,8 @@ func (k *Kernel) count(ifindex int, serial uint32) error {
 
 // put is called with mu held.
 func (k *Kernel) put(ifindex int, s *netdSandbox) error {
-	if err := k.obj.Sandboxes.Put(uint32(ifindex), s); err != nil {
+	row := netdSandboxRow{Link: uint32(ifindex), Of: *s}
+	if err := k.obj.Sandboxes.Update(uint32(ifindex), &row, inPlace); err != nil {
 		return fmt.Errorf("link %d: %w", ifindex, err)
 	}
 	k.links[ifindex], k.bySerial[s.Serial] = s, ifindex
@@ -195,6 +198,9 @@ func (k *Kernel) detach(ifindex int) error {
 	return nil
 }
 
+// inPlace changes what a program may be reading under its lock.
+const inPlace = ebpf.UpdateAny | ebpf.UpdateLock
+
 func forget(m *ebpf.Map, key any) error {
 	if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return err
@@ -202,11 +208,14 @@ func forget(m *ebpf.Map, key any) error {
 	return nil
 }
 
-// SetPolicy puts a compiled policy and limits into force for an attachment, at once and as a whole: the entries are written beside the old ones, and
-// one write makes them count. After an error the old policy stays in force.
+// SetPolicy puts a compiled policy and limits into force for an attachment, at once and
+// as a whole: the entries are written beside the old ones, one write makes them count, and
+// the old ones stay for the packets that are being judged. After an error the old policy
+// stays in force.
 func (k *Kernel) SetPolicy(serial uint32, c *policy.Compiled, limits Limits) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.awaitRoom()
 	ifindex, ok := k.bySerial[serial]
 	if !ok {
 		return fmt.Errorf("attachment %d has ended", serial)
@@ -371,8 +380,7 @@ func (k *Kernel) drop(gen uint32) {
 	}
 }
 
-// remove removes a generation's entries, which no link uses any more. What can't be
-// removed stays for the next process to find.
+// remove gives up a generation, which no link uses any more.
 func (k *Kernel) remove(gen uint32) {
 	e := k.entries[gen]
 	if e == nil {
@@ -383,8 +391,7 @@ func (k *Kernel) remove(gen uint32) {
 	if k.shared[e.content] == gen {
 		delete(k.shared, e.content)
 	}
-	forgetAll(k.obj.Rules4, e.four)
-	forgetAll(k.obj.Rules6, e.six)
+	k.leave(e)
 }
 
 // SetAlways says which networks no policy opens, in the place of those said before.

@@ -12,12 +12,12 @@ import (
 // takeOver learns what an earlier process has left and removes what no link uses.
 func (k *Kernel) takeOver() error {
 	var ifindex uint32
-	var s netdSandbox
+	var row netdSandboxRow
 	used, team := map[uint32]int{}, map[uint32]uint32{}
 	links := k.obj.Sandboxes.Iterate()
-	for links.Next(&ifindex, &s) {
-		found := s
-		k.links[int(ifindex)], k.bySerial[s.Serial] = &found, int(ifindex)
+	for links.Next(&ifindex, &row) {
+		s := row.Of
+		k.links[int(ifindex)], k.bySerial[s.Serial] = &s, int(ifindex)
 		used[s.Gen]++
 		team[s.Gen] = s.Team
 		k.generation, k.serial = max(k.generation, s.Gen), max(k.serial, s.Serial)
@@ -28,7 +28,7 @@ func (k *Kernel) takeOver() error {
 	}
 	for gen, e := range k.entries {
 		k.generation = max(k.generation, gen)
-		e.team, e.room = team[gen], beyond(len(e.four)+len(e.six))
+		e.team, e.room = team[gen], beyond(e.size())
 		if !k.room.Take(e.team, e.room) {
 			e.room = 0 // of another most: it stays, and is not counted
 		}

@@ -145,7 +145,16 @@ func TestD08_ALargePolicyTakesAnothersPlace(t *testing.T) {
 	}
 }
 
-func sizeOfRules(t *testing.T, k *Kernel) int { return size(t, k.obj.Rules4) + size(t, k.obj.Rules6) }
+// sizeOfRules counts what is there once nothing is leaving any more.
+func sizeOfRules(t *testing.T, k *Kernel) int {
+	t.Helper()
+	k.mu.Lock()
+	for k.leavingSize > 0 {
+		k.fewer.Wait()
+	}
+	k.mu.Unlock()
+	return size(t, k.obj.Rules4) + size(t, k.obj.Rules6)
+}
 
 // A change that fails behind its first writes leaves nothing at the attachment's end.
 func TestG12_BandwidthOfAChangeThatFailed(t *testing.T) {
