@@ -77,6 +77,7 @@ func (d *directory) forget(id sandbox.ID) {
 	defer d.mu.Unlock()
 	delete(d.entries, id)
 	d.epoch++
+	d.reads.Forget(string(id)) // who asks after a change shares no older read
 }
 
 // read asks the store, once for all who ask at the same time.

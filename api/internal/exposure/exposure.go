@@ -156,14 +156,7 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 	if err != nil {
 		return err
 	}
-	routes, err := e.match(req.Address.Port, r.URL)
-	if err != nil {
-		return err
-	}
-	if len(routes) == 0 {
-		return errNotExposed
-	}
-	rt, err := choose(routes, askedMethod(r))
+	rt, err := e.routeOf(r, req)
 	if err != nil {
 		return err
 	}
@@ -177,10 +170,16 @@ func (p *Proxy) Serve(w http.ResponseWriter, r *http.Request, req Request) error
 	if wait, ok := p.rates.take(e.to.ID, rt); !ok {
 		return errTooMany.WithRetryAfter(wait)
 	}
-	if e, err = p.running(r.Context(), e, rt); err != nil {
+	awake, err := p.running(r.Context(), e, rt)
+	if err == nil && awake != e { // what it exposes may have changed while it was woken
+		if rt, err = awake.routeOf(r, req); err == nil {
+			err = rt.auth.check(w.Header(), r.Header)
+		}
+	}
+	if err != nil {
 		return err
 	}
-	return p.exchange(w, r, &exchange{req: req, entry: e, route: rt, header: w.Header()})
+	return p.exchange(w, r, &exchange{req: req, entry: awake, route: rt, header: w.Header()})
 }
 
 // lookup finds what a sandbox exposes. Asking the database is charged to the

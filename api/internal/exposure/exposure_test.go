@@ -328,6 +328,26 @@ func TestStates(t *testing.T) {
 	w.want(request{path: "/yes"}, 503, "unavailable")
 }
 
+// A19: who has waited for a sandbox to be woken gets what it exposes by then.
+func TestA19_WhatChangesWhileASandboxIsWoken(t *testing.T) {
+	t.Parallel()
+	const open = `{"auto_resume":true,"services":[{"id":"web","port":8080,"runtime":{"type":"cmd","command":["x"]},"ingress":{"public":true,
+		"routes":[{"id":"r","resume":true%s}]}}]}`
+	for _, c := range []struct {
+		config, code string
+		status       int
+	}{
+		{`{"services":[]}`, "not_found", 404},
+		{fmt.Sprintf(open, `,"auth":{"mode":"bearer","bearer_token_sha256":"`+strings.Repeat("0", 64)+`"}`), "unauthorized", 401},
+		{fmt.Sprintf(open, ""), "", 200},
+	} {
+		w := serve(t, fmt.Sprintf(open, ""), echo)
+		w.row.Status = sandbox.Paused
+		w.woken = func() { w.set(c.config) }
+		w.want(request{path: "/"}, c.status, c.code)
+	}
+}
+
 func TestConfigIsReadOnceASecondAndForgottenOnChange(t *testing.T) {
 	t.Parallel()
 	w := serve(t, one(`{"id":"r"}`), echo)
@@ -339,6 +359,49 @@ func TestConfigIsReadOnceASecondAndForgottenOnChange(t *testing.T) {
 	}
 	w.set(`{"services":[]}`)
 	w.want(request{path: "/"}, 404, "not_found")
+}
+
+// slowStore answers what was stored when it was asked.
+type slowStore struct {
+	*world
+	answer chan struct{}
+}
+
+func (s slowStore) ExposedSandbox(ctx context.Context, asked sandbox.ID) (store.ExposedSandbox, error) {
+	row, err := s.world.ExposedSandbox(ctx, asked)
+	<-s.answer
+	return row, err
+}
+
+// A19: who asks after a change is not told what was read before it.
+func TestA19_AChangeSharesNoOlderRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, row: store.ExposedSandbox{TeamID: uuid.New(), Status: sandbox.Running}}
+		s := slowStore{w, make(chan struct{})}
+		d := newDirectory(s)
+		read := func() <-chan int {
+			ports := make(chan int, 1)
+			go func() {
+				e, err := d.read(t.Context(), id)
+				if err != nil {
+					t.Error(err)
+				}
+				ports <- len(e.routes)
+			}()
+			synctest.Wait()
+			return ports
+		}
+		w.set(one(`{"id":"r"}`))
+		before := read()
+		w.set(`{"services":[]}`)
+		d.forget(id)
+		after := read()
+		close(s.answer)
+		if was, is := <-before, <-after; was != 1 || is != 0 {
+			t.Errorf("%d ports are exposed before the change and %d after it, want 1 and 0", was, is)
+		}
+	})
 }
 
 func TestX34_ExposedServicesGoOnWithoutTheDatabase(t *testing.T) {

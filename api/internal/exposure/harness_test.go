@@ -43,7 +43,8 @@ type world struct {
 	reads   int
 	dials   int
 	resumed int
-	refuse  error // what dialling answers
+	refuse  error  // what dialling answers
+	woken   func() // called when a sandbox is resumed; nil: nothing
 	address string
 }
 
@@ -124,6 +125,9 @@ func (w *world) Dial(ctx context.Context, to dataplane.Target, _ openapi.Sandbox
 }
 
 func (w *world) Resume(context.Context, dataplane.Target) error {
+	if w.woken != nil {
+		w.woken()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.resumed++

@@ -2,6 +2,7 @@ package exposure
 
 import (
 	"cmp"
+	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
@@ -89,6 +90,18 @@ func (e *entry) at(port int32, path string) []*route {
 func below(path, prefix string) bool {
 	rest, ok := strings.CutPrefix(path, prefix)
 	return ok && (rest == "" || rest[0] == '/' || rest[0] == ';')
+}
+
+// routeOf is the route of a request; what has none does not exist.
+func (e *entry) routeOf(r *http.Request, req Request) (*route, error) {
+	routes, err := e.match(req.Address.Port, r.URL)
+	if err != nil {
+		return nil, err
+	}
+	if len(routes) == 0 {
+		return nil, errNotExposed
+	}
+	return choose(routes, askedMethod(r))
 }
 
 // choose takes the first route that takes the method.
