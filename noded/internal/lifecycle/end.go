@@ -122,11 +122,7 @@ func (m *Manager) cancelStart(inst *instance, cause error) {
 }
 
 // exited handles the end of a sandbox's processes, in the life that they were of.
-func (m *Manager) exited(ctx context.Context, life int, exit Exit) {
-	inst := m.find(exit.ID)
-	if inst == nil {
-		return
-	}
+func (m *Manager) exited(ctx context.Context, inst *instance, life int, exit Exit) {
 	if rec := m.record(inst); exit.Unseen && (rec.State == journal.Claimed || rec.State == journal.Pausing || m.connected(inst)) {
 		m.log(rec).Warn("the runtime does not know a sandbox that may live")
 		return

@@ -57,6 +57,7 @@ const ReleasesAtOnce = releasesAtOnce
 
 // EndLater has a sandbox's end, which comes now, handled when it is called.
 func (m *Manager) EndLater(id sandbox.ID) func() {
-	life := m.lifeOf(m.find(id))
-	return func() { m.exited(context.Background(), life, Exit{ID: id, Reason: "killed"}) }
+	inst := m.find(id)
+	life := m.lifeOf(inst)
+	return func() { m.exited(context.Background(), inst, life, Exit{ID: id, Reason: "killed"}) }
 }

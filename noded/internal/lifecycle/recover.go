@@ -290,50 +290,60 @@ func (m *Manager) sweep(ctx context.Context) error {
 		return err
 	}
 	var failed []error
-	for id, slot := range found {
-		if m.find(id) != nil {
-			continue
-		}
-		m.cfg.Log.Info("sweeping what nobody owns", "sandbox", id)
-		if err := errors.Join(m.releaseAll(ctx, slot), m.removeImages(ctx, id)); err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		m.cfg.Metrics.swept.Inc()
+	for _, slot := range found {
+		failed = append(failed, m.sweepOne(ctx, slot))
 	}
 	m.noticeEnds(ctx, settled, containers)
 	return errors.Join(append(failed, m.sweepSnapshots())...)
 }
 
+// sweepOne removes what is left of a sandbox that is not in the table. It is there
+// meanwhile, as one whose teardown is at work: one that went on elsewhere may come back
+// at any time, and is not taken in before nothing of it is left.
+func (m *Manager) sweepOne(ctx context.Context, slot netns.Slot) error {
+	inst := newInstance(journal.Record{ID: slot.ID, State: journal.Terminating})
+	inst.disposing, inst.rested = true, make(chan struct{})
+	if !m.admit(inst) {
+		return nil
+	}
+	defer m.forget(inst)
+	m.cfg.Log.Info("sweeping what nobody owns", "sandbox", slot.ID)
+	if err := errors.Join(m.releaseAll(ctx, slot), m.removeImages(ctx, slot.ID)); err != nil {
+		return err
+	}
+	m.cfg.Metrics.swept.Inc()
+	return nil
+}
+
 // noticeEnds ends what is listed as ended. That something is not listed counts
 // for slots alone that were found at start and whose procd is not connected
 // either: they are nobody's, and a pool waits for their place.
-func (m *Manager) noticeEnds(ctx context.Context, settled map[sandbox.ID]int, containers []Status) {
-	listed := map[sandbox.ID]bool{}
+func (m *Manager) noticeEnds(ctx context.Context, settled map[*instance]int, containers []Status) {
+	listed := map[sandbox.ID]Status{}
 	for _, c := range containers {
-		listed[c.ID] = true
-		if life, ok := settled[c.ID]; ok && c.Ended {
-			m.exited(ctx, life, Exit{ID: c.ID, Reason: NotRunning})
-		}
+		listed[c.ID] = c
 	}
-	for _, inst := range m.snapshot() {
+	for inst, life := range settled {
 		m.mu.Lock()
 		found := inst.unseen && inst.rec.State == journal.Slot
 		m.mu.Unlock()
-		if life, ok := settled[inst.id]; ok && found && !listed[inst.id] {
-			m.exited(ctx, life, Exit{ID: inst.id, Reason: NotRunning, Unseen: true})
+		if c, ok := listed[inst.id]; c.Ended {
+			m.exited(ctx, inst, life, Exit{ID: inst.id, Reason: NotRunning})
+		} else if found && !ok {
+			m.exited(ctx, inst, life, Exit{ID: inst.id, Reason: NotRunning, Unseen: true})
 		}
 	}
 }
 
-// settled is every sandbox that is not being created, with its life.
-func (m *Manager) settled() map[sandbox.ID]int {
+// settled is every sandbox that is not being created, with its life. Another one may have
+// its id before long, of one that went on elsewhere and came back.
+func (m *Manager) settled() map[*instance]int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	all := make(map[sandbox.ID]int, len(m.instances))
-	for id, inst := range m.instances {
+	all := make(map[*instance]int, len(m.instances))
+	for _, inst := range m.instances {
 		if inst.cancel == nil {
-			all[id] = inst.life
+			all[inst] = inst.life
 		}
 	}
 	return all
