@@ -105,6 +105,7 @@ type state struct {
 	mu      sync.Mutex
 	answers map[question]answer
 	learnt  map[netip.Addr]map[string]time.Time // until when an address stands for a name
+	now     guest.Guest                         // as of the last Refresh; zero: there was none
 	bytes   int                                 // that it has of the memory
 	ended   bool                                // and has none
 }
@@ -192,10 +193,23 @@ func (r *Resolver) drop(id sandbox.ID) {
 // changed: slots are the policy's.
 func (r *Resolver) Refresh(g guest.Guest) {
 	now := time.Now()
-	for addr, names := range r.state(g).standing(now) {
+	for addr, names := range r.state(g).standing(g, now) {
 		for name, until := range names {
 			r.learn(g, name, addr, until.Sub(now))
 		}
+	}
+}
+
+// learnNow learns an address that has begun to stand for a name, for the policy that was
+// asked, and for the one that has taken its place meanwhile: its Refresh may have been
+// before.
+func (r *Resolver) learnNow(g guest.Guest, s *state, name string, addr netip.Addr, ttl time.Duration) {
+	r.learn(g, name, addr, ttl)
+	s.mu.Lock()
+	now := s.now
+	s.mu.Unlock()
+	if now.Policy != nil && now.Policy != g.Policy {
+		r.learn(now, name, addr, ttl)
 	}
 }
 
@@ -220,9 +234,12 @@ func (r *Resolver) Names(g guest.Guest, addr netip.Addr) (names []string) {
 	return names
 }
 
-func (s *state) standing(now time.Time) map[netip.Addr]map[string]time.Time {
+// standing are the names that addresses stand for, for a guest who is to have them learnt:
+// what begins to stand after that is learnt for him, too.
+func (s *state) standing(g guest.Guest, now time.Time) map[netip.Addr]map[string]time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.now = g
 	out := make(map[netip.Addr]map[string]time.Time, len(s.learnt))
 	for addr, names := range s.learnt {
 		for name, until := range names {

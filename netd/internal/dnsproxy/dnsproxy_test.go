@@ -117,6 +117,11 @@ type bench struct {
 	seen []Event
 }
 
+// told is what the data plane learns of an address.
+func told(g guest.Guest, addr netip.Addr, slots uint64) string {
+	return fmt.Sprintf("%s %s %b of %x", g.ID, addr, slots, g.Policy.Naming())
+}
+
 func dialAny(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, network, to.String())
 }
@@ -146,7 +151,7 @@ func newBench(t *testing.T, json string, before ...netip.AddrPort) *bench {
 		Learn: func(g guest.Guest, addr netip.Addr, slots uint64, _ time.Duration) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			b.told = append(b.told, fmt.Sprintf("%s %s %b", g.ID, addr, slots))
+			b.told = append(b.told, told(g, addr, slots))
 		},
 		Memory:  share.New[sandbox.ID](share.Config{Sure: 8 << 20, Most: 8 << 20}),
 		Observe: func(e Event) { b.mu.Lock(); defer b.mu.Unlock(); b.seen = append(b.seen, e) },
@@ -342,6 +347,36 @@ func TestAliasesAreLearntUnderTheAskedName(t *testing.T) {
 	b.Refresh(b.guest())
 	if told := b.learnt(); len(told) != 2 || told[0] != told[1] {
 		t.Errorf("told again: %q", told)
+	}
+}
+
+// A policy that comes while a name is looked up learns its addresses, too: what is answered
+// is kept, and would not be looked up again for as long as it holds.
+func TestAPolicyThatComesWithAnAnswer(t *testing.T) {
+	t.Parallel()
+	const rule = `{"action":"allow","domains":[%q],"ports":[{"port":5000,"protocol":"udp"}]}`
+	policies := func(names ...string) string {
+		rules := make([]string, 0, len(names))
+		for _, name := range names {
+			rules = append(rules, fmt.Sprintf(rule, name))
+		}
+		return `{"mode":"block-all","egress":{"trafficRules":[` + strings.Join(rules, ",") + `]}}`
+	}
+	b := newBench(t, policies("www.good.example"))
+	b.up.set("www.good.example. A", "www.good.example. 300 A 9.9.9.9")
+	before := b.guest()
+	next := before
+	next.Policy = compiled(t, policies("other.example", "www.good.example"))
+	b.up.twist = func(m *dns.Msg) *dns.Msg {
+		b.become(next)
+		b.Refresh(next)
+		return m
+	}
+	b.ask(t, "udp", "www.good.example.", dns.TypeA)
+	addr := netip.MustParseAddr("9.9.9.9")
+	want := []string{told(before, addr, 1), told(next, addr, 1)}
+	if all := b.learnt(); !slices.Equal(all, want) {
+		t.Errorf("the data plane was told %q, want %q", all, want)
 	}
 }
 

@@ -99,7 +99,7 @@ func (r *Resolver) accept(g guest.Guest, s *state, q question, reply *dns.Msg) a
 		a.records = append(a.records, rr)
 		if is {
 			s.stand(addr, q.name, now.Add(ttl+grace))
-			r.learn(g, q.name, addr, ttl+grace)
+			r.learnNow(g, s, q.name, addr, ttl+grace)
 		}
 	}
 	return a
