@@ -367,11 +367,13 @@ func TestAPolicyThatComesWithAnAnswer(t *testing.T) {
 	before := b.guest()
 	next := before
 	next.Policy = compiled(t, policies("other.example", "www.good.example"))
+	b.up.mu.Lock()
 	b.up.twist = func(m *dns.Msg) *dns.Msg {
 		b.become(next)
 		b.Refresh(next)
 		return m
 	}
+	b.up.mu.Unlock()
 	b.ask(t, "udp", "www.good.example.", dns.TypeA)
 	addr := netip.MustParseAddr("9.9.9.9")
 	want := []string{told(before, addr, 1), told(next, addr, 1)}
