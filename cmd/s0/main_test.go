@@ -34,9 +34,7 @@ func TestScripts(t *testing.T) {
 				env.Defer(server.Close)
 				env.Setenv(name, server.URL)
 			}
-			closed := httptest.NewServer(nil)
-			env.Setenv("CLOSED", closed.URL)
-			closed.Close()
+			env.Setenv("CLOSED", "http://127.0.0.1:1") // a port that no other test's server is given
 			env.Setenv("HOME", env.WorkDir+"/home")
 			return nil
 		},
