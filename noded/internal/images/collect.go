@@ -69,13 +69,6 @@ func (u *uses) begin(ctx context.Context, name string) (end func(), err error) {
 	}, nil
 }
 
-// touch notes that an image has been used now.
-func (u *uses) touch(name string) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.last[name] = u.now()
-}
-
 // recent says whether an image is in use or has been for less than d.
 func (u *uses) recent(name string, d time.Duration) bool {
 	u.mu.Lock()

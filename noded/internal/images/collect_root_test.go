@@ -157,6 +157,39 @@ func TestCollectionsRaceStarts(t *testing.T) {
 	wg.Wait()
 }
 
+// The name by which an image is given out may be being removed, while its tag is in use:
+// who gets the image waits, and names it anew.
+func TestAnImageIsNotGivenAwayWithItsName(t *testing.T) {
+	l := newLab(t)
+	forward := l.clock()
+	ref := l.simple(1)
+	given := l.mustEnsure(ref)
+	named, err := l.client.ImageService().Get(t.Context(), given.Ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward(l.im.cfg.KeepFor)
+	ensured := make(chan error, 1)
+	removed, err := l.im.uses.remove(named.Name, l.im.cfg.KeepFor, func() error {
+		go func() {
+			_, err := l.ensure(ref)
+			ensured <- err
+		}()
+		select {
+		case err := <-ensured: // which it must not be yet
+			ensured <- err
+		case <-time.After(200 * time.Millisecond):
+		}
+		return l.im.remove(t.Context(), named)
+	})
+	if !removed || err != nil {
+		t.Fatalf("the name was removed: %v, %v", removed, err)
+	}
+	if err := <-ensured; err != nil || !l.has(given.Ref) {
+		t.Errorf("the image was given out (%v), and is there: %v", err, l.has(given.Ref))
+	}
+}
+
 // Who waits for a pull is told how far it is, in time, and the pull goes on; X44:
 // what is there starts although its registry hangs.
 func TestX44_WaitersAreTold(t *testing.T) {
@@ -179,21 +212,34 @@ func TestX44_WaitersAreTold(t *testing.T) {
 		}
 		inner.ServeHTTP(w, r)
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+	pulled := make(chan error, 1)
+	go func() {
+		_, err := l.ensure(slow)
+		pulled <- err
+	}()
+	const far = "pulling image: 2 of 4 MB"
+	for l.im.Progress(slow) != far {
+		select {
+		case err := <-pulled:
+			t.Fatalf("pulled from a registry that hangs: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*answerMargin+time.Second)
 	defer cancel()
 	_, err := l.im.Ensure(ctx, slow)
 	told := errdefs.From(err)
-	if told.Kind != errdefs.Unavailable || told.RetryAfter == 0 || !strings.Contains(told.Message, "pulling image: 2 of 4 MB") {
+	if told.Kind != errdefs.Unavailable || told.RetryAfter == 0 || !strings.Contains(told.Message, far) {
 		t.Errorf("%v (%q), want how far it is", err, told.Message)
-	}
-	if ctx.Err() != nil {
-		t.Error("told when nobody listens any more")
 	}
 	again := l.mustEnsure(there)
 	if again.Ref != first.Ref || again.ChainID != first.ChainID {
 		t.Errorf("what was there: %+v", again)
 	}
 	close(release)
+	if err := <-pulled; err != nil {
+		t.Errorf("who waited for it: %v", err)
+	}
 	if img := l.mustEnsure(slow); img.Ref == "" || l.im.Progress(slow) != "" {
 		t.Errorf("when it has come: %+v, progress %q", img, l.im.Progress(slow))
 	}

@@ -11,13 +11,17 @@ func TestD12_NamesAreForgotten(t *testing.T) {
 	t.Parallel()
 	u, now := newUses(), time.Now()
 	u.now = func() time.Time { return now }
-	end, err := u.begin(t.Context(), "a")
-	if err != nil {
-		t.Fatal(err)
+	use := func(name string) (end func()) {
+		end, err := u.begin(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return end
 	}
-	u.touch("b")
+	end := use("a")
+	use("b")()
 	now = now.Add(time.Hour)
-	u.touch("c")
+	use("c")()
 	u.forget(time.Hour)
 	if len(u.last) != 1 || !u.recent("a", time.Hour) || u.recent("b", time.Hour) || !u.recent("c", time.Hour) {
 		t.Errorf("remembered: %v", u.last)

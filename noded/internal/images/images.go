@@ -153,11 +153,7 @@ func (i *Images) ensure(ctx context.Context, name string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	pinned, err := i.pin(ctx, img)
-	if err != nil {
-		return Image{}, err
-	}
-	return Load(ctx, i.cfg.Client, pinned)
+	return i.pin(ctx, img)
 }
 
 // inTurn does the work of a pull when it is its turn, and has others see how far it is.
@@ -249,20 +245,24 @@ func (i *Images) Resolve(ctx context.Context, ref string) (string, error) {
 }
 
 // pin names the image by its digest, so that what a sandbox was warmed from
-// stays on the node when the tag moves on.
-func (i *Images) pin(ctx context.Context, img containerd.Image) (string, error) {
+// stays on the node when the tag moves on. The name is in use by then: one that
+// is there may be being removed.
+func (i *Images) pin(ctx context.Context, img containerd.Image) (Image, error) {
 	r, err := imageref.Parse(img.Name())
 	if err != nil {
-		return "", err
+		return Image{}, err
 	}
 	ref := r.Pinned(img.Target().Digest.String()).String()
-	if ref == img.Name() {
-		return ref, nil
+	done, err := i.uses.begin(ctx, ref)
+	if err != nil {
+		return Image{}, err
 	}
-	i.uses.touch(ref)
-	_, err = i.cfg.Client.ImageService().Create(ctx, images.Image{Name: ref, Target: img.Target()})
+	defer done()
+	if ref != img.Name() {
+		_, err = i.cfg.Client.ImageService().Create(ctx, images.Image{Name: ref, Target: img.Target()})
+	}
 	if err != nil && !cerrdefs.IsAlreadyExists(err) {
-		return "", fmt.Errorf("naming %s: %w", ref, err)
+		return Image{}, fmt.Errorf("naming %s: %w", ref, err)
 	}
-	return ref, nil
+	return Load(ctx, i.cfg.Client, ref)
 }

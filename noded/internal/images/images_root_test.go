@@ -87,6 +87,11 @@ func TestEnsure(t *testing.T) {
 		t.Errorf("a pull too many: %v", err)
 	case <-time.After(200 * time.Millisecond):
 	}
+	gaveUp, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := im.Ensure(gaveUp, reg.Host+"/a/b:3"); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("a caller that gave up: %v", err)
+	}
 	for range maxPulls {
 		<-im.turns.node
 	}
@@ -96,11 +101,6 @@ func TestEnsure(t *testing.T) {
 
 	if _, err := im.Ensure(ctx, reg.Host+"/a/b:2"); !errdefs.Is(err, errdefs.Unprocessable) {
 		t.Errorf("an image that does not exist: %v", err)
-	}
-	gaveUp, cancel := context.WithCancel(ctx)
-	cancel()
-	if _, err := im.Ensure(gaveUp, reg.Host+"/a/b:3"); !errdefs.Is(err, errdefs.Unavailable) {
-		t.Errorf("a caller that gave up: %v", err)
 	}
 
 	// The tag moves on: what was pulled stays what it was, by tag and by digest.

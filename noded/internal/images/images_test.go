@@ -6,6 +6,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	cerrdefs "github.com/containerd/errdefs"
@@ -106,6 +107,21 @@ func TestD12_TooBigIsRefusedBeforeItsLayersAreFetched(t *testing.T) {
 	} {
 		if err := l.descriptor(c.desc, c.layer); (err != nil) != c.refused {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Who waits for a pull is told how far it is before nobody listens any more, if there is time.
+func TestWaitersAreToldBeforeTheirDeadline(t *testing.T) {
+	t.Parallel()
+	for within, margin := range map[time.Duration]time.Duration{time.Hour: answerMargin, 2 * answerMargin: 0} {
+		at := time.Now().Add(within)
+		ctx, cancel := context.WithDeadline(t.Context(), at)
+		defer cancel()
+		waiting, cancel := untilAnswer(ctx)
+		defer cancel()
+		if until, ok := waiting.Deadline(); !ok || !until.Equal(at.Add(-margin)) {
+			t.Errorf("with %v: waits until %v before the deadline, want %v", within, at.Sub(until), margin)
 		}
 	}
 }
