@@ -310,7 +310,7 @@ func (a attempt) ask() (int, string, error) {
 	q.SetQuestion(dns.Fqdn(a.Name), cmp.Or(uint16(a.Proto), dns.TypeA))
 	c := dns.Client{Net: a.Network, Timeout: quiet}
 	m, _, err := c.Exchange(q, a.To)
-	for range 5 {
+	for range 30 { // as box.ask does
 		if err == nil {
 			break
 		}

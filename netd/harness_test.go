@@ -474,7 +474,7 @@ type seen struct {
 	protocol uint8
 	src      netip.Addr
 	dst      netip.AddrPort
-	payload  int // of TCP
+	payload  int // of TCP and UDP
 }
 
 func (w *world) sink(ns netns.NsHandle, link string) *sink {
@@ -553,6 +553,9 @@ func parse(b []byte) (p seen, ok bool) {
 			end = rest + int(b[18])<<8 + int(b[19])
 		}
 		p.payload = max(end-rest-int(b[rest+12]>>4)*4, 0)
+	}
+	if p.protocol == unix.IPPROTO_UDP && len(b) >= rest+8 {
+		p.payload = max(int(b[rest+4])<<8+int(b[rest+5])-8, 0)
 	}
 	port := uint16(0)
 	if (p.protocol == unix.IPPROTO_TCP || p.protocol == unix.IPPROTO_UDP) && len(b) >= rest+4 {

@@ -360,6 +360,7 @@ func TestD09_E23_NobodyHoldsWhatIsOver(t *testing.T) {
 		b.policy(`{"mode":"allow-all"}`)
 		holder := map[bool]netns.NsHandle{true: w.host, false: w.inside}[straight]
 		var gone, kept []string
+		var resets [][]byte
 		for i, at := range append(both("80", far4, far6), both("80", other4, other6)...) {
 			c, err := b.dial("tcp", at)
 			w.must(err)
@@ -374,7 +375,7 @@ func TestD09_E23_NobodyHoldsWhatIsOver(t *testing.T) {
 				continue
 			}
 			gone = append(gone, name)
-			b.inject(b.frame(unix.IPPROTO_TCP, c.RemoteAddr().(*net.TCPAddr).IP.String(), func(f []byte) { // a reset far from where the connection is
+			resets = append(resets, b.frame(unix.IPPROTO_TCP, c.RemoteAddr().(*net.TCPAddr).IP.String(), func(f []byte) { // a reset far from where the connection is
 				binary.BigEndian.PutUint16(f[len(f)-40:], uint16(from.Port))
 				f[len(f)-40+13] = 0x04
 			}))
@@ -385,6 +386,7 @@ func TestD09_E23_NobodyHoldsWhatIsOver(t *testing.T) {
 		if all := w.trackedOf(holder, b); len(all) < 6 {
 			t.Fatalf("tracked: %v", all)
 		}
+		b.inject(resets...)
 		w.eventually("what was reset is forgotten", func() error {
 			all := w.trackedOf(holder, b)
 			for _, name := range gone {
