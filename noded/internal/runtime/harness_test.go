@@ -239,14 +239,18 @@ func (n *node) wantNothing() {
 	}
 }
 
-// sentry is the pid of a sandbox.
+// sentry is the pid of a sandbox, when its shim says it: containerd lists no task whose shim
+// has not answered within two seconds.
 func (n *node) sentry(id sandbox.ID) int {
 	n.Helper()
-	pid := n.list()[id].PID
-	if pid == 0 {
-		n.Fatal(fmt.Errorf("%s has no pid", id))
+	for deadline := time.Now().Add(patience); ; {
+		if pid := n.list()[id].PID; pid != 0 {
+			return pid
+		}
+		if time.Now().After(deadline) {
+			n.Fatal(fmt.Errorf("%s has no pid", id))
+		}
 	}
-	return pid
 }
 
 // shim is the pid of the node's one shim.

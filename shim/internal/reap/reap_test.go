@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -83,7 +84,14 @@ func orphan(t *testing.T, script string) int {
 func TestRecorderCatchesOrphanThatEndedFirst(t *testing.T) {
 	rec := shared.Record()
 	defer rec.Close()
-	pid := orphan(t, "sleep 0.1; exit 5") // it outlives its parent, which would reap it
+	gate := filepath.Join(t.TempDir(), "gate")
+	if err := unix.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pid := orphan(t, "read end <"+gate+"; exit 5") // it outlives its parent, which would reap it
+	if err := os.WriteFile(gate, []byte("\n"), 0); err != nil {
+		t.Fatal(err)
+	}
 	deadline := time.Now().Add(time.Minute)
 	for unix.Kill(pid, 0) == nil { // until it was reaped
 		if time.Now().After(deadline) {
