@@ -67,6 +67,8 @@ type Config struct {
 	// Dial connects to a destination that it judges with the addresses it dials; at
 	// is the one that it got.
 	Dial func(ctx context.Context, g guest.Guest, to Destination) (conn net.Conn, at netip.Addr, err error)
+	// WayOut says how Dial leaves for a sandbox as it is: what it answers can be compared.
+	WayOut func(g guest.Guest) any
 	// Credentials opens them.
 	Credentials inject.Source
 	// Roots verify upstreams. Defaults to the system's.
@@ -85,7 +87,7 @@ type Server struct {
 
 // New makes a server; nothing is answered before Run.
 func New(config Config) (*Server, error) {
-	if config.Dial == nil || config.Credentials == nil || config.Memory == nil || config.Log == nil {
+	if config.Dial == nil || config.WayOut == nil || config.Credentials == nil || config.Memory == nil || config.Log == nil {
 		return nil, errors.New("the HTTP proxy's configuration is incomplete")
 	}
 	s := &Server{config: config, conns: &queue{conns: make(chan net.Conn), closed: make(chan struct{})}}
@@ -163,7 +165,7 @@ type Conn struct {
 	raw *tracked
 
 	mu         sync.Mutex
-	transports map[string]*http.Transport
+	transports map[pool]*http.Transport
 	active     map[*request]struct{}
 	dialled    map[*upstream]struct{}
 	report     Report
@@ -234,7 +236,7 @@ func connOf(c net.Conn) *Conn {
 func (s *Server) Serve(ctx context.Context, client net.Conn, c *Conn) Report {
 	c.raw = &tracked{Conn: relay.Counted{Conn: client, Flow: c.Flow}, client: client, conn: c, closed: make(chan struct{})}
 	c.mu.Lock()
-	c.transports, c.active, c.dialled = map[string]*http.Transport{}, map[*request]struct{}{}, map[*upstream]struct{}{}
+	c.transports, c.active, c.dialled = map[pool]*http.Transport{}, map[*request]struct{}{}, map[*upstream]struct{}{}
 	c.mu.Unlock()
 	defer c.end()
 	ready, err := s.handshake(ctx, c)
@@ -312,7 +314,7 @@ func (s *Server) Allowed(c *Conn) bool {
 			return false
 		}
 	}
-	return c.reaches(g.Policy)
+	return c.reaches(g.Policy, s.config.WayOut(g))
 }
 
 // current says whether a request carries the version of its credential that is in force.
@@ -342,11 +344,19 @@ func judgeFlow(p *policy.Compiled, d Destination) policy.Verdict {
 	return p.Judge(policy.Flow{Name: d.Name, Addr: d.Addr, Port: d.Port, App: d.App})
 }
 
-// transport is the connection's own way to upstream for one credential.
-func (s *Server) transport(c *Conn, credential *inject.Prepared) *http.Transport {
-	key := ""
-	if credential != nil {
-		key = fmt.Sprintf("%s/%d", credential.Ref, credential.Version)
+// A pool is of connections to upstream that requests may share: those that have left in one
+// way, and carry one credential.
+type pool struct {
+	out     any
+	ref     string
+	version int64
+}
+
+// transport is the connection's own way to upstream for requests like one.
+func (s *Server) transport(c *Conn, req *request) *http.Transport {
+	key := pool{out: req.out}
+	if req.credential != nil {
+		key.ref, key.version = req.credential.Ref, req.credential.Version
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -381,10 +391,11 @@ func (s *Server) dial(ctx context.Context, c *Conn, addr string) (net.Conn, erro
 	if ip, err := netip.ParseAddr(host); err == nil {
 		to = c.destination("", ip)
 	}
+	out := s.config.WayOut(g)
 	conn, at, err := s.config.Dial(ctx, g, to)
 	if err != nil {
 		return nil, err
 	}
 	to.Addr = at
-	return c.keep(conn, to)
+	return s.keep(c, conn, to, out)
 }

@@ -30,6 +30,7 @@ type request struct {
 	policy.Request
 	authority  string           // for Host
 	judged     *policy.Compiled // by which it was admitted
+	out        any              // how it leaves by that
 	credential *inject.Prepared
 	body       *body
 }
@@ -95,7 +96,7 @@ func (s *Server) admit(c *Conn, w http.ResponseWriter, r *http.Request, kept *bo
 	if err != nil {
 		return nil, err
 	}
-	req.judged, req.body = g.Policy, kept
+	req.judged, req.out, req.body = g.Policy, s.config.WayOut(g), kept
 	c.note(func(report *Report) { report.Host = req.authority })
 	for _, v := range []policy.Verdict{judgeFlow(g.Policy, c.destination(req.Name, req.Addr)), g.Policy.HTTP(req.Request)} {
 		if err := c.verdict(v); err != nil {
@@ -218,7 +219,7 @@ func (c *Conn) operation(method string, status int) {
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, c *Conn, req *request) {
 	var failed error
 	proxy := httputil.ReverseProxy{
-		Transport: s.transport(c, req.credential), FlushInterval: -1, BufferPool: buffers{},
+		Transport: s.transport(c, req), FlushInterval: -1, BufferPool: buffers{},
 		Rewrite:        func(pr *httputil.ProxyRequest) { failed = rewrite(pr, c, req) },
 		ModifyResponse: func(resp *http.Response) error { return answer(resp, req) },
 		ErrorHandler:   func(w http.ResponseWriter, _ *http.Request, err error) { s.fail(w, c, err) },

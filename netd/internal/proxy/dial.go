@@ -13,6 +13,26 @@ import (
 	"s0.run/netd/internal/inject"
 )
 
+// wayOut is how a connection leaves: over which proxy of the sandbox's, and with which
+// version of its credential. The zero one is none.
+type wayOut struct {
+	Proxy   policy.Proxy
+	Source  string
+	Version int64
+}
+
+// wayOut is the one by a sandbox's policy. What is open leaves by it as well, or ends.
+func (p *Proxy) wayOut(g guest.Guest) (out wayOut) {
+	conf, binding := g.Policy.EgressProxy()
+	if conf != nil {
+		out.Proxy = *conf
+	}
+	if binding != nil {
+		out.Source, out.Version = binding.SourceRef, p.config.Credentials.Version(g.ID, g.Gen, binding.SourceRef)
+	}
+	return out
+}
+
 // dial connects to where a flow goes, over the sandbox's own proxy if it has one.
 // Every address is judged by the policy with the name, and once more by the dialler.
 func (p *Proxy) dial(ctx context.Context, g guest.Guest, to policy.Flow) (*dial.Conn, error) {

@@ -5,16 +5,19 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"s0.run/internal/policy"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/sealed"
 )
@@ -70,6 +73,97 @@ func TestF12_AnOpenTunnelEndsWithItsCertificate(t *testing.T) {
 		t.Errorf("%d were cut", n)
 	}
 	gone(t, conn)
+}
+
+// stream opens a stream through a box, which its policy may have looked into.
+func (b *box) stream(own bool) net.Conn {
+	b.t.Helper()
+	conn := tls.Client(b.dial("443"), &tls.Config{ServerName: "api.good.example", RootCAs: b.trust(own)})
+	io.WriteString(conn, "GET /stream HTTP/1.1\r\nHost: api.good.example\r\n\r\n")
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "200") {
+		b.t.Fatalf("%q, %v", line, err)
+	}
+	return conn
+}
+
+// E21, F12: a policy with a proxy leaves nothing open beside it, and what logged in there
+// with a credential ends with that.
+func TestE21_F12_ConnectionsEndWithTheirEgressProxy(t *testing.T) {
+	t.Parallel()
+	l := must(net.Listen("tcp", other4+":0"))
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go socks(c, make(chan netip.AddrPort, 1))
+		}
+	}()
+	for own, rules := range map[bool]string{false: ``, true: `"protocolRules":[{"protocol":"http","http":{"methods":{"denied":["PUT"]}}}],`} {
+		const bindings = `"credentialBindings":[{"ref":"c","sourceRef":"src","projection":{"type":"username_password","usernamePassword":{}}}]`
+		direct := `{"mode":"block-all","egress":{` + rules + `"allowedDomains":["*.good.example"]},` + bindings + `}`
+		over := strings.Replace(direct, `"egress":{`, `"egress":{"proxy":{"type":"socks5","address":"`+l.Addr().String()+`","credentialRef":"c"},`, 1)
+		b := newBox(t, direct)
+		b.secret("src", sealed.Secret{Values: map[string]string{"username": "u", "password": "p"}})
+		conn := b.stream(own)
+		g := b.policy(over)
+		if n := b.w.Changed(g); n != 1 {
+			t.Fatalf("%d were cut that go beside the proxy", n)
+		}
+		gone(t, conn)
+		conn = b.stream(own)
+		if n := b.w.Changed(b.policy(over)); n != 0 {
+			t.Errorf("%d were cut that go over it", n)
+		}
+		b.secret("src", sealed.Secret{Values: map[string]string{"username": "u", "password": "q"}})
+		if n := b.w.Changed(g); n != 1 {
+			t.Fatalf("%d were cut that have an older credential", n)
+		}
+		gone(t, conn)
+	}
+}
+
+// E21: what another netd has handed over ends where the policy has it leave in another way.
+func TestE21_WhatIsHandedOverLeavesAsThePolicySays(t *testing.T) {
+	t.Parallel()
+	const over = `{"mode":"block-all","egress":{"allowedDomains":["good.example"],"proxy":{"type":"socks5","address":"` + other4 + `:1080"}}}`
+	for name, c := range map[string]struct {
+		policy string
+		out    wayOut
+		lives  bool
+	}{
+		"directly, as before":    {onlyGood, wayOut{}, true},
+		"beside the proxy":       {over, wayOut{}, false},
+		"over the proxy":         {over, wayOut{Proxy: policy.Proxy{Type: "socks5", Address: other4 + ":1080"}}, true},
+		"over a proxy of before": {onlyGood, wayOut{Proxy: policy.Proxy{Type: "socks5", Address: other4 + ":1080"}}, false},
+	} {
+		b := newBox(t, c.policy)
+		sandbox, client := b.connected(claimed4)
+		upstream, server := b.connected(good4)
+		state := must(json.Marshal(handover{
+			Seen:    sighting{To: policy.Flow{Name: "good.example", Port: 443, App: policy.TLS}, TLS: true},
+			Dialled: netip.MustParseAddr(good4), Out: c.out,
+		}))
+		go b.w.Resume(t.Context(), Handover{Sandbox: b.id, Generation: 1, State: state, Client: client, Upstream: upstream})
+		fmt.Fprint(server, "hello")
+		if n, _ := io.ReadFull(sandbox, make([]byte, 5)); n == 5 != c.lives {
+			t.Errorf("%s: %d bytes have come", name, n)
+		}
+	}
+}
+
+// connected is a connection from the sandbox's address to another, both its ends.
+func (b *box) connected(to string) (dialled, accepted *net.TCPConn) {
+	b.t.Helper()
+	l := must(net.Listen("tcp", to+":0"))
+	defer l.Close()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: b.addr.AsSlice()}, Timeout: deadline}
+	ours := must(d.DialContext(b.t.Context(), "tcp", l.Addr().String()))
+	theirs := must(l.Accept())
+	b.t.Cleanup(func() { ours.Close(); theirs.Close() })
+	return ours.(*net.TCPConn), theirs.(*net.TCPConn)
 }
 
 // R2: the end of a generation that is told late takes nothing of the next along.

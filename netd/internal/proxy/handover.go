@@ -40,6 +40,7 @@ func (h Handover) Cut() {
 type handover struct {
 	Seen             sighting
 	Dialled          netip.Addr // which may be behind a proxy
+	Out              wayOut
 	UpDone, DownDone bool
 	Up, Down         int64
 	Record           audit.Record
@@ -115,7 +116,7 @@ func (s *session) resume(ctx context.Context, h Handover, state handover) error 
 		return nil
 	}
 	to := state.Seen.To
-	to.Addr = state.Dialled
+	to.Addr, s.out = state.Dialled, &state.Out
 	if s.how != spliced || !s.allow(s.still(to)) {
 		h.Cut()
 		s.deny("the policy changed meanwhile")

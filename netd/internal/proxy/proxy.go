@@ -138,6 +138,7 @@ func New(config Config) (*Proxy, error) {
 			}
 			return conn, conn.To, nil
 		},
+		WayOut:      func(g guest.Guest) any { return p.wayOut(g) },
 		Credentials: config.Credentials, Roots: config.Roots, Memory: p.memory, Log: config.Log,
 	})
 	return p, err

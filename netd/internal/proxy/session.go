@@ -35,6 +35,7 @@ type session struct {
 	route  route // by which it was judged
 	how    way
 	with   *inject.Prepared // what all of it carries; nil: no credential
+	out    *wayOut          // of its connection to upstream; nil before there is one
 
 	credential atomic.Pointer[inject.Prepared] // that it carries, if it carries one
 	line       atomic.Pointer[relay.Line]      // of one that is spliced
@@ -286,7 +287,7 @@ func (s *session) judge(to policy.Flow, route route) bool {
 
 // still says whether a flow may be as it is by the policy in force.
 func (s *session) still(to policy.Flow) func() bool {
-	route, how, with := s.route, s.how, s.with
+	route, how, with, out := s.route, s.how, s.with, s.out
 	return func() bool {
 		g, ok := s.current()
 		if !ok || !g.Policy.Judge(to).Allow {
@@ -294,6 +295,9 @@ func (s *session) still(to policy.Flow) func() bool {
 		}
 		if with != nil && s.p.config.Credentials.Version(g.ID, g.Gen, with.Source) != with.Version {
 			return false // what it carries is no longer the credential (F12)
+		}
+		if out != nil && s.p.wayOut(g) != *out {
+			return false
 		}
 		now, v := route(g.Policy)
 		return v.Allow && now == how && s.carries(g)
@@ -319,14 +323,16 @@ func (s *session) splice(ctx context.Context, head *sniff.Conn, what sighting) e
 		return err
 	}
 	defer up.Close()
-	return s.pass(ctx, &relay.Line{Client: client, Upstream: up.TCPConn, Flow: s.flow}, head.Take(), handover{Seen: what, Dialled: up.To})
+	return s.pass(ctx, &relay.Line{Client: client, Upstream: up.TCPConn, Flow: s.flow}, head.Take(), handover{Seen: what, Dialled: up.To, Out: *s.out})
 }
 
 func (s *session) dial(ctx context.Context, to policy.Flow) (*dial.Conn, error) {
+	out := s.p.wayOut(s.guest)
 	up, err := s.p.dial(ctx, s.guest, to)
 	if err != nil {
 		return nil, err
 	}
+	s.out = &out
 	s.record.DestIP = peer(up.RemoteAddr()).Addr()
 	to.Addr = up.To // from here on the address counts, too
 	if !s.allow(s.still(to)) {

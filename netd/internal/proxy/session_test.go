@@ -473,11 +473,12 @@ func TestEgressProxy(t *testing.T) {
 	}
 }
 
-// socks is a SOCKS5 proxy for addresses.
+// socks is a SOCKS5 proxy for addresses, and for anybody.
 func socks(c net.Conn, asked chan netip.AddrPort) {
 	defer c.Close()
 	buf := make([]byte, 300)
-	io.ReadFull(c, buf[:3])
+	io.ReadFull(c, buf[:2])
+	io.ReadFull(c, buf[:buf[1]]) // the logins that are offered
 	c.Write([]byte{5, 0})
 	io.ReadFull(c, buf[:10])
 	to := netip.AddrPortFrom(netip.AddrFrom4([4]byte(buf[4:8])), uint16(buf[8])<<8|uint16(buf[9]))
