@@ -126,11 +126,11 @@ func (f *front) resume(ctx context.Context) error {
 	}
 }
 
-// Changed is told of a sandbox's policy and of the credentials that belong to it.
-func (f *front) Changed(g guest.Guest, p netdapi.Policy) {
-	f.vault.Set(g.ID, g.Gen, g.Team, p.Credentials)
-	f.Proxy.Changed(g)
-}
+// Changing is told of a sandbox's policy and of the credentials that belong to it.
+func (f *front) Changing(g guest.Guest, p netdapi.Policy) { f.vault.Set(g, p.Credentials) }
+
+// Changed is told when they are in force.
+func (f *front) Changed(g guest.Guest) { f.Proxy.Changed(g) }
 
 // Ended is told of a sandbox's end.
 func (f *front) Ended(g guest.Guest) {

@@ -317,10 +317,15 @@ func (s *Server) Allowed(c *Conn) bool {
 	return c.reaches(g.Policy, s.config.WayOut(g))
 }
 
-// current says whether a request carries the version of its credential that is in force.
+// current says whether the credential that a request carries, if any, is the one that it has
+// to carry by the policy, in the version that is in force.
 func (s *Server) current(g guest.Guest, r *request) bool {
 	p := r.credential
-	return p == nil || s.config.Credentials.Version(g.ID, g.Gen, p.Source) == p.Version
+	if p == nil {
+		return true
+	}
+	cred, _ := g.Policy.Credential(r.Request)
+	return p.Is(cred) && s.config.Credentials.Version(g.ID, g.Gen, p.Source) == p.Version
 }
 
 func (c *Conn) requests() (all []*request) {

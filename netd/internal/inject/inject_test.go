@@ -21,7 +21,7 @@ type source struct {
 	err    error
 }
 
-func (s source) Secret(sandbox.ID, sandbox.Generation, *policy.Binding) (*sealed.Secret, bool, error) {
+func (s source) Secret(guest.Guest, *policy.Binding) (*sealed.Secret, bool, error) {
 	return s.secret, true, s.err
 }
 func (source) Version(sandbox.ID, sandbox.Generation, string) int64 { return 3 }

@@ -12,12 +12,13 @@ import (
 	"s0.run/internal/policy"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/sealed"
+	"s0.run/netd/internal/guest"
 )
 
 // Source opens what a binding names, for a sandbox that has it and for no other.
 // Its secrets are not to be changed.
 type Source interface {
-	Secret(id sandbox.ID, gen sandbox.Generation, b *policy.Binding) (s *sealed.Secret, hit bool, err error)
+	Secret(g guest.Guest, b *policy.Binding) (s *sealed.Secret, hit bool, err error)
 	// Version is which version of a source a sandbox has; 0: none.
 	Version(id sandbox.ID, gen sandbox.Generation, source string) int64
 }

@@ -41,10 +41,15 @@ type replacement struct {
 	header, query, body bool
 }
 
+// Is says whether a policy's credential is this one; nil is none.
+func (p *Prepared) Is(c *policy.Credential) bool {
+	return c != nil && c.Binding.Ref == p.Ref && c.Binding.SourceRef == p.Source
+}
+
 // Prepare renders a binding for a sandbox.
 func Prepare(from Source, g guest.Guest, b *policy.Binding) (*Prepared, error) {
 	version := from.Version(g.ID, g.Gen, b.SourceRef)
-	secret, hit, err := from.Secret(g.ID, g.Gen, b)
+	secret, hit, err := from.Secret(g, b)
 	if err != nil {
 		return nil, errdefs.New(errdefs.Unavailable, "the credential %q cannot be had now", b.Ref).WithCause(err)
 	}

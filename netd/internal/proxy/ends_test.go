@@ -56,14 +56,19 @@ func TestF12_AnOpenTunnelEndsWithItsCertificate(t *testing.T) {
 		CertificatePEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]})),
 		PrivateKeyPEM:  string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: key})),
 	}
-	b := newBox(t, `{"mode":"block-all","egress":{"allowedDomains":["good.example"],
+	const rules = `{"mode":"block-all","egress":{"allowedDomains":["good.example"],
 		"credentialRules":[{"credentialRef":"c","protocol":"tls","tlsMode":"terminate-reoriginate","domains":["good.example"]}]},
-		"credentialBindings":[{"ref":"c","sourceRef":"src","projection":{"type":"tls_client_certificate","tlsClientCertificate":{}}}]}`)
+		"credentialBindings":[{"ref":"c","sourceRef":"src","projection":{"type":"tls_client_certificate","tlsClientCertificate":{}}}]}`
+	b := newBox(t, rules)
 	b.secret("src", secret)
-	conn := tls.Client(b.dial("443"), &tls.Config{ServerName: "good.example", RootCAs: b.trust(true)})
-	if err := conn.Handshake(); err != nil {
-		t.Fatal(err)
+	open := func() net.Conn {
+		conn := tls.Client(b.dial("443"), &tls.Config{ServerName: "good.example", RootCAs: b.trust(true)})
+		if err := conn.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		return conn
 	}
+	conn := open()
 	g, _ := b.w.lookup(b.addr)
 	if n := b.w.Changed(g); n != 0 {
 		t.Errorf("%d were cut that carry the one in force", n)
@@ -71,6 +76,11 @@ func TestF12_AnOpenTunnelEndsWithItsCertificate(t *testing.T) {
 	b.secret("src", secret)
 	if n := b.w.Changed(g); n != 1 {
 		t.Errorf("%d were cut", n)
+	}
+	gone(t, conn)
+	conn = open()
+	if n := b.w.Changed(b.policy(strings.Replace(rules, `"sourceRef":"src"`, `"sourceRef":"other"`, 1))); n != 1 {
+		t.Fatalf("%d were cut that present what was for others", n)
 	}
 	gone(t, conn)
 }

@@ -162,6 +162,21 @@ func TestF12_ANewVersionIsCarriedAndOldRequestsEnd(t *testing.T) {
 	}
 }
 
+// F12: a request ends that carries what the policy has another server get.
+func TestF12_ARequestEndsWithItsBinding(t *testing.T) {
+	t.Parallel()
+	b := tokenBox(t, "")
+	r := must(http.NewRequestWithContext(t.Context(), "GET", "https://good.example/stream", nil))
+	resp := must(b.client(true, false).Do(r))
+	defer resp.Body.Close()
+	if n := b.w.Changed(b.policy(withToken(`,"httpMatch":{"methods":["GET"]}`))); n != 0 {
+		t.Errorf("%d flows were cut that carry what they have to", n)
+	}
+	if n := b.w.Changed(b.policy(strings.Replace(withToken(""), `"domains":["good.example"]`, `"domains":["other.example"]`, 1))); n != 1 {
+		t.Errorf("%d flows were cut", n)
+	}
+}
+
 // The policy changes after the request was admitted and before it is counted as
 // under way: whoever cuts what is under way does not see it.
 func TestE21_ARequestThatWasJustAdmitted(t *testing.T) {

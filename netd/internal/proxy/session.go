@@ -34,8 +34,7 @@ type session struct {
 	record audit.Record
 	route  route // by which it was judged
 	how    way
-	with   *inject.Prepared // what all of it carries; nil: no credential
-	out    *wayOut          // of its connection to upstream; nil before there is one
+	out    *wayOut // of its connection to upstream; nil before there is one
 
 	credential atomic.Pointer[inject.Prepared] // that it carries, if it carries one
 	line       atomic.Pointer[relay.Line]      // of one that is spliced
@@ -287,27 +286,24 @@ func (s *session) judge(to policy.Flow, route route) bool {
 
 // still says whether a flow may be as it is by the policy in force.
 func (s *session) still(to policy.Flow) func() bool {
-	route, how, with, out := s.route, s.how, s.with, s.out
+	route, how, out := s.route, s.how, s.out
 	return func() bool {
 		g, ok := s.current()
 		if !ok || !g.Policy.Judge(to).Allow {
 			return false
 		}
-		if with != nil && s.p.config.Credentials.Version(g.ID, g.Gen, with.Source) != with.Version {
-			return false // what it carries is no longer the credential (F12)
-		}
 		if out != nil && s.p.wayOut(g) != *out {
 			return false
 		}
 		now, v := route(g.Policy)
-		return v.Allow && now == how && s.carries(g)
+		return v.Allow && now == how && s.carries(g, to)
 	}
 }
 
 // carries says whether the connection's credential, if it has one, is the one in force (F12).
-func (s *session) carries(g guest.Guest) bool {
+func (s *session) carries(g guest.Guest, to policy.Flow) bool {
 	c := s.credential.Load()
-	return c == nil || s.p.config.Credentials.Version(g.ID, g.Gen, c.Source) == c.Version
+	return c == nil || c.Is(g.Policy.ConnectionCredential(to.Name, to.Port, to.App)) && s.p.config.Credentials.Version(g.ID, g.Gen, c.Source) == c.Version
 }
 
 // splice passes the connection on as it is.
@@ -380,6 +376,5 @@ func (s *session) prepare(cred *policy.Credential) (*inject.Prepared, error) {
 	hit := err == nil && ready.Hit
 	s.credential.Store(ready)
 	s.authorised(cred.Rule, cred.Binding.Ref, err == nil, hit, err)
-	s.with = ready
 	return ready, err
 }

@@ -226,14 +226,14 @@ func (w *world) lookup(a netip.Addr) (guest.Guest, bool) {
 }
 
 // The world is the source of credentials.
-func (w *world) Secret(id sandbox.ID, _ sandbox.Generation, b *policy.Binding) (*sealed.Secret, bool, error) {
-	if f, ok := w.opening.Load(id); ok {
+func (w *world) Secret(of guest.Guest, b *policy.Binding) (*sealed.Secret, bool, error) {
+	if f, ok := w.opening.Load(of.ID); ok {
 		f.(func())()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := w.secrets[id][b.SourceRef]
-	if s == nil || w.fails[id] {
+	s := w.secrets[of.ID][b.SourceRef]
+	if s == nil || w.fails[of.ID] {
 		return nil, false, errors.New("it does not open")
 	}
 	return s, true, nil

@@ -51,8 +51,12 @@ type Plane interface {
 // A Watcher hears of what proxied connections may have to end for. It is called
 // after the kernel judges by what is new, and must not block.
 type Watcher interface {
-	// Changed: the sandbox has another policy.
-	Changed(guest.Guest, netdapi.Policy)
+	// Changing: the sandbox has another policy as soon as this returns. Until then nobody
+	// can look it up, so that nobody has the policy without what came with it: it must not
+	// ask the table.
+	Changing(guest.Guest, netdapi.Policy)
+	// Changed: everybody who looks the sandbox up has that.
+	Changed(guest.Guest)
 	// Ended: it is gone, or its generation is.
 	Ended(guest.Guest)
 }
@@ -215,7 +219,7 @@ func (t *Table) SetPolicy(_ context.Context, p netdapi.Policy) error {
 	if err := t.apply(e, p, digest); err != nil {
 		return err
 	}
-	t.cfg.Watcher.Changed(t.guestOf(e), p)
+	t.cfg.Watcher.Changed(t.guestOf(e))
 	return nil
 }
 
@@ -251,6 +255,7 @@ func (t *Table) apply(e *entry, p netdapi.Policy, digest string) error {
 	defer t.mu.Unlock()
 	e.policy, e.digest = p, digest
 	e.guest.Team, e.guest.Policy = p.Team, compiled
+	t.cfg.Watcher.Changing(e.guest, p)
 	return nil
 }
 
@@ -438,7 +443,7 @@ func (t *Table) again(e *entry) error {
 	if err := t.apply(e, p, digest); err != nil {
 		return err
 	}
-	t.cfg.Watcher.Changed(t.guestOf(e), p)
+	t.cfg.Watcher.Changed(t.guestOf(e))
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ type machine struct {
 	forgot   []netip.Addr
 	learned  map[netip.Addr]uint64
 	always   []netip.Prefix
+	changing atomic.Pointer[policy.Compiled]
 	changed  []guest.Guest
 	ended    []guest.Guest
 	refuse   error
@@ -105,8 +107,9 @@ func (m plane) Forget(addrs ...netip.Addr) error {
 	m.forgot = append(m.forgot, addrs...)
 	return nil
 }
-func (m watcher) Changed(g guest.Guest, _ netdapi.Policy) { m.changed = append(m.changed, g) }
-func (m watcher) Ended(g guest.Guest)                     { m.ended = append(m.ended, g) }
+func (m watcher) Changing(g guest.Guest, _ netdapi.Policy) { m.changing.Store(g.Policy) }
+func (m watcher) Changed(g guest.Guest)                    { m.changed = append(m.changed, g) }
+func (m watcher) Ended(g guest.Guest)                      { m.ended = append(m.ended, g) }
 
 func newTable() (*Table, *machine) {
 	m := newMachine()
@@ -132,6 +135,38 @@ func kindOf(err error) errdefs.Kind {
 		return errdefs.Internal
 	}
 	return typed.Kind
+}
+
+// F12: who looks a sandbox up has its policy with what came with that, or neither.
+func TestF12_APolicyIsSeenWithItsCredentials(t *testing.T) {
+	t.Parallel()
+	tab, m := newTable()
+	s := slot(t, 5)
+	if err := tab.Attach(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 1000 {
+			p := netdapi.Policy{ID: s.ID, Generation: 1, Policy: []byte([]string{`{"mode":"block-all"}`, `{"mode":"allow-all"}`}[i%2])}
+			if err := tab.SetPolicy(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for {
+		g, _ := tab.Lookup(s.IPv4)
+		came := m.changing.Load()
+		if again, _ := tab.Lookup(s.IPv4); again.Policy == g.Policy && came != g.Policy {
+			t.Fatal("a policy was seen with what came with another")
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
 }
 
 func TestWordsAreCompared(t *testing.T) {

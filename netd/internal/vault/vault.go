@@ -17,6 +17,7 @@ import (
 	"s0.run/internal/policy"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/sealed"
+	"s0.run/netd/internal/guest"
 )
 
 // ErrNone is what asking ends in for a credential that a sandbox does not have. The
@@ -41,6 +42,7 @@ type Vault struct {
 type holder struct {
 	gen     sandbox.Generation
 	team    string
+	policy  *policy.Compiled // whose bindings name the sources
 	sources map[string]*entry
 }
 
@@ -65,26 +67,26 @@ func New(cfg Config) *Vault {
 	return v
 }
 
-// Set replaces what a sandbox has. What is the same stays open; an older
+// Set replaces what a sandbox has, by its policy. What is the same stays open; an older
 // generation's is ignored.
-func (v *Vault) Set(id sandbox.ID, gen sandbox.Generation, team string, list []sealed.Credential) {
+func (v *Vault) Set(g guest.Guest, list []sealed.Credential) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	old := v.sandboxes[id]
-	if old != nil && old.gen > gen {
+	old := v.sandboxes[g.ID]
+	if old != nil && old.gen > g.Gen {
 		return
 	}
-	h := &holder{gen: gen, team: team, sources: map[string]*entry{}}
+	h := &holder{gen: g.Gen, team: g.Team, policy: g.Policy, sources: map[string]*entry{}}
 	for _, c := range list {
 		h.sources[c.Source] = &entry{sealed: c}
-		if old == nil || old.gen != gen || old.team != team {
+		if old == nil || old.gen != g.Gen || old.team != g.Team {
 			continue
 		}
 		if e := old.sources[c.Source]; e != nil && e.sealed.Version == c.Version && e.sealed.Kind == c.Kind && e.sealed.Blob.Key == c.Blob.Key && bytes.Equal(e.sealed.Blob.Data, c.Blob.Data) {
 			h.sources[c.Source] = e
 		}
 	}
-	v.sandboxes[id] = h
+	v.sandboxes[g.ID] = h
 }
 
 // Drop forgets a sandbox up to a generation (0: any).
@@ -107,13 +109,18 @@ func (v *Vault) Version(id sandbox.ID, gen sandbox.Generation, source string) in
 	return 0
 }
 
-// Secret opens what a binding names; hit says that it was open already. What it
-// answers is not to be changed.
-func (v *Vault) Secret(id sandbox.ID, gen sandbox.Generation, b *policy.Binding) (_ *sealed.Secret, hit bool, _ error) {
+// Secret opens what a binding of a sandbox's policy names; hit says that it was open
+// already. What it answers is not to be changed. What came with another policy is not for
+// this one's servers.
+func (v *Vault) Secret(g guest.Guest, b *policy.Binding) (_ *sealed.Secret, hit bool, _ error) {
 	v.mu.Lock()
-	e, team := v.find(id, gen, b.SourceRef), ""
+	e := v.find(g.ID, g.Gen, b.SourceRef)
+	if e != nil && v.sandboxes[g.ID].policy != g.Policy {
+		e = nil
+	}
+	team := ""
 	if e != nil {
-		team = v.sandboxes[id].team
+		team = v.sandboxes[g.ID].team
 	}
 	v.mu.Unlock()
 	if e == nil {

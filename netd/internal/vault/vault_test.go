@@ -9,6 +9,7 @@ import (
 	"s0.run/internal/policy"
 	"s0.run/internal/sandbox"
 	"s0.run/internal/sealed"
+	"s0.run/netd/internal/guest"
 )
 
 const (
@@ -51,7 +52,7 @@ func (b *bundle) seal(team, token string, version int64) sealed.Credential {
 }
 
 func (b *bundle) token(id sandbox.ID, gen sandbox.Generation) (string, bool, error) {
-	s, hit, err := b.vault.Secret(id, gen, &policy.Binding{SourceRef: "s", CachePolicy: &policy.CachePolicy{TTL: "1m"}})
+	s, hit, err := b.vault.Secret(guest.Guest{ID: id, Gen: gen}, &policy.Binding{SourceRef: "s", CachePolicy: &policy.CachePolicy{TTL: "1m"}})
 	if err != nil {
 		return "", hit, err
 	}
@@ -75,17 +76,17 @@ func (b *bundle) wantNone(id sandbox.ID, gen sandbox.Generation, why error) {
 func TestF07_EachSandboxHasItsOwn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.vault.Set(one, 2, "team", []sealed.Credential{b.seal("team", "alpha", 1)})
+	b.vault.Set(guest.Guest{ID: one, Gen: 2, Team: "team"}, []sealed.Credential{b.seal("team", "alpha", 1)})
 	b.want(one, 2, "alpha", false)
 	b.want(one, 2, "alpha", true)
 	b.wantNone(two, 2, ErrNone)
 	b.wantNone(one, 1, ErrNone)
 	b.wantNone(one, 3, ErrNone)
-	b.vault.Set(two, 1, "other", []sealed.Credential{b.seal("team", "alpha", 1)}) // another team's blob
+	b.vault.Set(guest.Guest{ID: two, Gen: 1, Team: "other"}, []sealed.Credential{b.seal("team", "alpha", 1)}) // another team's blob
 	b.wantNone(two, 1, sealed.ErrOpen)
-	b.vault.Set(one, 1, "team", nil) // late news of an older life
+	b.vault.Set(guest.Guest{ID: one, Gen: 1, Team: "team"}, nil) // late news of an older life
 	b.want(one, 2, "alpha", true)
-	b.vault.Set(one, 3, "team", nil) // a new life inherits nothing
+	b.vault.Set(guest.Guest{ID: one, Gen: 3, Team: "team"}, nil) // a new life inherits nothing
 	b.wantNone(one, 2, ErrNone)
 	b.wantNone(one, 3, ErrNone)
 }
@@ -94,13 +95,13 @@ func TestF12_ANewVersionTakesTheOldOnesPlaceAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	first := b.seal("team", "old", 1)
-	b.vault.Set(one, 1, "team", []sealed.Credential{first})
+	b.vault.Set(guest.Guest{ID: one, Gen: 1, Team: "team"}, []sealed.Credential{first})
 	b.want(one, 1, "old", false)
-	b.vault.Set(one, 1, "team", []sealed.Credential{first})
+	b.vault.Set(guest.Guest{ID: one, Gen: 1, Team: "team"}, []sealed.Credential{first})
 	b.want(one, 1, "old", true) // the same stays open
-	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "made anew", 1)})
+	b.vault.Set(guest.Guest{ID: one, Gen: 1, Team: "team"}, []sealed.Credential{b.seal("team", "made anew", 1)})
 	b.want(one, 1, "made anew", false) // a source that was deleted counts its versions again
-	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "new", 2)})
+	b.vault.Set(guest.Guest{ID: one, Gen: 1, Team: "team"}, []sealed.Credential{b.seal("team", "new", 2)})
 	if got := b.vault.Version(one, 1, "s"); got != 2 {
 		t.Errorf("version %d", got)
 	}
@@ -114,16 +115,34 @@ func TestF12_ANewVersionTakesTheOldOnesPlaceAtOnce(t *testing.T) {
 	}
 }
 
+// F12: what came with one policy does not go where another one has it go.
+func TestF12_ASecretGoesWithItsPolicy(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	before, after := guest.Guest{ID: one, Gen: 1, Team: "team", Policy: new(policy.Compiled)}, guest.Guest{ID: one, Gen: 1, Team: "team", Policy: new(policy.Compiled)}
+	b.vault.Set(before, []sealed.Credential{b.seal("team", "old", 1)})
+	if _, _, err := b.vault.Secret(after, &policy.Binding{SourceRef: "s"}); !errors.Is(err, ErrNone) {
+		t.Errorf("the next policy has what came with the last: %v", err)
+	}
+	b.vault.Set(after, []sealed.Credential{b.seal("team", "new", 2)})
+	if _, _, err := b.vault.Secret(before, &policy.Binding{SourceRef: "s"}); !errors.Is(err, ErrNone) {
+		t.Errorf("the last policy has what came with the next: %v", err)
+	}
+	if s, _, err := b.vault.Secret(after, &policy.Binding{SourceRef: "s"}); err != nil || s.Values["token"] != "new" {
+		t.Errorf("%v, %v", s, err)
+	}
+}
+
 func TestF14_WhatDoesNotOpenIsAnError(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	c := b.seal("team", "x", 1)
 	c.Version = 2
-	b.vault.Set(one, 1, "team", []sealed.Credential{c})
+	b.vault.Set(guest.Guest{ID: one, Gen: 1, Team: "team"}, []sealed.Credential{c})
 	b.wantNone(one, 1, sealed.ErrOpen)
 	c = b.seal("team", "x", 1)
 	c.Blob.Key = "another"
-	b.vault.Set(one, 1, "team", []sealed.Credential{c})
+	b.vault.Set(guest.Guest{ID: one, Gen: 1, Team: "team"}, []sealed.Credential{c})
 	b.wantNone(one, 1, sealed.ErrOpen)
 }
 
@@ -131,10 +150,10 @@ func TestF14_WhatDoesNotOpenIsAnError(t *testing.T) {
 func TestD08_WhatIsOpenStaysSoForAMoment(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.vault.Set(one, 1, "team", []sealed.Credential{b.seal("team", "x", 1)})
+	b.vault.Set(guest.Guest{ID: one, Gen: 1, Team: "team"}, []sealed.Credential{b.seal("team", "x", 1)})
 	ask := func() (hit bool) {
 		t.Helper()
-		_, hit, err := b.vault.Secret(one, 1, &policy.Binding{SourceRef: "s", CachePolicy: &policy.CachePolicy{TTL: "1ns"}})
+		_, hit, err := b.vault.Secret(guest.Guest{ID: one, Gen: 1}, &policy.Binding{SourceRef: "s", CachePolicy: &policy.CachePolicy{TTL: "1ns"}})
 		if err != nil {
 			t.Fatal(err)
 		}
