@@ -259,19 +259,22 @@ class Runner:
         if not answer.has("content-type"):
             answer.headers.append(("Content-Type", "text/event-stream"))
         answer.headers += [("Cache-Control", "no-cache"), ("Connection", "close"), ("Transfer-Encoding", "chunked")]
+        ended = False
         try:
             await send(writer, head_of(answer.status, answer.headers))
             async for item in self.items(iterator, request.timeout):
                 chunk = event(item)
                 if chunk:
                     await send(writer, b"%x\r\n%b\r\n" % (len(chunk), chunk))
-            await send(writer, b"0\r\n\r\n")
+            ended = True
         except (Refusal, Closed):
             pass  # broken off, which the caller can tell from the end
         except BaseException:
             traceback.print_exc()
         finally:
             await self.dispose(iterator)
+        if ended:  # not before: who sees it may ask again, and finds the place free
+            await send(writer, b"0\r\n\r\n")
 
     async def dispose(self, iterator):
         """Lets a generator that is not wanted any more tidy up."""

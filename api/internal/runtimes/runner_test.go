@@ -82,7 +82,7 @@ func run(t *testing.T, code string, change ...func(*openapi.ServiceFunction)) *f
 			t.Logf("the function printed:\n%s", fn.output)
 		}
 	})
-	fn.client = &http.Client{Transport: &http.Transport{DialContext: fn.dial}, Timeout: 20 * time.Second}
+	fn.client = &http.Client{Transport: &http.Transport{DialContext: fn.dial}, Timeout: time.Minute}
 	t.Cleanup(fn.client.CloseIdleConnections)
 	fn.await()
 	return fn
@@ -94,7 +94,7 @@ func (f *function) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 
 func (f *function) await() {
 	f.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		c, err := f.dial(context.Background(), "", "")
 		if err == nil {
 			c.Close()
@@ -119,7 +119,7 @@ func (f *function) do(method, target, body string, header ...string) (*http.Resp
 		f.t.Fatal(err)
 	}
 	req.Header.Set("S0-Route", "r")
-	req.Header.Set("S0-Timeout", "5")
+	req.Header.Set("S0-Timeout", "60")
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
@@ -254,10 +254,10 @@ def handler(request):
 `, func(f *openapi.ServiceFunction) { f.MaxConcurrency = new(int32(2)) })
 	first := make(chan string)
 	go func() {
-		_, body := f.do("GET", "/?"+gate, "", "S0-Timeout", "20")
+		_, body := f.do("GET", "/?"+gate, "", "S0-Timeout", "60")
 		first <- body
 	}()
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(f.output.String(), "called"); {
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(f.output.String(), "called"); {
 		if time.Now().After(deadline) {
 			t.Fatal("the first call does not arrive")
 		}
@@ -279,7 +279,7 @@ def handler(request):
 	if got := <-first; got != "ok" {
 		t.Errorf("the first: %q", got)
 	}
-	for deadline := time.Now().Add(10 * time.Second); busy() != ""; {
+	for deadline := time.Now().Add(time.Minute); busy() != ""; {
 		if time.Now().After(deadline) {
 			t.Fatal("places are not free again")
 		}
@@ -292,7 +292,7 @@ func TestRunnerThatIsStuckEnds(t *testing.T) {
 	f.refused("function_timeout", "/", "S0-Timeout", "0.1")
 	select {
 	case <-f.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("a runner that can serve nothing more stays")
 	}
 }
@@ -349,6 +349,30 @@ def handler(request):
 	}
 }
 
+// Whoever saw the end of a stream may ask again: its place is free.
+func TestRunnerAStreamEndsAfterItsCall(t *testing.T) {
+	t.Parallel()
+	f := run(t, `
+import time
+class Rows:
+    def __init__(self):
+        self.rows = iter([1])
+    def __iter__(self):
+        return self
+    def __next__(self):
+        return next(self.rows)
+    def close(self):
+        time.sleep(0.1)
+def handler(request):
+    return Rows()
+`, func(f *openapi.ServiceFunction) { f.MaxConcurrency = new(int32(1)) })
+	for range 3 {
+		if resp, body := f.do("GET", "/", "", "Accept", "text/event-stream"); body != "data: 1\n\n" {
+			t.Errorf("%q, error %q", body, resp.Header.Get("S0-Function-Error"))
+		}
+	}
+}
+
 func TestRunnerWebSockets(t *testing.T) {
 	t.Parallel()
 	f := run(t, `
@@ -377,7 +401,7 @@ async def handler(request, ws):
 			t.Fatalf("%s: %v, %v", path, err, resp)
 		}
 		t.Cleanup(func() { c.Close() })
-		c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		c.SetReadDeadline(time.Now().Add(time.Minute))
 		return c
 	}
 	c := open("/")
@@ -402,7 +426,7 @@ async def handler(request, ws):
 	read(strings.Repeat("\x01", 15000))
 	pong := make(chan string, 1)
 	c.SetPongHandler(func(s string) error { pong <- s; return nil })
-	c.WriteControl(websocket.PingMessage, []byte("p"), time.Now().Add(time.Second))
+	c.WriteControl(websocket.PingMessage, []byte("p"), time.Now().Add(time.Minute))
 	c.WriteMessage(websocket.TextMessage, []byte("bye"))
 	if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, 4001) {
 		t.Errorf("closed with %v", err)
@@ -440,7 +464,7 @@ func TestRunnerLeavesTheInputAlone(t *testing.T) {
 	if _, body := f.do("GET", "/", ""); body != "" {
 		t.Errorf("the function's stdin holds %q", body)
 	}
-	for deadline := time.Now().Add(10 * time.Second); f.output.String() != "printed\n"; {
+	for deadline := time.Now().Add(time.Minute); f.output.String() != "printed\n"; {
 		if time.Now().After(deadline) {
 			t.Fatalf("printed %q", f.output)
 		}
