@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +21,7 @@ import (
 
 	"s0.run/api/client"
 	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/freeport"
 	"s0.run/internal/s0test/kubetest"
 	"s0.run/internal/s0test/podtest"
 )
@@ -219,13 +220,11 @@ func images(t *testing.T) (address, ref string) {
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.Find()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	return strconv.Itoa(port)
 }
 
 // stack is what the chart makes, running.

@@ -14,7 +14,7 @@ import (
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 
 	"s0.run/internal/nodeapi"
-	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/freeport"
 	"s0.run/noded"
 )
 
@@ -204,7 +204,7 @@ func TestF10_TheObjectStoreKnowsNothing(t *testing.T) {
 // nothing is stored.
 func TestX43_ANodeWithoutItsStore(t *testing.T) {
 	t.Parallel()
-	port, err := s0test.FreePort()
+	port, err := freeport.Find()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 	"testing"
 
 	"s0.run/internal/procapi"
-	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/freeport"
 )
 
 // openTunnel opens a tunnel and returns its two ends.
@@ -114,7 +114,7 @@ func TestTunnelTellsABreakFromAnEnd(t *testing.T) {
 }
 
 func TestA21_TunnelRefusals(t *testing.T) {
-	free, err := s0test.FreePort()
+	free, err := freeport.Find()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/api/client"
+	"s0.run/internal/s0test/freeport"
 )
 
 const (
@@ -160,7 +161,7 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	port, err := FreePort()
+	port, err := freeport.Find()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"s0.run/internal/netdapi"
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/freeport"
 	"s0.run/internal/s0test/nodetest"
 )
 
@@ -170,7 +171,7 @@ func (s *stack) attached() (map[string]uint64, error) {
 }
 
 func (s *stack) apiArgs(pool int, registry string) []string {
-	port, err := s0test.FreePort()
+	port, err := freeport.Find()
 	s.must(err)
 	listen := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	s.url = "http://" + listen

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,6 +24,7 @@ import (
 	"s0.run/internal/nodeapi"
 	"s0.run/internal/nodeapi/nodeapiconnect"
 	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/freeport"
 	"s0.run/internal/s0test/nodetest"
 	"s0.run/noded"
 )
@@ -72,26 +74,16 @@ func startCluster(t *testing.T, adapt func(*api.Config)) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.db.Close(context.Background()) })
-	joining := freePort(t, "")
-	c.joining = joining
-	c.server(":" + joining)
+	port, err := freeport.Find()
+	c.must(err)
+	c.joining = strconv.Itoa(port)
+	c.server(":" + c.joining)
 	c.server("") // which nobody joins at
 	if c.admin, err = api.OpenNodes(t.Context(), c.dsn); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.admin.Close)
 	return c
-}
-
-func freePort(t *testing.T, host string) string {
-	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }
 
 // server starts an API server, which ends with the test.

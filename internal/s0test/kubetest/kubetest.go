@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"s0.run/internal/s0test/freeport"
 )
 
 const (
@@ -119,15 +120,15 @@ func (c *Cluster) prepare() error {
 }
 
 // freePorts finds ports of the loopback that nobody has at the moment.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+func freePorts(n int) (ports []int, err error) {
+	for len(ports) < n {
+		port, err := freeport.Find()
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() // all at the end, so that none is found twice
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		if !slices.Contains(ports, port) {
+			ports = append(ports, port)
+		}
 	}
 	return ports, nil
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 
-	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/freeport"
 )
 
 func TestMain(m *testing.M) {
@@ -311,7 +311,7 @@ func TestX43_AStoreThatIsDown(t *testing.T) {
 	}
 	t.Run("nobody listens", func(t *testing.T) {
 		t.Parallel()
-		port, err := s0test.FreePort()
+		port, err := freeport.Find()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"s0.run/internal/procapi"
-	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/freeport"
 	"s0.run/internal/warm"
 	"s0.run/procd/internal/proc"
 )
@@ -112,7 +112,7 @@ func TestHTTPAndTCP(t *testing.T) {
 	if got := attempt(t, &warm.Probe{TCPPort: port}, Subject{}); got != "" {
 		t.Error(got)
 	}
-	closed, err := s0test.FreePort()
+	closed, err := freeport.Find()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"s0.run/internal/procapi"
-	"s0.run/internal/s0test"
+	"s0.run/internal/s0test/freeport"
 	"s0.run/internal/warm"
 	"s0.run/procd/internal/contexts"
 	"s0.run/procd/internal/reap"
@@ -226,7 +226,7 @@ func portOf(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
 
 func TestFailures(t *testing.T) {
 	t.Parallel()
-	port, err := s0test.FreePort()
+	port, err := freeport.Find()
 	if err != nil {
 		t.Fatal(err)
 	}

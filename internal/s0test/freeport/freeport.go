@@ -1,4 +1,5 @@
-package s0test
+// Package freeport finds ports for servers of tests.
+package freeport
 
 import (
 	"math/rand/v2"
@@ -6,10 +7,10 @@ import (
 	"strconv"
 )
 
-// FreePort finds a port of the loopback that nobody listens on. It is below those that
+// Find finds a port of the loopback that nobody listens on. It is below those that
 // the kernel gives to connections: none of them, not even one to this very port, has it
 // before a server listens there, or while that is down.
-func FreePort() (port int, err error) {
+func Find() (port int, err error) {
 	const lowest, ports, tries = 20_000, 12_000, 100
 	for range tries {
 		port = lowest + rand.IntN(ports)
