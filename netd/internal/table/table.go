@@ -72,7 +72,8 @@ type Config struct {
 // Table is safe for concurrent use.
 type Table struct {
 	cfg        Config
-	forgetting sync.Mutex // held while the kernel is made to
+	attaching  chan struct{} // holds a value while a sandbox gets its place
+	forgetting sync.Mutex    // held while the kernel is made to
 
 	mu        sync.RWMutex
 	fixed     policy.Fixed
@@ -100,7 +101,7 @@ type entry struct {
 
 // New makes a table that knows nobody.
 func New(cfg Config) *Table {
-	return &Table{cfg: cfg, byID: map[sandbox.ID]*entry{}, byAddress: map[netip.Addr]*entry{}, bySerial: map[uint32]*entry{}, ended: map[uint32]*entry{}}
+	return &Table{cfg: cfg, attaching: make(chan struct{}, 1), byID: map[sandbox.ID]*entry{}, byAddress: map[netip.Addr]*entry{}, bySerial: map[uint32]*entry{}, ended: map[uint32]*entry{}}
 }
 
 // owner names a sandbox's generation in the kernel.
@@ -109,8 +110,20 @@ func owner(s netdapi.Slot) uint64 {
 	return binary.NativeEndian.Uint64(sum[:])
 }
 
-// Attach: see [netdapi.Client.Attach].
-func (t *Table) Attach(_ context.Context, s netdapi.Slot) error {
+// Attach: see [netdapi.Client.Attach]. Who says it again, for he waits no longer, finds what
+// became of the first.
+func (t *Table) Attach(ctx context.Context, s netdapi.Slot) error {
+	select {
+	case t.attaching <- struct{}{}:
+		defer func() { <-t.attaching }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return t.attach(s)
+}
+
+// attach is called by one at a time.
+func (t *Table) attach(s netdapi.Slot) error {
 	old := t.find(s.ID)
 	if old != nil && old.slot.Generation > s.Generation {
 		return stale(s.ID, old.slot.Generation)
@@ -445,44 +458,4 @@ func (t *Table) again(e *entry) error {
 	}
 	t.cfg.Watcher.Changed(t.guestOf(e))
 	return nil
-}
-
-// Sweep takes out of the kernel what was of links that are gone.
-func (t *Table) Sweep() error {
-	known := t.cfg.Kernel.Links() // before the links are listed: one that comes meanwhile is no leftover
-	links, err := t.cfg.Plane.Links()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, place := range known {
-		if id, ok := links[place.Ifindex]; ok && t.isOf(place, id) {
-			continue
-		}
-		t.cfg.Log.Info("sweeping what a link has left", "ifindex", place.Ifindex, "address", place.IPv4)
-		errs = append(errs, t.sweepOne(place))
-	}
-	return errors.Join(errs...)
-}
-
-// isOf says whether a place may be of a sandbox: of what nobody has told yet it is not
-// known whose it is.
-func (t *Table) isOf(place bpf.Place, id sandbox.ID) bool {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	e := t.bySerial[place.Serial]
-	return e == nil || e.slot.ID == id
-}
-
-func (t *Table) sweepOne(place bpf.Place) error {
-	t.mu.RLock()
-	e := t.bySerial[place.Serial]
-	t.mu.RUnlock()
-	if e != nil {
-		return t.end(e)
-	}
-	t.mu.Lock()
-	t.left = append(t.left, place.IPv4, place.IPv6)
-	t.mu.Unlock()
-	return t.cfg.Kernel.Detach(place.Serial)
 }

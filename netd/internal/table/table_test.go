@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"s0.run/internal/errdefs"
@@ -30,7 +31,8 @@ type machine struct {
 	changed  []guest.Guest
 	ended    []guest.Guest
 	refuse   error
-	away     error // the data plane's
+	away     error        // the data plane's
+	joining  func() error // by the data plane; nil: nothing
 }
 
 func newMachine() *machine {
@@ -97,6 +99,11 @@ func (m kernel) Links() (all []bpf.Place) {
 }
 
 func (m plane) Attach(id sandbox.ID, ifindex int) error {
+	if m.joining != nil {
+		if err := m.joining(); err != nil {
+			return err
+		}
+	}
 	if m.away == nil {
 		m.joined[ifindex] = id
 	}
@@ -135,6 +142,45 @@ func kindOf(err error) errdefs.Kind {
 		return errdefs.Internal
 	}
 	return typed.Kind
+}
+
+// A statement that is repeated while it is carried out, for whoever made it waits no longer,
+// takes nothing back of what was said since.
+func TestAttachedTwiceAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, failed := range []error{nil, errors.New("the link is busy")} {
+		synctest.Test(t, func(t *testing.T) {
+			tab, m := newTable()
+			s := slot(t, 5)
+			goOn, first := make(chan struct{}), true
+			m.joining = func() error {
+				if !first {
+					return nil
+				}
+				first = false
+				<-goOn
+				return failed
+			}
+			go func() {
+				if err := tab.Attach(t.Context(), s); !errors.Is(err, failed) {
+					t.Error(err)
+				}
+			}()
+			synctest.Wait()
+			go func() {
+				err := tab.Attach(t.Context(), s)
+				if err := errors.Join(err, tab.SetPolicy(t.Context(), netdapi.Policy{ID: s.ID, Generation: 1})); err != nil {
+					t.Error(err)
+				}
+			}()
+			synctest.Wait()
+			close(goOn)
+			synctest.Wait()
+			if _, ok := tab.Lookup(s.IPv4); !ok || len(m.places) != 1 {
+				t.Errorf("the sandbox has a policy: %v, and %d links are judged", ok, len(m.places))
+			}
+		})
+	}
 }
 
 // F12: who looks a sandbox up has its policy with what came with that, or neither.
