@@ -36,12 +36,12 @@ func (p *Proxy) wayOut(g guest.Guest) (out wayOut) {
 // dial connects to where a flow goes, over the sandbox's own proxy if it has one.
 // Every address is judged by the policy with the name, and once more by the dialler.
 func (p *Proxy) dial(ctx context.Context, g guest.Guest, to policy.Flow) (*dial.Conn, error) {
-	addrs, err := p.addrs(ctx, g, to)
-	if err != nil {
+	target := dial.Target{Sandbox: g.ID, Port: to.Port}
+	var err error
+	if target.Proxy, err = p.egressProxy(ctx, g); err != nil {
 		return nil, err
 	}
-	target := dial.Target{Sandbox: g.ID, Addrs: addrs, Port: to.Port}
-	if target.Proxy, err = p.egressProxy(ctx, g); err != nil {
+	if target.Addrs, err = p.addrs(ctx, g, to); err != nil {
 		return nil, err
 	}
 	return p.dialer.Dial(ctx, target)
@@ -68,7 +68,8 @@ func (p *Proxy) addrs(ctx context.Context, g guest.Guest, to policy.Flow) (allow
 }
 
 // egressProxy is the sandbox's SOCKS5 proxy, resolved and with its credential; nil:
-// it has none.
+// it has none. The credential comes first: it is the policy's for as long as that is in
+// force, and names take their time.
 func (p *Proxy) egressProxy(ctx context.Context, g guest.Guest) (*dial.Proxy, error) {
 	conf, binding := g.Policy.EgressProxy()
 	if conf == nil {
@@ -83,18 +84,15 @@ func (p *Proxy) egressProxy(ctx context.Context, g guest.Guest) (*dial.Proxy, er
 		return nil, errdefs.New(errdefs.BadGateway, "the egress proxy's port is none").WithCause(err)
 	}
 	out := &dial.Proxy{Port: uint16(port)}
-	if out.Addrs, err = p.proxyAddrs(ctx, g, host); err != nil {
-		return nil, err
+	if binding != nil {
+		ready, err := inject.Prepare(p.config.Credentials, g, binding)
+		if err != nil {
+			return nil, err
+		}
+		out.User, out.Pass = ready.UserPass()
 	}
-	if binding == nil {
-		return out, nil
-	}
-	ready, err := inject.Prepare(p.config.Credentials, g, binding)
-	if err != nil {
-		return nil, err
-	}
-	out.User, out.Pass = ready.UserPass()
-	return out, nil
+	out.Addrs, err = p.proxyAddrs(ctx, g, host)
+	return out, err
 }
 
 // proxyAddrs are a proxy's: the policy names it, so what else the policy says of
