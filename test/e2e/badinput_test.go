@@ -136,20 +136,22 @@ func (r badRequest) check(t *testing.T, s *s0test.Stack) {
 	if method == "" {
 		method = http.MethodPost
 	}
-	req, err := http.NewRequest(method, s.URL+r.path, strings.NewReader(r.body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	switch r.token {
-	case "":
-		req.Header.Set("Authorization", "Bearer "+s.Key())
-	case "none":
-	default:
-		req.Header.Set("Authorization", "Bearer "+r.token)
-	}
 	client := &http.Client{Timeout: answerTime, Transport: &http.Transport{}}
-	resp, err := client.Do(req)
+	resp, err := refused(func() (*http.Response, error) {
+		req, err := http.NewRequest(method, s.URL+r.path, strings.NewReader(r.body))
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		switch r.token {
+		case "":
+			req.Header.Set("Authorization", "Bearer "+s.Key())
+		case "none":
+		default:
+			req.Header.Set("Authorization", "Bearer "+r.token)
+		}
+		return client.Do(req)
+	})
 	if err != nil {
 		t.Fatalf("no answer: %v", err)
 	}

@@ -2,8 +2,11 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"io"
+	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,6 +33,19 @@ func (u *user) ctx() context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	u.t.Cleanup(cancel)
 	return ctx
+}
+
+// refused makes a call whose answer comes before its body has gone. The server closes half
+// a second after it (net/http's rstAvoidanceDelay), and a client that was not scheduled in
+// that time may see its write fail first: it asks again.
+func refused(call func() (*http.Response, error)) (resp *http.Response, err error) {
+	for range 5 {
+		resp, err = call()
+		if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+			break
+		}
+	}
+	return resp, err
 }
 
 func must[T any](u *user, what string, v T, err error) T {
