@@ -65,7 +65,8 @@ type move struct {
 // the directory meanwhile may do so a few times.
 func (t *tree) open() (err error) {
 	for range openTries {
-		if err = t.openOnce(); !errors.Is(err, unix.ENOENT) {
+		err = t.openOnce()
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) { // which MkdirAll says of what was there for a moment
 			break
 		}
 		t.close()
