@@ -37,6 +37,7 @@ type Gate struct {
 
 	mu    sync.Mutex
 	teams map[uuid.UUID]*team
+	reads uint64 // ever begun
 }
 
 // team is what is known of a team.
@@ -64,6 +65,7 @@ type reading struct {
 	of    *team
 	made  claims
 	stale int
+	which uint64 // of all that were begun
 }
 
 // NewGate makes a Gate over a store's Room.
@@ -89,8 +91,11 @@ func (g *Gate) Enter(ctx context.Context, id uuid.UUID, bytes int64) (leave func
 	if g.remembered(id, bytes) {
 		return func(made bool) { g.leave(id, bytes, made) }, nil
 	}
+	g.mu.Lock()
+	before := g.reads
+	g.mu.Unlock()
 	for {
-		changed, err := g.ask(ctx, id, bytes)
+		changed, err := g.ask(ctx, id, bytes, before)
 		if err != nil {
 			return nil, err
 		}
@@ -118,8 +123,9 @@ func (g *Gate) remembered(id uuid.UUID, bytes int64) bool {
 }
 
 // ask reads what room there is. It answers a channel when there may be some once
-// a claim has left.
-func (g *Gate) ask(ctx context.Context, id uuid.UUID, bytes int64) (changed <-chan struct{}, err error) {
+// a claim has left. What was read before refuses nobody: room may have been made until
+// the claim came.
+func (g *Gate) ask(ctx context.Context, id uuid.UUID, bytes int64, before uint64) (changed <-chan struct{}, err error) {
 	asked := g.reading.DoChan(id.String(), func() (any, error) { return g.read(context.WithoutCancel(ctx), id) })
 	var r reading
 	select {
@@ -146,7 +152,7 @@ func (g *Gate) ask(ctx context.Context, id uuid.UUID, bytes int64) (changed <-ch
 		return nil, nil
 	case t.going.n > 0:
 		return t.changed, nil
-	case since.n > 0: // they may be counted twice
+	case since.n > 0, r.which <= before: // they may be counted twice, or not be there any more
 		return again, nil
 	}
 	return nil, store.QuotaExceeded(short.Dimension, short.Limit)
@@ -162,7 +168,8 @@ var again = func() chan struct{} {
 func (g *Gate) read(ctx context.Context, id uuid.UUID) (reading, error) {
 	g.mu.Lock()
 	t := g.team(id)
-	r := reading{of: t, made: t.made, stale: t.stale}
+	g.reads++
+	r := reading{of: t, made: t.made, stale: t.stale, which: g.reads}
 	g.mu.Unlock()
 	var err error
 	r.room, err = g.room(ctx, id)

@@ -152,6 +152,41 @@ func TestAReadingIsAsOldAsItsBeginning(t *testing.T) {
 	})
 }
 
+// Who has ended a sandbox may claim another, whatever a claim that came before is told.
+func TestWhatWasReadBeforeRefusesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &database{limit: 1}
+		d.used.Store(1)
+		answer := make(chan struct{})
+		g := NewGate(func(ctx context.Context, team uuid.UUID) ([]store.Room, error) {
+			room, err := d.room(ctx, team)
+			<-answer
+			return room, err
+		})
+		team := uuid.New()
+		enter := func() <-chan error {
+			entered := make(chan error, 1)
+			go func() {
+				_, err := g.Enter(t.Context(), team, 1)
+				entered <- err
+			}()
+			synctest.Wait()
+			return entered
+		}
+		early := enter()
+		d.used.Store(0) // while that is being read
+		late := enter()
+		answer <- struct{}{}
+		if err := <-early; !errdefs.Is(err, errdefs.Exhausted) {
+			t.Errorf("before there was room: %v", err)
+		}
+		close(answer)
+		if err := <-late; err != nil {
+			t.Errorf("once there is room: %v", err)
+		}
+	})
+}
+
 func TestGateWaitsOnlySoLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &database{limit: 1}
