@@ -77,6 +77,7 @@ type Claimer struct {
 	gate  *quota.Gate
 	queue *fair.Queue
 	slots *fair.Slots
+	homes homes
 	undos sync.WaitGroup
 }
 

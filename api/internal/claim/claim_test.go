@@ -46,8 +46,12 @@ func defaultTemplate(t testing.TB, c *templates.Catalog) *templates.Template {
 	return tmpl
 }
 
-func newReplica(t testing.TB, dsn string, n *fakenode.Node) *replica {
+func newReplica(t testing.TB, dsn string, all ...*fakenode.Node) *replica {
 	t.Helper()
+	var sockets []string
+	for _, n := range all {
+		sockets = append(sockets, n.Socket)
+	}
 	s, err := store.Open(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +67,7 @@ func newReplica(t testing.TB, dsn string, n *fakenode.Node) *replica {
 	}
 	r.poolKey = defaultTemplate(t, r.catalog).PoolKey
 	set := nodes.New(nodes.Config{
-		Sockets: []string{n.Socket}, Cluster: "local", Table: r.table, Log: log,
+		Sockets: sockets, Cluster: "local", Table: r.table, Log: log,
 		OnSync: func(string) {}, OnEnd: func(string, sandbox.ID) {}, OnStored: func(string, sandbox.ID) {},
 	})
 	ctx, stop := context.WithCancel(t.Context())
@@ -79,7 +83,7 @@ func newReplica(t testing.TB, dsn string, n *fakenode.Node) *replica {
 		stop()
 		<-done
 	})
-	fakenode.Eventually(t, "the node is known", func() bool { return r.table.IsSynced(n.Name) })
+	fakenode.Eventually(t, "the nodes are known", func() bool { return len(r.table.Synced()) == len(all) })
 	return r
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 
+	"github.com/google/uuid"
+
 	"s0.run/api/internal/placement"
 	"s0.run/api/internal/store"
 	"s0.run/api/internal/templates"
@@ -89,24 +91,22 @@ func (c *Claimer) undoRow(ctx context.Context, h *half) {
 	c.undoNow(ctx, h, "row", c.removeRow)
 }
 
-// undoNow is undo that is waited for where it succeeds at once.
-func (c *Claimer) undoNow(ctx context.Context, h *half, what string, f func(context.Context, *half) error) {
+// undoNow is undo that is waited for where it succeeds at once, and tells whether it has.
+func (c *Claimer) undoNow(ctx context.Context, h *half, what string, f func(context.Context, *half) error) (done bool) {
 	now, cancel := context.WithTimeout(context.WithoutCancel(ctx), insertTimeout)
 	defer cancel()
 	if f(now, h) != nil {
 		c.undo(ctx, h, what, f)
+		return false
 	}
+	return true
 }
 
 // mounted claims a slot for a sandbox with volumes: they come first, for the node has to know
 // at which epochs it has them.
 func (c *Claimer) mounted(ctx context.Context, p *plan, conn *store.Reservation) (sb store.Sandbox, err error) {
 	h := c.half(p, "", "", 0)
-	var slot placement.Slot
-	if err := c.hold(ctx, h, c.slotFor(h, &slot)); err != nil {
-		if h.node != "" {
-			c.cfg.Table.SlotFree(slot) // nobody has asked its node
-		}
+	if err := c.holdSlot(ctx, h); err != nil {
 		return store.Sandbox{}, err
 	}
 	defer func() {
@@ -116,6 +116,79 @@ func (c *Claimer) mounted(ctx context.Context, p *plan, conn *store.Reservation)
 		}
 	}()
 	return c.meet(ctx, h, conn)
+}
+
+// holdSlot takes an attempt's slot and volumes, both or none. Where nobody knows whether the
+// database has taken the volumes, they are given back and taken once more (X36).
+func (c *Claimer) holdSlot(ctx context.Context, h *half) error {
+	err := c.tryHold(ctx, h)
+	if !store.Unknown(err) {
+		return err
+	}
+	if c.undoNow(ctx, h, "volumes", c.free) {
+		err = c.tryHold(ctx, h)
+	}
+	if store.Unknown(err) {
+		c.undo(ctx, h, "volumes", c.free)
+	}
+	return err
+}
+
+func (c *Claimer) tryHold(ctx context.Context, h *half) error {
+	if done, err := c.holdAtHome(ctx, h); done || err != nil {
+		return err
+	}
+	var slot placement.Slot
+	err := c.hold(ctx, h, c.slotFor(h, &slot))
+	switch {
+	case err == nil:
+		c.homes.put(h)
+	case h.node != "":
+		c.giveUpSlot(h, slot)
+	}
+	return err
+}
+
+// holdAtHome guesses where the claim's one volume is and takes a slot there first. Where the
+// guess was right, which it mostly is, that is a round trip less; where it was not, nothing
+// is taken.
+func (c *Claimer) holdAtHome(ctx context.Context, h *half) (done bool, err error) {
+	if len(h.p.req.Mounts) != 1 {
+		return false, nil
+	}
+	want := h.p.req.Mounts[0]
+	home := c.homeOf(want.Volume)
+	h.p.where = volumes.Where{Home: []string{home}}
+	defer func() {
+		if !done {
+			h.p.where = volumes.Where{}
+		}
+	}()
+	slot, ok := c.take(h.p)
+	if !ok {
+		return false, nil
+	}
+	h.at(slot.Node, slot.ID, slot.Generation)
+	holder := store.Holder{Team: h.row.TeamID, Claim: h.row.ClaimID, Node: h.node}
+	if h.mounts, done, err = c.cfg.Volumes.HoldAtHome(ctx, holder, want); !done {
+		c.giveUpSlot(h, slot)
+	}
+	return done, err
+}
+
+// giveUpSlot leaves an attempt's slot to others: nobody has asked its node.
+func (c *Claimer) giveUpSlot(h *half, slot placement.Slot) {
+	c.cfg.Table.SlotFree(slot)
+	h.at("", "", 0)
+}
+
+// homeOf guesses which node had a volume last: the only one there is, or where it was when
+// it was taken here.
+func (c *Claimer) homeOf(volume uuid.UUID) string {
+	if all := c.cfg.Table.Synced(); len(all) == 1 {
+		return all[0].Name
+	}
+	return c.homes.of(volume)
 }
 
 // slotFor takes an attempt's slot. Where its volumes are says at which node that has to be, so

@@ -94,6 +94,23 @@ func (s *Store) TakeVolumes(ctx context.Context, h Holder, wants []MountWant, le
 	return held, nil
 }
 
+// TakeVolumeAtHome is TakeVolumes of one volume by a claim that is under way, at the node
+// that had it last: one round trip. ok is false, and nothing is taken, where that is
+// another node, or somebody has the volume, or none can be had: TakeVolumes says what it is.
+func (s *Store) TakeVolumeAtHome(ctx context.Context, h Holder, w MountWant, lease time.Duration) (held Held, ok bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	m := Mount{ID: uuid.New(), VolumeID: w.Volume, TeamID: h.Team, ClaimID: h.Claim, Point: w.Point, ReadOnly: w.ReadOnly}
+	rows, _ := s.pool.Query(ctx, "SELECT "+volumeColumns+" FROM s0_take_volume($1, $2, $3, $4, $5, $6, $7, $8)",
+		m.TeamID, m.VolumeID, h.Node, m.ClaimID, m.ID, m.Point, m.ReadOnly, lease)
+	v, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Volume])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Held{}, false, nil
+	}
+	m.CreatedAt = v.UpdatedAt // of one transaction
+	return Held{m, v}, err == nil, classify(err, "taking a volume")
+}
+
 // locked is a volume that nobody else changes, and who has it.
 type locked struct {
 	Volume

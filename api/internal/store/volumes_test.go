@@ -88,6 +88,84 @@ func TestVolumesAreTakenWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
+// Of a volume that its node had last, and nobody has now, a claim is given what TakeVolumes
+// gives; of any other nothing, and nothing changes.
+func TestAVolumeIsTakenAtHomeOrNotAtAll(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	v := newVolume(t, s, uuid.New())
+	take := func(of store.Volume, h store.Holder) (store.Held, bool) {
+		t.Helper()
+		held, ok, err := s.TakeVolumeAtHome(t.Context(), h, store.MountWant{Volume: of.ID, Point: "/v", ReadOnly: true}, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return held, ok
+	}
+	holder := func() store.Holder { return store.Holder{Team: v.TeamID, Claim: uuid.New(), Node: v.Node} }
+	foreign, elsewhere := holder(), holder()
+	foreign.Team, elsewhere.Node = uuid.New(), "n2"
+	for name, h := range map[string]store.Holder{"another team": foreign, "another node": elsewhere} {
+		if _, ok := take(v, h); ok {
+			t.Errorf("%s was given it", name)
+		}
+	}
+	if _, ok := take(store.Volume{ID: uuid.New()}, holder()); ok {
+		t.Error("one that is not there was given")
+	}
+	shared := newVolume(t, s, v.TeamID)
+	run(t, conn, "UPDATE volumes SET access_mode = 'ROX' WHERE id = $1", shared.ID)
+	if _, ok := take(shared, holder()); ok {
+		t.Error("one that many read was given")
+	}
+
+	h := holder()
+	held, ok := take(v, h)
+	if !ok || held.Volume.Epoch != v.Epoch+1 || held.Volume.Node != v.Node {
+		t.Fatalf("it was given %+v, %v", held, ok)
+	}
+	var is store.Mount
+	m := &held.Mount
+	row := conn.QueryRow(t.Context(), "SELECT id, volume_id, team_id, claim_id, mount_point, read_only, created_at FROM volume_mounts WHERE lease_until > now()")
+	if err := row.Scan(&is.ID, &is.VolumeID, &is.TeamID, &is.ClaimID, &is.Point, &is.ReadOnly, &is.CreatedAt); err != nil || !is.CreatedAt.Equal(m.CreatedAt) {
+		t.Fatalf("its mount is %+v, not %+v: %v", is, *m, err)
+	}
+	if is.CreatedAt = m.CreatedAt; is != *m {
+		t.Errorf("its mount is %+v, not %+v", is, *m)
+	}
+	if _, ok := take(v, holder()); ok {
+		t.Error("somebody has it already")
+	}
+	run(t, conn, "UPDATE volume_mounts SET lease_until = now() WHERE claim_id = $1", h.Claim)
+	if _, ok := take(v, holder()); ok {
+		t.Error("it may be becoming a sandbox's")
+	}
+	if now, err := s.Volume(t.Context(), v.TeamID, v.ID); err != nil || now.Epoch != v.Epoch+1 {
+		t.Errorf("it is at epoch %d, %v", now.Epoch, err)
+	}
+}
+
+// Who waits for a volume's row sees who had that.
+func TestAVolumeThatIsBeingTakenIsNotTakenAtHome(t *testing.T) {
+	t.Parallel()
+	s, conn := open(t)
+	v := newVolume(t, s, uuid.New())
+	first := beside(t, conn, []any{v.ID, v.TeamID},
+		"SELECT FROM volumes WHERE id = $1 AND team_id = $2 FOR UPDATE",
+		`INSERT INTO volume_mounts (id, volume_id, team_id, claim_id, mount_point, read_only, lease_until)
+			VALUES (gen_random_uuid(), $1, $2, gen_random_uuid(), '/v', false, now() + interval '1 hour')`)
+	var ok bool
+	second := meanwhile(t, conn, 1, func() (err error) {
+		h := store.Holder{Team: v.TeamID, Claim: uuid.New(), Node: v.Node}
+		_, ok, err = s.TakeVolumeAtHome(t.Context(), h, store.MountWant{Volume: v.ID, Point: "/v"}, time.Hour)
+		return err
+	})
+	commit(t, first)
+	if err := <-second; err != nil || ok {
+		t.Errorf("two have it: %v, %v", ok, err)
+	}
+}
+
 // A claim's volumes are its sandbox's with its row, or there is neither.
 func TestARowComesWithItsVolumes(t *testing.T) {
 	t.Parallel()

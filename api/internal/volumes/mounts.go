@@ -67,6 +67,17 @@ func (k *Keeper) Hold(ctx context.Context, h store.Holder, wants []store.MountWa
 	return mountsToWire(held)
 }
 
+// HoldAtHome is Hold of one volume at the node that had it last. ok is false, and nothing
+// is taken, where all is not so simple: Hold says what it is.
+func (k *Keeper) HoldAtHome(ctx context.Context, h store.Holder, want store.MountWant) (mounts []*nodeapi.Mount, ok bool, err error) {
+	held, ok, err := k.cfg.Store.TakeVolumeAtHome(ctx, h, want, mountLease)
+	if err != nil || !ok {
+		return nil, false, err
+	}
+	mounts, err = mountsToWire([]store.Held{held})
+	return mounts, err == nil, err
+}
+
 func (k *Keeper) hold(ctx context.Context, h *store.Holder, wants []store.MountWant) ([]store.Held, error) {
 	return k.handOver(ctx, h, func() ([]store.Held, error) { return k.cfg.Store.TakeVolumes(ctx, *h, wants, mountLease) })
 }
