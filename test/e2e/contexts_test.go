@@ -90,9 +90,15 @@ func testOutput(t *testing.T, s *s0test.Stack) {
 	}
 	fast := fmt.Sprintf("yes %s | head -n %d", strings.TrimSpace(line), lines)
 	t.Run("B08: a fast command's is complete, for two readers", func(t *testing.T) {
-		c := u.start(id, "sh", "-c", fast)
-		// Both are there before one reads: who comes when the other has read far on is late.
+		c := u.start(id, "sh", "-c", "echo ready; read go; "+fast)
+		// Both are there before there is more than they read ahead: who comes then is late.
 		streams := []*client.Stream{u.attach(id, c, 0), u.attach(id, c, 0)}
+		for _, stream := range streams {
+			if e, err := stream.Next(); err != nil || e != (client.Output{Source: "stdout", Data: "ready\n"}) {
+				t.Fatalf("the first line is %+v, %v", e, err)
+			}
+		}
+		must(u, "asking for the rest", c, u.c.WriteContextInput(u.ctx(), id, c, "\n"))
 		var readers sync.WaitGroup
 		for _, stream := range streams {
 			readers.Go(func() { whole(t, follow(stream)) })
