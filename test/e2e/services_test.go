@@ -78,17 +78,22 @@ func (u *user) visit(id string, port int) visitor {
 
 func (v visitor) send(method, path string, body io.Reader, header ...string) (*http.Response, string) {
 	v.u.t.Helper()
+	resp, err := v.try(method, path, body, header...)
+	must(v.u, method+" "+path, resp, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp, string(must(v.u, "reading "+path, b, err))
+}
+
+func (v visitor) try(method, path string, body io.Reader, header ...string) (*http.Response, error) {
+	v.u.t.Helper()
 	req, err := http.NewRequestWithContext(v.u.ctx(), method, v.u.stack.URL+path, body)
 	must(v.u, "making a request", req, err)
 	req.Host = v.host
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := http.DefaultTransport.RoundTrip(req)
-	must(v.u, method+" "+path, resp, err)
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	return resp, string(must(v.u, "reading "+path, b, err))
+	return http.DefaultTransport.RoundTrip(req)
 }
 
 // seen is what the site says that it got.
@@ -381,8 +386,14 @@ func testFunctionService(u *user) {
 		u.t.Errorf("the visitor sees %s", body)
 	}
 	v.refused(504, "unavailable", "/slow")
-	if resp, body := v.send("POST", "/", strings.NewReader(strings.Repeat("x", 8<<20+1))); resp.StatusCode != 413 || !strings.Contains(body, `"request_too_large"`) {
-		u.t.Errorf("too large: %d %s", resp.StatusCode, body)
+	resp, err := refused(func() (*http.Response, error) {
+		return v.try("POST", "/", strings.NewReader(strings.Repeat("x", 8<<20+1)))
+	})
+	must(u, "too much", resp, err)
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || resp.StatusCode != 413 || !strings.Contains(string(body), `"request_too_large"`) {
+		u.t.Errorf("too large: %d %s, %v", resp.StatusCode, body, err)
 	}
 	c := v.socket("/chat")
 	for _, text := range []string{"hello", strings.Repeat("x", 1<<20)} {
