@@ -88,8 +88,17 @@ func (k *Keeper) logPause(row store.Sandbox) {
 
 // Resume lets a paused sandbox of a team run again, as its next generation, and
 // answers when it serves. One that runs stays as it is. All who ask at a time share
-// one attempt, which goes on when they leave.
+// one attempt, which goes on when they leave. An attempt that was refused may have begun
+// before the pause that its latest callers have seen the end of: it is made once more.
 func (k *Keeper) Resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (store.Sandbox, error) {
+	row, shared, err := k.shareResume(ctx, team, id)
+	if shared && errdefs.Is(err, errdefs.Conflict) {
+		row, _, err = k.shareResume(ctx, team, id)
+	}
+	return row, err
+}
+
+func (k *Keeper) shareResume(ctx context.Context, team uuid.UUID, id sandbox.ID) (row store.Sandbox, shared bool, err error) {
 	flight := k.resumes.DoChan(team.String()+"/"+string(id), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeTimeout)
 		defer cancel()
@@ -97,12 +106,10 @@ func (k *Keeper) Resume(ctx context.Context, team uuid.UUID, id sandbox.ID) (sto
 	})
 	select {
 	case r := <-flight:
-		if r.Err != nil {
-			return store.Sandbox{}, r.Err
-		}
-		return r.Val.(store.Sandbox), nil
+		row, _ = r.Val.(store.Sandbox)
+		return row, r.Shared, r.Err
 	case <-ctx.Done():
-		return store.Sandbox{}, ctx.Err()
+		return store.Sandbox{}, false, ctx.Err()
 	}
 }
 

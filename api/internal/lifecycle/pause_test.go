@@ -1,16 +1,20 @@
 package lifecycle_test
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/google/uuid"
 
 	"s0.run/api/internal/fakenode"
 	"s0.run/api/internal/lifecycle"
 	"s0.run/api/internal/store"
 	"s0.run/internal/errdefs"
+	"s0.run/internal/nodeapi"
 	"s0.run/internal/sandbox"
 )
 
@@ -183,6 +187,58 @@ func TestG02_RefreshDuringThePause(t *testing.T) {
 	}
 	close(refreshed)
 	f.eventually(sb.ID, "it runs again", is(sandbox.Running, 2))
+}
+
+// asking tells when somebody has begun to wait.
+type asking struct {
+	context.Context
+	waits func()
+}
+
+func (a asking) Done() <-chan struct{} {
+	a.waits()
+	return a.Context.Done()
+}
+
+// Who asks for a resume when a pause was answered is not refused by an attempt that began
+// before it.
+func TestAResumeIsOfWhatIsPausedByThen(t *testing.T) {
+	t.Parallel()
+	early, refuse := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	node := &fakenode.Node{OnResume: func(*nodeapi.ResumeRequest) (err error) {
+		once.Do(func() {
+			close(early)
+			<-refuse
+			err = connect.NewError(connect.CodeFailedPrecondition, errors.New("it is being paused"))
+		})
+		return err
+	}}
+	f := runWith(t, node, lifecycle.Config{})
+	sb := f.claimed(nil)
+	resume := func(ctx context.Context) <-chan error {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := f.keep.Resume(ctx, f.team, sb.ID)
+			ended <- err
+		}()
+		return ended
+	}
+	first := resume(t.Context())
+	<-early
+	if _, err := f.keep.Pause(t.Context(), f.team, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	joined := make(chan struct{})
+	second := resume(asking{t.Context(), sync.OnceFunc(func() { close(joined) })})
+	<-joined
+	close(refuse)
+	if err := errors.Join(<-first, <-second); err != nil {
+		t.Error(err)
+	}
+	if row := f.row(sb.ID); !is(sandbox.Running, 2)(row) {
+		t.Errorf("%+v", row)
+	}
 }
 
 // X39: an api that died before it recorded a pause that another has ended by a resume
