@@ -6,9 +6,10 @@
 //	           └─ store: INSERT row ─┘  else: undo the half that was done
 //
 // On the quick path the halves run at the same time. A claim with an idempotency
-// key, a webhook or volumes, and one without a free slot, ask the node first: their row
+// key or a webhook, and one without a free slot, ask the node first: their row
 // must not be seen, or told of, before the sandbox is theirs. Volumes are taken before
-// that, under a lease that the row's transaction makes the sandbox's. A write whose outcome is unknown is repeated
+// either, under a lease that the row's transaction makes the sandbox's; where they were
+// last is remembered, as a guess. A write whose outcome is unknown is repeated
 // until it is known, which the row's claim id makes safe; what can't be undone in
 // time is left to reconciliation, which compares claim ids.
 //

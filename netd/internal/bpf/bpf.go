@@ -7,6 +7,9 @@
 // process takes them over. In user space the package keeps only what it needs to
 // find its own entries again. It resolves nothing and knows no sandbox by its id,
 // only by its link; whose a link is its caller decides.
+//
+// A [Kernel] owns one goroutine, which removes what no policy in force says any more,
+// and ends with [Kernel.Close].
 package bpf
 
 import (
